@@ -1,0 +1,29 @@
+"""Fine-tune vision-language models with PyTorch Lightning, right to the token.
+
+`VLMModule` and `VLMDataModule` are imported when first asked for, so that `lightning-vlm --help` stays fast.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_vlm import torchvision_mend
+
+if TYPE_CHECKING:
+    from lightning_vlm.data.datamodule import VLMDataModule
+    from lightning_vlm.module import VLMModule
+
+__all__ = ["VLMDataModule", "VLMModule"]
+__version__ = "0.1.0"
+
+torchvision_mend.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VLMModule":
+        from lightning_vlm.module import VLMModule
+
+        return VLMModule
+    if name == "VLMDataModule":
+        from lightning_vlm.data.datamodule import VLMDataModule
+
+        return VLMDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""A conversation: one training sample, checked as soon as it exists."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from lightning_vlm.errors import DataError
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Some words. `entity` marks a key entity of an answer, which may weigh more in the loss (seed 3.2.2)."""
+
+    text: str
+    entity: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture: a path below the reader's image root, or the file's bytes. Exactly one of the two."""
+
+    path: Path | None = None
+    data: bytes | None = None
+    root: Path | None = None
+    """Where `path` must lie. Nothing outside it is ever opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box (x1, y1, x2, y2) as fractions 0..1 of a picture's width and height, so that resizing leaves it true.
+
+    In an answer it is what the model should point at; in a question it is the region that is asked about.
+    """
+
+    xyxy: tuple[float, float, float, float]
+
+    def __str__(self) -> str:
+        """The box as the model reads and writes it: whole thousandths, as Qwen2-VL and Qwen3-VL do.
+
+        >>> str(Box((0.125, 0.25, 0.5, 1.0)))
+        '[125, 250, 500, 1000]'
+        """
+        return "[" + ", ".join(str(round(1000 * value)) for value in self.xyxy) + "]"
+
+
+Part: TypeAlias = Text | Image | Box
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One training sample.
+
+    Args:
+        messages: An optional system turn, then user and assistant turns in alternation, beginning with the user.
+            A conversation that ends with a user turn is a prompt: it can be answered, not learned from.
+        task: Losses, weights and metrics are kept per task.
+        weight: Multiplies the weight of each of its tokens in the loss.
+        source: Where it came from, as `file:line`. Every error about it begins with this.
+
+    Raises:
+        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a box outside 0..1, or a
+            weight that isn't finite and at least 0.
+
+    >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
+    >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
+    'default'
+    """
+
+    messages: tuple[Message, ...]
+    task: str = "default"
+    weight: float = 1.0
+    source: str = "?"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise DataError(self.source, "weight", str(self.weight), "a finite number >= 0")
+        if not self.messages:
+            raise DataError(self.source, "messages", "an empty list", "at least one user turn")
+        first = 1 if self.messages[0].role == "system" else 0
+        for index, message in enumerate(self.messages):
+            key = f"messages[{index}]"
+            if index >= first:
+                wanted = "user" if (index - first) % 2 == 0 else "assistant"
+                if message.role != wanted:
+                    expected = f"'{wanted}' (an optional system turn, then user and assistant in alternation)"
+                    raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
+            for place, part in enumerate(message.parts):
+                _check_part(part, message.role, self.source, f"{key}.content[{place}]")
+        if len(self.messages) == first:
+            raise DataError(self.source, "messages", "only a system turn", "at least one user turn")
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Its pictures in reading order."""
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Image))
+
+
+def _check_part(part: Part, role: Role, source: str, key: str) -> None:
+    if isinstance(part, Image):
+        if role == "assistant":
+            raise DataError(source, key, "a picture in an assistant turn", "pictures in user or system turns only")
+        if (part.path is None) == (part.data is None):
+            raise DataError(source, key, "a picture with both path and bytes, or neither", "exactly one of them")
+    elif isinstance(part, Box):
+        x1, y1, x2, y2 = part.xyxy
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            expected = "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
+            raise DataError(source, key, f"the box {list(part.xyxy)}", expected)

@@ -1,0 +1,124 @@
+"""Checks of single fields of a record, so that all errors are told in the same words."""
+
+import difflib
+import json
+import math
+from collections.abc import Collection, Mapping
+from itertools import islice
+from typing import Any
+
+from lightning_vlm.data.conversation import Role
+from lightning_vlm.data.images import shorten
+from lightning_vlm.errors import DataError
+
+
+def keys(
+    value: Any, source: str, key: str, required: Collection[str], optional: Collection[str] = ()
+) -> None:
+    """Check that it is an object with these keys and no others.
+
+    >>> keys({"rôle": "user"}, "pets.jsonl:1", "messages[0]", required=["role", "content"])
+    Traceback (most recent call last):
+    lightning_vlm.errors.DataError: pets.jsonl:1: messages[0].rôle: found an unknown key;
+    expected only 'role', 'content'; did you mean 'role'?
+    """
+    known = [*required, *optional]
+    if not isinstance(value, dict):
+        raise DataError(source, key, show(value), f"an object with the keys {names(known)}")
+    for name in value:
+        if name not in known:
+            shown = name if name.isprintable() and len(name) < 40 else shorten(name, 40)
+            where = f"{key}.{shown}" if key else shown
+            raise DataError(source, where, "an unknown key", f"only {names(known)}{near(name, known)}")
+    for name in required:
+        if name not in value:
+            raise DataError(source, key, show(value), f"the key '{name}' too")
+
+
+def part_type(part: Any, known: Collection[str], source: str, key: str) -> str:
+    """The `type` of a part, one of those known."""
+    if not isinstance(part, dict) or "type" not in part:
+        raise DataError(source, key, show(part), "an object with the key 'type'")
+    kind = part["type"]
+    if isinstance(kind, str) and kind in known:
+        return kind
+    hint = near(kind, known)
+    if kind == "image_url":
+        hint = "; a file in OpenAI's format is read by OpenAIMessages"
+    raise DataError(source, f"{key}.type", show(kind), f"one of {names(known)}{hint}")
+
+
+def role_of(value: Any, roles: Mapping[str, Role], source: str, key: str) -> Role:
+    """Our word for a role."""
+    if not isinstance(value, str) or value not in roles:
+        raise DataError(source, key, show(value), f"one of {names(roles)}{near(value, roles)}")
+    return roles[value]
+
+
+def turns(value: Any, source: str, key: str) -> list[Any]:
+    """A list; what is in it is for others to check."""
+    if not isinstance(value, list):
+        raise DataError(source, key, show(value), "a list of turns")
+    return value
+
+
+def text_of(value: Any, source: str, key: str) -> str:
+    """A text that a tokenizer can take: JSON can spell half a surrogate pair, UTF-8 can't."""
+    if not isinstance(value, str):
+        raise DataError(source, key, show(value), "a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        found = f"half a surrogate pair in {shorten(value)}"
+        raise DataError(source, key, found, "text that UTF-8 can write") from None
+    return value
+
+
+def number_of(value: Any, source: str, key: str) -> float:
+    """A number; infinite ones too, for `Conversation` to refuse."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(source, key, show(value), "a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def box_of(value: Any, source: str, key: str) -> tuple[float, float, float, float]:
+    """Four numbers; `Conversation` checks that they are a box."""
+    if not isinstance(value, list) or len(value) != 4:
+        raise DataError(source, key, show(value), "four numbers x1, y1, x2, y2 between 0 and 1")
+    x1, y1, x2, y2 = (number_of(one, source, f"{key}[{index}]") for index, one in enumerate(value))
+    return x1, y1, x2, y2
+
+
+def show(value: Any) -> str:
+    """What a value is, in a few words.
+
+    >>> show({"role": "user"}), show([1, 2]), show(None), show("a cat")
+    ("an object with the keys 'role'", 'a list of 2', 'null', "'a cat'")
+    """
+    match value:
+        case dict():
+            return f"an object with the keys {names(value)}" if value else "an object without keys"
+        case list():
+            return f"a list of {len(value)}"
+        case str():
+            return shorten(value)
+        case bool() | None:
+            return json.dumps(value)
+        case _:
+            text = str(value)
+            return text if len(text) < 40 else shorten(text, 40)
+
+
+def names(some: Collection[Any]) -> str:
+    """The first eight of some names, in quotes."""
+    shown = ", ".join(shorten(str(name), 40) for name in islice(some, 8))
+    return f"{shown}, ..." if len(some) > 8 else shown
+
+
+def near(name: Any, known: Collection[str]) -> str:
+    """`; did you mean ...?`, or nothing where no name is near."""
+    found = difflib.get_close_matches(str(name)[:80], list(known), 1)
+    return f"; did you mean {shorten(found[0], 40)}?" if found else ""

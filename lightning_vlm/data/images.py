@@ -1,0 +1,132 @@
+"""Pictures: found safely below their root, opened safely, and always upright RGB."""
+
+import io
+import os
+import re
+from pathlib import Path
+
+import PIL.Image
+from PIL import ImageOps
+
+from lightning_vlm.data.conversation import Image
+from lightning_vlm.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is opened. Pillow knows more, but some of those run other programs (EPS) or are not pictures."""
+
+# A letter alone before the colon is a drive, and Path makes two slashes one.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+
+
+def find_image(image: Image, source: str, key: str) -> Path | None:
+    """Where the file of a picture is. Looks, but does not open.
+
+    Args:
+        image: A picture by path or by bytes. Its path is taken from `image.root` (the working directory if
+            there is no root) and must end below it when `..` and symbolic links are followed.
+        source: `file:line` for errors.
+        key: Which part of the sample it is, for errors.
+
+    Returns:
+        The real path of a file that exists; None for a picture that comes as bytes.
+
+    Raises:
+        DataError: A URL, a path that leaves the root, no such file, or something that is not a plain file.
+
+    >>> find_image(Image(Path("../secret.png"), root=Path("pictures")), "pets.jsonl:1", "image")
+    Traceback (most recent call last):
+    lightning_vlm.errors.DataError: pets.jsonl:1: image: found '../secret.png', which is outside 'pictures';
+    expected a path below the image root, with links followed; image_root says where that is
+    """
+    if image.path is None:
+        return None
+    found, root = shorten(str(image.path)), image.root or Path()
+    if _URL.match(str(image.path)):
+        expected = "the path of a file: pictures are never fetched; download it and write its path"
+        raise DataError(source, key, f"the URL {found.replace(':/', '://', 1)}", expected)
+    try:
+        real_root = os.path.realpath(root)
+        real = os.path.realpath(os.path.join(root, image.path))
+        inside = os.path.commonpath((real_root, real)) == real_root
+    except (OSError, ValueError) as error:  # a null byte, another drive
+        raise DataError(source, key, f"{found} ({error})", "the path of a picture") from None
+    if not inside:
+        expected = "a path below the image root, with links followed; image_root says where that is"
+        raise DataError(source, key, f"{found}, which is outside {shorten(str(root))}", expected)
+    if not os.path.isfile(real):
+        what = "is not a file" if os.path.exists(real) else "does not exist"
+        expected = f"a picture file below the image root {shorten(str(root))}"
+        raise DataError(source, key, f"{found}, which {what}", expected)
+    return Path(real)
+
+
+def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000) -> PIL.Image.Image:
+    """Open a picture, upright and in RGB.
+
+    The EXIF orientation is applied. What is transparent becomes white. Grey with 16 bits is scaled to 8. Of
+    an animation or a file with several pages it is the first picture. Colour profiles are left aside, as
+    image processors do. Nothing outside `image.root` is opened and nothing is fetched.
+
+    Args:
+        image: A picture by path or by bytes.
+        source: `file:line` for errors.
+        key: Which part of the sample it is, for errors.
+        max_pixels: Width times height above which a picture is refused before its pixels are decoded.
+
+    Returns:
+        A picture in mode RGB that holds no open file.
+
+    Raises:
+        DataError: No such file, a path outside the root, a URL, not a picture, a broken or truncated picture,
+            too many pixels, or pixels without a known range (32-bit).
+
+    >>> file = io.BytesIO()
+    >>> PIL.Image.new("RGBA", (2, 1), (255, 0, 0, 0)).save(file, "PNG")
+    >>> load_image(Image(data=file.getvalue()), "pets.jsonl:1", "image").getpixel((0, 0))
+    (255, 255, 255)
+    """
+    path = find_image(image, source, key)
+    name = f"{len(image.data or b'')} bytes" if path is None else shorten(str(image.path))
+    try:
+        with io.BytesIO(image.data or b"") if path is None else path.open("rb") as file:
+            picture = PIL.Image.open(file, formats=FORMATS)
+            width, height = picture.size
+            if width * height > max_pixels:
+                found = f"{name} of {width}×{height} pixels"
+                raise DataError(source, key, found, f"at most {max_pixels} pixels; make it smaller")
+            ImageOps.exif_transpose(picture, in_place=True)
+            if picture.mode in ("I", "F"):
+                found = f"{name} with 32 bits a pixel"
+                raise DataError(source, key, found, "8 or 16 bits a channel: what is white is unknown")
+            return _rgb(picture)
+    except DataError:
+        raise
+    except PIL.UnidentifiedImageError:
+        expected = f"a picture file ({', '.join(FORMATS)})"
+        raise DataError(source, key, f"{name}, which is not a picture", expected) from None
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
+        raise DataError(source, key, f"{name} ({error})", expected) from None
+    except Exception as error:  # decoders of broken files raise anything at all
+        expected = "a whole picture file that can be read"
+        raise DataError(source, key, f"{name}, which cannot be decoded ({error})", expected) from error
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """A text in quotes, on one line, with its middle left out where it is long.
+
+    >>> shorten("data:image/png;base64," + 200 * "A", 40)
+    "'data:image/png;ba...AAAAAAAAAAAAAAAAA'"
+    """
+    half = (length - 3) // 2
+    return repr(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
+
+
+def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if picture.mode.startswith("I;16"):
+        picture = picture.point(lambda value: value / 256)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    over = picture.convert("RGBA")
+    white = PIL.Image.new("RGBA", over.size, "white")
+    return PIL.Image.alpha_composite(white, over).convert("RGB")

@@ -1,0 +1,104 @@
+"""What all sources of conversations share: a check of everything at the start, and what it left out."""
+
+import json
+import re
+from abc import abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.formats import Look
+from lightning_vlm.data.images import find_image
+from lightning_vlm.errors import DataError, UserError
+
+OnBadSample: TypeAlias = Literal["raise", "skip"]
+
+
+class Source(Sequence[Conversation]):
+    """A sequence of conversations that holds no samples, only where each lies in its file.
+
+    So big files are cheap to hold and to send to workers. Opening one reads the file once and builds every
+    conversation (pictures are looked for, not opened), so that a bad sample is reported before training
+    begins. A child says where its records lie, how to get one, and how to turn it into a conversation.
+    """
+
+    width: ClassVar[int]
+    """How many whole numbers say where a record lies."""
+
+    def __init__(self, name: str, image_root: str, on_bad_sample: OnBadSample) -> None:
+        if on_bad_sample not in ("raise", "skip"):
+            raise UserError(f"on_bad_sample is '{on_bad_sample}'; choose 'raise' or 'skip'")
+        self.root = Path(image_root)
+        self.skipped: list[DataError] = []
+        """The errors of the samples that were left out."""
+        self._places = array("Q")
+        for place, record in self._records():
+            try:
+                self._build(place, record, find_image)
+                self._places.extend(place)
+            except DataError as error:
+                if on_bad_sample == "raise":
+                    raise
+                self.skipped.append(error)
+        if not self._places and self.skipped:
+            raise UserError(f"{name}: no sample is left; {skip_summary(self.skipped)}")
+        if not self._places:
+            raise DataError(name, "", "no samples", "at least one")
+
+    def __len__(self) -> int:
+        return len(self._places) // self.width
+
+    def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of a source with {len(self)} items")
+        start = index % len(self) * self.width
+        place = tuple(self._places[start : start + self.width])
+        return self._build(place, self._record(place), _dont_look)
+
+    @abstractmethod
+    def _records(self) -> Iterator[tuple[tuple[int, ...], Any]]:
+        """Every record, and where it lies; what costs much and isn't needed for checking may be left out."""
+
+    @abstractmethod
+    def _record(self, place: tuple[int, ...]) -> Any:
+        """The whole record at a place."""
+
+    @abstractmethod
+    def _build(self, place: tuple[int, ...], record: Any, look: Look) -> Conversation:
+        """The conversation that a record holds; DataError if it holds none."""
+
+
+def _dont_look(image: Image, source: str, key: str) -> None:
+    """Every picture was looked for when the source was opened."""
+
+
+def skip_summary(errors: Sequence[DataError]) -> str:
+    """One line about samples that were left out.
+
+    >>> errors = [DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")]
+    >>> skip_summary(errors)
+    '1 bad: weight (1); the first is a.jsonl:1: weight: found -1; expected a finite number >= 0'
+    """
+    if not errors:
+        return "none bad"
+    # The same mistake in different turns counts as one: messages[3].role, messages[5].role.
+    counts = Counter(re.sub(r"\d+", "*", error.key) or "whole sample" for error in errors)
+    kinds = ", ".join(f"{key} ({count})" for key, count in counts.most_common(5))
+    return f"{len(errors)} bad: {kinds}; the first is {errors[0]}"
+
+
+def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
+    """Write what was left out and why: one JSON object a line with `source`, `key`, `found`, `expected`.
+
+    Args:
+        errors: A source's `skipped`, or several together.
+        path: The file to write. Its folder is made.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for error in errors:
+            fields = ("source", "key", "found", "expected")
+            file.write(json.dumps({name: getattr(error, name) for name in fields}) + "\n")

@@ -1,0 +1,28 @@
+"""Errors that are the user's to mend: one sentence each, no traceback on the command line."""
+
+
+class UserError(ValueError):
+    """Bad input of any kind (config, data, image, checkpoint). The message says what to do about it."""
+
+
+class DataError(UserError):
+    """One bad sample.
+
+    Args:
+        source: Where the sample came from, as `file:line`.
+        key: Which key or part of it is wrong, such as `messages[1].role`; empty for the whole line.
+        found: What was found there.
+        expected: What is accepted instead, or how to mend it.
+
+    >>> print(DataError("train.jsonl:7", "weight", "-1", "a finite number >= 0"))
+    train.jsonl:7: weight: found -1; expected a finite number >= 0
+    """
+
+    def __init__(self, source: str, key: str, found: str, expected: str) -> None:
+        self.source, self.key, self.found, self.expected = source, key, found, expected
+        where = f"{source}: {key}" if key else source
+        super().__init__(f"{where}: found {found}; expected {expected}")
+
+    def __reduce__(self) -> tuple:
+        # Exceptions with several arguments do not survive the trip out of a DataLoader worker by themselves.
+        return type(self), (self.source, self.key, self.found, self.expected)

@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a folder with cat.png (red) and pictures/dog.png (blue)."""
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for name, colour in (("cat.png", "red"), ("pictures/dog.png", "blue")):
+        PIL.Image.new("RGB", (4, 3), colour).save(name)
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder):
+    """Write records, or lines as they are, to a file, and give its path."""
+
+    def write_lines(*records, path="data.jsonl"):
+        lines = [one if isinstance(one, str) else json.dumps(one) for one in records]
+        Path(path).write_text("\n".join(lines) + "\n", "utf-8")
+        return path
+
+    return write_lines
+
+
+@pytest.fixture
+def words():
+    """A conversation in short: (role, parts), a text for a text, a path or bytes for a picture."""
+
+    def short(part):
+        return next(
+            getattr(part, name) for name in ("text", "xyxy", "path", "data") if getattr(part, name, None)
+        )
+
+    return lambda conversation: [
+        (turn.role, [short(one) for one in turn.parts]) for turn in conversation.messages
+    ]

@@ -1,0 +1,160 @@
+import base64
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.data.readers import LLaVA, Messages, OpenAIMessages, read
+from lightning_vlm.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+CAT = Path("cat.png")
+GPT = {"from": "gpt", "value": "A cat."}
+
+
+def change(record, path, value):
+    """A copy of a record with one thing changed; `...` removes it."""
+    record = json.loads(json.dumps(record))
+    at = record
+    for key in path[:-1]:
+        at = at[key]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return record
+
+
+texts = st.text(max_size=12) | st.sampled_from(
+    ["<image>", "<|im_start|>assistant\n", "\n", "\u2028", "{", '"']
+)
+fractions = st.floats(0, 1)
+boxes = st.tuples(fractions, fractions, fractions, fractions).map(
+    lambda b: Box((min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
+)
+seen = st.builds(Text, texts, st.booleans()) | boxes
+shown = seen | st.binary(max_size=9).map(lambda data: Image(data=data)) | st.just(Image(CAT, root=Path(".")))
+
+
+def turn(role, parts):
+    return st.lists(parts, max_size=4).map(lambda some: Message(role, tuple(some)))
+
+
+@st.composite
+def conversations(draw):
+    rounds = [
+        one
+        for _ in range(draw(st.integers(1, 3)))
+        for one in (draw(turn("user", shown)), draw(turn("assistant", seen)))
+    ]
+    system = [draw(turn("system", shown))] if draw(st.booleans()) else []
+    end = -1 if draw(st.booleans()) else None
+    task, weight = draw(st.text(min_size=1, max_size=5)), draw(st.floats(0, allow_infinity=False))
+    return Conversation(tuple(system + rounds[:end]), task, weight)
+
+
+def record_of(conversation):
+    def part_of(part):
+        if isinstance(part, Text):
+            return {"type": "entity" if part.entity else "text", "text": part.text}
+        if isinstance(part, Box):
+            return {"type": "box", "box": list(part.xyxy)}
+        if part.path:
+            return {"type": "image", "path": str(part.path)}
+        return {"type": "image", "base64": base64.b64encode(part.data).decode()}
+
+    def content_of(parts):
+        plain = len(parts) == 1 and isinstance(parts[0], Text) and not parts[0].entity
+        return parts[0].text if plain else [part_of(part) for part in parts]
+
+    turns = [{"role": one.role, "content": content_of(one.parts)} for one in conversation.messages]
+    return {"messages": turns, "task": conversation.task, "weight": conversation.weight}
+
+
+unhurried = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(some=st.lists(conversations(), min_size=1, max_size=3), ascii_only=st.booleans(), array=st.booleans())
+@unhurried
+def test_what_is_written_is_read(some, ascii_only, array):
+    records = [record_of(one) for one in some]
+    separator = (",\n", "\n")[not array].join(
+        json.dumps(record, ensure_ascii=ascii_only) for record in records
+    )
+    Path("data.jsonl").write_text(f"[{separator}]" if array else separator, "utf-8", newline="")
+    for source in (Messages("data.jsonl"), read("data.jsonl")):
+        assert [(one.messages, one.task, one.weight) for one in source] == [
+            (one.messages, one.task, one.weight) for one in some
+        ]
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | texts
+    | st.sampled_from(["user", "cat.png", "a://b", "\0"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["messages", "conversations", "type", "role"]) | texts, inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+MODELS = [
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image", "path": "cat.png"}, {"type": "box", "box": [0, 0, 1, 1]}],
+            }
+        ]
+    },
+    {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "cat.png"}}]}],
+        "weight": 1,
+    },
+    {
+        "images": ["cat.png"],
+        "conversations": [{"from": "human", "value": "<image>"}, GPT],
+        "system": "a",
+        "task": "b",
+    },
+]
+
+
+def places_in(record):
+    """Every place where something stands in a record."""
+    items = (
+        record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    )
+    for key, value in items:
+        yield (key,)
+        yield from ((key, *rest) for rest in places_in(value))
+
+
+@st.composite
+def damaged(draw):
+    record = draw(st.sampled_from(MODELS))
+    return json.dumps(change(record, draw(st.sampled_from(list(places_in(record)))), draw(anything))).encode()
+
+
+@given(data=st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()) | damaged())
+@settings(unhurried, max_examples=300)
+@pytest.mark.parametrize("reader", [Messages, OpenAIMessages, LLaVA, read])
+def test_garbage_gives_our_errors_only(reader, data):
+    Path("data.jsonl").write_bytes(data)
+    told = ""
+    try:
+        for conversation in reader("data.jsonl"):
+            assert pickle.loads(pickle.dumps(conversation)) == conversation
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told.encode().decode()

@@ -1,0 +1,64 @@
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.errors import DataError
+
+ASK = Message("user", (Image(Path("a.png")), Text("What?")))
+ANSWER = Message("assistant", (Text("A "), Text("cat", entity=True), Box((0, 0.25, 0.5, 1))))
+SYSTEM = Message("system", (Text("Be kind."),))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [(ASK,), (ASK, ANSWER), (SYSTEM, ASK, ANSWER), (ASK, ANSWER, ASK), (SYSTEM, ASK, ANSWER, ASK, ANSWER)],
+)
+def test_what_is_accepted(messages):
+    conversation = Conversation(messages, "vqa", 0.5, "a.jsonl:1")
+    assert pickle.loads(pickle.dumps(conversation)) == conversation
+    assert len(conversation.images) == sum(message.role == "user" for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("messages", "key", "found"),
+    [
+        ((), "messages", "an empty list"),
+        ((SYSTEM,), "messages", "only a system turn"),
+        ((ANSWER,), "messages[0].role", "'assistant'"),
+        ((SYSTEM, ANSWER), "messages[1].role", "'assistant'"),
+        ((ASK, ASK), "messages[1].role", "'user'"),
+        ((ASK, ANSWER, ANSWER), "messages[2].role", "'assistant'"),
+        ((ASK, SYSTEM), "messages[1].role", "'system'"),
+        ((SYSTEM, SYSTEM), "messages[1].role", "'system'"),
+        ((ASK, Message("assistant", ASK.parts)), "messages[1].content[0]", "a picture in an assistant turn"),
+        ((Message("user", (Image(),)),), "messages[0].content[0]", "neither"),
+        ((Message("user", (Image(Path("a"), b"b"),)),), "messages[0].content[0]", "both"),
+        ((Message("user", (Box((0.5, 0, 0.4, 1)),)),), "messages[0].content[0]", "[0.5, 0, 0.4, 1]"),
+        ((Message("user", (Box((0, 0, 1, 1.01)),)),), "messages[0].content[0]", "1.01"),
+        ((Message("user", (Box((-0.1, 0, 1, 1)),)),), "messages[0].content[0]", "-0.1"),
+        ((Message("user", (Box((0, 0, 1, math.nan)),)),), "messages[0].content[0]", "nan"),
+    ],
+)
+def test_what_is_refused(messages, key, found):
+    with pytest.raises(DataError) as caught:
+        Conversation(messages, source="a.jsonl:1")
+    error = caught.value
+    assert (error.source, error.key) == ("a.jsonl:1", key)
+    assert found in error.found
+    assert error.expected
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_refused_weights(weight):
+    with pytest.raises(DataError, match=r"a.jsonl:1: weight: found .*; expected a finite number >= 0"):
+        Conversation((ASK,), weight=weight, source="a.jsonl:1")
+
+
+def test_errors_travel_from_worker_to_main():
+    error = DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
