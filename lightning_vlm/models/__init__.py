@@ -1,0 +1,1 @@
+"""Models: loading, their parts, what of them trains, and small ones for tests."""

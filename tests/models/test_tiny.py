@@ -1,0 +1,145 @@
+"""Tiny models must be what they stand for: everything that users do with published ones works."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import tiny
+
+FAMILIES = sorted(tiny.FAMILIES)
+Folder = Callable[[str], Path]
+
+
+def user(words: str) -> dict:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}
+
+
+def assistant(words: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": words}]}
+
+
+def batch(folder: Path, sizes: list[tuple[int, int]], prompt: bool = False) -> dict[str, torch.Tensor]:
+    """One chat for each image size, each longer than the last, padded together."""
+    processor = AutoProcessor.from_pretrained(folder)
+    texts, images = [], []
+    for number, size in enumerate(sizes):
+        question, answer = user("What is this? " * (number + 1)), assistant("A red circle.")
+        chat = [question] if prompt else [question, answer]
+        texts.append(processor.apply_chat_template(chat, add_generation_prompt=prompt))
+        images.append([Image.new("RGB", size, (40 * number, 80, 120))])
+    return processor(images=images, text=texts, padding=True, return_tensors="pt")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_is_small_and_fast_and_the_seed_decides(family: str, tmp_path: Path) -> None:
+    start = time.process_time()
+    folder = tiny.build(family, tmp_path / "a", seed=1)
+    assert time.process_time() - start < 5  # about 0.3 s alone
+    first = AutoModelForImageTextToText.from_pretrained(folder)
+    assert 100_000 < first.num_parameters() < 500_000
+    again = AutoModelForImageTextToText.from_pretrained(tiny.build(family, tmp_path / "b", seed=1))
+    other = AutoModelForImageTextToText.from_pretrained(tiny.build(family, tmp_path / "c", seed=2))
+    weights, same, different = (list(m.state_dict().values()) for m in (first, again, other))
+    assert all(torch.equal(a, b) for a, b in zip(weights, same, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights, different, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learns_from_batches_of_different_sizes(family: str, tiny_folder: Folder) -> None:
+    folder = tiny_folder(family)
+    model = AutoModelForImageTextToText.from_pretrained(folder).train()
+    for sizes in ([(30, 50)], [(200, 100), (56, 56), (60, 90)]):
+        inputs = batch(folder, sizes)
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        dead = {name for name, weight in model.named_parameters() if weight.grad is None}
+        if family == "llava":  # features leave one layer early, before the final norm
+            assert len(dead) == 18
+            assert all(".layers.2." in name or "post_layernorm" in name for name in dead)
+        else:
+            assert dead == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generates_and_reloads(family: str, tiny_folder: Folder, tmp_path: Path) -> None:
+    folder = tiny_folder(family)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.padding_side = "left"
+    inputs = batch(folder, [(56, 56)], prompt=True)
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert out.shape[1] > inputs["input_ids"].shape[1]
+    assert model.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+    ends = model.generation_config.eos_token_id
+    assert processor.tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])
+
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_reach_the_words(family: str, tiny_folder: Folder) -> None:
+    folder = tiny_folder(family)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    inputs = batch(folder, [(56, 56)])
+    with torch.no_grad():
+        before = model(**inputs).logits[:, -1]
+        inputs["pixel_values"] = -inputs["pixel_values"]
+        assert not torch.allclose(before, model(**inputs).logits[:, -1])
+
+
+CHATS = {
+    "llava": "USER: <image>\nHow many? ASSISTANT: Two. USER: Sure? ASSISTANT: Yes. ",
+    "smolvlm": (
+        "<|im_start|>User:<image>How many?<end_of_utterance>\nAssistant: Two.<end_of_utterance>\n"
+        "User: Sure?<end_of_utterance>\nAssistant: Yes.<end_of_utterance>\n"
+    ),
+    "qwen2_5_vl": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>How many?<|im_end|>\n"
+        "<|im_start|>assistant\nTwo.<|im_end|>\n"
+        "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+    ),
+}
+PROMPTS = {"llava": "ASSISTANT:", "smolvlm": "Assistant:", "qwen2_5_vl": "<|im_start|>assistant\n"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_template_has_the_published_shape(family: str, tiny_folder: Folder) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_folder(family))
+    chat = [
+        user("How many?"),
+        assistant("Two."),
+        {**user(""), "content": [{"type": "text", "text": "Sure?"}]},
+    ]
+    whole = [*chat, assistant("Yes.")]
+    assert processor.apply_chat_template(whole) == CHATS[family]
+    asked = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert asked.endswith(PROMPTS[family])
+    assert CHATS[family].startswith(asked)
+    assert ("generation" in processor.chat_template.replace("add_generation", "")) == (family == "llava")
+
+
+def test_llava_marks_exactly_the_answers(tiny_folder: Folder) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_folder("llava"))
+    out = processor.tokenizer.apply_chat_template(
+        [user("How many?"), assistant("Two.")],
+        chat_template=processor.chat_template,
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    answer = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
+    assert processor.tokenizer.decode(answer).strip() == "Two."
+
+
+def test_unknown_family_names_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'qwen2_vl'.*qwen2_5_vl"):
+        tiny.build("qwen2_vl", tmp_path)
