@@ -78,7 +78,7 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     Args:
         name: One of `TEMPLATES`.
         processor: Its `image_token` (or its tokenizer's) stands for an image, its tokenizer's `eos_token`
-            ends an answer. The `bos_token` comes first, unless there is none or the tokenizer adds it by itself.
+            ends an answer. The `bos_token` comes first, unless there is none or the tokenizer adds it itself.
     Returns:
         A Jinja template, for `processor.chat_template` or `apply_chat_template(chat_template=...)`.
 
