@@ -1,0 +1,21 @@
+"""What happens between the gradients and the weights: parameter groups, clipping, learning rate schedules.
+
+Import from here, and write `lightning_vlm.optim.Cosine` (or just `Cosine`) in configs.
+"""
+
+from lightning_vlm.optim.clipping import clip_gradients, clip_groups
+from lightning_vlm.optim.groups import parameter_groups, without_gradient
+from lightning_vlm.optim.schedules import Constant, Cosine, Linear, Schedule, ThreePhase, lr_lambda
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Linear",
+    "Schedule",
+    "ThreePhase",
+    "clip_gradients",
+    "clip_groups",
+    "lr_lambda",
+    "parameter_groups",
+    "without_gradient",
+]

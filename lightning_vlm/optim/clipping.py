@@ -1,0 +1,100 @@
+"""Clipping of gradients by their norm, of the whole model or of each part by itself.
+
+The seed's "layered" clipping clips every tensor alone, which turns the gradient of a part in another
+direction (erratum 14). Here the gradients of a group are scaled together, by one factor.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.optim.groups import REST, trainable_parameters
+
+ALL = "all"
+"""Name of the only group when one limit holds for the whole model."""
+
+
+def clip_groups(
+    root: nn.Module, clip: float | Mapping[str, float]
+) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
+    """Which parameters are clipped together, and to which norm: both arguments of `clip_gradients`.
+
+    Args:
+        root: Any module. Only parameters that require a gradient at the time of the call are looked at.
+        clip: One limit for the norm of all gradients; or selector -> limit for each by itself, with "rest"
+            for all other trainable parameters. Without "rest" the others are not clipped.
+    Returns:
+        Parameters by group and limit by group. The groups are "all", or the selectors and "rest".
+
+    Raises:
+        UserError: A limit is out of range; nothing is trainable; a selector finds nothing, or only frozen
+            parameters; selectors overlap; "rest" has nothing left.
+
+    >>> model = nn.ModuleDict({"projector": nn.Linear(2, 2), "language": nn.Linear(2, 2)})
+    >>> groups, limits = clip_groups(model, {"projector": 0.5, "rest": 1.0})
+    >>> {name: len(parameters) for name, parameters in groups.items()}, limits
+    ({'projector': 2, 'rest': 2}, {'projector': 0.5, 'rest': 1.0})
+    """
+    limits = dict(clip) if isinstance(clip, Mapping) else {ALL: clip}
+    for name, limit in limits.items():
+        if not 0 < limit < math.inf:
+            raise UserError(
+                f"clip: found {name}: {limit}; expected a number > 0 (to clip nothing, leave it out)"
+            )
+    trainable = trainable_parameters(root)
+    if not isinstance(clip, Mapping):
+        return {ALL: list(trainable.values())}, limits
+    selector_of: dict[int, str] = {}
+    groups: dict[str, list[nn.Parameter]] = {}
+    for selector in limits:
+        if selector == REST:
+            continue
+        selected = trainable_parameters(root, selector)
+        for name, parameter in selected.items():
+            if id(parameter) in selector_of:
+                raise UserError(
+                    f"clip: parameter {name!r} is taken by two selectors, {selector_of[id(parameter)]!r} and "
+                    f"{selector!r}; write selectors that don't overlap"
+                )
+            selector_of[id(parameter)] = selector
+        groups[selector] = list(selected.values())
+    if REST in limits:
+        groups[REST] = [parameter for parameter in trainable.values() if id(parameter) not in selector_of]
+        if not groups[REST]:
+            raise UserError(
+                'clip: found "rest", but the other selectors take all that is trainable; leave it out'
+            )
+    return groups, limits
+
+
+def clip_gradients(
+    groups: Mapping[str, Sequence[nn.Parameter]], limits: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Scale the gradients of each group in place so that their norm is at most the group's limit.
+
+    Nothing is copied to the host, so a GPU is not waited for. A NaN or infinity in a group spoils the
+    gradients of that whole group: look for it in the norms, or skip such steps before clipping.
+
+    Args:
+        groups: Parameters by group. Those without a gradient are passed over.
+        limits: For each of the groups, the greatest 2-norm that its gradients together may have.
+    Returns:
+        The norm of each group before clipping: tensors of shape [], on the device of its first parameter.
+
+    >>> import torch
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, 4.0])
+    >>> clip_gradients({"all": [weight]}, {"all": 1.0})
+    {'all': tensor(5.)}
+    >>> weight.grad
+    tensor([0.6000, 0.8000])
+    """
+    norms = {}
+    for name, parameters in groups.items():
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # Of an empty list torch makes a zero on the CPU.
+        norms[name] = nn.utils.get_total_norm(gradients).to(parameters[0].device)
+        nn.utils.clip_grads_with_norm_(parameters, limits[name], norms[name])
+    return norms
