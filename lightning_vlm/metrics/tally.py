@@ -8,9 +8,9 @@ from torch import Tensor
 class TaskTally:
     """Adds up named numbers for each task, such as a loss sum, a weight sum, a count.
 
-    Not a torchmetrics `Metric`: its states have names fixed at the start and are reduced one by one across ranks,
-    so a task that one rank alone has met would leave that rank waiting for the others for ever. Here one gather
-    takes whatever each rank has.
+    Not a torchmetrics `Metric`: its states have names fixed at the start and are reduced one by one across
+    ranks, so a task that one rank alone has met would leave that rank waiting for the others for ever. Here
+    one gather takes whatever each rank has.
 
     >>> tally = TaskTally()
     >>> tally.update("vqa", right=1, count=2)
@@ -29,9 +29,9 @@ class TaskTally:
         Args:
             task: Any task, new or known.
             values: What to add, by name: numbers, or tensors of one element, of any dtype and on any device.
-                Sums of tensors stay on their device in float64, which counts exactly to 2^53 (float32 stops at
-                2^24), and nothing waits for the device. On Apple's GPU, which has no float64, tensors are moved
-                to the CPU.
+                Sums of tensors stay on their device in float64, which counts exactly to 2^53 (float32 stops
+                at 2^24), and nothing waits for the device. On Apple's GPU, which has no float64, tensors
+                are moved to the CPU.
 
         Raises:
             RuntimeError: A tensor of more or fewer than one element.
@@ -47,8 +47,8 @@ class TaskTally:
     def totals(self) -> dict[str, dict[str, float]]:
         """The sums over all ranks, by task and name, each in sorted order.
 
-        Where torch.distributed is initialised, every rank must call it, at the same point, and every rank gets the
-        same answer to the last bit.
+        Where torch.distributed is initialised, every rank must call it, at the same point, and every rank
+        gets the same answer to the last bit.
         """
         here = {
             task: {name: float(value) for name, value in sums.items()} for task, sums in self._sums.items()

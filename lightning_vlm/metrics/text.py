@@ -22,9 +22,9 @@ def exact_match(prediction: str, reference: str) -> float:
 def token_f1(prediction: str, reference: str) -> float:
     """How many words two answers share: harmonic mean of precision and recall over bags of words.
 
-    It is the F1 of SQuAD (Rajpurkar et al., 2016) without its dropping of case, articles and punctuation, which
-    in OCR and grounding are the answer itself: SQuAD takes `-5` for `5`, `STOP!` for `stop` and `A` for nothing.
-    That is why torchmetrics' SQuAD isn't used.
+    It is the F1 of SQuAD (Rajpurkar et al., 2016) without its dropping of case, articles and punctuation,
+    which in OCR and grounding are the answer itself: SQuAD takes `-5` for `5`, `STOP!` for `stop` and `A`
+    for nothing. That is why torchmetrics' SQuAD isn't used.
 
     Args:
         prediction: What the model wrote.
