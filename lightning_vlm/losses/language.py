@@ -1,0 +1,299 @@
+"""Cross-entropy of a language model's output without ever holding all of its logits."""
+
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_vlm.errors import UserError
+
+CHUNK_LOGITS = 2**25
+"""How many logits a chunk has unless told otherwise: 128 MiB in float32."""
+
+
+class LossSums(NamedTuple):
+    """A loss as a sum and a weight, to be added over micro-batches and ranks and divided once.
+
+    Args:
+        loss_sum: Scalar, float32 (float64 for float64 logits): sum of weight times loss. Carries the graph.
+        weight_sum: Scalar, the same dtype, detached: sum of the weights.
+        token_losses: Tensor of shape [tokens], the same dtype, detached: the loss of each token before its
+            weight; 0 for tokens of weight 0.
+    """
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    token_losses: Tensor
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    token_weights: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    chunk_size: int | None = None,
+) -> LossSums:
+    """Weighted cross-entropy of a linear output layer, a chunk of tokens at a time.
+
+    The logits are `softcap * tanh(z / softcap)` with `z = logit_scale * (hidden @ weight.T + bias)`. Each
+    chunk's gradients are computed in the forward, while its logits exist, so that nothing of size
+    tokens x vocabulary is ever held: at most one chunk of logits in float32 (and its copy in half precision,
+    if the inputs are). This takes 2 matrix multiplications over the tokens for a frozen weight and 3 for a
+    trained one, as many as with all logits at once. Without gradients (`torch.no_grad`, nothing trained): 1.
+
+    Logits are multiplied out in the dtype of `hidden`, or in autocast's where that is on; softmax, loss and
+    the gradient of the weight are float32 (float64 for float64 `hidden`). The host never waits for a device.
+
+    Args:
+        hidden: Tensor of shape [tokens, hidden], floating-point.
+        weight: Tensor of shape [vocabulary, hidden], floating-point.
+        labels: Tensor of shape [tokens], int64, 0..vocabulary-1. No value means "ignore": select the tokens
+            that count beforehand, or give the others weight 0, which leaves their labels unread.
+        token_weights: Tensor of shape [tokens], all 1 if None. No gradient flows to it. A token of weight 0
+            contributes exactly nothing, even if its hidden state is NaN or infinite.
+        bias: Tensor of shape [vocabulary], added to the logits.
+        softcap: Bounds the logits smoothly to -softcap..softcap, as Gemma 2 does; None for no bound.
+        logit_scale: Multiplies the logits before the softcap, as Cohere's and Granite's models do.
+        chunk_size: Tokens in a chunk. None: as many as make 128 MiB of float32 logits, at least 64. With a
+            softcap half as many at a time, for its slopes need as much room as the logits.
+    Returns:
+        The sums. With no token, or all weights 0, `loss_sum` is 0 and its gradients are zeros, not None.
+
+    Raises:
+        UserError: Shapes that don't fit together, a chunk size below 1, a softcap that isn't above 0;
+            in the backward `create_graph=True`, for there is no second derivative.
+        RuntimeError: On a CPU, a label outside 0..vocabulary-1. (On a GPU, a device-side assertion.)
+
+    >>> hidden, weight = torch.eye(3, requires_grad=True), torch.eye(3)
+    >>> sums = linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 0]), torch.tensor([1.0, 2.0, 0.0]))
+    >>> sums.loss_sum.item(), sums.weight_sum.item(), sums.token_losses
+    (1.654..., 3.0, tensor([0.5514, 0.5514, 0.0000]))
+    """
+    _check(hidden, labels, token_weights, softcap, chunk_size)
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[1]:
+        expected = f"[vocabulary, {hidden.shape[1]}], as wide as hidden"
+        raise UserError(f"weight: found shape {list(weight.shape)}; expected {expected}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise UserError(f"bias: found shape {list(bias.shape)}; expected [{weight.shape[0]}] as weight has")
+    weights = _as_weights(token_weights, hidden)
+    device, dtype = hidden.device.type, hidden.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    chunk_size = chunk_size or _default_chunk(len(weight))
+    # Inside, the grad mode is always off.
+    options = softcap, logit_scale, chunk_size, dtype, torch.is_grad_enabled()
+    loss_sum, token_losses = _LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
+    return LossSums(loss_sum, weights.sum(), token_losses)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        token_weights: Tensor,
+        softcap: float | None,
+        logit_scale: float,
+        chunk_size: int,
+        dtype: torch.dtype,
+        with_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        for_hidden, for_weight, for_bias = (with_grad and need for need in ctx.needs_input_grad[:3])
+        any_grad = for_hidden or for_weight or for_bias
+        with_slopes = any_grad and softcap is not None
+        if with_slopes:
+            chunk_size = max(1, chunk_size // 2)
+        wide, tokens = token_weights.dtype, len(hidden)
+        wide_chunk = hidden.new_empty(min(chunk_size, tokens), len(weight), dtype=wide)
+        chunk = wide_chunk if dtype == wide else torch.empty_like(wide_chunk, dtype=dtype)
+        slopes = torch.empty_like(wide_chunk) if with_slopes else None
+
+        weight_as_used = weight.to(dtype)
+        losses = hidden.new_empty(tokens, dtype=wide)
+        grad_hidden = hidden.new_empty(hidden.shape, dtype=dtype) if for_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if for_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and for_bias else None
+
+        # Matrix multiplications write into `out`: no copies, and autocast leaves them alone.
+        for start in range(0, tokens, chunk_size):
+            piece = slice(start, start + chunk_size)
+            size = min(chunk_size, tokens - start)
+            counts = token_weights[piece] != 0
+            # 0 times NaN is NaN, so a token that doesn't count must become harmless before it is touched.
+            inputs = hidden[piece].to(dtype).masked_fill(~counts[:, None], 0)
+            targets = labels[piece].masked_fill(~counts, 0)[:, None]
+
+            logits = wide_chunk[:size]
+            torch.mm(inputs, weight_as_used.t(), out=chunk[:size])
+            if chunk is not wide_chunk:
+                logits.copy_(chunk[:size])
+            if bias is not None:
+                logits.add_(bias)
+            if logit_scale != 1:
+                logits.mul_(logit_scale)
+            if softcap is not None:
+                logits.div_(softcap).tanh_()
+                if slopes is not None:
+                    torch.mul(logits, logits, out=slopes[:size]).neg_().add_(1)
+                logits.mul_(softcap)
+
+            largest = logits.amax(1, keepdim=True)
+            gap = largest - logits.gather(1, targets)
+            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+            losses[piece] = (gap + total.log())[:, 0].masked_fill(~counts, 0)
+            if not any_grad:
+                continue
+
+            # From here on `logits` holds the gradient of the weighted loss with respect to hidden @ weight.T.
+            scale = token_weights[piece, None] * logit_scale
+            logits.mul_(scale / total)
+            logits.scatter_(1, targets, logits.gather(1, targets) - scale)
+            if slopes is not None:
+                logits.mul_(slopes[:size])
+            if grad_bias is not None:
+                grad_bias += logits.sum(0)
+            if grad_weight is not None:
+                torch.addmm(grad_weight, logits.t(), inputs.to(wide), out=grad_weight)
+            if grad_hidden is not None:
+                if chunk is not wide_chunk:
+                    chunk[:size].copy_(logits)
+                torch.mm(chunk[:size], weight_as_used, out=grad_hidden[piece])
+
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(losses)
+        return (losses * token_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # The gradients are numbers by now: without this, a second derivative would silently be missing.
+        if torch.is_grad_enabled():
+            raise UserError("linear_cross_entropy has no second derivative: found create_graph=True")
+        # A scalar would be rounded to the gradient's dtype before it multiplies (a loss scale of 65536
+        # overflows float16); a factor with a dimension is not, and only the product is rounded, once.
+        factor = grad_loss.reshape(1)
+        grads = tuple(
+            None if grad is None else torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *grads, *[None] * 7
+
+
+def head_cross_entropy(
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    token_weights: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    chunk_size: int | None = None,
+) -> LossSums:
+    """Weighted cross-entropy of a model's output layer, whatever that is, a chunk of tokens at a time.
+
+    A plain `nn.Linear` goes to `linear_cross_entropy`. Any other head (with LoRA or DoRA, quantised, with
+    hooks) would lose what makes it different if only its weight were read, so it is called, on one chunk at a
+    time, and the chunk's logits are computed again in the backward (`torch.utils.checkpoint`, with the same
+    dropout) rather than held. Its hooks therefore run once per chunk, and once more in the backward.
+
+    Args:
+        hidden: Tensor of shape [tokens, hidden], floating-point.
+        head: From [tokens, hidden] to logits [tokens, vocabulary], such as `model.get_output_embeddings()`.
+        labels: Tensor of shape [tokens], int64, 0..vocabulary-1.
+        token_weights, softcap, logit_scale, chunk_size: As in `linear_cross_entropy`.
+    Returns:
+        The sums. With no token, or all weights 0, `loss_sum` is 0, still connected to the graph.
+
+    Raises:
+        UserError, RuntimeError: As `linear_cross_entropy`.
+
+    >>> sums = head_cross_entropy(torch.zeros(2, 4), nn.Linear(4, 10, bias=False), torch.tensor([3, 7]))
+    >>> sums.token_losses  # log 10 each
+    tensor([2.3026, 2.3026])
+    """
+    if _is_plain_linear(head):
+        return linear_cross_entropy(
+            hidden,
+            head.weight,
+            labels,
+            token_weights,
+            bias=head.bias,
+            softcap=softcap,
+            logit_scale=logit_scale,
+            chunk_size=chunk_size,
+        )
+    _check(hidden, labels, token_weights, softcap, chunk_size)
+    weights = _as_weights(token_weights, hidden)
+    rows, targets = hidden, labels
+    if not len(hidden):
+        # One token that doesn't count keeps hidden and every parameter of the head in the graph.
+        rows, targets, weights = hidden.sum(0, keepdim=True), labels.new_zeros(1), weights.new_zeros(1)
+    counts = weights != 0
+    inputs = torch.where(counts[:, None], rows, 0)  # as above: 0 times NaN is NaN
+    targets = targets.masked_fill(~counts, 0)
+    # PEFT's and bitsandbytes' layers say how wide they are; of others a usual vocabulary is assumed.
+    size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17))
+    chunks = [
+        checkpoint(_chunk_losses, head, *chunk, softcap, logit_scale, use_reentrant=False)
+        for chunk in zip(inputs.split(size), targets.split(size), strict=True)
+    ]
+    losses = torch.cat(chunks).masked_fill(~counts, 0)
+    return LossSums((losses * weights).sum(), weights.sum(), losses.detach()[: len(hidden)])
+
+
+def _chunk_losses(
+    head: nn.Module, hidden: Tensor, labels: Tensor, softcap: float | None, logit_scale: float
+) -> Tensor:
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * logit_scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return -F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]  # F.cross_entropy would ignore -100
+
+
+def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether reading the weight and the bias is the same as calling the module."""
+    if type(head) is not nn.Linear or not head.weight.is_floating_point() or "forward" in vars(head):
+        return False
+    return not (
+        head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    )
+
+
+def _default_chunk(vocabulary: int) -> int:
+    return max(64, CHUNK_LOGITS // vocabulary)  # fewer rows would waste the matrix multiplication
+
+
+def _as_weights(token_weights: Tensor | None, hidden: Tensor) -> Tensor:
+    """Weights in the dtype that losses are added up in."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if token_weights is None:
+        return hidden.new_ones(len(hidden), dtype=wide)
+    return token_weights.detach().to(wide)
+
+
+def _check(
+    hidden: Tensor, labels: Tensor, weights: Tensor | None, softcap: float | None, chunk_size: int | None
+) -> None:
+    if hidden.ndim != 2:
+        raise UserError(
+            f"hidden: found shape {list(hidden.shape)}; expected [tokens, hidden], tokens flattened"
+        )
+    for name, tensor in (("labels", labels), ("token_weights", weights)):
+        if tensor is not None and tensor.shape != hidden.shape[:1]:
+            raise UserError(f"{name}: found shape {list(tensor.shape)}; expected [{len(hidden)}], as hidden")
+    if softcap is not None and not softcap > 0:
+        raise UserError(f"softcap: found {softcap}; expected a number above 0, or None for no bound")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(
+            f"chunk_size: found {chunk_size}; expected 1 or more, or None to choose by vocabulary"
+        )
