@@ -116,7 +116,7 @@ def test_groups_hold_each_trainable_parameter_once():
         ),
         ({"frozen": 1.0}, r"selector 'frozen': all 2 parameters .* frozen"),
         ({"visoin": 1.0}, r"selector 'visoin'.*nearest: vision"),
-        ({"*": 1.0, "rest": 1.0}, "found 'rest'"),
+        ({"*": 1.0, "rest": 1.0}, 'clip: found "rest", but the other selectors take all'),
     ],
 )
 def test_bad_limits_are_refused(clip, message):
