@@ -30,7 +30,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box (x1, y1, x2, y2) as fractions 0..1 of a picture's width and height, so that resizing leaves it true.
+    """A box (x1, y1, x2, y2) as fractions 0..1 of a picture's width and height: resizing leaves it true.
 
     In an answer it is what the model should point at; in a question it is the region that is asked about.
     """
@@ -62,15 +62,15 @@ class Conversation:
     """One training sample.
 
     Args:
-        messages: An optional system turn, then user and assistant turns in alternation, beginning with the user.
-            A conversation that ends with a user turn is a prompt: it can be answered, not learned from.
+        messages: An optional system turn, then user and assistant turns in alternation, beginning with the
+            user. A conversation that ends with a user turn is a prompt: it can be answered, not learned from.
         task: Losses, weights and metrics are kept per task.
         weight: Multiplies the weight of each of its tokens in the loss.
         source: Where it came from, as `file:line`. Every error about it begins with this.
 
     Raises:
-        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a box outside 0..1, or a
-            weight that isn't finite and at least 0.
+        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a box
+            outside 0..1, or a weight that isn't finite and at least 0.
 
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
     >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
@@ -109,11 +109,15 @@ class Conversation:
 def _check_part(part: Part, role: Role, source: str, key: str) -> None:
     if isinstance(part, Image):
         if role == "assistant":
-            raise DataError(source, key, "a picture in an assistant turn", "pictures in user or system turns only")
+            expected = "pictures in user or system turns only"
+            raise DataError(source, key, "a picture in an assistant turn", expected)
         if (part.path is None) == (part.data is None):
-            raise DataError(source, key, "a picture with both path and bytes, or neither", "exactly one of them")
+            found = "a picture with both path and bytes, or neither"
+            raise DataError(source, key, found, "exactly one of them")
     elif isinstance(part, Box):
         x1, y1, x2, y2 = part.xyxy
         if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            expected = "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
+            expected = (
+                "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
+            )
             raise DataError(source, key, f"the box {list(part.xyxy)}", expected)
