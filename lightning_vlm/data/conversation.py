@@ -69,8 +69,8 @@ class Conversation:
         source: Where it came from, as `file:line`. Every error about it begins with this.
 
     Raises:
-        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a box
-            outside 0..1, or a weight that isn't finite and at least 0.
+        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a
+            box outside 0..1, or a weight that isn't finite and at least 0.
 
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
     >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
