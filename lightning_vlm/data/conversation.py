@@ -1,11 +1,12 @@
 """A conversation: one training sample, checked as soon as it exists."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from lightning_vlm.errors import DataError
+from lightning_vlm.errors import DataError, UserError
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 
@@ -104,6 +105,38 @@ class Conversation:
     def images(self) -> tuple[Image, ...]:
         """Its pictures in reading order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Image))
+
+
+class Conversations(Sequence[Conversation]):
+    """Where conversations come from: a file, a data set, a drawing program. It has a length, and items."""
+
+
+class Slice(Conversations):
+    """A stretch of another source, such as a validation set cut off a training set.
+
+    Args:
+        of: The source.
+        start: The first item; negative counts from the end.
+        stop: The item after the last; None is the end.
+
+    Raises:
+        UserError: Nothing lies between them.
+
+    >>> from lightning_vlm.data.drawn import Drawn
+    >>> len(Slice(Drawn(size=10), start=-3))
+    3
+    """
+
+    def __init__(self, of: Conversations, start: int = 0, stop: int | None = None) -> None:
+        self._of, self._range = of, range(len(of))[start:stop]
+        if not self._range:
+            raise UserError(f"Slice: nothing lies between {start} and {stop} of {len(of)} items")
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
+        return self._of[self._range[index]]
 
 
 def _check_part(part: Part, role: Role, source: str, key: str) -> None:

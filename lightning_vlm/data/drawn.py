@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.drawn_scenes import draw, layout
 from lightning_vlm.data.drawn_talk import ASK, talk
 from lightning_vlm.errors import UserError
@@ -26,7 +26,7 @@ WORD_CHANCE = 0.2
 """How often there is a word on a picture, where the task isn't about words."""
 
 
-class Drawn(Sequence[Conversation]):
+class Drawn(Conversations):
     """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring.
 
     A picture has one to four things on it (ten shapes, twelve colours, drawn words) that don't touch. Item

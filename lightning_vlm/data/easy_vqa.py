@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from lightning_vlm.data.conversation import Conversation, Image, Message, Text
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.errors import UserError
 
 
-class EasyVQA(Sequence[Conversation]):
+class EasyVQA(Conversations):
     """The easy-VQA data set, read from the files of the PyPI package `easy-vqa`.
 
     4,000 training and 1,000 test pictures of 64×64 pixels, each with one shape; 38,575 and 9,673 questions

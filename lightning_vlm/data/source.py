@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.conversation import Conversation, Conversations, Image
 from lightning_vlm.data.formats import Look
 from lightning_vlm.data.images import find_image
 from lightning_vlm.errors import DataError, UserError
@@ -17,7 +17,7 @@ from lightning_vlm.errors import DataError, UserError
 OnBadSample: TypeAlias = Literal["raise", "skip"]
 
 
-class Source(Sequence[Conversation]):
+class Source(Conversations):
     """A sequence of conversations that holds no samples, only where each lies in its file.
 
     So big files are cheap to hold and to send to workers. Opening one reads the file once and builds every

@@ -1,0 +1,85 @@
+"""The command `lightning-vlm`. Nothing heavy is imported until a subcommand is known."""
+
+import sys
+from collections.abc import Sequence
+
+HELP = """\
+usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
+
+Fine-tune vision-language models with PyTorch Lightning.
+
+commands:
+  fit        fine-tune a model; validates on the way
+  validate   score a model or checkpoint on the validation data
+  test       score a model or checkpoint on the test data
+  predict    answer the prompts of the prediction data
+
+options:
+  --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
+  --ckpt_path FILE   a checkpoint to go on from, or to score
+  --debug            show the traceback of an error
+  --version          print the version
+  COMMAND --help     all keys of a command
+
+example:
+  lightning-vlm fit --config configs/quickstart.yaml --model.name_or_path HuggingFaceTB/SmolVLM-256M-Instruct
+"""
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after `lightning-vlm`; None takes the process's own.
+    Returns:
+        0 if all went well, 2 after an error of the user's, which is told in one line.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from lightning_vlm import __version__
+
+        print(f"lightning-vlm {__version__}")
+        return 0
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if words[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
+    from lightning_vlm.run import run
+
+    try:
+        run(words)
+    except Exception as error:
+        if debug:
+            raise
+        message = _for_people(error)
+        if message is None:
+            raise
+        return _complain(message)
+    return 0
+
+
+def _for_people(error: Exception) -> str | None:
+    """The one-line message of an error that is the user's to mend; None for a defect of ours."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from lightning_vlm.errors import UserError
+    from lightning_vlm_callbacks.selectors import SelectorError
+
+    if isinstance(error, UserError | SelectorError | MisconfigurationException):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return f"no such file: {error.filename or error}"
+    return None
+
+
+def _complain(message: str) -> int:
+    print(f"lightning-vlm: error: {message}", file=sys.stderr)
+    return 2

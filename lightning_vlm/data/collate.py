@@ -1,0 +1,135 @@
+"""From rendered samples to one batch."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_vlm.data.render import Example
+from lightning_vlm.errors import DataError
+from lightning_vlm.kinds import Kind
+
+
+class Targets(NamedTuple):
+    """The tokens of a batch that have weight, each at the position that predicts it.
+
+    Args:
+        positions: Tensor of shape [targets], int64: where each is predicted, in the flattened batch.
+        labels: Tensor of shape [targets], int64: the tokens.
+        weights: Tensor of shape [targets], float32.
+    """
+
+    positions: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+class Batch(NamedTuple):
+    """Some samples, padded to one length.
+
+    Args:
+        inputs: What the model's forward takes: `input_ids` and `attention_mask` of shape [batch, length],
+            padded on the right, and what the family's processor adds (pixels, grids, token types).
+        kinds: Tensor of shape [batch, length], int8, a `Kind` for each token.
+        sample_weights: Tensor of shape [batch], float32.
+        tasks: The task of each sample.
+        sources: Where each sample came from.
+        prompts: As `inputs`, but each sample only up to its last answer, padded on the left; empty if nothing
+            is to be generated.
+        references: The last answer of each sample; None where it has none.
+        left_out: The errors of samples that should have been here.
+        cut: Sources of samples that lost rounds to fit into the maximum length.
+        targets: What is learned, as the module's weights choose it.
+    """
+
+    inputs: dict[str, Tensor]
+    kinds: Tensor
+    sample_weights: Tensor
+    tasks: list[str]
+    sources: list[str]
+    prompts: dict[str, Tensor]
+    references: list[str | None]
+    left_out: list[DataError]
+    cut: list[str]
+    targets: Targets | None = None
+
+
+class Item(NamedTuple):
+    """One rendered sample before it joins a batch: to learn from, to answer, or both."""
+
+    example: Example | None
+    prompt: Example | None
+    reference: str | None
+
+
+def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError], cut: list[str]) -> Batch:
+    """Pad and join samples.
+
+    Without any samples (all were left out) the batch is one padding token, which has no weight: under DDP a
+    rank must go through its step all the same.
+    """
+    examples = [item.example for item in items if item.example is not None]
+    prompts = [item.prompt for item in items if item.prompt is not None]
+    shown = examples or prompts
+    if not shown:
+        inputs = {"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])}
+        kinds = torch.full((1, 1), Kind.PAD, dtype=torch.int8)
+        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], left_out, cut)
+    return Batch(
+        inputs=_join(examples, pad_token_id, "right"),
+        kinds=_stack([one.kinds for one in examples], Kind.PAD, "right"),
+        sample_weights=torch.tensor([one.conversation.weight for one in shown], dtype=torch.float32),
+        tasks=[one.conversation.task for one in shown],
+        sources=[one.conversation.source for one in shown],
+        prompts=_join(prompts, pad_token_id, "left"),
+        references=[item.reference for item in items if item.prompt is not None],
+        left_out=left_out,
+        cut=cut,
+    )
+
+
+def _join(examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]) -> dict[str, Tensor]:
+    if not examples:
+        return {}
+    inputs = {"input_ids": _stack([one.input_ids for one in examples], pad_token_id, side)}
+    for name in _names(one.inputs for one in examples):
+        values = [one.inputs[name] for one in examples if name in one.inputs]
+        along = all(
+            name in one.inputs and one.inputs[name].shape == (1, len(one.input_ids)) for one in examples
+        )
+        if along:  # a value for each token: attention_mask, mm_token_type_ids
+            inputs[name] = _stack([value[0] for value in values], 0, side)
+        else:
+            inputs[name] = _concatenate(values)
+    return inputs
+
+
+def _names(inputs: Iterable[Mapping[str, Tensor]]) -> list[str]:
+    """All names in a stable order; a sample without pictures lacks some."""
+    return list(dict.fromkeys(name for one in inputs for name in one))
+
+
+def _stack(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
+    """Tensors of shape [length] to one of shape [batch, longest]."""
+    if not rows:
+        return torch.empty(0, 0, dtype=torch.int8)
+    longest = max(len(row) for row in rows)
+    padded = []
+    for row in rows:
+        missing = longest - len(row)
+        padded.append(functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=value))
+    return torch.stack(padded)
+
+
+def _concatenate(values: Sequence[Tensor]) -> Tensor:
+    """Join along the first dimension; where others differ (SmolVLM: pictures of a sample), pad with zeros."""
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        missing = [size - have for size, have in zip(shape, value.shape[1:], strict=True)]
+        if any(missing):
+            value = functional.pad(value, [amount for one in reversed(missing) for amount in (0, one)])
+        padded.append(value)
+    return torch.cat(padded)

@@ -1,0 +1,217 @@
+"""Sources of conversations as the loaders that a Trainer runs."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from lightning_vlm.data.collate import Batch, Item, collate
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.readers import read
+from lightning_vlm.data.render import Example, Renderer, TooLong
+from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader
+from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
+from lightning_vlm.errors import DataError, UserError
+
+
+class VLMDataModule(LightningDataModule):
+    """Conversations for training, validation, test and prediction.
+
+    It renders with the processor of the `VLMModule` that it runs with. Train batches are the same however the
+    work is split (see `Batches`), and a run that resumes goes on at the next batch. Validation and test
+    batches carry prompts as well if the module generates.
+
+    Args:
+        train: What to learn from: a source, or the path of a JSON or JSONL file in any format that `read`
+            knows.
+        val: What to validate on.
+        test: What to test on.
+        predict: What to answer. A last assistant turn is kept as the reference.
+        batch_size: Samples in a batch of one device.
+        eval_batch_size: The same without training; None is `batch_size`.
+        max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
+            still does not fit is left out and counted.
+        image_root: The folder that paths of pictures begin at, for sources given as a path. None is the
+            file's own folder.
+        on_bad_sample: `raise` stops at the first bad sample, `skip` leaves it out and reports it at the end.
+        num_workers: Processes that render. 0 renders in the main one.
+        shuffle: Draw a new order of the training data each epoch.
+        seed: Chooses the orders.
+        processor: For use without a `VLMModule`.
+
+    Raises:
+        UserError: A stage has no data, or there is no processor.
+    """
+
+    def __init__(
+        self,
+        train: Conversations | str | None = None,
+        val: Conversations | str | None = None,
+        test: Conversations | str | None = None,
+        predict: Conversations | str | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        max_length: int | None = None,
+        image_root: str | None = None,
+        on_bad_sample: OnBadSample = "raise",
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        processor: ProcessorMixin | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise UserError(f"batch_size is {min(batch_size, eval_batch_size or batch_size)}; at least 1")
+        self._given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.max_length, self.image_root, self.on_bad_sample = max_length, image_root, on_bad_sample
+        self.num_workers, self.shuffle, self.seed, self.processor = num_workers, shuffle, seed, processor
+        self.sources: dict[str, Conversations] = {}
+        """The sources opened so far, by split."""
+        self.left_out: dict[str, DataError] = {}
+        """What was left out so far on this process, by source."""
+        self.cut: set[str] = set()
+        """Which samples lost rounds to fit into `max_length`."""
+        self._renderer: Renderer | None = None
+
+    @property
+    def renderer(self) -> Renderer:
+        """What turns conversations into tokens here."""
+        if self._renderer is None:
+            processor = self.processor
+            if processor is None and self.trainer is not None:
+                processor = getattr(self.trainer.lightning_module, "processor", None)
+            if processor is None:
+                raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
+            self._renderer = Renderer(processor, self.max_length)
+        return self._renderer
+
+    def source(self, split: str) -> Conversations:
+        """The source of a split (train, val, test, predict), opened and checked when first asked for."""
+        if split not in self.sources:
+            given = self._given[split]
+            if given is None:
+                raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
+            if isinstance(given, str):
+                given = read(given, image_root=self.image_root, on_bad_sample=self.on_bad_sample)
+            self.sources[split] = given
+            for error in getattr(given, "skipped", ()):
+                self.left_out[error.source] = error
+        return self.sources[split]
+
+    def setup(self, stage: str) -> None:
+        """Open what the stage needs, so that bad data is told before anything runs."""
+        splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
+        if stage == "fit" and self._given["val"] is not None:
+            splits.append("val")
+        for split in splits:
+            self.source(split)
+        assert self.renderer
+
+    def steps_per_epoch(self, world: int, accumulate: int, limit: int | float = 1.0) -> int:
+        """Optimizer steps in one epoch of training data.
+
+        Args:
+            world: Number of processes.
+            accumulate: Micro-batches in a step.
+            limit: The Trainer's `limit_train_batches`.
+        """
+        batches = len(Batches(len(self.source("train")), self.batch_size, False, 0, 0, world))
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        return -(-batches // accumulate)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches to learn from."""
+        return self._loader("train", learn=True, prompts=False)
+
+    def val_dataloader(self) -> ResumableLoader | list:
+        """Batches to validate on; none without `val`."""
+        if self._given["val"] is None:
+            return []
+        return self._loader("val", learn=True, prompts=self._generates())
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Batches to test on."""
+        return self._loader("test", learn=True, prompts=self._generates())
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Prompts to answer."""
+        return self._loader("predict", learn=False, prompts=True)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Count what was left out, or stop at it."""
+        for error in batch.left_out:
+            if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
+                raise error
+            self.left_out[error.source] = error
+        self.cut.update(batch.cut)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Say what was left out or cut, and write a report of it beside the run's logs."""
+        if self.left_out and self.trainer is not None:
+            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+            path = folder / f"left_out_{stage}_{self.trainer.global_rank}.jsonl"
+            errors = list(self.left_out.values())
+            write_skip_report(errors, path)
+            rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
+        if self.cut:
+            rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
+
+    def _generates(self) -> bool:
+        return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
+
+    def _loader(self, split: str, learn: bool, prompts: bool) -> ResumableLoader:
+        source, training = self.source(split), split == "train"
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batch_size = self.batch_size if training else self.eval_batch_size
+        batches = Batches(len(source), batch_size, training and self.shuffle, self.seed, rank, world)
+        return ResumableLoader(
+            _Rendered(source, self.renderer, learn, prompts),
+            batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
+        )
+
+
+class _Rendered(Dataset):
+    """Takes a list of indices, gives a batch."""
+
+    def __init__(self, source: Conversations, renderer: Renderer, learn: bool, prompts: bool) -> None:
+        self._source, self._renderer, self._learn, self._prompts = source, renderer, learn, prompts
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        items: list[Item] = []
+        left_out: list[DataError] = []
+        cut: list[str] = []
+        for index in indices:
+            if index == NOTHING:
+                continue
+            try:
+                item, shorter = self._item(index)
+            except DataError as error:  # told in the main process, where it keeps its one-line message
+                left_out.append(error)
+                continue
+            items.append(item)
+            if shorter:
+                cut.append(shorter)
+        pad = self._renderer.tokenizer.pad_token_id
+        pad = self._renderer.tokenizer.eos_token_id if pad is None else pad
+        return collate(items, pad or 0, left_out, cut)
+
+    def _item(self, index: int) -> tuple[Item, str]:
+        conversation = self._source[index]
+        example: Example | None = None
+        prompt: Example | None = None
+        reference, shorter = None, ""
+        if self._learn:
+            example = self._renderer.example(conversation)
+            if len(example.conversation.messages) < len(conversation.messages):
+                shorter, conversation = conversation.source, example.conversation
+        if self._prompts:
+            prompt, reference = self._renderer.prompt(conversation)
+        return Item(example, prompt, reference), shorter

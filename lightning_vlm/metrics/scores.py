@@ -1,0 +1,101 @@
+"""What validation and test report, in all and for each task."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.metrics.tally import TaskTally
+from lightning_vlm.metrics.text import exact_match, token_f1
+
+
+class Prediction(NamedTuple):
+    """One answer of the model.
+
+    Args:
+        source: Where the question came from.
+        task: Its task.
+        text: What the model wrote.
+        reference: What is right; None if unknown.
+    """
+
+    source: str
+    task: str
+    text: str
+    reference: str | None
+
+
+class Scores:
+    """Sums over batches; `compute` turns them into scores over all ranks."""
+
+    def __init__(self) -> None:
+        self._tally = TaskTally()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._tally.reset()
+
+    def add_losses(self, batch: Batch, targets: Targets, token_losses: Tensor) -> None:
+        """Add the losses of a batch.
+
+        Args:
+            batch: The batch.
+            targets: Its targets.
+            token_losses: Tensor of shape [targets], one loss each, before its weight.
+        """
+        if not batch.tasks:
+            return
+        samples, length = batch.kinds.shape
+        rows = targets.positions // length
+        ones = torch.ones_like(token_losses)
+        columns = torch.stack((token_losses * targets.weights, targets.weights, token_losses, ones), dim=1)
+        sums = columns.new_zeros(samples, 4).index_add_(0, rows, columns)
+        tokens = batch.inputs["attention_mask"].sum(1).to(sums.dtype)
+        for task in sorted(set(batch.tasks)):
+            of_task = [row for row, one in enumerate(batch.tasks) if one == task]
+            index = torch.tensor(of_task).to(sums.device, non_blocking=True)
+            loss, weight, nll, count = sums[index].sum(0).unbind()
+            self._tally.update(
+                task, loss=loss, weight=weight, nll=nll, count=count, tokens=tokens[index].sum()
+            )
+
+    def add_answers(self, answers: Sequence[Prediction]) -> None:
+        """Add generated answers that have a reference."""
+        for one in answers:
+            if one.reference is not None:
+                self._tally.update(
+                    one.task,
+                    right=exact_match(one.text, one.reference),
+                    f1=token_f1(one.text, one.reference),
+                    answers=1,
+                )
+
+    def compute(self) -> dict[str, float]:
+        """Scores over all ranks: `loss`, `perplexity`, `supervised`, `exact_match`, `token_f1`.
+
+        With several tasks also `loss/vqa` and so on. Perplexity is exp of the summed loss over the number of
+        supervised tokens, weights left aside; `supervised` is their share of all tokens.
+        """
+        tasks = self._tally.totals()
+        names = {name for sums in tasks.values() for name in sums}
+        together = {name: sum(sums.get(name, 0.0) for sums in tasks.values()) for name in names}
+        scores = _scores(together)
+        if len(tasks) > 1:
+            for task, sums in tasks.items():
+                scores |= {f"{name}/{task}": value for name, value in _scores(sums).items()}
+        return scores
+
+
+def _scores(sums: dict[str, float]) -> dict[str, float]:
+    scores = {}
+    if sums.get("weight"):
+        scores["loss"] = sums["loss"] / sums["weight"]
+        scores["perplexity"] = math.exp(min(700.0, sums["nll"] / sums["count"]))
+        scores["supervised"] = sums["count"] / sums["tokens"]
+    if sums.get("answers"):
+        scores["exact_match"] = sums["right"] / sums["answers"]
+        scores["token_f1"] = sums["f1"] / sums["answers"]
+    return scores

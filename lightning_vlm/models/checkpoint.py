@@ -1,0 +1,71 @@
+"""Which base model a checkpoint belongs to, and whether its weights fit."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightning_vlm.errors import UserError
+
+_SAMPLED = 16
+"""Values of each tensor that the fingerprint looks at: reading all of a big model would take minutes."""
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """What a base model is, in a short text: names, shapes and some values of all parameters.
+
+    It doesn't depend on where the model lies, nor on a dtype at least as fine as bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        sample = parameter.detach().flatten()[:_SAMPLED]
+        digest.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_base(saved: Mapping[str, str] | None, name_or_path: str, base: str) -> None:
+    """Compare the base model of a checkpoint with the one that was loaded.
+
+    Raises:
+        UserError: They differ, or the checkpoint isn't from a VLMModule.
+    """
+    if saved is None:
+        raise UserError("the checkpoint was not written by a VLMModule; it names no base model")
+    if saved["base"] != base:
+        raise UserError(
+            f"the checkpoint was trained on {saved['name_or_path']} ({saved['base']}), but "
+            f"model.name_or_path {name_or_path} has other weights ({base}); give the same base model"
+        )
+
+
+def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str]) -> None:
+    """Whether the weights of a checkpoint fit a module.
+
+    Args:
+        given: The checkpoint's weights.
+        own: The module's weights.
+        needed: The names that must be given.
+
+    Raises:
+        UserError: Unknown names, missing ones, or other shapes; the first of each are named.
+    """
+    unknown = [name for name in given if name not in own]
+    missing = [name for name in needed if name not in given]
+    shapes = [
+        f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
+        for name in given
+        if name in own and given[name].shape != own[name].shape
+    ]
+    found = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in (("unknown", unknown), ("missing", missing), ("of another shape", shapes))
+        if names
+    ]
+    if found:
+        raise UserError(
+            f"the checkpoint's weights don't fit: {'; '.join(found)}; model.adapt must be what it was trained with"
+        )

@@ -1,0 +1,420 @@
+"""The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from rich import print as rich_print
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.templates import TEMPLATES, chat_template
+from lightning_vlm.errors import UserError
+from lightning_vlm.losses.language import LossSums, head_cross_entropy
+from lightning_vlm.losses.weights import KindWeights, token_weights
+from lightning_vlm.metrics.scores import Prediction, Scores
+from lightning_vlm.models.adapt import adapt, plan_table, set_modes
+from lightning_vlm.models.checkpoint import check_base, check_keys, fingerprint
+from lightning_vlm.models.load import load_model, load_processor
+from lightning_vlm.models.parts import find_parts
+from lightning_vlm.optim import (
+    Cosine,
+    Schedule,
+    clip_gradients,
+    clip_groups,
+    lr_lambda,
+    parameter_groups,
+    without_gradient,
+)
+
+SCALE = 1024.0
+"""Losses are sums over tokens; divided by this before the backward they stay within float16."""
+
+
+class VLMModule(LightningModule):
+    """Fine-tunes a vision-language model of transformers.
+
+    The loss is Σ wℓ / Σ w over all tokens of an optimizer step: every micro-batch of the accumulation window,
+    every rank. So batch 8 equals 4×2 accumulated equals 2 ranks × 4. (Lightning and transformers average
+    averages, and the seed, 3.2.1, does too.) Micro-batches give sums; the gradients are divided once, before
+    callbacks see them in `on_before_optimizer_step` and before they are clipped.
+
+    Args:
+        name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, the small model inside this
+            package.
+        adapt: What trains, and how: selector -> `frozen`, `full` or `{lora: {r: 16}}` (`alpha`, `dropout`,
+            `modules`). What isn't named is frozen. None trains the projector fully and LoRA of rank 16 on the
+            language model.
+        optimizer: The optimizer; its `lr` and `weight_decay` are the defaults of all groups. None is AdamW
+            with lr 2e-4. Norms, biases and LoRA get no weight decay.
+        learning_rates: Selector -> its own learning rate.
+        schedule: The factor on learning rates over the run. None is a cosine with 3% warm-up.
+        clip: The most that the gradient's norm may be; or selector -> its own limit, "rest" for all else;
+            None for no clipping.
+        token_weights: The weight of each kind of token.
+        generation: Arguments of `generate` for validation, test and prediction, such as
+            `{max_new_tokens: 32}`. None doesn't generate, except to predict.
+        chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
+        dtype: Of the weights; `auto` is as saved.
+        attn_implementation: Such as `sdpa`, `eager`, `flash_attention_2`.
+        gradient_checkpointing: Trade time for memory.
+        revision: Of the model on the Hub.
+        trust_remote_code: Run Python code that comes with the model.
+        no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
+            All others stop the run there.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str,
+        adapt: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        learning_rates: dict[str, float] | None = None,
+        schedule: Schedule | None = None,
+        clip: float | dict[str, float] | None = 1.0,
+        token_weights: KindWeights | None = None,
+        generation: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        no_gradient_needed: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        default = {"projector": "full", "language": {"lora": {"r": 16}}}
+        self.name_or_path, self.adapt = name_or_path, default if adapt is None else adapt
+        self.optimizer = optimizer or _adamw
+        self.learning_rates = learning_rates or {}
+        self.schedule = schedule or Cosine(warmup=0.03)
+        self.clip = clip
+        if isinstance(token_weights, Mapping):  # out of a checkpoint
+            token_weights = KindWeights(**token_weights)
+        self.token_weights = token_weights or KindWeights()
+        self.generation = generation
+        self.no_gradient_needed = no_gradient_needed or []
+        self._processor_options: dict[str, Any] = {
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "chat_template": chat_template,
+        }
+        self._model_options: dict[str, Any] = {
+            "dtype": dtype,
+            "attn_implementation": attn_implementation,
+            "gradient_checkpointing": gradient_checkpointing,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._processor: ProcessorMixin | None = None
+        self.model: PreTrainedModel | None = None
+        """The adapted model; None until `configure_model`."""
+        self.parts: dict[str, list[str]] = {}
+        """The parts of the model, for selectors."""
+        self.tokens_seen = 0
+        """Tokens of this process that went through training steps, padding not counted."""
+        self.predictions: list[Prediction] = []
+        """The first answers of the last validation or test, to show."""
+        self.strict_loading = False  # our own load_state_dict is stricter: see there
+        self._base = ""
+        self._ever_trains: set[str] = set()
+        self._scores = Scores()
+        self._window: Tensor = torch.zeros(2)
+        self._pictures_in_window = False
+        self._checked = False
+        # Only what can be saved without pickling code, and nothing that a person may change on resume.
+        self.save_hyperparameters(
+            {
+                "name_or_path": name_or_path,
+                "adapt": self.adapt,
+                "token_weights": asdict(self.token_weights),
+                **self._processor_options,
+                "dtype": dtype,
+            }
+        )
+
+    @property
+    def processor(self) -> ProcessorMixin:
+        """The processor of the model, loaded when first asked for."""
+        if self._processor is None:
+            options = dict(self._processor_options)
+            ready = options["chat_template"] if options["chat_template"] in TEMPLATES else None
+            if ready:
+                options["chat_template"] = None
+            processor = load_processor(self.name_or_path, **options)
+            if ready:
+                processor.chat_template = processor.tokenizer.chat_template = chat_template(ready, processor)
+            self._processor = processor
+        return self._processor
+
+    def configure_model(self) -> None:
+        """Load the model and adapt it, once."""
+        if self.model is not None:
+            return
+        model = load_model(self.name_or_path, **self._model_options)
+        self._base = fingerprint(model)
+        adapt(model, self.adapt, find_parts(model))
+        self.model = model
+        self.parts = find_parts(model, prefix="model.")
+        self._ever_trains = {name for name, one in self.named_parameters() if one.requires_grad}
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would be silently wrong."""
+        strategy = type(self.trainer.strategy).__name__
+        if "DeepSpeed" in strategy:
+            raise UserError(
+                "DeepSpeed divides the loss of each micro-batch by itself, which a loss over the whole step "
+                "can't undo; choose strategy ddp, or ModelParallelStrategy for sharding"
+            )
+        if stage == "fit" and self.trainer.gradient_clip_val is not None:
+            raise UserError(
+                "trainer.gradient_clip_val is set; clip with model.clip, which knows selectors (1.0 by default)"
+            )
+
+    # Training
+
+    def on_train_start(self) -> None:
+        """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""
+        assert self.model is not None
+        set_modes(self.model)
+        self._window = torch.zeros(2, device=self.device)
+        self.tokens_seen, self._checked, self._pictures_in_window = 0, False, False
+        if self.trainer.is_global_zero:
+            rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Find what is learned while the batch is still on the CPU: on a GPU that would wait for it."""
+        if isinstance(batch, Batch) and batch.targets is None:
+            batch = batch._replace(targets=self._targets(batch))
+        if self.trainer.training:
+            self.tokens_seen += int(batch.inputs["attention_mask"].sum())
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of weighted losses of a micro-batch, over `SCALE`."""
+        sums = self.loss_sums(batch)
+        self._window += torch.stack((sums.loss_sum.detach(), sums.weight_sum))
+        loss = sums.loss_sum / SCALE
+        if _has_pictures(batch.inputs):
+            self._pictures_in_window = True
+        else:
+            # Without pictures the vision side has no part in the graph; DDP would wait for its gradients.
+            loss = loss + 0 * sum(one.sum() for one in self.parameters() if one.requires_grad)
+        return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step with gradients of the true loss: they are divided right after the window's last backward."""
+
+        def closure() -> Any:
+            assert optimizer_closure is not None
+            result = optimizer_closure()
+            self._divide_gradients()
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _divide_gradients(self) -> None:
+        if self._pictures_in_window and not self._checked:
+            self._check_gradients()
+        window = self._window
+        if self.trainer.world_size > 1:
+            window = self.trainer.strategy.reduce(window, reduce_op="sum")
+        loss_sum, weight_sum = window.unbind()
+        # Lightning has divided by the window's length, DDP by the number of ranks.
+        undo = SCALE * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        factor = torch.where(weight_sum > 0, undo / weight_sum, 0)
+        gradients = [one.grad for one in self.parameters() if one.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        loss = torch.where(weight_sum > 0, loss_sum / weight_sum, 0)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self._window = torch.zeros_like(self._window)
+        self._pictures_in_window = False
+
+    def _check_gradients(self) -> None:
+        self._checked = True
+        names = without_gradient(self, self.no_gradient_needed)
+        if names:
+            shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
+            raise UserError(
+                f"these parameters are trained but the first step gave them no gradient: {shown}; freeze them "
+                "in model.adapt, or list them in model.no_gradient_needed if that is right"
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by `clip`, and log the norms from before."""
+        if self.clip is None:
+            return
+        norms = clip_gradients(*clip_groups(self, self.clip))
+        for name, norm in norms.items():
+            key = "train/grad_norm" if name == "all" else f"train/grad_norm/{name}"
+            self.log(key, norm, on_step=True, on_epoch=False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Groups by selector; the schedule over the whole run."""
+        defaults = self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+        groups = parameter_groups(
+            self, defaults["lr"], defaults.get("weight_decay", 0.0), self.learning_rates
+        )
+        if "weight_decay" not in defaults:
+            groups = [{key: value for key, value in one.items() if key != "weight_decay"} for one in groups]
+        optimizer = self.optimizer(groups)
+        factor = lr_lambda(self.schedule, self._total_steps())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        limit = trainer.max_steps if trainer.max_steps != -1 else None
+        if trainer.max_epochs in (None, -1) and limit is not None:
+            return limit
+        if trainer.max_epochs in (None, -1):
+            raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
+        if not isinstance(data, VLMDataModule):
+            # Lightning then forgets where a resumed loader was; our data module knows its length itself.
+            return int(trainer.estimated_stepping_batches)
+        steps = data.steps_per_epoch(
+            trainer.world_size, trainer.accumulate_grad_batches, trainer.limit_train_batches
+        )
+        steps *= trainer.max_epochs or 1
+        return steps if limit is None else min(limit, steps)
+
+    # The loss
+
+    def loss_sums(self, batch: Batch) -> LossSums:
+        """Weighted losses of a batch, summed. Logits exist only where a token has weight, in chunks.
+
+        Returns:
+            As `head_cross_entropy`, with one token loss for each of the batch's targets.
+        """
+        assert self.model is not None
+        targets = batch.targets or self._targets(batch)
+        base = getattr(self.model, self.model.base_model_prefix)
+        hidden = base(**batch.inputs, use_cache=False, return_dict=True).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, targets.positions)
+        head = self.model.get_output_embeddings()
+        text = self.model.config.get_text_config()
+        return head_cross_entropy(
+            hidden,
+            head,
+            targets.labels,
+            targets.weights,
+            softcap=getattr(text, "final_logit_softcapping", None),
+            logit_scale=getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1.0),
+        )
+
+    def _targets(self, batch: Batch) -> Targets:
+        if not batch.kinds.numel():  # only prompts
+            none = torch.zeros(0, dtype=torch.int64)
+            return Targets(none, none, torch.zeros(0))
+        weights = token_weights(batch.kinds, self.token_weights, batch.sample_weights)
+        weights = torch.nn.functional.pad(weights[:, 1:], (0, 1)).flatten()
+        (positions,) = weights.nonzero(as_tuple=True)
+        return Targets(positions, batch.inputs["input_ids"].flatten()[positions + 1], weights[positions])
+
+    # Validation, test, prediction
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add to the scores of each task."""
+        self._score(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add to the scores of each task."""
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """What the model answers to each prompt of the batch."""
+        return self.answer(batch)
+
+    def answer(self, batch: Batch) -> list[Prediction]:
+        """Generate answers to the prompts of a batch (greedy unless `generation` says otherwise)."""
+        assert self.model is not None
+        if not batch.prompts:
+            return []
+        options = {"do_sample": False, "use_cache": True, **(self.generation or {"max_new_tokens": 64})}
+        ids = self.model.generate(**batch.prompts, **options)
+        new = ids[:, batch.prompts["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(
+            new, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        rows = zip(batch.sources, batch.tasks, texts, batch.references, strict=True)
+        return [Prediction(source, task, text.strip(), reference) for source, task, text, reference in rows]
+
+    def _score(self, batch: Batch) -> None:
+        targets = batch.targets or self._targets(batch)
+        self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
+        if self.generation is not None:
+            answers = self.answer(batch)
+            self._scores.add_answers(answers)
+            self.predictions += answers[: max(0, 64 - len(self.predictions))]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self._begin_scores()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self._begin_scores()
+
+    def _begin_scores(self) -> None:
+        self._scores.reset()
+        self.predictions = []
+
+    def _log_scores(self, stage: str) -> None:
+        for name, value in self._scores.compute().items():
+            shown = name in ("loss", "exact_match")
+            self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what ever trains; the rest is the base model's, whose identity is kept instead."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
+        checkpoint["lightning_vlm"] = {"name_or_path": self.name_or_path, "base": self._base}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another base model."""
+        self.configure_model()
+        check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load trained weights. Frozen ones may be missing, nothing else, and nothing may be unknown.
+
+        Raises:
+            UserError: Names or shapes that don't fit, all of them listed.
+        """
+        self.configure_model()
+        check_keys(state_dict, self.state_dict(), self._ever_trains)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def _adamw(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=2e-4)
+
+
+def _has_pictures(inputs: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(("pixel_values", "image")) for name in inputs)

@@ -1,0 +1,139 @@
+"""What a run achieved: the test scores before and after, as a table and a picture."""
+
+import time
+from pathlib import Path
+
+import PIL.Image
+from lightning.pytorch import Trainer
+from PIL import ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from lightning_vlm.data.conversation import Conversations, Text
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.images import load_image
+from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.baselines import blind_baselines
+from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.module import VLMModule
+
+SHOWN = 24
+"""Predictions on the picture."""
+
+
+class Report:
+    """Scores the test data before and after training, and shows both beside what blind guessing gets.
+
+    Args:
+        trainer: Its log folder gets the picture.
+        module: Must generate.
+        data: Must have test data.
+
+    Raises:
+        UserError: One of these is not so.
+    """
+
+    def __init__(self, trainer: Trainer, module: VLMModule, data: VLMDataModule) -> None:
+        if module.generation is None:
+            raise UserError("a report needs answers; set model.generation, such as {max_new_tokens: 32}")
+        self.trainer, self.module, self.data = trainer, module, data
+        self._before: dict[str, float] = {}
+        self._answers: list[Prediction] = []
+        self._start = 0.0
+
+    def before(self) -> None:
+        """Score the model as it is."""
+        self._before, self._answers = self._test(), list(self.module.predictions)
+        self._start = time.monotonic()
+
+    def after(self) -> None:
+        """Score it again; print the table and save the picture."""
+        seconds = time.monotonic() - self._start
+        tokens = self.module.tokens_seen
+        scores = self._test()
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        picture = draw_predictions(
+            folder / "predictions.png", self.data.source("test"), self._answers, self.module.predictions
+        )
+        table = Table(title=f"Test: {len(self.data.source('test')):,} samples", title_justify="left")
+        for name in ("", "exact match", "token F1", "loss"):
+            table.add_column(name, justify="left" if not name else "right")
+        for name, share in self._baselines().items():
+            table.add_row(name, f"{share:.3f}", "", "", style="dim")
+        for name, row in (("before", self._before), ("after", scores)):
+            cells = [f"{row.get(key, float('nan')):.3f}" for key in ("exact_match", "token_f1", "loss")]
+            table.add_row(name, *cells, style="bold" if name == "after" else "")
+        console = Console()
+        console.print(table)
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none"
+        for name, value in (
+            ("training", f"{seconds:.0f} s, {tokens / seconds:,.0f} tokens per second"),
+            ("checkpoint", checkpoint),
+            ("log", str(folder)),
+            ("picture", str(picture)),
+        ):
+            console.print(f"{name:<11}{value}", highlight=False, soft_wrap=True)
+
+    def _test(self) -> dict[str, float]:
+        scores = self.trainer.test(self.module, self.data, verbose=False)[0]
+        return {name.removeprefix("test/"): value for name, value in scores.items()}
+
+    def _baselines(self) -> dict[str, float]:
+        try:
+            return blind_baselines(self.data.source("train"), self.data.source("test"))
+        except UserError:  # conversations of several rounds have no such baselines
+            return {}
+
+
+def draw_predictions(
+    path: Path,
+    source: Conversations,
+    before: list[Prediction],
+    after: list[Prediction],
+    shown: int = SHOWN,
+) -> Path:
+    """Save a picture of questions with the answers from before and after, the right ones in green.
+
+    Args:
+        path: Where to save it.
+        source: What was asked; the first items of it are shown.
+        before: Answers to the first items, in order.
+        after: Answers to the same items later.
+        shown: How many of them.
+    Returns:
+        The path.
+    """
+    columns, side, wide, high = 6, 128, 190, 232
+    pairs = list(zip(before, after, strict=False))[:shown]
+    rows = -(-len(pairs) // columns)
+    sheet = PIL.Image.new("RGB", (columns * wide, max(1, rows) * high), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    conversations = {one.source: one for one in (source[index] for index in range(len(pairs)))}
+    for place, (first, second) in enumerate(pairs):
+        x, y = place % columns * wide + 8, place // columns * high + 8
+        conversation = conversations.get(second.source)
+        if conversation is None:
+            continue
+        for image in conversation.images[:1]:
+            picture = load_image(image, conversation.source, "image")
+            picture = picture.resize((side, side), PIL.Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, y))
+        question = [message for message in conversation.messages if message.role == "user"][-1]
+        words = "".join(part.text for part in question.parts if isinstance(part, Text))
+        pen.text((x, y + side + 4), _fit(words, 28), fill="black", font=font)
+        for line, (name, answer) in enumerate((("before", first), ("after", second))):
+            right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
+            ink = (0, 120, 0) if right else (190, 0, 0)
+            pen.text((x, y + side + 22 + 16 * line), _fit(f"{name}: {answer.text}", 28), fill=ink, font=font)
+        reference = f"right: {second.reference}"
+        pen.text((x, y + side + 54), _fit(reference, 28), fill=(90, 90, 90), font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+    return path
+
+
+def _fit(words: str, length: int) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= length else f"{words[: length - 1]}…"
