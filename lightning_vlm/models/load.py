@@ -1,0 +1,195 @@
+"""Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.shipped import SHIPPED
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class LoadedVLM(NamedTuple):
+    """A model and the processor that makes its inputs."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+
+def load_vlm(
+    name_or_path: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedVLM:
+    """Load a model together with its processor. Arguments and errors as in `load_model`, `load_processor`."""
+    processor = load_processor(
+        name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+    )
+    model = load_model(
+        name_or_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        gradient_checkpointing=gradient_checkpointing,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return LoadedVLM(model, processor)
+
+
+def load_processor(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+) -> ProcessorMixin:
+    """Load tokenizer, image processor and chat template.
+
+    Args:
+        name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+        chat_template: Takes the place of the model's own: a Jinja template, or the path of a file with one.
+            A model without template loads without complaint; who renders chats has to ask for one.
+
+    Returns:
+        The processor, with `tokenizer` and `image_processor`.
+
+    Raises:
+        UserError: Nothing there to load, no image processor or tokenizer with it, or no such template file.
+    """
+    with _explained(name_or_path):
+        processor: Any = AutoProcessor.from_pretrained(
+            _resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
+        )
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise UserError(
+                f"model {str(name_or_path)!r}: found a {type(processor).__name__} without {part}; "
+                "expected the processor files of an image-text model"
+            )
+    if chat_template is not None:
+        # Both save it under the same file name, so both must hold the same.
+        processor.chat_template = processor.tokenizer.chat_template = _template(chat_template)
+    return processor
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load an image-text model in its own class.
+
+    The forward pass keeps no key-value cache (`generate` still does). Gradient checkpointing is the kind that
+    is not reentrant: adapters learn under it in the vision tower too, though nothing that enters the tower
+    has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
+    needs: it would keep the activations of a frozen tower and send the backward pass through it.
+
+    Args:
+        name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
+        dtype: Of the weights; `auto` is the one that they were saved in.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers chooses.
+        gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
+            memory. It acts only on modules in train mode.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+
+    Returns:
+        The model, in eval mode and with every parameter trainable, as `from_pretrained` gives it.
+
+    Raises:
+        UserError: Nothing there to load, not an image-text model, or an option that it doesn't support.
+    """
+    where = {"revision": revision, "trust_remote_code": trust_remote_code}
+    path = _resolve(name_or_path)
+    with _explained(name_or_path):
+        config = AutoConfig.from_pretrained(path, **where)
+    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not remote:
+        raise UserError(
+            f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
+            "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
+        )
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with _explained(name_or_path):
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **options, **where)
+        if gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # transformers has switched that on; see above
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = False
+    model.generation_config.use_cache = True
+    return model
+
+
+def _resolve(name_or_path: str | Path) -> str:
+    return str(SHIPPED.get(str(name_or_path), name_or_path))
+
+
+def _template(text_or_path: str) -> str:
+    if "{" in text_or_path:
+        return text_or_path
+    try:
+        return Path(text_or_path).read_text(encoding="utf-8")
+    except OSError:
+        raise UserError(
+            f"chat_template: found {text_or_path!r}; expected a Jinja template or the path of a file with one"
+        ) from None
+
+
+@contextmanager
+def _explained(name_or_path: str | Path) -> Iterator[None]:
+    """Turn what transformers raises when it can't load something into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model {str(name_or_path)!r}: {_reason(_resolve(name_or_path), error)}") from error
+
+
+def _reason(path: str, error: Exception) -> str:
+    folder = Path(path)
+    first = str(error).strip().split("\n")[0]
+    if isinstance(error, ImportError):
+        mend = "; pip install 'lightning-vlm[smolvlm]'" if "num2words" in str(error) else ""
+        return first + mend
+    if "trust_remote_code" in str(error):
+        return "it comes with Python code of its own; set trust_remote_code=True if you trust its source"
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return "found a folder without config.json; expected one that save_pretrained wrote"
+        if "image processor" in str(error) or "processing class" in str(error):
+            return "found no image processor; expected processor_config.json or preprocessor_config.json"
+        return first
+    if isinstance(error, OSError):
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        hub = "not in the local cache, and HF_HUB_OFFLINE is set" if offline else "not found on the hub"
+        return (
+            f"no such folder, {hub}; expected a folder, a name on the Hugging Face hub, "
+            f"or a shipped model: {', '.join(SHIPPED)}"
+        )
+    return first

@@ -1,0 +1,139 @@
+"""Parts must be right per family, complete, and stay so when adapters come in."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_vlm_callbacks.selectors import select_modules, select_parameters
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import parts, shipped, tiny
+from lightning_vlm.models.load import load_model
+from lightning_vlm.models.parts import find_parts, head_is_tied, parameters_by_part
+
+FAMILIES = sorted(tiny.FAMILIES)
+Folder = Callable[[str], Path]
+
+# Written down by reading the modeling files; the first letters of parameter names decide.
+PREFIXES = {
+    "llava": {
+        "vision": ("model.vision_tower.",),
+        "projector": ("model.multi_modal_projector.",),
+        "language": ("model.language_model.",),
+        "head": ("lm_head.",),
+    },
+    "smolvlm": {
+        "vision": ("model.vision_model.",),
+        "projector": ("model.connector.",),
+        "language": ("model.text_model.",),
+        "head": ("lm_head.",),
+    },
+    "qwen2_5_vl": {
+        "vision": ("model.visual.patch_embed.", "model.visual.blocks."),
+        "projector": ("model.visual.merger.",),
+        "language": ("model.language_model.",),
+        "head": (),
+    },
+}
+LAYERS = {  # vision, language
+    "llava": ("model.vision_tower.encoder.layers", "model.language_model.layers"),
+    "smolvlm": ("model.vision_model.encoder.layers", "model.text_model.layers"),
+    "qwen2_5_vl": ("model.visual.blocks", "model.language_model.layers"),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family: str, tiny_folder: Folder) -> PreTrainedModel:
+    return load_model(tiny_folder(family))
+
+
+def test_each_parameter_is_in_its_part(family: str, model: PreTrainedModel) -> None:
+    found = parameters_by_part(model)
+    assert list(found) == list(PREFIXES[family])
+    names = [name for name, _ in model.named_parameters()]
+    for part, prefixes in PREFIXES[family].items():
+        assert list(found[part]) == [name for name in names if name.startswith(prefixes)]
+    assert sorted(name for part in found.values() for name in part) == sorted(names)
+
+
+def test_layers_are_the_lists_of_blocks(family: str, model: PreTrainedModel) -> None:
+    found = find_parts(model)
+    assert (found["vision.layers"], found["language.layers"]) == tuple([path] for path in LAYERS[family])
+    last = select_modules(model, ["language.layers[-1:]"], found)
+    assert list(last) == [f"{LAYERS[family][1]}.1"]
+
+
+def test_prefix_is_where_the_model_sits(family: str, model: PreTrainedModel) -> None:
+    outer = nn.ModuleDict({"inner": nn.ModuleDict({"vlm": model})})
+    found = find_parts(model, prefix="inner.vlm")
+    for part in ("vision", "vision.layers", "projector", "language", "language.layers", "head"):
+        inside = select_parameters(model, [part], find_parts(model))
+        assert list(select_parameters(outer, [part], found)) == [f"inner.vlm.{name}" for name in inside]
+
+
+def test_tied_head_is_selected_but_owns_nothing(family: str, model: PreTrainedModel) -> None:
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    assert tied == (family == "qwen2_5_vl")
+    assert head_is_tied(model) == tied
+    selected = select_parameters(model, ["head"], find_parts(model))
+    assert [id(weight) for weight in selected.values()] == [id(model.lm_head.weight)]
+    assert list(parameters_by_part(model)["head"]) == ([] if tied else ["lm_head.weight"])
+
+
+def test_adapters_join_the_part_they_are_in(family: str, model: PreTrainedModel) -> None:
+    before = {part: set(own) for part, own in parameters_by_part(model).items()}
+    tied = head_is_tied(model)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear"), model)
+    model.lm_head = inject_adapter_in_model(
+        LoraConfig(r=2, target_modules=["head"]), nn.ModuleDict({"head": model.lm_head})
+    )["head"]
+    assert head_is_tied(model) == tied
+    after = parameters_by_part(model)
+    for part, own in after.items():
+        adapters = {name for name in own if "lora_" in name}
+        assert adapters
+        assert {name.replace(".base_layer", "") for name in own if name not in adapters} == before[part]
+    assert find_parts(model)["language.layers"] == [LAYERS[family][1]]
+
+
+def test_shipped_model(tmp_path: Path) -> None:
+    model = load_model(shipped.create(tmp_path))
+    assert head_is_tied(model)
+    assert {part: len(own) > 0 for part, own in parameters_by_part(model).items()} == {
+        "vision": True,
+        "projector": True,
+        "language": True,
+        "head": False,
+    }
+
+
+def test_a_gap_or_an_overlap_is_named(
+    monkeypatch: pytest.MonkeyPatch, model: PreTrainedModel, family: str
+) -> None:
+    whole = find_parts(model)
+    monkeypatch.setattr(parts, "find_parts", lambda model: {**whole, "projector": []})
+    with pytest.raises(UserError, match=r"(connector|projector|merger).*\(in none\)"):
+        parameters_by_part(model)
+    monkeypatch.setattr(
+        parts, "find_parts", lambda model: {**whole, "vision": [*whole["vision"], *whole["projector"]]}
+    )
+    with pytest.raises(UserError, match=r"\(in vision and projector\)"):
+        parameters_by_part(model)
+
+
+def test_a_direct_parameter_goes_to_the_projector(tiny_folder: Folder) -> None:
+    """As LLaVA-NeXT keeps `image_newline` beside its tower and projector."""
+    model = load_model(tiny_folder("llava"))
+    model.model.image_newline = nn.Parameter(torch.zeros(64))
+    found = find_parts(model)["projector"]
+    assert sorted(found) == ["model.image_newline", "model.multi_modal_projector"]
+    assert "model.image_newline" in parameters_by_part(model)["projector"]
