@@ -54,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
     from lightning_vlm.run import run
 
+    if arguments is None:  # LightningCLI warns of words given beside those of the process
+        sys.argv[1:] = words
     try:
-        run(words)
+        run(None if arguments is None else words)
     except Exception as error:
         if debug:
             raise

@@ -187,16 +187,9 @@ class VLMModule(LightningModule):
         if self.trainer.is_global_zero:
             rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Find what is learned while the batch is still on the CPU: on a GPU that would wait for it."""
-        if isinstance(batch, Batch) and batch.targets is None:
-            batch = batch._replace(targets=self._targets(batch))
-        if self.trainer.training:
-            self.tokens_seen += int(batch.inputs["attention_mask"].sum())
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, over `SCALE`."""
+        self.tokens_seen += batch.tokens
         sums = self.loss_sums(batch)
         self._window += torch.stack((sums.loss_sum.detach(), sums.weight_sum))
         loss = sums.loss_sum / SCALE
@@ -303,7 +296,7 @@ class VLMModule(LightningModule):
             As `head_cross_entropy`, with one token loss for each of the batch's targets.
         """
         assert self.model is not None
-        targets = batch.targets or self._targets(batch)
+        targets = batch.targets or self.targets(batch)
         base = getattr(self.model, self.model.base_model_prefix)
         hidden = base(**batch.inputs, use_cache=False, return_dict=True).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, targets.positions)
@@ -318,7 +311,9 @@ class VLMModule(LightningModule):
             logit_scale=getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1.0),
         )
 
-    def _targets(self, batch: Batch) -> Targets:
+    def targets(self, batch: Batch) -> Targets:
+        """What is learned from a batch. `VLMDataModule` asks before it moves a batch: on a GPU the host would
+        have to wait for the answer."""
         if not batch.kinds.numel():  # only prompts
             none = torch.zeros(0, dtype=torch.int64)
             return Targets(none, none, torch.zeros(0))
@@ -364,7 +359,7 @@ class VLMModule(LightningModule):
         return [Prediction(source, task, text.strip(), reference) for source, task, text, reference in rows]
 
     def _score(self, batch: Batch) -> None:
-        targets = batch.targets or self._targets(batch)
+        targets = batch.targets or self.targets(batch)
         self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
         if self.generation is not None:
             answers = self.answer(batch)

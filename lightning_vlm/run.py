@@ -76,8 +76,8 @@ class VLMCLI(LightningCLI):
             self.report.after()
 
 
-def run(arguments: Sequence[str]) -> VLMCLI:
-    """Run one command, such as `["fit", "--config", "configs/quickstart.yaml"]`.
+def run(arguments: Sequence[str] | None) -> VLMCLI:
+    """Run one command, such as `["fit", "--config", "configs/quickstart.yaml"]`; None takes the process's words.
 
     Raises:
         UserError: Something that the user can mend.
@@ -92,5 +92,5 @@ def run(arguments: Sequence[str]) -> VLMCLI:
         trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        args=list(arguments),
+        args=None if arguments is None else list(arguments),
     )

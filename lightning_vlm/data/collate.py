@@ -41,6 +41,7 @@ class Batch(NamedTuple):
         references: The last answer of each sample; None where it has none.
         left_out: The errors of samples that should have been here.
         cut: Sources of samples that lost rounds to fit into the maximum length.
+        tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
     """
 
@@ -53,6 +54,7 @@ class Batch(NamedTuple):
     references: list[str | None]
     left_out: list[DataError]
     cut: list[str]
+    tokens: int
     targets: Targets | None = None
 
 
@@ -76,7 +78,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
     if not shown:
         inputs = {"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])}
         kinds = torch.full((1, 1), Kind.PAD, dtype=torch.int8)
-        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], left_out, cut)
+        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], left_out, cut, 0)
     return Batch(
         inputs=_join(examples, pad_token_id, "right"),
         kinds=_stack([one.kinds for one in examples], Kind.PAD, "right"),
@@ -87,6 +89,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
         references=[item.reference for item in items if item.prompt is not None],
         left_out=left_out,
         cut=cut,
+        tokens=sum(len(one.input_ids) for one in examples),
     )
 
 

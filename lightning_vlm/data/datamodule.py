@@ -142,13 +142,14 @@ class VLMDataModule(LightningDataModule):
         return self._loader("predict", learn=False, prompts=True)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count what was left out, or stop at it."""
+        """Count what was left out, or stop at it; and find what the module learns, still on the CPU."""
         for error in batch.left_out:
             if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
                 raise error
             self.left_out[error.source] = error
         self.cut.update(batch.cut)
-        return batch
+        targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
+        return batch._replace(targets=targets(batch)) if targets else batch
 
     def teardown(self, stage: str) -> None:
         """Say what was left out or cut, and write a report of it beside the run's logs."""
