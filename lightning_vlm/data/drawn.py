@@ -7,7 +7,6 @@ stands in for real data in tests and demos, and the shipped model was pretrained
 import io
 import textwrap
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Literal, get_args

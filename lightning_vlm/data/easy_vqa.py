@@ -1,7 +1,6 @@
 """easy-VQA: a public benchmark of simple questions about simple pictures (Victor Zhou, MIT licence)."""
 
 import json
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
