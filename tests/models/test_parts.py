@@ -72,9 +72,16 @@ def test_layers_are_the_lists_of_blocks(family: str, model: PreTrainedModel) -> 
     assert list(last) == [f"{LAYERS[family][1]}.1"]
 
 
+def test_a_short_list_is_not_taken_for_the_blocks(tiny_folder: Folder) -> None:
+    model = load_model(tiny_folder("llava"))
+    model.model.vision_tower.embeddings.extra = nn.ModuleList([nn.Linear(2, 2)])
+    assert find_parts(model)["vision.layers"] == [LAYERS["llava"][0]]
+
+
 def test_prefix_is_where_the_model_sits(family: str, model: PreTrainedModel) -> None:
     outer = nn.ModuleDict({"inner": nn.ModuleDict({"vlm": model})})
     found = find_parts(model, prefix="inner.vlm")
+    assert find_parts(model, prefix="inner.vlm.") == found
     for part in ("vision", "vision.layers", "projector", "language", "language.layers", "head"):
         inside = select_parameters(model, [part], find_parts(model))
         assert list(select_parameters(outer, [part], found)) == [f"inner.vlm.{name}" for name in inside]
