@@ -172,7 +172,8 @@ class VLMDataModule(LightningDataModule):
         batches = Batches(len(source), batch_size, training and self.shuffle, self.seed, rank, world)
         return ResumableLoader(
             _Rendered(source, self.renderer, learn, prompts),
-            batches,
+            sampler=batches,
+            batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 NOTHING = -1
 """Stands for no sample, where the last batch can't be filled."""
@@ -55,15 +55,11 @@ class Batches(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over `Batches` that a checkpoint in the middle of an epoch resumes at the next batch.
 
-    Args:
-        dataset: Takes a list of indices and gives a whole batch.
-        batches: Which ones.
-        options: As `torch.utils.data.DataLoader`.
+    Made as `ResumableLoader(dataset, sampler=Batches(...), batch_size=None)`, where the dataset takes a list of
+    indices and gives a whole batch. (It has no `__init__` of its own: Lightning makes it anew to predict.)
     """
 
-    def __init__(self, dataset: Dataset, batches: Batches, **options: Any) -> None:
-        super().__init__(dataset, sampler=batches, batch_size=None, **options)  # type: ignore[arg-type]
-        self._seen = 0
+    _seen = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert isinstance(self.sampler, Batches)
