@@ -91,7 +91,8 @@ def test_a_name_that_ends_like_another_is_not_taken_for_it() -> None:
             super().__init__()
             self.axq = nn.Linear(4, 4)
             self.a = nn.ModuleDict({"q": nn.Linear(4, 4)})
-            self.b = nn.ModuleDict({"a": nn.ModuleDict({"q": nn.Linear(4, 4)})})
+            inner = {"q": nn.Linear(4, 4), "pool": nn.MultiheadAttention(4, 1)}  # never calls its out_proj
+            self.b = nn.ModuleDict({"a": nn.ModuleDict(inner)})
 
         def get_output_embeddings(self) -> None:
             return None
