@@ -1,5 +1,6 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -7,12 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich import print as rich_print
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets
-from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
@@ -21,19 +23,10 @@ from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, plan_table, set_modes
 from lightning_vlm.models.checkpoint import check_base, check_keys, fingerprint
 from lightning_vlm.models.load import load_model, load_processor
+from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.optim import (
-    Cosine,
-    Schedule,
-    clip_gradients,
-    clip_groups,
-    lr_lambda,
-    parameter_groups,
-    without_gradient,
-)
-
-SCALE = 1024.0
-"""Losses are sums over tokens; divided by this before the backward they stay within float16."""
+from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
+from lightning_vlm.steps import Reached, StepLoss, refuse_unsuited, total_steps, zero_touch
 
 
 class VLMModule(LightningModule):
@@ -88,7 +81,7 @@ class VLMModule(LightningModule):
         no_gradient_needed: list[str] | None = None,
     ) -> None:
         super().__init__()
-        default = {"projector": "full", "language": {"lora": {"r": 16}}}
+        default: dict[str, Any] = {"projector": "full", "language": {"lora": {"r": 16}}}
         self.name_or_path, self.adapt = name_or_path, default if adapt is None else adapt
         self.optimizer = optimizer or _adamw
         self.learning_rates = learning_rates or {}
@@ -123,17 +116,20 @@ class VLMModule(LightningModule):
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._base = ""
         self._ever_trains: set[str] = set()
+        self._seed: int | None = None
         self._scores = Scores()
-        self._window: Tensor = torch.zeros(2)
-        self._pictures_in_window = False
+        self._step_loss = StepLoss()
+        self._watch: Reached | None = None
         self._checked = False
-        # Only what can be saved without pickling code, and nothing that a person may change on resume.
+        # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
+        # trust_remote_code: a stranger's checkpoint would trust the stranger.
         self.save_hyperparameters(
             {
                 "name_or_path": name_or_path,
                 "adapt": self.adapt,
                 "token_weights": asdict(self.token_weights),
-                **self._processor_options,
+                "chat_template": chat_template,
+                "revision": revision,
                 "dtype": dtype,
             }
         )
@@ -165,16 +161,7 @@ class VLMModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would be silently wrong."""
-        strategy = type(self.trainer.strategy).__name__
-        if "DeepSpeed" in strategy:
-            raise UserError(
-                "DeepSpeed divides the loss of each micro-batch by itself, which a loss over the whole step "
-                "can't undo; choose strategy ddp, or ModelParallelStrategy for sharding"
-            )
-        if stage == "fit" and self.trainer.gradient_clip_val is not None:
-            raise UserError(
-                "trainer.gradient_clip_val is set; clip with model.clip, which knows selectors (1.0 by default)"
-            )
+        refuse_unsuited(self.trainer.strategy, self.trainer.gradient_clip_val if stage == "fit" else None)
 
     # Training
 
@@ -182,23 +169,46 @@ class VLMModule(LightningModule):
         """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""
         assert self.model is not None
         set_modes(self.model)
-        self._window = torch.zeros(2, device=self.device)
-        self.tokens_seen, self._checked, self._pictures_in_window = 0, False, False
+        self._step_loss.begin(self.device)
+        self.tokens_seen, self._checked = 0, False
+        if self._seed is None:
+            self._seed = torch.initial_seed()
         if self.trainer.is_global_zero:
             rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same."""
+        place = f"{self._seed} {self.current_epoch} {batch_idx} {self.global_rank}"
+        torch.manual_seed(random.Random(place).getrandbits(63))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of weighted losses of a micro-batch, over `SCALE`."""
+        """The sum of weighted losses of a micro-batch, scaled."""
         self.tokens_seen += batch.tokens
-        sums = self.loss_sums(batch)
-        self._window += torch.stack((sums.loss_sum.detach(), sums.weight_sum))
-        loss = sums.loss_sum / SCALE
-        if _has_pictures(batch.inputs):
-            self._pictures_in_window = True
-        else:
-            # Without pictures the vision side has no part in the graph; DDP would wait for its gradients.
-            loss = loss + 0 * sum(one.sum() for one in self.parameters() if one.requires_grad)
+        loss = self._step_loss.add(self.loss_sums(batch))
+        if not _has_pictures(batch.inputs):
+            # The vision side has no part in the graph then; DDP would wait for its gradients.
+            return loss + zero_touch(self.parameters())
+        if not self._checked:
+            self._checked = True
+            self._watch = Reached(self, self.no_gradient_needed)
         return loss
+
+    def on_after_backward(self) -> None:
+        """After the first batch with pictures: stop if something that trains got no gradient."""
+        if self._watch is None:
+            return
+        names, self._watch = self._watch.missing(), None
+        if names:
+            shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
+            raise UserError(
+                f"these parameters are trained but the first step gave them no gradient: {shown}; freeze "
+                "them in model.adapt, or list them in model.no_gradient_needed if that is right"
+            )
+
+    def on_train_end(self) -> None:
+        """Say so if nothing could be checked."""
+        if not self._checked:
+            rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
 
     def optimizer_step(
         self,
@@ -212,37 +222,14 @@ class VLMModule(LightningModule):
         def closure() -> Any:
             assert optimizer_closure is not None
             result = optimizer_closure()
-            self._divide_gradients()
+            trainer = self.trainer
+            loss = self._step_loss.divide(
+                self.parameters(), trainer.accumulate_grad_batches, trainer.world_size
+            )
+            self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-
-    def _divide_gradients(self) -> None:
-        if self._pictures_in_window and not self._checked:
-            self._check_gradients()
-        window = self._window
-        if self.trainer.world_size > 1:
-            window = self.trainer.strategy.reduce(window, reduce_op="sum")
-        loss_sum, weight_sum = window.unbind()
-        # Lightning has divided by the window's length, DDP by the number of ranks.
-        undo = SCALE * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        factor = torch.where(weight_sum > 0, undo / weight_sum, 0)
-        gradients = [one.grad for one in self.parameters() if one.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        loss = torch.where(weight_sum > 0, loss_sum / weight_sum, 0)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        self._window = torch.zeros_like(self._window)
-        self._pictures_in_window = False
-
-    def _check_gradients(self) -> None:
-        self._checked = True
-        names = without_gradient(self, self.no_gradient_needed)
-        if names:
-            shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
-            raise UserError(
-                f"these parameters are trained but the first step gave them no gradient: {shown}; freeze them "
-                "in model.adapt, or list them in model.no_gradient_needed if that is right"
-            )
 
     def configure_gradient_clipping(
         self,
@@ -258,7 +245,7 @@ class VLMModule(LightningModule):
             key = "train/grad_norm" if name == "all" else f"train/grad_norm/{name}"
             self.log(key, norm, on_step=True, on_epoch=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
         defaults = self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
         groups = parameter_groups(
@@ -267,25 +254,9 @@ class VLMModule(LightningModule):
         if "weight_decay" not in defaults:
             groups = [{key: value for key, value in one.items() if key != "weight_decay"} for one in groups]
         optimizer = self.optimizer(groups)
-        factor = lr_lambda(self.schedule, self._total_steps())
+        factor = lr_lambda(self.schedule, total_steps(self.trainer))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _total_steps(self) -> int:
-        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
-        limit = trainer.max_steps if trainer.max_steps != -1 else None
-        if trainer.max_epochs in (None, -1) and limit is not None:
-            return limit
-        if trainer.max_epochs in (None, -1):
-            raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
-        if not isinstance(data, VLMDataModule):
-            # Lightning then forgets where a resumed loader was; our data module knows its length itself.
-            return int(trainer.estimated_stepping_batches)
-        steps = data.steps_per_epoch(
-            trainer.world_size, trainer.accumulate_grad_batches, trainer.limit_train_batches
-        )
-        steps *= trainer.max_epochs or 1
-        return steps if limit is None else min(limit, steps)
 
     # The loss
 
@@ -300,16 +271,8 @@ class VLMModule(LightningModule):
         base = getattr(self.model, self.model.base_model_prefix)
         hidden = base(**batch.inputs, use_cache=False, return_dict=True).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, targets.positions)
-        head = self.model.get_output_embeddings()
-        text = self.model.config.get_text_config()
-        return head_cross_entropy(
-            hidden,
-            head,
-            targets.labels,
-            targets.weights,
-            softcap=getattr(text, "final_logit_softcapping", None),
-            logit_scale=getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1.0),
-        )
+        head, options = self.model.get_output_embeddings(), logit_options(self.model)
+        return head_cross_entropy(hidden, head, targets.labels, targets.weights, **options._asdict())
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch. `VLMDataModule` asks before it moves a batch: on a GPU the host would
@@ -324,21 +287,31 @@ class VLMModule(LightningModule):
 
     # Validation, test, prediction
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count anew."""
+        self._scores.reset()
+        self.predictions = []
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
-        self._score(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add to the scores of each task."""
-        self._score(batch)
+        targets = batch.targets or self.targets(batch)
+        self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
+        if self.generation is not None:
+            answers = self.answer(batch)
+            self._scores.add_answers(answers)
+            self.predictions += answers[: max(0, 64 - len(self.predictions))]
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores."""
-        self._log_scores("val")
+        """Log the scores over all ranks."""
+        stage = "test" if self.trainer.testing else "val"
+        for name, value in self._scores.compute().items():
+            # Every rank has the same value; sync_dist only keeps Lightning from warning.
+            sync = self.trainer.world_size > 1
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "exact_match"), sync_dist=sync)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the scores."""
-        self._log_scores("test")
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """What the model answers to each prompt of the batch."""
@@ -350,7 +323,7 @@ class VLMModule(LightningModule):
         if not batch.prompts:
             return []
         options = {"do_sample": False, "use_cache": True, **(self.generation or {"max_new_tokens": 64})}
-        ids = self.model.generate(**batch.prompts, **options)
+        ids = self.model.generate(**batch.prompts, **options)  # type: ignore[operator]
         new = ids[:, batch.prompts["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(
             new, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -358,45 +331,26 @@ class VLMModule(LightningModule):
         rows = zip(batch.sources, batch.tasks, texts, batch.references, strict=True)
         return [Prediction(source, task, text.strip(), reference) for source, task, text, reference in rows]
 
-    def _score(self, batch: Batch) -> None:
-        targets = batch.targets or self.targets(batch)
-        self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
-        if self.generation is not None:
-            answers = self.answer(batch)
-            self._scores.add_answers(answers)
-            self.predictions += answers[: max(0, 64 - len(self.predictions))]
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin to count anew."""
-        self._begin_scores()
-
-    def on_test_epoch_start(self) -> None:
-        """Begin to count anew."""
-        self._begin_scores()
-
-    def _begin_scores(self) -> None:
-        self._scores.reset()
-        self.predictions = []
-
-    def _log_scores(self, stage: str) -> None:
-        for name, value in self._scores.compute().items():
-            shown = name in ("loss", "exact_match")
-            self.log(f"{stage}/{name}", value, prog_bar=shown, sync_dist=self.trainer.world_size > 1)
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what ever trains; the rest is the base model's, whose identity is kept instead."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
-        checkpoint["lightning_vlm"] = {"name_or_path": self.name_or_path, "base": self._base}
+        checkpoint["lightning_vlm"] = {
+            "name_or_path": self.name_or_path,
+            "base": self._base,
+            "seed": self._seed,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model."""
         self.configure_model()
-        check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
+        self._seed = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base).get("seed")
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Load trained weights. Frozen ones may be missing, nothing else, and nothing may be unknown.
 
         Raises:

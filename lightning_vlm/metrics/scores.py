@@ -1,6 +1,5 @@
 """What validation and test report, in all and for each task."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,7 +92,8 @@ def _scores(sums: dict[str, float]) -> dict[str, float]:
     scores = {}
     if sums.get("weight"):
         scores["loss"] = sums["loss"] / sums["weight"]
-        scores["perplexity"] = math.exp(min(700.0, sums["nll"] / sums["count"]))
+        nll = torch.tensor(sums["nll"] / sums["count"], dtype=torch.float64)
+        scores["perplexity"] = float(nll.exp())  # math.exp raises where this is infinite
         scores["supervised"] = sums["count"] / sums["tokens"]
     if sums.get("answers"):
         scores["exact_match"] = sums["right"] / sums["answers"]

@@ -17,7 +17,8 @@ _SAMPLED = 16
 def fingerprint(model: PreTrainedModel) -> str:
     """What a base model is, in a short text: names, shapes and some values of all parameters.
 
-    It doesn't depend on where the model lies, nor on a dtype at least as fine as bfloat16.
+    It doesn't depend on where the model lies, nor on whether it was loaded as float32 or bfloat16. (Loaded as
+    float16 a model that was saved in another dtype is rounded twice here, and counts as another.)
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -27,19 +28,27 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_base(saved: Mapping[str, str] | None, name_or_path: str, base: str) -> None:
+def check_base(saved: Mapping[str, Any] | None, name_or_path: str, base: str) -> Mapping[str, Any]:
     """Compare the base model of a checkpoint with the one that was loaded.
+
+    Args:
+        saved: What the checkpoint says about its base model: `name_or_path` and `base`; None if nothing.
+        name_or_path: The model that was loaded.
+        base: Its fingerprint.
+    Returns:
+        `saved`.
 
     Raises:
         UserError: They differ, or the checkpoint isn't from a VLMModule.
     """
-    if saved is None:
+    if not isinstance(saved, Mapping) or not {"name_or_path", "base"} <= saved.keys():
         raise UserError("the checkpoint was not written by a VLMModule; it names no base model")
     if saved["base"] != base:
         raise UserError(
             f"the checkpoint was trained on {saved['name_or_path']} ({saved['base']}), but "
             f"model.name_or_path {name_or_path} has other weights ({base}); give the same base model"
         )
+    return saved
 
 
 def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str]) -> None:
@@ -67,5 +76,6 @@ def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: C
     ]
     if found:
         raise UserError(
-            f"the checkpoint's weights don't fit: {'; '.join(found)}; model.adapt must be what it was trained with"
+            f"the checkpoint's weights don't fit: {'; '.join(found)}; "
+            "model.adapt must be what it was trained with"
         )

@@ -1,0 +1,157 @@
+"""Optimizer steps: how many a run has, the loss of each, and whether the first reaches all that trains."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+import torch.distributed
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
+from torch import Tensor, nn
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import UserError
+from lightning_vlm.losses.language import LossSums
+
+SCALE = 1024.0
+"""Losses are sums over tokens; divided by this before the backward they stay within float16."""
+
+
+class StepLoss:
+    """Σ wℓ / Σ w over an optimizer step: every micro-batch of the accumulation window, every rank."""
+
+    def __init__(self) -> None:
+        self.begin(torch.device("cpu"))
+
+    def begin(self, device: torch.device) -> None:
+        """Begin a window."""
+        self._sums = torch.zeros(2, device=device, dtype=torch.float32)
+
+    def add(self, sums: LossSums) -> Tensor:
+        """Add a micro-batch; returns the loss to run backward from."""
+        self._sums += torch.stack((sums.loss_sum.detach(), sums.weight_sum))
+        return sums.loss_sum / SCALE
+
+    def divide(self, parameters: Iterable[nn.Parameter], accumulate: int, world: int) -> Tensor:
+        """Turn gradients of sums into those of the step's loss, in place, and end the window.
+
+        The host waits for no device, nor for other ranks.
+
+        Args:
+            parameters: Those without a gradient are passed over.
+            accumulate: What Lightning has divided the losses by: not the window's true length.
+            world: The number of ranks, which DDP has divided the gradients by.
+        Returns:
+            The step's loss, a scalar; 0, as are the gradients, if nothing has weight.
+        """
+        if world > 1:
+            torch.distributed.all_reduce(self._sums)
+        loss_sum, weight_sum = self._sums.unbind()
+        factor = torch.where(weight_sum > 0, SCALE * accumulate * world / weight_sum, 0)
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+        loss = torch.where(weight_sum > 0, loss_sum / weight_sum, 0)
+        self.begin(self._sums.device)
+        return loss
+
+
+class Reached:
+    """Watches one backward pass for the trained parameters that it doesn't reach.
+
+    Looking for missing gradients would not do: text-only batches give zeros to what they don't reach.
+
+    Args:
+        root: Any module.
+        allowed: Selectors of parameters that need not be reached.
+
+    Raises:
+        UserError: A selector finds nothing.
+
+    >>> model = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1, bias=False)})
+    >>> reached = Reached(model)
+    >>> model["used"](torch.ones(1)).backward()
+    >>> reached.missing()
+    ['unused.weight']
+    """
+
+    def __init__(self, root: nn.Module, allowed: Sequence[str] = ()) -> None:
+        try:
+            excused = {id(one) for one in select_parameters(root, allowed).values()} if allowed else set()
+        except SelectorError as error:
+            raise UserError(f"no_gradient_needed: {error}") from None
+        self._left = {
+            name: one for name, one in root.named_parameters() if one.requires_grad and id(one) not in excused
+        }
+        self._hooks = [
+            one.register_post_accumulate_grad_hook(self._hook(name)) for name, one in self._left.items()
+        ]
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        def reached(_: Tensor) -> None:
+            self._left.pop(name, None)
+
+        return reached
+
+    def missing(self) -> list[str]:
+        """Names of those not reached. Ends the watch."""
+        for hook in self._hooks:
+            hook.remove()
+        return list(self._left)
+
+
+def zero_touch(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A zero whose backward reaches all parameters that train, so that DDP waits for none of them."""
+    # One value of each: a sum over all could overflow, and 0 times infinity is NaN.
+    return 0 * torch.stack([one.flatten()[0].float() for one in parameters if one.requires_grad]).sum()
+
+
+def refuse_unsuited(strategy: Strategy, gradient_clip_val: float | None) -> None:
+    """Refuse at setup what would be silently wrong.
+
+    Raises:
+        UserError: A strategy other than one device or DDP, or the Trainer's own clipping.
+    """
+    name = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy):
+        raise UserError(
+            f"found trainer.strategy {name}: DeepSpeed divides the loss of each micro-batch by itself, which "
+            "a loss over the whole step can't undo; choose ddp"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UserError(
+            f"found trainer.strategy {name}: a model split over devices isn't supported yet; choose ddp"
+        )
+    if gradient_clip_val is not None:
+        raise UserError(
+            f"found trainer.gradient_clip_val {gradient_clip_val}; clip with model.clip, which knows "
+            "selectors (1.0 by default)"
+        )
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps in the whole run that a trainer is set up for.
+
+    Raises:
+        UserError: It has no end.
+    """
+    data = getattr(trainer, "datamodule", None)
+    limit = trainer.max_steps if trainer.max_steps != -1 else None
+    if trainer.max_epochs in (None, -1):
+        if limit is None:
+            raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
+        return limit
+    if not isinstance(data, VLMDataModule):
+        # Lightning then forgets where a resumed loader was; our data module knows its length itself.
+        return int(trainer.estimated_stepping_batches)
+    windows = [trainer.accumulate_grad_batches] * (trainer.max_epochs or 0)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            windows = [callback.get_accumulate_grad_batches(epoch) for epoch in range(len(windows))]
+    of_window = {
+        window: data.steps_per_epoch(trainer.world_size, window, trainer.limit_train_batches)
+        for window in set(windows)
+    }
+    steps = sum(of_window[window] for window in windows)
+    return steps if limit is None else min(limit, steps)
