@@ -75,8 +75,11 @@ def _for_people(error: Exception) -> str | None:
     from lightning_vlm.errors import UserError
     from lightning_vlm_callbacks.selectors import SelectorError
 
-    if isinstance(error, UserError | SelectorError | MisconfigurationException):
-        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:  # the parser wraps what a class of ours raises while it is made
+        if isinstance(cause, UserError | SelectorError | MisconfigurationException):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, FileNotFoundError):
         return f"no such file: {error.filename or error}"
     return None

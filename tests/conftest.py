@@ -8,3 +8,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import lightning_vlm  # noqa: E402, F401
+
+# isort: split
+# Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
+import lightning.pytorch  # noqa: E402, F401

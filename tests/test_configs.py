@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from lightning_vlm.cli import main
+from lightning_vlm.models import shipped
+
+ROOT = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(ROOT.rglob("*.yaml"))
+FEW = [
+    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1"),
+    *("--trainer.limit_test_batches", "1", "--data.batch_size", "4", "--data.eval_batch_size", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(shipped.create(tmp_path_factory.mktemp("base")))
+
+
+def test_their_number():
+    assert len(CONFIGS) == 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_runs(path, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # The base of the shipped model is made by hand before it is trained.
+    model = ["--model.name_or_path", base] if "drawn-base" in path.read_text() else []
+    assert main(["fit", "--config", str(path), *FEW, *model]) == 0
+    assert list(Path("runs").rglob("*.ckpt"))
+
+
+def test_each_says_how_to_run_it():
+    for path in CONFIGS:
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert any(f"configs/{path.relative_to(ROOT)}" in line for line in head), path
