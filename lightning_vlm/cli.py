@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _for_people(error: Exception) -> str | None:
     """The one-line message of an error that is the user's to mend; None for a defect of ours."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning_vlm_callbacks.selectors import SelectorError
 
     from lightning_vlm.errors import UserError
-    from lightning_vlm_callbacks.selectors import SelectorError
 
     cause: BaseException | None = error
     while cause is not None:  # the parser wraps what a class of ours raises while it is made

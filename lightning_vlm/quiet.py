@@ -9,7 +9,8 @@ _WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",  # a second run in the same folder is meant to work
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"LightningCLI's args parameter is intended.*",
-    r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",  # LightningCLI beside a newer jsonargparse
+    # LightningCLI beside a newer jsonargparse
+    r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
 )
 
 

@@ -1,22 +1,18 @@
-"""What `lightning-vlm fit` and its siblings do: LightningCLI with our classes, a report, and fewer surprises."""
+"""What `lightning-vlm fit` and its siblings do: LightningCLI with our classes and a report."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import lightning_vlm_callbacks  # noqa: F401  # so that configs can name its classes without their modules
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
-# So that configs can name these classes without their modules.
-import lightning_vlm.data.conversation
-import lightning_vlm.data.drawn
-import lightning_vlm.data.easy_vqa
-import lightning_vlm.data.hf_dataset
-import lightning_vlm.data.readers
-import lightning_vlm.optim
-import lightning_vlm_callbacks  # noqa: F401
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
+from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.module import VLMModule
 from lightning_vlm.report import Report
 
@@ -29,8 +25,6 @@ class SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 config = self.parser.dump(self.config, format="json", skip_none=False)
-                import json
-
                 logger.experiment.config.update({"cli": json.loads(config)}, allow_val_change=True)
 
 
@@ -53,11 +47,9 @@ class VLMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Rich progress, unless progress is turned off."""
         trainer = super().instantiate_trainer(**kwargs)
-        if trainer.progress_bar_callback is not None and not isinstance(
-            trainer.progress_bar_callback, RichProgressBar
-        ):
-            trainer.callbacks.remove(trainer.progress_bar_callback)
-            trainer.callbacks.insert(0, RichProgressBar(leave=False))
+        callbacks, bar = trainer.callbacks, trainer.progress_bar_callback  # type: ignore[attr-defined]
+        if bar is not None and not isinstance(bar, RichProgressBar):
+            callbacks[callbacks.index(bar)] = RichProgressBar()
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -77,7 +69,10 @@ class VLMCLI(LightningCLI):
 
 
 def run(arguments: Sequence[str] | None) -> VLMCLI:
-    """Run one command, such as `["fit", "--config", "configs/quickstart.yaml"]`; None takes the process's words.
+    """Run one command, such as `["fit", "--config", "configs/quickstart.yaml"]`.
+
+    Args:
+        arguments: The words of the command; None takes those of the process.
 
     Raises:
         UserError: Something that the user can mend.

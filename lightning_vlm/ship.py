@@ -1,4 +1,4 @@
-"""Make the model inside the package out of a training run: `python -m lightning_vlm.ship BASE CHECKPOINT DIR`."""
+"""Make the model inside the package: `python -m lightning_vlm.ship BASE CHECKPOINT DIR`."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ pipeline_tag: image-text-to-text
 ---
 # drawn-vlm
 
-A LLaVA of {parameters:.2f} million parameters (SigLIP tower, Llama text model, both tiny) that describes, reads,
-locates and answers questions about small drawn pictures. It exists so that demos and tests can adapt a pretrained
-model as users adapt theirs. It is no use on photographs.
+A LLaVA of {parameters:.2f} million parameters (SigLIP tower, Llama text model, both tiny) that describes,
+reads, locates and answers questions about small drawn pictures. It exists so that demos and tests can adapt
+a pretrained model as users adapt theirs. It is no use on photographs.
 
 ## How it was made
 
-From random weights, on pictures drawn by `lightning_vlm.data.drawn` (split `train`), by the commands at the top of
-`configs/pretrain_drawn.yaml`: {steps:,} steps of 32 conversations, every parameter trained. No other data was used,
-and nothing of easy-VQA.
+From random weights, on pictures drawn by `lightning_vlm.data.drawn` (split `train`), by the commands at the
+top of `configs/pretrain_drawn.yaml`: {steps:,} steps, every parameter trained. No other data was used, and
+nothing of easy-VQA.
 
 ## Scores
 

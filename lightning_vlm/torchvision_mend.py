@@ -1,12 +1,14 @@
 """Make the published torchvision wheel importable beside a CPU-only torch.
 
-The registry has no CPU build of torchvision. Its published wheel links CUDA libraries, so beside a CPU torch its
-compiled operators don't load, and then `import torchvision` stops with `operator torchvision::nms does not exist`;
-transformers, torchmetrics and lightning stop with it. Nothing here needs those operators, only their names: with the
-two schemas defined, torchvision imports and its transforms work (compiled `nms` and `roi_align` still don't).
+The registry has no CPU build of torchvision. Its published wheel links CUDA libraries, so beside a CPU torch
+its compiled operators don't load, and then `import torchvision` stops with `operator torchvision::nms does not
+exist`; transformers, torchmetrics and lightning stop with it. Nothing here needs those operators, only their
+names: with the two schemas defined, torchvision imports and its transforms work (compiled `nms` and
+`roi_align` still don't).
 
-The mend waits as a finder for the first `import torchvision` and acts only if torch has no CUDA and torchvision's own
-library really fails to load. It costs nothing until then, so `lightning-vlm --help` stays fast.
+The mend waits as a finder for the first `import torchvision` and acts only if torch has no CUDA and
+torchvision's own library really fails to load. It costs nothing until then, so `lightning-vlm --help` stays
+fast. `import lightning_vlm` must come before `import lightning` for it to help there.
 """
 
 import sys

@@ -24,8 +24,13 @@ def project(tmp_path, monkeypatch, base):
     """A folder with a data file, a picture and a config, to work in."""
     monkeypatch.chdir(tmp_path)
     PIL.Image.new("RGB", (40, 30), "red").save("cat.png")
-    ask = {"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What?"}]}
-    lines = [{"messages": [ask, {"role": "assistant", "content": f"cat {n}"}], "task": "vqa"} for n in range(6)]
+    ask = {
+        "role": "user",
+        "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What?"}],
+    }
+    lines = [
+        {"messages": [ask, {"role": "assistant", "content": f"cat {n}"}], "task": "vqa"} for n in range(6)
+    ]
     Path("data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     config = {
         "model": {
@@ -34,12 +39,15 @@ def project(tmp_path, monkeypatch, base):
             "generation": {"max_new_tokens": 2},
         },
         "data": {
-            **{split: "data.jsonl" for split in ("train", "val", "test", "predict")},
+            **dict.fromkeys(("train", "val", "test", "predict"), "data.jsonl"),
             "batch_size": 2,
         },
         "trainer": {
             "max_steps": 2,
-            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}},
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.CSVLogger",
+                "init_args": {"save_dir": "runs"},
+            },
             "callbacks": [
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
@@ -95,7 +103,9 @@ def test_the_command_line_beats_the_checkpoint(project, capsys):
     first = capsys.readouterr().out
     assert "test/loss" in first
     # what can't hold together is an error that names it
-    assert command("test", "--ckpt_path", "runs/last.ckpt", "--model.adapt", "{language: {lora: {r: 4}}}") == 2
+    assert (
+        command("test", "--ckpt_path", "runs/last.ckpt", "--model.adapt", "{language: {lora: {r: 4}}}") == 2
+    )
     told = capsys.readouterr().err
     assert "model.adapt" in told
     assert "lora_A" in told or "projector" in told
@@ -176,7 +186,14 @@ def test_a_bad_line_names_file_and_line(project, capsys):
 def test_report(project, capsys):
     assert command("fit", "--report", "true") == 0
     shown = capsys.readouterr().out
-    for word in ("before", "after", "most frequent answer", "tokens per second", "last.ckpt", "predictions.png"):
+    for word in (
+        "before",
+        "after",
+        "most frequent answer",
+        "tokens per second",
+        "last.ckpt",
+        "predictions.png",
+    ):
         assert word in shown
     (picture,) = Path("runs").rglob("predictions.png")
     assert PIL.Image.open(picture).size[0] > 300

@@ -30,14 +30,13 @@ def trees(draw):
         if made and draw(st.integers(0, 5)) == 0:
             return draw(st.sampled_from(made))
         kind = draw(st.sampled_from(["leaf", "bare", "list", "sequential", "named"][: 5 if depth else 2]))
+        new = nn.ReLU()
         if kind == "leaf":
             new = Scale(draw(st.sampled_from(weights)) if weights and draw(st.booleans()) else None)
             weights.append(new.weight)
-        elif kind == "bare":
-            new = nn.ReLU()
         elif kind == "named":
             new = named(depth)
-        else:
+        elif kind != "bare":
             children = [module(depth - 1) for _ in range(draw(st.integers(0, 4)))]
             new = nn.ModuleList(children) if kind == "list" else nn.Sequential(*children)
         made.append(new)
@@ -50,19 +49,25 @@ def trees(draw):
         return new
 
     root = named(3)
-    if draw(st.booleans()):
-        root.register_parameter("gate", nn.Parameter(Scale().weight.detach().clone()))
+    root.register_parameter("gate", draw(st.sampled_from([None, Scale().weight])))
     return root
 
 
-glob_pieces = st.sampled_from([*NAMES[:6], ".", "*", "0", "1", "w", "weight"])
-globs = st.lists(glob_pieces, min_size=1, max_size=6).map("".join)
-selectors = st.one_of(
-    globs,
-    st.sampled_from(NAMES),
-    st.text("ab.*[]0123:- ", max_size=12),
-    st.sampled_from(["layers[-1]", "layers[0:2]", "a.layers[::2].*", "b[1:]", "*[0]", "*.weight", "part"]),
-)
+@st.composite
+def globs(draw, root):
+    """Mostly a real name of the tree with stretches of it replaced by stars."""
+    known = [*dict(root.named_modules(remove_duplicate=False)), *dict(root.named_parameters())]
+    glob = draw(st.sampled_from([name for name in known if not set(name) & set("[*")]))
+    for _ in range(draw(st.integers(1, 2))):
+        start, stop = sorted([draw(st.integers(0, len(glob))), draw(st.integers(0, len(glob)))])
+        glob = f"{glob[:start]}*{glob[stop:]}"
+    return glob
+
+
+def selectors(root):
+    pieces = st.sampled_from([*NAMES, ".", ".", "*", "[0]", "[-1]", "[0:2]", "[::2]", "[5]", "[", "part"])
+    known = [*dict(root.named_modules()), *dict(root.named_parameters())]
+    return globs(root) | st.sampled_from(known) | st.lists(pieces, max_size=5).map("".join)
 
 
 def names(named, ids):
@@ -97,8 +102,9 @@ def test_every_name_selects_exactly_its_own_module_or_parameter(root):
 
 
 @quick
-@given(trees(), globs.filter(lambda glob: "*" in glob))
-def test_a_glob_is_fnmatch_over_full_names_then_topmost(root, glob):
+@given(trees(), st.data())
+def test_a_glob_is_fnmatch_over_full_names_then_topmost(root, data):
+    glob = data.draw(globs(root))
     fits = re.compile(fnmatch.translate(glob)).match if all(glob.split(".")) else lambda name: False
     matches = [module for name, module in root.named_modules(remove_duplicate=False) if fits(name)]
     below = {id(inner) for module in matches for inner in module.modules() if inner is not module}
@@ -121,7 +127,6 @@ def test_slices_and_indices_are_those_of_a_python_list(size, container, fields):
     root = nn.ModuleDict({"m": nn.ModuleDict({"layers": container(items)})})
     start, stop, step = fields
     text = ":".join("" if field is None else str(field) for field in fields)
-
     inside = all(bound is None or -size <= bound <= size for bound in (start, stop))
     expected = items[start:stop:step] if inside and step != 0 else []
     found = outcome(modules, root, f"m.layers[{text}]")
@@ -136,8 +141,9 @@ def test_slices_and_indices_are_those_of_a_python_list(size, container, fields):
 
 
 @quick
-@given(trees(), st.lists(selectors, max_size=5), st.sampled_from([modules, parameters]))
-def test_a_list_is_the_union_in_named_order_and_refused_if_one_is(root, wanted, select):
+@given(trees(), st.data(), st.sampled_from([modules, parameters]))
+def test_a_list_is_the_union_in_named_order_and_refused_if_one_is(root, data, select):
+    wanted = data.draw(st.lists(selectors(root), max_size=5))
     parts = {"part": ["a"], "a.layers": ["b"]}
     single = {selector: outcome(select, root, selector, parts) for selector in wanted}
     order = [name for name, _ in (root.named_modules() if select is modules else root.named_parameters())]
@@ -149,10 +155,11 @@ def test_a_list_is_the_union_in_named_order_and_refused_if_one_is(root, wanted, 
 
 
 @quick
-@given(trees(), selectors.filter(lambda selector: "*" not in selector))
-def test_parameters_are_those_below_the_modules(root, selector):
+@given(trees(), st.data())
+def test_parameters_are_those_below_the_modules(root, data):
+    selector = data.draw(selectors(root))
     found = outcome(modules, root, selector)
-    if found:
+    if found and "*" not in selector:  # a glob also meets parameters by their own names
         below = {id(p) for name in found for p in root.get_submodule(name).parameters()}
         assert outcome(parameters, root, selector) == (names(root.named_parameters(), below) or None)
 
@@ -169,19 +176,13 @@ class Model(nn.Module):
 
         self.visual = nn.ModuleDict({"blocks": nn.ModuleList([layer(), layer()]), "merger": nn.Linear(2, 2)})
         layers = nn.ModuleList(layer() for _ in range(6))
-        self.language_model = nn.ModuleDict(
-            {"embed": nn.Embedding(4, 2), "layers": layers, "norm": nn.ReLU()}
-        )
+        embed = nn.Embedding(4, 2)
+        self.language_model = nn.ModuleDict({"embed": embed, "layers": layers, "norm": nn.ReLU()})
         self.lm_head = nn.Linear(2, 4, bias=False)
-        self.lm_head.weight = self.language_model["embed"].weight
-        self.parts = {
-            "vision": ["visual.blocks"],
-            "projector": ["visual.merger"],
-            "language": ["language_model", "lm_head"],
-            "language.layers": ["language_model.layers"],
-            "head": ["lm_head.weight"],
-            "audio": [],
-        }
+        self.lm_head.weight = embed.weight
+        self.parts = {"vision": ["visual.blocks"], "projector": ["visual.merger"], "audio": []}
+        self.parts |= {"language": ["language_model", "lm_head"], "head": ["lm_head.weight"]}
+        self.parts["language.layers"] = ["language_model.layers"]
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,8 @@ def test_parts_the_longest_name_wins_at_a_border(model):
     assert modules(model, "vision") == ["visual.blocks"]
     assert modules(model, "language") == ["language_model", "lm_head"]
     assert modules(model, "language.norm") == ["language_model.norm"]
+    longest = {"language": ["lm_head"], "language.layers": ["visual.blocks"], "lang": ["lm_head"]}
+    assert modules(model, "language.layers[0]", longest) == ["visual.blocks.0"]
     assert modules(model, "language.layers[-2:].mlp") == [f"language_model.layers.{i}.mlp" for i in (4, 5)]
     assert modules(model, "language.layers.3.mlp") == ["language_model.layers.3.mlp"]
     assert modules(model, "language_model.norm") == ["language_model.norm"]
@@ -209,15 +212,20 @@ def test_the_argument_comes_before_the_attribute(model):
     assert modules(model, "all", {"all": [""]}) == [""]
     assert modules(model.visual["blocks"], "all[-1].mlp", {"all": [""]}) == ["1.mlp"]
     assert modules(model, "all.visual", {"all": [""]}) == ["visual"]
-
-
-def test_a_foreign_attribute_called_parts_is_not_a_mapping():
+    # an attribute of that name that is no mapping is somebody else's
     root = nn.ModuleDict({"head": nn.Linear(1, 1)})
     root.parts = nn.ModuleDict({"head": nn.ReLU()})
     assert modules(root, "head") == ["head"]
 
 
+def test_a_dot_in_a_glob_is_a_dot_and_the_end_is_the_end():
+    root = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.ReLU(), "bc": nn.ReLU()}), "axb": nn.ReLU()})
+    assert modules(root, "a.*") == ["a.b", "a.bc"]
+    assert modules(root, "*.b") == ["a.b"]
+
+
 def test_tied_and_frozen_parameters(model):
+    assert len(parameters(model, ["projector", "head"])) == 3
     assert parameters(model, "head") == ["language_model.embed.weight"]
     assert parameters(model, "lm_head") == ["language_model.embed.weight"]
     assert parameters(model, ["lm_head.weight", "language.embed"]) == ["language_model.embed.weight"]
@@ -228,9 +236,8 @@ def test_tied_and_frozen_parameters(model):
 
 def test_a_slice_takes_from_where_it_can(model):
     """Below a slice not every layer has to have the name, as in models that mix two kinds of layers."""
-    kinds = ["self_attn", "cross_attn", "self_attn"]
-    mixed = nn.ModuleList(nn.ModuleDict({kind: nn.Linear(1, 1)}) for kind in kinds)
-    assert modules(mixed, "[:].self_attn") == ["0.self_attn", "2.self_attn"]
+    mixed = nn.ModuleList(nn.ModuleDict({kind: nn.ReLU()}) for kind in ("attn", "cross", "attn"))
+    assert modules(mixed, "[:].attn") == ["0.attn", "2.attn"]
     assert modules(model, "*[0].mlp") == ["visual.blocks.0.mlp", "language_model.layers.0.mlp"]
     assert parameters(nn.ParameterList([nn.Parameter(nn.Linear(1, 1).weight)] * 2), "[-1]") == ["0"]
 
@@ -260,23 +267,18 @@ def test_names_as_peft_makes_them():
         ("merger", "nearest: visual.merger"),
         ("*.q_prj", r"fits '\*\.q_prj'.*nearest: q_proj"),
         ("language.layers[0].*.k", r"nothing in 'language_model.layers.0' fits '\*\.k'"),
-        ("audio", r"has no part 'audio'; its parts: vision, projector, language, language.layers, head$"),
+        ("audio", r"has no part 'audio'; its parts: vision, projector, language, head, language.layers$"),
         ("language.layers[6]", "out of range: expected -6 to 5, as 'language_model.layers' has 6 items"),
         ("language.layers[4:8]", "out of range: expected -6 to 6, as"),
         ("language.layers[3:3]", "an empty slice"),
         ("projector[0]", r"'visual.merger' is not a list of layers; it has: weight, bias"),
         ("head", "found a parameter of 'lm_head', expected a module"),
-        ("*.bias", "expected a module"),
         ("language.layers[0", r"bad brackets: a '\['"),
         ("language.layers0]", r"bad brackets: a '\]'"),
-        ("language.layers[[0]]", "bad brackets"),
         ("language.layers[]", r"bad brackets: found \[\]"),
-        ("language.layers[a]", r"bad brackets: found \[a\]"),
-        ("language.layers[1:2:3:4]", "bad brackets"),
-        ("language.layers[::0]", "bad brackets"),
+        ("language.layers[1:a]", r"bad brackets: found \[1:a\]"),
         ("language.layers[0]mlp", "after ']' comes"),
         ("visual..merger", "a name is missing"),
-        ("visual.", "a name is missing"),
         (".visual", "a name is missing"),
     ],
 )
@@ -287,16 +289,15 @@ def test_errors_say_what_there_is(model, selector, says):
 
 
 def test_other_errors(model):
-    with pytest.raises(SelectorError, match="no parameters in '0'"):
-        select_parameters(nn.Sequential(nn.ReLU()), "[0]")
-    with pytest.raises(
-        SelectorError, match=r"the part 'vision' stands for 'model.visual', but the root has no 'model'"
-    ):
-        select_modules(model, "vision", {"vision": ["model.visual", "visual"]})
-    with pytest.raises(SelectorError, match="not numbered 0 to 1 but 0, 2"):
-        select_modules(nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()}), "[1]")
-    with pytest.raises(SelectorError, match="expected a string or a list of strings; found 3"):
-        select_modules(model, 3)
-    with pytest.raises(SelectorError, match="expected a string or a list of strings"):
-        select_parameters(model, ["vision", None])
-    assert select_modules(model, []) == {}
+    gap = nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()})
+    stale = {"vision": ["model.visual", "visual"]}
+    for select, root, selector, parts, says in [
+        (parameters, nn.Sequential(nn.ReLU()), "[0]", None, "no parameters in '0'"),
+        (modules, model, "vision", stale, "stands for 'model.visual', but the root has no 'model'"),
+        (modules, gap, "[1]", None, "not numbered 0 to 1 but 0, 2"),
+        (modules, model, 3, None, "expected a string or a list of strings; found 3"),
+        (parameters, model, ["vision", None], None, "expected a string or a list of strings"),
+    ]:
+        with pytest.raises(SelectorError, match=says):
+            select(root, selector, parts)
+    assert modules(model, []) == []
