@@ -1,0 +1,109 @@
+"""Tiny models, batches and Trainers for the tests of the module."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.data.conversation import Conversation, Conversations, Message, Text
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.models import tiny
+
+
+class Listed(Conversations):
+    """Conversations of a list."""
+
+    def __init__(self, items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.fixture(scope="session")
+def listed():
+    return Listed
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of the tiny model of a family."""
+    folders: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tiny.build(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def module(folder):
+    """A module of a tiny family."""
+
+    def make(family="llava", **options):
+        torch.manual_seed(0)  # LoRA's A is random
+        made = VLMModule(str(folder(family)), **options)
+        made.configure_model()
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def batch_of():
+    """A batch of a module: drawn pictures, or the conversations given."""
+
+    def make(module, source=None, size=3, predict=False):
+        source = source or Drawn("train", size=size)
+        data = VLMDataModule(
+            train=source,
+            predict=source,
+            batch_size=len(source),
+            shuffle=False,
+            processor=module.processor,
+        )
+        return next(iter(data.predict_dataloader() if predict else data.train_dataloader()))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def words():
+    """A text-only conversation."""
+
+    def make(question="What colour is it?", answer="Red.", weight=1.0, source="words", task="chat"):
+        turns = (Message("user", (Text(question),)), Message("assistant", (Text(answer),)))
+        return Conversation(turns, task=task, weight=weight, source=source)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_quiet(tmp_path_factory):
+    """A quiet Trainer on the CPU."""
+
+    def make(**options):
+        given = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "default_root_dir": tmp_path_factory.getbasetemp(),
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            **options,
+        }
+        return Trainer(**given)
+
+    return make

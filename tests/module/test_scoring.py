@@ -1,0 +1,114 @@
+"""Validation, test and prediction against generation and losses by hand, sample by sample."""
+
+import io
+import math
+
+import PIL.Image
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_vlm import VLMDataModule
+from lightning_vlm.data.conversation import Image
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.kinds import Kind
+from lightning_vlm.metrics.text import exact_match, token_f1
+
+FAMILIES = ("llava", "smolvlm", "qwen2_5_vl")
+LENGTH = 6
+
+
+def by_hand(one, conversation):
+    """The answer to one prompt through the processor's own chat template, without padding."""
+    messages = []
+    for turn in conversation.messages[:-1]:
+        content = [
+            {"type": "image", "image": PIL.Image.open(io.BytesIO(part.data))}
+            if isinstance(part, Image)
+            else {"type": "text", "text": getattr(part, "text", None) or str(part)}
+            for part in turn.parts
+        ]
+        messages.append({"role": turn.role, "content": content})
+    inputs = one.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = one.model.eval().generate(**inputs, do_sample=False, max_new_tokens=LENGTH)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return one.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_each_prompt_alone(module, batch_of, make_quiet, family):
+    one = module(family, generation={"max_new_tokens": LENGTH})
+    source = Drawn("val", size=5)
+    expected = [by_hand(one, conversation) for conversation in source]
+    assert len(set(expected)) > 1
+    prompts = batch_of(one, source, predict=True).prompts["attention_mask"]
+    assert (prompts[:, 0] == 0).any(), "else nothing is padded"
+    data = VLMDataModule(predict=source, batch_size=5)
+    (found,) = make_quiet().predict(one, data)
+    assert [answer.text for answer in found] == expected
+    assert [answer.task for answer in found] == [conversation.task for conversation in source]
+    assert all(answer.reference for answer in found)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_by_hand(module, batch_of, make_quiet, listed, family, stage):
+    one = module(family, generation={"max_new_tokens": LENGTH})
+    source = list(Drawn("val", size=7))
+    trainer, data = make_quiet(), VLMDataModule(val=listed(source), test=listed(source), batch_size=3)
+    run = trainer.validate if stage == "val" else trainer.test
+    (found,) = run(one, data, verbose=False)
+
+    rows = []
+    weights_of = torch.tensor([0, 0, 0, 0, 1.0, 2.0, 1.5])
+    for conversation in source:
+        batch = batch_of(one, listed([conversation]))
+        with torch.no_grad():
+            logits = one.model.eval()(**batch.inputs).logits[0, :-1].double()
+        losses = F.cross_entropy(logits, batch.inputs["input_ids"][0, 1:], reduction="none")
+        weights = weights_of[batch.kinds[0, 1:].long()].double()
+        counts = batch.kinds[0, 1:] >= Kind.RESPONSE
+        answer = by_hand(one, conversation)
+        reference = "".join(
+            getattr(part, "text", None) or str(part) for part in conversation.messages[-1].parts
+        )
+        rows.append(
+            {
+                "task": conversation.task,
+                "loss": (losses * weights).sum().item(),
+                "weight": weights.sum().item(),
+                "nll": losses[counts].sum().item(),
+                "count": counts.sum().item(),
+                "tokens": batch.inputs["attention_mask"].sum().item(),
+                "right": exact_match(answer, reference),
+                "f1": token_f1(answer, reference),
+            }
+        )
+    expected = {}
+    for task in ["", *{row["task"] for row in rows}]:
+        of = {
+            key: sum(row[key] for row in rows if task in ("", row["task"]))
+            for key in ("loss", "weight", "nll", "count", "tokens", "right", "f1")
+        }
+        size = sum(task in ("", row["task"]) for row in rows)
+        for name, value in {
+            "loss": of["loss"] / of["weight"],
+            "perplexity": math.exp(of["nll"] / of["count"]),
+            "supervised": of["count"] / of["tokens"],
+            "exact_match": of["right"] / size,
+            "token_f1": of["f1"] / size,
+        }.items():
+            expected[f"{stage}/{name}" + (f"/{task}" if task else "")] = value
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert [answer.source for answer in one.predictions] == [item.source for item in source]
+
+
+def test_without_generation_there_are_losses_only(module, make_quiet):
+    one = module("llava")
+    (found,) = make_quiet().validate(
+        one, VLMDataModule(val=Drawn("val", size=2, tasks=["vqa"])), verbose=False
+    )
+    assert found.keys() == {"val/loss", "val/perplexity", "val/supervised"}
+    assert one.predictions == []
