@@ -1,5 +1,7 @@
 """A conversation: one training sample, checked as soon as it exists."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,6 +139,37 @@ class Slice(Conversations):
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
         return self._of[self._range[index]]
+
+
+class Chain(Conversations):
+    """Several sources, one after the other.
+
+    Args:
+        sources: At least one.
+
+    Raises:
+        UserError: None.
+
+    >>> from lightning_vlm.data.drawn import Drawn
+    >>> len(Chain([Drawn(size=10), Drawn(size=5)]))
+    15
+    """
+
+    def __init__(self, sources: list[Conversations]) -> None:
+        if not sources:
+            raise UserError("Chain: sources is an empty list; give at least one")
+        self._sources = sources
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of a chain of {len(self)} items")
+        index %= len(self)
+        place = bisect.bisect_right(self._ends, index)
+        return self._sources[place][index - (self._ends[place - 1] if place else 0)]
 
 
 def _check_part(part: Part, role: Role, source: str, key: str) -> None:

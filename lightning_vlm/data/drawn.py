@@ -15,7 +15,7 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
-from lightning_vlm.data.drawn_scenes import draw, layout
+from lightning_vlm.data.drawn_scenes import HOW_MANY, draw, layout
 from lightning_vlm.data.drawn_talk import ASK, talk
 from lightning_vlm.errors import UserError
 
@@ -39,6 +39,7 @@ class Drawn(Conversations):
         seed: Another seed, other pictures.
         tasks: Which tasks, each as often as the others. None is all five.
         image_size: Side of the square pictures in pixels.
+        max_things: The most things on a picture, 1 to 4.
 
     Raises:
         UserError: An unknown split or task, no items, or pictures too small to see anything on.
@@ -58,6 +59,7 @@ class Drawn(Conversations):
         seed: int = 0,
         tasks: list[str] | None = None,
         image_size: int = 64,
+        max_things: int = 4,
     ) -> None:
         if split not in get_args(Split):
             raise UserError(f"Drawn: there is no split '{split}'; choose one of {', '.join(get_args(Split))}")
@@ -67,6 +69,9 @@ class Drawn(Conversations):
             raise UserError(f"Drawn: tasks has {found}; choose among {', '.join(TASKS)}")
         if size < 1 or image_size < 32:
             raise UserError(f"Drawn: size {size} and image_size {image_size} must be at least 1 and 32")
+        if not 1 <= max_things <= max(HOW_MANY):
+            raise UserError(f"Drawn: max_things is {max_things}; choose 1 to {max(HOW_MANY)}")
+        self.max_things = max_things
         self.split, self.size, self.seed, self.tasks, self.image_size = split, size, seed, wanted, image_size
 
     def __len__(self) -> int:
@@ -78,7 +83,8 @@ class Drawn(Conversations):
         item = f"{self.seed}/{self.split}/{index % self.size}"
         task = self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
         rng = Random(f"{item}/{task}")
-        things = layout(rng, self.split, word_chance=1.0 if task == "ocr" else WORD_CHANCE)
+        word_chance = 1.0 if task == "ocr" else WORD_CHANCE
+        things = layout(rng, self.split, word_chance, self.max_things)
         picture, seen = draw(rng, things, self.image_size)
         file = io.BytesIO()
         picture.save(file, "PNG", compress_level=0)  # noise does not compress, and this is twice as fast

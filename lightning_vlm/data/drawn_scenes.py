@@ -72,10 +72,10 @@ def belongs_to(layout: tuple[Thing, ...]) -> str:
     return {0: "val", 1: "test"}.get(zlib.crc32(key.encode()) % 10, "train")
 
 
-def layout(rng: Random, split: str, word_chance: float) -> tuple[Thing, ...]:
-    """Decide what is on a picture and where: one to four things that don't touch, no two alike."""
+def layout(rng: Random, split: str, word_chance: float, most: int) -> tuple[Thing, ...]:
+    """Decide what is on a picture and where: one to `most` things that don't touch, no two alike."""
     while True:
-        number = rng.choice(HOW_MANY)
+        number = min(rng.choice(HOW_MANY), most)
         words = rng.choice((1, 1, 1, min(2, number))) if rng.random() < word_chance else 0
         things: list[Thing] = []
         for index in range(number):

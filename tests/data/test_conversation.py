@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
-from lightning_vlm.errors import DataError
+from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Message, Slice, Text
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import DataError, UserError
 
 ASK = Message("user", (Image(Path("a.png")), Text("What?")))
 ANSWER = Message("assistant", (Text("A "), Text("cat", entity=True), Box((0, 0.25, 0.5, 1))))
@@ -62,3 +63,21 @@ def test_errors_travel_from_worker_to_main():
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+def test_a_chain_and_a_slice_are_views():
+    first, second = Drawn(size=4, seed=1), Drawn(size=3, seed=2, split="val")
+    chain = Chain([first, second])
+    assert [one.source for one in chain] == [one.source for one in (*first, *second)]
+    assert chain[-1] == second[2]
+    for index in (7, -8):
+        with pytest.raises(IndexError):
+            chain[index]
+    cut = Slice(chain, 3, 5)
+    assert [one.source for one in cut] == [first[3].source, second[0].source]
+    with pytest.raises(IndexError):
+        cut[2]
+    assert len(Slice(chain, -2)) == 2
+    for make in (lambda: Chain([]), lambda: Slice(chain, 7)):
+        with pytest.raises(UserError):
+            make()

@@ -230,3 +230,14 @@ def test_it_is_a_sequence():
 def test_contact_sheet(tmp_path):
     path = contact_sheet(tmp_path / "sheet.png", Drawn(size=4), columns=2, rows=2)
     assert PIL.Image.open(path).size == (460, 660)
+
+
+def test_how_many_things_at_most():
+    for most in (1, 2, 4):
+        brief = [
+            sum(part.entity for part in item.messages[-1].parts if isinstance(part, Text))
+            for item in Drawn(size=60, tasks=["caption"], max_things=most)
+        ]
+        assert max(brief) == most
+    with pytest.raises(UserError, match="max_things is 5; choose 1 to 4"):
+        Drawn(max_things=5)
