@@ -83,7 +83,9 @@ def test_bfloat16(module, batch_of, family):
     sums, exact = one.loss_sums(batch), whole.loss_sums(batch)
     assert sums.loss_sum.dtype == torch.float32
     torch.testing.assert_close(sums.loss_sum, exact.loss_sum, rtol=1e-2, atol=0)
-    torch.testing.assert_close(sums.loss_sum / sums.weight_sum, own_loss(one, batch).float(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        sums.loss_sum / sums.weight_sum, own_loss(one, batch).float(), rtol=1e-2, atol=0
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -181,9 +183,7 @@ def test_a_family_that_caps_its_logits(tmp_path):
 def test_a_family_that_ignores_what_its_text_model_would_scale(tmp_path):
     text = {"model_type": "granite", "logits_scaling": 8.0, **TEXT}
     vision = {"model_type": "clip_vision_model", "projection_dim": 32, **VISION}
-    one = from_config(
-        LlavaNextConfig(text_config=text, vision_config=vision, image_token_index=39), tmp_path
-    )
+    one = from_config(LlavaNextConfig(text_config=text, vision_config=vision, image_token_index=39), tmp_path)
     _, expected = own_mean(one, text_batch())
     sums = one.loss_sums(text_batch())
     torch.testing.assert_close(sums.loss_sum / sums.weight_sum, expected)
