@@ -72,7 +72,7 @@ def belongs_to(layout: tuple[Thing, ...]) -> str:
     return {0: "val", 1: "test"}.get(zlib.crc32(key.encode()) % 10, "train")
 
 
-def layout(rng: Random, split: str, word_chance: float, most: int) -> tuple[Thing, ...]:
+def layout(rng: Random, split: str, word_chance: float, most: int = 4) -> tuple[Thing, ...]:
     """Decide what is on a picture and where: one to `most` things that don't touch, no two alike."""
     while True:
         number = min(rng.choice(HOW_MANY), most)
