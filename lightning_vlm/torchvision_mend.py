@@ -1,8 +1,8 @@
 """Make the published torchvision wheel importable beside a CPU-only torch.
 
-PyPI has no CPU build of torchvision. Its published wheel links CUDA libraries, so beside a CPU torch
-its compiled operators don't load, and then `import torchvision` stops with `operator torchvision::nms does not
-exist`; transformers, torchmetrics and lightning stop with it. Nothing here needs those operators, only their
+PyPI has no CPU build of torchvision. Its published wheel links CUDA libraries, so beside a CPU torch its
+compiled operators don't load, and `import torchvision` stops with `operator torchvision::nms does not exist`;
+transformers, torchmetrics and lightning stop with it. Nothing here needs those operators, only their
 names: with the two schemas defined, torchvision imports and its transforms work (compiled `nms` and
 `roi_align` still don't).
 
