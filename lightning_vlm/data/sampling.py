@@ -73,8 +73,8 @@ class ResumableLoader(DataLoader):
         return len(self.sampler)
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch have been handed out."""
-        return {"seen": self._seen}
+        """How many batches of this epoch have been handed out; none of the next, once all have."""
+        return {"seen": self._seen % max(1, len(self))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next pass behind the batches already seen."""

@@ -57,12 +57,14 @@ def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: C
     Args:
         given: The checkpoint's weights.
         own: The module's weights.
-        needed: The names that must be given.
+        needed: The names that must be given, and no others: what else the module has is frozen, and would be
+            missing from its next checkpoint.
 
     Raises:
-        UserError: Unknown names, missing ones, or other shapes; the first of each are named.
+        UserError: Unknown names, frozen or missing ones, or other shapes; the first of each are named.
     """
     unknown = [name for name in given if name not in own]
+    frozen = [name for name in given if name in own and name not in needed]
     missing = [name for name in needed if name not in given]
     shapes = [
         f"{name} {tuple(given[name].shape)} for {tuple(own[name].shape)}"
@@ -71,7 +73,12 @@ def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: C
     ]
     found = [
         f"{len(names)} {what} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("unknown", unknown), ("missing", missing), ("of another shape", shapes))
+        for what, names in (
+            ("unknown", unknown),
+            ("frozen here", frozen),
+            ("missing", missing),
+            ("of another shape", shapes),
+        )
         if names
     ]
     if found:

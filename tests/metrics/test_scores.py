@@ -18,7 +18,11 @@ def batch(tasks, lengths):
 
 
 def targets(positions, weights):
-    return Targets(torch.tensor(positions), torch.zeros(len(positions), dtype=torch.int64), torch.tensor(weights))
+    return Targets(
+        torch.tensor(positions, dtype=torch.int64),
+        torch.zeros(len(positions), dtype=torch.int64),
+        torch.tensor(weights),
+    )
 
 
 def test_losses_by_task_over_two_batches():
@@ -62,7 +66,9 @@ def test_a_batch_without_samples_or_without_targets():
     assert scores.compute()["supervised"] == 1 / 6
 
 
-@pytest.mark.parametrize(("loss", "expected"), [(1e4, math.inf), (math.nan, math.nan), (700.0, math.exp(700))])
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(1e4, math.inf), (math.nan, math.nan), (700.0, math.exp(700))]
+)
 def test_perplexity_of_what_is_too_large_or_no_number(loss, expected):
     scores = Scores()
     scores.add_losses(batch(["vqa"], [2]), targets([0], [1.0]), torch.tensor([loss]))
@@ -73,7 +79,7 @@ def test_answers():
     scores = Scores()
     scores.add_answers(
         [
-            Prediction("a", "vqa", "Red", "red"),
+            Prediction("a", "vqa", "red", "red"),
             Prediction("b", "vqa", "blue circle", "blue square"),
             Prediction("c", "ocr", "cat", "cat"),
             Prediction("d", "ocr", "no reference", None),
@@ -94,8 +100,6 @@ def test_answers():
 def test_sums_stay_exact_beyond_float32():
     scores = Scores()
     for _ in range(3):
-        scores.add_losses(
-            batch(["vqa"], [2]), targets([0], [2.0**24 + 2]), torch.tensor([1.0])
-        )
+        scores.add_losses(batch(["vqa"], [2]), targets([0], [2.0**24 + 2]), torch.tensor([1.0]))
         scores.add_losses(batch(["vqa"], [2]), targets([0], [1.0]), torch.tensor([1.0]))
     assert scores.compute()["loss"] == 1.0

@@ -44,7 +44,8 @@ def test_bases():
 def test_keys_all_told_in_one_error():
     own = {name: torch.zeros(2) for name in ("a", "b", "c", "frozen")}
     check_keys({name: own[name] for name in "abc"}, own, {"a", "b", "c"})
-    check_keys(own, own, {"a"})
+    with pytest.raises(UserError, match=r"2 frozen here \(c, frozen\)"):
+        check_keys(own, own, {"a", "b"})
     given = {"a": torch.zeros(3), **{f"x{at}": torch.zeros(1) for at in range(5)}}
     with pytest.raises(UserError) as error:
         check_keys(given, own, {"a", "b", "c"})
