@@ -22,12 +22,14 @@ def by_hand(one, conversation):
     """The answer to one prompt through the processor's own chat template, without padding."""
     messages = []
     for turn in conversation.messages[:-1]:
-        content = [
-            {"type": "image", "image": PIL.Image.open(io.BytesIO(part.data))}
-            if isinstance(part, Image)
-            else {"type": "text", "text": getattr(part, "text", None) or str(part)}
-            for part in turn.parts
-        ]
+        content = []
+        for part in turn.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image", "image": PIL.Image.open(io.BytesIO(part.data))})
+            elif content and content[-1]["type"] == "text":  # words and boxes are one text
+                content[-1]["text"] += getattr(part, "text", None) or str(part)
+            else:
+                content.append({"type": "text", "text": getattr(part, "text", None) or str(part)})
         messages.append({"role": turn.role, "content": content})
     inputs = one.processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
