@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(words[0], COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
+    from lightning_vlm import quiet
+
+    quiet.install()
     from lightning_vlm.run import run
 
     if arguments is None:  # LightningCLI warns of words given beside those of the process

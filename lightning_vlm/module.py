@@ -299,7 +299,7 @@ class VLMModule(LightningModule):
         if self.generation is not None:
             answers = self.answer(batch)
             self._scores.add_answers(answers)
-            self.predictions += answers[: max(0, 64 - len(self.predictions))]
+            self.predictions += answers
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""

@@ -98,19 +98,21 @@ def draw_predictions(
 
     Args:
         path: Where to save it.
-        source: What was asked; the first items of it are shown.
-        before: Answers to the first items, in order.
+        source: What was asked.
+        before: Answers to its items, in order.
         after: Answers to the same items later.
-        shown: How many of them.
+        shown: How many of them, evenly spread.
     Returns:
         The path.
     """
-    columns, side, wide, high = 6, 128, 190, 232
-    pairs = list(zip(before, after, strict=False))[:shown]
+    columns, side, wide, high = 6, 128, 200, 232
+    count = min(len(before), len(after))
+    chosen = sorted({index * count // shown for index in range(min(shown, count))})
+    pairs = [(before[index], after[index]) for index in chosen]
     rows = -(-len(pairs) // columns)
     sheet = PIL.Image.new("RGB", (columns * wide, max(1, rows) * high), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    conversations = {one.source: one for one in (source[index] for index in range(len(pairs)))}
+    conversations = {one.source: one for one in (source[index] for index in chosen)}
     for place, (first, second) in enumerate(pairs):
         x, y = place % columns * wide + 8, place // columns * high + 8
         conversation = conversations.get(second.source)
@@ -122,13 +124,13 @@ def draw_predictions(
             sheet.paste(picture, (x, y))
         question = [message for message in conversation.messages if message.role == "user"][-1]
         words = "".join(part.text for part in question.parts if isinstance(part, Text))
-        pen.text((x, y + side + 4), _fit(words, 28), fill="black", font=font)
+        pen.text((x, y + side + 4), _fit(words, 31), fill="black", font=font)
         for line, (name, answer) in enumerate((("before", first), ("after", second))):
             right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
             ink = (0, 120, 0) if right else (190, 0, 0)
-            pen.text((x, y + side + 22 + 16 * line), _fit(f"{name}: {answer.text}", 28), fill=ink, font=font)
+            pen.text((x, y + side + 22 + 16 * line), _fit(f"{name}: {answer.text}", 31), fill=ink, font=font)
         reference = f"right: {second.reference}"
-        pen.text((x, y + side + 54), _fit(reference, 28), fill=(90, 90, 90), font=font)
+        pen.text((x, y + side + 54), _fit(reference, 31), fill=(90, 90, 90), font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path
