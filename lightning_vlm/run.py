@@ -84,7 +84,11 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
         # Our batches are rank-aware by themselves; Lightning's sampler would shuffle and repeat them.
-        trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+        trainer_defaults={
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,  # the plan says more
+        },
         seed_everything_default=0,
         auto_configure_optimizers=False,
         args=None if arguments is None else list(arguments),
