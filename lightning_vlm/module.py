@@ -112,7 +112,7 @@ class VLMModule(LightningModule):
         self.tokens_seen = 0
         """Tokens of this process that went through training steps, padding not counted."""
         self.predictions: list[Prediction] = []
-        """The first answers of the last validation or test, to show."""
+        """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._base = ""
         self._ever_trains: set[str] = set()

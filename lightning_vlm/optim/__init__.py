@@ -4,7 +4,7 @@ Import from here, and write `lightning_vlm.optim.Cosine` (or just `Cosine`) in c
 """
 
 from lightning_vlm.optim.clipping import clip_gradients, clip_groups
-from lightning_vlm.optim.groups import parameter_groups, without_gradient
+from lightning_vlm.optim.groups import parameter_groups
 from lightning_vlm.optim.schedules import Constant, Cosine, Linear, Schedule, ThreePhase, lr_lambda
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "clip_groups",
     "lr_lambda",
     "parameter_groups",
-    "without_gradient",
 ]

@@ -87,33 +87,6 @@ def parameter_groups(
     ]
 
 
-def without_gradient(root: nn.Module, allowed: Sequence[str] = ()) -> list[str]:
-    """Names of the trainable parameters that the backward pass did not reach.
-
-    A gradient of zeros counts as reached: at the first step LoRA's A has one, because B is zero.
-
-    Args:
-        root: Any module, after `backward()` and before the gradients are set to None.
-        allowed: Selectors of parameters that need no gradient.
-    Returns:
-        Names as in `root.named_parameters()`, those that `allowed` selects left out.
-
-    Raises:
-        UserError: A selector in `allowed` finds nothing.
-
-    >>> model = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1)})
-    >>> model["used"](model["used"].weight).sum().backward()
-    >>> without_gradient(model), without_gradient(model, ["unused.bias"])
-    (['unused.weight', 'unused.bias'], ['unused.weight'])
-    """
-    excused = {id(parameter) for parameter in _select(root, allowed).values()}
-    return [
-        name
-        for name, parameter in root.named_parameters()
-        if parameter.requires_grad and parameter.grad is None and id(parameter) not in excused
-    ]
-
-
 def trainable_parameters(root: nn.Module, selector: str | None = None) -> dict[str, nn.Parameter]:
     """The parameters that require a gradient: those that a selector takes, or all.
 

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.optim import parameter_groups, without_gradient
+from lightning_vlm.optim import parameter_groups
 
 
 def llama(**options):
@@ -172,18 +172,3 @@ def test_bad_arguments_are_refused(arguments, message):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(UserError, match=message):
         parameter_groups(model, **{"learning_rate": 1e-3, "weight_decay": 0.1, **arguments})
-
-
-def test_parameters_that_the_backward_pass_did_not_reach_are_named():
-    model = lora(llama())
-    hidden = model.base_model.model.model(input_ids=torch.arange(4)[None], output_hidden_states=True)
-    hidden.hidden_states[1].sum().backward()  # the second layer has no part in it
-    unreached = without_gradient(model)
-    assert len(unreached) == 4
-    # lora_A of the first layer has a gradient of zeros, as lora_B is zero; frozen parameters don't count
-    assert all(".layers.1." in name and ".lora_" in name for name in unreached)
-    rest = without_gradient(model, ["base_model.model.model.layers[1].*.lora_A"])
-    assert rest == [name for name in unreached if ".lora_B." in name]
-    assert without_gradient(model, ["*.lora_A", "*.lora_B"]) == []
-    with pytest.raises(UserError, match=r"selector '\*\.lora_C'"):
-        without_gradient(model, ["*.lora_C"])
