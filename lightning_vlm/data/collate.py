@@ -93,17 +93,22 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
     )
 
 
-def _join(examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]) -> dict[str, Tensor]:
+def _join(
+    examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]
+) -> dict[str, Tensor]:
     if not examples:
         return {}
     inputs = {"input_ids": _stack([one.input_ids for one in examples], pad_token_id, side)}
     for name in _names(one.inputs for one in examples):
-        values = [one.inputs[name] for one in examples if name in one.inputs]
-        along = all(
-            name in one.inputs and one.inputs[name].shape == (1, len(one.input_ids)) for one in examples
-        )
-        if along:  # a value for each token: attention_mask, mm_token_type_ids
-            inputs[name] = _stack([value[0] for value in values], 0, side)
+        having = [one for one in examples if name in one.inputs]
+        values = [one.inputs[name] for one in having]
+        if all(one.inputs[name].shape == (1, len(one.input_ids)) for one in having):
+            # A value for each token: attention_mask, mm_token_type_ids. A sample without it gets zeros.
+            rows = [
+                one.inputs[name][0] if name in one.inputs else values[0].new_zeros(len(one.input_ids))
+                for one in examples
+            ]
+            inputs[name] = _stack(rows, 0, side)
         else:
             inputs[name] = _concatenate(values)
     return inputs

@@ -80,23 +80,25 @@ class VLMDataModule(LightningDataModule):
     @property
     def renderer(self) -> Renderer:
         """What turns conversations into tokens here."""
-        if self._renderer is None:
-            processor = self.processor
-            if processor is None and self.trainer is not None:
-                processor = getattr(self.trainer.lightning_module, "processor", None)
-            if processor is None:
-                raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
+        processor = self.processor
+        if processor is None and self.trainer is not None:
+            processor = getattr(self.trainer.lightning_module, "processor", None)
+        if processor is None:
+            raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
+        if self._renderer is None or self._renderer.processor is not processor:  # run with another module
             self._renderer = Renderer(processor, self.max_length)
         return self._renderer
 
     def source(self, split: str) -> Conversations:
         """The source of a split (train, val, test, predict), opened and checked when first asked for."""
+        if split not in self._given:
+            raise UserError(f"there is no split '{split}'; choose one of {', '.join(self._given)}")
         if split not in self.sources:
             given = self._given[split]
             if given is None:
                 raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
-            if isinstance(given, str):
-                given = read(given, image_root=self.image_root, on_bad_sample=self.on_bad_sample)
+            if isinstance(given, str | Path):
+                given = read(str(given), image_root=self.image_root, on_bad_sample=self.on_bad_sample)
             self.sources[split] = given
             for error in getattr(given, "skipped", ()):
                 self.left_out[error.source] = error
@@ -104,6 +106,12 @@ class VLMDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data is told before anything runs."""
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit:
+            raise UserError(
+                f"found trainer.overfit_batches {overfit}, with which Lightning puts in its own sampler; set "
+                "trainer.limit_train_batches, and data.shuffle to false, instead"
+            )
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
         if stage == "fit" and self._given["val"] is not None:
             splits.append("val")
@@ -153,8 +161,10 @@ class VLMDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Say what was left out or cut, and write a report of it beside the run's logs."""
-        if self.left_out and self.trainer is not None:
-            folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if self.trainer is None:
+            return
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks must ask
+        if self.left_out:
             path = folder / f"left_out_{stage}_{self.trainer.global_rank}.jsonl"
             errors = list(self.left_out.values())
             write_skip_report(errors, path)

@@ -1,10 +1,12 @@
 """Which samples share a batch: the same for every way of splitting the work, and resumable."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_vlm.errors import UserError
 
 NOTHING = -1
 """Stands for no sample, where the last batch can't be filled."""
@@ -35,18 +37,17 @@ class Batches(DistributedSampler):
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size = size, batch_size
         self.skip = 0
-        """How many batches the next pass leaves out at its beginning: those that a resumed run has seen."""
+        """How many batches a pass leaves out at its beginning: those that a resumed run has seen."""
 
     def __len__(self) -> int:
         return -(-self.size // (self.batch_size * self.num_replicas))
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.size))
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.size, generator=generator).tolist()
-        start, self.skip = self.skip, 0
-        for step in range(start, len(self)):
+        for step in range(self.skip, len(self)):
             first = (step * self.num_replicas + self.rank) * self.batch_size
             batch = order[first : first + self.batch_size]
             yield batch + [NOTHING] * (self.batch_size - len(batch))
@@ -55,28 +56,58 @@ class Batches(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A DataLoader over `Batches` that a checkpoint in the middle of an epoch resumes at the next batch.
 
-    Made as `ResumableLoader(dataset, sampler=Batches(...), batch_size=None)`, where the dataset takes a list of
-    indices and gives a whole batch. (It has no `__init__` of its own: Lightning makes it anew to predict.)
+    Made as `ResumableLoader(dataset, sampler=Batches(...), batch_size=None)`, where the dataset takes a list
+    of indices and gives a whole batch. (It has no `__init__` of its own: Lightning makes it anew to predict.)
     """
 
-    _seen = 0
+    _epoch, _seen = 0, 0
+    _resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        assert isinstance(self.sampler, Batches)
-        self._seen = self.sampler.skip
+        # This runs at the first batch: Lightning asks for an iterator first, and sets the epoch then.
+        batches = self._batches
+        batches.skip = 0
+        if self._resume and self._resume["epoch"] == batches.epoch:
+            batches.skip = self._resume["seen"]
+        self._epoch, self._seen, self._resume = batches.epoch, batches.skip, None
         for batch in super().__iter__():
             self._seen += 1
             yield batch
 
     def __len__(self) -> int:
-        assert isinstance(self.sampler, Sized)
-        return len(self.sampler)
+        return len(self._batches)
+
+    @property
+    def _batches(self) -> Batches:
+        assert isinstance(self.sampler, Batches)
+        return self.sampler
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch have been handed out; none of the next, once all have."""
-        return {"seen": self._seen % max(1, len(self))}
+        """Which epoch this is, how many of its batches have been handed out, and what makes them these."""
+        return {"epoch": self._epoch, "seen": self._seen, **self._order()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass behind the batches already seen."""
-        assert isinstance(self.sampler, Batches)
-        self.sampler.skip = self._seen = state["seen"]
+        """Begin the pass of the epoch that was interrupted behind the batches already seen. Other epochs are
+        whole.
+
+        Raises:
+            UserError: The batches that were not yet seen would be others now.
+        """
+        now = self._order()
+        changed = [f"{name} was {state[name]}, is {now[name]}" for name in now if state[name] != now[name]]
+        if changed and state["seen"] < -(-state["samples"] // state["samples a step"]):
+            raise UserError(
+                f"can't resume in the middle of an epoch with other batches: {'; '.join(changed)}; give "
+                "back what was, or begin from a checkpoint of an epoch's end"
+            )
+        self._resume = dict(state)
+        self._epoch, self._seen = state["epoch"], state["seen"]
+
+    def _order(self) -> dict[str, int]:
+        batches = self._batches
+        return {
+            "samples": batches.size,
+            "samples a step": batches.batch_size * batches.num_replicas,
+            "seed": batches.seed,
+            "shuffle": int(batches.shuffle),
+        }
