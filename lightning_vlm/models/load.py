@@ -139,7 +139,10 @@ def load_model(
     with _explained(name_or_path):
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **options, **where)
         if gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            # The name up to transformers 5.17, which newer ones warn of.
+            old = getattr(model, "gradient_checkpointing_enable", None)
+            enable: Any = getattr(model, "activation_checkpointing_enable", old)
+            enable({"use_reentrant": False})
             model.disable_input_require_grads()  # transformers has switched that on; see above
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False

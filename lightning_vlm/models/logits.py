@@ -1,14 +1,11 @@
-"""What a family does to its logits after the head: a small table, for not all keep to the text config."""
+"""What a family does to its logits after the head."""
 
-from typing import NamedTuple
+import inspect
+import re
+from functools import cache
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
-
-SOFTCAPPED = ("paligemma", "gemma3n", "gemma4")
-"""Model types whose forward bounds logits by the text config's `final_logit_softcapping`."""
-
-DIVIDED, MULTIPLIED = ("granite4_vision",), ("hyperclovax_vision_v2",)
-"""Model types whose forward divides, or multiplies, logits by the text config's `logits_scaling`."""
 
 
 class LogitOptions(NamedTuple):
@@ -21,14 +18,22 @@ class LogitOptions(NamedTuple):
 def logit_options(model: PreTrainedModel) -> LogitOptions:
     """How a model's own forward turns the output of its head into logits.
 
-    Others than those in the tables use the head's output as it is, whatever the text model inside would do by
-    itself: LLaVA-NeXT around Granite, Aya Vision around Cohere.
+    The text config is not enough: LLaVA-NeXT around Granite and Aya Vision around Cohere use the head's
+    output as it is, whatever the text model would do by itself, and PaliGemma caps its logits in some versions
+    of transformers only. So the forward's source is asked which settings it reads.
     """
-    kind, text = model.config.model_type, model.config.get_text_config()
-    softcap = getattr(text, "final_logit_softcapping", None) if kind in SOFTCAPPED else None
-    scale = 1.0
-    if kind in DIVIDED:
-        scale = 1 / text.logits_scaling
-    elif kind in MULTIPLIED:
-        scale = text.logits_scaling
-    return LogitOptions(softcap, scale)
+    capped, scaled = _read_by(type(model))
+    text = model.config.get_text_config()
+    scale = 1.0 if scaled is None else text.logits_scaling
+    return LogitOptions(
+        softcap=getattr(text, "final_logit_softcapping", None) if capped else None,
+        logit_scale=1 / scale if scaled == "/" else scale,
+    )
+
+
+@cache
+def _read_by(kind: Any) -> tuple[bool, str | None]:
+    """Whether a forward caps logits, and whether it divides or multiplies them by `logits_scaling`."""
+    source = inspect.getsource(kind.forward)
+    scaled = re.search(r"([*/])=? *[\w.()]*logits_scaling", source)
+    return "final_logit_softcapping" in source, scaled[1] if scaled else None
