@@ -19,10 +19,11 @@ def logit_options(model: PreTrainedModel) -> LogitOptions:
     """How a model's own forward turns the output of its head into logits.
 
     The text config is not enough: LLaVA-NeXT around Granite and Aya Vision around Cohere use the head's
-    output as it is, whatever the text model would do by itself, and PaliGemma caps its logits in some versions
-    of transformers only. So the forward's source is asked which settings it reads.
+    output as it is, whatever the text model would do by itself, and PaliGemma caps its logits in
+    some versions of transformers only. So the forward's source is asked which settings it reads.
     """
-    capped, scaled = _read_by(type(model))
+    family: Any = type(model)
+    capped, scaled = _read_by(family)
     text = model.config.get_text_config()
     scale = 1.0 if scaled is None else text.logits_scaling
     return LogitOptions(
