@@ -136,8 +136,8 @@ def test_slices_and_indices_are_those_of_a_python_list(size, container, fields):
 
     if start is not None:
         inside = -size <= start < size
-        found = outcome(modules, root, f"m.layers[{start}]")
-        assert found == ([f"m.layers.{items.index(items[start])}"] if inside else None)
+        one = [f"m.layers.{range(size)[start]}"] if inside else None
+        assert outcome(modules, root, f"m.layers[{start}]") == one
 
 
 @quick
@@ -193,14 +193,12 @@ def model():
 def test_parts_the_longest_name_wins_at_a_border(model):
     assert modules(model, "vision") == ["visual.blocks"]
     assert modules(model, "language") == ["language_model", "lm_head"]
-    assert modules(model, "language.norm") == ["language_model.norm"]
     longest = {"language": ["lm_head"], "language.layers": ["visual.blocks"], "lang": ["lm_head"]}
     assert modules(model, "language.layers[0]", longest) == ["visual.blocks.0"]
     assert modules(model, "language.layers[-2:].mlp") == [f"language_model.layers.{i}.mlp" for i in (4, 5)]
     assert modules(model, "language.layers.3.mlp") == ["language_model.layers.3.mlp"]
     assert modules(model, "language_model.norm") == ["language_model.norm"]
-    q_and_v = ["visual.blocks.0.self_attn.q_proj", "visual.blocks.0.self_attn.v_proj"]
-    assert modules(model, "vision[0].self_attn.*") == q_and_v
+    assert modules(model, "vision[0].*.q*") == ["visual.blocks.0.self_attn.q_proj"]
 
 
 def test_the_argument_comes_before_the_attribute(model):
@@ -227,7 +225,6 @@ def test_a_dot_in_a_glob_is_a_dot_and_the_end_is_the_end():
 def test_tied_and_frozen_parameters(model):
     assert len(parameters(model, ["projector", "head"])) == 3
     assert parameters(model, "head") == ["language_model.embed.weight"]
-    assert parameters(model, "lm_head") == ["language_model.embed.weight"]
     assert parameters(model, ["lm_head.weight", "language.embed"]) == ["language_model.embed.weight"]
     assert parameters(model, "*") == list(dict(model.named_parameters()))
     model.visual["merger"].weight.requires_grad_(False)
@@ -289,12 +286,17 @@ def test_errors_say_what_there_is(model, selector, says):
 
 
 def test_other_errors(model):
-    gap = nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()})
     stale = {"vision": ["model.visual", "visual"]}
     for select, root, selector, parts, says in [
         (parameters, nn.Sequential(nn.ReLU()), "[0]", None, "no parameters in '0'"),
         (modules, model, "vision", stale, "stands for 'model.visual', but the root has no 'model'"),
-        (modules, gap, "[1]", None, "not numbered 0 to 1 but 0, 2"),
+        (
+            modules,
+            nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()}),
+            "[1]",
+            None,
+            "not numbered 0 to 1 but 0, 2",
+        ),
         (modules, model, 3, None, "expected a string or a list of strings; found 3"),
         (parameters, model, ["vision", None], None, "expected a string or a list of strings"),
     ]:
