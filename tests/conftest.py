@@ -1,4 +1,4 @@
-"""Shared fixtures. Importing `lightning_vlm` first lets its torchvision mend act before anything else does."""
+"""Shared fixtures. Importing `lightning_vlm` first lets its torchvision mend act before all else."""
 
 import os
 
@@ -7,15 +7,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
 import lightning_vlm  # noqa: F401
 
 # isort: split
 # Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
-from collections.abc import Callable
-from pathlib import Path
-
 import lightning.pytorch  # noqa: F401
-import pytest
 
 
 @pytest.fixture(scope="session")

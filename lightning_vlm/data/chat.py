@@ -53,8 +53,13 @@ class ChatTemplate:
         """What it writes to end an answer: a special token, and white space before it."""
 
     def render(self, turns: list[dict[str, Any]], generate: bool, source: str) -> str:
+        """The text of some turns, with the generation prompt behind it if asked for.
+
+        Raises:
+            DataError: The template refuses them.
+        """
         try:
-            (text,), _ = render_jinja_template(
+            rendered: tuple[list[str], Any] = render_jinja_template(
                 conversations=[turns],
                 chat_template=self._jinja,
                 add_generation_prompt=generate,
@@ -64,7 +69,7 @@ class ChatTemplate:
             found = f"a conversation that the chat template refuses ({error})"
             expected = "turns that it knows, or another template (model.chat_template)"
             raise DataError(source, "messages", found, expected) from error
-        return str(text)
+        return str(rendered[0][0])
 
     def as_written(
         self, marked: str, turns: list[dict[str, Any]], talks: list[Talk], generate: bool, source: str

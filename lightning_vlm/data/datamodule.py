@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
@@ -106,6 +107,7 @@ class VLMDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data is told before anything runs."""
+        stage = TrainerFn(stage).value  # in messages the enum would have another name
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit:
             raise UserError(
@@ -165,7 +167,7 @@ class VLMDataModule(LightningDataModule):
             return
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks must ask
         if self.left_out:
-            path = folder / f"left_out_{stage}_{self.trainer.global_rank}.jsonl"
+            path = folder / f"left_out_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
             errors = list(self.left_out.values())
             write_skip_report(errors, path)
             rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")

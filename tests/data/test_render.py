@@ -1,7 +1,6 @@
 """Masks are proved by decoding what they hold; ids by the processor's own `apply_chat_template`."""
 
 import io
-import warnings
 
 import PIL.Image
 import pytest
@@ -14,7 +13,7 @@ from lightning_vlm.data.conversation import Box, Conversation, Image, Message, T
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render import Renderer, TooLong
 from lightning_vlm.data.templates import TEMPLATES
-from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.models.tiny import FAMILIES
 
@@ -196,8 +195,9 @@ def test_no_text_becomes_a_special_token(renderer_of, which, turns, pictures):
     try:
         example = renderer.example(conversation)
     except DataError as error:
-        assert "half a character" in str(error) or "keep as text" in str(error)
-        return
+        if error.found.startswith("half a character"):
+            return
+        raise
     special = torch.tensor(renderer._never_words)
     words = (example.kinds == Kind.INSTRUCTION) & torch.isin(example.input_ids, special)
     assert not words.any()
@@ -217,83 +217,6 @@ def test_boxes_and_entities_have_their_kinds_in_answers_alone(renderer_of):
     assert of(Kind.ENTITY).strip() == "cat"
     assert of(Kind.BOX).strip(" .") == "[125, 250, 500, 1000]"  # a token may hold more
     assert of(Kind.INSTRUCTION) == "What is at [125, 250, 500, 1000] there"
-
-
-TURN = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}"
-    "{% if p.type == 'image' %}<image>{% else %}{{ TEXT }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "written"),
-    [
-        ("p.text | trim", "Red."),
-        ("p.text.rstrip()", "  \nRed."),
-        ("p.text.strip('\\n')", "  \nRed. "),
-        ("(p.text | trim) if m.role == 'user' else p.text", "  \nRed. \n\n"),
-    ],
-)
-def test_a_template_that_strips_is_masked_exactly(processor_of, text, written):
-    processor = processor_of("shipped")
-    processor.chat_template = TURN.replace("TEXT", text)
-    renderer = Renderer(processor)
-    conversation = TALKS["white space"]
-    example = renderer.example(conversation)
-    assert supervised(renderer, example)[0] == written + "<|im_end|>"
-    assert example.input_ids.tolist() == own_ids(renderer, conversation)
-
-
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        (TURN.replace("TEXT", "p.text | upper"), "a text that the chat template changes"),
-        (
-            TURN.replace("messages %}", "messages if loop is undefined or m.role != 'user' or true %}", 1),
-            None,
-        ),
-        (TURN.replace("in messages %}", "in messages[-2:] %}", 1), "leaves out text 1"),
-        (TURN.replace("in messages %}", "in messages | reverse %}", 1), "repeats or reorders texts"),
-        (TURN.replace("<image>", ""), "1 picture(s) and 0 place(s) for them"),
-        ("{% if messages | length > 3 %}{{ raise_exception('too much') }}{% endif %}" + TURN, "too much"),
-    ],
-)
-def test_what_a_template_spoils_is_refused(processor_of, template, reason):
-    processor = processor_of("shipped")
-    processor.chat_template = template.replace("TEXT", "p.text")
-    conversation = TALKS["several turns"]
-    if reason is None:
-        assert Renderer(processor).example(conversation)
-        return
-    with pytest.raises(DataError) as error:
-        Renderer(processor).example(conversation)
-    assert reason in str(error.value)
-    assert str(error.value).startswith("talk.jsonl:1: messages: found ")
-
-
-def test_no_template_names_the_ready_ones(processor_of):
-    processor = processor_of("shipped")
-    processor.chat_template = None
-    with pytest.raises(UserError, match="no chat template; .*model.chat_template .plain, chatml, "):
-        Renderer(processor)
-
-
-def test_no_end_of_turn_warns_once(processor_of):
-    with pytest.warns(UserWarning, match="would never learn to stop; .*model.chat_template") as caught:
-        renderer = Renderer(processor_of("llava"))
-        renderer.example(TALKS["several turns"])
-    assert len([one for one in caught if "never learn to stop" in str(one.message)]) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        Renderer(processor_of("shipped"))
-
-
-def test_the_next_turns_start_is_no_end_of_turn(processor_of):
-    processor = processor_of("shipped")
-    processor.chat_template = TURN.replace("TEXT", "p.text").replace("<|im_end|>", "")
-    renderer = Renderer(processor)
-    assert supervised(renderer, renderer.example(talk("a?", "b", "c?", "d"))) == ["b", "d"]
 
 
 def test_a_tokenizer_that_leaves_white_space_out_of_its_offsets(processor_of):

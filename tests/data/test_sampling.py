@@ -43,7 +43,7 @@ def test_two_ranks_of_four_and_two_accumulated_see_what_one_of_eight_sees():
     ranks = [list(Batches(37, 4, True, 1, rank, 2)) for rank in range(2)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == whole
     half = [*Batches(37, 4, True, 1, 0, 1)]
-    accumulated = [sum(half[i : i + 2], []) for i in range(0, len(half), 2)]
+    accumulated = [[*itertools.chain(*half[i : i + 2])] for i in range(0, len(half), 2)]
     assert accumulated[:-1] == whole[:-1]
     assert set(accumulated[-1]) == set(whole[-1])
 
@@ -103,7 +103,7 @@ def test_other_batches_are_refused_in_the_middle_of_an_epoch_only():
     next(passing)
     middle = first.state_dict()
     for changed in ({"size": 23}, {"batch_size": 2}, {"seed": 1}, {"shuffle": False}):
-        with pytest.raises(UserError, match="middle of an epoch with other batches: .* was .*, is "):
+        with pytest.raises(UserError, match=r"middle of an epoch with other batches: .* was .*, is "):
             loader(**changed).load_state_dict(middle)
     loader(batch_size=2, world=2).load_state_dict(middle)  # the same step, split otherwise
     list(passing)

@@ -1,0 +1,116 @@
+"""What a chat template does to the words: masked exactly, or refused."""
+
+import io
+import warnings
+
+import PIL.Image
+import pytest
+
+from lightning_vlm.data.conversation import Conversation, Image, Message, Text
+from lightning_vlm.data.render import Renderer
+from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.kinds import Kind
+
+
+def talk(*texts, picture=False):
+    parts = [[Text(one)] for one in texts]
+    if picture:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (64, 64)).save(file, "PNG")
+        parts[0].insert(0, Image(data=file.getvalue()))
+    roles = ["user", "assistant"] * (len(texts) // 2)
+    turns = zip(roles, parts, strict=True)
+    return Conversation(tuple(Message(role, tuple(one)) for role, one in turns), source="talk.jsonl:1")
+
+
+SPACED = talk(" \n What?\n\n", "  \nRed. \n\n", "\tMore?  ", "\n")
+TWO_TURNS = talk("What?", "Red.", "And now?", "Still red.", picture=True)
+
+
+def answers(renderer, example):
+    """What is supervised, an answer after the other."""
+    words, before = [], False
+    for token, kind in zip(example.input_ids.tolist(), example.kinds.tolist(), strict=True):
+        now = kind == Kind.RESPONSE
+        if now:
+            words = [*words, []] if not before else words
+            words[-1].append(token)
+        before = now
+    return [renderer.tokenizer.decode(one, clean_up_tokenization_spaces=False) for one in words]
+
+
+def own_ids(renderer, conversation):
+    turns = [
+        {"role": one.role, "content": [{"type": "text", "text": part.text} for part in one.parts]}
+        for one in conversation.messages
+    ]
+    return renderer.processor.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"][0]
+
+
+TURN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}"
+    "{% if p.type == 'image' %}<image>{% else %}{{ TEXT }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("p.text | trim", "Red."),
+        ("p.text.rstrip()", "  \nRed."),
+        ("p.text.strip('\\n')", "  \nRed. "),
+        ("(p.text | trim) if m.role == 'user' else p.text", "  \nRed. \n\n"),
+    ],
+)
+def test_a_template_that_strips_is_masked_exactly(processor_of, text, written):
+    processor = processor_of("shipped")
+    processor.chat_template = TURN.replace("TEXT", text)
+    renderer = Renderer(processor)
+    conversation = SPACED
+    example = renderer.example(conversation)
+    assert answers(renderer, example)[0] == written + "<|im_end|>"
+    assert example.input_ids.tolist() == list(own_ids(renderer, conversation))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (TURN.replace("TEXT", "p.text | upper"), "a text that the chat template changes"),
+        (TURN.replace("in messages %}", "in messages[-2:] %}", 1), "leaves out text 1"),
+        (TURN.replace("in messages %}", "in messages | reverse %}", 1), "repeats or reorders texts"),
+        (TURN.replace("<image>", ""), "1 picture(s) and 0 place(s) for them"),
+        ("{% if messages | length > 3 %}{{ raise_exception('too much') }}{% endif %}" + TURN, "too much"),
+    ],
+)
+def test_what_a_template_spoils_is_refused(processor_of, template, reason):
+    processor = processor_of("shipped")
+    processor.chat_template = template.replace("TEXT", "p.text")
+    conversation = TWO_TURNS
+    with pytest.raises(DataError) as error:
+        Renderer(processor).example(conversation)
+    assert reason in str(error.value)
+    assert str(error.value).startswith("talk.jsonl:1: messages: found ")
+
+
+def test_no_template_names_the_ready_ones(processor_of):
+    processor = processor_of("shipped")
+    processor.chat_template = None
+    with pytest.raises(UserError, match=r"no chat template; .*model.chat_template .plain, chatml, "):
+        Renderer(processor)
+
+
+def test_no_end_of_turn_warns_once(processor_of):
+    with pytest.warns(UserWarning, match=r"would never learn to stop; .*model\.chat_template") as caught:
+        Renderer(processor_of("llava")).example(TWO_TURNS)
+    assert len([one for one in caught if "never learn to stop" in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Renderer(processor_of("shipped"))
+
+
+def test_the_next_turns_start_is_no_end_of_turn(processor_of):
+    processor = processor_of("shipped")
+    processor.chat_template = TURN.replace("TEXT", "p.text").replace("<|im_end|>", "")
+    renderer = Renderer(processor)
+    assert answers(renderer, renderer.example(talk("a?", "b", "c?", "d"))) == ["b", "d"]

@@ -1,0 +1,173 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_vlm import VLMDataModule
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import DataError, UserError
+
+
+@pytest.fixture
+def lines(write):
+    """Six samples; `bad` have a picture that is none, `long` an answer of many words."""
+
+    def make(bad=(), long=()):
+        Path("bad.png").write_bytes(b"no picture")
+        ask = "What is it?"
+        records = [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "path": "bad.png" if n in bad else "cat.png"},
+                            {"type": "text", "text": ask},
+                        ],
+                    },
+                    {"role": "assistant", "content": "word " * 400 if n in long else f"cat {n}"},
+                ]
+            }
+            for n in range(6)
+        ]
+        return write(*records)
+
+    return make
+
+
+class Reads(LightningModule):
+    """Sees batches."""
+
+    def __init__(self, processor):
+        super().__init__()
+        self.processor, self.seen = processor, []
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch):
+        self.seen += [source.split(":")[-1] for source in batch.sources]
+        return self.weight * batch.tokens
+
+    def test_step(self, batch):
+        self.seen += batch.sources
+
+    predict_step = validation_step = test_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(**options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "default_root_dir": "runs",
+    }
+    return Trainer(**{**quiet, **options})
+
+
+@pytest.fixture
+def processor(processor_of):
+    return processor_of("shipped")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_stops_the_run_with_one_line(lines, processor, workers):
+    data = VLMDataModule(train=lines(bad=[3]), batch_size=2, shuffle=False, num_workers=workers)
+    with pytest.raises(DataError) as error:
+        trainer().fit(Reads(processor), data)
+    assert type(error.value) is DataError
+    assert "data.jsonl:4" in str(error.value)
+    assert "not a picture" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_or_is_left_out_counted_and_reported(lines, processor, workers):
+    data = VLMDataModule(
+        train=lines(bad=[1, 3], long=[4]),
+        batch_size=2,
+        shuffle=False,
+        num_workers=workers,
+        on_bad_sample="skip",
+        max_length=200,
+    )
+    reads = Reads(processor)
+    trainer().fit(reads, data)
+    assert reads.seen == ["1", "3", "6"]
+    (path,) = Path("runs").rglob("left_out_fit_0.jsonl")
+    report = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one["source"].split(":")[-1] for one in report] == ["2", "4", "5"]
+    assert "max_length" in report[2]["expected"]
+
+
+def test_too_long_is_left_out_even_where_bad_samples_stop(lines, processor):
+    data = VLMDataModule(train=lines(long=[0]), batch_size=2, max_length=200)
+    reads = Reads(processor)
+    trainer().fit(reads, data)
+    assert sorted(reads.seen) == ["2", "3", "4", "5", "6"]
+    assert len(data.left_out) == 1
+
+
+def test_splits(lines, processor, tmp_path):
+    path = lines()
+    data = VLMDataModule(train=path, test=Drawn("test", size=5), processor=processor)
+    assert len(data.source("train")) == 6
+    assert len(VLMDataModule(train=tmp_path / path, processor=processor).source("train")) == 6
+    assert isinstance(data.source("test"), Conversations)
+    assert data.val_dataloader() == []
+    with pytest.raises(UserError, match=r"data\.predict is not set"):
+        data.source("predict")
+    with pytest.raises(UserError, match="no split 'valid'; choose one of train, val, test, predict"):
+        data.source("valid")
+    with pytest.raises(UserError, match=r"data\.val is not set"):
+        data.setup("validate")
+    with pytest.raises(UserError, match="has no processor"):
+        assert VLMDataModule(train=path).renderer
+    with pytest.raises(UserError, match="batch_size is 0"):
+        VLMDataModule(batch_size=0)
+
+
+def test_it_renders_for_the_module_that_it_runs_with(lines, processor, processor_of):
+    data = VLMDataModule(train=lines(), predict=Drawn("test", size=3), batch_size=2)
+    trainer().fit(Reads(processor), data)
+    assert data.renderer.processor is processor
+    other = processor_of("qwen2_5_vl")
+    reads = Reads(other)
+    trainer().predict(reads, data)
+    assert data.renderer.processor is other
+    assert len(reads.seen) == 3
+
+
+def test_overfit_batches_is_refused(lines, processor):
+    data = VLMDataModule(train=lines())
+    with pytest.raises(UserError, match=r"trainer\.overfit_batches 1"):
+        trainer(overfit_batches=1).fit(Reads(processor), data)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("limit", [1.0, 0.5, 2, 100])
+def test_steps_per_epoch_are_those_that_the_trainer_makes(lines, processor, accumulate, limit):
+    data = VLMDataModule(train=lines(), batch_size=1)
+    made = trainer(accumulate_grad_batches=accumulate, limit_train_batches=limit)
+    made.fit(Reads(processor), data)
+    assert data.steps_per_epoch(1, accumulate, limit) == made.global_step
+
+
+def test_steps_per_epoch_of_several_ranks(lines):
+    data = VLMDataModule(train=lines(), batch_size=2)
+    assert [data.steps_per_epoch(world, 1) for world in (1, 2, 3, 4)] == [3, 2, 1, 1]
+
+
+@pytest.mark.parametrize("stage", ["test", "predict", "validate"])
+def test_a_stage_without_data_is_named_as_in_the_config(lines, processor, stage):
+    split = {"validate": "val"}.get(stage, stage)
+    made, data = trainer(), VLMDataModule(train=lines())
+    with pytest.raises(UserError, match=rf"^data\.{split} is not set"):
+        getattr(made, stage)(Reads(processor), data)
