@@ -185,7 +185,7 @@ class Model(nn.Module):
         self.parts["language.layers"] = ["language_model.layers"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
     return Model()
 
@@ -243,9 +243,9 @@ def test_names_as_peft_makes_them():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=1, target_modules=["q_proj"], modules_to_save=["merger"])
     model = peft.get_peft_model(Model(), config)
-    b = parameters(model, "*.lora_B*")
-    assert b == [name for name, _ in model.named_parameters() if "lora_B" in name]
-    assert len(b) == 8
+    assert parameters(model, "*.lora_B*") == [
+        name for name, _ in model.named_parameters() if "lora_B" in name
+    ]
     assert all(name.endswith(".lora_B") for name in modules(model, "*.lora_B*"))
     last = "base_model.model.language_model.layers"
     assert parameters(model, f"{last}[-1].*.lora_A") == [f"{last}.5.self_attn.q_proj.lora_A.default.weight"]
@@ -271,7 +271,6 @@ def test_names_as_peft_makes_them():
         ("projector[0]", r"'visual.merger' is not a list of layers; it has: weight, bias"),
         ("head", "found a parameter of 'lm_head', expected a module"),
         ("language.layers[0", r"bad brackets: a '\['"),
-        ("language.layers0]", r"bad brackets: a '\]'"),
         ("language.layers[]", r"bad brackets: found \[\]"),
         ("language.layers[1:a]", r"bad brackets: found \[1:a\]"),
         ("language.layers[0]mlp", "after ']' comes"),
@@ -286,17 +285,11 @@ def test_errors_say_what_there_is(model, selector, says):
 
 
 def test_other_errors(model):
-    stale = {"vision": ["model.visual", "visual"]}
+    gap, stale = nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()}), {"vision": ["model.visual", "visual"]}
     for select, root, selector, parts, says in [
         (parameters, nn.Sequential(nn.ReLU()), "[0]", None, "no parameters in '0'"),
         (modules, model, "vision", stale, "stands for 'model.visual', but the root has no 'model'"),
-        (
-            modules,
-            nn.ModuleDict({"0": nn.ReLU(), "2": nn.ReLU()}),
-            "[1]",
-            None,
-            "not numbered 0 to 1 but 0, 2",
-        ),
+        (modules, gap, "[1]", None, "not numbered 0 to 1 but 0, 2"),
         (modules, model, 3, None, "expected a string or a list of strings; found 3"),
         (parameters, model, ["vision", None], None, "expected a string or a list of strings"),
     ]:
