@@ -59,7 +59,7 @@ class ChatTemplate:
             DataError: The template refuses them.
         """
         try:
-            rendered: tuple[list[str], Any] = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[turns],
                 chat_template=self._jinja,
                 add_generation_prompt=generate,

@@ -12,7 +12,7 @@ from lightning_vlm.data.collate import Batch, Item, collate
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
-from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader
+from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
 from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
 from lightning_vlm.errors import DataError, UserError
 
@@ -135,6 +135,8 @@ class VLMDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches to learn from."""
+        if self.trainer:
+            begin_next_epoch(self.trainer)
         return self._loader("train", learn=True, prompts=False)
 
     def val_dataloader(self) -> ResumableLoader | list:

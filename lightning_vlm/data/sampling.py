@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_vlm.errors import UserError
@@ -51,6 +52,22 @@ class Batches(DistributedSampler):
             first = (step * self.num_replicas + self.rank) * self.batch_size
             batch = order[first : first + self.batch_size]
             yield batch + [NOTHING] * (self.batch_size - len(batch))
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Let a trainer that resumes from the end of an epoch begin the next one.
+
+    With `max_epochs` alone Lightning does so by itself. With `max_steps` it takes the finished epoch for an
+    unfinished one, draws one more batch for it and loses the rest of the epoch after. To be called when the
+    trainer asks for its training loader.
+    """
+    loop = trainer.fit_loop
+    epochs = loop.epoch_progress
+    if loop.restarting and 0 < epochs.current.ready == epochs.current.processed:
+        loop.on_iteration_done()  # ends what resuming does to the epoch under way
+        loop.epoch_loop.restarting = False
+        if epochs.current.completed < epochs.current.processed:  # saved as it ended
+            epochs.increment_completed()
 
 
 class ResumableLoader(DataLoader):

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader
+from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
 from lightning_vlm.errors import UserError
 
 
@@ -122,18 +122,41 @@ class Records(LightningModule):
         self.seen.append((self.current_epoch, batch.tolist()))
         return self.weight * batch.float().sum()
 
+    def validation_step(self, batch):
+        pass
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Data(LightningDataModule):
+    """Loads, with validation if asked for."""
+
+    def __init__(self, workers, validate):
+        super().__init__()
+        self.workers, self.validate = workers, validate
+
+    def train_dataloader(self):
+        begin_next_epoch(self.trainer)
+        return loader(workers=self.workers)
+
+    def val_dataloader(self):
+        return loader(size=8, shuffle=False) if self.validate else []
 
 
 class Save(Callback):
     """Saves after a number of steps, or at the end of an epoch."""
 
-    def __init__(self, path, after_step=None, after_epoch=None):
+    def __init__(self, path, after_step=None, after_epoch=None, after_validation=None):
         self.path, self.after_step, self.after_epoch = path, after_step, after_epoch
+        self.after_validation = after_validation
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.after_step:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer, *_):
+        if trainer.current_epoch == self.after_validation and not trainer.sanity_checking:
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer, *_):
@@ -141,7 +164,7 @@ class Save(Callback):
             trainer.save_checkpoint(self.path)
 
 
-def run(callback=None, ckpt_path=None, workers=0, **options):
+def run(callback=None, ckpt_path=None, workers=0, validate=False, **options):
     seen = []
     quiet = {
         "logger": False,
@@ -154,7 +177,7 @@ def run(callback=None, ckpt_path=None, workers=0, **options):
     }
     trainer = Trainer(**quiet)
     module = Records(seen)
-    trainer.fit(module, loader(workers=workers), ckpt_path=ckpt_path)
+    trainer.fit(module, Data(workers, validate), ckpt_path=ckpt_path)
     return seen, module.weight.item(), trainer
 
 
@@ -166,17 +189,21 @@ def test_lightning_sets_the_epoch_and_leaves_the_sampler_in_place():
 
 
 @pytest.mark.parametrize("end", [{"max_epochs": 4}, {"max_steps": 22}, {"max_epochs": 5, "max_steps": 22}])
-@pytest.mark.parametrize("at", [{"after_step": s} for s in (1, 4, 6, 9, 12, 18)] + [{"after_epoch": 1}])
+@pytest.mark.parametrize(
+    "at", [{"after_step": s} for s in (1, 4, 6, 9, 12, 18)] + [{"after_epoch": 1}, {"after_validation": 1}]
+)
+@pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_anywhere_it_sees_what_the_uninterrupted_run_sees(tmp_path, end, at, workers):
+def test_resumed_anywhere_it_sees_what_the_uninterrupted_run_sees(tmp_path, end, at, workers, validate):
+    if "after_validation" in at and not validate:
+        pytest.skip("nothing is validated")
     if workers and at not in ({"after_step": 9}, {"after_step": 12}):
         pytest.skip("workers cost time; a middle and an end are enough")
     path = tmp_path / "saved.ckpt"
-    whole, weight, _ = run(Save(path, **at), **end)
-    rest, resumed_weight, _ = run(ckpt_path=path, workers=workers, **end)
+    whole, weight, _ = run(Save(path, **at), validate=validate, **end)
+    rest, resumed_weight, _ = run(ckpt_path=path, workers=workers, validate=validate, **end)
     step = at.get("after_step", 12)
-    # Under max_steps Lightning misnames the epoch that it resumes at its end; the batches are right.
-    assert [batch for _, batch in rest] == [batch for _, batch in whole[step:]]
+    assert rest == whole[step:]
     assert resumed_weight == weight
 
 
@@ -190,10 +217,11 @@ def test_and_so_with_a_limit_on_batches(tmp_path, end, step):
     assert resumed_weight == weight
 
 
-def test_a_run_that_ended_goes_on_with_more_epochs(tmp_path):
+@pytest.mark.parametrize(("end", "later"), [("max_epochs", (2, 3)), ("max_steps", (12, 18))])
+def test_a_run_that_ended_goes_on_where_there_is_more(tmp_path, end, later):
     path = tmp_path / "saved.ckpt"
-    whole, *_ = run(max_epochs=3)
-    _, _, trainer = run(max_epochs=2)
+    whole, *_ = run(**{end: later[1]})
+    _, _, trainer = run(**{end: later[0]})
     trainer.save_checkpoint(path)
-    rest, *_ = run(ckpt_path=path, max_epochs=3)
+    rest, *_ = run(ckpt_path=path, **{end: later[1]})
     assert rest == whole[12:]
