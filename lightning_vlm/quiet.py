@@ -9,6 +9,7 @@ _WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",  # a second run in the same folder is meant to work
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"LightningCLI's args parameter is intended.*",
+    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding.*",  # VLMModule knows
     # LightningCLI beside a newer jsonargparse
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
 )

@@ -29,7 +29,9 @@ def listed(loader):
     return [batch.tolist() for batch in loader]
 
 
-@pytest.mark.parametrize(("size", "batch_size", "world"), itertools.product((1, 7, 8, 23), (1, 4), (1, 2, 3)))
+@pytest.mark.parametrize(
+    ("size", "batch_size", "world"), list(itertools.product((1, 7, 8, 23), (1, 4), (1, 2, 3)))
+)
 def test_each_index_comes_once_and_ranks_have_equally_many_batches(size, batch_size, world):
     ranks = [list(Batches(size, batch_size, True, 3, rank, world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {len(Batches(size, batch_size, True, 3, 0, world))}
