@@ -62,12 +62,12 @@ def begin_next_epoch(trainer: Trainer) -> None:
     trainer asks for its training loader.
     """
     loop = trainer.fit_loop
-    epochs = loop.epoch_progress
-    if loop.restarting and 0 < epochs.current.ready == epochs.current.processed:
+    now: Any = loop.epoch_progress.current
+    if loop.restarting and 0 < now.ready == now.processed:
         loop.on_iteration_done()  # ends what resuming does to the epoch under way
         loop.epoch_loop.restarting = False
-        if epochs.current.completed < epochs.current.processed:  # saved as it ended
-            epochs.increment_completed()
+        if now.completed < now.processed:  # saved as it ended
+            loop.epoch_progress.increment_completed()
 
 
 class ResumableLoader(DataLoader):

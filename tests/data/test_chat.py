@@ -114,3 +114,24 @@ def test_the_next_turns_start_is_no_end_of_turn(processor_of):
     processor.chat_template = TURN.replace("TEXT", "p.text").replace("<|im_end|>", "")
     renderer = Renderer(processor)
     assert answers(renderer, renderer.example(talk("a?", "b", "c?", "d"))) == ["b", "d"]
+
+
+def test_a_token_that_would_be_half_prompt_and_half_answer_is_cut(processor_of):
+    processor = processor_of("shipped")
+    processor.chat_template = TURN.replace("m.role }}\n", "m.role }}: ").replace("assistant\n", "assistant: ")
+    processor.chat_template = processor.chat_template.replace("TEXT", "p.text")
+    renderer, conversation = Renderer(processor), talk("What?", "red", "And now?", "blue")
+    example, (prompt, _) = renderer.example(conversation), renderer.prompt(conversation)
+    joined = [renderer.tokenizer.decode(token) for token in own_ids(renderer, conversation)]
+    assert " red" in joined, "this shows nothing: the tokenizer joins no space with the answer"
+    assert answers(renderer, example) == ["red<|im_end|>", "blue<|im_end|>"]
+    assert example.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
+
+
+def test_begin_of_sequence_comes_once(processor_of):
+    processor = processor_of("llava")  # its tokenizer adds one
+    processor.chat_template = "{{ bos_token }}" + TURN.replace("TEXT", "p.text").replace("<|im_end|>", "</s>")
+    renderer = Renderer(processor)
+    ids = renderer.example(SPACED).input_ids.tolist()
+    assert ids.count(processor.tokenizer.bos_token_id) == 1
+    assert ids == list(own_ids(renderer, SPACED))
