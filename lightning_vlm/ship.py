@@ -41,7 +41,7 @@ On {samples:,} drawn conversations of the split `test`, greedy answers ({version
 """
 
 
-def ship(base: Path, checkpoint: Path, directory: Path, samples: int = 2000) -> Path:
+def ship(base: Path, checkpoint: Path, directory: Path, samples: int = 1000) -> Path:
     """Save a trained model as plain transformers load it, with a card that says what it scores.
 
     Args:
