@@ -273,6 +273,7 @@ def test_names_as_peft_makes_them():
         ("language.layers[0", r"bad brackets: a '\['"),
         ("language.layers[]", r"bad brackets: found \[\]"),
         ("language.layers[1:a]", r"bad brackets: found \[1:a\]"),
+        ("language.layers[::0]", r"bad brackets: found \[::0\]"),
         ("language.layers[0]mlp", "after ']' comes"),
         ("visual..merger", "a name is missing"),
         (".visual", "a name is missing"),
