@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversations
@@ -171,3 +171,21 @@ def test_a_stage_without_data_is_named_as_in_the_config(lines, processor, stage)
     made, data = trainer(), VLMDataModule(train=lines())
     with pytest.raises(UserError, match=rf"^data\.{split} is not set"):
         getattr(made, stage)(Reads(processor), data)
+
+
+class SaveAtEnd(Callback):
+    def on_train_epoch_end(self, trainer, *_):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint("saved.ckpt")
+
+
+def test_resumed_at_an_epochs_end_under_max_steps_it_sees_the_rest(lines, processor):
+    def run(callbacks=None, ckpt_path=None):
+        reads = Reads(processor)
+        data = VLMDataModule(train=lines(), batch_size=2)
+        trainer(max_epochs=-1, max_steps=8, callbacks=callbacks).fit(reads, data, ckpt_path=ckpt_path)
+        return reads.seen
+
+    whole = run(SaveAtEnd())
+    assert sorted(whole[:6]) == sorted(whole[6:12]) == list("123456")
+    assert run(ckpt_path="saved.ckpt") == whole[6:]
