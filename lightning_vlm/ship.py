@@ -21,9 +21,10 @@ pipeline_tag: image-text-to-text
 ---
 # drawn-vlm
 
-A LLaVA of {parameters:.2f} million parameters (SigLIP tower, Llama text model, both tiny) that describes,
-reads, locates and answers questions about small drawn pictures. It exists so that demos and tests can adapt
-a pretrained model as users adapt theirs. It is no use on photographs.
+A LLaVA of {parameters:.2f} million parameters (SigLIP tower, Llama text model, both tiny) that describes
+small drawn pictures and answers questions about them. It was asked to read and to locate too, and does both
+badly: see the scores. It exists so that demos and tests can adapt a pretrained model as users adapt theirs.
+It is no use on photographs.
 
 ## How it was made
 
