@@ -16,7 +16,7 @@ from PIL import ImageDraw, ImageFont
 
 from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.drawn_scenes import HOW_MANY, draw, layout
-from lightning_vlm.data.drawn_talk import ASK, talk
+from lightning_vlm.data.drawn_talk import ASK, QUESTIONS, talk
 from lightning_vlm.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -40,6 +40,9 @@ class Drawn(Conversations):
         tasks: Which tasks, each as often as the others. None is all five.
         image_size: Side of the square pictures in pixels.
         max_things: The most things on a picture, 1 to 4.
+        rounds: The most questions about a picture. None is mostly one, at times up to three.
+        questions: Which kinds of vqa questions, each as often as the others, where the picture allows them:
+            colour, shape, exists, absent, count, place, side, larger. None is all.
 
     Raises:
         UserError: An unknown split or task, no items, or pictures too small to see anything on.
@@ -60,6 +63,8 @@ class Drawn(Conversations):
         tasks: list[str] | None = None,
         image_size: int = 64,
         max_things: int = 4,
+        rounds: int | None = None,
+        questions: list[str] | None = None,
     ) -> None:
         if split not in get_args(Split):
             raise UserError(f"Drawn: there is no split '{split}'; choose one of {', '.join(get_args(Split))}")
@@ -71,7 +76,12 @@ class Drawn(Conversations):
             raise UserError(f"Drawn: size {size} and image_size {image_size} must be at least 1 and 32")
         if not 1 <= max_things <= max(HOW_MANY):
             raise UserError(f"Drawn: max_things is {max_things}; choose 1 to {max(HOW_MANY)}")
-        self.max_things = max_things
+        if rounds is not None and rounds < 1:
+            raise UserError(f"Drawn: rounds is {rounds}; ask at least 1 question")
+        if unknown := set(questions or ()) - set(QUESTIONS):
+            found = ", ".join(sorted(unknown))
+            raise UserError(f"Drawn: questions has {found}; choose among {', '.join(QUESTIONS)}")
+        self.max_things, self.rounds, self.questions = max_things, rounds, tuple(questions or ())
         self.split, self.size, self.seed, self.tasks, self.image_size = split, size, seed, wanted, image_size
 
     def __len__(self) -> int:
@@ -88,7 +98,7 @@ class Drawn(Conversations):
         picture, seen = draw(rng, things, self.image_size)
         file = io.BytesIO()
         picture.save(file, "PNG", compress_level=0)  # noise does not compress, and this is twice as fast
-        messages = talk(task, seen, Image(data=file.getvalue()), rng)
+        messages = talk(task, seen, Image(data=file.getvalue()), rng, self.rounds, self.questions)
         return Conversation(messages, task=task, source=f"drawn:{item}")
 
 

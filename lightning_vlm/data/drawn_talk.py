@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 from lightning_vlm.data.conversation import Box, Image, Message, Part, Text
@@ -20,10 +21,24 @@ SYSTEM = (
 MORE_ROUNDS, SYSTEM_TURN = 0.15, 0.1
 
 
-def talk(task: str, seen: Sequence[Seen], image: Image, rng: Random) -> tuple[Message, ...]:
-    """A conversation of one task about what is seen: mostly one round, at times with a system turn."""
-    ask = ASK[task]
-    number = rng.choice((2, 3)) if task != "caption" and rng.random() < MORE_ROUNDS else 1
+def talk(
+    task: str,
+    seen: Sequence[Seen],
+    image: Image,
+    rng: Random,
+    number: int | None = None,
+    questions: Sequence[str] = (),
+) -> tuple[Message, ...]:
+    """A conversation of one task about what is seen, at times with a system turn.
+
+    It has up to `number` rounds, no question twice; mostly one when None. A caption is always one round.
+    `questions` are kinds of vqa; without any, all.
+    """
+    ask = partial(_vqa, kinds=questions) if task == "vqa" and questions else ASK[task]
+    if task == "caption":
+        number = 1
+    elif number is None:
+        number = rng.choice((2, 3)) if rng.random() < MORE_ROUNDS else 1
     rounds: list[Round] = []
     for _ in range(number):
         question, answer = ask(seen, rng)
@@ -124,16 +139,14 @@ _REGION = (
 )
 
 
-def _vqa(seen: Sequence[Seen], rng: Random) -> Round:
-    """One question of a kind that this picture allows (a kind that doesn't fit gives None)."""
-    kinds = (_colour, _colour, _shape, _shape, _exists, _exists, _exists, _count, _place, _side, _larger)
-    while True:
-        found = rng.choice(kinds)(seen, rng)
-        if found:
-            question, answer = found
-            if rng.random() < 0.3:
-                question = question.replace("colour", "color")
-            return [Text(question)], [Text(answer)]
+def _vqa(seen: Sequence[Seen], rng: Random, kinds: Sequence[str] = ()) -> Round:
+    """One question of a kind that this picture allows; of those asked for, where it allows any of them."""
+    kinds = kinds or USUAL
+    asked = (QUESTIONS[kind](seen, rng) for kind in rng.sample(kinds, len(kinds)))
+    question, answer = next(filter(None, asked), None) or _exists(seen, rng)
+    if rng.random() < 0.3:
+        question = question.replace("colour", "color")
+    return [Text(question)], [Text(answer)]
 
 
 def _colour(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
@@ -176,8 +189,20 @@ _SHAPE = (
 _SHAPE_ALONE = ("Which shape was drawn?", "What figure is this?", "Name the shape.")
 
 
-def _exists(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
-    """Half of these are true, and the false ones keep half of what is true of something in the picture."""
+def _exists(seen: Sequence[Seen], rng: Random) -> tuple[str, str]:
+    name, true = _claim(seen, rng)
+    return rng.choice(_IS_THERE).format(_a(name)), "yes" if true else "no"
+
+
+def _absent(seen: Sequence[Seen], rng: Random) -> tuple[str, str]:
+    name, true = _claim(seen, rng)
+    return rng.choice(_IS_THERE_NO).format(name, _a(name)), "no" if true else "yes"
+
+
+def _claim(seen: Sequence[Seen], rng: Random) -> tuple[str, bool]:
+    """What might be on the picture, and whether it is.
+
+    Half of these are true, and the false ones keep half of what is true of something in the picture."""
     thing, true = rng.choice(seen).thing, rng.random() < 0.5
     by = rng.choice(("colour", "shape", "both"))
     colour, shape = thing.colour, thing.shape
@@ -187,18 +212,15 @@ def _exists(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
         shape = rng.choice((*SHAPES, "word"))
     name = {"colour": f"{colour} thing", "shape": shape, "both": f"{colour} {shape}"}[by]
     fits = [other for other in seen if by == "shape" or other.thing.colour == colour]
-    true = any(by == "colour" or other.thing.shape == shape for other in fits)
-    plain = rng.random() < 0.7
-    question = rng.choice(_IS_THERE if plain else _IS_THERE_NO).format(name, _a(name))
-    return question, "yes" if true == plain else "no"
+    return name, any(by == "colour" or other.thing.shape == shape for other in fits)
 
 
 _IS_THERE = (
-    "Can you see {1}?",
-    "Do you see {1} here?",
-    "Is {1} shown?",
-    "Is there {1} anywhere?",
-    "Does this picture have {1}?",
+    "Can you see {}?",
+    "Do you see {} here?",
+    "Is {} shown?",
+    "Is there {} anywhere?",
+    "Does this picture have {}?",
 )
 _IS_THERE_NO = (
     "Is it true that there is no {0}?",
@@ -296,3 +318,16 @@ ASK: dict[str, Callable[[Sequence[Seen], Random], Round]] = {
     "referring": _referring,
 }
 """How to ask, for each task."""
+QUESTIONS: dict[str, Callable[[Sequence[Seen], Random], tuple[str, str] | None]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "exists": _exists,
+    "absent": _absent,
+    "count": _count,
+    "place": _place,
+    "side": _side,
+    "larger": _larger,
+}
+"""The kinds of questions of the task vqa. A kind gives None about a picture that doesn't allow it."""
+USUAL: tuple[str, ...] = (*QUESTIONS, "colour", "shape", "exists")
+"""Each kind as often as it is asked."""

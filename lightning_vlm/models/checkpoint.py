@@ -1,7 +1,10 @@
 """Which base model a checkpoint belongs to, and whether its weights fit."""
 
 import hashlib
+import pickle
+import warnings
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +29,31 @@ def fingerprint(model: PreTrainedModel) -> str:
         sample = parameter.detach().flatten()[:_SAMPLED]
         digest.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_file(path: Path) -> None:
+    """Whether a file is a checkpoint of Lightning, before anything is built for it. No pickled code runs.
+
+    Raises:
+        UserError: It isn't there, can't be read, holds pickled code, or isn't a checkpoint.
+    """
+    if path.is_dir() or not path.exists():
+        raise UserError(f"checkpoint {path}: found {'a folder' if path.is_dir() else 'no such file'}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of formats that it then refuses
+            holds = torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "unsupported" not in str(error):
+            raise UserError(f"checkpoint {path}: found a file that torch can't read") from error
+        found = "pickled code, which is not run; expected a checkpoint of a VLMModule"
+        raise UserError(f"checkpoint {path}: found {found}") from error
+    except Exception as error:  # whatever bytes make of it
+        raise UserError(f"checkpoint {path}: found a file that torch can't read ({error!r})") from error
+    if not isinstance(holds, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= holds.keys():
+        raise UserError(
+            f"checkpoint {path}: found no checkpoint of Lightning (no state_dict or version); expected one "
+            "that a ModelCheckpoint wrote"
+        )
 
 
 def check_base(saved: Mapping[str, Any] | None, name_or_path: str, base: str) -> Mapping[str, Any]:
