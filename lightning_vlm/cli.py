@@ -9,6 +9,7 @@ usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
 Fine-tune vision-language models with PyTorch Lightning.
 
 commands:
+  preview    show what will be learned: tokens, weights, shares, lengths; no training
   fit        fine-tune a model; validates on the way
   validate   score a model or checkpoint on the validation data
   test       score a model or checkpoint on the test data
@@ -17,6 +18,8 @@ commands:
 options:
   --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
   --ckpt_path FILE   a checkpoint to go on from, or to score
+  --samples N --scan N --out FILE
+                     preview: samples to show, to read for the figures, and where the HTML page goes
   --debug            show the traceback of an error
   --version          print the version
   COMMAND --help     all keys of a command
@@ -24,7 +27,7 @@ options:
 example:
   lightning-vlm fit --config configs/quickstart.yaml --model.name_or_path HuggingFaceTB/SmolVLM-256M-Instruct
 """
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("preview", "fit", "validate", "test", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

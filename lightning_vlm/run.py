@@ -9,11 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.module import VLMModule
+from lightning_vlm.preview import page, terminal
+from lightning_vlm.preview.look import look
 from lightning_vlm.report import Report
 
 
@@ -28,12 +31,49 @@ class SaveConfig(SaveConfigCallback):
                 logger.experiment.config.update({"cli": json.loads(config)}, allow_val_change=True)
 
 
+class VLMTrainer(Trainer):
+    """Lightning's Trainer, whose methods are the commands, with one more."""
+
+    def preview(
+        self,
+        model: VLMModule,
+        datamodule: VLMDataModule,
+        samples: int = 8,
+        scan: int = 1000,
+        out: str = "preview.html",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Show what would be learned from the training data, without training and without the model.
+
+        Args:
+            model: Says which processor, and how much each kind of token weighs.
+            datamodule: Has the training data.
+            samples: How many samples to show.
+            scan: How many samples to read for the figures, spread over all data.
+            out: Where the page goes.
+            ckpt_path: No matter; taken so that the saved config of a run can be previewed.
+            weights_only: No matter either.
+
+        Raises:
+            UserError: As in fit.
+        """
+        found, console = look(model, datamodule, samples, scan), Console()
+        terminal.show(found, console)
+        console.print(f"\npage  {page.save(found, out)}", highlight=False, markup=False, soft_wrap=True)
+
+
 class VLMCLI(LightningCLI):
     """LightningCLI, but the command line wins over what a checkpoint says, and `fit` can report.
 
     With `--report true`, `fit` scores the test data before and after training, and ends with a table and a
     picture of predictions.
     """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and which arguments of their methods are no keys."""
+        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys."""
@@ -43,6 +83,14 @@ class VLMCLI(LightningCLI):
             default=False,
             help="Score the test data before and after training; end with a table and a picture.",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """To preview, no accelerator, logger or callback of the run is needed; a laptop will do."""
+        if self.subcommand == "preview":
+            defaults = self._subcommand_parsers["preview"].get_defaults().trainer
+            self.config.preview.trainer = defaults
+            self.config.preview.trainer.accelerator = "cpu"
+            self.config.preview.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Rich progress, unless progress is turned off."""
@@ -81,6 +129,7 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
     return VLMCLI(
         VLMModule,
         VLMDataModule,
+        trainer_class=VLMTrainer,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
         # Our batches are rank-aware by themselves; Lightning's sampler would shuffle and repeat them.

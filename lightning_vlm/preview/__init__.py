@@ -1,0 +1,1 @@
+"""What will be learned, shown without the model and without training."""

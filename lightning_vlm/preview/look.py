@@ -1,0 +1,136 @@
+"""Training data rendered just as `fit` does, without the model."""
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from lightning_vlm.data.collate import Item, collate
+from lightning_vlm.data.conversation import Box, Conversation, Image
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render import Example, Renderer, TooLong
+from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.kinds import Kind
+from lightning_vlm.module import VLMModule
+from lightning_vlm.preview.figures import Fact, LeftOut, Picture, Preview, Sample
+from lightning_vlm.preview.tokens import pieces
+
+
+def look(module: VLMModule, data: VLMDataModule, samples: int = 8, scan: int = 1000) -> Preview:
+    """Render training data just as `fit` does, and keep what is to be shown. Loads the processor, no model.
+
+    Args:
+        module: Its processor and its token weights are those of the run.
+        data: Its training data are looked at. Bad samples stop it or are counted as its `on_bad_sample` says.
+        samples: How many samples to show, of every sort if there is room: task, with or without pictures, cut
+            or not.
+        scan: How many to read for the figures: one from each of so many equal stretches of the data, so that
+            an order that repeats itself does not hide anything.
+
+    Raises:
+        UserError: As in `fit`; or fewer than 0 samples, or nothing to read.
+    """
+    if samples < 0 or scan < 1:
+        raise UserError(f"found samples {samples} and scan {scan}; expected at least 0 and 1")
+    source = data.source("train")
+    opened = list(data.left_out.values())
+    with warnings.catch_warnings(record=True) as told:
+        if data.processor is None:  # the Trainer would hand it the module's
+            data.processor = module.processor
+        renderer, whole = data.renderer, Renderer(data.processor)
+    read = min(scan, len(source))
+    notes = list(dict.fromkeys(str(one.message) for one in told))
+    found = Preview(
+        module.name_or_path, len(source), read, module.token_weights, data.max_length, opened, notes=notes
+    )
+    rng, console = Random(data.seed), Console(stderr=True)
+    indices = [
+        rng.randrange(place * len(source) // read, (place + 1) * len(source) // read) for place in range(read)
+    ]
+    for index in track(
+        indices, "Reading samples", console=console, transient=True, disable=not console.is_terminal
+    ):
+        try:
+            conversation = source[index]
+            example = renderer.example(conversation)
+        except DataError as error:
+            # It raises or not just as it would in training.
+            data.on_before_batch_transfer(collate([], 0, [error], []), 0)
+            length = len(whole.example(conversation).input_ids) if isinstance(error, TooLong) else None
+            found.left_out.append(LeftOut(error, length))
+            continue
+        found.facts.append(_fact(index, conversation, example, whole, learned_weights(module, example)))
+    nothing = sum(not fact.learned.any() for fact in found.facts)
+    if nothing:
+        found.notes.append(f"{nothing:,} of the samples that were read teach nothing: no token has weight")
+    for fact in choose(found.facts, samples):
+        example = renderer.example(source[fact.place])
+        found.samples.append(
+            Sample(
+                example.conversation,
+                pieces(
+                    renderer.tokenizer, example.input_ids, example.kinds, learned_weights(module, example)
+                ),
+                pictures(example.conversation),
+                fact,
+            )
+        )
+    return found
+
+
+def learned_weights(module: VLMModule, example: Example) -> Tensor:
+    """The weight that each token of a sample has in the loss: Tensor of shape [length], float32."""
+    batch = collate([Item(example, None, None)], 0, [], [])
+    targets = module.targets(batch)  # what training asks
+    weights = torch.zeros(len(example.input_ids))
+    weights[targets.positions + 1] = targets.weights
+    return weights
+
+
+def choose(facts: Sequence[Fact], count: int) -> list[Fact]:
+    """Up to `count` samples of all sorts, as evenly as they allow; those of one sort come together."""
+    sorts: dict[tuple, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        sorts[fact.task, fact.pictures > 0, fact.cut > 0, bool(fact.learned.any())].append(fact)
+    queues = sorted(sorts.values(), key=len, reverse=True)
+    turns = [place for turn in range(count) for place, queue in enumerate(queues) if turn < len(queue)]
+    taken = Counter(turns[:count])
+    return [
+        queues[place][turn * len(queues[place]) // number]
+        for place, number in sorted(taken.items())
+        for turn in range(number)
+    ]
+
+
+def pictures(conversation: Conversation) -> list[Picture]:
+    """Its pictures, each with the boxes that stand behind it and before the next one."""
+    found: list[Picture] = []
+    for message in conversation.messages:
+        for part in message.parts:
+            if isinstance(part, Image):
+                found.append(Picture(load_image(part, conversation.source, "image"), []))
+            elif isinstance(part, Box) and found:
+                found[-1].boxes.append((part, message.role == "assistant"))
+    return found
+
+
+def _fact(place: int, conversation: Conversation, example: Example, whole: Renderer, weights: Tensor) -> Fact:
+    cut = len(conversation.messages) - len(example.conversation.messages)
+    long = whole.example(conversation) if cut else example
+    kinds, most = example.kinds.long(), len(Kind)
+    return Fact(
+        place,
+        conversation.task,
+        len(long.input_ids),
+        len(conversation.images),
+        cut,
+        torch.bincount(kinds, minlength=most),
+        torch.bincount(kinds[weights > 0], minlength=most),
+        torch.bincount(kinds, weights.double(), minlength=most),
+    )
