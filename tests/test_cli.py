@@ -75,6 +75,10 @@ def test_help_is_fast_and_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 2
     assert "lightning-vlm COMMAND --config FILE" in done.stdout
+    from lightning_vlm.run import VLMCLI
+
+    listed = done.stdout.split("commands:")[1].split("options:")[0].strip().splitlines()
+    assert {line.split()[0] for line in listed} == set(VLMCLI.subcommands())
 
 
 def test_version_no_command_and_unknown_command(capsys):

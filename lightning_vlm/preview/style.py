@@ -27,7 +27,7 @@ th,td{padding:.25rem .75rem .25rem 0;text-align:right;border-bottom:1px solid va
 white-space:nowrap}
 th{color:var(--soft);font-weight:500}th:first-child,td:first-child,table.text :is(th,td){text-align:left}
 table.text td{white-space:normal;vertical-align:top;overflow-wrap:anywhere}
-.histogram{display:block;width:100%;min-width:32rem;max-width:60rem;margin-top:.75rem}
+.histogram{display:block;width:100%;min-width:40rem;max-width:60rem;margin-top:.75rem}
 .histogram text{font-size:11px;fill:var(--soft)}.count{text-anchor:middle}.tick{text-anchor:middle}
 .back{fill:transparent}.back:hover{fill:var(--line)}
 rect.kept{fill:var(--kept)}rect.cut{fill:var(--cut)}rect.left_out{fill:var(--left)}
@@ -59,7 +59,8 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 .t{border-radius:3px;padding:.12em 0;margin-right:1px;-webkit-box-decoration-break:clone;
 box-decoration-break:clone}
 .t:hover{outline:2px solid var(--ink)}
-.legend .t,td .t{padding:.1em .4em;font:.85rem ui-monospace,monospace}
+.legend .t,td .t{padding:.1em .4em;font-family:ui-monospace,monospace;font-size:.85rem}
+.side .wide+.wide tr:last-child td{font-weight:600}
 .pad{background:repeating-linear-gradient(45deg,var(--special) 0 4px,transparent 4px 8px);
 color:var(--special-ink);
 padding:.12em .4em}
