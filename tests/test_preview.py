@@ -169,6 +169,14 @@ def test_weights_of_kinds_and_sample(module):
     assert [(one.text, one.ids, one.weight) for one in image] == [("image ×16", [3] * 16, 0.0)]
 
 
+def test_both_views_write_the_weights(module):
+    answer = ("A ", Text("cat", entity=True), " sat.")
+    found = seen(module, talk("What?", answer))
+    assert f"⟦A⟧⟦·cat⟧×1.5⟦·sat.{END}⟧↵" in printed(found)
+    assert re.findall(r"t</span><sup class=mark>×([\d.]+)</sup><span", page(found)) == ["1.5"]
+    assert page(found).count("<sup") == 1
+
+
 def test_what_nothing_predicts_has_no_weight():
     module = VLMModule("drawn-vlm", token_weights=KindWeights(special=1.0, instruction=1.0))
     (sample,) = seen(module, talk("Hello?", "Hi.")).samples

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 import PIL.Image
@@ -81,16 +82,19 @@ def _legend(preview: Preview) -> str:
         for kind in Kind
     )
     return (
-        f"<div class=legend>{chips} <span class=how><b class=on>bold and underlined</b> is learned; point at "
-        "a token for its id, kind and weight; <i class=dot> </i> space, <b class=mark>↵</b> new line, "
-        "<b class=mark>⇥</b> tab</span></div>"
+        f"<div class=legend>{chips} <span class=how><b class=on>bold and underlined</b> is learned, with its "
+        "weight behind it if that isn't 1; point at a token for its id, kind and weight; <i class=dot> </i> "
+        "space, <b class=mark>↵</b> new line, <b class=mark>⇥</b> tab</span></div>"
     )
 
 
 def _sample(number: int, sample: Sample) -> str:
     shown = "".join(_picture(place, one) for place, one in enumerate(sample.pictures, 1))
     figures = f"<div class=pictures>{shown}</div>" if shown else ""
-    text = "".join(map(_piece, sample.pieces))
+    text = ""
+    for weight, run in groupby(sample.pieces, lambda piece: piece.weight):
+        text += "".join(map(_piece, run))
+        text += "" if weight in (0, 1) else f"<sup class=mark>×{weight:g}</sup>"
     return (
         f'<section id="s{number}"><h3>{number}<span class=task>{escape(sample.fact.task)}</span>'
         f"<small>{escape(sample_words(sample))}</small><code>{escape(sample.conversation.source)}</code></h3>"

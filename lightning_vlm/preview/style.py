@@ -73,6 +73,7 @@ padding:.12em .4em}
 text-decoration-skip-ink:none}
 .box.on{text-decoration-style:double;text-decoration-thickness:1px}.entity.on{text-decoration-style:dotted}
 .mark{font-weight:400;font-style:normal;opacity:.75;user-select:none;-webkit-user-select:none}
+sup.mark{font-size:.7rem;line-height:1;margin-right:.3em}
 .dot{background:radial-gradient(circle at 50% 58%,currentColor .07em,transparent .11em)}
 @media(max-width:40rem){.legend{position:static}h3 code{margin-left:0}}
 @media print{.legend{position:static}pre{max-height:none}section{break-inside:avoid}}

@@ -79,9 +79,10 @@ def body(sample: Sample, width: int) -> Iterator[Text]:
             if piece.kind in (Kind.IMAGE, Kind.PAD):
                 text.append(f" {piece.text} ", style)
                 continue
-            for one, mark in seen(piece.text) if piece.text else [("", "∅")]:
-                text.append(mark, style if mark == one else f"{style} dim")
-                text.append("\n" if one == "\n" else "")
+            for plain, some in groupby(seen(piece.text), lambda pair: pair[0] == pair[1]):
+                marks = "".join(f"{mark}\n" if one == "\n" else mark for one, mark in some)
+                text.append(marks, style if plain else f"{style} dim")
+            text.append("" if piece.text else "∅", style)
         text.append(("⟧" if weight == 1 else f"⟧×{weight:g}") if weight else "", "bold")
     for row in text.split("\n"):
         yield from _fold(row, width)
@@ -103,12 +104,10 @@ def _fold(line: Text, width: int) -> Iterator[Text]:
 
 
 def _key() -> Text:
-    key = Text.assemble(
-        ("⟦", "bold"), ("learned", LEARNED), ("⟧", "bold"), " and its weight if that isn't 1; "
-    )
+    key = Text.assemble(("⟦", "bold"), ("learned", LEARNED), ("⟧", "bold"), " and its weight if not 1; ")
     for kind in Kind:
         key.append(kind.name.lower(), STYLES[kind]).append(" ")
-    return key.append(" · space  ↵ new line  ⇥ tab", "dim")
+    return key.append(" · space ↵ new line ⇥ tab", "dim")
 
 
 def _head(number: int, sample: Sample) -> Text:
