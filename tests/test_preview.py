@@ -15,6 +15,8 @@ import torch
 import yaml
 from PIL import ImageChops
 from rich.console import Console
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
@@ -194,6 +196,16 @@ def test_characters_of_several_tokens_stay_whole(name, processor_of):
     )
     assert not any("\ufffd" in one.text for one in shown)
     assert [token for one in shown for token in one.ids] == example.input_ids.tolist()
+
+
+def test_a_space_that_a_tokenizer_drops_in_front_is_kept_between_words():
+    tokenizer = Tokenizer(models.WordLevel({"▁Good": 0, "▁day": 1}, unk_token="▁day"))
+    tokenizer.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    kinds = torch.tensor([Kind.INSTRUCTION, Kind.RESPONSE, Kind.RESPONSE])
+    shown = pieces(fast, torch.tensor([0, 1, 1]), kinds, kinds.eq(Kind.RESPONSE).float())
+    assert fast.decode([1]) == "day"  # by itself it would lose its space
+    assert [one.text for one in shown] == ["Good", " day", " day"]
 
 
 # Figures

@@ -28,7 +28,7 @@ STYLES = {
     Kind.PAD: "dim strike",
     Kind.SPECIAL: "dim",
     Kind.IMAGE: "reverse blue",
-    Kind.INSTRUCTION: "none",
+    Kind.INSTRUCTION: "default",
     Kind.RESPONSE: "green",
     Kind.BOX: "magenta",
     Kind.ENTITY: "cyan",
@@ -107,7 +107,7 @@ def _key() -> Text:
     key = Text.assemble(("⟦", "bold"), ("learned", LEARNED), ("⟧", "bold"), " and its weight if not 1; ")
     for kind in Kind:
         key.append(kind.name.lower(), STYLES[kind]).append(" ")
-    return key.append(" · space ↵ new line ⇥ tab", "dim")
+    return key.append("\n· space  ↵ new line  ⇥ tab", "dim")
 
 
 def _head(number: int, sample: Sample) -> Text:
