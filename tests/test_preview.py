@@ -30,7 +30,7 @@ from lightning_vlm.models.load import SHIPPED
 from lightning_vlm.preview import terminal
 from lightning_vlm.preview.look import choose, look
 from lightning_vlm.preview.page import page
-from lightning_vlm.preview.tokens import pieces
+from lightning_vlm.preview.tokens import Piece, pieces
 
 END = "<|im_end|>"
 NASTY = (
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_cut_or_left_out_and_told(module):
             "2 exceed",
             "Cut to fit by whole rounds: 1 of 3 read (33.3%)",
             "Left out: 1 of 3 read (33.3%): too long (1)",
-            "its last 2 messages are cut off",
+            "its end is cut off: 2 of 4 messages",
             "t:3",
         ):
             assert words in shown
@@ -373,6 +373,15 @@ def test_the_page_runs_nothing_and_needs_nothing(module):
     for outside in ("url(", "@import", "xmlns"):
         assert outside not in html
     assert "http" not in html.replace("http-equiv", "").replace("http://x.example/a.png", "")
+
+
+def test_a_token_that_spells_a_whole_tag_is_text(module):
+    found = seen(module, talk("?", "!"))
+    spelled = "<script>alert(1)</script><b>&amp;"
+    found.samples[0] = found.samples[0]._replace(pieces=[Piece([5], spelled, Kind.RESPONSE, 1.0)])
+    read = Reader(page(found))
+    assert read.texts == [spelled]
+    assert "script" not in read.tags
 
 
 def test_pictures_are_embedded_with_boxes_at_the_right_pixels(module):

@@ -191,7 +191,8 @@ def sample_words(sample: Sample) -> str:
     fact, weight = sample.fact, sample.conversation.weight
     words = [f"{int(fact.learned.sum()):,} of {int(fact.tokens.sum()):,} tokens learned"]
     words += [f"sample weight {weight:g}"] if weight != 1 else []
-    words += [f"its last {fact.cut} messages are cut off"] if fact.cut else []
+    every = len(sample.conversation.messages) + fact.cut
+    words += [f"its end is cut off: {fact.cut} of {every} messages"] if fact.cut else []
     return ", ".join(words)
 
 
