@@ -14,7 +14,7 @@ from rich import print as rich_print
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
@@ -269,7 +269,11 @@ class VLMModule(LightningModule):
         assert self.model is not None
         targets = batch.targets or self.targets(batch)
         base = getattr(self.model, self.model.base_model_prefix)
-        hidden = base(**batch.inputs, use_cache=False, return_dict=True).last_hidden_state
+        rows, hiddens = [], []
+        for some, inputs in rows_alike(batch.inputs):
+            rows.append(some)
+            hiddens.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
+        hidden = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens)[torch.cat(rows).argsort()]
         hidden = hidden.flatten(0, 1).index_select(0, targets.positions)
         head, options = self.model.get_output_embeddings(), logit_options(self.model)
         return head_cross_entropy(hidden, head, targets.labels, targets.weights, **options._asdict())
@@ -323,11 +327,16 @@ class VLMModule(LightningModule):
         if not batch.prompts:
             return []
         options = {"do_sample": False, "use_cache": True, **(self.generation or {"max_new_tokens": 64})}
-        ids = self.model.generate(**batch.prompts, **options)  # type: ignore[operator]
-        new = ids[:, batch.prompts["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(
-            new, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        texts = [""] * len(batch.references)
+        for some, inputs in rows_alike(batch.prompts):
+            ids = self.model.generate(**inputs, **options)  # type: ignore[operator]
+            answers = self.processor.tokenizer.batch_decode(
+                ids[:, inputs["input_ids"].shape[1] :],
+                skip_special_tokens=True,
+                clean_up_tokenization_spaces=False,
+            )
+            for row, answer in zip(some.tolist(), answers, strict=True):
+                texts[row] = answer
         rows = zip(batch.sources, batch.tasks, texts, batch.references, strict=True)
         return [Prediction(source, task, text.strip(), reference) for source, task, text, reference in rows]
 

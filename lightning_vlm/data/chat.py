@@ -16,7 +16,8 @@ from lightning_vlm.kinds import Kind
 
 _MARKER = re.compile("\ue000(\\d+)\ue001")
 
-_ASK = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+_ASK = {"role": "user", "content": [{"type": "text", "text": "\ue0000\ue001"}]}
+_ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "\ue0001\ue001"}]}
 
 
 class Talk(NamedTuple):
@@ -49,6 +50,7 @@ class ChatTemplate:
             )
         self._jinja, self._tokens = str(template), processor.tokenizer.special_tokens_map
         self._generation_prompt = self._find_generation_prompt()
+        self._check_beginning()
         self.end_of_turn = self._find_end_of_turn(ends)
         """What it writes to end an answer: a special token, and white space before it."""
 
@@ -108,14 +110,25 @@ class ChatTemplate:
         return [form[text] for form, text in zip(forms, match.groups(), strict=True)]
 
     def _find_generation_prompt(self) -> str:
-        """What the template writes to have an answer begun."""
+        """What the template writes to have an answer begun; if nothing, how it ends a question."""
         without, prompt = self.render([_ASK], False, "?"), self.render([_ASK], True, "?")
-        return prompt[len(without) :] if prompt.startswith(without) else ""
+        begin = prompt[len(without) :] if prompt.startswith(without) else ""
+        return begin or _MARKER.split(prompt)[-1]
+
+    def _check_beginning(self) -> None:
+        """Warn of a template that begins the answers in a chat otherwise than it asks for one."""
+        before = _MARKER.split(self.render([_ASK, _ANSWER], False, "?"))[2]
+        if self._gap(before) is None:
+            warnings.warn(
+                f"the chat template of {self._name} begins an answer with {before!r}, but asks for one with "
+                f"{self._generation_prompt!r}, so the model would be asked otherwise than it was trained; "
+                f"choose another with model.chat_template ({', '.join(TEMPLATES)})",
+                stacklevel=3,
+            )
 
     def _find_end_of_turn(self, special: set[str]) -> str:
         """What the template writes to end an answer: a special token, and white space before it."""
-        answer = {"role": "assistant", "content": [{"type": "text", "text": "\ue0000\ue001"}]}
-        behind = _MARKER.split(self.render([_ASK, answer], False, "?"))[-1]
+        behind = _MARKER.split(self.render([_ASK, _ANSWER], False, "?"))[-1]
         match = re.match(rf"\s*(?:{any_of(special).pattern})", behind)
         if match is None:
             warnings.warn(
@@ -128,11 +141,13 @@ class ChatTemplate:
 
     def gap(self, before: str) -> int:
         """How many characters at the end of an answer's lead-in come after the generation prompt."""
-        if self._generation_prompt:
-            for gap in range(len(before) - len(before.rstrip()) + 1):
-                if before[: len(before) - gap].endswith(self._generation_prompt):
-                    return gap
-        return 0
+        return self._gap(before) or 0
+
+    def _gap(self, before: str) -> int | None:
+        for gap in range(len(before) - len(before.rstrip()) + 1):
+            if before[: len(before) - gap].endswith(self._generation_prompt):
+                return gap
+        return None
 
 
 def talks_of(message: Message) -> Iterator[Talk | None]:

@@ -93,25 +93,75 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
     )
 
 
+def rows_alike(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Split a batch into groups of rows that don't change one another in the model.
+
+    That is one group, but where tokens see pictures by cross-attention (Mllama): there a token before the
+    first picture, or in a row without any, sees the mean of all of them, those that fill up the batch too.
+
+    Args:
+        inputs: What the model's forward takes.
+    Returns:
+        The rows of each group, an int64 tensor, and their inputs, with no more pictures than the rows have.
+    """
+    sees = next((value for value in inputs.values() if value.ndim > 2 and _by_token(value, inputs)), None)
+    if sees is None:
+        return [(torch.arange(len(inputs["input_ids"])), inputs)]
+    counts = (
+        sees.flatten(3).any(3).any(1).sum(1).cpu()
+    )  # [batch, length, pictures, tiles]: each row's pictures
+    groups = []
+    for count in counts.unique().tolist():
+        (rows,) = (counts == count).nonzero(as_tuple=True)
+        mine = {}
+        for name, value in inputs.items():
+            row_values = value[rows.to(value.device)]
+            if value.ndim == 2 and _by_token(value, inputs):
+                mine[name] = row_values
+            elif count:
+                mine[name] = row_values[:, :, :count] if _by_token(value, inputs) else row_values[:, :count]
+        groups.append((rows, mine))
+    return groups
+
+
+def _by_token(value: Tensor, inputs: Mapping[str, Tensor]) -> bool:
+    return value.shape[:2] == inputs["input_ids"].shape
+
+
 def _join(
     examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]
 ) -> dict[str, Tensor]:
     if not examples:
         return {}
     inputs = {"input_ids": _stack([one.input_ids for one in examples], pad_token_id, side)}
+    # Where tokens say which pictures of their row they see (Mllama), each row must have some.
+    rows_have_pictures = any(
+        value.ndim > 2 and _has_each_token(one, value) for one in examples for value in one.inputs.values()
+    )
     for name in _names(one.inputs for one in examples):
         having = [one for one in examples if name in one.inputs]
         values = [one.inputs[name] for one in having]
-        if all(one.inputs[name].shape == (1, len(one.input_ids)) for one in having):
-            # A value for each token: attention_mask, mm_token_type_ids. A sample without it gets zeros.
+        if all(map(_has_each_token, having, values)):
+            # attention_mask, mm_token_type_ids, ...: a sample without it gets zeros.
+            shape = _largest(value[0, 0] for value in values)
             rows = [
-                one.inputs[name][0] if name in one.inputs else values[0].new_zeros(len(one.input_ids))
+                _fill(one.inputs[name][0], shape)
+                if name in one.inputs
+                else values[0].new_zeros(len(one.input_ids), *shape)
                 for one in examples
             ]
             inputs[name] = _stack(rows, 0, side)
-        else:
-            inputs[name] = _concatenate(values)
+            continue
+        if rows_have_pictures:
+            values = [one.inputs.get(name, values[0].new_zeros(1, *values[0].shape[1:])) for one in examples]
+        # Where others than the first dimension differ (SmolVLM: pictures of a sample), fill up with zeros.
+        shape = _largest(value[0] for value in values)
+        inputs[name] = torch.cat([_fill(value, shape) for value in values])
     return inputs
+
+
+def _has_each_token(example: Example, value: Tensor) -> bool:
+    return value.shape[:2] == (1, len(example.input_ids))
 
 
 def _names(inputs: Iterable[Mapping[str, Tensor]]) -> list[str]:
@@ -120,24 +170,24 @@ def _names(inputs: Iterable[Mapping[str, Tensor]]) -> list[str]:
 
 
 def _stack(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
-    """Tensors of shape [length] to one of shape [batch, longest]."""
+    """Tensors of shape [length, ...] to one of shape [batch, longest, ...]."""
     if not rows:
         return torch.empty(0, 0, dtype=torch.int8)
     longest = max(len(row) for row in rows)
     padded = []
     for row in rows:
         missing = longest - len(row)
-        padded.append(functional.pad(row, (missing, 0) if side == "left" else (0, missing), value=value))
+        sides = (missing, 0) if side == "left" else (0, missing)
+        padded.append(functional.pad(row, (*[0, 0] * (row.ndim - 1), *sides), value=value))
     return torch.stack(padded)
 
 
-def _concatenate(values: Sequence[Tensor]) -> Tensor:
-    """Join along the first dimension; where others differ (SmolVLM: pictures of a sample), pad with zeros."""
-    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    padded = []
-    for value in values:
-        missing = [size - have for size, have in zip(shape, value.shape[1:], strict=True)]
-        if any(missing):
-            value = functional.pad(value, [amount for one in reversed(missing) for amount in (0, one)])
-        padded.append(value)
-    return torch.cat(padded)
+def _largest(values: Iterable[Tensor]) -> list[int]:
+    """The size of each dimension that holds all values."""
+    return [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+
+
+def _fill(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros behind a value, in all dimensions but the first."""
+    missing = [size - have for size, have in zip(shape, value.shape[1:], strict=True)]
+    return functional.pad(value, [amount for one in reversed(missing) for amount in (0, one)])

@@ -7,6 +7,7 @@ characters.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +84,9 @@ class Renderer:
         ids = (self.tokenizer.convert_tokens_to_ids(token) for token in never)
         known = {one for one in ids if one not in (None, self.tokenizer.unk_token_id)}
         self._never_words = np.array(sorted(known), np.int64)
+        # PaliGemma: all before the first answer (type 0) sees itself both ways. Its processor, which makes
+        # labels too, doesn't know where the answers are, and would let them see what they are to say.
+        self._sees_prefix_both_ways = "labels" in processor.model_input_names
         begin = {str(self.tokenizer.bos_token)} - {str(self.tokenizer.eos_token)}
         self.template = ChatTemplate(processor, special - self._placeholders - begin)
 
@@ -157,7 +161,7 @@ class Renderer:
         if places != len(pictures):
             found = f"{len(pictures)} picture(s) and {places} place(s) for them in the rendered template"
             raise DataError(source, "messages", found, "as many places as pictures")
-        spy = _Spy(self, talks, source)
+        spy = _Spy(self, talks, source, behind=_MARKERS.split(marked)[-1])
         self.processor.tokenizer = spy
         try:
             # Any nesting but [[picture, ...]] is refused by one family or another.
@@ -176,15 +180,36 @@ class Renderer:
                 f"{type(self.processor).__name__} changes the ids after tokenizing; not supported"
             )
         inputs.pop("labels", None)
+        if self._sees_prefix_both_ways:
+            inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
         return Example(ids, kinds, inputs, conversation)
+
+
+class _Text(dict[str, Any]):
+    """What a tokenizer gives, where a processor may also ask for the token of a character."""
+
+    def __init__(self, inputs: Mapping[str, Any], token_of: Mapping[int, int]) -> None:
+        super().__init__(inputs)
+        self._token_of = token_of
+
+    def char_to_token(self, _: int, char: int) -> int | None:
+        """As of a tokenizer; for the first and last characters of pictures."""
+        return self._token_of.get(char)
 
 
 class _Spy:
     """Stands in for the tokenizer while the processor works: gets the expanded text, puts in the real texts,
-    and knows the kind of each character."""
+    and knows the kind of each character.
 
-    def __init__(self, renderer: Renderer, talks: list[Talk], source: str) -> None:
-        self._renderer, self.talks_of, self._source = renderer, talks, source
+    Args:
+        renderer: Whose tokenizer it stands in for.
+        talks: The texts.
+        source: Of the sample.
+        behind: What the template writes behind the last text or picture.
+    """
+
+    def __init__(self, renderer: Renderer, talks: list[Talk], source: str, behind: str) -> None:
+        self._renderer, self._talks, self._source, self._behind = renderer, talks, source, behind
         self.kinds = np.zeros(0, np.int8)
 
     def __getattr__(self, name: str) -> Any:
@@ -193,7 +218,8 @@ class _Spy:
     def __call__(self, text: list[str], **options: Any) -> dict[str, Any]:
         for name in ("return_tensors", "return_offsets_mapping"):
             options.pop(name, None)
-        encoded = encode(self._renderer.tokenizer, self._runs(text[0]), options)
+        runs = self._runs(text[0])
+        encoded = encode(self._renderer.tokenizer, runs, options)
         ids = np.array(encoded.inputs["input_ids"][0])
         forged = ids[encoded.words & np.isin(ids, self._renderer._never_words)]
         if len(forged):
@@ -201,11 +227,15 @@ class _Spy:
             found = f"text that spells {token}, which this tokenizer can't keep as text"
             raise DataError(self._source, "messages", found, "other words")
         self.kinds = encoded.kinds
-        return encoded.inputs
+        return _Text(encoded.inputs, self._picture_tokens(text[0], runs, encoded.spans))
 
     def _runs(self, text: str) -> list[Run]:
         renderer, runs = self._renderer, []
         pieces = _MARKERS.split(text)  # template, number or None, picture or None, template, ...
+        # What a processor writes behind everything (PaliGemma's a new line) ends the question, also when the
+        # answer is there already.
+        added = pieces[-1][len(self._behind) :] if pieces[-1].startswith(self._behind) else ""
+        pieces[-1] = pieces[-1].removesuffix(added)
         answer = 0  # the one that ended just before
         for place in range(0, len(pieces), 3):
             piece = pieces[place]
@@ -213,15 +243,35 @@ class _Spy:
             if answer and piece.startswith(renderer.template.end_of_turn):
                 runs.append(one_kind(renderer.template.end_of_turn, Kind.RESPONSE, answer))
                 piece = piece[len(renderer.template.end_of_turn) :]
-            talk = None if number is None else self.talks_of[int(number)]
+            talk = None if number is None else self._talks[int(number)]
             answer = int(number or 0) + 1 if talk and talk.answer else 0
             gap = renderer.template.gap(piece) if answer else 0
             runs.append(one_kind(piece[: len(piece) - gap], Kind.SPECIAL))
+            if answer or place == len(pieces) - 1:
+                runs.append(one_kind(added, Kind.SPECIAL))
+                added = ""
             if gap:
                 runs.append(one_kind(piece[-gap:], Kind.RESPONSE, answer))
             if picture is not None:
-                runs.append(one_kind(picture, Kind.IMAGE))
+                begin = str(renderer.tokenizer.bos_token)  # PaliGemma's processor puts it behind the pictures
+                begin = begin if picture.endswith(begin) else ""
+                runs.append(one_kind(picture.removesuffix(begin), Kind.IMAGE))
+                runs.append(one_kind(begin, Kind.SPECIAL))
             if talk:
                 plain = renderer._spelled.search(talk.text) is not None
                 runs.append(Run(talk.text, talk.kinds, answer, words=True, plain=plain))
         return runs
+
+    def _picture_tokens(self, text: str, runs: list[Run], spans: np.ndarray) -> dict[int, int]:
+        """The tokens of the first and last characters of each picture, by their places in the marked text."""
+        pictures = [match.span(2) for match in _MARKERS.finditer(text) if match[2] is not None]
+        place, places = 0, []
+        for run in runs:
+            if run.kinds[:1] == bytes([Kind.IMAGE]):
+                places.append((place, place + len(run.text)))
+            place += len(run.text)
+        found = {}
+        for (start, stop), (begin, end) in zip(pictures, places, strict=True):
+            found[start] = int(np.searchsorted(spans[:, 1], begin, side="right"))
+            found[stop - 1] = int(np.searchsorted(spans[:, 1], end - 1, side="right"))
+        return found

@@ -40,11 +40,13 @@ class Encoded(NamedTuple):
         inputs: As a tokenizer gives it for a list of one text.
         kinds: Array of shape [length], int8, a `Kind` for each token.
         words: Array of shape [length], bool: where a token is made of a person's words alone.
+        spans: Array of shape [length, 2]: from which character to which each token goes.
     """
 
     inputs: dict[str, Any]
     kinds: np.ndarray
     words: np.ndarray
+    spans: np.ndarray
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Mapping[str, Any]) -> Encoded:
@@ -73,7 +75,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
         place += len(run.text)
     cuts = _borders(spans, answers)
     if not plain and not cuts:
-        return Encoded(dict(encoded), *_of_tokens(spans, kinds, words))
+        return Encoded(dict(encoded), *_of_tokens(spans, kinds, words), spans)
     # What the tokenizer adds by itself in front and behind has no characters.
     (own,) = np.nonzero(spans[:, 0] < spans[:, 1])
     front, back = (own[0], own[-1] + 1) if len(own) else (len(spans), len(spans))
@@ -102,7 +104,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
         cuts |= more
     ids = [*first[:front], *ids, *first[back:]]
     inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
-    return Encoded(inputs, *_of_tokens(spans, kinds, words))
+    return Encoded(inputs, *_of_tokens(spans, kinds, words), spans)
 
 
 def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:

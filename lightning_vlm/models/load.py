@@ -1,6 +1,7 @@
 """Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,11 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.shipped import SHIPPED
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -115,7 +118,7 @@ def load_model(
         dtype: Of the weights; `auto` is the one that they were saved in.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers chooses.
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
-            memory. It acts only on modules in train mode.
+            memory. It acts only on modules in train mode; a warning tells where a family has none.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
 
@@ -144,10 +147,24 @@ def load_model(
             enable: Any = getattr(model, "activation_checkpointing_enable", old)
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # transformers has switched that on; see above
+            _warn_where_none(model)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True
     return model
+
+
+def _warn_where_none(model: PreTrainedModel) -> None:
+    """Say so where gradient checkpointing changes nothing (Mllama's vision)."""
+    parts = find_parts(model)
+    for part in ("vision", "language"):
+        for blocks in map(model.get_submodule, parts[f"{part}.layers"]):
+            if not any(isinstance(module, GradientCheckpointingLayer) for module in blocks.modules()):
+                name = type(next(blocks.children())).__name__
+                warnings.warn(
+                    f"gradient_checkpointing: {name} in {part} doesn't support it and keeps all activations",
+                    stacklevel=3,
+                )
 
 
 def _resolve(name_or_path: str | Path) -> str:

@@ -10,7 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.collate import Item, collate
+from lightning_vlm.data.collate import Item, collate, rows_alike
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.render import Renderer
 from lightning_vlm.errors import DataError
@@ -37,6 +37,11 @@ SAMPLES = [
 ]
 
 
+def samples_of(family):
+    """PaliGemma's processor refuses text alone."""
+    return [one for one in SAMPLES if one.images or family != "paligemma"]
+
+
 def items(renderer, samples=SAMPLES):
     return [Item(renderer.example(one), *renderer.prompt(one)) for one in samples]
 
@@ -45,7 +50,7 @@ def items(renderer, samples=SAMPLES):
 def tiny(model_folder, processor_of):
     def load(family):
         model = AutoModelForImageTextToText.from_pretrained(model_folder(family)).eval()
-        return model, Renderer(processor_of(family))
+        return model, Renderer(processor_of(family, "plain" if FAMILIES[family].template is None else None))
 
     return load
 
@@ -54,11 +59,14 @@ def tiny(model_folder, processor_of):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_together_each_sample_gets_its_own_logits(tiny, family, order):
     model, renderer = tiny(family)
-    chosen = items(renderer, [SAMPLES[place] for place in order])
+    chosen = items(renderer, [one for one in (SAMPLES[at] for at in order) if one in samples_of(family)])
+    if not chosen:
+        pytest.skip("nothing that this family takes")
     batch = collate(chosen, renderer.tokenizer.pad_token_id, [], [])
     with torch.no_grad():
         for inputs, side in ((batch.inputs, "right"), (batch.prompts, "left")):
-            together = model(**inputs, use_cache=False).logits
+            together = torch.cat([model(**some, use_cache=False).logits for _, some in rows_alike(inputs)])
+            together = together[torch.cat([rows for rows, _ in rows_alike(inputs)]).argsort()]
             for row, item in enumerate(chosen):
                 example = item.example if side == "right" else item.prompt
                 alone = model(input_ids=example.input_ids[None], **example.inputs, use_cache=False).logits[0]
@@ -71,7 +79,8 @@ def test_padded_together_each_sample_gets_its_own_logits(tiny, family, order):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_is_outside_and_has_no_kind(tiny, family):
     _, renderer = tiny(family)
-    chosen = items(renderer)
+    samples = samples_of(family)
+    chosen = items(renderer, samples)
     batch = collate(chosen, 7, [], [])
     for row, item in enumerate(chosen):
         length = len(item.example.input_ids)
@@ -85,9 +94,9 @@ def test_padding_is_outside_and_has_no_kind(tiny, family):
         assert torch.equal(
             batch.prompts["input_ids"][row, -len(item.prompt.input_ids) :], item.prompt.input_ids
         )
-    assert batch.sample_weights.tolist() == [1, 1, 0.5]
-    assert batch.tasks == ["What is this?", "Hello", "Which is wide?"]
-    assert batch.references == batch.sources == [one.source for one in SAMPLES]
+    assert batch.sample_weights.tolist() == [one.weight for one in samples]
+    assert batch.tasks == [one.task for one in samples]
+    assert batch.references == batch.sources == [one.source for one in samples]
 
 
 def test_smolvlm_fills_up_pictures_with_empty_tiles(tiny):

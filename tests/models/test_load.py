@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def test_training_keeps_no_cache_but_generation_does(
         each.generate(input_ids=ids, min_new_tokens=3, max_new_tokens=3, do_sample=False)
         hook.remove()
         assert lengths == [3, 1, 1]
+
+
+def test_checkpointing_without_effect_is_told(tiny_folder: Folder) -> None:
+    with pytest.warns(UserWarning, match=r"MllamaVisionEncoderLayer in vision doesn't support it"):
+        load_model(tiny_folder("mllama"), gradient_checkpointing=True)
+    with warnings.catch_warnings(action="error"):
+        load_model(tiny_folder("qwen3_vl"), gradient_checkpointing=True)
 
 
 def test_options_reach_the_model(tiny_folder: Folder) -> None:

@@ -19,30 +19,51 @@ FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]
 
 # Written down by reading the modeling files; the first letters of parameter names decide.
-PREFIXES = {
-    "llava": {
-        "vision": ("model.vision_tower.",),
-        "projector": ("model.multi_modal_projector.",),
-        "language": ("model.language_model.",),
-        "head": ("lm_head.",),
-    },
-    "smolvlm": {
-        "vision": ("model.vision_model.",),
-        "projector": ("model.connector.",),
-        "language": ("model.text_model.",),
-        "head": ("lm_head.",),
-    },
-    "qwen2_5_vl": {
-        "vision": ("model.visual.patch_embed.", "model.visual.blocks."),
-        "projector": ("model.visual.merger.",),
-        "language": ("model.language_model.",),
-        "head": (),
-    },
+LLAVA = {
+    "vision": ("model.vision_tower.",),
+    "projector": ("model.multi_modal_projector.", "model.image_newline"),
+    "language": ("model.language_model.",),
+    "head": ("lm_head.",),
 }
+IDEFICS = {
+    "vision": ("model.vision_model.",),
+    "projector": ("model.connector.",),
+    "language": ("model.text_model.",),
+    "head": ("lm_head.",),
+}
+QWEN = {
+    "vision": ("model.visual.patch_embed.", "model.visual.pos_embed.", "model.visual.blocks."),
+    "projector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
+    "language": ("model.language_model.",),
+    "head": (),
+}
+PREFIXES = {
+    "llava": LLAVA,
+    "llava_next": LLAVA,
+    "llava_onevision": {**LLAVA, "head": ()},
+    "smolvlm": IDEFICS,
+    "idefics3": IDEFICS,
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "gemma3": {**LLAVA, "head": ()},
+    "paligemma": {**LLAVA, "head": ()},
+    "internvl": LLAVA,
+    "mistral3": LLAVA,
+    "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
+}
+TIED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma")
 LAYERS = {  # vision, language
-    "llava": ("model.vision_tower.encoder.layers", "model.language_model.layers"),
-    "smolvlm": ("model.vision_model.encoder.layers", "model.text_model.layers"),
-    "qwen2_5_vl": ("model.visual.blocks", "model.language_model.layers"),
+    **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
+    **dict.fromkeys(
+        ("smolvlm", "idefics3"), ("model.vision_model.encoder.layers", "model.text_model.layers")
+    ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("model.visual.blocks", "model.language_model.layers")
+    ),
+    "internvl": ("model.vision_tower.encoder.layer", "model.language_model.layers"),
+    "mistral3": ("model.vision_tower.transformer.layers", "model.language_model.layers"),
+    "mllama": ("model.vision_model.transformer.layers", "model.language_model.layers"),
 }
 
 
@@ -69,7 +90,7 @@ def test_layers_are_the_lists_of_blocks(family: str, model: PreTrainedModel) -> 
     found = find_parts(model)
     assert (found["vision.layers"], found["language.layers"]) == tuple([path] for path in LAYERS[family])
     last = select_modules(model, ["language.layers[-1:]"], found)
-    assert list(last) == [f"{LAYERS[family][1]}.1"]
+    assert list(last) == [f"{LAYERS[family][1]}.{len(model.get_decoder().layers) - 1}"]
 
 
 def test_a_short_list_is_not_taken_for_the_blocks(tiny_folder: Folder) -> None:
@@ -89,7 +110,7 @@ def test_prefix_is_where_the_model_sits(family: str, model: PreTrainedModel) -> 
 
 def test_tied_head_is_selected_but_owns_nothing(family: str, model: PreTrainedModel) -> None:
     tied = model.lm_head.weight is model.get_input_embeddings().weight
-    assert tied == (family == "qwen2_5_vl")
+    assert tied == (family in TIED)
     assert head_is_tied(model) == tied
     selected = select_parameters(model, ["head"], find_parts(model))
     assert [id(weight) for weight in selected.values()] == [id(model.lm_head.weight)]
@@ -107,7 +128,8 @@ def test_adapters_join_the_part_they_are_in(family: str, model: PreTrainedModel)
     after = parameters_by_part(model)
     for part, own in after.items():
         adapters = {name for name in own if "lora_" in name}
-        assert adapters
+        # Gemma 3's projector is a bare matrix.
+        assert bool(adapters) == ((family, part) != ("gemma3", "projector"))
         assert {name.replace(".base_layer", "") for name in own if name not in adapters} == before[part]
     assert find_parts(model)["language.layers"] == [LAYERS[family][1]]
 

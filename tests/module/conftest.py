@@ -1,8 +1,5 @@
 """Tiny models, batches and Trainers for the tests of the module."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -32,24 +29,19 @@ def listed():
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folder(model_folder):
     """Folder of the tiny model of a family."""
-    folders: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in folders:
-            folders[family] = tiny.build(family, tmp_path_factory.mktemp(family))
-        return folders[family]
-
-    return of
+    return model_folder
 
 
 @pytest.fixture(scope="session")
 def module(folder):
-    """A module of a tiny family."""
+    """A module of a tiny family, with a ready template where the family has none."""
 
     def make(family="llava", **options):
         torch.manual_seed(0)  # LoRA's A is random
+        if family != "shipped" and tiny.FAMILIES[family].template is None:
+            options.setdefault("chat_template", "plain")
         made = VLMModule(str(folder(family)), **options)
         made.configure_model()
         return made
