@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning_vlm_callbacks  # noqa: F401  # so that configs can name its classes without their modules
@@ -14,7 +15,9 @@ from rich.console import Console
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
+from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
+from lightning_vlm.parser import Parser
 from lightning_vlm.preview import page, terminal
 from lightning_vlm.preview.look import look
 from lightning_vlm.report import Report
@@ -29,6 +32,10 @@ class SaveConfig(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 config = self.parser.dump(self.config, format="json", skip_none=False)
                 logger.experiment.config.update({"cli": json.loads(config)}, allow_val_change=True)
+
+
+_KEYWORDS = ("last", "best", "hpc", "registry")
+"""What Lightning takes for `ckpt_path` besides a file."""
 
 
 class VLMTrainer(Trainer):
@@ -85,7 +92,11 @@ class VLMCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """To preview, no accelerator, logger or callback of the run is needed; a laptop will do."""
+        """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger
+        or callback of the run is needed; a laptop will do."""
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint and checkpoint not in _KEYWORDS and "://" not in checkpoint:
+            check_file(Path(checkpoint))
         if self.subcommand == "preview":
             defaults = self._subcommand_parsers["preview"].get_defaults().trainer
             self.config.preview.trainer = defaults
@@ -123,13 +134,13 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
         arguments: The words of the command; None takes those of the process.
 
     Raises:
-        UserError: Something that the user can mend.
-        SystemExit: Keys or values that the parser refuses; it has said so.
+        UserError: Something that the user can mend, such as keys or values that the parser refuses.
     """
     return VLMCLI(
         VLMModule,
         VLMDataModule,
         trainer_class=VLMTrainer,
+        parser_class=Parser,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
         # Our batches are rank-aware by themselves; Lightning's sampler would shuffle and repeat them.

@@ -162,13 +162,6 @@ def test_mistakes_are_told_in_one_line_without_traceback(project, capsys, words,
     assert "Traceback" not in err
 
 
-def test_a_misspelt_key_is_named(project, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command("fit", "--model.generatoin", "{}")
-    assert stop.value.code == 2
-    assert "generatoin" in capsys.readouterr().err
-
-
 def test_debug_shows_the_traceback(project):
     from lightning_vlm.errors import UserError
 
