@@ -236,14 +236,18 @@ def test_counts_are_those_of_the_source(module):
     assert {name: row.tokens for name, row in rows.items()} == tokens
     assert {name: row.learned for name, row in rows.items()} == answers
     assert found.total.weight == found.total.learned == sum(answers.values())
-    assert found.by_kind()[Kind.IMAGE].tokens == 40 * 16
+    kinds = found.by_kind()
+    assert kinds[Kind.IMAGE].tokens == 40 * 16
+    assert [kinds[kind].learned for kind in Kind] == [0, 0, 0, 0, sum(answers.values()), 0, 0]
     shown = printed(found)
     both = sum(answers.values()), sum(tokens.values())
     share = f"{100 * both[0] / both[1]:.1f}% of the tokens are learned: {both[0]:,} of {both[1]:,}, in all 40"
     assert share in shown
     assert share in page(found)
-    of_weight = f"{100 * answers['vqa'] / both[0]:.1f}%"
-    assert re.search(rf"vqa .* {re.escape(of_weight)}", shown)
+    for task in tokens:
+        shares = f"{100 * answers[task] / tokens[task]:.1f}%", f"{100 * answers[task] / both[0]:.1f}%"
+        assert re.search(rf"^ *{task} .* {shares[0]} +{shares[1]} *$", shown, re.MULTILINE)
+        assert re.search(rf"<td>{task}</td>[^\n]*?<td>{shares[0]}</td><td>{shares[1]}</td></tr>", page(found))
 
 
 def test_what_is_read_lies_spread_and_hides_no_rhythm(module):
@@ -461,9 +465,10 @@ def project(tmp_path, monkeypatch):
         "model": {"name_or_path": "model", "token_weights": {"response": 3.0}},
         "data": {"train": "data.jsonl", "max_length": 64},
         "trainer": {
-            # Neither is here; a preview asks for neither.
+            # Nothing of this is here, and a preview asks for none of it.
             "accelerator": "gpu",
             "devices": 8,
+            "strategy": "fsdp",
             "logger": {"class_path": "WandbLogger", "init_args": {"project": "x"}},
         },
         "ckpt_path": None,  # as in the saved config of a run
