@@ -1,0 +1,101 @@
+"""Each family: all of it learns or is named, and what is in a batch doesn't change one another."""
+
+import pytest
+import torch
+
+from lightning_vlm import VLMDataModule
+from lightning_vlm.data.conversation import Conversation, Message, Text
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import tiny
+from lightning_vlm.models.adapt import set_modes
+
+FAMILIES = tuple(tiny.FAMILIES)
+FULL = {"vision": "full", "projector": "full", "language": "full"}
+_EARLY = ["vision.layers[-1]", "model.model.vision_tower.post_layernorm"]
+DEAD = {  # as published, no gradient ever reaches these
+    "llava": _EARLY,
+    "llava_next": _EARLY,
+    "llava_onevision": ["model.model.vision_tower.post_layernorm"],
+}
+NEEDS_PICTURES = ("paligemma",)
+
+
+@pytest.fixture
+def mixed(words):
+    """Text alone, one picture, two pictures with a later one, of very different lengths."""
+
+    def make(family):
+        first, second, third = Drawn("val", size=3, tasks=["vqa"], rounds=1)
+        more = Message("user", (*second.images, Text(" And there, in this other picture? Look well.")))
+        late = Conversation(
+            (*first.messages, more, Message("assistant", (Text("Two, I think, or so it seems to me."),))),
+            source="late",
+        )
+        alone = () if family in NEEDS_PICTURES else (words("Hello, who is there?", "It is me."),)
+        return [*alone, third, late]
+
+    return make
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_step_reaches_all_but_what_is_known(module, make_quiet, listed, mixed, family):
+    source = listed(mixed(family)[:2])
+    data = VLMDataModule(train=source, batch_size=1, shuffle=False)
+    one = module(family, adapt=FULL, no_gradient_needed=DEAD.get(family))
+    trained = {name: weight for name, weight in one.named_parameters() if weight.requires_grad}
+    before = {name: weight.detach().clone() for name, weight in trained.items()}
+    make_quiet(max_epochs=1, accumulate_grad_batches=2).fit(one, data)
+    still = [name for name, weight in trained.items() if torch.equal(weight, before[name])]
+    assert bool(still) == (family in DEAD)
+    assert all(".vision_tower." in name for name in still)
+    if family in DEAD:
+        with pytest.raises(UserError, match=r"no gradient: model\.model\.vision_tower"):
+            make_quiet(max_epochs=1).fit(module(family, adapt=FULL), data)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_is_the_sum_of_its_samples(module, batch_of, listed, mixed, family):
+    one = module(family, adapt=FULL)
+    set_modes(one.model)
+    samples = mixed(family)
+
+    def sums(chosen):
+        one.zero_grad()
+        found = one.loss_sums(batch_of(one, listed(chosen)))
+        found.loss_sum.backward()
+        return found, {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
+
+    together, gradients = sums(samples)
+    losses, expected = [], {}
+    for sample in samples:
+        found, parts = sums([sample])
+        losses += found.token_losses.tolist()
+        for name, gradient in parts.items():
+            expected[name] = expected.get(name, 0) + gradient
+    torch.testing.assert_close(together.token_losses, torch.tensor(losses), rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in gradients.items():
+        # Not smaller than what rounding leaves of zeros, such as the gradients of the keys' biases.
+        scale = expected[name].abs().max().clamp(min=1e-3 * largest)
+        torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_in_a_mixed_batch_are_those_of_each_alone(module, batch_of, listed, mixed, family):
+    one = module(family)
+    tokenizer = one.processor.tokenizer
+    silent = [i for i in range(len(tokenizer)) if not tokenizer.decode(i, skip_special_tokens=True).strip()]
+    one.generation = {"min_new_tokens": 5, "max_new_tokens": 5, "suppress_tokens": silent}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # or all answers would be alike, by a hair
+        for name, parameter in one.model.get_decoder().named_parameters():
+            if "embed" not in name:  # a large embedding answers with the last word of the question
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    one.model.eval()
+    samples = mixed(family)
+    alone = [one.answer(batch_of(one, listed([sample]), predict=True))[0].text for sample in samples]
+    together = [answer.text for answer in one.answer(batch_of(one, listed(samples), predict=True))]
+    assert together == alone
+    assert len(set(alone)) > 1
