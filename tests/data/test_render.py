@@ -1,6 +1,7 @@
 """Masks are proved by decoding what they hold; ids by the processor's own `apply_chat_template`."""
 
 import io
+import warnings
 from dataclasses import replace
 
 import PIL.Image
@@ -137,7 +138,7 @@ def renderer_of(processor_of):
     return renderer
 
 
-def own_ids(renderer, conversation, **options):
+def own(renderer, conversation, **options):
     """What the processor itself makes of a conversation, neighbouring texts joined."""
     turns = []
     for message in conversation.messages:
@@ -153,7 +154,15 @@ def own_ids(renderer, conversation, **options):
     batch = renderer.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
-    return batch["input_ids"][0].tolist()
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def assert_like(example, batch):
+    """Ids, and all else that the model gets."""
+    assert {"input_ids", *example.inputs} == batch.keys()
+    assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
+    for name, value in example.inputs.items():
+        assert torch.equal(value, batch[name]), name
 
 
 @pytest.mark.parametrize("name", TALKS)
@@ -203,7 +212,7 @@ ORDINARY = [name for name in TALKS if name not in ("spelled", "white space")]
 
 @pytest.mark.parametrize("name", ORDINARY)
 @pytest.mark.parametrize(("model", "template"), EVERY)
-def test_ids_are_the_processors_own(renderer_of, model, template, name):
+def test_inputs_are_the_processors_own(renderer_of, model, template, name):
     renderer, conversation = renderer_of(model, template), TALKS[name]
     if name == "empty answer" and model == "llava" and template is None:
         pytest.skip("the space that the model must write joins the one behind the answer")
@@ -211,7 +220,7 @@ def test_ids_are_the_processors_own(renderer_of, model, template, name):
         pytest.skip(
             "its processor takes an answer by itself: see test_paligemma_sees_only_its_question_both_ways"
         )
-    assert renderer.example(conversation).input_ids.tolist() == own_ids(renderer, conversation)
+    assert_like(renderer.example(conversation), own(renderer, conversation))
 
 
 @pytest.mark.parametrize("name", TALKS)
@@ -225,7 +234,7 @@ def test_the_prompt_is_how_the_full_ids_begin(renderer_of, model, template, name
     assert reference == answers_of(conversation)[-1]
     asked = Conversation(conversation.messages[:-1])
     if name in ORDINARY and (model != "paligemma" or not answers_of(asked)):
-        assert prompt.input_ids.tolist() == own_ids(renderer, asked, add_generation_prompt=True)
+        assert_like(prompt, own(renderer, asked, add_generation_prompt=True))
 
 
 def test_paligemma_sees_only_its_question_both_ways(renderer_of):
@@ -238,12 +247,12 @@ def test_paligemma_sees_only_its_question_both_ways(renderer_of):
         add_generation_prompt=True,
     )
     options = {"images": [[load_image(PICTURE, "", "")]], "return_tensors": "pt"}
-    own = renderer.processor(text=[text], suffix=["Red."], **options)
-    length = own["input_ids"].shape[1]
-    assert example.input_ids[:length].tolist() == own["input_ids"][0].tolist()
+    made = renderer.processor(text=[text], suffix=["Red."], **options)
+    length = made["input_ids"].shape[1]
+    assert example.input_ids[:length].tolist() == made["input_ids"][0].tolist()
     assert renderer.tokenizer.decode(example.input_ids[length:]) == "\n"  # behind an end, in ready templates
-    assert example.inputs["token_type_ids"][0, :length].tolist() == own["token_type_ids"][0].tolist()
-    supervised = own["labels"][0] != -100
+    assert example.inputs["token_type_ids"][0, :length].tolist() == made["token_type_ids"][0].tolist()
+    supervised = made["labels"][0] != -100
     assert supervised.tolist() == (example.kinds[:length] >= Kind.RESPONSE).tolist()
     assert not prompt.inputs["token_type_ids"].any()
     # From the first answer on, no token sees what comes later.
@@ -258,9 +267,25 @@ def test_paligemma_without_a_picture_is_refused(renderer_of):
         renderer_of("paligemma", "plain").example(TALKS["text alone"])
 
 
-def test_a_template_that_asks_otherwise_than_it_answers_is_told(processor_of):
-    with pytest.warns(UserWarning, match=r"begins an answer with '.*assistant \\n', but asks for one with"):
-        Renderer(processor_of("llava_onevision"))
+FLAWS = {"llava": "writes no end-of-turn token", "llava_onevision": "assistant \\n', but asks for one with"}
+
+
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_flaws_of_published_templates_are_told(processor_of, model, template):
+    with warnings.catch_warnings(record=True, action="always") as found:
+        Renderer(processor_of(model, template))
+    told = [str(one.message) for one in found if "the chat template of" in str(one.message)]
+    assert len(told) == (model in FLAWS)
+    assert FLAWS.get(model, "") in "".join(told)
+
+
+def test_a_processor_may_ask_for_the_tokens_of_its_pictures(processor_of, monkeypatch):
+    processor = processor_of("idefics3")
+    monkeypatch.setattr(type(processor), "return_mm_token_type_ids", True)
+    renderer, conversation = Renderer(processor), TALKS["interleaved"]
+    example = renderer.example(conversation)
+    assert_like(example, own(renderer, conversation))
+    assert ((example.kinds == Kind.IMAGE) == example.inputs["mm_token_type_ids"][0].bool()).all()
 
 
 SPELLED = st.sampled_from(
