@@ -50,6 +50,7 @@ PREFIXES = {
     "paligemma": {**LLAVA, "head": ()},
     "internvl": LLAVA,
     "mistral3": LLAVA,
+    "pixtral": LLAVA,
     "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
 }
 TIED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma")
@@ -62,7 +63,9 @@ LAYERS = {  # vision, language
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("model.visual.blocks", "model.language_model.layers")
     ),
     "internvl": ("model.vision_tower.encoder.layer", "model.language_model.layers"),
-    "mistral3": ("model.vision_tower.transformer.layers", "model.language_model.layers"),
+    **dict.fromkeys(
+        ("mistral3", "pixtral"), ("model.vision_tower.transformer.layers", "model.language_model.layers")
+    ),
     "mllama": ("model.vision_model.transformer.layers", "model.language_model.layers"),
 }
 

@@ -147,6 +147,7 @@ CHATS = {
         "<s>[SYSTEM_PROMPT]You are a helpful assistant.[/SYSTEM_PROMPT]"
         "[INST][IMG]How many?[/INST]Two.</s>[INST]Sure?[/INST]Yes.</s>"
     ),
+    "pixtral": "<s>[INST][IMG]How many?[/INST]Two.</s>[INST]Sure?[/INST]Yes.</s>",
     "mllama": (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>How many?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nTwo.<|eot_id|>"
@@ -167,6 +168,7 @@ PROMPTS = {
     "gemma3": "<start_of_turn>model\n",
     "internvl": _CHATML,
     "mistral3": "[/INST]",
+    "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
 }
 MARKED = ("llava", "llava_onevision")  # with {% generation %}

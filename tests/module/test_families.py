@@ -7,6 +7,7 @@ from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
+from lightning_vlm.kinds import Kind
 from lightning_vlm.models import tiny
 from lightning_vlm.models.adapt import set_modes
 
@@ -80,6 +81,26 @@ def test_a_mixed_batch_is_the_sum_of_its_samples(module, batch_of, listed, mixed
         # Not smaller than what rounding leaves of zeros, such as the gradients of the keys' biases.
         scale = expected[name].abs().max().clamp(min=1e-3 * largest)
         torch.testing.assert_close(gradient / scale, expected[name] / scale, rtol=0, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_answer_sees_what_it_is_to_say(module, batch_of, listed, mixed, family):
+    """Other words in an answer change nothing before them."""
+    one = module(family)
+    one.model.eval()
+    batch = batch_of(one, listed(mixed(family)[-1:]))
+    answers = (batch.kinds[0] >= Kind.RESPONSE).nonzero()[:, 0].tolist()
+    assert answers[-1] - answers[0] >= len(answers), "several answers"
+    for place in (answers[0], answers[-3]):
+        ids = batch.inputs["input_ids"].clone()
+        for later in answers:
+            if later >= place:
+                ids[0, later] = 1 if ids[0, later] != 1 else 2
+        with torch.no_grad():
+            before = one.model(**batch.inputs, use_cache=False).logits
+            after = one.model(**{**batch.inputs, "input_ids": ids}, use_cache=False).logits
+        torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=1e-6)
+        assert not torch.allclose(after[:, place:], before[:, place:], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

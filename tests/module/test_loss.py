@@ -93,7 +93,7 @@ def test_bfloat16(module, batch_of, family):
 def test_weights_by_kind_and_sample(module, batch_of, listed, family):
     table = KindWeights(special=0.25, instruction=0.5, response=1.0, box=3.0, entity=1.5)
     one = module(family, token_weights=table)
-    source = Drawn("train", size=5)
+    source = [item for item in Drawn("train", size=9) if item.messages[0].role == "user"][:5]
     weighted = [dataclasses.replace(item, weight=0.5 + at) for at, item in enumerate(source)]
     batch = batch_of(one, listed(weighted))
     assert {*range(7)} == set(batch.kinds.unique().tolist())

@@ -15,7 +15,7 @@ from lightning_vlm.models.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from lightning_vlm.models.tiny.gemma import GEMMA3, PALIGEMMA
 from lightning_vlm.models.tiny.idefics import IDEFICS3, SMOLVLM
 from lightning_vlm.models.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
-from lightning_vlm.models.tiny.others import INTERNVL, MISTRAL3, MLLAMA
+from lightning_vlm.models.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
 from lightning_vlm.models.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
 __all__ = ["FAMILIES", "Family", "build"]
@@ -32,10 +32,11 @@ FAMILIES: dict[str, Family] = {
     "paligemma": PALIGEMMA,
     "gemma3": GEMMA3,
     "internvl": INTERNVL,
+    "pixtral": PIXTRAL,
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,
 }
-"""The families that can be built, by the name of their `model_type`."""
+"""The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
 
 
 def build(family: str, directory: Path, seed: int = 0) -> Path:

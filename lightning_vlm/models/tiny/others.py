@@ -1,4 +1,4 @@
-"""Families that stand alone: InternVL, Mistral 3, Mllama (Llama 3.2 Vision)."""
+"""InternVL, Mistral's (Pixtral, Mistral 3), and Mllama (Llama 3.2 Vision)."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from transformers import (
     InternVLConfig,
     InternVLProcessor,
     InternVLVideoProcessor,
+    LlavaConfig,
     Mistral3Config,
     MllamaConfig,
     MllamaImageProcessor,
@@ -102,36 +103,60 @@ def _mistral3_config(ids: Ids, text: dict) -> PretrainedConfig:
     )
 
 
-def _mistral3_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+def _mistral_family(template: str, config: Any, merge: int, *special: str) -> Family:
     """At most 4×4 tokens a picture, of 14×14 pixels each, and one more at the end of each row."""
-    return PixtralProcessor(
-        image_processor=PixtralImageProcessor(size={"longest_edge": 56}, patch_size=14),
-        tokenizer=tokenizer,
-        patch_size=7,
-        spatial_merge_size=2,
-        chat_template=template,
+
+    def processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+        return PixtralProcessor(
+            image_processor=PixtralImageProcessor(size={"longest_edge": 56}, patch_size=14),
+            tokenizer=tokenizer,
+            patch_size=14 // merge,
+            spatial_merge_size=merge,
+            chat_template=template,
+        )
+
+    return Family(
+        pad="<pad>",
+        eos="</s>",
+        bos="<s>",
+        special=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", *special),
+        template=template,
+        config=config,
+        processor=processor,
+        adds_bos=True,
+        padding_side="left",
     )
 
 
-MISTRAL3 = Family(
-    pad="<pad>",
-    eos="</s>",
-    bos="<s>",
-    special=(
-        "[INST]",
-        "[/INST]",
-        "[SYSTEM_PROMPT]",
-        "[/SYSTEM_PROMPT]",
-        "[IMG]",
-        "[IMG_BREAK]",
-        "[IMG_END]",
-    ),
-    template=_MISTRAL3_TEMPLATE,
-    config=_mistral3_config,
-    processor=_mistral3_processor,
-    adds_bos=True,
-    padding_side="left",
+MISTRAL3 = _mistral_family(_MISTRAL3_TEMPLATE, _mistral3_config, 2, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+
+
+# --- Pixtral (a LLaVA): as Mistral 3, but without a system prompt of its own; a system turn is written only
+# --- into a question that ends the chat, so none can be trained with
+_PIXTRAL_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% set given = messages[0].role == 'system' %}"
+    "{% for turn in (messages[1:] if given else messages) %}"
+    "{% if turn.role == 'user' %}"
+    "{{ '[INST]' }}{% if loop.last and given %}{{ messages[0].content[0].text + '\n\n' }}{% endif %}"
+    "{% for part in turn.content %}{{ '[IMG]' if part.type == 'image' else part.text }}{% endfor %}"
+    "{{ '[/INST]' }}"
+    "{% else %}{% for part in turn.content %}{{ part.text }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
 )
+
+
+def _pixtral_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return LlavaConfig(
+        vision_config={"model_type": "pixtral", **VISION_SIZE, "image_size": 56, "patch_size": 14},
+        text_config={"model_type": "mistral", "head_dim": 16, "sliding_window": None, **text},
+        image_token_index=ids["[IMG]"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+
+
+PIXTRAL = _mistral_family(_PIXTRAL_TEMPLATE, _pixtral_config, 1)
 
 
 # --- Llama 3.2 Vision: a header before each turn, <|eot_id|> behind; a system turn with dates, but not where
