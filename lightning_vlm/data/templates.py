@@ -6,7 +6,8 @@ the first word of the answer to one token, half template and half answer, that n
 
 import difflib
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+import PIL.Image
+from transformers import ProcessorMixin
 
 from lightning_vlm.errors import UserError
 
@@ -78,7 +79,7 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     Args:
         name: One of `TEMPLATES`.
         processor: Its `image_token` (or its tokenizer's) stands for an image, its tokenizer's `eos_token`
-            ends an answer. The `bos_token` comes first, unless there is none or the tokenizer adds it itself.
+            ends an answer. The `bos_token` comes first, if there is one that nobody else adds.
     Returns:
         A Jinja template, for `processor.chat_template` or `apply_chat_template(chat_template=...)`.
 
@@ -113,16 +114,21 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     tokens = {
         "image_token": _MARKED_OFF.get(str(image), str(image)),
         "eos_token": str(tokenizer.eos_token),
-        "bos_token": _begin(name, tokenizer),
+        "bos_token": _begin(name, processor, str(image)),
     }
     # Python's and Jinja's string literals escape alike.
     return "".join(f"{{% set {key} = {token!r} %}}" for key, token in tokens.items()) + TEMPLATES[name]
 
 
-def _begin(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the template must write before everything else, or nothing."""
-    begin = tokenizer.bos_token
-    written_anyway = name == "chatml" and begin == START_OF_TURN
-    if begin is None or written_anyway or tokenizer.encode("x")[0] == tokenizer.bos_token_id:
+def _begin(name: str, processor: ProcessorMixin, image: str) -> str:
+    """The token that the template must write before everything else, or nothing.
+
+    Llama's processor writes one where there is none, and its tokenizer another; PaliGemma's writes one behind
+    the pictures whatever there is. So the processor is asked what comes of a text without.
+    """
+    begin = processor.tokenizer.bos_token
+    if begin is None or (name == "chatml" and begin == START_OF_TURN):
         return ""
-    return str(begin)
+    picture = PIL.Image.new("RGB", (64, 64))
+    ids = processor(text=[f"{image}x"], images=[[picture]])["input_ids"][0]
+    return "" if list(ids).count(processor.tokenizer.bos_token_id) == 1 else str(begin)

@@ -285,6 +285,14 @@ def test_flaws_of_published_templates_are_told(processor_of, model, template):
     assert FLAWS.get(model, "") in "".join(told)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_ready_templates_begin_once(renderer_of, model):
+    renderer = renderer_of(model, "plain")
+    begin = renderer.tokenizer.bos_token_id
+    if begin is not None:
+        assert renderer.example(TALKS["one turn"]).input_ids.tolist().count(begin) == 1
+
+
 @pytest.mark.parametrize(("model", "template", "name"), REFUSED)
 def test_a_turn_that_the_template_leaves_out_is_refused(renderer_of, model, template, name):
     with pytest.raises(DataError, match="a chat template that leaves out text 1"):
