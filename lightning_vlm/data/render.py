@@ -170,7 +170,8 @@ class Renderer:
             raise
         except ValueError as error:
             found = f"a sample that {type(self.processor).__name__} refuses ({error})"
-            raise DataError(source, "messages", found, "pictures of a usual size and shape") from error
+            expected = "pictures of a usual size and shape" if pictures else "a picture in it"
+            raise DataError(source, "messages", found, expected) from error
         finally:
             self.processor.tokenizer = self.tokenizer
         ids = inputs.pop("input_ids")[0]

@@ -269,7 +269,7 @@ def test_paligemma_sees_only_its_question_both_ways(renderer_of):
 
 
 def test_paligemma_without_a_picture_is_refused(renderer_of):
-    with pytest.raises(DataError, match=r"PaliGemmaProcessor refuses .*images"):
+    with pytest.raises(DataError, match=r"PaliGemmaProcessor refuses .*images.*expected a picture in it"):
         renderer_of("paligemma", "plain").example(TALKS["text alone"])
 
 
