@@ -112,6 +112,9 @@ class Conversation:
 class Conversations(Sequence[Conversation]):
     """Where conversations come from: a file, a data set, a drawing program. It has a length, and items."""
 
+    skipped: Sequence[DataError] = ()
+    """The errors of samples that were left out when it was opened."""
+
 
 class Slice(Conversations):
     """A stretch of another source, such as a validation set cut off a training set.
@@ -131,6 +134,7 @@ class Slice(Conversations):
 
     def __init__(self, of: Conversations, start: int = 0, stop: int | None = None) -> None:
         self._of, self._range = of, range(len(of))[start:stop]
+        self.skipped = of.skipped
         if not self._range:
             raise UserError(f"Slice: nothing lies between {start} and {stop} of {len(of)} items")
 
@@ -159,6 +163,7 @@ class Chain(Conversations):
         if not sources:
             raise UserError("Chain: sources is an empty list; give at least one")
         self._sources = sources
+        self.skipped = [error for source in sources for error in source.skipped]
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:

@@ -101,7 +101,7 @@ class VLMDataModule(LightningDataModule):
             if isinstance(given, str | Path):
                 given = read(str(given), image_root=self.image_root, on_bad_sample=self.on_bad_sample)
             self.sources[split] = given
-            for error in getattr(given, "skipped", ()):
+            for error in given.skipped:
                 self.left_out[error.source] = error
         return self.sources[split]
 

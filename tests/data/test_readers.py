@@ -7,7 +7,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader
 
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Message, Slice, Text
 from lightning_vlm.data.hf_dataset import HFDataset
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.readers import LLaVA, Messages, OpenAIMessages, read
@@ -136,6 +136,7 @@ def test_skipped_samples_are_counted_listed_and_saved(write):
     source = Messages(write(PLAIN, *bad, PLAIN), on_bad_sample="skip")
     assert [one.source for one in source] == ["data.jsonl:1", "data.jsonl:5"]
     assert [error.source for error in source.skipped] == ["data.jsonl:2", "data.jsonl:3", "data.jsonl:4"]
+    assert Chain([Slice(source, stop=1), source]).skipped == 2 * source.skipped
     summary = skip_summary(source.skipped)
     assert summary.startswith(
         "3 bad: weight (1), column * (1), messages[*].role (1); the first is data.jsonl:2"
