@@ -21,7 +21,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> Any:
         """As jsonargparse's, without `sub_configs` for the data."""
         if nested_key == "data":
             kwargs["sub_configs"] = False
@@ -83,7 +83,8 @@ _REASONS = (
 
 
 def _no_key(key: str, keys: list[str]) -> str:
-    parts, near = key.split("."), []
+    parts = key.split(".")
+    near: list[str] = []
     for count in range(len(parts), 0, -1):  # model.adpat.projector is near to model.adapt
         near = near or difflib.get_close_matches(".".join(parts[:count]), keys, 1, cutoff=0.7)
     return f"there is no key {key}" + (f"; did you mean {near[0]}?" if near else "")
