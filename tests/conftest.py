@@ -7,7 +7,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,67 @@ def processor_of(model_folder):
         return processor
 
     return load
+
+
+CHECKS = {
+    "parts": "models/test_parts.py",
+    "LoRA where meant": "models/test_adapt.py",
+    "masks": "data/test_render.py",
+    "batches": "data/test_collate.py",
+    "loss, gradients": "module/test_loss.py",
+    "normalisation": "module/test_normalisation.py",
+    "first step, mixed batches": "module/test_families.py",
+    "generation": "module/test_scoring.py",
+    "resume": "module/test_killed.py",
+}
+"""The columns of the table of families, and where each is tested."""
+_ABOUT = """\
+# What is proved for each model family
+
+Written by `pytest tests --families docs/families.md`: how many tests of each check pass on a tiny model of
+the family, made of its real classes, processor and a chat template in the shape of its published one. What is
+known, and told rather than hidden: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and
+norm never learn (LLaVA-OneVision: its norm); PaliGemma takes no text without a picture; Pixtral's template
+drops system turns, which are refused; LLaVA-OneVision's template asks for an answer otherwise than it writes
+one, which is warned of.
+
+"""
+_passed: Counter[tuple[str, str]] = Counter()
+_failed: set[tuple[str, str]] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--families", metavar="FILE", help="write the table of model families and checks")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """Count tests by family and check."""
+    from lightning_vlm.models.tiny import FAMILIES
+
+    report = yield
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    families = [value for value in values or () if isinstance(value, str) and value in FAMILIES]
+    for check, file in CHECKS.items():
+        for family in families:
+            if item.path.as_posix().endswith(f"tests/{file}"):
+                _passed[family, check] += report.when == "call" and report.passed
+                if report.failed:
+                    _failed.add((family, check))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--families")
+    if not file:
+        return
+    from lightning_vlm.models.tiny import FAMILIES
+
+    rows = [["family", *CHECKS], ["---"] * (1 + len(CHECKS))]
+    for family in FAMILIES:
+        cells = [
+            "FAILED" if (family, check) in _failed else str(_passed[family, check] or "-") for check in CHECKS
+        ]
+        rows.append([family, *cells])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    Path(file).write_text(_ABOUT + table + "\n", "utf-8")

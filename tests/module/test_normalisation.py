@@ -13,6 +13,7 @@ from torch.multiprocessing import start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.models import tiny
 from lightning_vlm.optim import Constant
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}, "vision.layers[0:2]": {"lora": {"r": 4}}}
@@ -213,3 +214,23 @@ def test_bfloat16_autocast(fresh, source, make_quiet, whole):
     found = run(make_quiet, fresh(), source, *SPLITS["accumulated"], precision="bf16-mixed")
     assert found["losses"] == pytest.approx(whole["losses"], rel=2e-2)
     assert off(found["gradients"][0], whole["gradients"][0]) < 0.05
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_each_family(module, make_quiet, listed, words, family):
+    """Five samples in one step: at once, two by two (the last alone), one by one."""
+    drawn = Drawn("train", size=30, tasks=["vqa", "caption"], seed=2)
+    samples = [one for one in drawn if one.messages[0].role == "user"][:5]
+    if family != "paligemma":  # which takes no text without a picture
+        samples[2] = words(answer="Red and blue. " * 9, weight=2.0)
+
+    def gradient(batch_size, accumulate):
+        record = Record()
+        trainer = make_quiet(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[record])
+        one = module(family, optimizer=partial(torch.optim.SGD, lr=0.1), adapt={"language": "full"})
+        trainer.fit(one, VLMDataModule(train=listed(samples), batch_size=batch_size, shuffle=False))
+        return record.gradients[0]
+
+    whole = gradient(5, 1)
+    assert off(gradient(2, 3), whole) < 1e-6
+    assert off(gradient(1, 5), whole) < 1e-6
