@@ -1,6 +1,6 @@
 """Fine-tuning steps end to end: tokens per second and peak memory; and who computes what is meant.
 
-    python benchmarks/sft_step.py [--model tiny|30m|both] [--steps 60] [--device cuda]
+    python benchmarks/sft_step.py [--model tiny|30m|both] [--steps 40] [--device cuda]
 
 The same model, pictures, questions, batch of 32, threads and fused AdamW for all; every parameter trains.
 Each contender runs in a process of its own, from a data set to updated weights, with one worker:
@@ -372,7 +372,7 @@ def ask(name: str, size: str, what: str, given: argparse.Namespace) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "30m", "both"), default="both")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one", nargs=3, metavar=("NAME", "MODEL", "WHAT"), help="used by this script")
     given = parser.parse_args()

@@ -181,11 +181,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # A scalar would be rounded to the gradient's dtype before it multiplies (a loss scale of 65536
         # overflows float16); a factor with a dimension is not, and only the product is rounded, once.
         factor = grad_loss.reshape(1)
+        # A weight's gradient is large. Only a backward that is to be repeated (retain_graph) needs a copy.
+        again = torch._C._autograd._get_current_graph_task_keep_graph()
         grads = tuple(
-            None if grad is None else torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
+            grad if grad is None else torch.mul(grad, factor, out=_room_for(grad, dtype, again))
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *grads, *[None] * 7
+
+
+def _room_for(grad: Tensor, dtype: torch.dtype, again: bool) -> Tensor:
+    return torch.empty_like(grad, dtype=dtype) if again or grad.dtype != dtype else grad
 
 
 def head_cross_entropy(
