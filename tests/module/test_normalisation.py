@@ -96,7 +96,7 @@ def source(listed, words):
     return listed(conversations(words))
 
 
-def _rank(rank, port, folder, fresh, source, make_trainer):
+def _join_ranks(rank, port):
     torch.set_num_threads(1)
     os.environ.update(
         {
@@ -110,6 +110,16 @@ def _rank(rank, port, folder, fresh, source, make_trainer):
             "TORCHELASTIC_RUN_ID": "test",
         }
     )
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _rank(rank, port, folder, fresh, source, make_trainer):
+    _join_ranks(rank, port)
     results = {
         name: run(make_trainer, fresh(), source, *split, strategy="ddp", devices=2)
         for name, split in RANKS.items()
@@ -121,11 +131,8 @@ def _rank(rank, port, folder, fresh, source, make_trainer):
 def on_ranks(fresh, source, make_quiet, tmp_path_factory):
     """What two real processes made of the same run: name -> the results of both."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # Forked, so that nothing is imported again; closures need no pickling then.
-    start_processes(_rank, (port, folder, fresh, source, make_quiet), nprocs=2, start_method="fork")
+    start_processes(_rank, (_free_port(), folder, fresh, source, make_quiet), nprocs=2, start_method="fork")
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return {name: [results[name] for results in ranks] for name in RANKS}
 
@@ -216,21 +223,43 @@ def test_bfloat16_autocast(fresh, source, make_quiet, whole):
     assert off(found["gradients"][0], whole["gradients"][0]) < 0.05
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_each_family(module, make_quiet, listed, words, family):
-    """Five samples in one step: at once, two by two (the last alone), one by one."""
+def first_gradient(make_trainer, module, listed, words, family, batch_size, accumulate, **options):
+    """Of one step over five samples, on a new module of the family."""
     drawn = Drawn("train", size=30, tasks=["vqa", "caption"], seed=2)
     samples = [one for one in drawn if one.messages[0].role == "user"][:5]
     if family != "paligemma":  # which takes no text without a picture
         samples[2] = words(answer="Red and blue. " * 9, weight=2.0)
+    record = Record()
+    trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[record], **options)
+    one = module(family, optimizer=partial(torch.optim.SGD, lr=0.1), adapt={"language": "full"})
+    trainer.fit(one, VLMDataModule(train=listed(samples), batch_size=batch_size, shuffle=False))
+    return record.gradients[0]
 
-    def gradient(batch_size, accumulate):
-        record = Record()
-        trainer = make_quiet(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[record])
-        one = module(family, optimizer=partial(torch.optim.SGD, lr=0.1), adapt={"language": "full"})
-        trainer.fit(one, VLMDataModule(train=listed(samples), batch_size=batch_size, shuffle=False))
-        return record.gradients[0]
 
-    whole = gradient(5, 1)
-    assert off(gradient(2, 3), whole) < 1e-6
-    assert off(gradient(1, 5), whole) < 1e-6
+def _rank_of_families(rank, port, folder, *parts):
+    _join_ranks(rank, port)
+    ranks = {"strategy": "ddp", "devices": 2}
+    found = {name: first_gradient(*parts, name, 1, 3, **ranks) for name in tiny.FAMILIES}
+    torch.save(found, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def families_on_ranks(make_quiet, module, listed, words, folder, tmp_path_factory):
+    """Each family's gradient as two processes of three micro-batches have it; one of those is empty."""
+    for family in tiny.FAMILIES:
+        folder(family)  # before the processes part
+    saved = tmp_path_factory.mktemp("families")
+    parts = (make_quiet, module, listed, words)
+    start_processes(_rank_of_families, (_free_port(), saved, *parts), nprocs=2, start_method="fork")
+    return [torch.load(saved / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_each_family(make_quiet, module, listed, words, families_on_ranks, family):
+    """At once, two by two (the last alone), one by one, and on two ranks."""
+    parts = (make_quiet, module, listed, words, family)
+    whole = first_gradient(*parts, 5, 1)
+    assert off(first_gradient(*parts, 2, 3), whole) < 1e-6
+    assert off(first_gradient(*parts, 1, 5), whole) < 1e-6
+    for rank in families_on_ranks:
+        assert off(rank[family], whole) < 1e-6
