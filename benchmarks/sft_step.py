@@ -83,13 +83,12 @@ class Clock:
         self.device, self.times = device, [time.perf_counter()]
 
     def step(self) -> None:
-        if len(self.times) == WARM and self.device == "cuda":
+        if self.device == "cuda":
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
     def result(self, tokens_per_step: float) -> dict[str, float]:
         if self.device == "cuda":
-            torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated()
         else:
             with open("/proc/self/status") as file:

@@ -74,10 +74,6 @@ _REASONS = (
     (r"Problem with given class_path '([\w.]+)'", r"there is no class \1"),
     (r"(module '[\w.]+' has no attribute '\w+')", r"\1"),
     (r"Option '(\w+)' is not accepted", r"there is no key \1 in its init_args"),
-    (
-        r"""Parser key "([\w.]+)": Expected an? <class '(\w+)'>\. Got value: (\S+)""",
-        r"\1: found \3; expected \2",
-    ),
 )
 """What jsonargparse says inside of longer messages that is all one needs to know."""
 

@@ -1,6 +1,7 @@
 """What `lightning-vlm fit` and its siblings do: LightningCLI with our classes and a report."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ class SaveConfig(SaveConfigCallback):
                 logger.experiment.config.update({"cli": json.loads(config)}, allow_val_change=True)
 
 
-_KEYWORDS = ("last", "best", "hpc", "registry")
-"""What Lightning takes for `ckpt_path` besides a file."""
+_NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
+"""What Lightning takes for `ckpt_path` besides a file here."""
 
 
 class VLMTrainer(Trainer):
@@ -95,7 +96,7 @@ class VLMCLI(LightningCLI):
         """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger
         or callback of the run is needed; a laptop will do."""
         checkpoint = self.config[self.subcommand].get("ckpt_path")
-        if checkpoint and checkpoint not in _KEYWORDS and "://" not in checkpoint:
+        if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint))
         if self.subcommand == "preview":
             defaults = self._subcommand_parsers["preview"].get_defaults().trainer

@@ -89,7 +89,7 @@ def test_bad_sample_is_named_by_file_and_line(project, base, capsys, sample, exp
     assert expected in line
 
 
-def test_bad_samples_are_skipped_and_counted(project, base, capsys, caplog):
+def test_bad_samples_are_skipped_and_counted(project, base):
     bad = [sample for sample, _ in SAMPLES.values()]
     Path("data.jsonl").write_text("\n".join(map(json.dumps, [ask(), *bad, ask()])))
     words = ("--data.train", "data.jsonl", "--data.on_bad_sample", "skip", "--data.batch_size", "20")
@@ -120,6 +120,11 @@ KEYS = {
     "no config": (["--config", "none.yaml"], "config: File does not exist: "),
     "selector": (["--model.adapt", "{visoin: full}"], "selector 'visoin'"),
     "no model": (["--model.name_or_path", "none"], "model 'none': no such folder"),
+    "no data": (["--data.train", "none.jsonl"], "none.jsonl: found no such file"),
+    "the Trainer's clipping": (["--trainer.gradient_clip_val", "1.0"], "clip with model.clip"),
+    "kind's weight": (["--model.token_weights.response", "-1"], "response"),
+    "report without answers": (["--report", "true"], "set model.generation"),
+    "a folder as checkpoint": (["--ckpt_path", "."], "checkpoint .: found a folder"),
     "no checkpoint": (["--ckpt_path", "none.ckpt"], "checkpoint none.ckpt: found no such file"),
     "class": (["--data.train", "Drwan", "--data.train.size", "5"], "data.train: there is no class Drwan"),
 }
@@ -183,6 +188,12 @@ def test_bad_checkpoint(project, base, capsys, content, expected):
     assert "checkpoint x.ckpt: found" in line
     assert expected in line
     assert not Path("evil").exists()
+
+
+def test_the_last_checkpoint_is_no_file(project, base):
+    """Lightning looks for it; without any, the run begins at the start."""
+    Path("data.jsonl").write_text(json.dumps(ask()))
+    assert fit(base, "--data.train", "data.jsonl", "--ckpt_path", "last") == 0
 
 
 def test_unknown_family(project, base, capsys):

@@ -139,29 +139,6 @@ def test_weights_and_biases_gets_the_config(project):
     assert list(Path("wb").rglob("*.wandb"))
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--model.adapt", "{langauge: full}"], "language"),
-        (["--data.train", "nothing.jsonl"], "nothing.jsonl"),
-        (["--model.name_or_path", "no/such-model"], "no/such-model"),
-        (["--trainer.gradient_clip_val", "1.0"], "model.clip"),
-        (["--model.token_weights.response", "-1"], "response"),
-        (["--report", "true", "--model.generation", "null"], "model.generation"),
-        (["--ckpt_path", "missing.ckpt"], "missing.ckpt"),
-    ],
-)
-def test_mistakes_are_told_in_one_line_without_traceback(project, capsys, words, told):
-    try:
-        code = command("fit", *words)
-    except SystemExit as stop:  # the parser's own errors
-        code = stop.code
-    err = capsys.readouterr().err
-    assert code == 2
-    assert told in err
-    assert "Traceback" not in err
-
-
 def test_debug_shows_the_traceback(project):
     from lightning_vlm.errors import UserError
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +50,12 @@ def test_callbacks_do_without_everything_of_ours():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_families_has_each():
+    from lightning_vlm.models.tiny import FAMILIES
+
+    table = (Path(__file__).parent.parent / "docs/families.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in rows[2:]] == [*FAMILIES]
+    assert "FAILED" not in table

@@ -15,8 +15,9 @@ import PIL.Image
 from PIL import ImageDraw, ImageFont
 
 from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.drawn_questions import QUESTIONS
 from lightning_vlm.data.drawn_scenes import HOW_MANY, draw, layout
-from lightning_vlm.data.drawn_talk import ASK, QUESTIONS, talk
+from lightning_vlm.data.drawn_talk import ASK, talk
 from lightning_vlm.errors import UserError
 
 Split = Literal["train", "val", "test"]

@@ -212,6 +212,9 @@ def test_drawn_words_are_read_as_they_are_spelt():
         ({"tasks": []}, "empty"),
         ({"size": 0}, "size 0"),
         ({"image_size": 8}, "image_size 8"),
+        ({"max_things": 5}, "max_things is 5; choose 1 to 4"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"questions": ["size", "colour"]}, "questions has size; choose among colour, shape"),
     ],
 )
 def test_wrong_arguments(bad, named):
@@ -239,5 +242,26 @@ def test_how_many_things_at_most():
             for item in Drawn(size=60, tasks=["caption"], max_things=most)
         ]
         assert max(brief) == most
-    with pytest.raises(UserError, match="max_things is 5; choose 1 to 4"):
-        Drawn(max_things=5)
+
+
+def test_rounds_and_the_kinds_of_questions():
+    items = list(Drawn(size=200, tasks=["vqa", "caption"], rounds=5, questions=["colour", "absent"]))
+    rounds = {task: Counter(len(list(ask_and_answer(i))) for i in items if i.task == task) for task in TASKS}
+    assert max(rounds["vqa"]) == 5
+    assert rounds["vqa"][5] > 50
+    assert set(rounds["caption"]) == {1}
+    kinds = Counter()
+    for item in items:
+        asked = [text(question) for question, _ in ask_and_answer(item)]
+        assert len(set(asked)) == len(asked)
+        for question, answer in ask_and_answer(item):
+            if item.task == "vqa":
+                kinds[text(answer) in ("yes", "no")] += 1
+                negated = re.search(r"no |without|free of|nobody", text(question))
+                assert negated or text(answer) in SHADES, text(question)
+    assert min(kinds[True], kinds[False]) > 200
+
+
+def test_a_picture_that_allows_no_kind_asked_for_is_asked_what_exists():
+    for item in Drawn(size=30, tasks=["vqa"], max_things=1, questions=["larger"]):
+        assert all(text(answer) in ("yes", "no") for _, answer in ask_and_answer(item))
