@@ -1,9 +1,10 @@
 """Fine-tuning steps end to end: tokens per second and peak memory; and who computes what is meant.
 
-    python benchmarks/sft_step.py [--model tiny|30m|both] [--steps 40] [--device cuda]
+    python benchmarks/sft_step.py [--model tiny|30m|both] [--steps 40] [--rounds 3] [--device cuda]
 
 The same model, pictures, questions, batch of 32, threads and fused AdamW for all; every parameter trains.
-Each contender runs in a process of its own, from a data set to updated weights, with one worker:
+Each contender runs in a process of its own, from a data set to updated weights, with one worker. They take
+turns, and each is compared with the limit of the same round, as other tenants of a machine come and go:
 - "limit": a hand-written loop of forward, loss, backward, clipping and step on batches already in memory.
   Nothing that trains this model with these numbers can be faster.
 - "Trainer": transformers' Trainer on our collated batches with exact labels, so that only it is compared.
@@ -371,10 +372,37 @@ def ask(name: str, size: str, what: str, given: argparse.Namespace) -> dict[str,
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def race(size: str, names: list[str], given: argparse.Namespace) -> Table:
+    """Several rounds of all contenders, and the medians over the rounds."""
+    rounds = [{name: ask(name, size, "speed", given) for name in names} for _ in range(given.rounds)]
+    table = Table(title=f"Model {size}, batch {BATCH}, {given.device}, {given.rounds} rounds")
+    for column in ("", "tokens per second", "of the limit", "least to most", "peak MiB"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in names:
+        found = [one[name] for one in rounds]
+        failed = [one for one in found if isinstance(one, str)]
+        if failed:
+            table.add_row(name, f"failed: {failed[0]}")
+            continue
+        speeds, peaks = ([one[key] for one in found] for key in ("tokens per second", "peak"))
+        shares = [
+            speed / one["limit"]["tokens per second"] for speed, one in zip(speeds, rounds, strict=True)
+        ]
+        table.add_row(
+            name,
+            f"{statistics.median(speeds):,.0f}",
+            f"{statistics.median(shares):.3f}",
+            f"{min(shares):.2f} to {max(shares):.2f}",
+            f"{max(peaks) / 2**20:,.0f}",
+        )
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "30m", "both"), default="both")
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--one", nargs=3, metavar=("NAME", "MODEL", "WHAT"), help="used by this script")
     given = parser.parse_args()
@@ -386,24 +414,7 @@ def main() -> None:
         [name for name in CONTENDERS if name != "TRL" or find_spec("trl")],
     )
     for size in ("tiny", "30m") if given.model == "both" else (given.model,):
-        table = Table(title=f"Model {size}, batch {BATCH}, {given.device}")
-        for column in ("", "tokens per second", "of the limit", "seconds a step", "peak MiB"):
-            table.add_column(column, justify="right" if column else "left")
-        limit = 0.0
-        for name in taking_part:
-            found = ask(name, size, "speed", given)
-            if isinstance(found, str):
-                table.add_row(name, f"failed: {found}")
-                continue
-            limit = limit or found["tokens per second"]
-            table.add_row(
-                name,
-                f"{found['tokens per second']:,.0f}",
-                f"{found['tokens per second'] / limit:.3f}",
-                f"{found['step']:.4f}",
-                f"{found['peak'] / 2**20:,.0f}",
-            )
-        console.print(table)
+        console.print(race(size, taking_part, given))
     table = Table(title="Is it what was meant? All should be 0")
     for column in ("", "update of 4×2 off 8 by", "pictures supervised", "prompts supervised"):
         table.add_column(column, justify="right" if column else "left")

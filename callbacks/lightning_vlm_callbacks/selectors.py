@@ -5,6 +5,7 @@
 | `model.encoder.layer1`, `lm_head.weight` | the module or the parameter of that path |
 | `*.lora_B*`, `model.encoder.*` | every full name that fits; `*` is any characters, dots included |
 | `encoder.layers[-4:]`, `encoder.layers[3]` | items of a list of layers, counted as Python counts |
+| `encoder.layers[50%:]` | the same, counted in hundredths of the list, rounded down: here its last half |
 | `encoder.layers[-4:].self_attn.*` | something below each of them, where they have it |
 | `vision`, `language.layers[-2:].mlp` | a part: a short name that the model gives to its own paths |
 
@@ -204,6 +205,8 @@ class _Tree:
         if not {str(i) for i in range(size)} <= set(children):
             reason = f"the children of {_place(name)} are not numbered 0 to {size - 1} but {_some(children)}"
             raise SelectorError(f"{reason}; write the number as a name, after a dot")
+        if not isinstance(index, int):
+            index = slice(*(_whole(bound, size) for bound in (index.start, index.stop)), index.step)
         bounds, last = ([index], size - 1) if isinstance(index, int) else ([index.start, index.stop], size)
         if not all(bound is None or -size <= bound <= last for bound in bounds):
             raise SelectorError(
@@ -256,18 +259,26 @@ def _steps(path: str) -> list[str | int | slice]:
 
 
 def _index(bracket: str) -> int | slice:
-    """`[3]` as 3, `[-4:]` as a slice."""
-    try:
-        numbers = [int(field) if field.strip() else None for field in bracket[1:-1].split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1 and numbers[0] is not None:
-        return numbers[0]
-    if len(numbers) in (2, 3) and numbers[2:] != [0]:
-        return slice(*numbers)
+    """`[3]` as 3, `[-4:]` as a slice; a bound such as `50%` stays as it is written."""
+    fields: list[int | str | None] = []
+    for field in map(str.strip, bracket[1:-1].split(":")):
+        percent = re.fullmatch(r"(\d{1,2}|100)%", field) and len(fields) < 2
+        if not percent and not re.fullmatch(r"([+-]?\d+)?", field):
+            fields = []
+            break
+        fields.append(field if percent else int(field) if field else None)
+    if len(fields) == 1 and isinstance(fields[0], int):
+        return fields[0]
+    if len(fields) in (2, 3) and fields[2:] != [0]:
+        return slice(*fields)
     raise SelectorError(
-        f"bad brackets: found {bracket}; expected whole numbers, as in [3], [0:8], [-4:], [::2]"
+        f"bad brackets: found {bracket}; expected whole numbers, as in [3], [0:8], [-4:], [::2], or [50%:]"
     )
+
+
+def _whole(bound: int | str | None, size: int) -> int | None:
+    """A bound of a slice as a number of items."""
+    return size * int(bound[:-1]) // 100 if isinstance(bound, str) else bound
 
 
 def _topmost(found: dict[str, Node]) -> dict[str, Node]:

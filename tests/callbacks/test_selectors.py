@@ -297,3 +297,18 @@ def test_other_errors(model):
         with pytest.raises(SelectorError, match=says):
             select(root, selector, parts)
     assert modules(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [("l[50%:]", [2, 3, 4]), ("l[:50%]", [0, 1]), ("l[20%:80%]", [1, 2, 3]), ("l[0%:100%:2]", [0, 2, 4])],
+)
+def test_hundredths_of_a_list(selector, found):
+    root = nn.ModuleDict({"l": nn.ModuleList(nn.Linear(1, 1) for _ in range(5))})
+    assert modules(root, selector) == [f"l.{one}" for one in found]
+
+
+@pytest.mark.parametrize("selector", ["l[50%]", "l[::50%]", "l[101%:]", "l[-40%:]", "l[100%:]", "l[:0%]"])
+def test_hundredths_that_make_no_sense(selector):
+    with pytest.raises(SelectorError, match="bad brackets|empty slice"):
+        select_modules(nn.ModuleDict({"l": nn.ModuleList(nn.Linear(1, 1) for _ in range(5))}), selector)
