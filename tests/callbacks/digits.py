@@ -71,7 +71,7 @@ class Classifier(LightningModule):
 
 
 class Digits(LightningDataModule):
-    """The 8×8 digits of scikit-learn. A run that is killed in mid-epoch goes on where it was, if `stateful`."""
+    """The 8×8 digits of scikit-learn. With `stateful`, a run goes on in mid-epoch where it was."""
 
     def __init__(self, size: int = 128, batch_size: int = 16, stateful: bool = True) -> None:
         super().__init__()

@@ -310,5 +310,5 @@ def test_hundredths_of_a_list(selector, found):
 
 @pytest.mark.parametrize("selector", ["l[50%]", "l[::50%]", "l[101%:]", "l[-40%:]", "l[100%:]", "l[:0%]"])
 def test_hundredths_that_make_no_sense(selector):
-    with pytest.raises(SelectorError, match="bad brackets|empty slice"):
+    with pytest.raises(SelectorError, match=r"bad brackets|empty slice"):
         select_modules(nn.ModuleDict({"l": nn.ModuleList(nn.Linear(1, 1) for _ in range(5))}), selector)
