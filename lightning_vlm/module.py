@@ -120,6 +120,7 @@ class VLMModule(LightningModule):
         self._scores = Scores()
         self._step_loss = StepLoss()
         self._watch: Reached | None = None
+        self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._checked = False
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
@@ -165,6 +166,14 @@ class VLMModule(LightningModule):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
+        assert self.model is not None
+        if self.clip is not None:
+            self._clip_groups = clip_groups(self, self.clip)
+        if self.trainer.is_global_zero:
+            rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
+
     def on_train_start(self) -> None:
         """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""
         assert self.model is not None
@@ -173,8 +182,6 @@ class VLMModule(LightningModule):
         self.tokens_seen, self._checked = 0, False
         if self._seed is None:
             self._seed = torch.initial_seed()
-        if self.trainer.is_global_zero:
-            rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same."""
@@ -240,7 +247,7 @@ class VLMModule(LightningModule):
         """Clip by `clip`, and log the norms from before."""
         if self.clip is None:
             return
-        norms = clip_gradients(*clip_groups(self, self.clip))
+        norms = clip_gradients(*self._clip_groups)
         for name, norm in norms.items():
             key = "train/grad_norm" if name == "all" else f"train/grad_norm/{name}"
             self.log(key, norm, on_step=True, on_epoch=False)

@@ -206,7 +206,7 @@ class _Tree:
             reason = f"the children of {_place(name)} are not numbered 0 to {size - 1} but {_some(children)}"
             raise SelectorError(f"{reason}; write the number as a name, after a dot")
         if not isinstance(index, int):
-            index = slice(*(_whole(bound, size) for bound in (index.start, index.stop)), index.step)
+            index = slice(_whole(index.start, size), _whole(index.stop, size), index.step)
         bounds, last = ([index], size - 1) if isinstance(index, int) else ([index.start, index.stop], size)
         if not all(bound is None or -size <= bound <= last for bound in bounds):
             raise SelectorError(
