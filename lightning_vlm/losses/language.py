@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_vlm.errors import UserError
 
-CHUNK_LOGITS = 2**25
-"""How many logits a chunk has unless told otherwise: 128 MiB in float32."""
+CHUNK_LOGITS = {"cpu": 2**24}
+"""How many logits a chunk has on a kind of device unless told otherwise: 64 MiB in float32; else 128, since a
+GPU needs more rows at a time to be busy."""
 
 
 class LossSums(NamedTuple):
@@ -60,8 +61,8 @@ def linear_cross_entropy(
         bias: Tensor of shape [vocabulary], added to the logits.
         softcap: Bounds the logits smoothly to -softcap..softcap, as Gemma 2 does; None for no bound.
         logit_scale: Multiplies the logits before the softcap, as Cohere's and Granite's models do.
-        chunk_size: Tokens in a chunk. None: as many as make 128 MiB of float32 logits, at least 64. With a
-            softcap half as many at a time, for its slopes need as much room as the logits.
+        chunk_size: Tokens in a chunk. None: as many as make 128 MiB of float32 logits (64 on a CPU), at least
+            64. With a softcap half as many at a time, for its slopes need as much room as the logits.
     Returns:
         The sums. With no token, or all weights 0, `loss_sum` is 0 and its gradients are zeros, not None.
 
@@ -85,7 +86,7 @@ def linear_cross_entropy(
     device, dtype = hidden.device.type, hidden.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    chunk_size = chunk_size or _default_chunk(len(weight))
+    chunk_size = chunk_size or _default_chunk(len(weight), hidden.device.type)
     # Inside, the grad mode is always off.
     options = softcap, logit_scale, chunk_size, dtype, torch.is_grad_enabled()
     loss_sum, token_losses = _LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
@@ -247,7 +248,7 @@ def head_cross_entropy(
     inputs = torch.where(counts[:, None], rows, 0)  # as above: 0 times NaN is NaN
     targets = targets.masked_fill(~counts, 0)
     # PEFT's and bitsandbytes' layers say how wide they are; of others a usual vocabulary is assumed.
-    size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17))
+    size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17), hidden.device.type)
     chunks = [
         checkpoint(_chunk_losses, head, *chunk, softcap, logit_scale, use_reentrant=False)
         for chunk in zip(inputs.split(size), targets.split(size), strict=True)
@@ -275,8 +276,10 @@ def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def _default_chunk(vocabulary: int) -> int:
-    return max(64, CHUNK_LOGITS // vocabulary)  # fewer rows would waste the matrix multiplication
+def _default_chunk(vocabulary: int, device: str) -> int:
+    return max(
+        64, CHUNK_LOGITS.get(device, 2**25) // vocabulary
+    )  # fewer rows would waste the matrix multiplication
 
 
 def _as_weights(token_weights: Tensor | None, hidden: Tensor) -> Tensor:
