@@ -71,8 +71,8 @@ Written by `pytest tests --families docs/families.md`: how many tests of each ch
 the family, made of its real classes, processor and a chat template in the shape of its published one. What is
 known, and told rather than hidden: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and
 norm never learn (LLaVA-OneVision: its norm); PaliGemma takes no text without a picture; Pixtral's template
-drops system turns, which are refused; LLaVA-OneVision's template asks for an answer otherwise than it writes
-one, which is warned of.
+drops system turns, and Qwen3-VL's the pictures in them, which are refused; LLaVA-OneVision's template asks
+for an answer otherwise than it writes one, which is warned of.
 
 """
 _passed: Counter[tuple[str, str]] = Counter()

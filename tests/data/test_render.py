@@ -299,6 +299,19 @@ def test_a_turn_that_the_template_leaves_out_is_refused(renderer_of, model, temp
         renderer_of(model, template).example(TALKS[name])
 
 
+def test_pixtral_asks_with_no_system_turn_of_parts(renderer_of):
+    asked = replace(TALKS["system"], messages=TALKS["system"].messages[:2])
+    with pytest.raises(DataError, match=r"a conversation that the chat template refuses .*concatenate"):
+        renderer_of("pixtral").prompt(asked)
+
+
+def test_a_picture_that_the_template_leaves_out_is_refused(renderer_of):
+    first, *rest = TALKS["system"].messages
+    shown = replace(TALKS["system"], messages=(replace(first, parts=(PICTURE, *first.parts)), *rest))
+    with pytest.raises(DataError, match=r"2 picture\(s\) and 1 place\(s\)"):
+        renderer_of("qwen3_vl").example(shown)
+
+
 def test_a_processor_may_ask_for_the_tokens_of_its_pictures(processor_of, monkeypatch):
     processor = processor_of("idefics3")
     monkeypatch.setattr(type(processor), "return_mm_token_type_ids", True)

@@ -193,6 +193,43 @@ def test_template_has_the_published_shape(family: str, tiny_folder: Folder) -> N
     assert ("generation" in processor.chat_template.replace("add_generation", "")) == (family in MARKED)
 
 
+_BRIEF = [{"type": "text", "text": "Be brief. "}]
+_QWEN_ASKED = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>How many?<|im_end|>\n"
+_QWEN_BRIEF = "<|im_start|>system\nBe brief. <|im_end|>\n"
+SYSTEMS = {
+    "smolvlm": "<|im_start|>System: Be brief. <end_of_utterance>\nUser:<image>How many?<end_of_utterance>\n",
+    "idefics3": (
+        "<|begin_of_text|>System: Be brief. <end_of_utterance>\nUser:<image>How many?<end_of_utterance>\n"
+    ),
+    "qwen2_vl": _QWEN_BRIEF + _QWEN_ASKED,
+    "qwen2_5_vl": _QWEN_BRIEF + _QWEN_ASKED,
+    "qwen3_vl": _QWEN_BRIEF + _QWEN_ASKED,
+    "gemma3": "<bos><start_of_turn>user\nBe brief. \n\n<start_of_image>How many?<end_of_turn>\n",
+}
+
+
+@pytest.mark.parametrize("family", SYSTEMS)
+def test_system_turns_as_published(family: str, tiny_folder: Folder) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_folder(family))
+    chat = [{"role": "system", "content": _BRIEF}, user("How many?")]
+    assert processor.apply_chat_template(chat) == SYSTEMS[family]
+
+
+def test_what_published_templates_leave_out(tiny_folder: Folder) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_folder("qwen3_vl"))
+    chat = [{"role": "system", "content": [{"type": "image"}, *_BRIEF]}, user("How many?")]
+    assert processor.apply_chat_template(chat) == SYSTEMS["qwen3_vl"]
+
+    processor = AutoProcessor.from_pretrained(tiny_folder("pixtral"))
+    text, parts = ({"role": "system", "content": content} for content in ("Be brief. ", _BRIEF))
+    asked, answered = [user("How many?")], [user("How many?"), assistant("Two.")]
+    assert processor.apply_chat_template([text, *asked]) == "<s>[INST]Be brief. \n\n[IMG]How many?[/INST]"
+    for system in (text, parts):
+        assert processor.apply_chat_template([system, *answered]) == "<s>[INST][IMG]How many?[/INST]Two.</s>"
+    with pytest.raises(TypeError, match="can only concatenate"):
+        processor.apply_chat_template([parts, *asked])
+
+
 def test_llava_marks_exactly_the_answers(tiny_folder: Folder) -> None:
     processor = AutoProcessor.from_pretrained(tiny_folder("llava"))
     out = processor.tokenizer.apply_chat_template(

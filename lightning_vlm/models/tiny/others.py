@@ -131,17 +131,23 @@ def _mistral_family(template: str, config: Any, merge: int, *special: str) -> Fa
 MISTRAL3 = _mistral_family(_MISTRAL3_TEMPLATE, _mistral3_config, 2, "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 
 
-# --- Pixtral (a LLaVA): as Mistral 3, but without a system prompt of its own; a system turn is written only
-# --- into a question that ends the chat, so none can be trained with
+# --- Pixtral (a LLaVA): as Mistral 3, but without a system prompt of its own. A system turn is written only
+# --- into a question that ends the chat, so none can be trained with, and only if it is a text, not parts
 _PIXTRAL_TEMPLATE = (
     "{{ bos_token }}"
     "{% set given = messages[0].role == 'system' %}"
     "{% for turn in (messages[1:] if given else messages) %}"
-    "{% if turn.role == 'user' %}"
-    "{{ '[INST]' }}{% if loop.last and given %}{{ messages[0].content[0].text + '\n\n' }}{% endif %}"
+    "{% set asks = turn.role == 'user' %}"
+    "{% if asks != (loop.index0 % 2 == 0) or not asks and turn.role != 'assistant' %}"
+    "{{ raise_exception('user and assistant must take turns') }}"
+    "{% endif %}"
+    "{% if asks %}"
+    "{{ '[INST]' + messages[0].content + '\n\n' if given and loop.last else '[INST]' }}"
+    "{% endif %}"
+    "{% if turn.content is string %}{{ turn.content }}{% else %}"
     "{% for part in turn.content %}{{ '[IMG]' if part.type == 'image' else part.text }}{% endfor %}"
-    "{{ '[/INST]' }}"
-    "{% else %}{% for part in turn.content %}{{ part.text }}{% endfor %}{{ eos_token }}{% endif %}"
+    "{% endif %}"
+    "{{ '[/INST]' if asks else eos_token }}"
     "{% endfor %}"
 )
 

@@ -24,17 +24,22 @@ _SYSTEM = (
     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
     "{% endif %}"
 )
-_CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message.role + '\n' }}"
-    "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}"
-    "{{ '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text }}"
-    "{% endfor %}{% endif %}"
-    "{{ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+
+
+def _chatml(writes: str = "true", shows: str = "true") -> str:
+    """ChatML of the messages that it writes, with the pictures of those that it shows: Jinja conditions."""
+    return (
+        "{% for message in messages %}{% if " + writes + " %}"
+        "{{ '<|im_start|>' + message.role + '\n' }}"
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type != 'image' %}{{ part.text }}"
+        "{% elif " + shows + " %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
+        "{% endfor %}{% endif %}"
+        "{{ '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
 
 
 def _ids(ids: Ids) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _qwen2_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 
 QWEN2_VL = _family(
-    _qwen2_vl_config, _processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _CHATML
+    _qwen2_vl_config, _processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
 )
 
 
@@ -120,11 +125,15 @@ def _qwen2_5_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 
 QWEN2_5_VL = _family(
-    _qwen2_5_vl_config, _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _CHATML
+    _qwen2_5_vl_config, _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
 )
 
 
-# --- Qwen3-VL: ChatML without a system prompt of its own ----------------------------------------------------
+# --- Qwen3-VL: ChatML without a system prompt of its own; a system turn only where it is first, and pictures
+# --- only in questions: it leaves out others
+_QWEN3_VL_TEMPLATE = _chatml("message.role != 'system' or loop.first", "message.role == 'user'")
+
+
 def _qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
     """Features of the tower's first block enter the language model's first layer (DeepStack)."""
     return Qwen3VLConfig(
@@ -144,4 +153,6 @@ def _qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
     )
 
 
-QWEN3_VL = _family(_qwen3_vl_config, _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), _CHATML)
+QWEN3_VL = _family(
+    _qwen3_vl_config, _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), _QWEN3_VL_TEMPLATE
+)
