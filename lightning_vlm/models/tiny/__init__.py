@@ -1,9 +1,9 @@
 """Tiny real models of the published families, with random weights, for tests.
 
 Everything but the size is real: classes, configuration, processor and chat template (in the shape of the
-published ones, in our own words). Those of SmolVLM, Idefics3, the Qwen-VL line, Gemma 3 and Pixtral were
-rendered beside the published ones and gave the same text for system turns, pictures, several turns and
-prompts; tools and video are left out. Adding a family is adding a row to `FAMILIES`.
+published ones, in our own words). Those of SmolVLM, Idefics3, Qwen2-VL, Qwen3-VL, Gemma 3 and Pixtral were
+rendered beside copies of the published ones and gave the same text for system turns, pictures, several turns
+and prompts; tools and video are left out. Adding a family is adding a row to `FAMILIES`.
 """
 
 import difflib
