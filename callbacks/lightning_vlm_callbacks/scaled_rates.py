@@ -1,0 +1,90 @@
+"""Learning rates scaled by parameter, so that neither schedulers nor checkpoints notice."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+__all__ = ["ScaledRates", "learning_rates"]
+
+OWN_GROUPS = ("LBFGS", "ZeroRedundancyOptimizer", "PostLocalSGDOptimizer")
+"""Optimizers that look past their own `param_groups`, so that rates can't be scaled there for one step."""
+
+
+class ScaledRates:
+    """While an optimizer steps, each of its groups gives way to parts, one for each scale in it.
+
+    Afterwards the same groups are back, with what the optimizer wrote into their parts.
+
+    Args:
+        optimizers: Any that read their `param_groups` when they step. All parameters stay in them.
+        scale: The factor on the learning rate of a parameter; asked at each step.
+
+    >>> import torch
+    >>> slow, fast = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
+    >>> optimizer = torch.optim.SGD([slow, fast], lr=1.0)
+    >>> rates = ScaledRates([optimizer], lambda one: 0.1 if one is slow else 1.0)
+    >>> (slow + fast).backward()
+    >>> optimizer.step()
+    >>> slow.item(), fast.item(), len(optimizer.param_groups)
+    (-0.10000000149011612, -1.0, 1)
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], scale: Callable[[Parameter], float]) -> None:
+        self._scale = scale
+        self._split: dict[Optimizer, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
+        self._hooks = [one.register_step_pre_hook(self._before) for one in optimizers]
+        self._hooks += [one.register_step_post_hook(self._after) for one in optimizers]
+
+    def remove(self) -> None:
+        """Scale no more. A step that ended in an exception is tidied up."""
+        for optimizer, split in self._split.items():
+            optimizer.param_groups = [group for group, _ in split]
+        self._split.clear()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        split = self._split[optimizer] = [(group, self._parts(group)) for group in optimizer.param_groups]
+        optimizer.param_groups = [part for _, parts in split for part in parts]
+
+    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        of_scale: defaultdict[float, list[Parameter]] = defaultdict(list)
+        for one in group["params"]:
+            of_scale[self._scale(one)].append(one)
+        return [{**group, "params": some, "lr": group["lr"] * scale} for scale, some in of_scale.items()]
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        split = self._split.pop(optimizer)
+        optimizer.param_groups = [group for group, _ in split]
+        for group, parts in split:
+            for key in set[str]().union(*parts) - {"params", "lr"}:
+                written = [part[key] for part in parts if key in part and part[key] is not group.get(key)]
+                if any(value != written[0] for value in written):
+                    raise MisconfigurationException(
+                        f"found optimizer {type(optimizer).__name__}, which keeps {key!r} for each group; "
+                        "with scaled learning rates that isn't one number; use another optimizer"
+                    )
+                if written:
+                    group[key] = written[0]
+
+
+def learning_rates(optimizers: Sequence[Optimizer]) -> dict[Parameter, float]:
+    """The rate of each parameter before schedules.
+
+    Raises:
+        MisconfigurationException: An optimizer has none, or one that `ScaledRates` can't scale.
+    """
+    rates = {}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if name in OWN_GROUPS or any(group.get("lr") is None for group in optimizer.param_groups):
+            raise MisconfigurationException(
+                f"found optimizer {name}, whose learning rate can't be scaled by parts; use another one"
+            )
+        for group in optimizer.param_groups:
+            rates.update(dict.fromkeys(group["params"], float(group.get("initial_lr", group["lr"]))))
+    return rates

@@ -1,0 +1,424 @@
+"""Parts of a model begin to train, stop, or change their learning rate in the course of one run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import Parameter
+from typing_extensions import override
+
+from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
+from lightning_vlm_callbacks.selectors import select_parameters
+from lightning_vlm_callbacks.stages import (
+    depth_factors,
+    first_step,
+    improved,
+    parse,
+    stage_at,
+    trains_since,
+    warm_up,
+)
+
+__all__ = ["StagedUnfreezing"]
+
+
+class _Line(NamedTuple):
+    """One selector of a stage, and the scales of what it decides about."""
+
+    selector: str
+    scale: float
+    scales: dict[Parameter, float]
+
+
+@dataclass
+class _Progress:
+    """What metrics have decided so far: all that a checkpoint needs."""
+
+    begun: dict[int, int] = field(default_factory=dict)
+    """Stage -> its first step, of stages that began on a plateau."""
+    watched: int | None = None
+    """The stage that is waited for; the rest is about it."""
+    best: float | None = None
+    waits: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Run:
+    """What holds during one fit."""
+
+    step: int = 0
+    """The optimizer step that the last batch was for."""
+    stage: int = 0
+    starts: list[int | None] = field(default_factory=list)
+    ever: dict[str, Parameter] = field(default_factory=dict)
+    """What the module lets train."""
+    lines: list[list[_Line]] = field(default_factory=list)
+    scales: list[dict[Parameter, float]] = field(default_factory=list)
+    """Of each stage."""
+    since: dict[Parameter, int | None] = field(default_factory=dict)
+    rates: ScaledRates | None = None
+    validated: bool = False
+
+
+class StagedUnfreezing(Callback):
+    """Trains parts of a model in stages, each with its own scale on the learning rate.
+
+    The module says what may ever train, the stages say when. What requires gradients when the fit begins goes
+    into the optimizer and DDP as always; from the first batch on only what the stage names requires them.
+    So optimizer groups never change and any scheduler works: rates are scaled inside `optimizer.step` only.
+    Callbacks that look at `optimizer.param_groups` in `on_before_optimizer_step` see the scaled groups.
+
+    What is frozen keeps no graph, no gradient and no optimizer state, stays as it is bit for bit, and is in
+    eval mode: no dropout, norm statistics untouched. What is unfrozen begins without momentum. Under DDP the
+    module is wrapped anew at each change, so only what trains is synchronised.
+
+    A stage begins between two optimizer steps and is a function of `trainer.global_step`, so a resumed run
+    goes on as the uninterrupted one. Only what a metric has decided is saved; stages given on resume win.
+
+    The seed (3.4.1, 阶段性解冻实践) flips `requires_grad` at every step, with an optimizer that doesn't know.
+    Lightning's `BaseFinetuning` adds optimizer groups, which breaks schedulers, DDP and resume.
+
+    Args:
+        stages: A list of stages, each with `train` (selector -> scale of its learning rate; of selectors that
+            overlap, the later wins) and either `at` or `on_plateau`. Or the name of a ready plan; see `plan`
+            in `lightning_vlm_callbacks.stages`.
+            `at`: where it begins, increasing, the first 0.
+            `on_plateau`: `{monitor, mode: min, patience: 3, min_delta: 0, from_best: false}`: it begins when,
+            since the stage before began, the metric wasn't better than its best by more than `min_delta` in
+            `patience` validations in a row. `from_best` puts back the weights of the best one. In a
+            distributed run the metric of the first process counts: log it with `sync_dist`.
+        unit: Of `at`: a fraction of the run, optimizer steps, or epochs (2.5 is in the middle of the third).
+        warmup_steps: Optimizer steps over which the rate of what was just unfrozen rises linearly.
+        layer_decay: Rates fall by this factor from layer to layer towards the input, within each selector;
+            see `depth_factors`. None for no decay.
+
+    Raises:
+        MisconfigurationException: The arguments are wrong. Or, when the fit begins: a selector takes only
+            what the module has frozen, or something in no optimizer; the strategy isn't one device or DDP;
+            the run has no end or length that the unit needs. Or a monitored metric isn't logged.
+        SelectorError: When the fit begins: a selector finds nothing.
+
+    >>> stages = [{"at": 0, "train": {"head": 1.0}}, {"at": 0.5, "train": {"head": 1.0, "blocks[-1:]": 0.1}}]
+    >>> callback = StagedUnfreezing(stages, warmup_steps=100)
+    >>> medical = StagedUnfreezing("medical", layer_decay=0.9)
+    """
+
+    def __init__(
+        self,
+        stages: list[dict[str, Any]] | str,
+        unit: Literal["fraction", "step", "epoch"] = "fraction",
+        warmup_steps: int = 0,
+        layer_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = parse(stages, unit)
+        if warmup_steps < 0:
+            raise MisconfigurationException(f"warmup_steps: found {warmup_steps}; expected 0 or more")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise MisconfigurationException(f"layer_decay: found {layer_decay}; expected a number in (0, 1]")
+        self.unit, self.warmup_steps, self.layer_decay = unit, warmup_steps, layer_decay
+        # With LoRA, or tied to the embeddings, a head has nothing of its own that trains.
+        self._may_lack = ("head",) if isinstance(stages, str) else ()
+        self._progress = _Progress()
+        self._run = _Run()
+
+    # Hooks
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _refuse_unsuited(trainer.strategy)
+            self._end()
+            self._progress = _Progress()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Only here are the true step and what a checkpoint says known, and all of what will train is wrapped.
+        run = self._run = _Run(step=trainer.global_step - 1)
+        run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
+        run.starts = self._starts(trainer, pl_module)
+        run.lines = [self._resolve(pl_module, i) for i in range(len(self.stages))]
+        run.scales = [
+            {one: scale for line in lines for one, scale in line.scales.items()} for lines in run.lines
+        ]
+        rates = learning_rates(trainer.optimizers)
+        lacking = [
+            name for name, one in run.ever.items() if one not in rates and any(one in s for s in run.scales)
+        ]
+        if lacking:
+            raise MisconfigurationException(
+                f"stages: found {lacking[0]} and {len(lacking) - 1} more in no optimizer; expected "
+                "configure_optimizers to give it all parameters that require gradients"
+            )
+        rank_zero_info(self._table(pl_module, rates))
+        run.rates = ScaledRates(trainer.optimizers, self._scale)
+        self._enter(trainer, pl_module, stage_at(trainer.global_step, run.starts))
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        run, run.step = self._run, trainer.global_step
+        stage = stage_at(run.step, run.starts)
+        if stage != run.stage:
+            self._enter(trainer, pl_module, stage)
+        elif run.validated:  # a module's own on_validation_model_train may have put all in train mode
+            set_modes(pl_module)
+        run.validated = False
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        run = self._run
+        run.validated = True
+        stage = stage_at(max(run.step, 0), run.starts)
+        if self._at_plateau(trainer, pl_module, stage):
+            # A window of accumulation that is under way stays with the stage that it began in.
+            run.starts[stage + 1] = self._progress.begun[stage + 1] = run.step + 1
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self._progress))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._progress = _Progress(**state_dict)
+
+    # What trains when
+
+    def _starts(self, trainer: Trainer, module: LightningModule) -> list[int | None]:
+        """The first step of each stage, None where a metric hasn't decided yet."""
+
+        def of_epoch(epoch: int) -> int:
+            return _steps_of_epoch(trainer, module, epoch)
+
+        def of_run() -> int:
+            return _steps_of_run(trainer, of_epoch)
+
+        return [
+            self._progress.begun.get(i)
+            if stage.at is None
+            else first_step(stage.at, self.unit, of_run, of_epoch)
+            for i, stage in enumerate(self.stages)
+        ]
+
+    def _resolve(self, root: nn.Module, stage: int) -> list[_Line]:
+        """The selectors of a stage, and what each decides about."""
+        lines: list[_Line] = []
+        ever = set(self._run.ever.values())
+        for selector, scale in self.stages[stage].train.items():
+            found = select_parameters(root, selector)
+            factors = depth_factors(root, found, self.layer_decay)
+            scales = {one: scale * factors[name] for name, one in found.items() if one in ever}
+            if not scales and selector not in self._may_lack:
+                quantised = not all(one.is_floating_point() for one in found.values())
+                raise MisconfigurationException(
+                    f"stages[{stage}]: found {selector!r}, whose {len(found)} parameters are "
+                    + (
+                        "quantised and can't train; give it LoRA, which can, or leave it out"
+                        if quantised
+                        else "frozen by the module; let them train there (VLMModule: adapt); stages say when"
+                    )
+                )
+            for line in lines:
+                for one in scales:
+                    line.scales.pop(one, None)
+            lines.append(_Line(selector, scale, scales))
+        return lines
+
+    def _enter(self, trainer: Trainer, root: LightningModule, stage: int) -> None:
+        """Train what a stage trains and nothing else, from the next batch on."""
+        run, step = self._run, trainer.global_step
+        run.stage, trains = stage, run.scales[stage]
+        forget = {one for one in run.ever.values() if one not in trains} | self._restore_best(root, stage)
+        changed = any(one.requires_grad != (one in trains) for one in run.ever.values())
+        for one in run.ever.values():
+            one.requires_grad_(one in trains)
+            if one not in trains:
+                one.grad = None
+        for optimizer in trainer.optimizers:
+            for one in forget:
+                optimizer.state.pop(one, None)
+        in_stages = {one: [one in scales for scales in run.scales] for one in trains}
+        run.since = {one: trains_since(step, run.starts, there) for one, there in in_stages.items()}
+        set_modes(root)
+        if changed and isinstance(trainer.strategy, DDPStrategy):
+            _wrap_anew(trainer.strategy, root)
+        what = ", ".join(f"{line.selector} ×{line.scale:g}" for line in run.lines[stage] if line.scales)
+        rank_zero_info(
+            f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains {what}"
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics({"staged_unfreezing/stage": stage}, step=step)
+
+    def _scale(self, one: Parameter) -> float:
+        """Of the learning rate of a parameter at this step."""
+        run = self._run
+        scale = run.scales[run.stage].get(one)
+        return 1.0 if scale is None else scale * warm_up(run.step, run.since[one], self.warmup_steps)
+
+    def _end(self) -> None:
+        """Leave everything as it was found, but the weights."""
+        if self._run.rates is not None:
+            self._run.rates.remove()
+        for one in self._run.ever.values():
+            one.requires_grad_(True)
+        self._run = _Run()
+
+    # Plateaus
+
+    def _at_plateau(self, trainer: Trainer, root: nn.Module, stage: int) -> bool:
+        """Look at the metric that the stage after this one waits for; whether its time has come."""
+        after, progress = stage + 1, self._progress
+        plateau = self.stages[after].on_plateau if after < len(self.stages) else None
+        if plateau is None or self._run.starts[after] is not None:
+            return False
+        if progress.watched != after:
+            progress.watched, progress.best, progress.waits, progress.weights = after, None, 0, {}
+        value = _metric(trainer, plateau.monitor)
+        if improved(value, progress.best, plateau):
+            progress.best, progress.waits = value, 0
+            if plateau.from_best:
+                trained = _with_buffers(root, self._run.scales[stage])
+                progress.weights = {name: one.detach().to("cpu", copy=True) for name, one in trained.items()}
+            return False
+        progress.waits += 1
+        return progress.waits >= plateau.patience
+
+    def _restore_best(self, root: nn.Module, stage: int) -> set[Parameter]:
+        """When a stage begins: put back the best weights if it was waited for. Returns what was put back."""
+        watched, weights = self._progress.watched, self._progress.weights
+        if watched is None or watched > stage:
+            return set()
+        self._progress = _Progress(begun=self._progress.begun)
+        if watched < stage:  # it was overtaken
+            return set()
+        there = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        with torch.no_grad():
+            for name, weight in weights.items():
+                there[name].copy_(weight)
+        return {one for name, one in root.named_parameters() if name in weights}
+
+    # For people
+
+    def _table(self, root: nn.Module, rates: dict[Parameter, float]) -> str:
+        """What trains when."""
+        rows = [("stage", "from step", "trains", "scale", "parameters", "learning rate")]
+        for i, (stage, start) in enumerate(zip(self.stages, self._run.starts, strict=True)):
+            plateau = stage.on_plateau
+            begin = f"{plateau.monitor} at rest" if start is None and plateau else f"{start:,}"
+            for line in self._run.lines[i]:
+                scaled = [rates[one] * scale for one, scale in line.scales.items()]
+                ends = (
+                    sorted({f"{rate:.3g}" for rate in (min(scaled), max(scaled))}, key=float)
+                    if scaled
+                    else []
+                )
+                size = sum(one.numel() for one in line.scales)
+                rows.append((str(i), begin, line.selector, f"{line.scale:g}", f"{size:,}", " to ".join(ends)))
+        staged = {one for scales in self._run.scales for one in scales}
+        never = sum(one.numel() for one in root.parameters() if one not in staged)
+        rows.append(("never", "", "(all else)", "", f"{never:,}", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        title = "StagedUnfreezing: what trains when (learning rates before the schedule and warm-up)"
+        return "\n".join([title, *map(str.rstrip, lines)])
+
+
+def set_modes(module: nn.Module, outer: bool = True) -> None:
+    """Train mode for each module with something that trains in it, eval mode for one whose parameters are all
+    frozen. A module without parameters, such as dropout, goes with the one that it is in.
+
+    >>> frozen = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Dropout())
+    >>> model = nn.ModuleList([frozen, nn.Linear(1, 1)])
+    >>> set_modes(model)
+    >>> [name for name, module in model.named_modules() if module.training]
+    ['', '1']
+    """
+    trains = [one.requires_grad for one in module.parameters()]
+    module.training = any(trains) if trains else outer
+    for child in module.children():
+        set_modes(child, module.training)
+
+
+def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, Tensor]:
+    """What trains, and the buffers (norm statistics) of modules that have something of it."""
+    tensors: dict[str, Tensor] = {name: one for name, one in root.named_parameters() if one in trains}
+    for place, module in root.named_modules():
+        if any(one in trains for one in module.parameters()):
+            tensors.update(module.named_buffers(place, recurse=False))
+    return tensors
+
+
+def _metric(trainer: Trainer, monitor: str) -> float:
+    """The metric of the first process, so that all decide alike."""
+    logged = trainer.callback_metrics
+    if monitor not in logged:
+        have = ", ".join(sorted(logged)) or "none"
+        raise MisconfigurationException(f"on_plateau: found no logged metric {monitor!r}; there are: {have}")
+    return trainer.strategy.broadcast(float(logged[monitor]))
+
+
+def _wrap_anew(strategy: DDPStrategy, root: LightningModule) -> None:
+    """A wrapper that synchronises what trains now. The old one goes, and with it its hooks on parameters."""
+    strategy.model = root
+    strategy.configure_ddp()
+
+
+def _steps_of_epoch(trainer: Trainer, module: LightningModule, epoch: int) -> int:
+    """Optimizer steps of an epoch."""
+    batches = trainer.num_training_batches
+    if not module.automatic_optimization or batches == math.inf:
+        why = "a loader without a length" if module.automatic_optimization else "manual optimization"
+        raise MisconfigurationException(f"unit: found {why}, so that an epoch isn't known; use unit: step")
+    window = trainer.accumulate_grad_batches
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            window = callback.get_accumulate_grad_batches(epoch)
+    return math.ceil(batches / window)
+
+
+def _steps_of_run(trainer: Trainer, of_epoch: Callable[[int], int]) -> int:
+    """Optimizer steps of the whole run, resumed or not."""
+    limit, epochs = trainer.max_steps, trainer.max_epochs
+    if limit != -1 and (epochs in (None, -1) or trainer.num_training_batches == math.inf):
+        return limit
+    if epochs in (None, -1):
+        raise MisconfigurationException(
+            "unit: found fraction, but the run has no end; set max_steps or max_epochs"
+        )
+    total = sum(map(of_epoch, range(epochs or 0)))
+    return total if limit == -1 else min(limit, total)
+
+
+def _refuse_unsuited(strategy: Strategy) -> None:
+    """Only where parameters are whole, and the wrapper can be renewed."""
+    name = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy):
+        why = "DeepSpeed has copies of the trained weights in its own optimizer, made once"
+    elif isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        return
+    else:
+        why = "what a shard holds and synchronises is settled when the model is split, with what trains then"
+    raise MisconfigurationException(f"found trainer.strategy {name}: {why}; choose ddp or one device")

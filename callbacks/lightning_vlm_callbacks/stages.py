@@ -1,0 +1,295 @@
+"""Stages of training as plain values: ready plans, what a person may write, and when each stage begins."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+__all__ = ["PLANS", "Plateau", "Stage", "plan"]
+
+Unit = Literal["fraction", "step", "epoch"]
+
+PLANS: dict[str, list[dict[str, Any]]] = {
+    "projector-then-language": [
+        {"at": 0.0, "train": {"projector": 1.0}},
+        {"at": 0.2, "train": {"projector": 1.0, "language": 1.0, "head": 1.0}},
+    ],
+    "vision-last-layers": [
+        {"at": 0.0, "train": {"projector": 1.0, "language": 1.0, "head": 1.0}},
+        {"at": 0.5, "train": {"projector": 1.0, "language": 1.0, "head": 1.0, "vision.layers[-4:]": 0.1}},
+        {"at": 0.8, "train": {"projector": 1.0, "language": 1.0, "head": 1.0, "vision": 0.1}},
+    ],
+    "medical": [
+        {"at": 0.0, "train": {"projector": 1.0}},
+        {"at": 0.3, "train": {"projector": 1.0, "vision.layers[50%:]": 0.1}},
+        {"at": 0.7, "train": {"projector": 1.0, "vision": 0.01, "vision.layers[50%:]": 0.1}},
+    ],
+    "qwen-vl-3-stage": [
+        {"at": 0.0, "train": {"vision": 1.0, "projector": 1.0}},
+        {"at": 0.65, "train": dict.fromkeys(("vision", "projector", "language", "head"), 0.25)},
+        {"at": 0.9, "train": {"projector": 0.05, "language": 0.05, "head": 0.05}},
+    ],
+}
+"""Ready plans, in fractions of the run; `plan` says where each comes from."""
+
+
+class Plateau(NamedTuple):
+    """When a stage begins by a metric: `patience` validations without a better one in the stage before.
+
+    Args:
+        monitor: A logged metric.
+        mode: Whether less or more of it is better.
+        patience: Validations without improvement.
+        min_delta: By how much a value must be better than the best to count.
+        from_best: Begin from the weights that the stage before had at its best value.
+    """
+
+    monitor: str
+    mode: str = "min"
+    patience: int = 3
+    min_delta: float = 0.0
+    from_best: bool = False
+
+
+class Stage(NamedTuple):
+    """What trains, selector -> scale of its learning rate, and when that begins: one of the other two."""
+
+    train: Mapping[str, float]
+    at: float | None
+    on_plateau: Plateau | None
+
+
+def plan(name: str) -> list[dict[str, Any]]:
+    """A ready plan, as a list to print and edit. It speaks of the parts of a vision-language model.
+
+    - `projector-then-language`: LLaVA's two stages (Liu et al. 2023, arXiv 2304.08485) in one run. LLaVA has
+      data and a learning rate for each; the share of 0.2 is ours.
+    - `vision-last-layers`: the seed's 阶段性解冻实践. The seed trains all else in silence, changes
+      `requires_grad` at every step without an optimizer that knows, and has the 0.1 in a comment only, for
+      the last stage; here it holds as soon as the tower trains.
+    - `medical`: the seed's exercise 5, low layers at a hundredth. The language model isn't in it.
+    - `qwen-vl-3-stage`: Bai et al. 2023, arXiv 2308.12966: first vision and projector, then all, then all but
+      vision. The seed has stage 1 reversed. Begins and scales are those of the paper's steps (50k, 19k, 8k)
+      and rates (2e-4, 5e-5, 1e-5): with lr 2e-4 they are its own. Its data and picture sizes change between
+      stages too, which is not in a plan.
+
+    `head` counts only where the module lets it train: with LoRA or weights tied to the embeddings it has
+    nothing of its own, and a plan that is asked for by name then leaves it out.
+
+    Args:
+        name: One of `PLANS`.
+    Raises:
+        MisconfigurationException: There is no such plan.
+
+    >>> for stage in plan("medical"):
+    ...     print(stage)
+    {'at': 0.0, 'train': {'projector': 1.0}}
+    {'at': 0.3, 'train': {'projector': 1.0, 'vision.layers[50%:]': 0.1}}
+    {'at': 0.7, 'train': {'projector': 1.0, 'vision': 0.01, 'vision.layers[50%:]': 0.1}}
+    """
+    if name not in PLANS:
+        _refuse("stages", name, _one_of(name, PLANS))
+    return deepcopy(PLANS[name])
+
+
+def parse(stages: Sequence[Mapping[str, Any]] | str, unit: Unit) -> list[Stage]:
+    """Stages as written by a person, checked.
+
+    Raises:
+        MisconfigurationException: Says which key of which stage is wrong, and what would be right.
+
+    >>> written = [{"at": 0, "train": {"head": 1}}, {"on_plateau": {"monitor": "loss"}, "train": {"*": 0.1}}]
+    >>> parse(written, "step")[1]
+    Stage(train={'*': 0.1}, at=None,
+          on_plateau=Plateau(monitor='loss', mode='min', patience=3, min_delta=0.0, from_best=False))
+    """
+    if unit not in ("fraction", "step", "epoch"):
+        _refuse("unit", unit, _one_of(unit, ("fraction", "step", "epoch")))
+    if isinstance(stages, str):
+        stages = plan(stages)
+        if unit != "fraction":
+            _refuse("unit", unit, "'fraction', in which ready plans are written")
+    if not isinstance(stages, Sequence) or not stages:
+        _refuse("stages", stages, f"a list of stages, or the name of a plan: {', '.join(PLANS)}")
+    parsed = [_stage(f"stages[{i}]", stage, unit) for i, stage in enumerate(stages)]
+    if parsed[0].at != 0:
+        _refuse("stages[0]", stages[0], "'at: 0': the first stage begins with the run")
+    begins = [(i, stage.at) for i, stage in enumerate(parsed) if stage.at is not None]
+    for (_, before), (i, at) in pairwise(begins):
+        if at <= before:
+            _refuse(f"stages[{i}]: at", at, f"more than {before}, where the stage before begins")
+    return parsed
+
+
+def _stage(where: str, stage: Any, unit: Unit) -> Stage:
+    if not isinstance(stage, Mapping):
+        _refuse(where, stage, "keys 'train' and either 'at' or 'on_plateau'")
+    _known(where, stage, ("at", "on_plateau", "train"))
+    if ("at" in stage) == ("on_plateau" in stage):
+        _refuse(where, dict(stage), "one of 'at' and 'on_plateau'")
+    train, at = stage.get("train"), stage.get("at")
+    if not isinstance(train, Mapping) or not train:
+        _refuse(f"{where}: train", train, "selector: scale of its learning rate, such as {projector: 1.0}")
+    for selector, scale in train.items():
+        if not _number(scale) or scale <= 0:
+            _refuse(f"{where}: train[{selector!r}]", scale, "a number > 0; what isn't named is frozen")
+    if "at" not in stage:
+        return Stage(train, None, _plateau(f"{where}: on_plateau", stage["on_plateau"]))
+    limits = {"fraction": "a number in [0, 1)", "step": "a whole number >= 0", "epoch": "a number >= 0"}
+    fine = isinstance(at, int | float) and _number(at) and at >= 0
+    if at is None or not fine or (unit == "fraction" and at >= 1) or (unit == "step" and at != int(at)):
+        _refuse(f"{where}: at", at, f"{limits[unit]} (unit: {unit})")
+    return Stage(train, at, None)
+
+
+def _plateau(where: str, keys: Any) -> Plateau:
+    if not isinstance(keys, Mapping) or not isinstance(keys.get("monitor"), str):
+        _refuse(where, keys, "at least 'monitor', a logged metric such as val/loss")
+    _known(where, keys, Plateau._fields)
+    plateau = Plateau(**keys)
+    if plateau.mode not in ("min", "max"):
+        _refuse(f"{where}: mode", plateau.mode, "min or max")
+    if not _number(plateau.patience) or plateau.patience != int(plateau.patience) or plateau.patience < 1:
+        _refuse(f"{where}: patience", plateau.patience, "a whole number >= 1")
+    if not _number(plateau.min_delta) or plateau.min_delta < 0:
+        _refuse(f"{where}: min_delta", plateau.min_delta, "a number >= 0")
+    if not isinstance(plateau.from_best, bool):
+        _refuse(f"{where}: from_best", plateau.from_best, "true or false")
+    return plateau
+
+
+def first_step(at: float, unit: Unit, total: Callable[[], int], epoch: Callable[[int], int]) -> int:
+    """The first optimizer step at which progress is `at` or more.
+
+    Args:
+        at: In the unit.
+        unit: Of `at`.
+        total: Gives the steps of the whole run.
+        epoch: Gives the steps of an epoch.
+
+    >>> first_step(0.55, "fraction", lambda: 100, lambda epoch: 10)
+    55
+    >>> first_step(2.5, "epoch", lambda: 100, lambda epoch: 10)
+    25
+    """
+    # 0.55 * 100 is a little more than 55 in floating point.
+    if unit == "fraction":
+        return math.ceil(round(at * total(), 6))
+    if unit == "step":
+        return int(at)
+    whole = int(at)
+    return sum(map(epoch, range(whole))) + math.ceil(round((at - whole) * epoch(whole), 6))
+
+
+def stage_at(step: int, starts: Sequence[int | None]) -> int:
+    """The stage that an optimizer step belongs to: the last one that has begun.
+
+    Args:
+        step: How many steps were made before it.
+        starts: The first step of each stage, None where that isn't known yet; the first is 0.
+
+    >>> [stage_at(step, [0, None, 2, 4]) for step in range(6)]
+    [0, 0, 2, 2, 3, 3]
+    """
+    return max(i for i, start in enumerate(starts) if start is not None and start <= step)
+
+
+def trains_since(step: int, starts: Sequence[int | None], trains: Sequence[bool]) -> int | None:
+    """The step since which something has trained without a break; None: since the run began.
+
+    Args:
+        step: A step at which it trains.
+        starts: As for `stage_at`.
+        trains: Whether it trains, for each stage.
+
+    >>> trains_since(9, [0, 3, 6], [False, True, True])
+    3
+    """
+    since = step
+    for start in sorted({s for s in starts if s is not None and s <= step}, reverse=True):
+        if not trains[stage_at(start, starts)]:
+            return since
+        since = start
+    return None
+
+
+def warm_up(step: int, since: int | None, steps: int) -> float:
+    """The factor on the learning rate of what trains since a step: 1/steps, 2/steps, ... 1.
+
+    >>> [warm_up(step, 10, 4) for step in (10, 11, 12, 13, 14)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return 1.0 if since is None or step - since >= steps else (step - since + 1) / steps
+
+
+def depth_factors(
+    root: nn.Module, parameters: Mapping[str, nn.Parameter], decay: float | None
+) -> dict[str, float]:
+    """decay^(L + 1 - i), as BEiT's (Bao et al. 2021, arXiv 2106.08254): of a list of L layers, i = 1..L.
+
+    What comes before the list in `named_parameters()` has i = 0, what comes after it L + 1. The list is the
+    outermost module with numbered children on a parameter's path, of several the one with the most weights.
+    It counts whole, also if only some of its layers are given. Without a list all factors are 1.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    >>> depth_factors(model, dict(model.named_parameters()), 0.5)
+    {'0.weight': 0.25, '0.bias': 0.25, '1.weight': 0.5, '1.bias': 0.5}
+    """
+    places = {name: place for name in parameters if (place := _place(name))}
+    weights: Counter[str] = Counter()
+    for name, (layers, _) in places.items():
+        weights[layers] += parameters[name].numel()
+    if decay is None or not weights:
+        return dict.fromkeys(parameters, 1.0)
+    chosen = weights.most_common(1)[0][0]
+    count = sum(child.isdigit() for child, _ in root.get_submodule(chosen).named_children())
+    depths = {name: number + 1 for name, (layers, number) in places.items() if layers == chosen}
+    factors, outside = {}, 0
+    for name in parameters:
+        if name in depths:
+            outside = count + 1
+        factors[name] = decay ** (count + 1 - depths.get(name, outside))
+    return factors
+
+
+def _place(name: str) -> tuple[str, int] | None:
+    """Path of the outermost numbered list that a parameter is in, and its number there."""
+    words = name.split(".")
+    number = next((i for i, word in enumerate(words[:-1]) if word.isdigit()), None)
+    return None if number is None else (".".join(words[:number]), int(words[number]))
+
+
+def improved(value: float, best: float | None, plateau: Plateau) -> bool:
+    """Whether a metric is better than the best so far. NaN never is.
+
+    >>> [improved(value, 0.5, Plateau("loss", min_delta=0.1)) for value in (0.3, 0.45, math.nan)]
+    [True, False, False]
+    """
+    if best is None:
+        return not math.isnan(value)
+    return (best - value if plateau.mode == "min" else value - best) > plateau.min_delta
+
+
+def _known(where: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in keys:
+        if key not in known:
+            _refuse(where, key, _one_of(key, known))
+
+
+def _one_of(found: object, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = get_close_matches(str(found), known, n=1)
+    return f"one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse(where: str, found: object, expected: str) -> NoReturn:
+    raise MisconfigurationException(f"{where}: found {found!r}; expected {expected}")
