@@ -4,25 +4,20 @@ import csv
 import gc
 import math
 import weakref
+from copy import deepcopy
 from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
-from torch.nn import functional
-from torch.optim import lr_scheduler as schedulers
-
-from lightning_vlm import VLMDataModule, VLMModule
-from lightning_vlm.data.drawn import Drawn
 from lightning_vlm_callbacks import StagedUnfreezing
 from lightning_vlm_callbacks.scaled_rates import ScaledRates
-from lightning_vlm_callbacks.selectors import SelectorError
+from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from lightning_vlm_callbacks.stages import (
     PLANS,
     Plateau,
@@ -33,6 +28,12 @@ from lightning_vlm_callbacks.stages import (
     trains_since,
     warm_up,
 )
+from torch import nn
+from torch.nn import functional
+from torch.optim import lr_scheduler as schedulers
+
+from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.data.drawn import Drawn
 
 # The weight of the head stops and comes back; its bias trains throughout; the stem never does.
 STAGES = [
@@ -154,9 +155,7 @@ CASES = {
     "AdamW, OnPlateau": (
         adamw,
         # No loss is 10 better than another, so that it falls each epoch.
-        lambda o: schedulers.ReduceLROnPlateau(
-            o, factor=0.3, patience=0, threshold=10, threshold_mode="abs"
-        ),
+        lambda o: schedulers.ReduceLROnPlateau(o, factor=0.3, patience=0, threshold=10, threshold_mode="abs"),
         {},
     ),
 }
@@ -223,7 +222,8 @@ class Save(Callback):
         self.folder = folder
 
     def on_train_batch_end(self, trainer, *_):
-        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+        if (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
     on_validation_end = on_train_epoch_end = on_train_batch_end
 
@@ -331,3 +331,602 @@ def test_after_a_plateau_from_the_best_weights(classifier, digits, make_trainer,
     assert {"head.weight", "blocks.2.norm.running_var"} <= checkpoint["callbacks"][key]["weights"].keys()
     for step in (2, 4, 5, 6, 8, 9):
         assert_same(fit(ckpt_path=tmp_path / f"{step}.ckpt")[0], whole)
+
+
+def test_a_validation_within_a_window_leaves_the_window_whole(classifier, digits, make_trainer):
+    """Validation after each batch, windows of two: decided within one, the stage begins after it."""
+    scores = dict.fromkeys(range(5), 1.0)
+    stages = [
+        {"at": 0, "train": {"head": 1.0}},
+        {"on_plateau": {"monitor": "score", "patience": 2}, "train": {"blocks": 1.0}},
+    ]
+    staged, seen = StagedUnfreezing(stages, "step"), []
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(
+                [one.grad is not None for one in (pl_module.head.bias, pl_module.blocks[0].conv.bias)]
+            )
+
+    trainer = make_trainer(
+        callbacks=[Scripted(scores), staged, Look()],
+        val_check_interval=1,
+        accumulate_grad_batches=2,
+        max_steps=4,
+    )
+    trainer.fit(classifier(), digits.Digits())
+    assert staged.state_dict()["begun"] == {1: 2}  # the third validation is in the middle of step 1
+    assert seen == [[True, False], [True, False], [False, True], [False, True]]
+
+
+def test_a_metric_that_is_not_there(classifier, digits, make_trainer):
+    stages = [{"at": 0, "train": {"head": 1}}, {"on_plateau": {"monitor": "val/los"}, "train": {"head": 2}}]
+    trainer = make_trainer(callbacks=[StagedUnfreezing(stages)], max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=r"'val/los'; there are: train/loss, val/accuracy"):
+        trainer.fit(classifier(), digits.Digits())
+
+
+# Two processes
+
+
+def without_batch_statistics(model):
+    """Each process would have its own."""
+    model.stem[1] = nn.GroupNorm(1, 8)
+    for block in model.blocks:
+        block.norm = nn.GroupNorm(1, 8)
+    return model
+
+
+class Wrappers(Callback):
+    """How many DDP wrappers and reducers there were, and how many are left of them."""
+
+    def __init__(self):
+        self.seen, self.left = [], []
+
+    def on_train_batch_end(self, trainer, *_):
+        wrapper = trainer.strategy.model
+        if not self.seen or self.seen[-1][0]() is not wrapper:
+            self.seen.append((weakref.ref(wrapper), weakref.ref(wrapper.reducer)))
+        self.left.append(sum(ref() is not None for pair in self.seen for ref in pair))
+
+
+def test_two_processes_are_one(classifier, digits, make_trainer, on_two_ranks):
+    """Replicas are bit-equal after each batch, and equal one process with both batches, to rounding."""
+
+    def on_rank():
+        gc.disable()  # the old reducer must go at once
+        model, record, wrappers = without_batch_statistics(classifier(dropout=0.0)), Record(), Wrappers()
+        model.optimizer = sgd
+        trainer = make_trainer(
+            devices=2,
+            strategy="ddp",  # which never looks for unused parameters
+            accumulate_grad_batches=2,
+            max_steps=8,
+            callbacks=[StagedUnfreezing(STAGES, **OPTIONS), record, wrappers],
+            limit_val_batches=0,
+        )
+        trainer.fit(model, digits.Digits(stateful=False))
+        trained = [one.requires_grad for one in model.parameters()]
+        left, wrapped = max(wrappers.left), len(wrappers.seen)
+        return {
+            "batches": record.batches,
+            "states": record.states,
+            "left": left,
+            "wrapped": wrapped,
+            "trained": trained,
+        }
+
+    first, second = on_two_ranks(on_rank)
+    for one, other in zip(first["states"], second["states"], strict=True):
+        assert_same(one, other)
+    assert (first["wrapped"], first["left"]) == (3, 2)
+    assert all(first["trained"])  # as the module had it
+    batches = [
+        [torch.cat(pair) for pair in zip(*both, strict=True)]
+        for both in zip(first["batches"], second["batches"], strict=True)
+    ]
+    model = without_batch_statistics(classifier(dropout=0.0))
+    expected = by_hand(model, batches, sgd, lambda o: schedulers.ConstantLR(o, 1.0), accumulate=2)
+    for state, wanted in zip(first["states"], expected, strict=True):
+        for name, value in wanted.items():
+            torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(first["states"][-1]["blocks.0.conv.weight"], batches[0][0].new_zeros(()))
+
+
+def test_processes_that_see_different_metrics_agree(classifier, digits, make_trainer, on_two_ranks):
+    class Unsynced(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            pl_module.log("score", 1.0 if trainer.global_rank == 0 else 1.0 - 0.1 * trainer.global_step)
+
+    def on_rank():
+        stages = [
+            {"at": 0, "train": {"head": 1.0}},
+            {"on_plateau": {"monitor": "score", "patience": 2, "from_best": True}, "train": {"blocks": 1.0}},
+        ]
+        model, staged, record = classifier(), StagedUnfreezing(stages, "step"), Record()
+        trainer = make_trainer(
+            devices=2,
+            strategy="ddp",
+            val_check_interval=1,
+            max_steps=6,
+            callbacks=[Unsynced(), staged, record],
+        )
+        trainer.fit(model, digits.Digits(stateful=False))
+        weights = [torch.cat([s[n].flatten() for n, _ in model.named_parameters()]) for s in record.states]
+        return {"begun": staged.state_dict()["begun"], "weights": weights}
+
+    first, second = on_two_ranks(on_rank)
+    assert first["begun"] == second["begun"] == {1: 3}
+    for one, other in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(one, other)
+
+
+# Modes, ends, a second time
+
+
+def test_modes_hold_after_validation(classifier, digits, make_trainer):
+    """Also if the module itself puts all in train mode then."""
+    model, seen = classifier(), set()
+    kind = type("Own", (type(model),), {"on_validation_model_train": lambda self: self.train()})
+    model.__class__ = kind
+
+    class Look(Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            on = [name for name, module in pl_module.named_modules() if module.training]
+            seen.add((trainer.global_step >= 3, *on))
+
+    stages = [{"at": 0, "train": {"head": 1.0}}, {"at": 3, "train": {"blocks[0]": 1.0}}]
+    trainer = make_trainer(
+        callbacks=[StagedUnfreezing(stages, "step"), Look()], val_check_interval=1, max_steps=5
+    )
+    trainer.fit(model, digits.Digits())
+    assert seen == {
+        (False, "", "head"),
+        (True, "", "blocks", "blocks.0", "blocks.0.conv", "blocks.0.norm", "blocks.0.drop"),
+    }
+
+
+def test_a_second_fit_begins_anew(classifier, digits, make_trainer):
+    """With the same callback and the same module, weights put back, also after an error inside a step."""
+    staged, model = StagedUnfreezing(PLATEAUS, "step", warmup_steps=2), classifier(dropout=0.0)
+    start = state_of(model)
+
+    class Stop(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 6 and attempt == 0:
+                raise KeyError("stop")
+
+    ends = []
+    for attempt in range(3):
+        model.load_state_dict(start)
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            callbacks=[Scripted(SCORES), staged, Stop()], val_check_interval=1, max_steps=9
+        )
+        if attempt == 0:
+            with pytest.raises(KeyError, match="stop"):
+                trainer.fit(model, digits.Digits(size=64))
+        else:
+            trainer.fit(model, digits.Digits(size=64))
+            ends.append(state_of(model))
+        assert all(one.requires_grad for one in model.parameters())
+        (group,) = trainer.optimizers[0].param_groups
+        assert group["lr"] == 1e-2
+        assert len(group["params"]) == len(list(model.parameters()))
+        assert not trainer.optimizers[0]._optimizer_step_pre_hooks
+        assert not trainer.optimizers[0]._optimizer_step_post_hooks
+    assert_same(ends[0], ends[1])
+
+
+def test_optimizers_that_write_into_their_groups():
+    class Counting(torch.optim.SGD):
+        key = "steps"
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group[self.key] = group.get(self.key, 0) + (1 if self.key == "steps" else group["lr"])
+
+    class Summing(Counting):
+        key = "lr_sum"
+
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    for kind in (Counting, Summing):
+        optimizer = kind(weights, lr=1.0)
+        group = optimizer.param_groups[0]
+        rates = ScaledRates([optimizer], lambda one: 0.5 if one is weights[0] else 1.0)
+        if kind is Counting:
+            optimizer.step()
+            optimizer.step()
+            assert optimizer.param_groups[0]["steps"] == 2
+        else:
+            with pytest.raises(
+                MisconfigurationException, match="found optimizer Summing, which keeps 'lr_sum'"
+            ):
+                optimizer.step()
+        assert optimizer.param_groups == [group]
+        rates.remove()
+
+
+# What is said
+
+
+def test_table_lines_and_scalar(classifier, digits, make_trainer, tmp_path, caplog):
+    stages = [*STAGES[:2], {"on_plateau": {"monitor": "val/loss"}, "train": {"blocks": 0.1}}]
+    logger = CSVLogger(tmp_path)
+    model = classifier(schedule=decay)
+    trainer = make_trainer(
+        callbacks=[StagedUnfreezing(stages, **OPTIONS)], logger=logger, max_steps=4, log_every_n_steps=100
+    )
+    with caplog.at_level("INFO"):
+        trainer.fit(model, digits.Digits())
+    table = next(text for text in caplog.messages if "what trains when" in text)
+    assert [line.split() for line in table.splitlines()[2:]] == [
+        ["0", "0", "head", "1", "330", "0.01"],
+        ["1", "3", "blocks[-1:]", "0.5", "600", "0.0025"],
+        ["1", "3", "head.bias", "0.25", "10", "0.0025"],
+        ["2", "val/loss", "at", "rest", "blocks", "0.1", "1,800", "0.000125", "to", "0.0005"],
+        ["never", "(all", "else)", "96"],
+    ]
+    assert [text for text in caplog.messages if text.startswith("StagedUnfreezing: step")] == [
+        "StagedUnfreezing: step 0, stage 0 of 2 trains head ×1",
+        "StagedUnfreezing: step 3, stage 1 of 2 trains blocks[-1:] ×0.5, head.bias ×0.25",
+    ]
+    rows = csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").open())
+    logged = [(row["step"], float(row["staged_unfreezing/stage"])) for row in rows]
+    assert logged == [("0", 0.0), ("3", 1.0)]
+
+
+GOOD = {"at": 0, "train": {"head": 1.0}}
+MISTAKES = {
+    "no such plan": ("medicl", {}, "'medicl'; expected one of .*; did you mean 'medical'"),
+    "plan in steps": ("medical", {"unit": "step"}, "unit: found 'step'; expected 'fraction'"),
+    "unit": ([GOOD], {"unit": "epochs"}, "did you mean 'epoch'"),
+    "none": ([], {}, "stages: found \\[\\]"),
+    "not a stage": (["head"], {}, "stages\\[0\\]: found 'head'"),
+    "key": ([{**GOOD, "trian": {}}], {}, "stages\\[0\\]: found 'trian'; .* did you mean 'train'"),
+    "no begin": ([{"train": {"head": 1.0}}], {}, "expected one of 'at' and 'on_plateau'"),
+    "two begins": ([{**GOOD, "on_plateau": {"monitor": "x"}}], {}, "expected one of 'at' and"),
+    "late": ([{**GOOD, "at": 0.1}], {}, "the first stage begins with the run"),
+    "order": ([GOOD, {**GOOD, "at": 0.5}, {**GOOD, "at": 0.5}], {}, "stages\\[2\\]: at: found 0.5; .* 0.5"),
+    "percent": ([GOOD, {**GOOD, "at": 50}], {}, "a number in \\[0, 1\\)"),
+    "half a step": ([GOOD, {**GOOD, "at": 0.5}], {"unit": "step"}, "a whole number >= 0"),
+    "at nan": ([GOOD, {**GOOD, "at": math.nan}], {"unit": "epoch"}, "found nan; expected a number >= 0"),
+    "at none": ([{**GOOD, "at": None}], {}, "found None"),
+    "nothing trains": ([{**GOOD, "train": {}}], {}, "expected selector: scale"),
+    "scale": ([{**GOOD, "train": {"head": 0}}], {}, "train\\['head'\\]: found 0; expected a number > 0"),
+    "scale text": ([{**GOOD, "train": {"head": "1"}}], {}, "found '1'"),
+    "warm-up": ([GOOD], {"warmup_steps": -1}, "warmup_steps: found -1"),
+    "decay": ([GOOD], {"layer_decay": 1.5}, "layer_decay: found 1.5"),
+}
+PLATEAU_MISTAKES = {
+    "monitor": ({}, "at least 'monitor'"),
+    "key": ({"patiense": 3}, "found 'patiense'; .* did you mean 'patience'"),
+    "mode": ({"mode": "less"}, "mode: found 'less'; expected min or max"),
+    "patience": ({"patience": 0}, "patience: found 0"),
+    "min_delta": ({"min_delta": -0.1}, "min_delta: found -0.1"),
+    "from_best": ({"from_best": "yes"}, "from_best: found 'yes'"),
+}
+
+
+@pytest.mark.parametrize(("stages", "options", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(stages, options, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        StagedUnfreezing(stages, **options)
+
+
+@pytest.mark.parametrize(("keys", "message"), PLATEAU_MISTAKES.values(), ids=PLATEAU_MISTAKES)
+def test_plateau_mistakes(keys, message):
+    keys = {"monitor": "loss", **keys} if keys else keys
+    with pytest.raises(MisconfigurationException, match=message):
+        StagedUnfreezing([GOOD, {"on_plateau": keys, "train": {"head": 1.0}}])
+
+
+def frozen_stem(model):
+    model.stem.requires_grad_(False)
+
+
+def quantised_stem(model):
+    model.stem[0].weight = nn.Parameter(torch.zeros(8, 1, 3, 3, dtype=torch.int8), requires_grad=False)
+    model.stem[0].bias = None
+
+
+def without_head(model):
+    model.configure_optimizers = lambda: torch.optim.SGD(model.blocks.parameters(), lr=0.1)
+
+
+def lbfgs(model):
+    model.configure_optimizers = lambda: torch.optim.LBFGS(model.parameters())
+
+
+def manual(model):
+    model.automatic_optimization = False
+
+
+ENTRIES = {
+    "frozen": (frozen_stem, {}, {"stem": 1.0}, "'stem', whose 4 parameters are frozen by the module"),
+    "quantised": (quantised_stem, {}, {"stem[0]": 1.0}, "quantised and can't train; give it LoRA"),
+    "no optimizer": (without_head, {}, {"head": 1.0}, "found head.weight and 1 more in no optimizer"),
+    "optimizer": (lbfgs, {}, {"head": 1.0}, "found optimizer LBFGS"),
+    "no end": (None, {"max_epochs": -1}, {"head": 1.0}, "the run has no end"),
+    "manual": (manual, {"max_epochs": 1}, {"head": 1.0}, "found manual optimization"),
+}
+
+
+@pytest.mark.parametrize(("change", "options", "train", "message"), ENTRIES.values(), ids=ENTRIES)
+def test_what_shows_when_the_fit_begins(classifier, digits, make_trainer, change, options, train, message):
+    model = classifier()
+    if change:
+        change(model)
+    trainer = make_trainer(callbacks=[StagedUnfreezing([{"at": 0, "train": train}])], **options)
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit(model, digits.Digits())
+
+
+@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
+def test_other_strategies_are_refused(strategy):
+    trainer = SimpleNamespace(strategy=object.__new__(strategy))
+    staged = StagedUnfreezing([GOOD])
+    with pytest.raises(
+        MisconfigurationException, match=f"trainer.strategy {strategy.__name__}: .*choose ddp"
+    ):
+        staged.setup(trainer, None, "fit")
+    staged.setup(trainer, None, "validate")
+
+
+# When, and by how much
+
+
+def test_epochs_and_fractions_are_the_loops_own(classifier, digits, make_trainer):
+    """Windows of 2 batches in the first epoch, then of 1: epochs of 4 and 8 steps."""
+    seen = {}
+
+    class Look(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if pl_module.blocks[0].conv.bias.requires_grad:
+                seen.setdefault(self.name, (trainer.current_epoch, batch_idx, trainer.global_step))
+
+    for unit, at in (("epoch", 1), ("epoch", 1.5), ("fraction", 0.25), ("fraction", 0.7)):
+        stages = [GOOD, {"at": at, "train": {"blocks": 1.0}}]
+        windows = GradientAccumulationScheduler({0: 2, 1: 1})
+        trainer = make_trainer(
+            max_epochs=2, callbacks=[StagedUnfreezing(stages, unit), windows, Look(at)], limit_val_batches=0
+        )
+        trainer.fit(classifier(), digits.Digits())
+    assert seen == {1: (1, 0, 4), 1.5: (1, 4, 8), 0.25: (0, 6, 3), 0.7: (1, 5, 9)}  # 9 / 12 >= 0.7 > 8 / 12
+
+
+def test_first_step_is_the_first_at_or_past_it():
+    for total in (1, 3, 7, 100, 12345):
+        for hundredths in range(100):
+            wanted = next(s for s in range(total + 1) if Fraction(s, total) >= Fraction(hundredths, 100))
+            assert first_step(hundredths / 100, "fraction", lambda total=total: total, None) == wanted
+
+
+def test_warm_up_begins_with_each_unbroken_run_of_stages():
+    """Against a walk over all steps; stage 2 of the starts is overtaken, stage 4 never comes."""
+    starts, in_stage = [0, 4, 9, 9, None], [True, False, True, True, True]
+    since = None
+    for step in range(15):
+        stage = 0 if step < 4 else 1 if step < 9 else 3
+        if not in_stage[stage]:
+            since = step + 1
+            continue
+        assert trains_since(step, starts, in_stage) == since
+        factor = 1.0 if since is None else min(1.0, (step - since + 1) / 3)
+        assert warm_up(step, since, 3) == factor
+
+
+def test_layer_decay_is_a_closed_form():
+    model = nn.ModuleDict(
+        {
+            "embed": nn.Linear(2, 2),
+            "encoder": nn.ModuleDict(
+                {"layers": nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(4))}
+            ),
+            "norm": nn.LayerNorm(2),
+            "mlp": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+        }
+    )
+    named = dict(model.named_parameters())
+    powers = {"embed": 5, "encoder.layers.0": 4, "encoder.layers.1": 3, "encoder.layers.2": 2}
+    powers |= {"encoder.layers.3": 1, "norm": 0, "mlp": 0}
+    for some in (named, {name: named[name] for name in named if "layers.2" in name or "layers.3" in name}):
+        for name, factor in depth_factors(model, some, 0.9).items():
+            (power,) = (power for place, power in powers.items() if name.startswith(place + "."))
+            assert factor == pytest.approx(0.9**power, abs=1e-15)
+    assert set(depth_factors(model, {"norm.weight": model["norm"].weight}, 0.9).values()) == {1.0}
+
+
+def test_improved():
+    more = Plateau("score", "max", min_delta=0.5)
+    assert [improved(value, 1.0, more) for value in (1.6, 1.5, 0.0, math.nan)] == [True, False, False, False]
+    assert [improved(value, None, more) for value in (-5.0, math.nan)] == [True, False]
+
+
+# Command line
+
+
+@pytest.mark.parametrize("name", ["lightning_vlm_callbacks.StagedUnfreezing", "StagedUnfreezing"])
+def test_from_yaml(digits, tmp_path, name):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+trainer:
+  accelerator: cpu
+  devices: 1
+  default_root_dir: {tmp_path}/run
+  max_steps: 4
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: {name}
+      init_args:
+        stages:
+          - at: 0.0
+            train: {{head: 1.0}}
+          - at: 0.5
+            train: {{head: 1.0, "blocks[-2:]": 0.1}}
+          - on_plateau: {{monitor: val/loss, patience: 9}}
+            train: {{"*": 1.0}}
+        warmup_steps: 2
+        layer_decay: 0.9
+model:
+  schedule: {{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {{gamma: 0.9}}}}
+"""
+    )
+    before = state_of(digits.Classifier())
+    cli = digits.main(["fit", "--config", str(config)])
+    state = cli.trainer.optimizers[0].state
+    held = {
+        name.split(".")[0] + name.split(".")[1][:1] for name, p in cli.model.named_parameters() if p in state
+    }
+    assert held == {"headw", "headb", "blocks1", "blocks2"}
+    assert before.keys() == state_of(cli.model).keys()
+    other = ["--trainer.default_root_dir", str(tmp_path / "other"), "--trainer.callbacks.stages=medical"]
+    with pytest.raises(SelectorError, match="projector"):
+        digits.main(["fit", "--config", str(config), *other])
+
+
+# Vision-language models
+
+FULL = dict.fromkeys(("vision", "projector", "language", "head"), "full")
+
+
+@pytest.fixture(scope="module")
+def vlm(model_folder):
+    def make(family="smolvlm", adapt=FULL, **options):
+        torch.manual_seed(0)
+        if family == "llava":
+            options["chat_template"] = "plain"
+        made = VLMModule(str(model_folder(family)), adapt=adapt, schedule=None, **options)
+        made.configure_model()
+        return made
+
+    return make
+
+
+def drawn():
+    return VLMDataModule(train=Drawn("train", size=16), batch_size=2)
+
+
+# By the first letters of the parts; V is the last half of the tower's layers, v the rest of the tower.
+TRAINS = {
+    "projector-then-language": {0: "p", 20: "plh"},
+    "vision-last-layers": {0: "plh", 50: "plhV", 80: "plhvV"},
+    "medical": {0: "p", 30: "pV", 70: "pvV"},
+    "qwen-vl-3-stage": {0: "pvV", 65: "plhvV", 90: "plh"},
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", TRAINS)
+def test_ready_plans(vlm, family, name):
+    module = vlm(family)
+    blocks = module.get_submodule(module.parts["vision.layers"][0])
+    while len(blocks) < 8:  # the tiny ones have two
+        blocks.append(deepcopy(blocks[0]))
+    last = set(select_parameters(module, "vision.layers[50%:]"))
+    parts = {part[0]: set(select_parameters(module, part)) for part in FULL}
+    parts |= {"v": parts["v"] - last, "V": last}
+    trainer = SimpleNamespace(
+        global_step=0,
+        max_steps=100,
+        max_epochs=-1,
+        num_training_batches=7,
+        callbacks=[],
+        loggers=[],
+        optimizers=[torch.optim.SGD(module.parameters(), lr=0.1)],
+        strategy=None,
+    )
+    staged = StagedUnfreezing(name)
+    staged.on_train_start(trainer, module)
+    for step, letters in TRAINS[name].items():
+        for trainer.global_step in (max(step - 1, 0), step):
+            staged.on_train_batch_start(trainer, module, None, 0)
+        wanted = set().union(*(parts[letter] for letter in letters))
+        assert {name for name, one in module.named_parameters() if one.requires_grad} == wanted
+    assert StagedUnfreezing(plan(name)).stages == staged.stages
+    plan(name)[0]["train"].clear()
+    assert plan(name) == PLANS[name]
+
+
+def test_no_graph_is_kept_for_a_frozen_tower(vlm, make_trainer):
+    module, seen, sizes = vlm(), [], []
+    tower = module.get_submodule(module.parts["vision"][0])
+    tower.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.requires_grad))
+    training_step = module.training_step
+
+    def counted(batch, batch_idx):
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = training_step(batch, batch_idx)
+        sizes.append(sum(kept.values()))
+        return loss
+
+    module.training_step = counted
+    before = {name: one.detach().clone() for name, one in module.named_parameters() if "vision" in name}
+    now = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            names = [
+                name for name, one in before.items() if not torch.equal(pl_module.get_parameter(name), one)
+            ]
+            now.append(sorted({"layers.1." in name for name in names}))
+
+    others = {"projector": 1.0, "language": 1.0, "head": 1.0}
+    stages = [
+        {"at": 0, "train": others},
+        {"at": 2, "train": {**others, "vision.layers[-1:]": 0.1}},
+        {"at": 4, "train": {**others, "vision": 0.1}},
+    ]
+    data = VLMDataModule(train=Drawn("train", size=2), batch_size=2)  # the same batch six times
+    trainer = make_trainer(
+        max_epochs=6,
+        callbacks=[StagedUnfreezing(stages, "step"), Look()],
+        limit_val_batches=0,
+    )
+    trainer.fit(module, data)
+    assert seen == [False] * 2 + [True] * 4
+    assert sizes[0] == sizes[1] < sizes[2] == sizes[3] < sizes[4] == sizes[5]
+    assert now == [[], [], [True], [True], [False, True], [False, True]]
+
+
+def test_lora_that_begins_later_is_trained_and_resumed(vlm, make_trainer, tmp_path):
+    """B is zero at first; a plan by name leaves the head out, which LoRA has frozen."""
+
+    def fit(*callbacks, **options):
+        module = vlm(adapt={"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.1}}})
+        start = state_of(module)
+        staged = StagedUnfreezing("projector-then-language", warmup_steps=2)
+        trainer = make_trainer(
+            max_epochs=1, accumulate_grad_batches=2, callbacks=[staged, *callbacks], limit_val_batches=0
+        )
+        data = VLMDataModule(train=Drawn("train", size=20), batch_size=2)
+        seed_everything(1, verbose=False)
+        trainer.fit(module, data, weights_only=True, **options)
+        return end_of(trainer, module), start
+
+    whole, start = fit(Save(tmp_path))  # 5 steps; LoRA from the second on
+    moved = {name for name, value in start.items() if not torch.equal(value, whole[name])}
+    ever = {name for name in start if "lora_" in name or "connector" in name}
+    assert moved == ever
+    for step in (1, 3):
+        assert_same(fit(ckpt_path=tmp_path / f"{step}.ckpt")[0], whole)
+
+
+def test_a_written_head_that_lora_has_frozen_is_an_error(vlm, make_trainer):
+    module = vlm(adapt={"projector": "full", "language": {"lora": {"r": 2}}})
+    trainer = make_trainer(callbacks=[StagedUnfreezing(plan("projector-then-language"))], max_steps=9)
+    with pytest.raises(MisconfigurationException, match=r"stages\[1\]: found 'head'.*frozen by the module"):
+        trainer.fit(module, drawn())
