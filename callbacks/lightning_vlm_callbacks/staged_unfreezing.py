@@ -1,13 +1,10 @@
 """Parts of a model begin to train, stop, or change their learning rate in the course of one run."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,10 +14,9 @@ from torch.nn import Parameter
 from typing_extensions import override
 
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
-from lightning_vlm_callbacks.selectors import select_parameters
+from lightning_vlm_callbacks.stage_lines import Line, resolve, table
 from lightning_vlm_callbacks.stages import (
-    depth_factors,
-    first_step,
+    first_steps,
     improved,
     parse,
     stage_at,
@@ -29,14 +25,6 @@ from lightning_vlm_callbacks.stages import (
 )
 
 __all__ = ["StagedUnfreezing"]
-
-
-class _Line(NamedTuple):
-    """One selector of a stage, and the scales of what it decides about."""
-
-    selector: str
-    scale: float
-    scales: dict[Parameter, float]
 
 
 @dataclass
@@ -62,7 +50,7 @@ class _Run:
     starts: list[int | None] = field(default_factory=list)
     ever: dict[str, Parameter] = field(default_factory=dict)
     """What the module lets train."""
-    lines: list[list[_Line]] = field(default_factory=list)
+    lines: list[list[Line]] = field(default_factory=list)
     scales: list[dict[Parameter, float]] = field(default_factory=list)
     """Of each stage."""
     since: dict[Parameter, int | None] = field(default_factory=dict)
@@ -138,29 +126,29 @@ class StagedUnfreezing(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             _refuse_unsuited(trainer.strategy)
-            self._end()
             self._progress = _Progress()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only here are the true step and what a checkpoint says known, and all of what will train is wrapped.
+        # Only here are the true step and what a checkpoint says known, and all that will train is wrapped.
+        self._end()  # Lightning's tuner comes here twice
         run = self._run = _Run(step=trainer.global_step - 1)
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
         run.starts = self._starts(trainer, pl_module)
-        run.lines = [self._resolve(pl_module, i) for i in range(len(self.stages))]
+        ever = set(run.ever.values())
+        run.lines = resolve(pl_module, self.stages, ever, self.layer_decay, self._may_lack)
         run.scales = [
             {one: scale for line in lines for one, scale in line.scales.items()} for lines in run.lines
         ]
         rates = learning_rates(trainer.optimizers)
-        lacking = [
-            name for name, one in run.ever.items() if one not in rates and any(one in s for s in run.scales)
-        ]
+        staged = set().union(*run.scales)
+        lacking = [name for name, one in run.ever.items() if one in staged and one not in rates]
         if lacking:
             raise MisconfigurationException(
                 f"stages: found {lacking[0]} and {len(lacking) - 1} more in no optimizer; expected "
                 "configure_optimizers to give it all parameters that require gradients"
             )
-        rank_zero_info(self._table(pl_module, rates))
+        rank_zero_info(table(pl_module, self.stages, run.starts, run.lines, rates))
         run.rates = ScaledRates(trainer.optimizers, self._scale)
         self._enter(trainer, pl_module, stage_at(trainer.global_step, run.starts))
 
@@ -207,43 +195,9 @@ class StagedUnfreezing(Callback):
 
     def _starts(self, trainer: Trainer, module: LightningModule) -> list[int | None]:
         """The first step of each stage, None where a metric hasn't decided yet."""
-
-        def of_epoch(epoch: int) -> int:
-            return _steps_of_epoch(trainer, module, epoch)
-
-        def of_run() -> int:
-            return _steps_of_run(trainer, of_epoch)
-
-        return [
-            self._progress.begun.get(i)
-            if stage.at is None
-            else first_step(stage.at, self.unit, of_run, of_epoch)
-            for i, stage in enumerate(self.stages)
-        ]
-
-    def _resolve(self, root: nn.Module, stage: int) -> list[_Line]:
-        """The selectors of a stage, and what each decides about."""
-        lines: list[_Line] = []
-        ever = set(self._run.ever.values())
-        for selector, scale in self.stages[stage].train.items():
-            found = select_parameters(root, selector)
-            factors = depth_factors(root, found, self.layer_decay)
-            scales = {one: scale * factors[name] for name, one in found.items() if one in ever}
-            if not scales and selector not in self._may_lack:
-                quantised = not all(one.is_floating_point() for one in found.values())
-                raise MisconfigurationException(
-                    f"stages[{stage}]: found {selector!r}, whose {len(found)} parameters are "
-                    + (
-                        "quantised and can't train; give it LoRA, which can, or leave it out"
-                        if quantised
-                        else "frozen by the module; let them train there (VLMModule: adapt); stages say when"
-                    )
-                )
-            for line in lines:
-                for one in scales:
-                    line.scales.pop(one, None)
-            lines.append(_Line(selector, scale, scales))
-        return lines
+        ats = {i: stage.at for i, stage in enumerate(self.stages) if stage.at is not None}
+        known = dict(zip(ats, first_steps(trainer, module, list(ats.values()), self.unit), strict=True))
+        return [{**self._progress.begun, **known}.get(i) for i in range(len(self.stages))]
 
     def _enter(self, trainer: Trainer, root: LightningModule, stage: int) -> None:
         """Train what a stage trains and nothing else, from the next batch on."""
@@ -318,33 +272,6 @@ class StagedUnfreezing(Callback):
                 there[name].copy_(weight)
         return {one for name, one in root.named_parameters() if name in weights}
 
-    # For people
-
-    def _table(self, root: nn.Module, rates: dict[Parameter, float]) -> str:
-        """What trains when."""
-        rows = [("stage", "from step", "trains", "scale", "parameters", "learning rate")]
-        for i, (stage, start) in enumerate(zip(self.stages, self._run.starts, strict=True)):
-            plateau = stage.on_plateau
-            begin = f"{plateau.monitor} at rest" if start is None and plateau else f"{start:,}"
-            for line in self._run.lines[i]:
-                scaled = [rates[one] * scale for one, scale in line.scales.items()]
-                ends = (
-                    sorted({f"{rate:.3g}" for rate in (min(scaled), max(scaled))}, key=float)
-                    if scaled
-                    else []
-                )
-                size = sum(one.numel() for one in line.scales)
-                rows.append((str(i), begin, line.selector, f"{line.scale:g}", f"{size:,}", " to ".join(ends)))
-        staged = {one for scales in self._run.scales for one in scales}
-        never = sum(one.numel() for one in root.parameters() if one not in staged)
-        rows.append(("never", "", "(all else)", "", f"{never:,}", ""))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        title = "StagedUnfreezing: what trains when (learning rates before the schedule and warm-up)"
-        return "\n".join([title, *map(str.rstrip, lines)])
-
 
 def set_modes(module: nn.Module, outer: bool = True) -> None:
     """Train mode for each module with something that trains in it, eval mode for one whose parameters are all
@@ -384,32 +311,6 @@ def _wrap_anew(strategy: DDPStrategy, root: LightningModule) -> None:
     """A wrapper that synchronises what trains now. The old one goes, and with it its hooks on parameters."""
     strategy.model = root
     strategy.configure_ddp()
-
-
-def _steps_of_epoch(trainer: Trainer, module: LightningModule, epoch: int) -> int:
-    """Optimizer steps of an epoch."""
-    batches = trainer.num_training_batches
-    if not module.automatic_optimization or batches == math.inf:
-        why = "a loader without a length" if module.automatic_optimization else "manual optimization"
-        raise MisconfigurationException(f"unit: found {why}, so that an epoch isn't known; use unit: step")
-    window = trainer.accumulate_grad_batches
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            window = callback.get_accumulate_grad_batches(epoch)
-    return math.ceil(batches / window)
-
-
-def _steps_of_run(trainer: Trainer, of_epoch: Callable[[int], int]) -> int:
-    """Optimizer steps of the whole run, resumed or not."""
-    limit, epochs = trainer.max_steps, trainer.max_epochs
-    if limit != -1 and (epochs in (None, -1) or trainer.num_training_batches == math.inf):
-        return limit
-    if epochs in (None, -1):
-        raise MisconfigurationException(
-            "unit: found fraction, but the run has no end; set max_steps or max_epochs"
-        )
-    total = sum(map(of_epoch, range(epochs or 0)))
-    return total if limit == -1 else min(limit, total)
 
 
 def _refuse_unsuited(strategy: Strategy) -> None:

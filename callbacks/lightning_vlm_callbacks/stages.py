@@ -1,15 +1,15 @@
-"""Stages of training as plain values: ready plans, what a person may write, and when each stage begins."""
+"""Stages of training: ready plans, what a person may write, and when each stage begins."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 __all__ = ["PLANS", "Plateau", "Stage", "plan"]
 
@@ -164,6 +164,48 @@ def _plateau(where: str, keys: Any) -> Plateau:
     return plateau
 
 
+def first_steps(trainer: Trainer, module: LightningModule, ats: Sequence[float], unit: Unit) -> list[int]:
+    """`first_step` of each of `ats`, in the run of a Trainer, whether resumed or not.
+
+    Raises:
+        MisconfigurationException: The run has no end or length that the unit needs.
+    """
+
+    def of_epoch(epoch: int) -> int:
+        return _steps_of_epoch(trainer, module, epoch)
+
+    def of_run() -> int:
+        return _steps_of_run(trainer, of_epoch)
+
+    return [first_step(at, unit, of_run, of_epoch) for at in ats]
+
+
+def _steps_of_epoch(trainer: Trainer, module: LightningModule, epoch: int) -> int:
+    """Optimizer steps of an epoch."""
+    batches = trainer.num_training_batches
+    if not module.automatic_optimization or batches == math.inf:
+        why = "a loader without a length" if module.automatic_optimization else "manual optimization"
+        raise MisconfigurationException(f"unit: found {why}, so that an epoch isn't known; use unit: step")
+    window = trainer.accumulate_grad_batches
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            window = callback.get_accumulate_grad_batches(epoch)
+    return math.ceil(batches / window)
+
+
+def _steps_of_run(trainer: Trainer, of_epoch: Callable[[int], int]) -> int:
+    """Optimizer steps of the whole run, resumed or not."""
+    limit, epochs = trainer.max_steps, trainer.max_epochs
+    if limit != -1 and (epochs in (None, -1) or trainer.num_training_batches == math.inf):
+        return limit
+    if epochs in (None, -1):
+        raise MisconfigurationException(
+            "unit: found fraction, but the run has no end; set max_steps or max_epochs"
+        )
+    total = sum(map(of_epoch, range(epochs or 0)))
+    return total if limit == -1 else min(limit, total)
+
+
 def first_step(at: float, unit: Unit, total: Callable[[], int], epoch: Callable[[int], int]) -> int:
     """The first optimizer step at which progress is `at` or more.
 
@@ -226,43 +268,6 @@ def warm_up(step: int, since: int | None, steps: int) -> float:
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
     return 1.0 if since is None or step - since >= steps else (step - since + 1) / steps
-
-
-def depth_factors(
-    root: nn.Module, parameters: Mapping[str, nn.Parameter], decay: float | None
-) -> dict[str, float]:
-    """decay^(L + 1 - i), as BEiT's (Bao et al. 2021, arXiv 2106.08254): of a list of L layers, i = 1..L.
-
-    What comes before the list in `named_parameters()` has i = 0, what comes after it L + 1. The list is the
-    outermost module with numbered children on a parameter's path, of several the one with the most weights.
-    It counts whole, also if only some of its layers are given. Without a list all factors are 1.
-
-    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    >>> depth_factors(model, dict(model.named_parameters()), 0.5)
-    {'0.weight': 0.25, '0.bias': 0.25, '1.weight': 0.5, '1.bias': 0.5}
-    """
-    places = {name: place for name in parameters if (place := _place(name))}
-    weights: Counter[str] = Counter()
-    for name, (layers, _) in places.items():
-        weights[layers] += parameters[name].numel()
-    if decay is None or not weights:
-        return dict.fromkeys(parameters, 1.0)
-    chosen = weights.most_common(1)[0][0]
-    count = sum(child.isdigit() for child, _ in root.get_submodule(chosen).named_children())
-    depths = {name: number + 1 for name, (layers, number) in places.items() if layers == chosen}
-    factors, outside = {}, 0
-    for name in parameters:
-        if name in depths:
-            outside = count + 1
-        factors[name] = decay ** (count + 1 - depths.get(name, outside))
-    return factors
-
-
-def _place(name: str) -> tuple[str, int] | None:
-    """Path of the outermost numbered list that a parameter is in, and its number there."""
-    words = name.split(".")
-    number = next((i for i, word in enumerate(words[:-1]) if word.isdigit()), None)
-    return None if number is None else (".".join(words[:number]), int(words[number]))
 
 
 def improved(value: float, best: float | None, plateau: Plateau) -> bool:
