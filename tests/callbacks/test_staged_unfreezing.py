@@ -161,6 +161,22 @@ CASES = {
 }
 
 
+def test_gradients_of_what_is_frozen_are_gone(classifier, digits, make_trainer):
+    """Before the next forward needs the memory; and a module's own zeros would bring weight decay."""
+    model, held = classifier(), []
+    model.optimizer_zero_grad = lambda *args: args[-1].zero_grad(set_to_none=False)
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            held.append([name for name, one in pl_module.named_parameters() if one.grad is not None])
+
+    stages = [{"at": 0, "train": {"head": 1.0}}, {"at": 2, "train": {"blocks[0].norm": 1.0}}]
+    trainer = make_trainer(max_steps=4, callbacks=[StagedUnfreezing(stages, "step"), Look()])
+    trainer.fit(model, digits.Digits())
+    norm = ["blocks.0.norm.weight", "blocks.0.norm.bias"]
+    assert held == [[], ["head.weight", "head.bias"], [], norm]
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_as_by_hand(classifier, digits, make_trainer, case):
     optimizer, schedule, options = case
