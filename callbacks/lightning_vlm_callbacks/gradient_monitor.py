@@ -1,5 +1,6 @@
 """What gradients are like, group by group, and what to do when they go wrong."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -119,7 +120,8 @@ class GradientMonitor(Callback):
         if stage != "fit":
             return
         strategy = trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+        if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
             raise MisconfigurationException(
                 f"GradientMonitor: found strategy {type(strategy).__name__}, with which no rank may have the "
                 "whole gradient; expected one device or DDP"
@@ -292,7 +294,11 @@ class GradientMonitor(Callback):
             "; ".join(f"{kind}: {', '.join(groups)}" for kind, groups in kinds.items()): float(step)
             for step, kinds in firsts.items()
         }
-        shown = {title: curves for title, curves in panels.items() if curves}
+        shown = {  # a logarithmic axis needs something to show
+            title: curves
+            for title, curves in panels.items()
+            if any(0 < value < math.inf for _, values in curves.values() for value in values)
+        }
         save_curves(self._folder / "gradients.png", shown, marks, log=list(shown))
 
 
