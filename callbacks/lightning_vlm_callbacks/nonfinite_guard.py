@@ -57,7 +57,8 @@ class NonFiniteGuard(Callback):
         on_nonfinite: `skip` leaves the update out. `rollback` also goes back to an earlier state of weights,
             buffers, optimizer and schedules, and leaves out the updates of the next steps. `stop` leaves the
             update out and raises NonFiniteError.
-        max_in_a_row: So many bad steps in a row stop the run with NonFiniteError.
+        max_in_a_row: So many bad steps in a row stop the run with NonFiniteError; with `rollback`, so many
+            without a new copy in between.
         dirpath: Folder of reports and bundles; by default `nonfinite` in the logger's folder.
         max_bundles: So many events are run again and written about; later ones are only counted.
         max_bundle_mib: A bundle above this leaves out the weights, or all but the report.
@@ -106,7 +107,7 @@ class NonFiniteGuard(Callback):
         self._drops: list[int] = []
         self._window: list[MicroBatch] = []
         self._ring: Snapshots | None = None
-        self._going_back = self._drops_told = False
+        self._good = self._going_back = self._drops_told = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -154,11 +155,13 @@ class NonFiniteGuard(Callback):
         window, self._window = self._window, []
         if self._still_out:
             self._still_out -= 1
+            self._good = False
             self._leave_out(trainer, pl_module, optimizer)
             return
         bad_loss, bad_gradient = self._look(trainer, window, optimizer)
-        if not bad_loss and not bad_gradient:
-            self._in_a_row = 0
+        self._good = not bad_loss and not bad_gradient
+        if self._good:
+            self._in_a_row *= self._ring is not None
         elif not bad_loss and active_scaler(trainer) is not None:
             self._count_drop(trainer, pl_module, window)
         else:
@@ -176,7 +179,8 @@ class NonFiniteGuard(Callback):
         if self._going_back:
             self._going_back, self._still_out = False, self.leave_out
             self._ring.go_back(pl_module, trainer.optimizers[0], _schedulers(trainer))
-        elif step % self.snapshot_every_n_steps == 0 and not (self._in_a_row or self._still_out):
+        elif step % self.snapshot_every_n_steps == 0 and self._good:
+            self._in_a_row = 0
             self._ring.take(step, pl_module, trainer.optimizers[0], _schedulers(trainer))
 
     @override

@@ -84,11 +84,11 @@ class Diagnosis:
         """One sentence."""
         near = f", in its own code before {self.near}" if self.near else ""
         if self.phase == "forward" and self.broken:
-            return f"{self.module} holds NaN or infinity itself: {', '.join(self.broken)}"
+            return f"NaN or infinity is in {self.module} itself: {', '.join(self.broken)}"
         if self.phase == "forward":
-            return f"{self.module} made NaN or infinity of finite inputs{near}"
+            return f"NaN or infinity comes out of {self.module}, whose inputs are finite{near}"
         if self.phase == "input":
-            return f"NaN or infinity came into {self.module} from outside any module"
+            return f"NaN or infinity comes into {self.module} from outside any module"
         if self.phase == "loss":
             return "all modules' outputs are finite; the loss that training_step makes of them isn't"
         if self.phase == "backward":
@@ -243,34 +243,33 @@ def _diagnose(
     loss = output["loss"] if isinstance(output, Mapping) else output
     if loss is None:
         return Diagnosis("error", error="training_step gave no loss this time")
-    found = _forward(watch, loss)
-    if found.phase == "none":
+    if loss.isfinite().all():
         trial.backward(loss * factor)
-        found = _backward(watch) or found
+        found = _backward(watch)
+    else:
+        found = _forward(watch)
     found.loss = loss.item()
     return found
 
 
-def _forward(watch: _Watch, loss: Tensor) -> Diagnosis:
+def _forward(watch: _Watch) -> Diagnosis:
     wrong = next((call for call in watch.calls if call.wrong), None)
     if wrong is not None:
         inner = [one for one in watch.started if one.above is wrong and any(i.bad for i in one.inputs)]
         broken = [
             name
             for name, one in (*wrong.module.named_parameters(), *wrong.module.named_buffers())
-            if one.is_floating_point() and Statistics.of(name, one).bad
+            if not one.isfinite().all()
         ]
         near = _below(inner[0], wrong) if inner else ""
         return Diagnosis("forward", wrong.title, near=near, inputs=wrong.inputs, broken=broken)
-    if loss.isfinite().all():
-        return Diagnosis("none")
     touched = next((one for one in watch.started if any(i.bad for i in one.inputs)), None)
     if touched is not None:
         return Diagnosis("input", touched.title, inputs=touched.inputs)
     return Diagnosis("loss", inputs=watch.calls[-1].outputs if watch.calls else [])
 
 
-def _backward(watch: _Watch) -> Diagnosis | None:
+def _backward(watch: _Watch) -> Diagnosis:
     first = None
     for key, finite in watch.gradients:
         if not finite:
@@ -278,7 +277,7 @@ def _backward(watch: _Watch) -> Diagnosis | None:
             for call, role in watch.ends.get(key, ()):
                 call.bad_gradient |= role == "out"
     if first is None:
-        return None
+        return Diagnosis("none")
     if isinstance(first, str):  # a parameter
         owner = first.rpartition(".")[0]
         calls = [call for call in watch.calls if call.name == owner]

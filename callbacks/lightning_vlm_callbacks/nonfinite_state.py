@@ -213,7 +213,8 @@ def trial_copy(module: LightningModule) -> LightningModule:
             below.__class__ = _LocalBatchNorm  # type: ignore[assignment]
     if getattr(trial, "_compiler_ctx", None):  # compiled functions belong to the original
         trial.__dict__.pop("forward", None), trial.__dict__.pop("training_step", None)
-    mute = {"logger": DummyLogger(), "loggers": [], "log": _nothing, "log_dict": _nothing}
+    trial.log = trial.log_dict = _nothing
+    mute = {"logger": DummyLogger(), "loggers": []}
     trial.__class__ = type(type(module).__name__, (type(module),), mute)
     return trial
 
