@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from rich import print as rich_print
@@ -20,11 +21,13 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from lightning_vlm.metrics.scores import Prediction, Scores
-from lightning_vlm.models.adapt import adapt, plan_table, set_modes
+from lightning_vlm.models.adapt import adapt, set_modes
 from lightning_vlm.models.checkpoint import check_base, check_keys, fingerprint
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.plan import expand, read_plan
+from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
 from lightning_vlm.steps import Reached, StepLoss, refuse_unsuited, total_steps, zero_touch
 
@@ -40,9 +43,10 @@ class VLMModule(LightningModule):
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, the small model inside this
             package.
-        adapt: What trains, and how: selector -> `frozen`, `full` or `{lora: {r: 16}}` (`alpha`, `dropout`,
-            `modules`). What isn't named is frozen. None trains the projector fully and LoRA of rank 16 on the
-            language model.
+        adapt: What trains, and how: selector -> `frozen`, `full`, `{lora: {r: 16}}`, `ia3`,
+            `{adapter: {reduction: 16}}` or `cross_modal_adapter`; `models/plan.py` has their settings. What
+            isn't named is frozen. Or the name of a ready plan: `lora` (also None: the projector in full, LoRA
+            of rank 16 on the language model), `qlora`, `full`, `projector-only`, `mixed-16gb`.
         optimizer: The optimizer; its `lr` and `weight_decay` are the defaults of all groups. None is AdamW
             with lr 2e-4. Norms, biases and LoRA get no weight decay.
         learning_rates: Selector -> its own learning rate.
@@ -65,7 +69,7 @@ class VLMModule(LightningModule):
     def __init__(
         self,
         name_or_path: str,
-        adapt: dict[str, Any] | None = None,
+        adapt: dict[str, Any] | str | None = None,
         optimizer: OptimizerCallable | None = None,
         learning_rates: dict[str, float] | None = None,
         schedule: Schedule | None = None,
@@ -81,8 +85,8 @@ class VLMModule(LightningModule):
         no_gradient_needed: list[str] | None = None,
     ) -> None:
         super().__init__()
-        default: dict[str, Any] = {"projector": "full", "language": {"lora": {"r": 16}}}
-        self.name_or_path, self.adapt = name_or_path, default if adapt is None else adapt
+        self.name_or_path, self.adapt = name_or_path, expand(adapt)
+        read_plan(self.adapt)  # what is wrong with it by itself needs no model to be told
         self.optimizer = optimizer or _adamw
         self.learning_rates = learning_rates or {}
         self.schedule = schedule or Cosine(warmup=0.03)
@@ -172,7 +176,11 @@ class VLMModule(LightningModule):
         if self.clip is not None:
             self._clip_groups = clip_groups(self, self.clip)
         if self.trainer.is_global_zero:
-            rich_print(plan_table(self.model, find_parts(self.model), self.adapt))
+            of_plan = self.model, find_parts(self.model), self.adapt
+            rich_print(plan_table(*of_plan))
+            for logger in self.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_table("plan", list(COLUMNS), [list(row) for row in plan_rows(*of_plan)])
 
     def on_train_start(self) -> None:
         """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""

@@ -1,66 +1,51 @@
-"""What of a model trains, and how: by a plan, parts are frozen, trained in full, or given LoRA adapters."""
+"""What of a model trains, and how: by a plan, parts are frozen, trained in full, or given adapters."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import torch
 from lightning_vlm_callbacks.selectors import SelectorError, select_modules, select_parameters
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import cast_adapter_dtype
-from rich.table import Table
+from peft import IA3Config, LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.adapters import adapters_of, attach, build
 from lightning_vlm.models.parts import Parts, head_is_tied
+from lightning_vlm.models.plan import IA3, Line, Lora, Plan, expected, quantised_problem, read_plan
 
-Plan = Mapping[str, str | Mapping[str, Any]]
-"""Selector -> `frozen`, `full`, `lora`, or `{lora: {r, alpha, dropout, modules}}`."""
-
-METHODS = ("frozen", "full", "lora")
 ADAPTER = "default"
 """Name of the injected adapter, as PEFT calls it by default."""
-
-
-class Lora(NamedTuple):
-    """Low-rank adapters: `W + alpha/r · B A` (Hu et al. 2021, arXiv 2106.09685).
-
-    Args:
-        r: Rank.
-        alpha: Scale; None: 2 r, as LLaVA trains (PEFT's own default is 8 for both).
-        dropout: On what goes into the adapter.
-        modules: Last names of the linear layers to adapt, such as `q_proj`; None: all.
-    """
-
-    r: int = 16
-    alpha: float | None = None
-    dropout: float = 0.0
-    modules: Sequence[str] | None = None
-
-    @property
-    def scale(self) -> float:
-        """Alpha, the default filled in."""
-        return 2 * self.r if self.alpha is None else self.alpha
+_IA3_MODULES = ("k_proj", "v_proj", "down_proj", "fc2", "linear_fc2")
+_IA3_FEEDFORWARD = ("down_proj", "fc2", "linear_fc2")
+"""Keys, values and the last of an MLP, as the families call them."""
+_FUSED = ("qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv")
+"""Layers that make queries, keys and values at once."""
 
 
 class _Chosen(NamedTuple):
-    """One line of a plan, resolved against a model."""
+    """One line of a plan, resolved against a model.
 
-    method: str
+    Args:
+        parameters: All that the selector names.
+        targets: Names of the linear layers for PEFT, or of the layers for our adapters.
+    """
+
+    line: Line
     parameters: dict[str, nn.Parameter]
-    lora: Lora | None
     targets: list[str]
 
 
 def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     """Inject the adapters of a plan and set what requires gradients. Works in place, once per model.
 
-    Afterwards exactly the LoRA matrices and the parameters under `full` train; whatever the plan doesn't name
-    is frozen. Adapters go into linear layers inside their selector only, wherever the same name occurs.
-    LoRA matrices of a model in half precision are float32, as from `get_peft_model`.
+    Afterwards exactly the adapters and the parameters under `full` train; whatever the plan doesn't name is
+    frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in half
+    precision are float32, as from `get_peft_model`. The model computes what it did before, bit for bit but
+    for LoRA with `init` of `pissa`, `olora` or `orthogonal`: up to rounding.
 
     Args:
         model: As from `load_model`; keeps its class.
@@ -68,9 +53,9 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
         parts: As from `find_parts(model)`, without prefix.
 
     Raises:
-        UserError: An unknown method or key, a value out of range, a selector that finds nothing, two
-            selectors that name the same parameter, LoRA on a tied head or where there is no linear layer,
-            `full` on quantised weights, or a model that has adapters already.
+        UserError: As in `read_plan`; a selector that finds nothing, two selectors that name the same
+            parameter, a method that the selected modules or their quantised weights can't have, LoRA on a
+            tied head, or a model that has adapters already.
 
     >>> import tempfile, pathlib
     >>> from lightning_vlm.models import load, parts, tiny
@@ -81,14 +66,23 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     model.text_model.layers.1.self_attn.q_proj.lora_A.default.weight
     model.text_model.layers.1.self_attn.q_proj.lora_B.default.weight
     """
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
+    if adapters_of(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError("plan: the model has adapters already; expected one just loaded")
-    chosen = {selector: _choose(model, selector, value, parts) for selector, value in plan.items()}
+    chosen = {selector: _choose(model, selector, line, parts) for selector, line in read_plan(plan).items()}
     _refuse_overlaps(model, chosen)
-    _inject(model, {name: line.lora for line in chosen.values() if line.lora for name in line.targets})
-    full = {id(w) for line in chosen.values() if line.method == "full" for w in line.parameters.values()}
+    ours = {
+        name: one.line
+        for one in chosen.values()
+        if one.line.method in ("adapter", "cross_modal_adapter")
+        for name in one.targets
+    }
+    built = build(model, ours)
+    _inject(model, list(chosen.values()))
+    attach(model, built)
+    trains = {id(w) for one in chosen.values() if one.line.method == "full" for w in one.parameters.values()}
+    trains |= {id(weight) for adapter in built.values() for weight in adapter.parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name or id(parameter) in full)
+        parameter.requires_grad_(bool(re.search(r"\.(lora|ia3)_", name)) or id(parameter) in trains)
 
 
 def trainable_names(model: nn.Module) -> set[str]:
@@ -108,139 +102,120 @@ def set_modes(model: nn.Module) -> None:
     _set_mode(model, outer=False)
 
 
-def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
-    """What `adapt` has made of a plan, for the log.
-
-    Args:
-        model: After `adapt`.
-        parts: As for `adapt`.
-        plan: As for `adapt`.
-
-    Returns:
-        A line per selector: method, trainable parameters, and their share of those that it names. Then one
-        for what the plan doesn't name, and one for the whole model.
-    """
-    table = Table("part", "method")
-    table.add_column("trainable", justify="right")
-    table.add_column("share", justify="right")
-    named: set[int] = set()
-
-    def add(part: str, method: str, parameters: Iterable[nn.Parameter]) -> None:
-        sizes = [(weight.numel(), weight.requires_grad) for weight in parameters]
-        trains, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
-        table.add_row(part, method, f"{trains:,}", f"{trains / max(total, 1):.2%}")
-
-    for selector, value in plan.items():
-        parameters = select_parameters(model, [selector], parts).values()
-        named.update(map(id, parameters))
-        method, lora = _parse(selector, value)
-        add(selector, f"lora r={lora.r}" if lora else method, parameters)
-    rest = [weight for weight in model.parameters() if id(weight) not in named]
-    if rest:
-        add("(not named)", "frozen", rest)
-    table.add_section()
-    add("all", "", model.parameters())
-    return table
+def _set_mode(module: nn.Module, outer: bool) -> None:
+    trains = [parameter.requires_grad for parameter in module.parameters()]
+    module.training = any(trains) if trains else outer
+    for child in module.children():
+        _set_mode(child, outer=module.training)
 
 
-def _parse(selector: str, value: object) -> tuple[str, Lora | None]:
-    """Method and, if that is LoRA, its settings."""
-    where = f"plan[{selector!r}]"
-    method: object = value
-    settings: object = {}
-    if isinstance(value, Mapping):
-        if len(value) != 1:
-            raise UserError(f"{where}: found keys {sorted(map(str, value))}; expected the one key 'lora'")
-        ((method, settings),) = value.items()
-    if method not in METHODS:
-        raise UserError(f"{where}: found method {method!r}; {_expected(method, METHODS)}")
-    if method != "lora":
-        if isinstance(value, Mapping):
-            raise UserError(f"{where}: {method!r} has no settings; write {selector}: {method}")
-        return str(method), None
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{where}: found lora: {settings!r}; expected keys {', '.join(Lora._fields)}")
-    for key in settings:
-        if key not in Lora._fields:
-            raise UserError(f"{where}: found lora key {key!r}; {_expected(key, Lora._fields)}")
-    lora = Lora(**settings)
-    alpha, modules = lora.alpha, lora.modules
-    checks = {
-        "r": (_number(lora.r, int) and lora.r >= 1, "a whole number >= 1"),
-        "alpha": (alpha is None or (_number(alpha, int, float) and alpha > 0), "a number > 0"),
-        "dropout": (_number(lora.dropout, int, float) and 0 <= lora.dropout < 1, "a number in [0, 1)"),
-        "modules": (
-            modules is None
-            or (isinstance(modules, Sequence) and not isinstance(modules, str) and len(modules) > 0),
-            "a list of names such as [q_proj, v_proj]",
-        ),
-    }
-    for key, (fine, expected) in checks.items():
-        if not fine:
-            raise UserError(f"{where}: found lora {key}={getattr(lora, key)!r}; expected {expected}")
-    return "lora", lora
-
-
-def _number(value: object, *types: type) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _expected(found: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(found), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(known)}"
-
-
-def _choose(model: PreTrainedModel, selector: str, value: object, parts: Parts) -> _Chosen:
-    method, lora = _parse(selector, value)
+def _choose(model: PreTrainedModel, selector: str, line: Line, parts: Parts) -> _Chosen:
+    adapts = line.settings is not None
     try:
         parameters = select_parameters(model, [selector], parts)
-        modules = select_modules(model, [selector], parts) if lora else {}
+        modules = select_modules(model, [selector], parts) if adapts else {}
     except SelectorError as error:
         raise UserError(f"plan: {error}") from None
-    if method == "full":
+    if line.method == "full":
         quantised = [name for name, weight in parameters.items() if not weight.is_floating_point()]
         if quantised:
             raise UserError(
                 f"plan[{selector!r}]: found quantised weights ({quantised[0]}, ...), which can't train; "
                 "use lora"
             )
-    if lora is None:
-        return _Chosen(method, parameters, None, [])
+    targets: list[str] = []
+    if isinstance(line.settings, Lora | IA3):
+        linear = _linear_targets(model, selector, line, modules)
+        _refuse_quantised(selector, line, linear)
+        targets = list(linear)
+    elif adapts:
+        targets = _layers(model, selector, line.method, modules, parts)
+    return _Chosen(line, parameters, targets)
+
+
+def _linear_targets(
+    model: PreTrainedModel, selector: str, line: Line, modules: Mapping[str, nn.Module]
+) -> dict[str, nn.Linear]:
+    """The linear layers in some modules that a method of PEFT goes into, by name."""
     inside = {id(module) for chosen in modules.values() for module in chosen.modules()}
     # The out_proj of torch's MultiheadAttention is never called itself: an adapter in it would never learn.
-    linear = [
-        (name, module)
+    linear = {
+        name: module
         for name, module in model.named_modules()
         if id(module) in inside
         and isinstance(module, nn.Linear)
         and not isinstance(module, NonDynamicallyQuantizableLinear)
-    ]
-    if lora.modules is not None:
-        have = sorted({name.rpartition(".")[2] for name, _ in linear})
-        for wanted in lora.modules:
-            if wanted not in have:
-                raise UserError(
-                    f"plan[{selector!r}]: found no linear layer {wanted!r}; {_expected(wanted, have)}"
-                )
-        linear = [(name, module) for name, module in linear if name.rpartition(".")[2] in lora.modules]
+    }
+    have = sorted({_last(name) for name in linear})
+    assert isinstance(line.settings, Lora | IA3)
+    wanted: Sequence[str] | None = line.settings.modules
+    if isinstance(line.settings, IA3):
+        _refuse_ia3(selector, line.settings, have)
+        wanted = wanted or [name for name in _IA3_MODULES if name in have]
+    for name in wanted or []:
+        if name not in have:
+            raise UserError(f"plan[{selector!r}]: found no linear layer {name!r}; {expected(name, have)}")
+    if wanted is not None:
+        linear = {name: module for name, module in linear.items() if _last(name) in wanted}
     if not linear:
-        raise UserError(f"plan[{selector!r}]: found no linear layer for lora; use full")
-    if head_is_tied(model) and any(module is model.get_output_embeddings() for _, module in linear):
+        raise UserError(f"plan[{selector!r}]: found no linear layer for {line.method}; use full")
+    if head_is_tied(model) and any(module is model.get_output_embeddings() for module in linear.values()):
         raise UserError(
-            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so lora on it could "
-            "not be merged; use full or frozen"
+            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so {line.method} on "
+            "it could not be merged; use full or frozen"
         )
-    return _Chosen(method, parameters, lora, [name for name, _ in linear])
+    return linear
+
+
+def _refuse_ia3(selector: str, settings: IA3, have: Sequence[str]) -> None:
+    fused = [name for name in settings.modules or have if name in _FUSED]
+    if fused:
+        raise UserError(
+            f"plan[{selector!r}]: ia3 scales keys and values, but {fused[0]!r} makes queries, keys and "
+            "values at once, which PEFT can't tell apart; use lora there, or name other modules"
+        )
+    for name in settings.feedforward or []:
+        if settings.modules is not None and name not in settings.modules:
+            raise UserError(f"plan[{selector!r}]: found ia3 feedforward {name!r}, which isn't in modules")
+
+
+def _refuse_quantised(selector: str, line: Line, linear: Mapping[str, nn.Linear]) -> None:
+    kinds: dict[str, Literal["nf4", "int8"]] = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+    for name, module in linear.items():
+        kind = kinds.get(type(module).__name__)
+        problem = quantised_problem(line, kind) if kind else None
+        if problem:
+            raise UserError(f"plan[{selector!r}]: found {kind} weights ({name}); {problem}")
+
+
+def _layers(
+    model: PreTrainedModel, selector: str, method: str, modules: Mapping[str, nn.Module], parts: Parts
+) -> list[str]:
+    """The names of the layers for our adapters: items of a list themselves, or the part's layers below."""
+    lists = [path for part in ("vision.layers", "language.layers") for path in parts.get(part, [])]
+    blocks = {f"{path}.{name}" for path in lists for name, _ in model.get_submodule(path).named_children()}
+    chosen: set[str] = set()
+    for name in modules:
+        parent = name.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), nn.ModuleList):
+            chosen.add(name)
+        else:
+            chosen |= {block for block in blocks if not name or block.startswith(f"{name}.")}
+    if not chosen:
+        raise UserError(
+            f"plan[{selector!r}]: found no layers for {method}; name some, as in language.layers[-4:]"
+        )
+    return [name for name, _ in model.named_modules() if name in chosen]
 
 
 def _refuse_overlaps(model: PreTrainedModel, chosen: Mapping[str, _Chosen]) -> None:
     """No parameter under two selectors, but a tied head where both leave it frozen or both train it."""
     shared = model.get_output_embeddings().weight if head_is_tied(model) else None
     owner: dict[int, tuple[str, _Chosen]] = {}
-    for selector, line in chosen.items():
-        for name, parameter in line.parameters.items():
-            other, before = owner.setdefault(id(parameter), (selector, line))
-            agree = parameter is shared and (before.method == "full") == (line.method == "full")
+    for selector, one in chosen.items():
+        for name, parameter in one.parameters.items():
+            other, before = owner.setdefault(id(parameter), (selector, one))
+            agree = parameter is shared and (before.line.method == "full") == (one.line.method == "full")
             if other != selector and not agree:
                 hint = " (the head is tied to the token embeddings)" if parameter is shared else ""
                 raise UserError(
@@ -249,28 +224,59 @@ def _refuse_overlaps(model: PreTrainedModel, chosen: Mapping[str, _Chosen]) -> N
                 )
 
 
-def _inject(model: PreTrainedModel, targets: Mapping[str, Lora]) -> None:
-    if not targets:
+def _inject(model: PreTrainedModel, chosen: Sequence[_Chosen]) -> None:
+    """Let PEFT put in what is its own: of one method, which `read_plan` has made sure of."""
+    lora: dict[str, Lora] = {}
+    ia3: list[tuple[IA3, list[str]]] = []
+    for line, _, targets in chosen:
+        if isinstance(line.settings, Lora):
+            lora |= dict.fromkeys(targets, line.settings)
+        elif isinstance(line.settings, IA3):
+            ia3.append((line.settings, targets))
+    if not (lora or ia3):
         return
-    names = {name: f"^{re.escape(name)}" for name in targets}  # PEFT adds `$` but not `^`
-    first = next(iter(targets.values()))
-    config = LoraConfig(
-        r=first.r,
-        lora_alpha=first.scale,  # type: ignore[arg-type]
-        lora_dropout=first.dropout,
-        target_modules="|".join(re.escape(name) for name in targets),  # PEFT takes a string as a full match
-        rank_pattern={names[name]: lora.r for name, lora in targets.items()},
-        alpha_pattern={names[name]: lora.scale for name, lora in targets.items()},
-    )
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-    for name, lora in targets.items():  # a LoraConfig has but one dropout
+    config: LoraConfig | IA3Config = _lora_config(lora) if lora else _ia3_config(ia3)
+    # What changes the base weights must do so alike when a checkpoint, which holds A and B alone, is loaded:
+    # the fast decomposition of `pissa_niter` begins with random directions.
+    again = any(settings.changes_base for settings in lora.values())
+    with torch.random.fork_rng(devices=[], enabled=again):
+        if again:
+            torch.manual_seed(0)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for name, settings in lora.items():  # a LoraConfig has but one dropout
         layer: Any = model.get_submodule(name)
-        layer.lora_dropout[ADAPTER] = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
+        layer.lora_dropout[ADAPTER] = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
     cast_adapter_dtype(model, ADAPTER)
 
 
-def _set_mode(module: nn.Module, outer: bool) -> None:
-    trains = [parameter.requires_grad for parameter in module.parameters()]
-    module.training = any(trains) if trains else outer
-    for child in module.children():
-        _set_mode(child, outer=module.training)
+def _lora_config(targets: Mapping[str, Lora]) -> LoraConfig:
+    names = {name: f"^{re.escape(name)}" for name in targets}  # PEFT adds `$` but not `^`
+    first = next(iter(targets.values()))
+    return LoraConfig(
+        r=first.r,
+        lora_alpha=first.scale,  # type: ignore[arg-type]
+        lora_dropout=first.dropout,
+        target_modules="|".join(map(re.escape, targets)),  # PEFT takes a string as a full match
+        rank_pattern={names[name]: lora.r for name, lora in targets.items()},
+        alpha_pattern={names[name]: lora.scale for name, lora in targets.items()},
+        use_rslora=first.rslora,
+        use_dora=first.dora,
+        init_lora_weights=True if first.init == "default" else first.init,  # type: ignore[arg-type]
+    )
+
+
+def _ia3_config(lines: Sequence[tuple[IA3, Sequence[str]]]) -> IA3Config:
+    into = [
+        name
+        for settings, targets in lines
+        for name in targets
+        if _last(name) in (_IA3_FEEDFORWARD if settings.feedforward is None else settings.feedforward)
+    ]
+    return IA3Config(
+        target_modules="|".join(re.escape(name) for _, targets in lines for name in targets),
+        feedforward_modules="|".join(map(re.escape, into)) or [],
+    )
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -1,0 +1,253 @@
+"""Cross-modal adapters: each position sees the pictures before it in its own row, and nothing else."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import DynamicCache
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import tiny
+from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.adapters import adapters_of
+from lightning_vlm.models.cross_modal import CrossModal, look
+from lightning_vlm.models.load import load_model
+from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.plan import CrossModalAdapter
+
+FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
+NEEDS_PICTURES = ("paligemma",)
+
+
+def moved(folder, **options):
+    """A model whose adapters do something."""
+    model = load_model(folder, **options)
+    torch.manual_seed(0)
+    adapt(model, {"language": {"cross_modal_adapter": {"heads": 2}}}, find_parts(model))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name in sorted(trainable_names(model)):
+            model.get_parameter(name).add_(torch.randn(model.get_parameter(name).shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def inputs_of(processor_of):
+    """Inputs of chats, each a list of turns; a turn is a text and perhaps the seed of a picture."""
+
+    def make(family, *chats, prompt=False):
+        template = None if tiny.FAMILIES[family].template else "plain"
+        processor = processor_of(family, template)
+        texts, images = [], []
+        for chat in chats:
+            turns, pictures = [], []
+            for at, (text, seed) in enumerate(chat):
+                parts = [{"type": "text", "text": text}]
+                if seed is not None:
+                    generator = torch.Generator().manual_seed(seed)
+                    noise = torch.randint(0, 255, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                    pictures.append(Image.fromarray(noise.numpy()))
+                    parts.insert(0, {"type": "image"})
+                turns.append({"role": "assistant" if at % 2 else "user", "content": parts})
+            images.append(pictures)
+            texts.append(processor.apply_chat_template(turns, add_generation_prompt=prompt))
+        if not any(images):
+            images = None
+        processor.tokenizer.padding_side = "left" if prompt else "right"
+        return processor(images=images, text=texts, padding=True, return_tensors="pt")
+
+    return make
+
+
+def logits(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return model(**batch, use_cache=False).logits
+
+
+def test_attention_is_that_of_torch():
+    """Against nn.MultiheadAttention with the same weights, row by row and position by position."""
+    torch.manual_seed(0)
+    adapter = CrossModal(16, CrossModalAdapter(reduction=2, heads=2))
+    for weight in adapter.parameters():
+        nn.init.normal_(weight)
+    oracle = nn.MultiheadAttention(8, 2, bias=False, batch_first=True, kdim=8, vdim=8)
+    with torch.no_grad():
+        oracle.in_proj_weight.copy_(torch.eye(8).repeat(3, 1))
+        oracle.out_proj.weight.copy_(torch.eye(8))
+    embeddings = torch.randn(3, 6, 16)
+    places = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    hidden = torch.randn(3, 6, 16)
+    found = adapter(hidden, look(embeddings, places))
+    for row in range(3):
+        for at in range(6):
+            earlier = [i for i in range(at) if places[row, i]]
+            expected = torch.zeros(16)
+            if earlier and not places[row, at]:
+                pictures = adapter.picture_norm(embeddings[row, earlier])
+                q = adapter.q(adapter.norm(hidden[row, at]))
+                mixed, _ = oracle(q[None, None], adapter.k(pictures)[None], adapter.v(pictures)[None])
+                expected = adapter.out(mixed[0, 0])
+                assert expected.abs().max() > 0.1
+            torch.testing.assert_close(found[row, at], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_what_the_projector_puts_out(family, tiny_folder, inputs_of):
+    """They are found among the embeddings: all of them, in their order."""
+    model = moved(tiny_folder(family))
+    batch = inputs_of(family, [("What?", 1), ("This.", None)])
+    met = []
+    adapter = next(iter(adapters_of(model).values()))
+    adapter.picture_norm.register_forward_pre_hook(lambda module, args: met.append(args[0]))
+    logits(model, batch)
+    with torch.no_grad():
+        names = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
+        given = {name: batch[name] for name in names if name in batch}
+        if family == "llava_onevision":
+            given["batch_num_images"] = batch["batch_num_images"]
+        features = model.model.get_image_features(**given, return_dict=True).pooler_output
+    features = torch.cat(list(features)) if not isinstance(features, torch.Tensor) else features
+    assert torch.equal(met[0][0], features.flatten(0, -2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_sample_sees_another(family, tiny_folder, inputs_of):
+    """Another picture in one sample changes that sample, and of the others not a bit."""
+    model = moved(tiny_folder(family))
+    text = [("What is here?", None if family not in NEEDS_PICTURES else 7), ("Nothing.", None)]
+    asked = [("What is this?", 1), ("A cat.", None)]
+    one, two = (inputs_of(family, asked, [("And this thing?", seed), ("No.", None)], text) for seed in (2, 3))
+    assert torch.equal(one["input_ids"], two["input_ids"])
+    first, second = logits(model, one), logits(model, two)
+    for row in (0, 2):
+        assert torch.equal(first[row], second[row])
+    assert not torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_text_alone_is_as_without_adapters(family, tiny_folder, inputs_of):
+    batch = inputs_of(family, [("Hello, you there?", None), ("Yes.", None)])
+    plain = logits(load_model(tiny_folder(family)), batch)
+    assert torch.equal(logits(moved(tiny_folder(family)), batch), plain)
+
+
+def test_a_row_of_text_beside_pictures_is_as_without_adapters(tiny_folder, inputs_of):
+    batch = inputs_of(
+        "llava", [("What?", 1), ("A cat.", None)], [("Hello, you there?", None), ("Yes.", None)]
+    )
+    plain = logits(load_model(tiny_folder("llava")), batch)
+    found = logits(moved(tiny_folder("llava")), batch)
+    assert torch.equal(found[1], plain[1])
+    assert not torch.equal(found[0], plain[0])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_an_answer_does_not_see_a_later_picture(family, tiny_folder, inputs_of):
+    model = moved(tiny_folder(family))
+    one, two = (
+        inputs_of(family, [("What?", 1), ("A cat.", None), ("And here?", seed), ("A dog.", None)])
+        for seed in (2, 3)
+    )
+    places = (one["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    later = places[len(places) // 2]
+    first, second = logits(model, one)[0], logits(model, two)[0]
+    assert torch.equal(first[:later], second[:later])
+    assert not torch.equal(first[later:], second[later:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_with_a_cache_is_that_without(family, beams, tiny_folder, inputs_of):
+    model = moved(tiny_folder(family))
+    text = [("What is here?", None if family not in NEEDS_PICTURES else 7)]
+    batch = inputs_of(family, [("What is this, do you think?", 1)], [("And?", 2)], text, prompt=True)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": beams}
+    options["suppress_tokens"] = [model.config.image_token_id]  # random weights might write a picture
+    answers = [model.generate(**batch, use_cache=cache, **options) for cache in (True, False)]
+    assert torch.equal(*answers)
+    if beams == 1:  # or it would say nothing
+        new = slice(batch["input_ids"].shape[1], None)
+        rows = torch.equal(
+            answers[0][:, new], load_model(tiny_folder(family)).generate(**batch, **options)[:, new]
+        )
+        assert not rows
+
+
+def test_more_pictures_on_top_of_a_cache(tiny_folder, inputs_of):
+    """A second turn with a picture of its own, given after the first: as if all had been given at once."""
+    model = moved(tiny_folder("llava")).eval()
+    whole = inputs_of("llava", [("What?", 1), ("A cat.", None), ("And here?", 2), ("A dog.", None)])
+    places = (whole["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    cut = int(places[len(places) // 2])
+    expected = logits(model, whole)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad():
+        for part, picture in ((slice(0, cut), 0), (slice(cut, None), 1)):
+            out = model(
+                input_ids=whole["input_ids"][:, part],
+                pixel_values=whole["pixel_values"][picture : picture + 1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+    torch.testing.assert_close(out.logits, expected[:, cut:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_was_emptied_begins_anew(tiny_folder, inputs_of):
+    """generate uses a static cache again for the next batch."""
+    model = moved(tiny_folder("llava"))
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    first, second = (inputs_of("llava", [("What?", seed)], prompt=True) for seed in (1, 2))
+    model.generate(**first, cache_implementation="static", disable_compile=True, **options)
+    found = model.generate(**second, cache_implementation="static", disable_compile=True, **options)
+    assert torch.equal(found, model.generate(**second, use_cache=False, **options))
+
+
+def test_caches_that_are_refused(tiny_folder, inputs_of):
+    model = moved(tiny_folder("llava")).eval()
+    batch = inputs_of("llava", [("What?", 1)], prompt=True)
+    strange = load_model(tiny_folder("llava"))(**batch, use_cache=True).past_key_values
+    more = torch.tensor([[5]])
+    with pytest.raises(UserError, match="holds text whose pictures this model has not seen"):
+        model(input_ids=more, past_key_values=strange)
+    known = model(**batch, use_cache=True).past_key_values
+    known.batch_repeat_interleave(2)
+    with pytest.raises(UserError, match="had 1 rows and has 2; this kind of generation isn't supported"):
+        model(input_ids=more.repeat(2, 1), past_key_values=known)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_with_and_without_checkpointing(checkpointing, tiny_folder, inputs_of):
+    """All learn; and what the graph is made of is let go after the forward."""
+    batch = inputs_of("llava", [("What?", 1), ("A cat.", None)])
+    model, plain = (moved(tiny_folder("llava"), gradient_checkpointing=on) for on in (checkpointing, False))
+    for one in (model, plain):
+        set_modes(one)
+        one(**batch, labels=batch["input_ids"]).loss.backward()
+    for name in trainable_names(model):
+        assert plain.get_parameter(name).grad.any(), name
+        assert torch.equal(model.get_parameter(name).grad, plain.get_parameter(name).grad), name
+    other = copy.deepcopy(model)  # of tensors in a graph there is no copy
+    assert torch.equal(logits(other, batch), logits(model, batch))
+
+
+def test_a_failed_forward_leaves_nothing_behind(tiny_folder, inputs_of):
+    model = moved(tiny_folder("llava"))
+    batch = inputs_of("llava", [("What?", 1)])
+    model.model.language_model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(**batch)
+    assert next(iter(adapters_of(model).values())).pictures.seen is None
+
+
+def test_refusals(tiny_folder):
+    with pytest.raises(UserError, match="gets no pictures among its words"):
+        moved(tiny_folder("mllama"))
+    model = moved(tiny_folder("llava"))
+    embeddings = torch.zeros(1, 3, 64)
+    with pytest.raises(UserError, match="found no input_ids"):
+        model(inputs_embeds=embeddings)
+    with pytest.raises(UserError, match="the language model ran by itself"):
+        model.model.language_model.layers[0](embeddings, position_embeddings=(embeddings[..., :16],) * 2)
