@@ -6,6 +6,7 @@ import math
 import weakref
 from copy import deepcopy
 from fractions import Fraction
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import StagedUnfreezing
 from lightning_vlm_callbacks.scaled_rates import ScaledRates
@@ -375,6 +377,43 @@ def test_a_validation_within_a_window_leaves_the_window_whole(classifier, digits
     assert seen == [[True, False], [True, False], [False, True], [False, True]]
 
 
+def stub(module, **options):
+    """All of a Trainer that the callback looks at."""
+    given = {
+        "global_step": 0,
+        "max_steps": 100,
+        "max_epochs": -1,
+        "num_training_batches": 7,
+        "callbacks": [],
+        "loggers": [],
+        "optimizers": [torch.optim.SGD(module.parameters(), lr=0.1)],
+        "strategy": SimpleNamespace(broadcast=lambda value: value),
+        "state": SimpleNamespace(fn=TrainerFn.FITTING),
+        "sanity_checking": False,
+    }
+    return SimpleNamespace(**{**given, **options})
+
+
+def test_a_validation_that_a_resumed_run_does_first(classifier):
+    """It is about the step before; what it decides holds for the next one. A sanity check decides nothing."""
+    stages = [
+        {"at": 0, "train": {"head": 1.0}},
+        {"on_plateau": {"monitor": "score", "patience": 1}, "train": {"blocks": 1.0}},
+        {"at": 5, "train": {"head": 1.0}},
+    ]
+    model = classifier()
+    trainer = stub(model, global_step=5, callback_metrics={"score": math.nan}, sanity_checking=True)
+    staged = StagedUnfreezing(stages, "step")
+    staged.on_train_start(trainer, model)
+    staged.on_validation_end(trainer, model)
+    assert staged.state_dict()["begun"] == {}
+    trainer.sanity_checking = False
+    staged.on_validation_end(trainer, model)
+    assert staged.state_dict()["begun"] == {1: 5}
+    staged.on_train_batch_start(trainer, model, None, 0)
+    assert [model.head.bias.requires_grad, model.blocks[0].conv.bias.requires_grad] == [True, False]
+
+
 def test_a_metric_that_is_not_there(classifier, digits, make_trainer):
     stages = [{"at": 0, "train": {"head": 1}}, {"on_plateau": {"monitor": "val/los"}, "train": {"head": 2}}]
     trainer = make_trainer(callbacks=[StagedUnfreezing(stages)], max_epochs=1)
@@ -532,6 +571,11 @@ def test_a_second_fit_begins_anew(classifier, digits, make_trainer):
         assert not trainer.optimizers[0]._optimizer_step_pre_hooks
         assert not trainer.optimizers[0]._optimizer_step_post_hooks
     assert_same(ends[0], ends[1])
+    trainer = make_trainer(
+        callbacks=[Scripted(dict(enumerate(range(9)))), staged], val_check_interval=1, max_steps=8
+    )
+    trainer.fit(model, digits.Digits(size=64))
+    assert staged.state_dict()["begun"] == {}
 
 
 def test_optimizers_that_write_into_their_groups():
@@ -715,7 +759,7 @@ def test_epochs_and_fractions_are_the_loops_own(classifier, digits, make_trainer
 
 
 def test_first_step_is_the_first_at_or_past_it():
-    for total in (1, 3, 7, 100, 12345):
+    for total in (1, 3, 7, 100, 999):
         for hundredths in range(100):
             wanted = next(s for s in range(total + 1) if Fraction(s, total) >= Fraction(hundredths, 100))
             assert first_step(hundredths / 100, "fraction", lambda total=total: total, None) == wanted
@@ -849,16 +893,7 @@ def test_ready_plans(vlm, family, name):
     last = set(select_parameters(module, "vision.layers[50%:]"))
     parts = {part[0]: set(select_parameters(module, part)) for part in FULL}
     parts |= {"v": parts["v"] - last, "V": last}
-    trainer = SimpleNamespace(
-        global_step=0,
-        max_steps=100,
-        max_epochs=-1,
-        num_training_batches=7,
-        callbacks=[],
-        loggers=[],
-        optimizers=[torch.optim.SGD(module.parameters(), lr=0.1)],
-        strategy=None,
-    )
+    trainer = stub(module)
     staged = StagedUnfreezing(name)
     staged.on_train_start(trainer, module)
     for step, letters in TRAINS[name].items():
@@ -939,6 +974,35 @@ def test_lora_that_begins_later_is_trained_and_resumed(vlm, make_trainer, tmp_pa
     assert moved == ever
     for step in (1, 3):
         assert_same(fit(ckpt_path=tmp_path / f"{step}.ckpt")[0], whole)
+
+
+def test_a_vlm_in_two_processes(vlm, make_trainer, on_two_ranks):
+    def on_rank():
+        stages = [
+            {"at": 0, "train": {"projector": 1.0}},
+            {"at": 2, "train": {"language": 1.0, "vision": 0.1}},
+        ]
+        module, data = vlm("smolvlm"), VLMDataModule(train=Drawn("train", size=16), batch_size=2)
+        record = Record()
+        trainer = make_trainer(
+            max_steps=4,
+            devices=2,
+            strategy="ddp",
+            use_distributed_sampler=False,
+            callbacks=[StagedUnfreezing(stages, "step"), record],
+            limit_val_batches=0,
+        )
+        trainer.fit(module, data)
+        return record.states
+
+    first, second = on_two_ranks(on_rank)
+    for one, other in zip(first, second, strict=True):
+        assert_same(one, other)
+    moved = [
+        {name.split(".")[2] for name in one if not torch.equal(one[name], two[name])}
+        for one, two in pairwise(first)
+    ]
+    assert moved == [{"connector"}, {"text_model", "vision_model"}, {"text_model", "vision_model"}]
 
 
 def test_a_written_head_that_lora_has_frozen_is_an_error(vlm, make_trainer):
