@@ -22,12 +22,14 @@ from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, set_modes
-from lightning_vlm.models.checkpoint import check_base, check_keys, fingerprint
+from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
+from lightning_vlm.models.fingerprint import Fingerprint
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand, read_plan
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
+from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
 from lightning_vlm.steps import Reached, StepLoss, refuse_unsuited, total_steps, zero_touch
 
@@ -60,6 +62,8 @@ class VLMModule(LightningModule):
         dtype: Of the weights; `auto` is as saved.
         attn_implementation: Such as `sdpa`, `eager`, `flash_attention_2`.
         gradient_checkpointing: Trade time for memory.
+        quantization: `nf4` or `int8`: the language model's linear layers are loaded in 4 or 8 bits, and only
+            adapters can train on them; or keys as of `Quantization`. None: nothing; nf4 with `adapt: qlora`.
         revision: Of the model on the Hub.
         trust_remote_code: Run Python code that comes with the model.
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
@@ -80,6 +84,7 @@ class VLMModule(LightningModule):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
+        quantization: Quantization | Literal["nf4", "int8"] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         no_gradient_needed: list[str] | None = None,
@@ -96,6 +101,7 @@ class VLMModule(LightningModule):
         self.token_weights = token_weights or KindWeights()
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
+        self.quantization = Quantization.read(quantization or ("nf4" if adapt == "qlora" else None))
         self._processor_options: dict[str, Any] = {
             "revision": revision,
             "trust_remote_code": trust_remote_code,
@@ -105,6 +111,7 @@ class VLMModule(LightningModule):
             "dtype": dtype,
             "attn_implementation": attn_implementation,
             "gradient_checkpointing": gradient_checkpointing,
+            "quantization": self.quantization,
             "revision": revision,
             "trust_remote_code": trust_remote_code,
         }
@@ -118,7 +125,7 @@ class VLMModule(LightningModule):
         self.predictions: list[Prediction] = []
         """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
-        self._base = ""
+        self._base: Fingerprint | None = None
         self._ever_trains: set[str] = set()
         self._seed: int | None = None
         self._scores = Scores()
@@ -136,6 +143,7 @@ class VLMModule(LightningModule):
                 "chat_template": chat_template,
                 "revision": revision,
                 "dtype": dtype,
+                "quantization": asdict(self.quantization) if self.quantization else None,
             }
         )
 
@@ -158,7 +166,7 @@ class VLMModule(LightningModule):
         if self.model is not None:
             return
         model = load_model(self.name_or_path, **self._model_options)
-        self._base = fingerprint(model)
+        self._base = Fingerprint(model)
         adapt(model, self.adapt, find_parts(model))
         self.model = model
         self.parts = find_parts(model, prefix="model.")
@@ -361,15 +369,13 @@ class VLMModule(LightningModule):
         """Keep only what ever trains; the rest is the base model's, whose identity is kept instead."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
-        checkpoint["lightning_vlm"] = {
-            "name_or_path": self.name_or_path,
-            "base": self._base,
-            "seed": self._seed,
-        }
+        assert self._base is not None
+        checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model."""
         self.configure_model()
+        assert self._base is not None
         self._seed = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base).get("seed")
 
     def load_state_dict(

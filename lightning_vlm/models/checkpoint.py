@@ -1,6 +1,5 @@
 """Which base model a checkpoint belongs to, and whether its weights fit."""
 
-import hashlib
 import pickle
 import warnings
 from collections.abc import Collection, Mapping
@@ -9,26 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-
-_SAMPLED = 16
-"""Values of each tensor that the fingerprint looks at: reading all of a big model would take minutes."""
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """What a base model is, in a short text: names, shapes and some values of all parameters.
-
-    It doesn't depend on where the model lies, nor on whether it was loaded as float32 or bfloat16. (Loaded as
-    float16 a model that was saved in another dtype is rounded twice here, and counts as another.)
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        sample = parameter.detach().flatten()[:_SAMPLED]
-        digest.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+from lightning_vlm.models.fingerprint import Fingerprint
 
 
 def check_file(path: Path) -> None:
@@ -56,13 +38,22 @@ def check_file(path: Path) -> None:
         )
 
 
-def check_base(saved: Mapping[str, Any] | None, name_or_path: str, base: str) -> Mapping[str, Any]:
+def base_of(name_or_path: str, base: Fingerprint) -> dict[str, Any]:
+    """What a checkpoint says about its base model, for `check_base`."""
+    return {"name_or_path": name_or_path, "base": base.text(), "quantised": dict(base.quantised)}
+
+
+def check_base(saved: Mapping[str, Any] | None, name_or_path: str, base: Fingerprint) -> Mapping[str, Any]:
     """Compare the base model of a checkpoint with the one that was loaded.
 
+    What was trained on quantised weights also fits the same base model that isn't quantised, into which it
+    can be merged. What was trained on weights in 16 or 32 bits doesn't fit quantised ones.
+
     Args:
-        saved: What the checkpoint says about its base model: `name_or_path` and `base`; None if nothing.
+        saved: What `base_of` gave when the checkpoint was written; None if nothing.
         name_or_path: The model that was loaded.
         base: Its fingerprint.
+
     Returns:
         `saved`.
 
@@ -71,12 +62,30 @@ def check_base(saved: Mapping[str, Any] | None, name_or_path: str, base: str) ->
     """
     if not isinstance(saved, Mapping) or not {"name_or_path", "base"} <= saved.keys():
         raise UserError("the checkpoint was not written by a VLMModule; it names no base model")
-    if saved["base"] != base:
+    quantised = saved.get("quantised", {})
+    if base.quantised and base.quantised != quantised:
+        raise UserError(
+            f"the checkpoint was trained on {_weights(quantised)}, but model.quantization gives "
+            f"{_weights(base.quantised)}; expected the same{' or none' if quantised else ': none'}"
+        )
+    own = base.text(quantised)
+    if saved["base"] != own:
+        hint = ", in the dtype that was quantised" if quantised and not base.quantised else ""
         raise UserError(
             f"the checkpoint was trained on {saved['name_or_path']} ({saved['base']}), but "
-            f"model.name_or_path {name_or_path} has other weights ({base}); give the same base model"
+            f"model.name_or_path {name_or_path} has other weights ({own}); give the same base model{hint}"
         )
     return saved
+
+
+def _weights(quantised: Mapping[str, str]) -> str:
+    """In words: which weights are quantised.
+
+    >>> _weights({"a.weight": "nf4", "b.weight": "nf4"})
+    '2 weights in nf4'
+    """
+    methods = " and ".join(sorted(set(quantised.values())))
+    return f"{len(quantised)} weights in {methods}" if quantised else "weights in 16 or 32 bits"
 
 
 def check_keys(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str]) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -19,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.shipped import SHIPPED
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -37,6 +39,7 @@ def load_vlm(
     dtype: Dtype = "auto",
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
     chat_template: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -53,6 +56,7 @@ def load_vlm(
         dtype=dtype,
         attn_implementation=attn_implementation,
         gradient_checkpointing=gradient_checkpointing,
+        quantization=quantization,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
@@ -103,6 +107,7 @@ def load_model(
     dtype: Dtype = "auto",
     attn_implementation: str | None = None,
     gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -119,6 +124,7 @@ def load_model(
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers chooses.
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
             memory. It acts only on modules in train mode; a warning tells where a family has none.
+        quantization: What is quantised as it is loaded; None: nothing. All else has `dtype`.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
 
@@ -126,7 +132,8 @@ def load_model(
         The model, in eval mode and with every parameter trainable, as `from_pretrained` gives it.
 
     Raises:
-        UserError: Nothing there to load, not an image-text model, or an option that it doesn't support.
+        UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
+            `quantization` names what can't be quantised.
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     path = _resolve(name_or_path)
@@ -138,7 +145,14 @@ def load_model(
             f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
             "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
         )
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    options: dict[str, Any] = {}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        refuse_quantised(config)
+        with _explained(name_or_path), torch.device("meta"):
+            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
     with _explained(name_or_path):
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **options, **where)
         if gradient_checkpointing:
@@ -148,6 +162,8 @@ def load_model(
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # transformers has switched that on; see above
             _warn_where_none(model)
+    if quantization is not None:
+        prepare(model)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True

@@ -5,40 +5,90 @@ import torch
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
-from lightning_vlm.models.checkpoint import check_base, check_keys, fingerprint
+from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
+from lightning_vlm.models.fingerprint import Fingerprint
 from lightning_vlm.models.load import load_model
+from lightning_vlm.models.quantize import Quantization
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm", "qwen2_5_vl"])
 def test_a_fingerprint_is_of_the_weights_not_of_the_place(tiny_folder, tmp_path, family):
-    first = fingerprint(load_model(tiny_folder(family)))
+    first = Fingerprint(load_model(tiny_folder(family))).text()
     moved = shutil.copytree(tiny_folder(family), tmp_path / "moved")
-    assert fingerprint(load_model(moved)) == first
-    assert fingerprint(load_model(moved, dtype="bfloat16")) == first
-    assert fingerprint(load_model(tiny.build(family, tmp_path / "other", seed=3))) != first
+    assert Fingerprint(load_model(moved)).text() == first
+    assert Fingerprint(load_model(moved, dtype="bfloat16")).text() == first
+    assert Fingerprint(load_model(tiny.build(family, tmp_path / "other", seed=3))).text() != first
 
 
 def test_a_fingerprint_sees_each_tensor_and_its_shape(tiny_folder):
     model = load_model(tiny_folder("llava"))
-    first = fingerprint(model)
+    first = Fingerprint(model).text()
     with torch.no_grad():
         model.lm_head.weight[0, 3] += 1
-    second = fingerprint(model)
+    second = Fingerprint(model).text()
     assert second != first
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flatten()[None])
-    assert fingerprint(model) not in (first, second)
+    assert Fingerprint(model).text() not in (first, second)
 
 
-def test_bases():
-    saved = {"name_or_path": "a/b", "base": "12", "seed": 3}
-    assert check_base(saved, "elsewhere/b", "12") is saved
+def test_bases(tiny_folder, tmp_path):
+    base = Fingerprint(load_model(tiny_folder("llava")))
+    saved = base_of("a/b", base)
+    assert check_base(saved, "elsewhere/b", base) is saved
+    other = Fingerprint(load_model(tiny.build("llava", tmp_path, seed=3)))
     with pytest.raises(
-        UserError, match=r"trained on a/b \(12\), but model.name_or_path c has other weights \(34\)"
+        UserError, match=rf"trained on a/b \({base.text()}\), but model.name_or_path c has other weights"
     ):
-        check_base(saved, "c", "34")
+        check_base(saved, "c", other)
     for nothing in (None, {}, {"base": "12"}, "12"):
         with pytest.raises(UserError, match="not written by a VLMModule"):
-            check_base(nothing, "a/b", "12")
+            check_base(nothing, "a/b", base)
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_was_trained_on_quantised_weights_fits_their_base_model_only(
+    tiny_folder, tmp_path, method, dtype, family
+):
+    """Also where only one quantised matrix is another, or its shape."""
+    folder = tiny_folder(family)
+    quantised = Fingerprint(load_model(folder, dtype=dtype, quantization=Quantization(method)))
+    saved = base_of("a", quantised)
+    check_base(saved, "a", quantised)
+    float_model = load_model(folder, dtype=dtype)
+    plain = Fingerprint(float_model)
+    check_base(saved, "a", plain)
+    layer = float_model.get_decoder().layers[1].mlp.down_proj
+    with torch.no_grad():
+        layer.weight[0, 3] *= -1
+    with pytest.raises(UserError, match="give the same base model, in the dtype that was quantised"):
+        check_base(saved, "a", Fingerprint(float_model))
+    with torch.no_grad():
+        layer.weight[0, 3] *= -1
+    check_base(saved, "a", Fingerprint(float_model))
+    layer.weight = torch.nn.Parameter(layer.weight.view(-1, 2))
+    with pytest.raises(UserError, match="other weights"):
+        check_base(saved, "a", Fingerprint(float_model))
+    other = load_model(tiny.build(family, tmp_path, seed=3), dtype=dtype, quantization=Quantization(method))
+    with pytest.raises(UserError, match="has other weights"):
+        check_base(saved, "a", Fingerprint(other))
+
+
+def test_quantised_weights_fit_nothing_that_was_trained_otherwise(tiny_folder):
+    def base(method, *parts):
+        one = Quantization(method, list(parts)) if method else None
+        return Fingerprint(load_model(tiny_folder("llava"), quantization=one))
+
+    nf4 = base("nf4", "language")
+    with pytest.raises(
+        UserError, match=r"on weights in 16 or 32 bits, but .* 14 weights in nf4; expected .*none"
+    ):
+        check_base(base_of("a", base(None)), "a", nf4)
+    with pytest.raises(UserError, match=r"on 14 weights in int8, but .* nf4; expected the same or none"):
+        check_base(base_of("a", base("int8", "language")), "a", nf4)
+    with pytest.raises(UserError, match=r"on 34 weights in nf4, but .* 14 weights in nf4"):
+        check_base(base_of("a", base("nf4", "language", "vision", "projector")), "a", nf4)
 
 
 def test_keys_all_told_in_one_error():
