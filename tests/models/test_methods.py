@@ -1,0 +1,209 @@
+"""Each method on each family: the base model at the start, then all that is planned moves and nothing else."""
+
+import copy
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import tiny
+from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.load import load_model
+from lightning_vlm.models.parts import find_parts
+
+EARLY = ("llava", "llava_next")  # their features leave the tower one layer early
+FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # queries, keys and values of the tower are one layer
+METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
+    "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,
+    "ia3": ("ia3", "ia3"),
+    "adapter": ({"adapter": {"reduction": 8}}, {"adapter": {"reduction": 8, "kind": "parallel"}}),
+    "adapter, parallel": ({"adapter": {"kind": "parallel"}}, "adapter"),
+    "cross_modal": ("cross_modal_adapter", "frozen"),
+}
+
+
+@pytest.fixture(scope="module")
+def batch_of(processor_of, tiny_folder):
+    """A question and an answer with a picture, and what the base model makes of them."""
+    made = {}
+
+    def make(family):
+        if family not in made:
+            processor = processor_of(family, None if tiny.FAMILIES[family].template else "plain")
+            words = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+            chat = [{"role": "user", "content": words}, {"role": "assistant", "content": [words[1]]}]
+            image = Image.linear_gradient("L").resize((60, 60)).convert("RGB")
+            text = processor.apply_chat_template(chat)
+            batch = dict(processor(images=[[image]], text=[text], return_tensors="pt"))
+            batch.pop("labels", None)  # PaliGemma's processor has its own idea of them
+            model = load_model(tiny_folder(family))
+            known = batch["input_ids"] < model.get_output_embeddings().out_features
+            batch["labels"] = batch["input_ids"].where(known, -100)
+            with torch.no_grad():
+                made[family] = batch, model(**batch).logits
+        return made[family]
+
+    return make
+
+
+def adapted(folder, plan, seed=0, **options):
+    model = load_model(folder, **options)
+    torch.manual_seed(seed)
+    adapt(model, plan, find_parts(model))
+    return model
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folder, batch_of):
+    batch, expected = batch_of(family)
+    language, vision = METHODS[method]
+    if method == "ia3" and family in FUSED:
+        vision = "frozen"
+    plan = {"language": language, "vision.layers[:-1]" if family in EARLY else "vision.layers": vision}
+    if method == "cross_modal" and family == "mllama":
+        with pytest.raises(UserError, match="use lora or adapter"):
+            adapted(tiny_folder(family), plan)
+        return
+    model = adapted(tiny_folder(family), plan)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    planned = trainable_names(model)
+    set_modes(model)
+    optimizer = torch.optim.AdamW([model.get_parameter(name) for name in planned], lr=1e-3, weight_decay=0)
+    losses = []
+    for _ in range(3):  # what starts at zero lets nothing before it move in the first
+        loss = model(**batch).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[2] < losses[1] < losses[0]
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved == planned
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_ia3_on_fused_keys_and_values_is_refused(family, tiny_folder):
+    for value in ("ia3", {"ia3": {"modules": ["qkv", "proj"]}}):
+        with pytest.raises(UserError, match=r"plan\['vision'\]: ia3 scales .* but 'qkv' .* use lora there"):
+            adapted(tiny_folder(family), {"vision": value})
+    adapted(tiny_folder(family), {"vision": {"ia3": {"modules": ["proj"]}}})
+
+
+LORA = ["model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.1.mlp.down_proj"]
+VARIANTS = {
+    "rslora": ({"rslora": True, "alpha": 6}, {"use_rslora": True, "lora_alpha": 6}),
+    "dora": ({"dora": True}, {"use_dora": True}),
+    "gaussian": ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
+    "orthogonal": ({"init": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
+    "pissa": ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "pissa, fast": ({"init": "pissa_niter_4"}, {"init_lora_weights": "pissa_niter_4"}),
+    "olora": ({"init": "olora", "alpha": 4}, {"init_lora_weights": "olora", "lora_alpha": 4}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lora_is_what_get_peft_model_makes(variant, tiny_folder, batch_of):
+    """The start, the output once all has moved, and every gradient: bit for bit."""
+    keys, theirs = VARIANTS[variant]
+    plan = {name: {"lora": {"r": 4, **keys}} for name in LORA}
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "|".join(LORA), **theirs})
+    same_as_peft(tiny_folder("llava"), plan, config, batch_of("llava"))
+
+
+def test_ia3_is_what_get_peft_model_makes(tiny_folder, batch_of):
+    """Keys and values scaled on their way out, and what goes into the MLP's last layer, as in the paper."""
+    inside = r".*language_model.*\."
+    config = IA3Config(
+        target_modules=rf"{inside}(k_proj|v_proj|down_proj)", feedforward_modules=rf"{inside}down_proj"
+    )
+    same_as_peft(tiny_folder("llava"), {"language": "ia3"}, config, batch_of("llava"))
+
+
+def test_ia3_by_names_of_its_own(tiny_folder, batch_of):
+    config = IA3Config(
+        target_modules=r".*language_model.*\.(q_proj|up_proj)", feedforward_modules=r".*\.up_proj"
+    )
+    plan = {"language": {"ia3": {"modules": ["q_proj", "up_proj"], "feedforward": ["up_proj"]}}}
+    same_as_peft(tiny_folder("llava"), plan, config, batch_of("llava"))
+    plan["language"]["ia3"]["feedforward"] = ["down_proj"]
+    with pytest.raises(UserError, match="ia3 feedforward 'down_proj', which isn't in modules"):
+        adapted(tiny_folder("llava"), plan)
+
+
+def same_as_peft(folder, plan, config, batch):
+    inputs, base = batch
+    ours = adapted(folder, plan)
+    torch.manual_seed(0)
+    theirs = get_peft_model(load_model(folder), config)
+    names = {f"base_model.model.{name}": name for name in trainable_names(ours)}
+    assert trainable_names(theirs) == set(names)
+    other = dict(theirs.named_parameters())
+    for name, weight in ours.named_parameters():
+        assert torch.equal(weight, other[f"base_model.model.{name}"]), name
+    torch.testing.assert_close(ours(**inputs).logits, base, rtol=0, atol=2e-6)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in sorted(names):
+            noise = 0.1 * torch.randn(other[name].shape, generator=generator)
+            other[name] += noise
+            ours.get_parameter(names[name]).add_(noise)
+    out, reference = ours(**inputs), theirs(**inputs)
+    assert torch.equal(out.logits, reference.logits)
+    assert not torch.allclose(out.logits, base, atol=1e-3)
+    out.loss.backward()
+    reference.loss.backward()
+    for name, own in names.items():
+        assert ours.get_parameter(own).grad.any(), name
+        assert torch.equal(ours.get_parameter(own).grad, other[name].grad), name
+    merged = copy.deepcopy(ours)
+    for module in merged.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+    torch.testing.assert_close(merged(**inputs).logits, out.logits, rtol=1e-4, atol=1e-5)
+    plain = theirs.merge_and_unload()
+    torch.testing.assert_close(plain(**inputs).logits, out.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_what_is_left_of_the_base_is_the_same_each_time(init, tiny_folder):
+    """A checkpoint has A and B alone: whatever chance says, the rest must come out the same, bit for bit."""
+    plan = {"language": {"lora": {"r": 4, "init": init}}}
+    first, second = (adapted(tiny_folder("llava"), plan, seed) for seed in (1, 2))
+    base = load_model(tiny_folder("llava")).state_dict()
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    assert not torch.equal(first.get_submodule(name).base_layer.weight, base[f"{name}.weight"])
+    for (name, one), two in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_which_init_leaves_chance_alone(tiny_folder):
+    plan = {"language": {"lora": {"r": 4, "init": "pissa_niter_4"}}}
+    adapted(tiny_folder("llava"), plan, seed=5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+    one, two = (adapted(tiny_folder("llava"), {"language": "lora"}, seed) for seed in (1, 2))
+    name = "model.language_model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert not torch.equal(one.get_parameter(name), two.get_parameter(name))
+
+
+def test_half_precision_starts_as_the_base(tiny_folder, batch_of):
+    """DoRA and PiSSA but for what 16 bits leave of them; and all adapters are float32."""
+    batch = {
+        key: value.bfloat16() if value.is_floating_point() else value
+        for key, value in batch_of("llava")[0].items()
+    }
+    plain = load_model(tiny_folder("llava"), dtype="bfloat16")(**batch).logits
+    rounded = ({"lora": {"dora": True}}, {"lora": {"init": "pissa"}})
+    exact = ("lora", "ia3", "adapter", {"adapter": {"kind": "parallel"}}, "cross_modal_adapter")
+    for value in exact + rounded:
+        model = adapted(tiny_folder("llava"), {"language": value}, dtype="bfloat16")
+        assert {model.get_parameter(name).dtype for name in trainable_names(model)} == {torch.float32}
+        tolerance = 0.02 if value in rounded else 0
+        torch.testing.assert_close(model(**batch).logits, plain, rtol=0, atol=tolerance)
