@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -57,8 +57,8 @@ class GradientMonitor(Callback):
             parts of parts); else its children, or if all is in one of them, that one's. Frozen parameters
             belong to their groups too, as they may be unfrozen; a group without gradient logs nothing.
         every_n_steps: How often to measure; None is the Trainer's `log_every_n_steps`.
-        update_ratio: Measure `update_ratio`. It needs the memory of the trained weights again, until the
-            end of the step.
+        update_ratio: Measure `update_ratio`. It takes the memory of the trained weights once more: on a GPU
+            only during the optimizer's step.
         histogram: Send histograms of log2|g| to a WandbLogger.
         on_anomaly: See above.
         max_norm: A norm above is `exploding`; 100 is the seed's number. None, here and below: no such rule.
@@ -153,7 +153,7 @@ class GradientMonitor(Callback):
         options = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._clipped_stays = not any(group.get("nesterov") for group in options)
         self._every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self._loggers = trainer.loggers
+        self._loggers, self._spare = trainer.loggers, dict[int, Tensor]()
         self._members = {
             name: [one for one in group if one.numel()]
             for name, group in {**_groups(pl_module, self.groups), ALL: pl_module.parameters()}.items()
@@ -176,7 +176,8 @@ class GradientMonitor(Callback):
         elif not measured.parameters:
             self._judge(step, {})
         if due and measured.parameters:
-            measured.before_step(self._members if self.histogram else {}, self.update_ratio and not skip)
+            copy = self.update_ratio and not skip
+            measured.before_step(self._members if self.histogram else {}, self._spare if copy else None)
             self._open = measured
 
     @override
@@ -188,6 +189,7 @@ class GradientMonitor(Callback):
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._read()
+        self._spare.clear()
         if self._watch.seen:
             rank_zero_warn(f"GradientMonitor: {'; '.join(self._watch.counts())}")
         if self.table and trainer.is_global_zero:

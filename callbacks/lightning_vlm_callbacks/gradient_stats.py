@@ -116,6 +116,7 @@ class Measurement:
         self.gradients = self._gradients()
         self.rows: dict[str, Tensor] = {}
         self.histograms: dict[str, Tensor] = {}
+        self._sizes = torch.tensor([one.numel() for one in self.gradients], dtype=torch.int64)
         self._place = {id(one): place for place, one in enumerate(self.parameters)}
         self._before: list[Tensor] = []
 
@@ -129,13 +130,20 @@ class Measurement:
             if found := [self._place[id(one)] for one in group if id(one) in self._place]:
                 yield name, found
 
-    def before_step(self, histograms_of: Mapping[str, Sequence[nn.Parameter]], keep_weights: bool) -> None:
-        """Measure the gradients before they are clipped."""
+    def before_step(
+        self, histograms_of: Mapping[str, Sequence[nn.Parameter]], spare: dict[int, Tensor] | None
+    ) -> None:
+        """Measure the gradients before they are clipped.
+
+        Args:
+            histograms_of: Groups whose `octaves` are wanted.
+            spare: Where copies of the weights may be kept from step to step; None if none are wanted.
+        """
         self.rows = reductions(self.gradients)
         for name, places in self.places(histograms_of):
             self.histograms[name] = octaves([self.gradients[place] for place in places])
-        if keep_weights:
-            self._before = [one.detach().clone() for one in self.parameters]
+        if spare is not None:
+            self._before = _copies(self.parameters, spare)
         self.gradients = []  # they may be set free, if the step is skipped
 
     def after_step(self, clipped: bool) -> None:
@@ -161,12 +169,25 @@ class Measurement:
         names, count = list(self.rows), len(self.parameters)
         table = self._host[: len(names) * count].view(len(names), count)
         bins = self._host[len(names) * count :].view(-1, len(OCTAVES) - 1).tolist()
-        sizes = torch.tensor([one.numel() for one in self.parameters])
         found = {
-            group: statistics(dict(zip(names, table[:, places], strict=True)), sizes[places])
+            group: statistics(dict(zip(names, table[:, places], strict=True)), self._sizes[places])
             for group, places in self.places(groups)
         }
         return found, dict(zip(self.histograms, bins, strict=True))
+
+
+def _copies(parameters: list[nn.Parameter], spare: dict[int, Tensor]) -> list[Tensor]:
+    """Copies of parameters. On a GPU their memory is free for others between steps, and soon had again; on a
+    CPU that takes longer than to copy, so it is kept."""
+    weights = [one.detach() for one in parameters]
+    if weights[0].is_cuda:
+        return [one.clone() for one in weights]
+    for one in parameters:
+        if id(one) not in spare:
+            spare[id(one)] = torch.empty_like(one)
+    copies = [spare[id(one)] for one in parameters]
+    torch._foreach_copy_(copies, weights)
+    return copies
 
 
 class History:

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 
+pytestmark = pytest.mark.filterwarnings("ignore:GradientMonitor")
 STATS = {"norm", "mean", "std", "max", "zeros", "clipped_norm", "update_ratio"}
 
 
@@ -112,6 +113,11 @@ class Drop(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         for one in pl_module.parameters():
             one.grad = None if trainer.global_step in self.steps else one.grad
+
+
+def monitor(*arguments, **options):
+    """Without a picture, which takes time."""
+    return GradientMonitor(*arguments, **{"picture": False, **options})
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +374,7 @@ def _pairs(items):
 def test_gradients_are_those_of_the_whole_step(fit, samples, batch):
     """Accumulated, before and after clipping."""
     trainer = fit(
-        [GradientMonitor()],
+        [monitor()],
         steps=3,
         data=DataLoader(samples, batch),
         accumulate_grad_batches=8 // batch,
@@ -392,7 +398,7 @@ def test_gradients_are_those_of_the_whole_step_on_two_ranks(fit, samples, on_two
         model = Plain()
         half = DistributedSampler(samples, 2, int(os.environ["RANK"]), shuffle=False)
         trainer = fit(
-            [GradientMonitor()],
+            [monitor()],
             model,
             3,
             DataLoader(samples, 4, sampler=half),
@@ -459,8 +465,8 @@ def test_gradients_of_a_vlm_are_those_of_the_whole_step(vlm, make_trainer, on_tw
 
     def run(batch, **options):
         module, logger = vlm(), Kept()
-        monitor = GradientMonitor(picture=False)
-        given = {"logger": logger, "max_steps": 1, "callbacks": [monitor], "use_distributed_sampler": False}
+        watched = monitor()
+        given = {"logger": logger, "max_steps": 1, "callbacks": [watched], "use_distributed_sampler": False}
         make_trainer(**given, **options).fit(module, vlm_data(module, batch))
         return logger.lines
 
@@ -492,7 +498,7 @@ def test_sparse_gradients_count_whole(fit):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     data = DataLoader(TensorDataset(torch.tensor([1, 2, 1])), 3)
-    logger = fit([GradientMonitor()], Words(), 1, data).logger
+    logger = fit([monitor()], Words(), 1, data).logger
     ((_, found),) = logger.of("table")
     assert found["zeros"] == pytest.approx(0.8)
 
@@ -500,7 +506,7 @@ def test_sparse_gradients_count_whole(fit):
 def test_bf16_mixed(fit, classifier, digits):
     """Against gradients that another callback saw."""
     see = See()
-    logger = fit([GradientMonitor(), see], classifier(), 2, digits.Digits(32), precision="bf16-mixed").logger
+    logger = fit([monitor(), see], classifier(), 2, digits.Digits(32), precision="bf16-mixed").logger
     for (_, found), gradients in zip(logger.of("all"), see.all, strict=True):
         expected = flat_statistics(gradients.values())
         assert_close({name: found[name] for name in expected}, expected)
@@ -511,14 +517,14 @@ def test_bf16_mixed(fit, classifier, digits):
 
 def scaled_run(fit, scale, optimizer=None, **options):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    monitor = GradientMonitor(**options)
+    watched = monitor(**options)
     model = Plain(optimizer) if optimizer else Plain()
-    return fit([monitor], model, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]), monitor, scaler
+    return fit([watched], model, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]), watched, scaler
 
 
 @pytest.mark.parametrize("on_anomaly", ["warn", "skip", "stop"])
 def test_what_the_scaler_skips_is_no_anomaly(fit, samples, recwarn, on_anomaly):
-    trainer, monitor, scaler = scaled_run(fit, 2.0**20, on_anomaly=on_anomaly)
+    trainer, watched, scaler = scaled_run(fit, 2.0**20, on_anomaly=on_anomaly)
     assert trainer.global_step == 6
     norms = [found["norm"] for _, found in trainer.logger.of("all")]
     skipped = sum(not math.isfinite(norm) for norm in norms)
@@ -531,7 +537,7 @@ def test_what_the_scaler_skips_is_no_anomaly(fit, samples, recwarn, on_anomaly):
         nn.functional.cross_entropy(model(pictures), labels), list(model.parameters())
     )
     assert norms[skipped] == pytest.approx(flat_statistics(gradients)["norm"], rel=1e-2)
-    assert monitor._watch.usual["all"].seen == 6 - skipped
+    assert watched._watch.usual["all"].seen == 6 - skipped
     assert not [one for one in recwarn if "GradientMonitor" in str(one.message)]
 
 
@@ -541,7 +547,7 @@ def test_a_scaler_with_a_fused_optimizer_is_refused(fit):
 
     with pytest.raises(MisconfigurationException, match="fused=False"):
         scaled_run(fit, 2.0, fused)
-    assert fit([GradientMonitor()], Plain(fused), 1).global_step == 1
+    assert fit([monitor()], Plain(fused), 1).global_step == 1
 
 
 # When, and at which cost
@@ -549,17 +555,17 @@ def test_a_scaler_with_a_fused_optimizer_is_refused(fit):
 
 def test_logged_with_the_step_it_belongs_to(fit, tmp_path):
     logger = CSVLogger(tmp_path)
-    fit([GradientMonitor(every_n_steps=2)], steps=7, logger=logger)
+    fit([monitor(every_n_steps=2)], steps=7, logger=logger)
     with open(tmp_path / "lightning_logs/version_0/metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["gradients/all/norm"]]
     assert [int(row["step"]) for row in rows] == [1, 3, 5]
-    every = fit([GradientMonitor(max_norm=None)], steps=7).logger.of("all")
+    every = fit([monitor(max_norm=None)], steps=7).logger.of("all")
     assert [float(row["gradients/all/norm"]) for row in rows] == [
         every[step][1]["norm"] for step in (1, 3, 5)
     ]
-    default = fit([GradientMonitor()], steps=7, log_every_n_steps=3).logger.of("all")
+    default = fit([monitor()], steps=7, log_every_n_steps=3).logger.of("all")
     assert [step for step, _ in default] == [2, 5]
-    assert fit([GradientMonitor()], steps=2, log_every_n_steps=0).logger.lines == []
+    assert fit([monitor()], steps=2, log_every_n_steps=0).logger.lines == []
 
 
 class Operations(TorchDispatchMode):
@@ -588,7 +594,7 @@ def test_one_copy_and_no_waiting(monkeypatch):
             parameters[0].grad.sum().item()
         with Operations() as done, torch.no_grad():
             measured = Measurement(0, parameters)
-            measured.before_step({}, keep_weights=True)
+            measured.before_step({}, spare={})
             measured.after_step(clipped=True)
     assert [str(device) for device in done.to if device is not None] == ["cpu"]
     assert measured._host.shape == (7 * 5,)
@@ -596,7 +602,7 @@ def test_one_copy_and_no_waiting(monkeypatch):
     parameters[0].grad = torch.ones(3)
     with Operations() as done, torch.no_grad():
         measured = Measurement(0, parameters)
-        measured.before_step({"all": parameters}, keep_weights=True)
+        measured.before_step({"all": parameters}, spare={})
         measured.after_step(clipped=True)
     assert "aten.histc.default" in done.names
     assert not [name for name in done.names if "_local_scalar_dense" in name]
@@ -609,7 +615,7 @@ def test_a_clipped_norm_is_that_of_clipped_gradients(fit, nesterov):
     def optimizer(parameters):
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=nesterov, foreach=True)
 
-    logger = fit([GradientMonitor()], Plain(optimizer), gradient_clip_val=0.1).logger
+    logger = fit([monitor()], Plain(optimizer), gradient_clip_val=0.1).logger
     found = [values.get("clipped_norm") for _, values in logger.of("all")]
     assert found == [None] * 6 if nesterov else found == pytest.approx([0.1] * 6, rel=1e-4)
 
@@ -621,7 +627,7 @@ def test_training_is_the_same_with_it(fit, classifier, digits):
         fit([*callbacks], model, 8, digits.Digits(64, 16), gradient_clip_val=0.5)
         return weights_of(model)
 
-    assert_equal(weights(GradientMonitor(on_anomaly="skip")), weights())
+    assert_equal(weights(monitor(on_anomaly="skip")), weights())
 
 
 # Groups
@@ -632,10 +638,10 @@ def names_of(logger):
 
 
 def test_groups(fit, classifier, digits):
-    assert names_of(fit([GradientMonitor()], steps=1).logger) == ["stem", "head", "all"]
+    assert names_of(fit([monitor()], steps=1).logger) == ["stem", "head", "all"]
     given = ["blocks[-2:]", "*.bias", "head"]
     see = See()
-    logger = fit([GradientMonitor(given), see], classifier(), 1, digits.Digits(16)).logger
+    logger = fit([monitor(given), see], classifier(), 1, digits.Digits(16)).logger
     assert names_of(logger) == [*given, "all"]
     for group, pattern in zip(given, ["blocks.[12].*", "*.bias", "head.*"], strict=True):
         gradients = [gradient for name, gradient in see.all[0].items() if fnmatch(name, pattern)]
@@ -644,7 +650,7 @@ def test_groups(fit, classifier, digits):
         assert_close({name: found[name] for name in expected}, expected)
     assert set(logger.of("*.bias")[0][1]) == STATS
     with pytest.raises(SelectorError, match="stem"):
-        fit([GradientMonitor(["sten"])])
+        fit([monitor(["sten"])])
 
 
 def test_default_groups(fit):
@@ -660,11 +666,11 @@ def test_default_groups(fit):
             net = self.model["net"]
             return net["head"](torch.relu(net["stem"](pictures.flatten(1))))
 
-    logger = fit([GradientMonitor()], Wrapped(), 1).logger
+    logger = fit([monitor()], Wrapped(), 1).logger
     assert names_of(logger) == ["model.net.stem", "model.net.head", "all"]
     model = Wrapped()
     model.parts = {"low": ["model.net.stem"], "low.bias": ["model.net.stem.bias"], "none": []}
-    assert names_of(fit([GradientMonitor()], model, 1).logger) == ["low", "all"]
+    assert names_of(fit([monitor()], model, 1).logger) == ["low", "all"]
 
 
 def test_frozen_at_first(fit, recwarn):
@@ -674,7 +680,7 @@ def test_frozen_at_first(fit, recwarn):
         def on_train_batch_start(self, trainer, pl_module, *_):
             pl_module.stem.requires_grad_(trainer.global_step >= 3)
 
-    logger = fit([Unfreeze(), GradientMonitor(dead_after=2)]).logger
+    logger = fit([Unfreeze(), monitor(dead_after=2)]).logger
     assert [step for step, _ in logger.of("stem")] == [3, 4, 5]
     assert [step for step, _ in logger.of("head")] == list(range(6))
     assert not [one for one in recwarn if "GradientMonitor" in str(one.message)]
@@ -689,7 +695,7 @@ def warnings_of(recwarn):
 
 def test_warn_is_told_once_and_counted(fit, recwarn):
     poison = Poison("head.bias", dict.fromkeys(range(2, 12), 1e5))
-    trainer = fit([poison, GradientMonitor()], steps=12, gradient_clip_val=0.1)
+    trainer = fit([poison, monitor()], steps=12, gradient_clip_val=0.1)
     assert trainer.global_step == 12
     first, last = warnings_of(recwarn)
     assert "step 2: exploding in 'head': norm" in first
@@ -700,7 +706,7 @@ def test_warn_is_told_once_and_counted(fit, recwarn):
 
 def test_exploding_against_what_is_usual(fit, recwarn):
     """Far below the absolute limit."""
-    fit([Poison("head.bias", {27: 30.0}), GradientMonitor(max_norm=1e9)], steps=30)
+    fit([Poison("head.bias", {27: 30.0}), monitor(max_norm=1e9)], steps=30)
     assert "step 27: exploding in 'head'" in warnings_of(recwarn)[0]
     assert len(warnings_of(recwarn)) == 2
 
@@ -710,7 +716,7 @@ def test_exploding_against_what_is_usual(fit, recwarn):
 def test_vanishing_and_dead_are_only_told(fit, recwarn, kind, on_anomaly):
     factor = {"vanishing": 1e-9, "dead": 0.0}[kind]
     poisons = [Poison(f"stem.{name}", dict.fromkeys(range(20), factor)) for name in ("weight", "bias")]
-    trainer = fit([*poisons, GradientMonitor(on_anomaly=on_anomaly, dead_after=3)])
+    trainer = fit([*poisons, monitor(on_anomaly=on_anomaly, dead_after=3)])
     assert trainer.global_step == 6
     first, last = warnings_of(recwarn)
     assert f"step {0 if kind == 'vanishing' else 2}: {kind} in 'stem'" in first
@@ -725,10 +731,10 @@ def test_no_gradient_at_all(fit, recwarn):
             super().__init__()
             self.unused = nn.Linear(2, 2)
 
-    logger = fit([GradientMonitor(dead_after=3)], Unused()).logger
+    logger = fit([monitor(dead_after=3)], Unused()).logger
     assert "dead in 'unused': no gradient" in warnings_of(recwarn)[0]
     assert logger.of("unused") == []
-    logger = fit([Drop(2), GradientMonitor(dead_after=1)], Unused()).logger
+    logger = fit([Drop(2), monitor(dead_after=1)], Unused()).logger
     assert [step for step, _ in logger.of("all")] == [0, 1, 3, 4, 5]
     assert any("dead in 'all': no gradient" in one for one in warnings_of(recwarn))
 
@@ -736,7 +742,7 @@ def test_no_gradient_at_all(fit, recwarn):
 @pytest.mark.parametrize("factor", [1e5, math.nan, math.inf])
 def test_stop(fit, recwarn, factor):
     """After the step that follows, at which it is read."""
-    trainer = fit([Poison("head.bias", {2: factor}), GradientMonitor(on_anomaly="stop")])
+    trainer = fit([Poison("head.bias", {2: factor}), monitor(on_anomaly="stop")])
     assert trainer.global_step == 4
     assert f"step 2: {'exploding' if factor == 1e5 else 'nan'} in 'head'" in warnings_of(recwarn)[0]
 
@@ -763,8 +769,8 @@ def test_a_skipped_step_changes_nothing(fit, recwarn, name, every_n_steps):
     """Bit for bit; and the run is the one in which gradients were taken away by hand."""
     optimizer, seen, by_hand = OPTIMIZERS[name], States(), States()
     poisons = [Poison("stem.weight", {2: math.nan, 4: 1e5}), Poison("head.bias", {5: -math.inf})]
-    monitor = GradientMonitor(on_anomaly="skip", every_n_steps=every_n_steps)
-    trainer = fit([*poisons, monitor, seen], Plain(optimizer), 8, gradient_clip_val=0.5)
+    watched = monitor(on_anomaly="skip", every_n_steps=every_n_steps)
+    trainer = fit([*poisons, watched, seen], Plain(optimizer), 8, gradient_clip_val=0.5)
     fit([Drop(2, 4, 5), by_hand], Plain(optimizer), 8, gradient_clip_val=0.5)
     for skipped in (2, 4, 5):
         assert_equal(seen.all[skipped], seen.all[skipped - 1])
@@ -780,7 +786,7 @@ def test_a_skipped_step_changes_nothing(fit, recwarn, name, every_n_steps):
     told = warnings_of(recwarn)
     assert ["step 2: nan in 'stem'" in told[0], "step 4: exploding in 'stem'" in told[1]] == [True, True]
     assert "nan in 'all' 2× (steps 2 to 5)" in told[-1]
-    assert math.isfinite(monitor._watch.usual["all"].mean)
+    assert math.isfinite(watched._watch.usual["all"].mean)
 
 
 @pytest.mark.parametrize("where", ["loss", "after the ranks agreed"])
@@ -800,9 +806,9 @@ def test_skip_on_two_ranks(fit, samples, on_two_ranks, where):
 
     def run():
         seen = States()
-        monitor = GradientMonitor(on_anomaly="skip")
+        watched = monitor(on_anomaly="skip")
         fit(
-            [OnOne(), monitor, seen],
+            [OnOne(), watched, seen],
             NaNLoss(OPTIMIZERS["AdamW"]),
             5,
             DataLoader(samples, 4),
@@ -827,7 +833,7 @@ def test_stop_on_two_ranks(fit, samples, on_two_ranks):
                 pl_module.head.bias.grad.fill_(1e5)
 
     def run():
-        callbacks = [OnOne(), GradientMonitor(on_anomaly="stop")]
+        callbacks = [OnOne(), monitor(on_anomaly="stop")]
         return fit(callbacks, steps=9, data=DataLoader(samples, 4), devices=2, strategy="ddp").global_step
 
     assert on_two_ranks(run) == [4, 4]
@@ -848,7 +854,7 @@ def test_twenty_skips_in_a_row_are_an_error(fit, tmp_path):
 
 
 class Save(Callback):
-    """A checkpoint after a step. It stands before the monitor or after it."""
+    """A checkpoint after a step."""
 
     def __init__(self, file, step):
         self.file, self.step = file, step
@@ -874,7 +880,7 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
     def run(*callbacks, **options):
         seed_everything(2)
         model = classifier(dropout=0.0)
-        monitor = GradientMonitor(on_anomaly=on_anomaly, every_n_steps=every_n_steps, dead_after=3)
+        watched = monitor(on_anomaly=on_anomaly, every_n_steps=every_n_steps, dead_after=3)
         poison = [
             Poison("head.bias", {3: math.nan, 9: 1e5}),
             Poison("stem.0.weight", dict.fromkeys(range(2, 9), 0.0)),
@@ -882,8 +888,8 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
         data = digits.Digits(64, 16)  # 4 steps an epoch
         if on_anomaly == "warn":
             poison = poison[1:]
-        trainer = fit([*poison, monitor, *callbacks], model, -1, data, max_epochs=3, **options)
-        return weights_of(model), optimizer_state(trainer), monitor.state_dict(), trainer.logger.lines
+        trainer = fit([*poison, watched, *callbacks], model, -1, data, max_epochs=3, **options)
+        return weights_of(model), optimizer_state(trainer), watched.state_dict(), trainer.logger.lines
 
     whole = run(Save(file, at))
     resumed = run(ckpt_path=file)
@@ -895,21 +901,21 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
 
 def test_the_constructor_wins_on_resume(fit, tmp_path, recwarn):
     file = tmp_path / "at.ckpt"
-    fit([GradientMonitor(["stem", "head"]), Save(file, 4)])
-    monitor = GradientMonitor(["head"], max_norm=1e-3)
-    fit([monitor], ckpt_path=file)
-    assert monitor.limits.max_norm == 1e-3
+    fit([monitor(["stem", "head"]), Save(file, 4)])
+    watched = monitor(["head"], max_norm=1e-3)
+    fit([watched], ckpt_path=file)
+    assert watched.limits.max_norm == 1e-3
     assert "step 4: exploding in 'head'" in warnings_of(recwarn)[0]
-    assert monitor._watch.usual["head"].seen == 6
-    assert len(monitor._history.points) == 6
+    assert watched._watch.usual["head"].seen == 6
+    assert len(watched._history.points) == 6
 
 
 def test_fit_again_begins_anew(fit):
-    monitor = GradientMonitor()
-    first = fit([monitor])
-    state = monitor.state_dict()
-    second = fit([monitor])
-    assert monitor.state_dict() == state
+    watched = monitor()
+    first = fit([watched])
+    state = watched.state_dict()
+    second = fit([watched])
+    assert watched.state_dict() == state
     assert second.logger.lines == first.logger.lines
 
 
@@ -974,14 +980,14 @@ def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
     """A real run, offline."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     with pytest.raises(MisconfigurationException, match="no WandbLogger"):
-        fit([GradientMonitor(histogram=True)])
+        fit([monitor(histogram=True)])
     sent = []
     log = logger.experiment.log
     monkeypatch.setattr(
         logger.experiment, "log", lambda values, **options: (sent.append(values), log(values, **options))
     )
     see = See()
-    fit([GradientMonitor(histogram=True), see], steps=2, logger=[logger, Kept()])
+    fit([monitor(histogram=True), see], steps=2, logger=[logger, Kept()])
     logger.experiment.finish()
     found = [one for one in sent if "gradients/head/log2" in one]
     assert [one["trainer/global_step"] for one in found] == [0, 1]
@@ -1009,7 +1015,7 @@ def test_manual_optimization_is_refused(fit):
     model = Plain()
     model.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="manual optimization"):
-        fit([GradientMonitor()], model)
+        fit([monitor()], model)
 
 
 @pytest.mark.parametrize(
