@@ -277,15 +277,17 @@ class GradientMonitor(Callback):
         history = self._history
         if not (self.picture and history.points and trainer.is_global_zero) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        kept = {key for _, values in history.points for key in values}
+        kept = dict.fromkeys(key for _, values in history.points for key in values)
         norm, update = (
-            {name: history.curve(f"{name}/{key}") for name in self._members if f"{name}/{key}" in kept}
-            for key in ("norm", "update_ratio")
+            {key.removesuffix(what): history.curve(key) for key in kept if key.endswith(what)}
+            for what in ("/norm", "/update_ratio")
         )
-        after = history.curve(f"{ALL}/clipped_norm")
         panels = {
             "norm of the gradient": norm,
-            "all, before and after clipping": {"before": norm[ALL], "after": after},
+            "all, before and after clipping": {
+                "before": norm[ALL],
+                "after": history.curve(f"{ALL}/clipped_norm"),
+            },
             "update of the weights, ‖Δw‖/‖w‖": update,
         }
         firsts: dict[int, dict[str, list[str]]] = {}  # step -> kind -> groups
@@ -301,7 +303,8 @@ class GradientMonitor(Callback):
             for title, curves in panels.items()
             if any(0 < value < math.inf for _, values in curves.values() for value in values)
         }
-        save_curves(self._folder / "gradients.png", shown, marks, log=list(shown))
+        if shown:
+            save_curves(self._folder / "gradients.png", shown, marks, log=list(shown))
 
 
 def _groups(module: nn.Module, selectors: Sequence[str] | None) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Measurement:
             if found := [self._place[id(one)] for one in group if id(one) in self._place]:
                 yield name, found
 
+    @torch.no_grad()
     def before_step(
         self, histograms_of: Mapping[str, Sequence[nn.Parameter]], spare: dict[int, Tensor] | None
     ) -> None:
@@ -146,6 +147,7 @@ class Measurement:
             self._before = _copies(self.parameters, spare)
         self.gradients = []  # they may be set free, if the step is skipped
 
+    @torch.no_grad()
     def after_step(self, clipped: bool) -> None:
         """Measure the gradients as they are now, if they are still there, and by how much the weights moved.
         Then begin the one copy to the host, which doesn't wait for it."""

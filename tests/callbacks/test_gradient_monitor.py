@@ -306,6 +306,13 @@ def test_not_finite_shows(bad):
     assert found["zeros"] == pytest.approx(1 / 6)
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_constant_has_no_spread(size):
+    for value in (0.1, 0.3, 1e-4):
+        found = statistics(reductions([torch.full((size,), value)]), torch.tensor([size]))
+        assert found["std"] == pytest.approx(0, abs=1e-3 * value)
+
+
 def test_weights_of_zero_have_no_ratio():
     rows = {**reductions([torch.ones(2)]), "weight": torch.zeros(1), "update": torch.ones(1)}
     assert "update_ratio" not in statistics(rows, torch.tensor([2]))
@@ -592,7 +599,7 @@ def test_one_copy_and_no_waiting(monkeypatch):
             one.grad = torch.empty_like(one)
         with pytest.raises(DataDependentOutputException):
             parameters[0].grad.sum().item()
-        with Operations() as done, torch.no_grad():
+        with Operations() as done:
             measured = Measurement(0, parameters)
             measured.before_step({}, spare={})
             measured.after_step(clipped=True)
@@ -600,7 +607,7 @@ def test_one_copy_and_no_waiting(monkeypatch):
     assert measured._host.shape == (7 * 5,)
     parameters = [nn.Parameter(torch.ones(3))]
     parameters[0].grad = torch.ones(3)
-    with Operations() as done, torch.no_grad():
+    with Operations() as done:
         measured = Measurement(0, parameters)
         measured.before_step({"all": parameters}, spare={})
         measured.after_step(clipped=True)
@@ -730,6 +737,10 @@ def test_no_gradient_at_all(fit, recwarn):
         def __init__(self):
             super().__init__()
             self.unused = nn.Linear(2, 2)
+            self.empty = nn.Parameter(torch.empty(0))
+
+        def forward(self, pictures):
+            return super().forward(pictures) + self.empty.sum()
 
     logger = fit([monitor(dead_after=3)], Unused()).logger
     assert "dead in 'unused': no gradient" in warnings_of(recwarn)[0]
@@ -899,6 +910,19 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
     assert repr(resumed[3]) == repr([line for line in whole[3] if line[0] >= at])
 
 
+def test_all_of_the_state_comes_back(tmp_path):
+    """As a checkpoint has it: nothing but primitives."""
+    first, second = monitor(), monitor()
+    first._watch.judge(3, {"a": 1e3, "b": None})
+    first._history.add(3, {"a/norm": 1e3})
+    first._skips = 7
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second._skips == 7
+    assert second.state_dict() == first.state_dict()
+    assert vars(second._history) == vars(first._history)
+
+
 def test_the_constructor_wins_on_resume(fit, tmp_path, recwarn):
     file = tmp_path / "at.ckpt"
     fit([monitor(["stem", "head"]), Save(file, 4)])
@@ -974,6 +998,9 @@ def test_the_picture(fit, tmp_path, monkeypatch):
     assert drawn == {}
     fit([GradientMonitor(update_ratio=False)])
     assert len(drawn["panels"]) == 2
+    drawn.clear()
+    fit([Poison("head.bias", {0: math.nan}), GradientMonitor(["head"])], steps=1)
+    assert drawn == {}  # nothing to show
 
 
 def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
