@@ -84,7 +84,7 @@ class VLMModule(LightningModule):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
-        quantization: Quantization | Literal["nf4", "int8"] | None = None,
+        quantization: Quantization | str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         no_gradient_needed: list[str] | None = None,

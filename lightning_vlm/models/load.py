@@ -162,8 +162,7 @@ def load_model(
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # transformers has switched that on; see above
             _warn_where_none(model)
-    if quantization is not None:
-        prepare(model)
+    prepare(model)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models import bitsandbytes_mend
 from lightning_vlm.models.parts import Parts, find_parts
 
 Method = Literal["nf4", "int8"]
@@ -76,14 +77,12 @@ class Quantization:
         """
         if value is None or isinstance(value, Quantization):
             return value
-        if isinstance(value, str):
+        keys, methods = tuple(cls.__dataclass_fields__), get_args(Method)
+        if value in methods:
             return cls(method=value)  # type: ignore[arg-type]
-        if not isinstance(value, Mapping):
-            raise UserError(f"quantization: found {value!r}; expected nf4, int8, or keys such as method: nf4")
-        keys = cls.__dataclass_fields__
-        for key in value:
-            if key not in keys:
-                raise UserError(f"quantization: found key {key!r}; expected some of: {', '.join(keys)}")
+        if not isinstance(value, Mapping) or not set(value) <= set(keys):
+            known = f"{', '.join(methods)}, or some of the keys {', '.join(keys)}"
+            raise UserError(f"quantization: found {value}; expected {known}")
         return cls(**value)
 
 
@@ -171,13 +170,15 @@ def quantised_layers(model: nn.Module) -> dict[str, Method]:
 
 
 def prepare(model: PreTrainedModel) -> None:
-    """Make a model that was just loaded quantised fit to be trained. Works in place."""
-    for name, method in quantised_layers(model).items():
+    """Make a model that was just loaded fit to be trained, as far as it is quantised. Works in place."""
+    layers = quantised_layers(model)
+    if "nf4" in layers.values():
+        bitsandbytes_mend.mend()
+    for name, method in layers.items():
         layer: Any = model.get_submodule(name)
         if method == "nf4":
             # On a CPU with AVX512-BF16 a forward without gradients would pack the weights in another way, for
-            # good: the next backward then passes them by without a word, and where the input isn't a multiple
-            # of 64 wide, packing fails.
+            # good: later gradients are wrong then, and rows that aren't whole blocks stop it.
             layer.support_avx512bf16_for_cpu = False
             if layer.bias is not None:  # as its first forward would do
                 layer.bias.data = layer.bias.data.to(layer.compute_dtype)
