@@ -81,6 +81,7 @@ def test_names_that_begin_or_end_alike():
     config.vision_config.num_hidden_layers = config.text_config.num_hidden_layers = 12
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
+        model.fc1 = torch.nn.Linear(1, 1)  # as no family has yet
     for layer in ("vision.layers[1:2]", "language.layers[11]"):
         skip = bitsandbytes_config(model, Quantization("nf4", [layer])).llm_int8_skip_modules
         part, at = layer[: layer.index("[")], 1 if "1:2" in layer else 11
@@ -163,8 +164,8 @@ def test_a_look_without_gradients_leaves_weights_and_gradients_as_they_are(tiny_
 def test_biases_are_rounded_before_anything_looks_at_them(tiny_folder):
     model = load_model(tiny_folder("qwen2_5_vl"), quantization=Quantization())
     bias = model.get_decoder().layers[0].self_attn.q_proj.bias
-    model(input_ids=torch.tensor([[5, 6, 7]]))
     assert bias.dtype == torch.bfloat16
+    model(input_ids=torch.tensor([[5, 6, 7]]))
     assert model.get_decoder().layers[0].self_attn.q_proj.bias is bias
 
 
