@@ -162,6 +162,11 @@ def load_model(
             enable({"use_reentrant": False})
             model.disable_input_require_grads()  # transformers has switched that on; see above
             _warn_where_none(model)
+            if quantization is not None and quantization.method == "int8":
+                warnings.warn(
+                    "gradient_checkpointing: int8 layers keep what goes into them all the same; nf4 doesn't",
+                    stacklevel=2,
+                )
     prepare(model)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -180,6 +181,13 @@ def test_gradient_checkpointing_changes_nothing(tiny_folder):
         gradients.append(inputs.grad)
         assert model.is_gradient_checkpointing == checkpointing
     assert torch.equal(*gradients)
+
+
+def test_checkpointing_that_saves_less_is_told(tiny_folder):
+    with pytest.warns(UserWarning, match="int8 layers keep what goes into them all the same"):
+        load_model(tiny_folder("llava"), quantization=Quantization("int8"), gradient_checkpointing=True)
+    with warnings.catch_warnings(action="error"):
+        load_model(tiny_folder("llava"), quantization=nf4(), gradient_checkpointing=True)
 
 
 def test_with_its_processor(tiny_folder):

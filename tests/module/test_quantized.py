@@ -86,7 +86,7 @@ def test_int8_is_that_up_to_the_rounding_of_what_goes_in(module, batch_of, famil
 def test_each_family_learns(module, make_quiet, listed, family, method):
     """Under gradient checkpointing. The first step stops the run where LoRA gets no gradient."""
     adapt = {"language": {"lora": {"r": 2}}, "vision.layers[:1]": {"lora": {"r": 2}}}
-    checkpointing = family != "mllama"  # whose tower has none
+    checkpointing = family != "mllama" and method == "nf4"  # those have less of it, and say so
     one = module(family, adapt=adapt, quantization=method, gradient_checkpointing=checkpointing)
     one.schedule = Constant()
     start = weights_of(one)
