@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -24,6 +25,7 @@ from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, set_modes
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
 from lightning_vlm.models.fingerprint import Fingerprint
+from lightning_vlm.models.initial import initial_checks, initial_table, new_weights, refuse_frozen_chance
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.parts import find_parts
@@ -171,6 +173,9 @@ class VLMModule(LightningModule):
         self.model = model
         self.parts = find_parts(model, prefix="model.")
         self._ever_trains = {name for name, one in self.named_parameters() if one.requires_grad}
+        if new_weights(model):
+            excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
+            refuse_frozen_chance(model, set(map(id, excused.values())))
 
     def setup(self, stage: str) -> None:
         """Refuse what would be silently wrong."""
@@ -186,6 +191,8 @@ class VLMModule(LightningModule):
         if self.trainer.is_global_zero:
             of_plan = self.model, find_parts(self.model), self.adapt
             rich_print(plan_table(*of_plan))
+            if not self.trainer.ckpt_path:  # what goes on has left its start
+                rich_print(initial_table(initial_checks(*of_plan[:2])))
             for logger in self.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_table("plan", list(COLUMNS), [list(row) for row in plan_rows(*of_plan)])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vlm.models.initial import new_weights
 from lightning_vlm.models.quantize import Method, quantised_layers
 
 _SAMPLED = 16
@@ -16,7 +17,7 @@ _BLOCK = 64
 
 
 class Fingerprint:
-    """Names, shapes and some values of all parameters, taken once.
+    """Names, shapes and some values of all parameters that the model's files have, taken once.
 
     It doesn't depend on where the model lies, nor on whether it was loaded as float32 or bfloat16. (Loaded as
     float16 a model that was saved in another dtype is rounded twice here, and counts as another.)
@@ -30,6 +31,7 @@ class Fingerprint:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        new = new_weights(model)  # which are drawn anew each time
         self.quantised: dict[str, Method] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }
@@ -37,6 +39,7 @@ class Fingerprint:
         self._held = {
             name: (_shape(parameter), _sample(parameter, self.quantised.get(name)))
             for name, parameter in model.named_parameters()
+            if name not in new
         }
 
     def text(self, quantised: Mapping[str, Method] | None = None) -> str:

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.initial import start_new
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.shipped import SHIPPED
@@ -118,6 +119,8 @@ def load_model(
     has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
     needs: it would keep the activations of a frozen tower and send the backward pass through it.
 
+    What the files lack is new and starts as `start_new` says; `new_weights` names it.
+
     Args:
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
         dtype: Of the weights; `auto` is the one that they were saved in.
@@ -154,7 +157,10 @@ def load_model(
             skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
         options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
     with _explained(name_or_path):
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **options, **where)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **options, **where
+        )
+        model, found = loaded
         if gradient_checkpointing:
             # The name up to transformers 5.17, which newer ones warn of.
             old = getattr(model, "gradient_checkpointing_enable", None)
@@ -168,6 +174,7 @@ def load_model(
                     stacklevel=2,
                 )
     prepare(model)
+    start_new(model, found["missing_keys"], find_parts(model))
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True

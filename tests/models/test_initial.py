@@ -1,0 +1,160 @@
+"""What a model's files lack is new and starts as it should; what they have is never touched."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import tiny
+from lightning_vlm.models.adapt import adapt
+from lightning_vlm.models.fingerprint import Fingerprint
+from lightning_vlm.models.initial import (
+    initial_checks,
+    initial_table,
+    new_weights,
+    refuse_frozen_chance,
+)
+from lightning_vlm.models.load import load_model
+from lightning_vlm.models.parts import find_parts, parameters_by_part
+
+FAMILIES = sorted(tiny.FAMILIES)
+
+
+def without(folder, to, *words):
+    """A copy of a model's folder that lacks the weights with these words in their names."""
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    left = {name: one for name, one in weights.items() if not any(word in name for word in words)}
+    assert len(left) < len(weights)
+    save_file(left, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+PROJECTOR = ("projector", "connector", "merger", "image_newline")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folder, tmp_path):
+    whole = load_model(tiny_folder(family))
+    assert new_weights(whole) == {}
+    model = load_model(without(tiny_folder(family), tmp_path / "model", *PROJECTOR))
+    projector = parameters_by_part(model)["projector"]
+    assert new_weights(model).keys() == projector.keys()
+    for name, weight in model.named_parameters():
+        if name not in projector:
+            assert torch.equal(weight, whole.get_parameter(name)), name
+        elif weight.ndim > 1:
+            fans = weight.shape[0] + weight[0].numel()
+            bound = math.sqrt(6 / fans)
+            assert 0.95 * bound < weight.abs().max() <= bound
+            assert weight.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.1)
+        elif name.endswith("bias"):
+            assert not weight.any()
+        elif "norm" in name or "ln_q" in name:
+            values = {"gemma3": 0.0}.get(family, 1.0)  # Gemma's norms scale by one more than their weight
+            assert (weight == values).all(), name
+    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    assert all(one.fine for one in checks.values())
+    assert checks["projector: standard deviation"].weights == sum(w.ndim > 1 for w in projector.values())
+    norms = sum(w.ndim == 1 and ("norm" in name or "ln_q" in name) for name, w in projector.items())
+    assert (checks["new norms: off the identity"].weights if norms else 0) == norms
+
+
+def test_new_layer_scales(tiny_folder, tmp_path):
+    pretrained = load_model(tiny_folder("internvl"))
+    model = load_model(without(tiny_folder("internvl"), tmp_path / "model", "lambda_1"))
+    scales = {name: one for name, one in model.named_parameters() if "lambda_" in name}
+    assert len(scales) == 4
+    for name, one in scales.items():
+        expected = torch.full_like(one, 1e-4) if "lambda_1" in name else pretrained.get_parameter(name)
+        assert torch.equal(one, expected), name
+    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    assert checks["new layer scales: off 1e-4"].fine
+    assert checks["new layer scales: off 1e-4"].weights == 2
+
+
+def test_other_weights_stay_as_transformers_draws_them(tiny_folder, tmp_path):
+    model = load_model(without(tiny_folder("llava"), tmp_path / "model", "lm_head"))
+    assert new_weights(model).keys() == {"lm_head.weight"}
+    assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_new_weights_must_train(tiny_folder, tmp_path):
+    folder = without(tiny_folder("llava"), tmp_path / "model", "projector", "post_layernorm")
+
+    def adapted(plan):
+        model = load_model(folder)
+        adapt(model, plan, find_parts(model))
+        return model
+
+    lora = {"language": {"lora": {"r": 2}}, "projector": {"lora": {"r": 2}}}
+    with pytest.raises(
+        UserError, match=r"files lack model\..*, \.\.\. \(6 in all\): they would stay as chance"
+    ):
+        refuse_frozen_chance(adapted(lora))
+    model = adapted({"projector": "full"})
+    with pytest.raises(
+        UserError, match=r"files lack [\w.]*post_layernorm\.\w+, [\w.]*post_layernorm\.\w+: they"
+    ):
+        refuse_frozen_chance(model)
+    unused = {id(one) for name, one in model.named_parameters() if "post_layernorm" in name}
+    refuse_frozen_chance(model, unused)
+    refuse_frozen_chance(adapted({"projector": "full", "vision": "full"}))
+
+
+def test_what_is_drawn_anew_each_time_is_no_part_of_the_fingerprint(tiny_folder, tmp_path):
+    folder = without(tiny_folder("llava"), tmp_path / "model", "projector")
+    models = [load_model(folder) for _ in range(2)]
+    weights = [one.model.multi_modal_projector.linear_1.weight for one in models]
+    assert not torch.equal(*weights)
+    texts = {Fingerprint(one).text() for one in models}
+    assert len(texts) == 1
+    assert Fingerprint(load_model(tiny_folder("llava"))).text() not in texts
+
+
+PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("what", "word", "spoil"),
+    [
+        ("projector: standard deviation", "linear_2.weight", lambda one: one.mul_(100)),
+        ("projector: standard deviation", "linear_1.weight", lambda one: one[0].fill_(torch.nan)),
+        ("LoRA: B", "1.mlp.up_proj.lora_B", lambda one: one[0, 0].fill_(1e-3)),
+        ("new norms: off the identity", "layer_norm.weight", lambda one: one[0].fill_(0)),
+        ("new norms: off the identity", "layer_norm.bias", lambda one: one[0].fill_(0.1)),
+        ("new layer scales: off 1e-4", "1.lambda_2", lambda one: one[3].fill_(0.1)),
+    ],
+)
+def test_each_check_names_what_is_wrong(tiny_folder, tmp_path, what, word, spoil):
+    folder = without(
+        tiny_folder("internvl"), tmp_path / "model", "multi_modal_projector.layer_norm", "lambda_"
+    )
+    model = load_model(folder)
+    adapt(model, PLAN, find_parts(model))
+    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    assert len(checks) == 4
+    assert all(one.fine for one in checks.values())
+    (weight,) = [one for name, one in model.named_parameters() if word in name]
+    with torch.no_grad():
+        spoil(weight)
+    found = {one.what: one for one in initial_checks(model, find_parts(model))}
+    assert [one for one in found if not found[one].fine] == [what]
+    assert found[what].worst in next(name for name, one in model.named_parameters() if one is weight)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(initial_table(found.values()))
+    (line,) = [line for line in shown.get().splitlines() if "look: " in line]
+    assert what in line
+    assert found[what].worst in line
+
+
+def test_adapters_that_begin_elsewhere_are_not_asked_for_zeros(tiny_folder):
+    model = load_model(tiny_folder("llava"))
+    adapt(model, {"language": {"lora": {"r": 2, "init": "pissa"}}}, find_parts(model))
+    assert any(one.any() for name, one in model.named_parameters() if "lora_B" in name)
+    assert [one.what for one in initial_checks(model, find_parts(model))] == ["projector: standard deviation"]
