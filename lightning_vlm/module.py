@@ -28,6 +28,7 @@ from lightning_vlm.models.fingerprint import Fingerprint
 from lightning_vlm.models.initial import initial_checks, initial_table, new_weights, refuse_frozen_chance
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
+from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, train_new_rows
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand, read_plan
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
@@ -70,6 +71,8 @@ class VLMModule(LightningModule):
         trust_remote_code: Run Python code that comes with the model.
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
             All others stop the run there.
+        new_tokens: Words that become tokens, such as `<loc_1>`. Their rows of embeddings and head begin at
+            the mean of the others, and train whatever the plan says.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class VLMModule(LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         no_gradient_needed: list[str] | None = None,
+        new_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.name_or_path, self.adapt = name_or_path, expand(adapt)
@@ -103,6 +107,7 @@ class VLMModule(LightningModule):
         self.token_weights = token_weights or KindWeights()
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
+        self.new_tokens, self._new_rows = new_tokens or [], range(0)
         self.quantization = Quantization.read(quantization or ("nf4" if adapt == "qlora" else None))
         self._processor_options: dict[str, Any] = {
             "revision": revision,
@@ -145,6 +150,7 @@ class VLMModule(LightningModule):
                 "chat_template": chat_template,
                 "revision": revision,
                 "dtype": dtype,
+                "new_tokens": self.new_tokens,
                 "quantization": asdict(self.quantization) if self.quantization else None,
             }
         )
@@ -160,6 +166,7 @@ class VLMModule(LightningModule):
             processor = load_processor(self.name_or_path, **options)
             if ready:
                 processor.chat_template = processor.tokenizer.chat_template = chat_template(ready, processor)
+            self._new_rows = add_to_tokenizer(processor, self.new_tokens)
             self._processor = processor
         return self._processor
 
@@ -169,7 +176,11 @@ class VLMModule(LightningModule):
             return
         model = load_model(self.name_or_path, **self._model_options)
         self._base = Fingerprint(model)
+        if self.new_tokens:
+            _ = self.processor  # which counts them
+            add_rows(model, self._new_rows)
         adapt(model, self.adapt, find_parts(model))
+        train_new_rows(model)
         self.model = model
         self.parts = find_parts(model, prefix="model.")
         self._ever_trains = {name for name, one in self.named_parameters() if one.requires_grad}

@@ -9,7 +9,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.new_tokens import off_mean
 from lightning_vlm.models.parts import Parts
 
 LAYER_SCALE = 1e-4
@@ -126,6 +126,8 @@ def initial_checks(model: PreTrainedModel, parts: Parts) -> list[Check]:
     ('projector: standard deviation', 2, True)
     """
     measured = [*_projector(model, parts), *_lora(model), *_new(model)]
+    for name, off in zip(("embeddings", "head"), off_mean(model), strict=False):
+        measured.append(_Measured("new tokens: off the mean, in deviations", name, off, 0.01))
     if not measured:
         return []
     values = torch.stack([one.value.double() for one in measured]).tolist()  # the device is asked once
@@ -186,7 +188,6 @@ def _new(model: PreTrainedModel) -> Iterator[_Measured]:
                 yield _Measured("new norms: off the identity", name, (value - one).abs().amax(), 0.0)
 
 
-@cache
-def _adds_one(kind: Any) -> bool:
+def _adds_one(kind: type[nn.Module]) -> bool:
     """Whether a norm scales by one more than its weight, as Gemma's."""
     return re.search(r"1(\.0)? \+ self\.weight", inspect.getsource(kind)) is not None

@@ -22,10 +22,11 @@ def parameter_groups(
     """The trainable parameters of a module as groups for a torch optimizer.
 
     Biases, norms (all parameters with one dimension or none, and all of modules whose class name ends in
-    `Norm`) and adapters (a part of the name starts with `lora_`, `ia3_` or `adapter_`) get no weight decay;
-    everything else does, embeddings too. That LoRA gets none is a preference, not a rule (the seed calls it a
-    rule; erratum 30): decay would pull the product of its matrices to zero, that is, the model back to its
-    base, and so with our adapters. Of IA3's factors, which start at one, it would make an end of the model.
+    `Norm`), adapters (a part of the name starts with `lora_`, `ia3_` or `adapter_`) and what has an attribute
+    `no_decay` that is true get no weight decay; everything else does, embeddings too. That LoRA gets none is
+    a preference, not a rule (the seed calls it a rule; erratum 30): decay would pull the product of its
+    matrices to zero, that is, the model back to its base, and so with our adapters. Of IA3's factors, which
+    start at one, it would make an end of the model.
 
     Args:
         root: Any module. Only parameters that require a gradient at the time of the call are looked at.
@@ -130,5 +131,6 @@ def _undecayed(root: nn.Module) -> set[int]:
         if parameter.ndim <= 1
         or name == "bias"
         or type(module).__name__.endswith("Norm")
+        or getattr(parameter, "no_decay", False)
         or any(word.startswith(("lora_", "ia3_", "adapter_")) for word in (*module_name.split("."), name))
     }

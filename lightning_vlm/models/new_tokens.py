@@ -1,0 +1,114 @@
+"""New tokens: rows of the embeddings and of the head that begin at the mean of all others.
+
+The seed (3.1.1) gives new tokens numbers by hand, one of them twice (erratum 1). Here the tokenizer does.
+A row that begins at the mean changes least: the model gives the new token the logit of an average one (Hewitt
+2021, "Initializing New Word Embeddings for Pretrained Language Models").
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from lightning_vlm.errors import UserError
+
+
+def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
+    """Let a processor's tokenizer know new tokens. They are words, not special: an answer may hold them.
+
+    Returns:
+        Their ids, in order.
+
+    Raises:
+        UserError: One is empty, given twice, or known already.
+    """
+    tokenizer: Any = processor.tokenizer
+    known = tokenizer.get_vocab()
+    for at, token in enumerate(tokens):
+        if not token or token in known or token in tokens[:at]:
+            found = "twice" if token in tokens[:at] else "as a token that the model has" if token else "empty"
+            raise UserError(f"new_tokens: found {token!r} {found}; expected words that are no tokens yet")
+    first = len(tokenizer)
+    tokenizer.add_tokens(list(tokens))
+    return range(first, first + len(tokens))
+
+
+def add_rows(model: PreTrainedModel, rows: range) -> None:
+    """Give a model rows for new tokens, each the mean of those before, in place; all else computes as before.
+
+    Args:
+        model: As from `load_model`, quantised or not; its own rows must reach up to the first new one.
+        rows: Ids of the new tokens. Where a model has rows to spare, they are used.
+    """
+    embedding: Any = model.get_input_embeddings()
+    before, had = embedding.weight.detach(), [len(one) for one in _weights(model)]
+    if rows.stop > had[-1]:
+        model.resize_token_embeddings(rows.stop, mean_resizing=False)
+        if had[0] > had[-1]:  # Mllama's embeddings have more rows than its head; so they must when reloaded
+            _widen(embedding, before, had[0] - had[-1] + rows.stop)
+    model.__dict__["_new_rows"] = rows
+    with torch.no_grad():
+        for weight, size in zip(_weights(model), had, strict=True):
+            first = min(size, rows.start)  # Mllama's head had no row for the picture's token either
+            weight[first : rows.stop] = _mean(weight, first)
+        bias: Tensor | None = getattr(model.get_output_embeddings(), "bias", None)
+        if bias is not None:
+            first = min(had[-1], rows.start)
+            bias[first : rows.stop] = bias[:first].mean()
+
+
+def train_new_rows(model: PreTrainedModel) -> None:
+    """Let the new rows train, and no others of their matrices; what trains as a whole goes on so.
+
+    The optimizer's state still is as large as the matrices. Their old rows stay bit for bit: gradients there
+    are zero, and weight decay, which moves rows without gradient too, is off for these matrices.
+
+    Args:
+        model: Adapted, after `add_rows`.
+    """
+    rows = new_rows(model)
+    for weight in _weights(model):
+        if not weight.requires_grad and len(rows):
+            weight.requires_grad_(True)
+            weight.no_decay = True  # type: ignore[attr-defined]  # for parameter_groups
+            weight.register_hook(lambda gradient: _only(gradient, rows))
+
+
+def new_rows(model: nn.Module) -> range:
+    """Which rows `add_rows` has made."""
+    return model.__dict__.get("_new_rows", range(0))
+
+
+def off_mean(model: PreTrainedModel) -> list[Tensor]:
+    """How far the new rows are from the mean of those before, in standard deviations: a scalar a matrix."""
+    rows = new_rows(model)
+    return [
+        (weight[rows.start : rows.stop].float() - _mean(weight, rows.start)).abs().amax()
+        / weight[: rows.start].float().std()
+        for weight in map(Tensor.detach, _weights(model) if len(rows) else [])
+    ]
+
+
+def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Of embeddings and head, once where they are tied."""
+    both: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    return both[:1] if both[0] is both[1] else both
+
+
+def _mean(weight: Tensor, rows: int) -> Tensor:
+    return weight[:rows].float().mean(0)
+
+
+def _only(gradient: Tensor, rows: range) -> Tensor:
+    masked = torch.zeros_like(gradient)
+    masked[rows.start : rows.stop] = gradient[rows.start : rows.stop]
+    return masked
+
+
+def _widen(embedding: Any, before: Tensor, size: int) -> None:
+    weight = before.new_zeros(size, before.shape[1])
+    weight[: len(before)] = before
+    embedding.weight = nn.Parameter(weight)
+    embedding.num_embeddings = size
