@@ -322,8 +322,7 @@ def test_after_a_plateau_from_the_best_weights(classifier, digits, make_trainer,
     whole, at, record, state = fit(Save(tmp_path))
     # NaN, best at 2 and 3, 4 and 5 no better: the next stage begins at 5, from the weights of 3.
     # There 6 is the first to look at, 7 better, 8 isn't: the last begins at 8.
-    assert state["begun"] == {1: 5, 2: 8}
-    assert state["weights"] == {}
+    assert state == {"begun": {1: 5, 2: 8}, "watched": None, "best": None, "waits": 0, "weights": {}}
     batches, after = record.batches, record.states
     for name, best in at[3].items():
         if name.startswith("head"):  # trained before, frozen then: as it was at the best
@@ -398,16 +397,18 @@ def test_a_validation_that_a_resumed_run_does_first(classifier):
     """It is about the step before; what it decides holds for the next one. A sanity check decides nothing."""
     stages = [
         {"at": 0, "train": {"head": 1.0}},
-        {"on_plateau": {"monitor": "score", "patience": 1}, "train": {"blocks": 1.0}},
+        {"on_plateau": {"monitor": "score", "patience": 2}, "train": {"blocks": 1.0}},
         {"at": 5, "train": {"head": 1.0}},
     ]
     model = classifier()
     trainer = stub(model, global_step=5, callback_metrics={"score": math.nan}, sanity_checking=True)
     staged = StagedUnfreezing(stages, "step")
+    # As if another stage had been waited for, in a list of stages that was changed since.
+    staged.load_state_dict({"begun": {}, "watched": 3, "best": 9.0, "waits": 7, "weights": {}})
     staged.on_train_start(trainer, model)
-    staged.on_validation_end(trainer, model)
-    assert staged.state_dict()["begun"] == {}
-    trainer.sanity_checking = False
+    for trainer.sanity_checking in (True, True, False):
+        staged.on_validation_end(trainer, model)
+        assert staged.state_dict()["begun"] == {}
     staged.on_validation_end(trainer, model)
     assert staged.state_dict()["begun"] == {1: 5}
     staged.on_train_batch_start(trainer, model, None, 0)
@@ -611,9 +612,10 @@ def test_optimizers_that_write_into_their_groups():
 
 
 def test_table_lines_and_scalar(classifier, digits, make_trainer, tmp_path, caplog):
-    stages = [*STAGES[:2], {"on_plateau": {"monitor": "val/loss"}, "train": {"blocks": 0.1}}]
+    later = {"on_plateau": {"monitor": "val/loss"}, "train": {"blocks": 0.1, "blocks[1]": 1.0}}
+    stages = [*STAGES[:2], later]
     logger = CSVLogger(tmp_path)
-    model = classifier(schedule=decay)
+    model = classifier(schedule=lambda o: schedulers.LambdaLR(o, lambda step: (1 + step) / 5))
     trainer = make_trainer(
         callbacks=[StagedUnfreezing(stages, **OPTIONS)], logger=logger, max_steps=4, log_every_n_steps=100
     )
@@ -624,7 +626,8 @@ def test_table_lines_and_scalar(classifier, digits, make_trainer, tmp_path, capl
         ["0", "0", "head", "1", "330", "0.01"],
         ["1", "3", "blocks[-1:]", "0.5", "600", "0.0025"],
         ["1", "3", "head.bias", "0.25", "10", "0.0025"],
-        ["2", "val/loss", "at", "rest", "blocks", "0.1", "1,800", "0.000125", "to", "0.0005"],
+        ["2", "val/loss", "at", "rest", "blocks", "0.1", "1,200", "0.000125", "to", "0.0005"],
+        ["2", "val/loss", "at", "rest", "blocks[1]", "1", "600", "0.0025"],
         ["never", "(all", "else)", "96"],
     ]
     assert [text for text in caplog.messages if text.startswith("StagedUnfreezing: step")] == [
@@ -748,14 +751,24 @@ def test_epochs_and_fractions_are_the_loops_own(classifier, digits, make_trainer
             if pl_module.blocks[0].conv.bias.requires_grad:
                 seen.setdefault(self.name, (trainer.current_epoch, batch_idx, trainer.global_step))
 
-    for unit, at in (("epoch", 1), ("epoch", 1.5), ("fraction", 0.25), ("fraction", 0.7)):
+    for unit, at, steps in (
+        ("epoch", 1, -1),
+        ("epoch", 1.5, -1),
+        ("fraction", 0.25, -1),
+        ("fraction", 0.7, -1),
+        ("fraction", 0.5, 6),
+    ):
         stages = [GOOD, {"at": at, "train": {"blocks": 1.0}}]
         windows = GradientAccumulationScheduler({0: 2, 1: 1})
         trainer = make_trainer(
-            max_epochs=2, callbacks=[StagedUnfreezing(stages, unit), windows, Look(at)], limit_val_batches=0
+            max_epochs=2,
+            max_steps=steps,
+            callbacks=[StagedUnfreezing(stages, unit), windows, Look(at)],
+            limit_val_batches=0,
         )
         trainer.fit(classifier(), digits.Digits())
-    assert seen == {1: (1, 0, 4), 1.5: (1, 4, 8), 0.25: (0, 6, 3), 0.7: (1, 5, 9)}  # 9 / 12 >= 0.7 > 8 / 12
+    # Of 12 steps, 9 / 12 >= 0.7 > 8 / 12; or of 6, where they end the run.
+    assert seen == {1: (1, 0, 4), 1.5: (1, 4, 8), 0.25: (0, 6, 3), 0.7: (1, 5, 9), 0.5: (0, 6, 3)}
 
 
 def test_first_step_is_the_first_at_or_past_it():
@@ -782,7 +795,7 @@ def test_warm_up_begins_with_each_unbroken_run_of_stages():
 def test_layer_decay_is_a_closed_form():
     model = nn.ModuleDict(
         {
-            "embed": nn.Linear(2, 2),
+            "embed": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
             "encoder": nn.ModuleDict(
                 {"layers": nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(4))}
             ),
