@@ -30,7 +30,7 @@ from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, train_new_rows
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan import expand, read_plan
+from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
@@ -97,7 +97,7 @@ class VLMModule(LightningModule):
     ) -> None:
         super().__init__()
         self.name_or_path, self.adapt = name_or_path, expand(adapt)
-        read_plan(self.adapt)  # what is wrong with it by itself needs no model to be told
+        lines = read_plan(self.adapt)  # what is wrong with it by itself needs no model to be told
         self.optimizer = optimizer or _adamw
         self.learning_rates = learning_rates or {}
         self.schedule = schedule or Cosine(warmup=0.03)
@@ -109,6 +109,8 @@ class VLMModule(LightningModule):
         self.no_gradient_needed = no_gradient_needed or []
         self.new_tokens, self._new_rows = new_tokens or [], range(0)
         self.quantization = Quantization.read(quantization or ("nf4" if adapt == "qlora" else None))
+        if self.quantization:
+            refuse_on_quantised(lines, self.quantization.method, self.quantization.parts)
         self._processor_options: dict[str, Any] = {
             "revision": revision,
             "trust_remote_code": trust_remote_code,

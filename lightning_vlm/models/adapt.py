@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning_vlm_callbacks.selectors import SelectorError, select_modules, select_parameters
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters import adapters_of, attach, build
 from lightning_vlm.models.parts import Parts, head_is_tied
-from lightning_vlm.models.plan import IA3, Line, Lora, Plan, expected, quantised_problem, read_plan
+from lightning_vlm.models.plan import IA3, Kind, Line, Lora, Plan, expected, quantised_problem, read_plan
 
 ADAPTER = "default"
 """Name of the injected adapter, as PEFT calls it by default."""
@@ -180,7 +180,7 @@ def _refuse_ia3(selector: str, settings: IA3, have: Sequence[str]) -> None:
 
 
 def _refuse_quantised(selector: str, line: Line, linear: Mapping[str, nn.Linear]) -> None:
-    kinds: dict[str, Literal["nf4", "int8"]] = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
+    kinds: dict[str, Kind] = {"Linear4bit": "nf4", "Linear8bitLt": "int8"}
     for name, module in linear.items():
         kind = kinds.get(type(module).__name__)
         problem = quantised_problem(line, kind) if kind else None

@@ -166,7 +166,8 @@ def _projector(model: PreTrainedModel, parts: Parts) -> Iterator[_Measured]:
 def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
     """B, where it begins at zero: not by PiSSA, OLoRA, and orthogonal matrices, whose start is elsewhere."""
     configs: dict[str, Any] = getattr(model, "peft_config", {})
-    at_zero = {adapter for adapter, one in configs.items() if one.init_lora_weights in (True, "gaussian")}
+    inits = {adapter: getattr(one, "init_lora_weights", None) for adapter, one in configs.items()}  # IA3: none
+    at_zero = {adapter for adapter, init in inits.items() if init in (True, "gaussian")}
     for name, module in model.named_modules():
         layers: Any = module.lora_B if isinstance(module, LoraLayer) else {}
         for adapter in at_zero & set(layers):

@@ -29,6 +29,8 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
 (Dettmers et al. 2023, arXiv 2305.14314). `mixed-16gb` is the seed's exercise 7 by hundredths of the layers,
 without its LoRA on the head, which a tied head can't take: add `head: {lora: {r: 8}}` where yours isn't."""
 
+Kind = Literal["nf4", "int8"]
+"""How weights are quantised."""
 Checks = dict[str, tuple[bool, str]]
 """Setting -> whether its value will do, and what would."""
 
@@ -216,7 +218,7 @@ def read_plan(plan: Plan) -> dict[str, Line]:
     return lines
 
 
-def quantised_problem(line: Line, kind: Literal["nf4", "int8"]) -> str | None:
+def quantised_problem(line: Line, kind: Kind) -> str | None:
     """Why a method can't work on quantised weights, and what can; None if it does.
 
     Args:
@@ -234,6 +236,26 @@ def quantised_problem(line: Line, kind: Literal["nf4", "int8"]) -> str | None:
     if isinstance(settings, Lora) and settings.init not in ("default", "gaussian"):
         return f"init: {settings.init} needs 16- or 32-bit weights; use init: default"
     return None
+
+
+def refuse_on_quantised(lines: Mapping[str, Line], kind: Kind, quantised: Sequence[str]) -> None:
+    """Refuse what can't work on weights that will be quantised, as far as selectors tell without a model.
+
+    Args:
+        lines: As from `read_plan`.
+        kind: How weights will be quantised.
+        quantised: Selectors of those.
+
+    Raises:
+        UserError: A method that they can't have.
+    """
+    for selector, line in lines.items():
+        for part in quantised:
+            below = selector.startswith((f"{part}.", f"{part}["))
+            # What is below may be a norm, which stays as it is, and can train.
+            problem = quantised_problem(line, kind)
+            if problem and (selector == part or (below and line.method != "full")):
+                raise UserError(f"plan[{selector!r}]: {part} will be quantised to {kind}; {problem}")
 
 
 def expected(found: object, known: Sequence[str]) -> str:

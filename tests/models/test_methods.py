@@ -1,4 +1,4 @@
-"""Each method on each family: the base model at the start, then all that is planned moves and nothing else."""
+"""Each method on each family: the base model at the start; then what is planned moves and nothing else."""
 
 import copy
 
@@ -13,6 +13,7 @@ from lightning_vlm.models import tiny
 from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
 from lightning_vlm.models.load import load_model
 from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.quantize import Quantization
 
 EARLY = ("llava", "llava_next")  # their features leave the tower one layer early
 FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # queries, keys and values of the tower are one layer
@@ -207,3 +208,34 @@ def test_half_precision_starts_as_the_base(tiny_folder, batch_of):
         assert {model.get_parameter(name).dtype for name in trainable_names(model)} == {torch.float32}
         tolerance = 0.02 if value in rounded else 0
         torch.testing.assert_close(model(**batch).logits, plain, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("method", ["lora", *METHODS])
+def test_on_quantised_weights(kind, method, tiny_folder, batch_of):
+    """The quantised base model at the start; every adapter learns."""
+    value = METHODS[method][0] if method in METHODS else method
+    batch, quantization = batch_of("llava")[0], Quantization(kind)
+    plain = load_model(tiny_folder("llava"), quantization=quantization)(**batch).logits
+    if (kind, method) == ("int8", "dora"):
+        with pytest.raises(UserError, match=r"found int8 weights \(.*q_proj\); DoRA .* quantise to nf4"):
+            adapted(tiny_folder("llava"), {"language": value}, quantization=quantization)
+        return
+    model = adapted(tiny_folder("llava"), {"language": value}, quantization=quantization)
+    assert torch.equal(model(**batch).logits, plain)
+    with torch.no_grad():
+        for name in trainable_names(model):  # what starts at zero lets no gradient past
+            model.get_parameter(name).add_(0.01)
+    set_modes(model)
+    model(**batch).loss.backward()
+    for name in trainable_names(model):
+        assert model.get_parameter(name).dtype == torch.float32
+        assert model.get_parameter(name).grad.any(), name
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
+def test_what_reads_the_weights_is_refused_on_quantised_ones(init, tiny_folder):
+    model = load_model(tiny_folder("llava"), quantization=Quantization("nf4"))
+    plan = {"*.q_proj": {"lora": {"init": init, "r": 2}}}  # of which no selector tells that it is quantised
+    with pytest.raises(UserError, match=rf"found nf4 weights .*; init: {init} needs 16- or 32-bit"):
+        adapt(model, plan, find_parts(model))

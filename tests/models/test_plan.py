@@ -7,6 +7,7 @@ import pytest
 from lightning_vlm import VLMModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.plan import SHORTCUTS, Adapter, Line, Lora, expand, quantised_problem, read_plan
+from lightning_vlm.models.quantize import Quantization
 
 MISTAKES = [
     ({"language": "lorra"}, "plan['language']: found method 'lorra'; did you mean 'lora'?"),
@@ -101,3 +102,31 @@ def test_what_quantised_weights_can_have(value, nf4, int8):
         found = quantised_problem(line, kind)
         assert (found is None) == (expected is None)
         assert expected is None or expected in found
+
+
+@pytest.mark.parametrize(
+    ("plan", "quantization", "message"),
+    [
+        (
+            {"language": {"lora": {"dora": True}}},
+            "int8",
+            "plan['language']: language will be quantised to int8;",
+        ),
+        ({"language.layers[0:8]": {"lora": {"init": "pissa"}}}, "nf4", "init: pissa needs 16- or 32-bit"),
+        ({"language": "full"}, "nf4", "quantised weights can't train; use lora"),
+        ("full", "int8", "plan['language']: language will be quantised to int8"),
+        ({"vision": "full"}, Quantization("nf4", parts=["vision"]), "plan['vision']"),
+    ],
+)
+def test_what_quantised_weights_cannot_have_is_told_before_they_are_loaded(plan, quantization, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        VLMModule("no/such-model", adapt=plan, quantization=quantization)
+
+
+def test_what_is_not_quantised_is_free():
+    """Norms aren't, nor is what the quantised parts leave out."""
+    plan = {"language.norm": "full", "language_model": "full", "vision": {"lora": {"init": "pissa"}}}
+    VLMModule("no/such-model", adapt=plan, quantization="nf4")
+    assert VLMModule("no/such-model", adapt="qlora").quantization == Quantization("nf4")
+    assert VLMModule("no/such-model", adapt="qlora", quantization="int8").quantization.method == "int8"
+    assert VLMModule("no/such-model", adapt="lora").quantization is None
