@@ -1,4 +1,4 @@
-"""Memory and time of one training step, by what trains: what StagedUnfreezing saves while parts are frozen.
+"""Memory of one training step, by what trains: what StagedUnfreezing saves while parts are frozen.
 
     python benchmarks/staged_unfreezing.py [--layers 8] [--hidden 512] [--batch 16] [--device cuda]
 
@@ -10,9 +10,7 @@ in which everything trains.
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -55,12 +53,11 @@ def make_model(folder: Path, layers: int, hidden: int) -> None:
 
 
 class Measure(Callback):
-    """Bytes and seconds of each step, by stage."""
+    """The most bytes of a step, by stage."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
         self.bytes: defaultdict[int, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self.seconds: defaultdict[int, list[float]] = defaultdict(list)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.stage = trainer.global_step // STEPS
@@ -77,7 +74,6 @@ class Measure(Callback):
             torch.cuda.reset_peak_memory_stats()
         self.hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
         self.hooks.__enter__()
-        self.began = time.perf_counter()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self.hooks.__exit__(None, None, None)
@@ -88,9 +84,7 @@ class Measure(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.cuda:
-            torch.cuda.synchronize()
             self.most("peak", torch.cuda.max_memory_allocated())
-        self.seconds[self.stage].append(time.perf_counter() - self.began)
         state = trainer.optimizers[0].state.values()
         self.most(
             "optimizer", _size(value for one in state for value in one.values() if torch.is_tensor(value))
@@ -141,14 +135,13 @@ def main() -> None:
     )
     first = _sum(measure.bytes[0])
     for stage, name in enumerate(TRAINED):
-        held, seconds = measure.bytes[stage], statistics.median(measure.seconds[stage])
+        held = measure.bytes[stage]
         table.add_row(
             name,
             f"{held['gradients'] // 4:,}",
             *(f"{held[column] / 2**20:,.0f}" for column in columns),
             f"{_sum(held) / 2**20:,.0f}",
             f"{_sum(held) / first:.3f}",
-            f"{seconds / statistics.median(measure.seconds[0]):.3f}",
         )
     Console(width=140).print(table)
     weights = _size(module.parameters()) / 2**20

@@ -93,7 +93,7 @@ class StagedUnfreezing(Callback):
     Raises:
         MisconfigurationException: The arguments are wrong. Or, when the fit begins: a selector takes only
             what the module has frozen, or something in no optimizer; the strategy isn't one device or DDP;
-            the run has no end or length that the unit needs. Or a monitored metric isn't logged.
+            the run has no end or length that the unit needs; nothing validates. Or a metric isn't logged.
         SelectorError: When the fit begins: a selector finds nothing.
 
     >>> stages = [{"at": 0, "train": {"head": 1.0}}, {"at": 0.5, "train": {"head": 1.0, "blocks[-1:]": 0.1}}]
@@ -134,6 +134,10 @@ class StagedUnfreezing(Callback):
         self._end()  # Lightning's tuner comes here twice
         run = self._run = _Run(step=trainer.global_step - 1)
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
+        if any(stage.on_plateau for stage in self.stages) and not trainer.enable_validation:
+            raise MisconfigurationException(
+                "on_plateau: found no validation, after which it looks at a metric"
+            )
         run.starts = self._starts(trainer, pl_module)
         ever = set(run.ever.values())
         run.lines = resolve(pl_module, self.stages, ever, self.layer_decay, self._may_lack)

@@ -389,6 +389,7 @@ def stub(module, **options):
         "strategy": SimpleNamespace(broadcast=lambda value: value),
         "state": SimpleNamespace(fn=TrainerFn.FITTING),
         "sanity_checking": False,
+        "enable_validation": True,
     }
     return SimpleNamespace(**{**given, **options})
 
@@ -419,6 +420,9 @@ def test_a_metric_that_is_not_there(classifier, digits, make_trainer):
     stages = [{"at": 0, "train": {"head": 1}}, {"on_plateau": {"monitor": "val/los"}, "train": {"head": 2}}]
     trainer = make_trainer(callbacks=[StagedUnfreezing(stages)], max_epochs=1)
     with pytest.raises(MisconfigurationException, match=r"'val/los'; there are: train/loss, val/accuracy"):
+        trainer.fit(classifier(), digits.Digits())
+    trainer = make_trainer(callbacks=[StagedUnfreezing(stages)], max_epochs=1, limit_val_batches=0)
+    with pytest.raises(MisconfigurationException, match="on_plateau: found no validation"):
         trainer.fit(classifier(), digits.Digits())
 
 
