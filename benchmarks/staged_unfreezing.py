@@ -130,9 +130,7 @@ def main() -> None:
         )
         trainer.fit(module, VLMDataModule(train=Drawn("train", size=size), batch_size=given.batch))
     columns = ["activations", "gradients", "optimizer", *(["peak"] if given.device == "cuda" else [])]
-    table = Table(
-        "trains", "parameters", *(f"{name}, MiB" for name in columns), "sum, MiB", "× all", "step × all"
-    )
+    table = Table("trains", "parameters", *(f"{name}, MiB" for name in columns), "sum, MiB", "× all")
     first = _sum(measure.bytes[0])
     for stage, name in enumerate(TRAINED):
         held = measure.bytes[stage]
