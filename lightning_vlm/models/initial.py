@@ -63,8 +63,8 @@ class _Measured(NamedTuple):
 def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) -> None:
     """Give values to weights that the checkpoint lacks, in place, and remember them for `new_weights`.
 
-    In the projector matrices are drawn by Glorot and Bengio (2010), "Xavier", uniformly, and biases are zero.
-    Layer scales are `LAYER_SCALE`. All else stays as transformers draws it: norms start as the identity.
+    In the projector matrices are drawn by Glorot and Bengio (2010), "Xavier", uniformly. Layer scales are
+    `LAYER_SCALE`. All else stays as transformers draws it: norms start as the identity, biases at zero.
 
     Args:
         model: Just loaded.
@@ -79,8 +79,6 @@ def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) ->
         for name, weight in new.items():
             if _IS_LAYER_SCALE.search(name):
                 weight.fill_(LAYER_SCALE)
-            elif name in projector and name.endswith("bias"):
-                weight.zero_()
             elif name in projector and weight.ndim > 1 and weight.is_floating_point():
                 nn.init.xavier_uniform_(weight)
 
@@ -166,8 +164,11 @@ def _projector(model: PreTrainedModel, parts: Parts) -> Iterator[_Measured]:
 def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
     """B, where it begins at zero: not by PiSSA, OLoRA, and orthogonal matrices, whose start is elsewhere."""
     configs: dict[str, Any] = getattr(model, "peft_config", {})
-    inits = {adapter: getattr(one, "init_lora_weights", None) for adapter, one in configs.items()}  # IA3: none
-    at_zero = {adapter for adapter, init in inits.items() if init in (True, "gaussian")}
+    at_zero = {
+        adapter
+        for adapter, config in configs.items()
+        if getattr(config, "init_lora_weights", None) in (True, "gaussian")  # IA3 has no such thing
+    }
     for name, module in model.named_modules():
         layers: Any = module.lora_B if isinstance(module, LoraLayer) else {}
         for adapter in at_zero & set(layers):

@@ -123,7 +123,7 @@ PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
     ("what", "word", "spoil"),
     [
         ("projector: standard deviation", "linear_2.weight", lambda one: one.mul_(100)),
-        ("projector: standard deviation", "linear_1.weight", lambda one: one[0].fill_(torch.nan)),
+        ("projector: standard deviation", "linear_2.weight", lambda one: one[0].fill_(torch.nan)),
         ("LoRA: B", "1.mlp.up_proj.lora_B", lambda one: one[0, 0].fill_(1e-3)),
         ("new norms: off the identity", "layer_norm.weight", lambda one: one[0].fill_(0)),
         ("new norms: off the identity", "layer_norm.bias", lambda one: one[0].fill_(0.1)),

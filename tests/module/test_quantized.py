@@ -189,8 +189,9 @@ def test_another_base_or_quantisation_is_refused(trained, tmp_path):
 
 
 def test_weights_in_full_cannot_train(module):
-    with pytest.raises(UserError, match="found quantised weights"):
-        module("llava", adapt={"language": "full"}, quantization="nf4")
+    for selector in ("language", "*.q_proj"):  # told without the model, and with it
+        with pytest.raises(UserError, match=r"quantised weights.*can't train; use lora"):
+            module("llava", adapt={selector: "full"}, quantization="nf4")
 
 
 def test_the_plan_by_name_quantises(folder):
