@@ -215,9 +215,10 @@ def test_mistakes_are_named_and_leave_the_model_as_it_was(
 
 
 def test_adapting_twice_is_refused(tiny_folder: Folder) -> None:
-    model = adapted(tiny_folder("llava"), {"language": "lora"})
-    with pytest.raises(UserError, match="has adapters already"):
-        adapt(model, {"vision": "lora"}, find_parts(model))
+    for method in ("lora", "adapter"):
+        model = adapted(tiny_folder("llava"), {"language": method})
+        with pytest.raises(UserError, match="has adapters already"):
+            adapt(model, {"vision": "lora"}, find_parts(model))
 
 
 def test_tied_head(tiny_folder: Folder) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
@@ -176,33 +176,57 @@ def test_generation_with_a_cache_is_that_without(family, beams, tiny_folder, inp
         assert not rows
 
 
+def piece_by_piece(model, batch, cache, cuts):
+    """The last logits of a chat given in pieces; a picture goes in with its placeholders."""
+    places = batch["input_ids"][0] == model.config.image_token_id
+    given = 0
+    for begin, end in zip([0, *cuts], [*cuts, len(places)], strict=True):
+        pictures = int(places[begin:end].sum()) * len(batch["pixel_values"]) // int(places.sum())
+        pixels = {"pixel_values": batch["pixel_values"][given : given + pictures]} if pictures else {}
+        given += pictures
+        ids = batch["input_ids"][:, begin:end]
+        with torch.no_grad():
+            out = model(input_ids=ids, **pixels, past_key_values=cache, use_cache=True)
+    return out.logits
+
+
 def test_more_pictures_on_top_of_a_cache(tiny_folder, inputs_of):
     """A second turn with a picture of its own, given after the first: as if all had been given at once."""
     model = moved(tiny_folder("llava")).eval()
     whole = inputs_of("llava", [("What?", 1), ("A cat.", None), ("And here?", 2), ("A dog.", None)])
-    places = (whole["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
-    cut = int(places[len(places) // 2])
-    expected = logits(model, whole)
+    places = (whole["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    cuts = [places[len(places) // 2], places[-1] + 3]
     cache = DynamicCache(config=model.config.get_text_config())
-    with torch.no_grad():
-        for part, picture in ((slice(0, cut), 0), (slice(cut, None), 1)):
-            out = model(
-                input_ids=whole["input_ids"][:, part],
-                pixel_values=whole["pixel_values"][picture : picture + 1],
-                past_key_values=cache,
-                use_cache=True,
-            )
-    torch.testing.assert_close(out.logits, expected[:, cut:], rtol=1e-5, atol=1e-5)
+    found = piece_by_piece(model, whole, cache, cuts)
+    torch.testing.assert_close(found, logits(model, whole)[:, cuts[-1] :], rtol=1e-5, atol=1e-5)
 
 
 def test_a_cache_that_was_emptied_begins_anew(tiny_folder, inputs_of):
-    """generate uses a static cache again for the next batch."""
-    model = moved(tiny_folder("llava"))
-    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    first, second = (inputs_of("llava", [("What?", seed)], prompt=True) for seed in (1, 2))
-    model.generate(**first, cache_implementation="static", disable_compile=True, **options)
-    found = model.generate(**second, cache_implementation="static", disable_compile=True, **options)
-    assert torch.equal(found, model.generate(**second, use_cache=False, **options))
+    model = moved(tiny_folder("llava")).eval()
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
+    for seed in (1, 2):
+        batch = inputs_of("llava", [("What?", seed), ("A cat.", None)])
+        cut = batch["input_ids"].shape[1] - 3
+        found = piece_by_piece(model, batch, cache, [cut])
+        torch.testing.assert_close(found, logits(model, batch)[:, cut:], rtol=1e-5, atol=1e-5)
+        cache.reset()
+
+
+def test_nothing_to_look_at_is_no_softmax_over_nothing(monkeypatch):
+    """Which is NaN in some kernels, and so would the gradient be of all that shares a weight with it."""
+
+    def plain(q, k, v, attn_mask):
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~attn_mask, -torch.inf)
+        return scores.softmax(-1) @ v
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", plain)
+    adapter = CrossModal(16, CrossModalAdapter(reduction=2, heads=2))
+    nn.init.normal_(adapter.out.weight)
+    places = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
+    found = adapter(torch.randn(2, 5, 16), look(torch.randn(2, 5, 16), places))
+    assert [row.any(-1).tolist() for row in found] == [[False, False, True, False, True], [False] * 5]
+    found.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in adapter.parameters())
 
 
 def test_caches_that_are_refused(tiny_folder, inputs_of):

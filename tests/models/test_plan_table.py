@@ -11,6 +11,7 @@ from lightning_vlm.models.load import load_model
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand
 from lightning_vlm.models.plan_table import plan_rows, plan_table
+from lightning_vlm.models.quantize import Quantization
 
 
 def adapted(folder, plan):
@@ -54,6 +55,15 @@ def test_adapters_and_variants(tiny_folder):
     assert rows["language.layers[0]"][1:4] == ("0", "lora rslora dora init=gaussian", "2")
     assert rows["language.layers[1]"][1:5] == ("1", "adapter reduction=8 kind=parallel", "", trained)
     assert rows["(not named)"][1] == "0-2"  # of the vision tower
+
+
+def test_weights_of_4_bits_are_counted_one_by_one(tiny_folder):
+    counts = []
+    for quantization in (None, Quantization("nf4")):
+        model = load_model(tiny_folder("llava"), quantization=quantization)
+        adapt(model, {"language": {"lora": {"r": 2}}}, find_parts(model))
+        counts.append(plan_rows(model, find_parts(model), {"language": {"lora": {"r": 2}}}))
+    assert counts[0] == counts[1]
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_the_plan_goes_to_weights_and_biases(module, make_quiet, source, tmp_pat
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     make_quiet(max_steps=1, logger=logger).fit(module("llava", adapt="projector-only"), data)
     logger.experiment.finish()
-    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/plan*.json")
+    (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/plan_*.json")
     table = json.loads(file.read_text())
     assert tuple(table["columns"]) == COLUMNS
     projector, rest, whole = table["data"]

@@ -1,10 +1,13 @@
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.adapters import BOTTLENECK, CROSS_MODAL, Bottleneck
+from lightning_vlm.models.cross_modal import CrossModal
+from lightning_vlm.models.plan import Adapter, CrossModalAdapter
 from lightning_vlm.optim import parameter_groups
 
 
@@ -86,6 +89,17 @@ def test_lora_gets_no_decay_and_every_matrix_learns():
     ids = torch.arange(8)[None]
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learns(model, groups, lambda: model(input_ids=ids, labels=ids).loss) == trainable
+
+
+def test_other_adapters_get_no_decay():
+    """Decay would pull IA3's factors to zero, from the one that they start at."""
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    model = get_peft_model(llama(), config)
+    assert list(names(model, parameter_groups(model, 1e-2, 0.1))) == ["rest, no decay"]
+    layer = nn.Linear(8, 8).requires_grad_(False)
+    layer.register_module(BOTTLENECK, Bottleneck(8, Adapter(reduction=2)))
+    layer.register_module(CROSS_MODAL, CrossModal(8, CrossModalAdapter(reduction=2, heads=2)))
+    assert list(names(layer, parameter_groups(layer, 1e-2, 0.1))) == ["rest, no decay"]
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"target_modules": ["embed_tokens"]}], ids=str)
