@@ -196,7 +196,7 @@ def expand(plan: Plan | str | None) -> dict[str, Any]:
         plan = "lora"
     if isinstance(plan, str):
         if plan not in SHORTCUTS:
-            raise UserError(f"plan: found {plan!r}; {expected(plan, list(SHORTCUTS))}, or selector: method")
+            raise UserError(f"plan: found {plan!r}; {expected(plan, list(SHORTCUTS))}")
         plan = SHORTCUTS[plan]
     return copy.deepcopy(dict(plan))
 

@@ -44,7 +44,10 @@ def plan_rows(
 
 def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
     """The rows of `plan_rows` for the terminal. Arguments as there."""
-    table = Table(*COLUMNS[:4])
+    table = Table()
+    table.add_column(COLUMNS[0], overflow="fold")  # a selector cut short names nothing
+    for column in COLUMNS[1:4]:
+        table.add_column(column)
     for column in COLUMNS[4:]:
         table.add_column(column, justify="right")
     *rows, whole = plan_rows(model, parts, plan)
@@ -81,17 +84,18 @@ def _size(weight: nn.Parameter) -> int:
 
 
 def _layers(names: Collection[str], parts: Parts) -> str:
-    """Which items of the lists of layers some parameters are in: `0-7, 24-31`.
+    """Which items of the lists of layers some parameters are in: `language 0-7, 24-31`.
 
     >>> _layers(["m.h.0.w", "m.h.1.w", "m.h.3.w", "m.h.10.w"], {"language.layers": ["m.h"]})
-    '0-1, 3, 10'
+    'language 0-1, 3, 10'
     """
-    lists = [path for part in ("vision.layers", "language.layers") for path in parts.get(part, [])]
     text = []
-    for path in lists:
-        inside = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names)
-        text.append(_ranges(sorted({int(found[1]) for found in inside if found})))
-    return " | ".join(filter(None, text))
+    for part in ("vision", "language"):
+        for path in parts.get(f"{part}.layers", []):
+            inside = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names)
+            if numbers := sorted({int(found[1]) for found in inside if found}):
+                text.append(f"{part} {_ranges(numbers)}")
+    return ", ".join(text)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -36,8 +36,8 @@ def test_counts(tiny_folder):
     language = sum(w.numel() for w in model.model.language_model.parameters())
     everything = sum(w.numel() for w in model.parameters())
     assert found["projector"] == ["", "full", "", f"{projector:,}", "100.00%"]
-    assert found["language"] == ["0-1", "lora", "2", f"{adapters:,}", f"{adapters / language:.2%}"]
-    assert found["vision"] == ["0-2", "frozen", "", "0", "0.00%"]
+    assert found["language"] == ["language 0-1", "lora", "2", f"{adapters:,}", f"{adapters / language:.2%}"]
+    assert found["vision"] == ["vision 0-2", "frozen", "", "0", "0.00%"]
     assert found["(not named)"] == ["", "frozen", "", "0", "0.00%"]
     total = projector + adapters
     assert found["all"] == ["", "", "", f"{total:,}", f"{total / everything:.2%}"]
@@ -52,9 +52,9 @@ def test_adapters_and_variants(tiny_folder):
     rows = {row[0]: row for row in plan_rows(model, find_parts(model), plan)}
     width, inner = 64, 64 // 8
     trained = 2 * width + (width * inner + inner) + (inner * width + width)
-    assert rows["language.layers[0]"][1:4] == ("0", "lora rslora dora init=gaussian", "2")
-    assert rows["language.layers[1]"][1:5] == ("1", "adapter reduction=8 kind=parallel", "", trained)
-    assert rows["(not named)"][1] == "0-2"  # of the vision tower
+    assert rows["language.layers[0]"][1:4] == ("language 0", "lora rslora dora init=gaussian", "2")
+    assert rows["language.layers[1]"][1:5] == ("language 1", "adapter reduction=8 kind=parallel", "", trained)
+    assert rows["(not named)"][1] == "vision 0-2"
 
 
 def test_weights_of_4_bits_are_counted_one_by_one(tiny_folder):
@@ -78,7 +78,7 @@ def test_mixed_16gb_by_hundredths_of_the_layers(deeper):
     model = adapted(deeper, plan)
     rows = plan_rows(model, find_parts(model), plan)
     assert [(row[1], row[3]) for row in rows if row[2] == "lora"] == [
-        ("0-1", "8"),
-        ("2-5", "16"),
-        ("6-7", "32"),
+        ("language 0-1", "8"),
+        ("language 2-5", "16"),
+        ("language 6-7", "32"),
     ]
