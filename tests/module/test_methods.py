@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
@@ -117,7 +118,8 @@ def test_the_plan_goes_to_weights_and_biases(module, make_quiet, source, tmp_pat
     data = VLMDataModule(train=source, batch_size=2)
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     make_quiet(max_steps=1, logger=logger).fit(module("llava", adapt="projector-only"), data)
-    logger.experiment.finish()
+    wandb.finish()
+    wandb.teardown()  # its service would take other tests' relative paths for ones of this folder
     (file,) = tmp_path.glob("wandb/offline-run-*/files/media/table/plan_*.json")
     table = json.loads(file.read_text())
     assert tuple(table["columns"]) == COLUMNS
