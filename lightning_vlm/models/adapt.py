@@ -45,7 +45,7 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     Afterwards exactly the adapters and the parameters under `full` train; whatever the plan doesn't name is
     frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in half
     precision are float32, as from `get_peft_model`. The model computes what it did before, bit for bit but
-    for LoRA with `init` of `pissa`, `olora` or `orthogonal`: up to rounding.
+    for LoRA with `init` of `pissa`, `olora` or `orthogonal`, and DoRA in half precision: up to rounding.
 
     Args:
         model: As from `load_model`; keeps its class.
