@@ -1,8 +1,9 @@
 """Fine-tuning callbacks for any PyTorch Lightning project. Needs only torch and lightning."""
 
+from lightning_vlm_callbacks.early_stop_checkpoint import EarlyStopCheckpoint
 from lightning_vlm_callbacks.gradient_monitor import GradientMonitor
 from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle
 from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
 from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
 
-__all__ = ["GradientMonitor", "NonFiniteBundle", "NonFiniteGuard", "StagedUnfreezing"]
+__all__ = ["EarlyStopCheckpoint", "GradientMonitor", "NonFiniteBundle", "NonFiniteGuard", "StagedUnfreezing"]

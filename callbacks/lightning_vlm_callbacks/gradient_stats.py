@@ -99,7 +99,7 @@ def octaves(gradients: list[Tensor]) -> Tensor:
     every = -(-sum(one.numel() for one in gradients) // SAMPLE)
     low, high = OCTAVES[0], OCTAVES[-1]
     sample = torch.cat([one.flatten()[::every].float() for one in gradients]).abs().log2().clamp(low, high)
-    return torch.histc(sample.nan_to_num(nan=high + 1.0), bins=high - low, min=low, max=high)
+    return torch.histc(sample, bins=high - low, min=low, max=high)
 
 
 class Measurement:

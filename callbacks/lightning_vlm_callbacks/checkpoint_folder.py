@@ -1,0 +1,163 @@
+"""A folder of checkpoints in which everything appears whole or not at all, whenever the machine dies."""
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["CheckpointFolder", "Kept", "name_of"]
+
+BEST, LATEST = "best.ckpt", "latest.ckpt"
+UNFINISHED = ".unfinished-"
+"""How names begin of what is being written. Nothing that looks for checkpoints takes them for one."""
+
+
+def name_of(step: int) -> str:
+    """The name of a step's checkpoint.
+
+    >>> name_of(120)
+    'step-00000120.ckpt'
+    """
+    return f"step-{step:08d}.ckpt"
+
+
+class Kept(NamedTuple):
+    """The checkpoints of a run, by name. All are in `files`, oldest first."""
+
+    files: tuple[str, ...] = ()
+    periodic: tuple[str, ...] = ()
+    best: str | None = None
+
+    @property
+    def latest(self) -> str | None:
+        """The newest."""
+        return self.files[-1] if self.files else None
+
+    def add(self, name: str, best: bool, periodic: bool) -> "Kept":
+        """With one more; `name` may be there already, if no step was made since.
+
+        >>> Kept().add("a", best=True, periodic=False).add("b", best=False, periodic=True)
+        Kept(files=('a', 'b'), periodic=('b',), best='a')
+        """
+        return Kept(
+            (*(one for one in self.files if one != name), name),
+            (*(one for one in self.periodic if one != name), *([name] if periodic else [])),
+            name if best else self.best,
+        )
+
+    def prune(self, keep_periodic: int | None) -> "Kept":
+        """Without those to delete: all but the best, the latest and the last `keep_periodic` periodic ones.
+
+        >>> Kept(("a", "b", "c", "d"), periodic=("b", "c"), best="a").prune(keep_periodic=1)
+        Kept(files=('a', 'c', 'd'), periodic=('c',), best='a')
+        """
+        first = 0 if keep_periodic is None else max(len(self.periodic) - keep_periodic, 0)
+        return self.only({*self.periodic[first:], self.best, self.latest}, self.periodic[first:])
+
+    def only(self, names: Collection[str | None], periodic: Sequence[str] | None = None) -> "Kept":
+        """Without those that aren't among `names`."""
+        return Kept(
+            tuple(one for one in self.files if one in names),
+            tuple(one for one in (self.periodic if periodic is None else periodic) if one in names),
+            self.best if self.best in names else None,
+        )
+
+
+class CheckpointFolder:
+    """The files of one run. One process works on it.
+
+    Args:
+        path: The folder, on a local disk. It is made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def clear_unfinished(self) -> None:
+        """Delete what a killed run has left half written."""
+        for one in self.path.glob(f"{UNFINISHED}*"):
+            _delete(one)
+
+    def set_aside(self, ours: Collection[str], resumed: bool) -> Path | None:
+        """Move to a folder of their own the checkpoints that this run knows nothing of, and if it begins anew
+        all else that another run has left, so that nothing is lost and no two runs mix.
+
+        Args:
+            ours: Names of this run's checkpoints.
+            resumed: Links and history are this run's.
+        Returns:
+            Where they are now; None if there were none.
+        """
+        found = [one for one in self.path.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}\.ckpt", one.name)]
+        strangers = [one for one in found if one.name not in ours]
+        if not resumed:
+            rest = (BEST, LATEST, "history.csv", "history.png")
+            strangers += [self.path / one for one in rest if os.path.lexists(self.path / one)]
+        if not strangers:
+            return None
+        number = 1
+        while (aside := self.path / f"previous-{number}").exists():
+            number += 1
+        aside.mkdir()
+        for one in strangers:
+            one.rename(aside / one.name)
+        _sync(self.path)
+        return aside
+
+    def unfinished(self, name: str) -> Path:
+        """Where to write what `publish` will give its name."""
+        return self.path / f"{UNFINISHED}{name}"
+
+    def publish(self, name: str) -> None:
+        """Give a file or folder, written and safe on the disk, its name."""
+        aside = self.unfinished(name)
+        for folder, _, files in os.walk(aside):
+            for file in files:
+                _sync(Path(folder, file))
+            _sync(Path(folder))
+        if aside.is_file():
+            _sync(aside)
+        os.replace(aside, self.path / name)
+        _sync(self.path)
+
+    def write(self, name: str, text: str) -> None:
+        """A small file."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.unfinished(name).write_text(text, "utf-8")
+        self.publish(name)
+
+    def link(self, link: str, name: str | None) -> None:
+        """Point a link to a checkpoint beside it, or remove it."""
+        if name is None:
+            (self.path / link).unlink(missing_ok=True)
+            return
+        new = self.unfinished(link)
+        new.unlink(missing_ok=True)
+        new.symlink_to(name)
+        os.replace(new, self.path / link)
+        _sync(self.path)
+
+    def delete(self, names: Collection[str]) -> None:
+        """Delete checkpoints. They lose their names first, so that none is ever seen half deleted."""
+        for name in names:
+            if (self.path / name).exists():
+                os.replace(self.path / name, self.unfinished(name))
+                _delete(self.unfinished(name))
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

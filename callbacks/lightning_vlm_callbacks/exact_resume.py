@@ -1,0 +1,153 @@
+"""What a Lightning checkpoint lacks to go on exactly as if the run had never ended.
+
+Lightning keeps weights, optimizers, schedules, counters, and the state of rank 0's loaders. Here are kept, for every
+rank, its random states and loaders; and the last metrics, which plateau schedules read.
+"""
+
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+__all__ = [
+    "Position",
+    "capture",
+    "epoch_ended",
+    "go_on",
+    "mend_progress",
+    "set_random_state",
+    "unsure_loaders",
+]
+
+Position = Literal["batch", "validation", "epoch", "stopped"]
+"""Where a run was when it was saved: behind a batch, behind a validation inside an epoch, behind all that belongs to
+an epoch, or stopped inside one."""
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's, torch's and every CUDA device's generators, as primitives and tensors."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
+    if numpy := sys.modules.get("numpy"):
+        kind, keys, *rest = numpy.random.get_state()
+        state["numpy"] = [kind, keys.tolist(), *rest]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Set what `random_state` gave; what isn't here is passed over.
+
+    >>> import torch
+    >>> state = random_state()
+    >>> first = torch.rand(1)
+    >>> set_random_state(state)
+    >>> bool(first == torch.rand(1))
+    True
+    """
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(state["torch"].cpu())
+    numpy = sys.modules.get("numpy")
+    if numpy and "numpy" in state:
+        numpy.random.set_state(tuple(state["numpy"]))
+    if torch.cuda.is_available():
+        for device, one in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one.cpu(), device)
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loaders = trainer.train_dataloader
+    return [] if loaders is None else CombinedLoader(loaders).flattened
+
+
+def _resumable(loader: Any) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+
+
+def unsure_loaders(trainer: Trainer) -> list[str]:
+    """The kinds of training loaders that can't go on exactly inside an epoch.
+
+    Those that don't know where they are, and those without a length: of these Lightning draws one batch ahead, which
+    is lost.
+    """
+    unsure = [one for one in _loaders(trainer) if not (_resumable(one) and hasattr(one, "__len__"))]
+    return [type(one).__name__ for one in unsure]
+
+
+def _generators(trainer: Trainer) -> list[torch.Generator]:
+    """Those of loaders and their samplers. (torchdata's shuffle by one that is seeded when the loader is made.)"""
+    found: dict[int, torch.Generator] = {}
+    for loader in _loaders(trainer):
+        batches = getattr(loader, "batch_sampler", None)
+        for owner in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+            if isinstance(one := getattr(owner, "generator", None), torch.Generator):
+                found[id(one)] = one
+    return list(found.values())
+
+
+def capture(trainer: Trainer) -> list[dict[str, Any]]:
+    """The state of every rank, in their order. All ranks must call it."""
+    mine = {
+        "random": random_state(),
+        "generators": [one.get_state() for one in _generators(trainer)],
+        "loaders": [one.state_dict() for one in _loaders(trainer) if _resumable(one)],
+    }
+    if trainer.world_size == 1:
+        return [mine]
+    every: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(every, mine)
+    return every
+
+
+def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) -> None:
+    """Put a trainer where it was. Called in `on_train_start`; random states are for the caller to set.
+
+    Args:
+        mine: What `capture` gave for this rank.
+        position: None if another callback saved: then all is as Lightning resumes.
+    """
+    loop = trainer.fit_loop
+    if position == "epoch":
+        # With max_steps Lightning takes the finished epoch for an unfinished one and draws one more batch for it.
+        # In either case it would keep the iterator it has made too early: with other random numbers.
+        loop.on_iteration_done()
+        loop.epoch_loop.restarting = False
+    elif position is not None and mine["loaders"]:
+        # Lightning gives all ranks the state of rank 0, and none if `estimated_stepping_batches` was asked for.
+        resumable = [one for one in _loaders(trainer) if _resumable(one)]
+        for loader, state in zip(resumable, mine["loaders"], strict=True):
+            loader.load_state_dict(state)
+        iter(loop._data_fetcher)  # type: ignore[arg-type]
+    if position == "batch":  # plateau schedules step behind `on_train_batch_end`
+        loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+    generators = _generators(trainer)
+    if len(generators) == len(mine["generators"]):
+        for generator, state in zip(generators, mine["generators"], strict=True):
+            generator.set_state(state.cpu())
+
+
+def epoch_ended(trainer: Trainer) -> bool:
+    """Whether the batch that was trained last is the last of its epoch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+
+
+def mend_progress(checkpoint: dict[str, Any], position: Position) -> None:
+    """Let a checkpoint count epochs as if it had been saved exactly between two, or inside one.
+
+    The next epoch has been begun when the hook runs that comes behind everything of the last one; and a run that is
+    stopped inside an epoch has counted it as a whole.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        if position == "epoch":
+            counts["ready"] = counts["started"] = counts["completed"]
+        elif position == "stopped":
+            counts["processed"] -= 1
+            counts["completed"] -= 1

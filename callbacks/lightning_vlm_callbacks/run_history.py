@@ -1,0 +1,138 @@
+"""What a run has logged, step by step: one small CSV, and a picture of it."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_vlm_callbacks.curves import Curve, save_curves
+
+__all__ = ["RunHistory", "gradient_norm", "learning_rates"]
+
+
+class RunHistory:
+    """Rows of numbers by step. On a device they stay there until they are saved.
+
+    Args:
+        names: Globs of the metrics to keep.
+
+    >>> history = RunHistory(["*loss*"])
+    >>> history.add(1, 0, {"lr": 0.1}, {"train/loss": torch.tensor(2.5), "accuracy": torch.tensor(0.5)})
+    >>> print(history.text())
+    step,epoch,lr,train/loss
+    1,0,0.1,2.5
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._rows: dict[int, dict[str, float | Tensor]] = {}
+        self._last: dict[str, Tensor] = {}
+
+    def add(
+        self,
+        step: int,
+        epoch: int,
+        numbers: Mapping[str, float | Tensor],
+        metrics: Mapping[str, Tensor],
+    ) -> None:
+        """Add to the row of a step.
+
+        Args:
+            numbers: Always kept.
+            metrics: All there are: kept are those with the right names that are new since the last call, for
+                Lightning goes on showing what was logged long ago.
+        """
+        new = {
+            name: value.detach()
+            for name, value in metrics.items()
+            if any(fnmatchcase(name, pattern) for pattern in self.names) and not self._is_last(name, value)
+        }
+        self._last.update(new)
+        if new or numbers:
+            self._rows.setdefault(step, {"epoch": epoch}).update({**numbers, **new})
+
+    def add_old(self, metrics: Mapping[str, Tensor]) -> None:
+        """Metrics that are shown, but belong to no row to come."""
+        self._last.update(metrics)
+
+    def _is_last(self, name: str, value: Tensor) -> bool:
+        """As the last one is still held, nothing else can be where it is."""
+        return name in self._last and self._last[name].data_ptr() == value.data_ptr()
+
+    def text(self) -> str:
+        """The rows as CSV. Here the host waits for devices: once for each."""
+        self._settle()
+        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        columns.sort(key=lambda name: (name != "epoch", not name.startswith("lr")))
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["step", *columns])
+        for step, row in sorted(self._rows.items()):
+            writer.writerow([step, *(f"{row[name]:.9g}" if name in row else "" for name in columns)])
+        return out.getvalue().rstrip("\n")
+
+    def load(self, file: Path, last: int) -> None:
+        """Read the rows of a run up to a step. A run that goes on from there writes the others again."""
+        if not file.is_file():
+            return
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                step = int(row.pop("step"))
+                if step <= last:
+                    self._rows[step] = {name: float(value) for name, value in row.items() if value}
+
+    def draw(self, file: Path, monitor: str | None, marks: Mapping[str, float]) -> None:
+        """Losses and what is monitored, learning rates and gradient norms, as far as there are any."""
+        self._settle()
+        names = dict.fromkeys(name for row in self._rows.values() for name in row)
+        norms = [name for name in names if "norm" in name]
+        rates = [name for name in names if name.startswith("lr")]
+        losses = [name for name in names if "loss" in name and name not in norms]
+        panels = {
+            "loss": losses,
+            f"monitored: {monitor}": [monitor] if monitor in names and monitor not in losses else [],
+            "learning rate": rates,
+            "norm of the gradient": norms,
+        }
+        curves = {title: {name: self._curve(name) for name in some} for title, some in panels.items() if some}
+        positive = any(0 < value < math.inf for name in norms for value in self._curve(name)[1])
+        if curves:
+            save_curves(file, curves, marks, log=["norm of the gradient"] if positive else [])
+
+    def _curve(self, name: str) -> Curve:
+        points = [(step, float(row[name])) for step, row in sorted(self._rows.items()) if name in row]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def _settle(self) -> None:
+        places: dict[torch.device, list[tuple[dict[str, float | Tensor], str, Tensor]]] = {}
+        for row in self._rows.values():
+            for name, value in row.items():
+                if isinstance(value, Tensor):
+                    places.setdefault(value.device, []).append((row, name, value))
+        for some in places.values():
+            values = torch.stack([value.float().reshape(()) for *_, value in some]).tolist()
+            for (row, name, _), value in zip(some, values, strict=True):
+                row[name] = value
+
+
+def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:
+    """The rate of each group: `lr`, or `lr/0`, `lr/1`, ... if there are several."""
+    rates = [group["lr"] for one in optimizers for group in one.param_groups if "lr" in group]
+    return {"lr" if len(rates) == 1 else f"lr/{number}": rate for number, rate in enumerate(rates)}
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor | None:
+    """The 2-norm of all gradients of an optimizer; None if it has none. The host doesn't wait."""
+    gradients = [
+        one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None
+    ]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -1,0 +1,57 @@
+"""What a score means for the best checkpoint and for the run: one decision, so that the two can't disagree."""
+
+import math
+from typing import Literal, NamedTuple
+
+__all__ = ["Decision", "Rule", "Standing", "decide"]
+
+
+class Rule(NamedTuple):
+    """What is better, and how long to wait for it."""
+
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+    patience: int | None = None
+
+
+class Standing(NamedTuple):
+    """The best score so far, and how many scores in a row haven't bettered it."""
+
+    best: float | None = None
+    waited: int = 0
+
+
+class Decision(NamedTuple):
+    """What follows from a score. `reason` is empty unless the run stops."""
+
+    standing: Standing
+    is_best: bool
+    should_stop: bool
+    reason: str = ""
+
+
+def decide(rule: Rule, standing: Standing, score: float) -> Decision:
+    """What a new score means: the one place where that is decided.
+
+    Args:
+        score: NaN and infinities are no improvement, nor do they stand in the way of one.
+
+    >>> rule = Rule(patience=2)
+    >>> decide(rule, Standing(), float("nan"))
+    Decision(standing=Standing(best=None, waited=1), is_best=False, should_stop=False, reason='')
+    >>> decide(rule, Standing(waited=1), 0.7)
+    Decision(standing=Standing(best=0.7, waited=0), is_best=True, should_stop=False, reason='')
+    >>> decide(rule, Standing(0.7, waited=1), 0.7).reason
+    'no score in a row of 2 was better than 0.7; the last is 0.7'
+    """
+    sign = 1 if rule.mode == "min" else -1
+    better = standing.best is None or sign * score < sign * standing.best - rule.min_delta
+    if math.isfinite(score) and better:
+        return Decision(Standing(score), is_best=True, should_stop=False)
+    waited = standing.waited + 1
+    if rule.patience is None or waited < max(rule.patience, 1):
+        return Decision(Standing(standing.best, waited), is_best=False, should_stop=False)
+    margin = f" by more than {rule.min_delta:g}" if rule.min_delta else ""
+    best = "finite" if standing.best is None else f"better than {standing.best:g}{margin}"
+    reason = f"no score in a row of {waited} was {best}; the last is {score:g}"
+    return Decision(Standing(standing.best, waited), is_best=False, should_stop=True, reason=reason)

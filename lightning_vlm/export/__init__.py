@@ -1,0 +1,1 @@
+"""A trained model as a folder that plain transformers or PEFT load, proved before it is there."""

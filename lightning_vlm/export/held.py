@@ -1,0 +1,89 @@
+"""The samples that an exported folder is tried on."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from lightning_vlm.data.chat import talks_of
+from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render import Renderer
+
+
+class Held(NamedTuple):
+    """A question as training renders it, and as anybody else would put it.
+
+    Args:
+        source: Where it came from.
+        inputs: What training makes of it, a batch of one.
+        chat: What `apply_chat_template` takes; pictures are PNG files.
+    """
+
+    source: str
+    inputs: dict[str, Tensor]
+    chat: list[dict[str, Any]]
+
+
+def drawn(count: int) -> list[Conversation]:
+    """Drawn pictures of several sizes with questions, of a split that nothing is trained on."""
+    sizes = (64, 96, 224, 128)
+    sources = {size: Drawn("test", size=count, image_size=size) for size in set(sizes)}
+    return [sources[sizes[index % len(sizes)]][index] for index in range(count)]
+
+
+def held(
+    processor: ProcessorMixin, conversations: Iterable[Conversation], count: int, folder: Path
+) -> list[Held]:
+    """The first questions of some conversations.
+
+    Args:
+        processor: That the model was trained with.
+        conversations: Only what comes before their first answer is taken.
+        count: The most of them.
+        folder: Where the pictures go.
+
+    Raises:
+        UserError: As from `Renderer`.
+    """
+    renderer = Renderer(processor)
+    found = []
+    for index, conversation in enumerate(islice(conversations, count)):
+        asked = _question(conversation)
+        example, _ = renderer.prompt(asked)
+        found.append(
+            Held(
+                conversation.source,
+                {"input_ids": example.input_ids[None], **example.inputs},
+                _chat(asked, folder, index),
+            )
+        )
+    return found
+
+
+def _question(conversation: Conversation) -> Conversation:
+    roles = [message.role for message in conversation.messages]
+    stop = roles.index("assistant") if "assistant" in roles else len(roles)
+    return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
+
+
+def _chat(conversation: Conversation, folder: Path, index: int) -> list[dict[str, Any]]:
+    chat: list[dict[str, Any]] = []
+    for turn, message in enumerate(conversation.messages):
+        content = []
+        pictures: Sequence[Image] = [part for part in message.parts if isinstance(part, Image)]
+        following = iter(enumerate(pictures))
+        for talk in talks_of(message):
+            if talk is not None:
+                content.append({"type": "text", "text": talk.text})
+                continue
+            place, picture = next(following)
+            path = folder / f"{index}-{turn}-{place}.png"
+            load_image(picture, conversation.source, "image").save(path)
+            content.append({"type": "image", "path": str(path)})
+        chat.append({"role": message.role, "content": content})
+    return chat
