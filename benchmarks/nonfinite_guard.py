@@ -2,16 +2,16 @@
 
     python benchmarks/nonfinite_guard.py [--steps 40] [--device cuda]
 
-One run of VLMModule on `drawn-vlm` with drawn pictures, batch 32, every parameter trained, fused AdamW, clipped.
-The contenders take turns step by step, as other tenants of a machine come and go:
+One run of VLMModule on `drawn-vlm` with drawn pictures, batch 32, every parameter trained, fused AdamW,
+clipped. The contenders take turns step by step, as other tenants of a machine come and go:
 - "nothing": the step alone.
 - "guard": NonFiniteGuard.
 - "guard, rollback": the same with copies to the CPU every 100 steps; what the other steps cost.
 - "isfinite": the usual way, `torch.isfinite(p.grad).all().item()` for each parameter.
 - "anomaly": Lightning's `detect_anomaly=True`.
 
-Printed are the median step, its ratio to "nothing", the median time inside the contender's own hooks as a share of
-the step, and how many numbers the host reads for a step beyond those that the step itself reads.
+Printed are the median step, its ratio to "nothing", the median time inside the contender's own hooks as a
+share of the step, and how many numbers the host reads for a step beyond those that the step itself reads.
 """
 
 import argparse

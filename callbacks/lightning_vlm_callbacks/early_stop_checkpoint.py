@@ -35,13 +35,13 @@ __all__ = ["EarlyStopCheckpoint"]
 class EarlyStopCheckpoint(Checkpoint):
     """Keeps the best, the latest and periodic checkpoints, and stops when there is no more progress.
 
-    One decision makes a checkpoint the best and starts the waiting anew, so that what is kept and when to stop can't
-    disagree. In `dirpath` are `step-00000120.ckpt`, ..., the links `best.ckpt` and `latest.ckpt`, `history.csv`
-    (losses, learning rates and norms of the gradient) and at the end `history.png`. Whenever the run is killed,
-    `latest.ckpt` is whole.
+    One decision makes a checkpoint the best and starts the waiting anew, so that what is kept and when to
+    stop can't disagree. In `dirpath` are `step-00000120.ckpt`, ..., the links `best.ckpt` and `latest.ckpt`,
+    `history.csv` (losses, learning rates and norms of the gradient) and at the end `history.png`. Whenever
+    the run is killed, `latest.ckpt` is whole.
 
-    From our checkpoints a run goes on bit for bit as if it had never ended: they hold the random states of all ranks.
-    Inside an epoch this needs loaders that know where they are (`state_dict`), such as torchdata's
+    From our checkpoints a run goes on bit for bit as if it had never ended: they hold the random states of
+    all ranks. Inside an epoch this needs loaders that know where they are (`state_dict`), such as torchdata's
     `StatefulDataLoader` or those of `VLMDataModule`; and validation at whole optimizer steps.
 
     `trainer.fit(ckpt_path="best")`, `test` and so on find the best one. "last" Lightning finds of its own
@@ -51,25 +51,25 @@ class EarlyStopCheckpoint(Checkpoint):
     checkpoints lack random states.
 
     Args:
-        monitor: The metric to judge by, after each validation, or at each epoch's end if there is no validation. None
-            judges nothing: there is no best, and no early stop.
+        monitor: The metric to judge by, after each validation, or at each epoch's end if there is no
+            validation. None judges nothing: there is no best, and no early stop.
         mode: Whether less or more of it is better.
         patience: Stop when this many scores in a row aren't better; None never stops.
         min_delta: How much better a score must be.
         every_n_steps: Save each time that this many optimizer steps have been made.
-        every_n_epochs: Save each time that this many epochs have ended. The best is saved in any case, and the latest
-            when the run ends.
+        every_n_epochs: Save each time that this many epochs have ended. The best is saved in any case, and
+            the latest when the run ends.
         keep_periodic: How many of those saved by steps or epochs are kept; None keeps all.
-        dirpath: A folder on a local or shared disk; None is `checkpoints` in the Trainer's `log_dir`. What another
-            run has left there is moved to `previous-1` and so on.
-        history: Globs of the metrics in `history.csv`, beside the monitored one; learning rates and norms are there
-            in any case. None writes none.
+        dirpath: A folder on a local or shared disk; None is `checkpoints` in the Trainer's `log_dir`. What
+            another run has left there is moved to `previous-1` and so on.
+        history: Globs of the metrics in `history.csv`, beside the monitored one; learning rates and norms
+            are there in any case. None writes none.
         picture: Draw `history.png` at the end.
 
     Raises:
         ModuleNotFoundError: `picture` without matplotlib.
-        MisconfigurationException: A number that makes no sense, two of these callbacks with one folder, a metric that
-            isn't there, or a checkpoint that can't be written (the older ones stay).
+        MisconfigurationException: A number that makes no sense, two of these callbacks with one folder, a
+            metric that isn't there, or a checkpoint that can't be written (the older ones stay).
 
     Example::
 
@@ -109,7 +109,8 @@ class EarlyStopCheckpoint(Checkpoint):
                 )
         if dirpath is not None and "://" in str(dirpath):
             raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared disk, where a "
+                f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared "
+                "disk, where a "
                 "file can be renamed and linked"
             )
         self.monitor = monitor
@@ -173,7 +174,8 @@ class EarlyStopCheckpoint(Checkpoint):
                 )
         if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
             raise MisconfigurationException(
-                "EarlyStopCheckpoint: found AsyncCheckpointIO, which returns before a checkpoint is written, so that "
+                "EarlyStopCheckpoint: found AsyncCheckpointIO, which returns before a checkpoint is "
+                "written, so that "
                 "it can't be told when it is whole; leave it out of the Trainer's plugins"
             )
         if self.picture and self.history is not None:
@@ -215,13 +217,16 @@ class EarlyStopCheckpoint(Checkpoint):
             self._standing = Standing(state["best"], state["waited"])
             if self._kept.best and not kept.best:
                 rank_zero_warn(
-                    f"EarlyStopCheckpoint: the best checkpoint so far, {self._kept.best}, isn't in {self._folder.path};"
+                    f"EarlyStopCheckpoint: the best checkpoint so far, {self._kept.best}, isn't in "
+                    f"{self._folder.path};"
                     f" its score {state['best']:g} still counts"
                 )
         elif state["best"] is not None:
             rank_zero_warn(
-                f"EarlyStopCheckpoint: the checkpoint was judged by {state['monitor']} ({state['mode']}), now it is "
-                f"{self.monitor} ({self.rule.mode}); the best score so far, {state['best']:g}, can't be compared and "
+                f"EarlyStopCheckpoint: the checkpoint was judged by {state['monitor']} ({state['mode']}), "
+                "now it is "
+                f"{self.monitor} ({self.rule.mode}); the best score so far, {state['best']:g}, can't be "
+                "compared and "
                 "is forgotten"
             )
             kept = kept._replace(best=None)
@@ -248,7 +253,8 @@ class EarlyStopCheckpoint(Checkpoint):
         inside = bool(self.every_n_steps) or (self.monitor and trainer.val_check_interval != 1.0)
         if inside and (unsure := unsure_loaders(trainer)):
             rank_zero_warn(
-                f"EarlyStopCheckpoint: checkpoints inside an epoch were asked for, but the training data come from "
+                "EarlyStopCheckpoint: checkpoints inside an epoch were asked for, but the training data "
+                "come from "
                 f"{unsure[0]}, which can't go on inside one exactly. Use torchdata.stateful_dataloader."
                 "StatefulDataLoader or VLMDataModule, or save at the ends of epochs only"
             )
@@ -303,7 +309,7 @@ class EarlyStopCheckpoint(Checkpoint):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only here is everything done that belongs to the epoch before, such as the step of a plateau schedule.
+        # Only here is all done that belongs to the epoch before, such as the step of a plateau schedule.
         if self._random is not None:
             set_random_state(self._random)
             self._random = None
@@ -368,7 +374,8 @@ class EarlyStopCheckpoint(Checkpoint):
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step {trainer.global_step}; there are: "
+                f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step {trainer.global_step}; "
+                "there are: "
                 f"{', '.join(sorted(metrics)) or 'none'}"
             )
         score = metrics[self.monitor].detach().float()
@@ -442,12 +449,13 @@ class EarlyStopCheckpoint(Checkpoint):
                 self._folder.clear_unfinished()
         found = "another process failed" if error is None else f"{type(error).__name__}: {error}"
         raise MisconfigurationException(
-            f"EarlyStopCheckpoint could not save step {trainer.global_step} in {self._folder.path}: {found}. The "
+            f"EarlyStopCheckpoint could not save step {trainer.global_step} in {self._folder.path}: "
+            f"{found}. The "
             "checkpoints from before are whole, and latest.ckpt points at the last of them"
         ) from error
 
 
 def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates behind this batch. Saved before, a run would go on without this validation."""
+    """Whether Lightning validates behind this batch. A run saved before would go on without it."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

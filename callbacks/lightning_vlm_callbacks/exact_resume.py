@@ -1,7 +1,7 @@
 """What a Lightning checkpoint lacks to go on exactly as if the run had never ended.
 
-Lightning keeps weights, optimizers, schedules, counters, and the state of rank 0's loaders. Here are kept, for every
-rank, its random states and loaders; and the last metrics, which plateau schedules read.
+Lightning keeps weights, optimizers, schedules, counters, and the state of rank 0's loaders. Here are kept,
+for every rank, its random states and loaders; and the last metrics, which plateau schedules read.
 """
 
 import random
@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 Position = Literal["batch", "validation", "epoch", "stopped"]
-"""Where a run was when it was saved: behind a batch, behind a validation inside an epoch, behind all that belongs to
-an epoch, or stopped inside one."""
+"""Where a run was when it was saved: behind a batch, behind a validation inside an epoch, behind all that
+belongs to an epoch, or stopped inside one."""
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's, torch's and every CUDA device's generators, as primitives and tensors."""
+    """The states of the generators of Python, NumPy, torch and every CUDA device, as plain tensors."""
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
     if numpy := sys.modules.get("numpy"):
@@ -73,15 +73,15 @@ def _resumable(loader: Any) -> bool:
 def unsure_loaders(trainer: Trainer) -> list[str]:
     """The kinds of training loaders that can't go on exactly inside an epoch.
 
-    Those that don't know where they are, and those without a length: of these Lightning draws one batch ahead, which
-    is lost.
+    Those that don't know where they are, and those without a length: of these Lightning draws one batch
+    ahead, which is lost.
     """
     unsure = [one for one in _loaders(trainer) if not (_resumable(one) and hasattr(one, "__len__"))]
     return [type(one).__name__ for one in unsure]
 
 
 def _generators(trainer: Trainer) -> list[torch.Generator]:
-    """Those of loaders and their samplers. (torchdata's shuffle by one that is seeded when the loader is made.)"""
+    """Those of loaders and samplers. (torchdata's shuffle by one that is seeded when it is made.)"""
     found: dict[int, torch.Generator] = {}
     for loader in _loaders(trainer):
         batches = getattr(loader, "batch_sampler", None)
@@ -114,12 +114,12 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
     """
     loop = trainer.fit_loop
     if position == "epoch":
-        # With max_steps Lightning takes the finished epoch for an unfinished one and draws one more batch for it.
+        # With max_steps Lightning takes the finished epoch for an unfinished one, and draws one more batch.
         # In either case it would keep the iterator it has made too early: with other random numbers.
         loop.on_iteration_done()
         loop.epoch_loop.restarting = False
     elif position is not None and mine["loaders"]:
-        # Lightning gives all ranks the state of rank 0, and none if `estimated_stepping_batches` was asked for.
+        # Lightning gives all ranks the state of rank 0, or none after `estimated_stepping_batches`.
         resumable = [one for one in _loaders(trainer) if _resumable(one)]
         for loader, state in zip(resumable, mine["loaders"], strict=True):
             loader.load_state_dict(state)
@@ -141,8 +141,8 @@ def epoch_ended(trainer: Trainer) -> bool:
 def mend_progress(checkpoint: dict[str, Any], position: Position) -> None:
     """Let a checkpoint count epochs as if it had been saved exactly between two, or inside one.
 
-    The next epoch has been begun when the hook runs that comes behind everything of the last one; and a run that is
-    stopped inside an epoch has counted it as a whole.
+    The next epoch has been begun when the hook runs that comes behind everything of the last one; and a run
+    that is stopped inside an epoch has counted it as a whole.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for counts in (progress["total"], progress["current"]):

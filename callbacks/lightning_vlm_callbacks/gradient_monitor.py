@@ -170,14 +170,13 @@ class GradientMonitor(Callback):
         skip = self.on_anomaly == "skip"
         if not (due or skip):
             return
-        measured = Measurement(step, self._members[ALL])
+        measured = Measurement(step, self._members)
         if skip:
             skip = self._skip(trainer, optimizer, measured)
-        elif not measured.parameters:
+        elif not measured.places:
             self._judge(step, {})
-        if due and measured.parameters:
-            copy = self.update_ratio and not skip
-            measured.before_step(self._members if self.histogram else {}, self._spare if copy else None)
+        if due and measured.places:
+            measured.before_step(self.histogram, self._spare if self.update_ratio and not skip else None)
             self._open = measured
 
     @override
@@ -222,7 +221,7 @@ class GradientMonitor(Callback):
         if self._sent is None:
             return
         measured, self._sent = self._sent, None
-        found, histograms = measured.read(self._members)
+        found, histograms = measured.read()
         metrics = {f"gradients/{name}/{key}": x for name, one in found.items() for key, x in one.items()}
         for logger in self._loggers:
             logger.log_metrics(metrics, step=measured.step)
@@ -254,9 +253,9 @@ class GradientMonitor(Callback):
         """Judge a step before it is made, and leave it out if any rank has reason to."""
         norm_of: dict[str, float] = {}
         if measured.gradients:
-            found = norms(measured.gradients).cpu().double()  # here the host waits
-            for name, places in measured.places(self._members):
-                norm_of[name] = found[places].square().sum().sqrt().item()
+            found = norms(measured.gradients).cpu().tolist()  # here the host waits
+            for name, places in measured.places.items():
+                norm_of[name] = math.sqrt(sum(found[place] ** 2 for place in places))
         alarm = self._judge(measured.step, norm_of)
         if not trainer.strategy.reduce_boolean_decision(alarm, all=False):
             self._skips = 0

@@ -1,7 +1,8 @@
 """Statistics of gradients: few reductions on the device, one copy to the host. For `GradientMonitor`."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ __all__ = ["OCTAVES", "History", "Measurement", "norms", "octaves", "reductions"
 
 OCTAVES = list(range(-40, 9))
 """Edges of the bins of `octaves`, as powers of two."""
+SMALL = 2**13
+"""Tensors of at most so many elements are joined."""
 SAMPLE = 2**16
 """At most so many elements of a group are sorted into bins."""
 
@@ -33,52 +36,55 @@ def reductions(gradients: list[Tensor]) -> dict[str, Tensor]:
     Returns:
         Name -> Tensor of shape [n], float32, on that device: nothing is copied to the host.
     """
-    if gradients[0].is_cuda:
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf))
-    else:
-        lowest, highest = zip(*map(torch.aminmax, gradients), strict=True)
+    norm = norms(gradients)
+    sums, nonzero, lowest, highest = [], [], [], []
+    for one in gradients:  # each while it is in the cache
+        sums.append(one.sum(dtype=torch.promote_types(one.dtype, torch.float32)))
+        nonzero.append(one.count_nonzero())
+        if not one.is_cuda:
+            low, high = torch.aminmax(one)
+            lowest.append(low)
+            highest.append(high)
+    if lowest:
         largest = torch.maximum(torch.stack(highest), -torch.stack(lowest))
-    sums = [one.sum(dtype=torch.promote_types(one.dtype, torch.float32)) for one in gradients]
-    return {
-        "norm": norms(gradients),
-        "sum": torch.stack(sums).float(),
-        "max": largest.float(),
-        "nonzero": torch.stack([one.count_nonzero() for one in gradients]).float(),
-    }
+    else:
+        largest = torch.stack(torch._foreach_norm(gradients, math.inf))
+    rows = {"norm": norm, "sum": torch.stack(sums), "max": largest, "nonzero": torch.stack(nonzero)}
+    return {name: row.float() for name, row in rows.items()}
 
 
-def statistics(rows: Mapping[str, Tensor], sizes: Tensor) -> dict[str, float]:
+def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, float]:
     """The statistics of a group, all its elements taken together.
 
     Args:
         rows: As from `reductions`, of the group's n gradients, on the host. Perhaps also `clipped`, norms of
             the gradients after clipping; `weight` and `update`, norms of the weights and of their changes.
-        sizes: Tensor of shape [n]: elements of each.
+        sizes: Elements of each of the n gradients.
     Returns:
         `norm`, `mean`, `std` (of the population), `max` (of magnitudes), `zeros` (share of elements); perhaps
         `clipped_norm`, and `update_ratio` ‖Δw‖/‖w‖ unless all weights were zero.
 
     >>> gradients = [torch.tensor([3.0, 0.0]), torch.tensor([-4.0, 0.0, 0.0, 1.0])]
-    >>> found = statistics(reductions(gradients), torch.tensor([2, 4]))
-    >>> {name: round(value, 3) for name, value in found.items()}
+    >>> rows = {name: row.tolist() for name, row in reductions(gradients).items()}
+    >>> {name: round(value, 3) for name, value in statistics(rows, [2, 4]).items()}
     {'norm': 5.099, 'mean': 0.0, 'std': 2.082, 'max': 4.0, 'zeros': 0.5}
     """
-    rows = {name: row.double() for name, row in rows.items()}
-    total = {name: row.square().sum().sqrt() for name, row in rows.items()}
-    count = sizes.sum()
-    mean = rows["sum"].sum() / count
+    total = {name: math.sqrt(sum(one * one for one in row)) for name, row in rows.items()}
+    count = sum(sizes)
+    mean = sum(rows["sum"]) / count
+    variance = total["norm"] ** 2 / count - mean * mean
     found = {
         "norm": total["norm"],
         "mean": mean,
-        "std": (total["norm"].square() / count - mean.square()).clamp(min=0).sqrt(),
-        "max": rows["max"].max(),
-        "zeros": (1 - rows["nonzero"].sum() / count).clamp(min=0),
+        "std": math.sqrt(max(variance, 0.0)),  # NaN, being first, stays
+        "max": max(rows["max"], key=lambda one: (math.isnan(one), one)),
+        "zeros": max(1 - sum(rows["nonzero"]) / count, 0.0),
     }
     if "clipped" in rows:
         found["clipped_norm"] = total["clipped"]
     if "update" in rows and total["weight"] > 0:
         found["update_ratio"] = total["update"] / total["weight"]
-    return {name: value.item() for name, value in found.items()}
+    return found
 
 
 def octaves(gradients: list[Tensor]) -> Tensor:
@@ -105,91 +111,115 @@ def octaves(gradients: list[Tensor]) -> Tensor:
 class Measurement:
     """One step, from gradients on the device to numbers on the host.
 
+    Small tensors of the same groups are joined to one: of them a call costs more than what it computes.
+
     Args:
         step: Its number.
-        parameters: All that may have a gradient, none of them empty.
+        groups: Parameters by group, none of them empty. Only those with a gradient count.
     """
 
-    def __init__(self, step: int, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, step: int, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
         self.step = step
-        self.parameters = [one for one in parameters if one.grad is not None]
-        self.gradients = self._gradients()
         self.rows: dict[str, Tensor] = {}
         self.histograms: dict[str, Tensor] = {}
-        self._sizes = torch.tensor([one.numel() for one in self.gradients], dtype=torch.int64)
-        self._place = {id(one): place for place, one in enumerate(self.parameters)}
         self._before: list[Tensor] = []
+        owned: dict[int, tuple[nn.Parameter, list[str]]] = {}
+        for name, group in groups.items():
+            for one in group:
+                if one.grad is not None:
+                    owned.setdefault(id(one), (one, []))[1].append(name)
+        joined: dict[Any, list[nn.Parameter]] = {}
+        self.places: dict[str, list[int]] = {name: [] for name in groups}
+        """Where the gradients of each group are. Groups without any aren't there."""
+        for key, (one, owners) in owned.items():
+            bundle = joined.setdefault((one.dtype, *owners) if one.numel() <= SMALL else key, [])
+            if not bundle:
+                for name in owners:
+                    self.places[name].append(len(joined) - 1)
+            bundle.append(one)
+        self.places = {name: places for name, places in self.places.items() if places}
+        self._bundles = list(joined.values())
+        self._sizes = [sum(one.numel() for one in bundle) for bundle in self._bundles]
+        self.gradients = self._gradients()
 
     def _gradients(self) -> list[Tensor]:
-        found = [one.grad for one in self.parameters if one.grad is not None]
-        return [one.to_dense() if one.is_sparse else one for one in found]
+        """The gradient of each bundle; nothing if one of them is gone."""
+        found = [[one.grad for one in bundle if one.grad is not None] for bundle in self._bundles]
+        if any(len(some) < len(bundle) for some, bundle in zip(found, self._bundles, strict=True)):
+            return []
+        return [_join([one.to_dense() if one.is_sparse else one for one in some]) for some in found]
 
-    def places(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> Iterator[tuple[str, list[int]]]:
-        """Where the gradients of each group are among all. Groups without any are left out."""
-        for name, group in groups.items():
-            if found := [self._place[id(one)] for one in group if id(one) in self._place]:
-                yield name, found
+    def _weights(self) -> list[Tensor]:
+        return [_join([one.detach() for one in bundle]) for bundle in self._bundles]
 
     @torch.no_grad()
-    def before_step(
-        self, histograms_of: Mapping[str, Sequence[nn.Parameter]], spare: dict[int, Tensor] | None
-    ) -> None:
+    def before_step(self, histogram: bool, spare: dict[int, Tensor] | None) -> None:
         """Measure the gradients before they are clipped.
 
         Args:
-            histograms_of: Groups whose `octaves` are wanted.
+            histogram: Whether `octaves` are wanted.
             spare: Where copies of the weights may be kept from step to step; None if none are wanted.
         """
         self.rows = reductions(self.gradients)
-        for name, places in self.places(histograms_of):
-            self.histograms[name] = octaves([self.gradients[place] for place in places])
+        if histogram:
+            for name, places in self.places.items():
+                self.histograms[name] = octaves([self.gradients[place] for place in places])
         if spare is not None:
-            self._before = _copies(self.parameters, spare)
+            weights = self._weights()
+            self.rows["weight"] = norms(weights)
+            self._before = self._copies(weights, spare)
         self.gradients = []  # they may be set free, if the step is skipped
+
+    def _copies(self, weights: list[Tensor], spare: dict[int, Tensor]) -> list[Tensor]:
+        """Copies of the weights. On a GPU their memory is free for others between steps, and soon had again;
+        on a CPU that takes longer than to copy, so it is kept."""
+        if weights[0].is_cuda:
+            return [weight.clone() for weight in weights]
+        copies = []
+        for (first, *_), weight in zip(self._bundles, weights, strict=True):
+            if id(first) not in spare or spare[id(first)].shape != weight.shape:
+                spare[id(first)] = torch.empty_like(weight)
+            copies.append(spare[id(first)])
+        torch._foreach_copy_(copies, weights)
+        return copies
 
     @torch.no_grad()
     def after_step(self, clipped: bool) -> None:
         """Measure the gradients as they are now, if they are still there, and by how much the weights moved.
         Then begin the one copy to the host, which doesn't wait for it."""
-        if clipped and all(one.grad is not None for one in self.parameters):
-            self.rows["clipped"] = norms(self._gradients())
+        if clipped and (gradients := self._gradients()):
+            self.rows["clipped"] = norms(gradients)
         if self._before:
-            self.rows["weight"] = norms(self._before)
-            torch._foreach_sub_(self._before, [one.detach() for one in self.parameters])
-            self.rows["update"] = norms(self._before)
+            self.rows["update"] = _distances(self._before, self._weights())
             self._before = []
         packed = torch.cat([*self.rows.values(), *self.histograms.values()])
         self._host = packed.to("cpu", non_blocking=packed.is_cuda)  # into pinned memory, if non-blocking
         self._arrived = torch.cuda.current_stream(packed.device).record_event() if packed.is_cuda else None
 
-    def read(
-        self, groups: Mapping[str, Sequence[nn.Parameter]]
-    ) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
-        """`statistics` of each group that had a gradient, and the histograms. Waits for the copy."""
+    def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
+        """`statistics` and histogram of each group that had a gradient. Waits for the copy."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        names, count = list(self.rows), len(self.parameters)
-        table = self._host[: len(names) * count].view(len(names), count)
-        bins = self._host[len(names) * count :].view(-1, len(OCTAVES) - 1).tolist()
-        found = {
-            group: statistics(dict(zip(names, table[:, places], strict=True)), self._sizes[places])
-            for group, places in self.places(groups)
-        }
+        cells = len(self.rows) * len(self._sizes)
+        table = dict(zip(self.rows, self._host[:cells].view(len(self.rows), -1).tolist(), strict=True))
+        bins = self._host[cells:].view(-1, len(OCTAVES) - 1).tolist()
+        found = {}
+        for name, places in self.places.items():
+            rows = {key: [row[place] for place in places] for key, row in table.items()}
+            found[name] = statistics(rows, [self._sizes[place] for place in places])
         return found, dict(zip(self.histograms, bins, strict=True))
 
 
-def _copies(parameters: list[nn.Parameter], spare: dict[int, Tensor]) -> list[Tensor]:
-    """Copies of parameters. On a GPU their memory is free for others between steps, and soon had again; on a
-    CPU that takes longer than to copy, so it is kept."""
-    weights = [one.detach() for one in parameters]
-    if weights[0].is_cuda:
-        return [one.clone() for one in weights]
-    for one in parameters:
-        if id(one) not in spare:
-            spare[id(one)] = torch.empty_like(one)
-    copies = [spare[id(one)] for one in parameters]
-    torch._foreach_copy_(copies, weights)
-    return copies
+def _distances(before: list[Tensor], now: list[Tensor]) -> Tensor:
+    """The norm of each change. On a CPU one after another, so that a change isn't written to memory and read
+    back."""
+    if before[0].is_cuda:
+        return norms(torch._foreach_sub(now, before))
+    return torch.cat([norms([one - other]) for one, other in zip(now, before, strict=True)])
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors])
 
 
 class History:

@@ -1,4 +1,4 @@
-"""What a score means for the best checkpoint and for the run: one decision, so that the two can't disagree."""
+"""What a score means for the best checkpoint and for the run: one decision, so the two can't disagree."""
 
 import math
 from typing import Literal, NamedTuple

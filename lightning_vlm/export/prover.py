@@ -85,14 +85,13 @@ def _load(job: Mapping[str, Any]) -> tuple[Any, list[str]]:
     from transformers import AutoModelForImageTextToText
 
     options = {"dtype": job["dtype"], "trust_remote_code": job["trust_remote_code"]}
+    auto: Any = AutoModelForImageTextToText
     if job["base"] is None:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            job["folder"], **options, output_loading_info=True
-        )
+        model, info = auto.from_pretrained(job["folder"], **options, output_loading_info=True)
         keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
         wrong = [f"{key.replace('_', ' ')}: {sorted(map(str, info[key]))}" for key in keys if info[key]]
         return model.float(), wrong
-    model = AutoModelForImageTextToText.from_pretrained(job["base"], **options, revision=job["revision"])
+    model = auto.from_pretrained(job["base"], **options, revision=job["revision"])
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
