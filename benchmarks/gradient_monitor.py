@@ -99,10 +99,11 @@ class Race(Callback):
     def on_train_start(self, *arguments: Any) -> None:
         for one in self.contenders.values():
             one.on_train_start(*arguments)
+        self.end = self.now()
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         self.name = list(self.contenders)[trainer.global_step % len(self.contenders)]
-        self.start, self.spent = self.now(), 0.0
+        self.spent = 0.0
 
     def timed(self, hook: str, *arguments: Any) -> None:
         start = self.now()
@@ -116,7 +117,8 @@ class Race(Callback):
     def on_train_batch_end(self, *arguments: Any) -> None:
         self.timed("on_train_batch_end", *arguments)
         self.hooks[self.name].append(self.spent)
-        self.steps.append(self.now() - self.start - self.spent)
+        self.steps.append(self.now() - self.end - self.spent)
+        self.end = self.now()
 
 
 def race(steps: int, device: str) -> tuple[Race, dict[str, torch.Size]]:

@@ -150,7 +150,7 @@ class Measurement:
         return [_join([one.to_dense() if one.is_sparse else one for one in some]) for some in found]
 
     def _weights(self) -> list[Tensor]:
-        return [_join([one.detach() for one in bundle]) for bundle in self._bundles]
+        return [_join(bundle) for bundle in self._bundles]
 
     @torch.no_grad()
     def before_step(self, histogram: bool, spare: dict[int, Tensor] | None) -> None:
@@ -214,11 +214,15 @@ def _distances(before: list[Tensor], now: list[Tensor]) -> Tensor:
     """The norm of each change. On a CPU one after another, so that a change isn't written to memory and read
     back."""
     if before[0].is_cuda:
-        return norms(torch._foreach_sub(now, before))
-    return torch.cat([norms([one - other]) for one, other in zip(now, before, strict=True)])
+        return norms(list(torch._foreach_sub(now, before)))
+    return torch.stack([_norm(one - other) for one, other in zip(now, before, strict=True)]).float()
 
 
-def _join(tensors: list[Tensor]) -> Tensor:
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors])
 
 
