@@ -262,13 +262,18 @@ class EarlyStopCheckpoint(Checkpoint):
     # Steps
 
     @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        # Not in the step, where another callback may have split the groups for a moment.
+        if self._is_logged(trainer, trainer.global_step + 1):
+            self._numbers = learning_rates(trainer.optimizers)
+
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if self._is_logged(trainer, trainer.global_step + 1):
             number = trainer.optimizers.index(optimizer)
             name = "grad_norm" if len(trainer.optimizers) == 1 else f"grad_norm/{number}"
-            self._numbers = learning_rates(trainer.optimizers)
             if (norm := gradient_norm(optimizer)) is not None:
                 self._numbers[name] = norm
 

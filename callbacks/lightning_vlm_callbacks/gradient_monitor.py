@@ -63,8 +63,8 @@ class GradientMonitor(Callback):
         on_anomaly: See above.
         max_norm: A norm above is `exploding`; 100 is the seed's number. None, here and below: no such rule.
         max_z: So is one this many standard deviations above the group's running mean, after a warm-up of 25
-            measured steps (with `skip`: 25 steps). ZClip (arXiv 2504.02507) begins to clip at 2.5; to leave
-            out a step takes more.
+            measured steps (with `skip`: 25 steps), anew when other parameters begin to train. ZClip (arXiv
+            2504.02507) begins to clip at 2.5; to leave out a step takes more.
         min_norm: A norm below is `vanishing`.
         dead_after: A group is `dead` after so many measured steps in a row (with `skip`: steps) without
             gradient or with nothing but zeros, unless all of it is frozen.
@@ -235,8 +235,9 @@ class GradientMonitor(Callback):
 
     def _judge(self, step: int, norm_of: Mapping[str, float]) -> bool:
         """Judge the groups that could have a gradient. Whether that is a reason to stop or skip."""
-        trained = [name for name, group in self._members.items() if any(one.requires_grad for one in group)]
-        alarm, news = self._watch.judge(step, {name: norm_of.get(name) for name in trained})
+        trained = {name: sum(one.requires_grad for one in group) for name, group in self._members.items()}
+        norms_now = {name: norm_of.get(name) for name, count in trained.items() if count}
+        alarm, news = self._watch.judge(step, norms_now, trained[ALL])
         if news:
             found = "; ".join(news)
             rank_zero_warn(f"GradientMonitor, step {step}: {found}. More such steps are told at the end")

@@ -115,21 +115,26 @@ class Watch:
 
     def __init__(self, limits: Limits, scaled: bool = False) -> None:
         self.limits, self.scaled = limits, scaled
+        self.trained = 0
         self.usual: dict[str, Usual] = {}
         self.dead_for: dict[str, int] = {}
         self.seen: dict[str, dict[str, list[int]]] = {}
         """Group -> kind -> how many steps, the first, the last."""
 
-    def judge(self, step: int, norms: Mapping[str, float | None]) -> tuple[bool, list[str]]:
+    def judge(self, step: int, norms: Mapping[str, float | None], trained: int = 0) -> tuple[bool, list[str]]:
         """Judge a step.
 
         Args:
             step: Its number.
             norms: Of each group; None if it could have a gradient and has none.
+            trained: How many parameters train. When that changes, what was usual is no measure any more, for
+                any group: what trains beside it changes its gradient too.
         Returns:
             Whether a group is `nan` or `exploding`; and the first of each kind and group, in words.
         """
         alarm, news = False, []
+        if trained != self.trained:
+            self.trained, self.usual = trained, {}
         for group, norm in norms.items():
             usual = self.usual.get(group, Usual())
             self.dead_for[group] = 0 if norm else self.dead_for.get(group, 0) + 1
@@ -155,6 +160,7 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """All of this as primitives."""
         return {
+            "trained": self.trained,
             "usual": {group: list(usual) for group, usual in self.usual.items()},
             "dead_for": dict(self.dead_for),
             "seen": {
@@ -164,5 +170,6 @@ class Watch:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
+        self.trained = state["trained"]
         self.usual = {group: Usual(*usual) for group, usual in state["usual"].items()}
         self.dead_for, self.seen = dict(state["dead_for"]), state["seen"]

@@ -144,6 +144,9 @@ class _Watch:
             before = one.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
             after = one.register_forward_hook(self._after, with_kwargs=True)
             self._handles += [before, after]
+        # Before the forward, which updates buffers.
+        held = (*root.named_parameters(), *root.named_buffers())
+        self.broken = {name: ~one.detach().isfinite().all() for name, one in held}
         for name, parameter in root.named_parameters():
             if parameter.requires_grad:
                 parameter.register_hook(partial(self._gradient, name))
@@ -256,10 +259,9 @@ def _forward(watch: _Watch) -> Diagnosis:
     wrong = next((call for call in watch.calls if call.wrong), None)
     if wrong is not None:
         inner = [one for one in watch.started if one.above is wrong and any(i.bad for i in one.inputs)]
+        inside = f"{wrong.name}." if wrong.name else ""
         broken = [
-            name
-            for name, one in (*wrong.module.named_parameters(), *wrong.module.named_buffers())
-            if not one.isfinite().all()
+            name.removeprefix(inside) for name, bad in watch.broken.items() if name.startswith(inside) and bad
         ]
         near = _below(inner[0], wrong) if inner else ""
         return Diagnosis("forward", wrong.title, near=near, inputs=wrong.inputs, broken=broken)

@@ -764,6 +764,17 @@ def test_exploding_against_what_is_usual(fit, recwarn):
     assert len(warnings_of(recwarn)) == 2
 
 
+def test_what_is_usual_begins_anew_with_what_trains(fit, recwarn):
+    """The same jump as above, but as another part begins to train it is no surprise."""
+
+    class Unfreeze(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            pl_module.stem.requires_grad_(trainer.global_step >= 27)
+
+    fit([Unfreeze(), Poison("head.bias", {27: 30.0}), monitor(max_norm=1e9)], steps=30)
+    assert not warnings_of(recwarn)
+
+
 @pytest.mark.parametrize("kind", ["vanishing", "dead"])
 @pytest.mark.parametrize("on_anomaly", ["warn", "skip", "stop"])
 def test_vanishing_and_dead_are_only_told(fit, recwarn, kind, on_anomaly):

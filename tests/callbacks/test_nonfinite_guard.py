@@ -252,6 +252,17 @@ def test_named_parameter(trapped, batches_of, name, value):
     assert str(found) == f"NaN or infinity is in {found.module} itself: {key}"
 
 
+def test_statistics_that_the_batch_spoils_are_not_what_was_wrong(digits):
+    """BatchNorm's become NaN in the replay too; before it they were fine."""
+
+    class Divides(digits.Classifier):
+        def forward(self, pictures):
+            return super().forward(pictures / 0)
+
+    found = diagnosis_of(Divides(), next(iter(digits.Digits().train_dataloader())))
+    assert (found.phase, found.near, found.broken) == ("forward", "stem", [])
+
+
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 @pytest.mark.parametrize("place", ["stem.2", "blocks.1.drop", "blocks.2.norm", "head", "blocks.0"])
 def test_named_module(trapped, batches_of, place, kind):

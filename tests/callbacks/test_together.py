@@ -86,6 +86,8 @@ def test_resumed_in_every_stage(make_trainer, digits, spoiled, tmp_path):
         file = tmp_path / f"whole/checkpoints/step-{step:08d}.ckpt"
         trainer = run(make_trainer, digits, module, tmp_path / f"from-{step}", ckpt_path=file)
         assert_equal(everything(trainer, module), whole)
+    columns = (tmp_path / "whole/checkpoints/history.csv").read_text().splitlines()[0].split(",")
+    assert "lr" in columns, "stages split the optimizer's groups only inside its step"
     assert (tmp_path / "whole/gradients.png").stat().st_size > 5000
     assert (tmp_path / "whole/checkpoints/history.png").stat().st_size > 5000
 

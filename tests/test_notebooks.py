@@ -1,0 +1,23 @@
+"""Each notebook runs from beginning to end."""
+
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_runs(file, tmp_path):
+    notebook = nbformat.read(file, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit notebooks without outputs"
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    text = "".join(output.get("text", "") for output in outputs)
+    assert float(text.split("accuracy ")[1].split()[0]) > 0.8
+    (report,) = [one["data"]["text/markdown"] for one in outputs if "text/markdown" in one.get("data", {})]
+    assert "NaN or infinity at step 100" in report
