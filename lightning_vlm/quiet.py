@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 
+_NEWS = ("litlogger", "`weights_only` was not set")  # what Lightning logs
 _WARNINGS = (
     r".*module\(s\) in eval mode at the start of training.*",  # VLMModule sets modes itself, right after
     r"Checkpoint directory .* exists and is not empty.*",  # a second run in the same folder is meant to work
@@ -22,8 +23,12 @@ def install() -> None:
     # It looks for a faster kernel at every import, and says that it has none.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in str(record.msg))
+        logging.getLogger(name).addFilter(_is_no_news)
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+
+
+def _is_no_news(record: logging.LogRecord) -> bool:
+    return not any(news in str(record.msg) for news in _NEWS)

@@ -86,12 +86,13 @@ def test_epoch_end(run, tmp_path, stateful, limit, schedule):
     options = {"data": {"stateful": stateful}, "trainer": limit, "keep_periodic": None}
     if schedule:
         options["module"] = {"schedule": plateau, "interval": "epoch"}
-    whole, *_ = run("whole", **options)
+    whole, trainer, _ = run("whole", **options)
     for step in (8, 16):
-        resumed, *_ = run(
+        resumed, other, _ = run(
             f"resumed-{step}", ckpt_path=tmp_path / "whole" / f"step-{step:08d}.ckpt", chance=5, **options
         )
         assert_same(whole, resumed)
+        assert other.current_epoch == trainer.current_epoch
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -113,11 +114,33 @@ def test_mid_epoch(run, tmp_path, limit, schedule, accumulate):
     if schedule == "plateau":
         options["trainer"]["num_sanity_val_steps"] = 0
         options["callbacks"] = [Constant()]
-    whole, *_ = run("whole", **options)
+    whole, _, keep = run("whole", **options)
     files = sorted((tmp_path / "whole").glob("step-*.ckpt"))
-    for file in files[1:10:3]:
-        resumed, *_ = run(f"resumed-{file.stem}", ckpt_path=file, chance=5, **options)
+    for file in files[1:9:2]:
+        resumed, _, other = run(f"resumed-{file.stem}", ckpt_path=file, chance=5, **options)
         assert_same(whole, resumed)
+        # No validation was left out, nor made twice.
+        states = keep.state_dict(), other.state_dict()
+        assert states[0]["best"] == states[1]["best"]
+        assert states[0]["waited"] == states[1]["waited"]
+
+
+@pytest.mark.parametrize("epochs", [-1, 3])
+def test_stopped_inside_an_epoch(run, tmp_path, epochs):
+    """A run that is given more steps goes on in the epoch in which it stopped."""
+    options = {"monitor": None, "every_n_epochs": None}
+    whole, trainer, _ = run("whole", trainer={"max_epochs": epochs, "max_steps": 20}, **options)
+    run("stopped", trainer={"max_epochs": epochs, "max_steps": 11}, **options)
+    resumed, other, _ = run(
+        "resumed",
+        ckpt_path=tmp_path / "stopped/latest.ckpt",
+        chance=5,
+        trainer={"max_epochs": epochs, "max_steps": 20},
+        **options,
+    )
+    assert_same(whole, resumed)
+    assert other.current_epoch == trainer.current_epoch
+    assert other.fit_loop.epoch_progress == trainer.fit_loop.epoch_progress
 
 
 class Constant(Callback):
