@@ -141,7 +141,8 @@ class VLMModule(LightningModule):
         self._step_loss = StepLoss()
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
-        self._checked = False
+        self._may_train: list[torch.nn.Parameter] = []
+        self._checked = 0  # how many trained when it was last looked whether all that trains is reached
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
         self.save_hyperparameters(
@@ -199,6 +200,7 @@ class VLMModule(LightningModule):
     def on_fit_start(self) -> None:
         """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
         assert self.model is not None
+        self._may_train = [one for one in self.parameters() if one.requires_grad]
         if self.clip is not None:
             self._clip_groups = clip_groups(self, self.clip)
         if self.trainer.is_global_zero:
@@ -215,7 +217,7 @@ class VLMModule(LightningModule):
         assert self.model is not None
         set_modes(self.model)
         self._step_loss.begin(self.device)
-        self.tokens_seen, self._checked = 0, False
+        self.tokens_seen, self._checked = 0, 0
         if self._seed is None:
             self._seed = torch.initial_seed()
 
@@ -231,20 +233,22 @@ class VLMModule(LightningModule):
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + zero_touch(self.parameters())
-        if not self._checked:
-            self._checked = True
+        trains = sum(one.requires_grad for one in self._may_train)
+        if trains != self._checked:
+            self._checked = trains
             self._watch = Reached(self, self.no_gradient_needed)
         return loss
 
     def on_after_backward(self) -> None:
-        """After the first batch with pictures: stop if something that trains got no gradient."""
+        """After the first batch with pictures, and the first since what trains has changed: stop if something
+        that trains got no gradient."""
         if self._watch is None:
             return
         names, self._watch = self._watch.missing(), None
         if names:
             shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
             raise UserError(
-                f"these parameters are trained but the first step gave them no gradient: {shown}; freeze "
+                f"these parameters are trained but their first step gave them no gradient: {shown}; freeze "
                 "them in model.adapt, or list them in model.no_gradient_needed if that is right"
             )
 

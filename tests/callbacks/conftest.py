@@ -1,15 +1,11 @@
-"""A project that is not ours, quiet Trainers for it, and two processes."""
+"""A project that is not ours, and quiet Trainers for it."""
 
 import importlib.util
-import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from lightning.pytorch import Trainer, seed_everything
-from torch.multiprocessing import start_processes
 
 
 @pytest.fixture(scope="session")
@@ -52,38 +48,3 @@ def make_trainer(tmp_path_factory):
         return Trainer(**given)
 
     return make
-
-
-def _rank(rank, port, function, folder, arguments):
-    torch.set_num_threads(1)
-    os.environ.update(
-        {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-    )
-    torch.save(function(*arguments), folder / f"{rank}.pt")
-
-
-@pytest.fixture(scope="session")
-def on_two_ranks(tmp_path_factory):
-    """Call a function in two processes; a list of what each returned (primitives and tensors).
-
-    They are forked, so that nothing is imported again and closures need no pickling.
-    """
-
-    def call(function, *arguments):
-        folder = tmp_path_factory.mktemp("ranks")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start_processes(_rank, (port, function, folder, arguments), nprocs=2, start_method="fork")
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-    return call

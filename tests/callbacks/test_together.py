@@ -10,6 +10,7 @@ from lightning_vlm_callbacks import EarlyStopCheckpoint, GradientMonitor, NonFin
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import UserError
 
 STAGES = [
     {"at": 0, "train": {"head": 1.0}},
@@ -201,3 +202,13 @@ def test_in_a_vlm(make_trainer, model_folder, tmp_path):
         trainer.fit(module, data, ckpt_path=ckpt_path)
         ends.append(everything(trainer, module))
     assert_equal(ends[1], ends[0])
+
+
+def test_what_a_later_stage_does_not_reach(make_trainer, model_folder, tmp_path):
+    """LLaVA reads its tower one layer early: found when the stage begins, not never."""
+    stages = [{"at": 0, "train": {"projector": 1.0}}, {"at": 2, "train": {"projector": 1.0, "vision": 0.1}}]
+    module = VLMModule(str(model_folder("llava")), adapt={"projector": "full", "vision": "full"})
+    trainer = make_trainer(max_steps=4, callbacks=four(tmp_path, stages)[:1], use_distributed_sampler=False)
+    with pytest.raises(UserError, match=r"their first step gave them no gradient: model.*layers\.2\."):
+        trainer.fit(module, VLMDataModule(train=Drawn("train", size=8), batch_size=2))
+    assert trainer.global_step == 2
