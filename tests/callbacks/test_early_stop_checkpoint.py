@@ -398,18 +398,21 @@ def test_disk_full(run, tmp_path):
 
     class Full(Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.trainer = trainer
             if trainer.global_step == 5:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
 
+    full = Full()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(
             MisconfigurationException, match=r"could not save step 6 in .*: .*large.*are whole"
         ):
-            run(callbacks=[Full()], every_n_steps=3)
+            run(callbacks=[full], every_n_steps=3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.load(tmp_path / "run/latest.ckpt", weights_only=True)["global_step"] == 3
+    assert full.trainer.checkpoint_callback.last_model_path == str(tmp_path / "run/step-00000003.ckpt")
     assert names_in(tmp_path / "run") == ["step-00000003.ckpt"]
     assert not list((tmp_path / "run").glob(".unfinished-*"))
 
@@ -455,6 +458,10 @@ def test_history(run, tmp_path):
     assert (tmp_path / "whole/history.png").stat().st_size > 10_000
     run("whole", ckpt_path=tmp_path / "whole/step-00000016.ckpt", chance=5, **options)
     assert (tmp_path / "whole/history.csv").read_text() == text
+    shorter = {**options, "trainer": {"max_epochs": 2}}
+    run("whole", ckpt_path=tmp_path / "whole/step-00000008.ckpt", **shorter)
+    again = (tmp_path / "whole/history.csv").read_text().splitlines()
+    assert again == text.splitlines()[:17], "rows of a future that this run doesn't have are gone"
 
 
 # Ranks
