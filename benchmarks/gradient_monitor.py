@@ -2,7 +2,8 @@
 
     python benchmarks/gradient_monitor.py [--steps 60] [--device cuda]
 
-One run of the small shipped VLM, all of it trained, batch 32, through VLMModule. The contenders take turns,
+Runs of the small shipped VLM through VLMModule, batch 32: with LoRA as in `configs/quickstart.yaml`, and with
+all of it trained. The contenders take turns,
 step by step, so that all meet the same machine; the time of their hooks is held against the rest of the step
 (medians, in the same process):
 - "GradientMonitor": seven statistics of each part and in total, logged (the others log nothing).
@@ -121,13 +122,18 @@ class Race(Callback):
         self.end = self.now()
 
 
-def race(steps: int, device: str) -> tuple[Race, dict[str, torch.Size]]:
+PLANS: dict[str, dict[str, Any]] = {
+    "projector and LoRA": {"projector": "full", "language": {"lora": {"r": 16}}},
+    "everything": dict.fromkeys(("vision", "projector", "language"), "full"),
+}
+
+
+def race(plan: str, steps: int, device: str) -> tuple[Race, dict[str, torch.Size]]:
     """The times, and the shapes of what was trained."""
     one = Race(device)
     module = VLMModule(
         "drawn-vlm",
-        adapt=dict.fromkeys(("vision", "projector", "language"), "full"),
-        no_gradient_needed=["model.model.vision_tower.post_layernorm"],
+        adapt=PLANS[plan],
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -212,13 +218,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    times, shapes = race(given.steps, given.device)
+    for plan in PLANS:
+        show(plan, given.steps, given.device)
+
+
+def show(plan: str, steps: int, device: str) -> None:
+    """Run one plan and print its table."""
+    times, shapes = race(plan, steps, device)
     counts = copies(shapes)
     step = statistics.median(times.steps[WARM:])
     millions = sum(shape.numel() for shape in shapes.values()) / 1e6
-    title = (
-        f"{len(shapes)} tensors, {millions:.2f}M weights, {given.device}; a step without: {step * 1e3:.0f} ms"
-    )
+    title = f"Trained: {plan}, {len(shapes)} tensors, {millions:.2f}M weights, {device}; a step without: {step * 1e3:.0f} ms"
     table = Table(title=title)
     for column in ("", "ms per step", "share of a step", "× ours", "copies to the host", "waited for"):
         table.add_column(column, justify="right" if column else "left")
