@@ -134,6 +134,7 @@ def race(plan: str, steps: int, device: str) -> tuple[Race, dict[str, torch.Size
     module = VLMModule(
         "drawn-vlm",
         adapt=PLANS[plan],
+        no_gradient_needed=["model.model.vision_tower.post_layernorm"],
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -228,8 +229,8 @@ def show(plan: str, steps: int, device: str) -> None:
     counts = copies(shapes)
     step = statistics.median(times.steps[WARM:])
     millions = sum(shape.numel() for shape in shapes.values()) / 1e6
-    title = f"Trained: {plan}, {len(shapes)} tensors, {millions:.2f}M weights, {device}; a step without: {step * 1e3:.0f} ms"
-    table = Table(title=title)
+    trained = f"{plan} trained: {len(shapes)} tensors, {millions:.2f}M weights, {device}"
+    table = Table(title=f"{trained}; a step without: {step * 1e3:.0f} ms")
     for column in ("", "ms per step", "share of a step", "× ours", "copies to the host", "waited for"):
         table.add_column(column, justify="right" if column else "left")
     spent = {name: statistics.median(found[1:]) for name, found in times.hooks.items()}
