@@ -102,6 +102,9 @@ CHECKS = {
     "first step, mixed batches": "module/test_families.py",
     "generation": "module/test_scoring.py",
     "resume": "module/test_killed.py",
+    "every method": "models/test_methods.py",
+    "quantised": "module/test_quantized.py",
+    "new tokens": "module/test_new_tokens.py",
 }
 """The columns of the table of families, and where each is tested."""
 _ABOUT = """\
