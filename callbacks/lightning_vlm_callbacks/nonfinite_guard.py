@@ -256,7 +256,6 @@ class NonFiniteGuard(Callback):
             self._going_back = True
             event.outcome = f"The run goes back to an earlier state and leaves out {self.leave_out} steps."
         line = self._explain(trainer, pl_module, window, event)
-        self._drop_gradients(pl_module, optimizer)  # of the replay
         if self.on_nonfinite == "stop":
             raise NonFiniteError(f"{line}. Stopped, as on_nonfinite is stop")
         if self._in_a_row >= self.max_in_a_row:

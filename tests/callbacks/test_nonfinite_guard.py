@@ -153,10 +153,33 @@ def test_as_if_never_seen(trapped, batches_of, make_trainer, tmp_path, kind, opt
     assert_same(state_of(module), expected)
     assert_same(optimizer_state(trainer.optimizers[0]), optimizer_state(by_optimizer))
     assert trainer.global_step == 4
+    assert NonFiniteBundle.load(tmp_path / "step-00000001-rank0/bundle.pt").batch_idx == 5
     # Without the guard nothing is left.
     spoiled = trapped(kind, **options)
     make_trainer(max_epochs=1, accumulate_grad_batches=4, gradient_clip_val=0.1).fit(spoiled, loader(batches))
     assert not any(one.isfinite().any() for one in spoiled.parameters())
+
+
+def test_a_module_that_seeds_each_batch(digits, batches_of, make_trainer, tmp_path):
+    """As VLMModule does, for dropout: the replay draws what the batch drew."""
+
+    class Seeds(digits.Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            torch.manual_seed(batch_idx)
+
+        def training_step(self, batch, batch_idx):
+            if torch.rand(1).item() == self.unlucky:
+                batch = [batch[0] / 0, batch[1]]
+            return super().training_step(batch, batch_idx)
+
+    module = Seeds()
+    module.unlucky = torch.rand(1, generator=torch.Generator().manual_seed(2)).item()
+    guard = NonFiniteGuard(dirpath=tmp_path)
+    with pytest.warns(
+        UserWarning, match="step 2: the loss is NaN or infinite; NaN or infinity comes into stem"
+    ):
+        make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader(batches_of(4)))
+    assert guard.skipped == 1
 
 
 def test_large_finite_gradients_are_no_anomaly(make_trainer, tmp_path):
@@ -892,6 +915,26 @@ def test_on_one_rank_of_two(trapped, batches_of, make_trainer, on_two_ranks, tmp
         optimizer.step()
     for name, value in module.named_parameters():
         torch.testing.assert_close(weights[name], value.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_no_gradient_tells_of(digits, batches_of, make_trainer, on_two_ranks, tmp_path):
+    """Infinite on rank 1 alone, by a constant: all gradients are finite, yet both ranks leave the step out."""
+
+    class Constant(digits.Classifier):
+        def training_step(self, batch, batch_idx):
+            bad = batch_idx == 1 and self.global_rank == 1
+            return super().training_step(batch, batch_idx) + (torch.inf if bad else 0)
+
+    def run():
+        seed_everything(0, verbose=False)
+        module, guard = Constant(dropout=0.0), NonFiniteGuard(dirpath=tmp_path)
+        options = {"devices": 2, "strategy": "ddp", "max_epochs": 1, "use_distributed_sampler": False}
+        make_trainer(callbacks=[guard], **options).fit(module, loader(batches_of(3)))
+        return dict(module.named_parameters()), guard.skipped
+
+    (weights, skipped), (others, skipped_too) = on_two_ranks(run)
+    assert skipped == skipped_too == 1
+    assert_same(others, weights)
 
 
 def test_rollback_on_two_ranks_and_what_talks_to_others(
