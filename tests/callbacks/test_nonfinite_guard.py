@@ -176,7 +176,8 @@ def test_a_module_that_seeds_each_batch(digits, batches_of, make_trainer, tmp_pa
     module.unlucky = torch.rand(1, generator=torch.Generator().manual_seed(2)).item()
     guard = NonFiniteGuard(dirpath=tmp_path)
     with pytest.warns(
-        UserWarning, match="step 2: the loss is NaN or infinite; NaN or infinity comes into stem"
+        UserWarning,
+        match="step 2: the loss is NaN or infinite; NaN or infinity comes into the LightningModule",
     ):
         make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader(batches_of(4)))
     assert guard.skipped == 1
@@ -918,7 +919,7 @@ def test_on_one_rank_of_two(trapped, batches_of, make_trainer, on_two_ranks, tmp
 
 
 def test_a_loss_that_no_gradient_tells_of(digits, batches_of, make_trainer, on_two_ranks, tmp_path):
-    """Infinite on rank 1 alone, by a constant: all gradients are finite, yet both ranks leave the step out."""
+    """Infinite on rank 1 alone, by a constant: gradients are finite, yet both ranks leave the step out."""
 
     class Constant(digits.Classifier):
         def training_step(self, batch, batch_idx):
