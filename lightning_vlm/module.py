@@ -223,8 +223,12 @@ class VLMModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same."""
-        place = f"{self._seed} {self.current_epoch} {batch_idx} {self.global_rank}"
-        torch.manual_seed(random.Random(place).getrandbits(63))
+        torch.manual_seed(self.seed_of(batch_idx))
+
+    def seed_of(self, batch_idx: int, use: str = "") -> int:
+        """A seed for one use of chance in a training batch: its place in the run and the rank decide."""
+        place = f"{self._seed} {self.current_epoch} {batch_idx} {self.global_rank}{use}"
+        return random.Random(place).getrandbits(63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
@@ -315,15 +319,19 @@ class VLMModule(LightningModule):
         """
         assert self.model is not None
         targets = batch.targets or self.targets(batch)
+        hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, targets.positions)
+        head, options = self.model.get_output_embeddings(), logit_options(self.model)
+        return head_cross_entropy(hidden, head, targets.labels, targets.weights, **options._asdict())
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """What the head gets: a Tensor of shape [batch, length, hidden]."""
+        assert self.model is not None
         base = getattr(self.model, self.model.base_model_prefix)
         rows, hiddens = [], []
         for some, inputs in rows_alike(batch.inputs):
             rows.append(some)
             hiddens.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
-        hidden = hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens)[torch.cat(rows).argsort()]
-        hidden = hidden.flatten(0, 1).index_select(0, targets.positions)
-        head, options = self.model.get_output_embeddings(), logit_options(self.model)
-        return head_cross_entropy(hidden, head, targets.labels, targets.weights, **options._asdict())
+        return hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens)[torch.cat(rows).argsort()]
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch. `VLMDataModule` asks before it moves a batch: on a GPU the host would
