@@ -1,7 +1,10 @@
 """How much each token counts in the loss: a table by kind, times the weight of its sample (seed 3.2.2)."""
 
+import difflib
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -77,3 +80,109 @@ def token_weights(kinds: Tensor, table: KindWeights, sample_weights: Tensor) -> 
     # A blocking copy of even these few numbers would make the host wait for the device.
     weights = weights.to(kinds.device, non_blocking=True)
     return weights[kinds.long()] * sample_weights.float()[:, None]
+
+
+class WeightCurve:
+    """The weights of kinds as a function of progress, without state.
+
+    Args:
+        points: Where weights are known: each has `at`, a progress from 0 to 1, and the weights of some kinds.
+            They increase, the first is at 0 and names every kind that a later one names. Between two points
+            that name it a kind's weight goes from one to the other, after its last it stays; kinds that no
+            point names keep their own.
+        between: `steps` holds a point's weight until the next one, `linear` is a straight line, `smooth` half
+            a cosine, level at both points.
+
+    Raises:
+        UserError: Points that aren't so.
+
+    >>> curve = WeightCurve([{"at": 0, "instruction": 1.0}, {"at": 0.5, "instruction": 0.0}], "linear")
+    >>> [curve(progress, KindWeights()).instruction for progress in (0, 0.25, 0.5, 1)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+
+    def __init__(
+        self, points: Sequence[dict[str, float]], between: Literal["steps", "linear", "smooth"] = "steps"
+    ) -> None:
+        if between not in ("steps", "linear", "smooth"):
+            raise UserError(f"between: found {between!r}; expected steps, linear or smooth")
+        if not points:
+            raise UserError("points: found none; expected at least {at: 0, ...} with the weight of a kind")
+        for place, point in enumerate(points):
+            _check_point(place, point)
+        ats = [point["at"] for point in points]
+        if ats[0] != 0:
+            raise UserError(f"points[0].at: found {ats[0]}; expected 0, where training begins")
+        for place in range(1, len(ats)):
+            if ats[place] <= ats[place - 1]:
+                raise UserError(
+                    f"points[{place}].at: found {ats[place]} after {ats[place - 1]}; expected more each time"
+                )
+            for kind in points[place].keys() - points[0].keys():
+                raise UserError(
+                    f"points[{place}].{kind}: found no weight of {kind} at the first point; give it one to "
+                    "begin with"
+                )
+        self.between = between
+        self.of_kind: dict[str, list[tuple[float, float]]] = {}
+        """Each kind's own points: progress and weight."""
+        for kind in points[0].keys() - {"at"}:
+            self.of_kind[kind] = [(point["at"], float(point[kind])) for point in points if kind in point]
+
+    def __call__(self, progress: float, table: KindWeights) -> KindWeights:
+        """The weights at a progress.
+
+        Args:
+            progress: How much of training is done, 0 to 1; what lies outside counts as 0 or 1.
+            table: Of the kinds that no point names.
+
+        Raises:
+            UserError: No kind has weight.
+        """
+        now = {kind: self._weight(points, progress) for kind, points in self.of_kind.items()}
+        return replace(table, **now)
+
+    def check(self, table: KindWeights) -> None:
+        """Raise a `UserError` if with such a table no kind has weight at some point."""
+        for at in sorted({at for points in self.of_kind.values() for at, _ in points}):
+            try:
+                self(at, table)
+            except UserError as error:
+                raise UserError(f"points at {at}: {error}") from None
+
+    def _weight(self, points: list[tuple[float, float]], progress: float) -> float:
+        passed = [place for place, (at, _) in enumerate(points) if at <= progress + _ROUNDING]
+        place = passed[-1] if passed else 0
+        at, weight = points[place]
+        if place + 1 == len(points) or self.between == "steps":
+            return weight
+        later, other = points[place + 1]
+        share = max(0.0, progress - at) / (later - at)
+        if self.between == "smooth":
+            share = 0.5 * (1 - math.cos(math.pi * share))
+        return weight * (1 - share) + other * share
+
+
+_ROUNDING = 1e-9
+"""Of progress, so that step 7 of 10 is at 0.7."""
+
+
+def _check_point(place: int, point: Any) -> None:
+    kinds = [field.name for field in fields(KindWeights)]
+    if not isinstance(point, dict) or "at" not in point or len(point) < 2:
+        raise UserError(
+            f"points[{place}]: found {point}; expected at and the weight of a kind, such as "
+            "{at: 0.3, instruction: 0.5}"
+        )
+    for key, value in point.items():
+        where = f"points[{place}].{key}"
+        if key in ("image", "pad"):
+            raise UserError(f"{where}: found {value}; pictures and padding always weigh 0, leave it out")
+        if key not in ("at", *kinds):
+            near = difflib.get_close_matches(str(key), kinds, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{where}: there is no such kind; choose of {', '.join(kinds)}{hint}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number and 0 <= value <= (1 if key == "at" else math.inf)):
+            expected = "a fraction of training from 0 to 1" if key == "at" else "a finite number >= 0"
+            raise UserError(f"{where}: found {value}; expected {expected}")

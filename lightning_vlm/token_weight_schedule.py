@@ -1,0 +1,121 @@
+"""The weights of token kinds change in the course of a run (seed 3.2.2, 动态权重调整)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.losses.weights import KindWeights, WeightCurve
+from lightning_vlm.module import VLMModule
+from lightning_vlm.steps import total_steps
+
+SEED = (
+    {"at": 0.0, "instruction": 1.0},
+    {"at": 0.3, "instruction": 0.5},
+    {"at": 0.8, "instruction": 0.0},
+)
+"""The seed's phases: epochs 1 to 3, 4 to 8, and 9 to 10 of 10."""
+
+
+class TokenWeightSchedule(Callback):
+    """Changes the weight of each kind of token by progress: by default the seed's three phases, instructions
+    from 1 over 0.5 to 0.
+
+    It changes the table `VLMModule.token_weights` between optimizer steps, not the data: whatever is rendered
+    ahead, a batch gets its weights as its step begins. Progress is optimizer steps made over those of the
+    whole run (`total_steps`), a function of `trainer.global_step`. So all micro-batches of a step and all
+    ranks have one table, a resumed run goes on exactly, and there is no state to save.
+
+    Validation and test keep `model.token_weights`, so that losses of different times can be compared. The
+    table in force is logged as `token_weight/instruction` and so on.
+
+    The seed's early phase gives "all tokens" weight 1, pictures and padding too. Here those always weigh 0,
+    and what the chat template writes does unless a point names `special`.
+
+    Args:
+        points: As in `WeightCurve`: `[{at: 0, instruction: 1.0}, {at: 0.5, instruction: 0.0}]`. None is the
+            seed's phases.
+        between: Likewise: `steps`, `linear` or `smooth`.
+
+    Raises:
+        UserError: Points that make no sense, alone or with the module's own table; a module that isn't a
+            `VLMModule`; a run without an end.
+
+    >>> TokenWeightSchedule().at(0.4, KindWeights())
+    KindWeights(special=0.0, instruction=0.5, response=1.0, box=2.0, entity=1.5)
+    """
+
+    def __init__(
+        self,
+        points: list[dict[str, float]] | None = None,
+        between: Literal["steps", "linear", "smooth"] = "steps",
+    ) -> None:
+        super().__init__()
+        self.points: Sequence[dict[str, float]] = SEED if points is None else points
+        self.between = between
+        self._curve = WeightCurve(self.points, between)
+        self._own: KindWeights | None = None  # the module's, while a fit is under way
+        self._now: KindWeights | None = None  # the one in force, likewise
+        self._total, self._step = 1, -1
+
+    def at(self, progress: float, table: KindWeights) -> KindWeights:
+        """The weights at a progress from 0 to 1; kinds that no point names have theirs of `table`."""
+        return self._curve(progress, table)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, VLMModule):
+            raise UserError(
+                f"TokenWeightSchedule: found a {type(pl_module).__name__}; expected a VLMModule, whose "
+                "token_weights it changes"
+            )
+        self._curve.check(pl_module.token_weights)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
+        self._own, self._total, self._step = pl_module.token_weights, total_steps(trainer), -1
+        self._enter(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: VLMModule, *_: Any) -> None:  # type: ignore[override]
+        # Not as a batch starts: VLMDataModule has asked for its targets by then.
+        self._enter(trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
+        self._leave(pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
+        if self._now is not None:
+            pl_module.token_weights = self._now
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
+        self._leave(pl_module)
+        self._own = self._now = None
+
+    @override
+    def on_exception(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: VLMModule, exception: BaseException
+    ) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def _enter(self, trainer: Trainer, module: VLMModule) -> None:
+        """Give the module the table of the step that comes next."""
+        step = trainer.global_step
+        if self._own is None or step == self._step:
+            return
+        self._step = step
+        module.token_weights = self._now = self.at(step / self._total, self._own)
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = {f"token_weight/{kind}": getattr(self._now, kind) for kind in self._curve.of_kind}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+
+    def _leave(self, module: VLMModule) -> None:
+        """Give the module its own table back."""
+        if self._own is not None:
+            module.token_weights = self._own
