@@ -21,6 +21,7 @@ from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.weights import KindWeights, token_weights
+from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, set_modes
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
@@ -60,7 +61,8 @@ class VLMModule(LightningModule):
             None for no clipping.
         token_weights: The weight of each kind of token.
         generation: Arguments of `generate` for validation, test and prediction, such as
-            `{max_new_tokens: 32}`. None doesn't generate, except to predict.
+            `{max_new_tokens: 32}`. None doesn't generate, except to predict. With `num_return_sequences` the
+            answers to a prompt are ranked by `length_score`, whose alpha is `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
         dtype: Of the weights; `auto` is as saved.
         attn_implementation: Such as `sdpa`, `eager`, `flash_attention_2`.
@@ -377,13 +379,20 @@ class VLMModule(LightningModule):
         return self.answer(batch)
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """Generate answers to the prompts of a batch (greedy unless `generation` says otherwise)."""
+        """Generate answers to the prompts of a batch (greedy unless `generation` says otherwise). Of several
+        (`num_return_sequences`) the best by `length_score` is the answer, and all are kept beside it."""
         assert self.model is not None
         if not batch.prompts:
             return []
         options = {"do_sample": False, "use_cache": True, **(self.generation or {"max_new_tokens": 64})}
         texts = [""] * len(batch.references)
+        ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
         for some, inputs in rows_alike(batch.prompts):
+            if options.get("num_return_sequences", 1) > 1:
+                several = generate_candidates(self.model, self.processor.tokenizer, inputs, options)
+                for row, candidates in zip(some.tolist(), several, strict=True):
+                    texts[row], ranked[row] = candidates[0].text, tuple(candidates)
+                continue
             ids = self.model.generate(**inputs, **options)  # type: ignore[operator]
             answers = self.processor.tokenizer.batch_decode(
                 ids[:, inputs["input_ids"].shape[1] :],
@@ -392,8 +401,8 @@ class VLMModule(LightningModule):
             )
             for row, answer in zip(some.tolist(), answers, strict=True):
                 texts[row] = answer
-        rows = zip(batch.sources, batch.tasks, texts, batch.references, strict=True)
-        return [Prediction(source, task, text.strip(), reference) for source, task, text, reference in rows]
+        rows = zip(batch.sources, batch.tasks, map(str.strip, texts), batch.references, ranked, strict=True)
+        return [Prediction(*row) for row in rows]
 
     # Checkpoints
 

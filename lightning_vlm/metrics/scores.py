@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.metrics.ranking import Candidate
 from lightning_vlm.metrics.tally import TaskTally
 from lightning_vlm.metrics.text import exact_match, token_f1
 
@@ -17,14 +18,16 @@ class Prediction(NamedTuple):
     Args:
         source: Where the question came from.
         task: Its task.
-        text: What the model wrote.
+        text: What the model wrote; of several answers the best.
         reference: What is right; None if unknown.
+        candidates: All answers, the best first, if `generation` asks for several (`num_return_sequences`).
     """
 
     source: str
     task: str
     text: str
     reference: str | None
+    candidates: tuple[Candidate, ...] = ()
 
 
 class Scores:

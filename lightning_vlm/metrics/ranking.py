@@ -1,0 +1,146 @@
+"""Which of several answers a model likes best, with a fair chance for long ones."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_vlm.errors import UserError
+
+
+class Candidate(NamedTuple):
+    """One of several answers to a prompt.
+
+    Args:
+        text: What the model wrote.
+        log_prob: Natural logarithm of its probability: the sum over its tokens, as the model gives them to
+            the prompt, whatever temperature, `top_k` or suppressed tokens it was chosen with.
+        length: Its tokens, the end-of-turn token included.
+        score: `length_score` of the two, which ranks it.
+    """
+
+    text: str
+    log_prob: float
+    length: int
+    score: float
+
+
+def length_score(
+    log_prob: float, length: int, alpha: float = 1.0, form: Literal["power", "gnmt"] = "power"
+) -> float:
+    """How good an answer is, so that answers of different lengths can be compared; the higher the better.
+
+    Each token makes an answer less probable, so the most probable one tends to be short. The seed (gotcha 6)
+    divides by length^alpha with alpha 0.6 to 0.8, but says that perplexity favours short answers. It doesn't:
+    perplexity is `exp(-length_score(..., alpha=1))`, length taken out already; the probability does.
+
+    Args:
+        log_prob: Sum of the logarithms of the probabilities of an answer's tokens.
+        length: Its tokens, at least 1.
+        alpha: 0 takes the probability as it is, 1 its mean over tokens.
+        form: `power` divides by length^alpha, as transformers' `length_penalty` does; `gnmt` by
+            ((5 + length) / 6)^alpha, after Wu et al. 2016, "Google's Neural Machine Translation System",
+            equation 14, which treats short answers more alike.
+
+    Raises:
+        UserError: No token, an alpha that is no finite number, or no such form.
+
+    >>> length_score(-6.0, 3), length_score(-6.0, 4, alpha=0.5), length_score(-6.0, 7, form="gnmt")
+    (-2.0, -3.0, -3.0)
+    """
+    if length < 1:
+        raise UserError(f"length: found {length}; expected at least 1 token")
+    if not -float("inf") < alpha < float("inf"):
+        raise UserError(f"alpha: found {alpha}; expected a finite number, usually from 0 to 1")
+    if form == "power":
+        return float(log_prob / length**alpha)
+    if form == "gnmt":
+        return float(log_prob / ((5 + length) / 6) ** alpha)
+    raise UserError(f"form: found {form!r}; expected power or gnmt")
+
+
+def generate_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: dict[str, Tensor],
+    options: dict[str, Any],
+) -> list[list[Candidate]]:
+    """Several answers to each prompt, the best first.
+
+    All logits of the new tokens are held: new tokens × rows × answers (or beams) × vocabulary, in float32.
+
+    Args:
+        model: In eval mode.
+        tokenizer: Its own.
+        inputs: Prompts, padded on the left: what the model's forward takes.
+        options: Arguments of `generate`, with `num_return_sequences`. `length_penalty` is the alpha of
+            `length_score` (1 by default), with beams and without.
+    Returns:
+        For each prompt `num_return_sequences` candidates. Some may have the same text.
+
+    Raises:
+        UserError: `generate` would give the same answer each time.
+    """
+    count, beams = options["num_return_sequences"], options.get("num_beams", 1)
+    if not options.get("do_sample") and count > beams:
+        raise UserError(
+            f"generation: found num_return_sequences {count} with {beams} beam(s) and do_sample false, which "
+            "gives fewer different answers; set do_sample to true, or num_beams as high"
+        )
+    alpha = options.get("length_penalty", 1.0)
+    if beams == 1:  # where it is no option of generate
+        options = {key: value for key, value in options.items() if key != "length_penalty"}
+    found = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)  # type: ignore[operator]
+    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    chances = token_log_probs(found.logits, new, getattr(found, "beam_indices", None))
+    ends = options.get("eos_token_id", model.generation_config.eos_token_id)
+    lengths = answer_lengths(new, [ends] if isinstance(ends, int) else ends or [], tokenizer.pad_token_id)
+    inside = torch.arange(new.shape[1], device=new.device) < lengths[:, None]
+    sums = chances.double().masked_fill(~inside, 0).sum(1)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    rows = [
+        Candidate(text.strip(), log_prob, length, length_score(log_prob, length, alpha))
+        for text, log_prob, length in zip(texts, sums.tolist(), lengths.tolist(), strict=True)
+    ]
+    prompts = [rows[first : first + count] for first in range(0, len(rows), count)]
+    return [sorted(some, key=lambda one: -one.score) for some in prompts]
+
+
+def token_log_probs(logits: Sequence[Tensor], tokens: Tensor, beams: Tensor | None = None) -> Tensor:
+    """The logarithm of the probability of each new token.
+
+    Args:
+        logits: For each new token a Tensor of shape [rows, vocabulary], as the model's head gives them.
+        tokens: Tensor of shape [answers, new tokens], int64.
+        beams: Tensor of shape [answers, new tokens], int64: of which row of `logits` each token is, below 0
+            behind the end. None: answers are rows.
+    Returns:
+        Tensor of shape [answers, new tokens]. What stands behind the end means nothing.
+    """
+    found = []
+    for step in range(tokens.shape[1]):
+        rows = logits[step] if beams is None else logits[step][beams[:, step].clamp(min=0)]
+        chosen = rows.gather(1, tokens[:, step : step + 1])[:, 0]
+        found.append(chosen - rows.logsumexp(1))
+    return torch.stack(found, dim=1)
+
+
+def answer_lengths(tokens: Tensor, ends: Sequence[int], pad: int | None) -> Tensor:
+    """How many tokens each answer has: up to and with the first that ends it, or else up to the padding.
+
+    Args:
+        tokens: Tensor of shape [answers, new tokens], int64.
+        ends: Tokens that end an answer.
+        pad: The padding token.
+    Returns:
+        Tensor of shape [answers], int64, each at least 1.
+
+    >>> answer_lengths(torch.tensor([[5, 2, 2, 2], [5, 6, 7, 8], [5, 6, 0, 0]]), ends=[2], pad=0)
+    tensor([2, 4, 2])
+    """
+    place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    ended = torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+    words = place.where(tokens != (-1 if pad is None else pad), 0).amax(1).clamp(min=1)
+    return place.where(ended, tokens.shape[1] + 1).amin(1).where(ended.any(1), words)
