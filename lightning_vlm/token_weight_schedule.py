@@ -64,6 +64,19 @@ class TokenWeightSchedule(Callback):
         """The weights at a progress from 0 to 1; kinds that no point names have theirs of `table`."""
         return self._curve(progress, table)
 
+    def words(self) -> str:
+        """All points, for people.
+
+        >>> TokenWeightSchedule().words()
+        'instruction goes by steps: 1 at 0%, 0.5 at 30%, 0 at 80%'
+        """
+        way = {"steps": "by steps", "linear": "linearly", "smooth": "smoothly"}[self.between]
+        kinds = []
+        for kind, points in sorted(self._curve.of_kind.items()):
+            stations = ", ".join(f"{weight:g} at {100 * at:.4g}%" for at, weight in points)
+            kinds.append(f"{kind} goes {way}: {stations}")
+        return "; ".join(kinds)
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, VLMModule):

@@ -31,6 +31,7 @@ from lightning_vlm.preview import terminal
 from lightning_vlm.preview.look import choose, look
 from lightning_vlm.preview.page import page
 from lightning_vlm.preview.tokens import Piece, pieces
+from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 END = "<|im_end|>"
 NASTY = (
@@ -177,6 +178,28 @@ def test_both_views_write_the_weights(module):
     assert f"⟦A⟧⟦·cat⟧×1.5⟦·sat.{END}⟧↵" in printed(found)
     assert re.findall(r"t</span><sup class=mark>×([\d.]+)</sup><span", page(found)) == ["1.5"]
     assert page(found).count("<sup") == 1
+
+
+def test_weights_at_any_progress(module):
+    schedule = TokenWeightSchedule(
+        [{"at": 0, "instruction": 1.0}, {"at": 0.5, "instruction": 0.25}, {"at": 1, "instruction": 0.0}]
+    )
+    data, own = VLMDataModule(train=Given(talk("Hello?", "Hi."))), module.token_weights
+    for progress, weight in ((0, 1), (0.49, 1), (0.5, 0.25), (0.99, 0.25), (1, 0)):
+        found = look(module, data, schedule=schedule, progress=progress)
+        (sample,) = found.samples
+        assert learned(sample) == (["Hello?"] if weight else []) + [f"Hi.{END}"]
+        assert {one.weight for one in sample.pieces if one.kind == Kind.INSTRUCTION} == {weight}
+        assert found.kind_weight(Kind.INSTRUCTION) == weight
+        assert found.by_kind()[Kind.INSTRUCTION].learned == (count(module, "Hello?") if weight else 0)
+        note = f"weights are those at {progress:.0%} of training; instruction goes by steps: 1 at 0%, 0.25 at"
+        assert note in printed(found)
+        assert note in page(found)
+        assert module.token_weights is own
+    assert "no TokenWeightSchedule" in printed(look(module, data, progress=0.5))
+    assert "TokenWeightSchedule" not in printed(look(module, data))
+    with pytest.raises(UserError, match="progress: found 50; expected a fraction"):
+        look(module, data, schedule=schedule, progress=50)
 
 
 def test_what_nothing_predicts_has_no_weight():

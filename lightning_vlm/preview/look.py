@@ -20,9 +20,17 @@ from lightning_vlm.kinds import Kind
 from lightning_vlm.module import VLMModule
 from lightning_vlm.preview.figures import Fact, LeftOut, Picture, Preview, Sample
 from lightning_vlm.preview.tokens import pieces
+from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
-def look(module: VLMModule, data: VLMDataModule, samples: int = 8, scan: int = 1000) -> Preview:
+def look(
+    module: VLMModule,
+    data: VLMDataModule,
+    samples: int = 8,
+    scan: int = 1000,
+    schedule: TokenWeightSchedule | None = None,
+    progress: float = 0.0,
+) -> Preview:
     """Render training data just as `fit` does, and keep what is to be shown. Loads the processor, no model.
 
     Args:
@@ -32,12 +40,31 @@ def look(module: VLMModule, data: VLMDataModule, samples: int = 8, scan: int = 1
             or not.
         scan: How many to read for the figures: one from each of so many equal stretches of the data, so that
             an order that repeats itself does not hide anything.
+        schedule: Changes the weights in the course of the run; None: nothing does.
+        progress: The progress of training at which to look, from 0 to 1.
 
     Raises:
-        UserError: As in `fit`; or fewer than 0 samples, or nothing to read.
+        UserError: As in `fit`; or fewer than 0 samples, or nothing to read, or a progress that there isn't.
     """
     if samples < 0 or scan < 1:
         raise UserError(f"found samples {samples} and scan {scan}; expected at least 0 and 1")
+    if not 0 <= progress <= 1:
+        raise UserError(f"progress: found {progress}; expected a fraction of training from 0 to 1")
+    own = module.token_weights
+    try:
+        if schedule is not None:
+            module.token_weights = schedule.at(progress, own)
+        found = _look(module, data, samples, scan)
+    finally:
+        module.token_weights = own
+    if schedule is not None:
+        found.notes.insert(0, f"weights are those at {progress:.0%} of training; {schedule.words()}")
+    elif progress:
+        found.notes.insert(0, "no TokenWeightSchedule: the weights are the same throughout training")
+    return found
+
+
+def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Preview:
     source = data.source("train")
     opened = list(data.left_out.values())
     with warnings.catch_warnings(record=True) as told:
