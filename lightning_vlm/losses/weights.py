@@ -163,8 +163,8 @@ class WeightCurve:
         return weight * (1 - share) + other * share
 
 
-_ROUNDING = 1e-9
-"""Of progress, so that step 7 of 10 is at 0.7."""
+_ROUNDING = 1e-6
+"""Of progress, so that step 2 of 3 is at 0.6666667."""
 
 
 def _check_point(place: int, point: Any) -> None:

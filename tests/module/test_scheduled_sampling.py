@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -247,6 +248,37 @@ def test_under_autocast_and_gradient_checkpointing(module, make_quiet):
     fit(one, make_quiet, Drawn("train", size=1), sampling, precision="bf16-mixed")
     assert seen[0] == (torch.bfloat16, False)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16}
+
+
+class Syncs(TorchDispatchMode):
+    """Counts how often a number leaves a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        waits = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default)
+        self.count += function in waits or "unique" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("predictions", ["likeliest", "drawn"])
+def test_the_host_waits_for_nothing_but_the_models_own_checks(module, make_quiet, batch_of, predictions):
+    one, mode = module("llava", adapt=PLAN), Syncs()
+    batch = batch_of(one)
+    with Syncs() as own:
+        one.model.model(**batch.inputs, use_cache=False)
+
+    class Watch(ScheduledSampling):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            with mode:
+                super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    source = Drawn("train", size=3)
+    fit(one, make_quiet, source, Watch(1.0, "constant", predictions=predictions), batch_size=3)
+    assert mode.count == own.count
 
 
 def test_what_no_answer_has_inside(processor_of):
