@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from tokenizers import AddedToken
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vlm import VLMDataModule
@@ -227,27 +228,41 @@ def test_two_ranks(module, make_quiet, on_two_ranks, listed, words):
         one, sampling = awake(module("llava", adapt=PLAN)), ScheduledSampling(0.5, "constant")
         options = {"strategy": "ddp", "devices": 2, "batch_size": 1, "max_epochs": 1}
         before, after, weights = fit(one, make_quiet, listed(same), sampling, **options)
-        return {"changed": changed(before, after), "weights": weights}
+        seeds = [one.seed_of(0), one.seed_of(0, " scheduled sampling")]
+        return {
+            "changed": changed(before, after),
+            "weights": weights,
+            "passes": after.passes,
+            "seeds": seeds,
+        }
 
     first, second = on_two_ranks(on_rank)
     assert [len(mask) for mask in second["changed"]] == [*[len(first["changed"][0])] * 3, 0]
     assert any(map(torch.Tensor.any, first["changed"]))
-    assert not torch.equal(first["changed"][0], second["changed"][0])
+    masks = [*first["changed"], *second["changed"][:3]]
+    assert len({tuple(mask.tolist()) for mask in masks}) == 7, "other ones in each batch of each rank"
+    assert len({*first["seeds"], *second["seeds"]}) == 4
+    assert (first["passes"], second["passes"]) == (8, 7)
     for name, weight in first["weights"].items():
         assert torch.equal(second["weights"][name], weight), name
 
 
 def test_under_autocast_and_gradient_checkpointing(module, make_quiet):
-    """The first pass is in the precision of the step."""
-    seen = []
+    """The first pass is in the precision of the step, without gradients and without dropout."""
+    seen, dropouts = [], []
     one = awake(module("qwen2_5_vl", adapt=PLAN, gradient_checkpointing=True))
     one.model.get_decoder().layers[0].mlp.down_proj.register_forward_hook(
         lambda part, inputs, output: seen.append((output.dtype, torch.is_grad_enabled()))
     )
+    dropout = next(part for part in one.modules() if isinstance(part, torch.nn.Dropout) and part.p)
+    dropout.register_forward_hook(lambda part, *_: dropouts.append(part.training))
     sampling = ScheduledSampling(1.0, "constant")
     fit(one, make_quiet, Drawn("train", size=1), sampling, precision="bf16-mixed")
     assert seen[0] == (torch.bfloat16, False)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16}
+    assert dropouts[0] is False
+    assert dropouts[1:]
+    assert all(dropouts[1:])
 
 
 class Syncs(TorchDispatchMode):
@@ -289,8 +304,15 @@ def test_what_no_answer_has_inside(processor_of):
     for token in ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<|im_start|>"):
         assert never[vocabulary[token]], token
     assert never.sum() < 50
-    processor.tokenizer.add_tokens(["<loc_1>"])
-    assert not never_written(processor, 10_000)[processor.tokenizer.convert_tokens_to_ids("<loc_1>")]
+    tokenizer = processor.tokenizer
+    tokenizer.add_tokens(["<loc_1>"])
+    tokenizer.add_tokens([AddedToken("<mark>", special=True)])
+    assert tokenizer.convert_tokens_to_ids("<mark>") not in tokenizer.all_special_ids
+    processor.image_token, tokenizer.eos_token = "a", "b"  # ordinary ones, named as such
+    never = never_written(processor, 10_000)
+    assert not never[tokenizer.convert_tokens_to_ids("<loc_1>")]
+    assert never[tokenizer.convert_tokens_to_ids(["<mark>", "a", "b"])].tolist() == [True] * 3
+    assert not never[tokenizer.convert_tokens_to_ids("c")]
 
 
 def test_what_is_refused(module, make_quiet):
