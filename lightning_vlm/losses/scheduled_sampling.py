@@ -37,7 +37,7 @@ class ScheduledSampling(Callback):
     Only tokens of answers that are learned are replaced, and of them not the last, which ends the turn and
     which the model never fails to see when it answers. Nor is anything replaced where the prediction is a
     special token: there an answer would have ended, or a picture would be missing. So prompts, pictures and
-    masks stay as they are, `batch.targets` too; only `batch.inputs["input_ids"]` changes.
+    masks stay as they are, `batch.targets` too; only `batch.inputs["input_ids"]` changes, in place.
 
     The probability is a function of `trainer.global_step`, the same for all micro-batches of a step; what is
     drawn, of seed, epoch, batch and rank, as dropout is. So a resumed run goes on exactly. While the
@@ -117,7 +117,8 @@ class ScheduledSampling(Callback):
                 generator if self.predictions == "drawn" else None,
             )
         chosen &= ~self._never[predicted]
-        batch.inputs["input_ids"] = replaced(ids, batch.kinds, targets, predicted, chosen)
+        # In place, so that whoever keeps the batch, to run the step again, has what was learned from.
+        ids.copy_(replaced(ids, batch.kinds, targets, predicted, chosen))
 
 
 def replacement_probability(progress: float, probability: float, decay: Decay, start: float = 0.0) -> float:

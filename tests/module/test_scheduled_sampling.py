@@ -25,7 +25,7 @@ class Steps(Callback):
     """The inputs and losses of each batch; and how often the model has run."""
 
     def __init__(self):
-        self.inputs, self.batches, self.losses, self.modes = [], [], [], []
+        self.inputs, self.kept, self.batches, self.losses, self.modes = [], [], [], [], []
         self.passes = 0
 
     def on_train_start(self, trainer, pl_module):
@@ -36,6 +36,7 @@ class Steps(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.inputs.append({name: value.clone() for name, value in batch.inputs.items()})
+        self.kept.append(dict(batch.inputs))
         self.batches.append(batch)
         self.modes.append([one.training for one in pl_module.modules()])
 
@@ -126,6 +127,7 @@ def test_by_hand_on_a_sample_of_words(module, make_quiet, listed, words):
                 token = one.model(gold[None, :place]).logits[0, -1].argmax().item()
             expected[place] = expected[place] if token in special else token
     assert after.inputs[0]["input_ids"][0].tolist() == expected != gold.tolist()
+    assert before.kept[0]["input_ids"][0].tolist() == expected, "as NonFiniteGuard keeps it"
 
 
 @pytest.mark.parametrize("sampling", [ScheduledSampling(0.0), ScheduledSampling(1.0, start=0.9)])
