@@ -119,7 +119,7 @@ class TokenWeightSchedule(Callback):
     def _enter(self, trainer: Trainer, module: VLMModule) -> None:
         """Give the module the table of the step that comes next."""
         step = trainer.global_step
-        if self._own is None or step == self._step:
+        if self._own is None or step == self._step or step >= self._total:
             return
         self._step = step
         module.token_weights = self._now = self.at(step / self._total, self._own)
