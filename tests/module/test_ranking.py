@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.collate import rows_alike
@@ -41,6 +42,23 @@ def samples():
     return [third, Conversation(turns, source="late")]
 
 
+def log_prob(one, prompt, tokens):
+    """Of an answer, from the model's logits over prompt and answer at once, in float64."""
+    answer, length = torch.tensor([tokens]), prompt["input_ids"].shape[1]
+    more = {"input_ids": answer, "attention_mask": torch.ones_like(answer)}
+    inputs = dict(prompt)
+    for name, value in prompt.items():
+        if value.shape[:2] == (1, length):
+            if name == "token_type_ids" and "labels" in one.processor.model_input_names:
+                more[name] = torch.ones_like(answer)  # PaliGemma's tokens that see only those before
+            last = value[:, -1:] if value.ndim > 2 else torch.zeros_like(value[:, -1:])
+            shown = more.get(name, last.repeat_interleave(len(tokens), 1))  # Mllama's see what the prompt saw
+            inputs[name] = torch.cat((value, shown), 1)
+    with torch.no_grad():
+        logits = one.model(**inputs, use_cache=False).logits[0, length - 1 : -1].double()
+    return logits.log_softmax(1).gather(1, answer.T).sum().item()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beams_are_ranked_as_transformers_ranks_them(awake, batch_of, listed, make_quiet, family):
     one = awake(family, generation=BEAMS)
@@ -56,17 +74,11 @@ def test_beams_are_ranked_as_transformers_ranks_them(awake, batch_of, listed, ma
         assert [one.score for one in answer.candidates] == pytest.approx(scores, rel=1e-4)
         texts = one.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
         assert [one.text for one in answer.candidates] == [text.strip() for text in texts]
+        for tokens, candidate in zip(new.tolist(), answer.candidates, strict=True):
+            expected = log_prob(one, prompt, tokens[: candidate.length])
+            assert candidate.log_prob == pytest.approx(expected, rel=1e-4)
         assert answer.text == answer.candidates[0].text
         assert answer.reference is not None
-
-
-def log_prob(one, prompt, tokens):
-    """Of an answer, from the model's logits over prompt and answer at once, in float64."""
-    ids = torch.cat((prompt["input_ids"], torch.tensor([tokens])), 1)
-    inputs = {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad():
-        logits = one.model(**inputs, use_cache=False).logits[0, -len(tokens) - 1 : -1].double()
-    return logits.log_softmax(1).gather(1, torch.tensor(tokens)[:, None]).sum().item()
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.7])
@@ -105,6 +117,15 @@ def test_drawn_answers_have_the_models_own_probabilities(awake, batch_of, words,
             assert (one_of.score, one_of.log_prob) == pytest.approx((score, chance), rel=1e-5)
             assert one_of.score == length_score(one_of.log_prob, length, 1.0 if alpha is None else alpha)
     assert len(lengths) > 3
+
+
+def test_beams_own_option_is_not_told_to_others(awake, batch_of, caplog):
+    """transformers would warn that it ignores it."""
+    one = awake("llava", generation={**BEAMS, "num_beams": 1, "do_sample": True})
+    logging.enable_propagation()
+    one.answer(batch_of(one, predict=True))
+    logging.disable_propagation()
+    assert "length_penalty" not in caplog.text
 
 
 def test_one_answer_has_no_candidates(awake, batch_of):
