@@ -1,4 +1,4 @@
-"""What goes into a linear layer and the gradient of what comes out, row by row, from the ordinary backward."""
+"""What goes into a linear layer and the gradient of what comes out of it, from the ordinary backward."""
 
 from collections.abc import Callable
 from typing import Any
