@@ -20,6 +20,7 @@ options:
   --ckpt_path FILE   a checkpoint to go on from, or to score
   --samples N --scan N --out FILE
                      preview: samples to show, to read for the figures, and where the HTML page goes
+  --progress X       preview: show the weights at this progress of training, 0 to 1
   --debug            show the traceback of an error
   --version          print the version
   COMMAND --help     all keys of a command

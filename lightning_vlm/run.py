@@ -16,12 +16,14 @@ from rich.console import Console
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
+from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
 from lightning_vlm.parser import Parser
 from lightning_vlm.preview import page, terminal
 from lightning_vlm.preview.look import look
 from lightning_vlm.report import Report
+from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
 class SaveConfig(SaveConfigCallback):
@@ -49,6 +51,7 @@ class VLMTrainer(Trainer):
         samples: int = 8,
         scan: int = 1000,
         out: str = "preview.html",
+        progress: float = 0.0,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
@@ -60,13 +63,17 @@ class VLMTrainer(Trainer):
             samples: How many samples to show.
             scan: How many samples to read for the figures, spread over all data.
             out: Where the page goes.
+            progress: The progress of training, 0 to 1, whose weights to show where the run has a
+                `TokenWeightSchedule`.
             ckpt_path: No matter; taken so that the saved config of a run can be previewed.
             weights_only: No matter either.
 
         Raises:
             UserError: As in fit.
         """
-        found, console = look(model, datamodule, samples, scan), Console()
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        schedule = next((one for one in callbacks if isinstance(one, TokenWeightSchedule)), None)
+        found, console = look(model, datamodule, samples, scan, schedule, progress), Console()
         terminal.show(found, console)
         console.print(f"\npage  {page.save(found, out)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -94,12 +101,16 @@ class VLMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger
-        or callback of the run is needed; a laptop will do."""
+        or callback of the run is needed but the schedule of weights; a laptop will do."""
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint))
         if self.subcommand == "preview":
             defaults = self._subcommand_parsers["preview"].get_defaults().trainer
+            callbacks = self.config.preview.trainer.callbacks or []
+            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            name = f"{TokenWeightSchedule.__module__}.{TokenWeightSchedule.__name__}"
+            defaults.callbacks = [one for one in callbacks if one.class_path == name]
             self.config.preview.trainer = defaults
             self.config.preview.trainer.accelerator = "cpu"
             self.config.preview.trainer.logger = False

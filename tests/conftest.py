@@ -105,6 +105,8 @@ CHECKS = {
     "every method": "models/test_methods.py",
     "quantised": "module/test_quantized.py",
     "new tokens": "module/test_new_tokens.py",
+    "scheduled sampling": "module/test_scheduled_sampling.py",
+    "several answers": "module/test_ranking.py",
 }
 """The columns of the table of families, and where each is tested."""
 _ABOUT = """\

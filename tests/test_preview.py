@@ -518,6 +518,23 @@ def test_the_command_needs_no_weights_no_gpu_and_no_logger(project, capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["config.yaml", "data.jsonl", "model", "pages"]
 
 
+@pytest.mark.parametrize("progress", ["0", "0.5", "1"])
+@pytest.mark.parametrize("several", [True, False])
+def test_the_command_shows_weights_at_any_progress(project, capsys, progress, several):
+    """Of all callbacks only the schedule is made: the other one could not be."""
+    schedule = {"class_path": "TokenWeightSchedule", "init_args": {"between": "linear"}}
+    schedule["init_args"]["points"] = [{"at": 0, "instruction": 1.0}, {"at": 1, "instruction": 0.0}]
+    other = {"class_path": "ModelCheckpoint", "init_args": {"mode": "no such mode"}}
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    config["trainer"]["callbacks"] = [other, schedule] if several else schedule
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert command("--progress", progress) == 0
+    shown = capsys.readouterr().out
+    assert f"⟦That.{END}⟧×3" in shown
+    assert re.findall(r"⟦What\?⟧(×[\d.]+)?", shown) == {"0": [""], "0.5": ["×0.5"], "1": []}[progress] * 3
+    assert "instruction goes linearly: 1 at 0%, 0 at 100%" in shown
+
+
 def test_the_quickstart_can_be_previewed(project, capsys):
     config = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
     assert main(["preview", "--config", str(config), "--scan", "10", "--model.name_or_path", "model"]) == 0
@@ -532,6 +549,7 @@ def test_the_quickstart_can_be_previewed(project, capsys):
         (["--data.train", "null"], "data.train is not set"),
         (["--model.name_or_path", "no/such-model"], "no/such-model"),
         (["--samples", "-1"], "samples -1"),
+        (["--progress", "50"], "progress: found 50"),
         (["--out", "data.jsonl/page.html"], "data.jsonl/page.html"),
         (["--model.generatoin", "{}"], "generatoin"),
         (["--sampels", "3"], "sampels"),
