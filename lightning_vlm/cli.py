@@ -1,7 +1,8 @@
 """The command `lightning-vlm`. Nothing heavy is imported until a subcommand is known."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -14,6 +15,7 @@ commands:
   validate   score a model or checkpoint on the validation data
   test       score a model or checkpoint on the test data
   predict    answer the prompts of the prediction data
+  export     write a trained model as a folder that transformers or PEFT load, and prove it
 
 options:
   --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
@@ -21,6 +23,8 @@ options:
   --samples N --scan N --out FILE
                      preview: samples to show, to read for the figures, and where the HTML page goes
   --progress X       preview: show the weights at this progress of training, 0 to 1
+  --out DIR [--adapter-only] [--check-quantized nf4]
+                     export: the folder to make; adapters alone; what quantising it would lose
   --debug            show the traceback of an error
   --version          print the version
   COMMAND --help     all keys of a command
@@ -28,7 +32,7 @@ options:
 example:
   lightning-vlm fit --config configs/quickstart.yaml --model.name_or_path HuggingFaceTB/SmolVLM-256M-Instruct
 """
-COMMANDS = ("preview", "fit", "validate", "test", "predict")
+COMMANDS = ("preview", "fit", "validate", "test", "predict", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_vlm import quiet
 
     quiet.install()
-    from lightning_vlm.run import run
+    run: Callable[[Sequence[str] | None], Any]
+    if words[0] == "export":
+        from lightning_vlm.export.command import run
+    else:
+        from lightning_vlm.run import run
 
     if arguments is None:  # LightningCLI warns of words given beside those of the process
         sys.argv[1:] = words

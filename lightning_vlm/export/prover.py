@@ -1,4 +1,5 @@
-"""What a stranger's process makes of an exported folder: plain transformers and PEFT, and nothing of ours.
+"""What a stranger's process makes of an exported folder: plain transformers and PEFT, and nothing of ours
+(but for a folder with adapters of ours).
 
 `proof.py` runs this file by itself, as `python prover.py JOBS ANSWERS`, and compares. It uses the same
 functions for the model that was trained, so both sides are asked the same.
@@ -81,7 +82,6 @@ def settings(processor: Any) -> dict[str, str]:
 def _load(job: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """The model of a folder, its weights in float32 after they were loaded in their own dtype, and what is
     wrong with the names in its files."""
-    import torch
     from transformers import AutoModelForImageTextToText
 
     options = {"dtype": job["dtype"], "trust_remote_code": job["trust_remote_code"]}
@@ -91,12 +91,24 @@ def _load(job: Mapping[str, Any]) -> tuple[Any, list[str]]:
         keys = ("missing_keys", "unexpected_keys", "mismatched_keys")
         wrong = [f"{key.replace('_', ' ')}: {sorted(map(str, info[key]))}" for key in keys if info[key]]
         return model.float(), wrong
-    model = auto.from_pretrained(job["base"], **options, revision=job["revision"])
+    model = auto.from_pretrained(job["base"], **options, revision=job["revision"]).float()
+    wrong = []
+    if job["adapters"] != "ours":
+        model, wrong = _with_peft(model, job["folder"])
+    if job["adapters"]:
+        from lightning_vlm.models.adapters import load_adapters
+
+        load_adapters(model if job["adapters"] == "ours" else model.get_base_model(), Path(job["folder"]))
+    return model, wrong
+
+
+def _with_peft(model: Any, folder: str) -> tuple[Any, list[str]]:
+    import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    model = PeftModel.from_pretrained(model.float(), job["folder"])
-    saved = load_file(Path(job["folder"], "adapter_model.safetensors"))
+    model = PeftModel.from_pretrained(model, folder)
+    saved = load_file(Path(folder, "adapter_model.safetensors"))
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     wrong = sorted(set(own) ^ set(saved)) or [name for name in own if not torch.equal(own[name], saved[name])]
     return model, [f"not as in adapter_model.safetensors: {wrong}"] if wrong else []
@@ -112,7 +124,7 @@ def _ask(job: Mapping[str, Any]) -> dict[str, Any]:
     answers = []
     for chat in job["chats"]:
         inputs = processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            _opened(chat), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         inputs.pop("labels", None)  # PaliGemma's processor makes some
         answers.append(answer(model, inputs, job["new_tokens"]))
@@ -123,6 +135,16 @@ def _ask(job: Mapping[str, Any]) -> dict[str, Any]:
         "ties": ties(model) if job["base"] is None else [],
         "bits": bits(model) if job["base"] is None else {},
     }
+
+
+def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat whose pictures are opened by Pillow; the processors would ask torchvision, which may not."""
+    import PIL.Image
+
+    def part(one: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image", "image": PIL.Image.open(one["path"])} if "path" in one else one
+
+    return [{**turn, "content": [part(one) for one in turn["content"]]} for turn in chat]
 
 
 def _mend_torchvision(file: str) -> Any:
@@ -150,7 +172,8 @@ def main(jobs: str, answers: str) -> None:
         except Exception as error:
             found.append({"error": f"{type(error).__name__}: {error}"})
     del mend
-    assert "lightning_vlm" not in sys.modules
+    if not any(job["adapters"] for job in given["jobs"]):
+        assert "lightning_vlm" not in sys.modules
     torch.save(found, answers)
 
 

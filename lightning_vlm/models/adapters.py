@@ -1,7 +1,7 @@
 """Our own adapters: bottlenecks beside or after a layer, put in with a hook, saved in files of their own."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +133,13 @@ def adapters_of(model: nn.Module) -> dict[str, Bottleneck | CrossModal]:
     }
 
 
-def save_adapters(model: nn.Module, folder: Path) -> list[str]:
+def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) -> list[str]:
     """Save the adapters of a model, and what is needed to make them anew.
 
     Args:
         model: After `adapt`.
         folder: Where to; made if missing.
+        beside: Names of other parameters to save with them.
     Returns:
         The names of the files: none if the model has no such adapters.
     """
@@ -148,18 +149,20 @@ def save_adapters(model: nn.Module, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     names = {Bottleneck: "adapter", CrossModal: "cross_modal_adapter"}
     lines = {path: {names[type(one)]: one.settings._asdict()} for path, one in adapters.items()}
-    (folder / SETTINGS).write_text(json.dumps({"adapters": lines}, indent=2) + "\n", "utf-8")
+    settings = {"adapters": lines, "weights": sorted(beside)}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
     weights = {
         f"{path}.{name}": weight.detach().contiguous()
         for path, one in adapters.items()
         for name, weight in one.state_dict().items()
     }
+    weights |= {name: model.get_parameter(name).detach().contiguous() for name in beside}
     save_file(weights, folder / WEIGHTS)
     return [WEIGHTS, SETTINGS]
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Give a base model the adapters of a folder.
+    """Give a base model the adapters of a folder, and the weights that were saved with them.
 
     Args:
         model: The base model that they were trained on, without them.
@@ -169,7 +172,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         UserError: No such files, or adapters of another model.
     """
     try:
-        lines = read_plan(json.loads((folder / SETTINGS).read_text("utf-8"))["adapters"])
+        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+        lines, beside = read_plan(settings["adapters"]), settings["weights"]
         weights = load_file(folder / WEIGHTS)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: found no adapters of ours ({error}); expected {SETTINGS}") from error
@@ -178,6 +182,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         raise UserError(f"{folder}: the model has no {missing[0]!r}; give the base that they were trained on")
     adapters = build(model, lines)
     own = {f"{path}.{name}": w for path, one in adapters.items() for name, w in one.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    own |= {name: parameters[name] for name in beside if name in parameters}
     wrong = [name for name in own | weights if name not in own or name not in weights]
     wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if wrong:

@@ -88,7 +88,7 @@ def load_processor(
     """
     with _explained(name_or_path):
         processor: Any = AutoProcessor.from_pretrained(
-            _resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
+            resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
         )
     for part in ("image_processor", "tokenizer"):
         if getattr(processor, part, None) is None:
@@ -139,7 +139,7 @@ def load_model(
             `quantization` names what can't be quantised.
     """
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    path = _resolve(name_or_path)
+    path = resolve(name_or_path)
     with _explained(name_or_path):
         config = AutoConfig.from_pretrained(path, **where)
     remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
@@ -194,7 +194,8 @@ def _warn_where_none(model: PreTrainedModel) -> None:
                 )
 
 
-def _resolve(name_or_path: str | Path) -> str:
+def resolve(name_or_path: str | Path) -> str:
+    """What transformers finds a model by: of a shipped one its folder, else as given."""
     return str(SHIPPED.get(str(name_or_path), name_or_path))
 
 
@@ -215,7 +216,7 @@ def _explained(name_or_path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {str(name_or_path)!r}: {_reason(_resolve(name_or_path), error)}") from error
+        raise UserError(f"model {str(name_or_path)!r}: {_reason(resolve(name_or_path), error)}") from error
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -72,7 +72,7 @@ def test_options_reach_the_model(tiny_folder: Folder) -> None:
 
 
 def test_a_shipped_name_is_its_folder(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load._resolve("drawn-vlm") == str(shipped.SHIPPED["drawn-vlm"])
+    assert load.resolve("drawn-vlm") == str(shipped.SHIPPED["drawn-vlm"])
     monkeypatch.setitem(shipped.SHIPPED, "drawn-vlm", tiny_folder("smolvlm"))
     assert load_vlm("drawn-vlm").model.config.model_type == "smolvlm"
 
