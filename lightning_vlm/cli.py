@@ -1,8 +1,7 @@
 """The command `lightning-vlm`. Nothing heavy is imported until a subcommand is known."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -63,15 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_vlm import quiet
 
     quiet.install()
-    run: Callable[[Sequence[str] | None], Any]
-    if words[0] == "export":
-        from lightning_vlm.export.command import run
-    else:
+    try:
+        if words[0] == "export":
+            from lightning_vlm.export.command import run as export
+
+            export(words[1:])
+            return 0
         from lightning_vlm.run import run
 
-    if arguments is None:  # LightningCLI warns of words given beside those of the process
-        sys.argv[1:] = words
-    try:
+        if arguments is None:  # LightningCLI warns of words given beside those of the process
+            sys.argv[1:] = words
         run(None if arguments is None else words)
     except Exception as error:
         if debug:

@@ -40,17 +40,19 @@ class Written(NamedTuple):
     rows: list[tuple[str, str]]
 
 
-def run(words: Sequence[str] | None) -> None:
+def run(words: Sequence[str]) -> None:
     """Run the command.
 
     Args:
-        words: What stands after `lightning-vlm`, "export" first; None takes those of the process.
+        words: What stands after `lightning-vlm export`.
 
     Raises:
         UserError: Something that the user can mend, or a folder that isn't what was trained. Then nothing is
             left behind.
     """
-    given = _parser().parse_args(None if words is None else list(words)[1:])
+    given = _parser().parse_args(list(words))
+    if given.adapter_only and given.merged:
+        raise UserError("export: found --adapter_only and --merged; choose one")
     out = Path(given.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(

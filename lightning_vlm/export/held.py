@@ -82,7 +82,7 @@ def _chat(conversation: Conversation, folder: Path, index: int) -> list[dict[str
                 content.append({"type": "text", "text": talk.text})
                 continue
             place, picture = next(following)
-            path = folder / f"{index}-{turn}-{place}.png"
+            path = folder.resolve() / f"{index}-{turn}-{place}.png"
             load_image(picture, conversation.source, "image").save(path)
             content.append({"type": "image", "path": str(path)})
         chat.append({"role": message.role, "content": content})
