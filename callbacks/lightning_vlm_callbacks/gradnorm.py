@@ -1,0 +1,369 @@
+"""Weights of tasks that balance themselves by the norms of the tasks' gradients."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
+from lightning_vlm_callbacks.gradient_stats import History
+from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates
+from lightning_vlm_callbacks.selectors import select_modules
+from lightning_vlm_callbacks.task_gradients import StepGradients, TaskGradients
+from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
+
+__all__ = ["GradNorm"]
+
+LEAST = 1e-6
+"""The smallest weight that a task may get."""
+KINDS = ("weight", "norm", "weighted_norm", "rate")
+"""What is logged of each task; norms are of its gradient before its weight, and as weighted."""
+
+
+class GradNorm(Callback):
+    """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257): tasks train at like rates.
+
+    The weights of tasks are moved towards those at which the norm of every task's weighted gradient, on one
+    layer that all share, is in proportion to r^alpha. r is how far behind a task is: L(t)/L(0) over its mean.
+    Weights are positive, and their sum is the number of tasks. New weights count from the next step on.
+
+    Works with any module that has a `TaskWeights`: see there for the two lines that it takes. If each sample
+    belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as that
+    layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples change one
+    another: batch norms that train and tied weights are refused; experts with a shared capacity and losses
+    across the batch would be wrong without a word. If tasks share inputs (`total`), there is a backward pass
+    for each task, so set `every_n_steps`.
+
+    A task that isn't in a step keeps its last norm and loss; one that has never been seen, whose gradient is
+    exactly zero, or isn't finite, keeps its weight.
+
+    The seed (3.2.2) takes a softmax of norms: tasks with large gradients get more weight, not less; it knows
+    no L(0), and divides the learning rate by the number of tasks.
+
+    Args:
+        alpha: How strongly tasks that are behind are pulled on: 0 makes all norms equal; the paper has 1.5
+            for tasks that differ much and 0.12 for tasks alike.
+        layer: Selector of one linear layer, shared by all tasks and late. None: the last LoRA B inside a list
+            of layers, else the last linear layer inside one. (LoRA's A has no gradient at its start.)
+        every_n_steps: Optimizer steps from one change of weights to the next.
+        solver: `closed_form` goes a share of the way to where the weights would come to rest, `paper` makes a
+            step of the paper's gradient descent. Both in logarithms of the weights, whose units cancel.
+        rate: That share, or the learning rate.
+        initial_losses: L(0) by task where theory knows it, such as log C of C classes. Else L(0) is the mean
+            of the first `initial_steps` measured losses.
+        initial_steps: See there.
+        unbiased: Take the noise of small batches out of the norms, which makes rare tasks look large: what
+            micro-batches and ranks agree on counts, averaged over about 10 measurements. Each task needs two
+            of them in a step now and then.
+        packed: Rows hold several samples that do not see each other (block-diagonal attention).
+        sketch: Width of a random projection of the gradients, for a layer too large to keep a copy per task.
+        picture: Draw `gradnorm.png` at the end.
+        dirpath: Where it goes; None is the Trainer's `log_dir`.
+
+    Raises:
+        MisconfigurationException: An argument is out of range. Or, when the fit begins: the module has no
+            TaskWeights, or changes them itself; no layer, or several; one device or DDP isn't the strategy.
+        SelectorError: `layer` finds nothing.
+        ModuleNotFoundError: `picture` without matplotlib.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.5,
+        layer: str | None = None,
+        every_n_steps: int = 1,
+        solver: Literal["closed_form", "paper"] = "closed_form",
+        rate: float = 0.1,
+        initial_losses: dict[str, float] | None = None,
+        initial_steps: int = 10,
+        unbiased: bool = False,
+        packed: bool = False,
+        sketch: int | None = None,
+        picture: bool = True,
+        dirpath: str | None = None,
+    ) -> None:
+        super().__init__()
+        if solver not in ("closed_form", "paper"):
+            raise MisconfigurationException(f"solver: found {solver!r}; expected closed_form or paper")
+        if not alpha >= 0:
+            raise MisconfigurationException(f"alpha: found {alpha}; expected a number >= 0")
+        if not 0 < rate <= 1:
+            raise MisconfigurationException(f"rate: found {rate}; expected a number in (0, 1]")
+        whole = {"every_n_steps": every_n_steps, "initial_steps": initial_steps, "sketch": sketch}
+        for key, value in whole.items():
+            if value is not None and value < 1:
+                raise MisconfigurationException(f"{key}: found {value}; expected 1 or more")
+        for task, loss in (initial_losses or {}).items():
+            if not 0 < loss < float("inf"):
+                raise MisconfigurationException(f"initial_losses.{task}: found {loss}; expected a number > 0")
+        self.alpha, self.layer, self.every_n_steps, self.rate = alpha, layer, every_n_steps, rate
+        self.solver = {"closed_form": closed_form, "paper": paper}[solver]
+        self.initial_losses, self.initial_steps = initial_losses or {}, initial_steps
+        self.unbiased, self.packed, self.sketch = unbiased, packed, sketch
+        self.picture, self.dirpath = picture, dirpath
+        self._loaded: dict[str, Any] | None = None
+        self._gradients: TaskGradients | None = None
+        self._history = History()
+
+    # Hooks
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if stage != "fit":
+            return
+        strategy = trainer.strategy
+        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+        if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
+            raise MisconfigurationException(
+                f"GradNorm: found strategy {type(strategy).__name__}, with which no rank may have the whole "
+                "gradient; expected one device or DDP"
+            )
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "GradNorm: found manual optimization, where steps can't be told; expected "
+                "automatic_optimization = True"
+            )
+        if self.picture:
+            need_matplotlib("GradNorm(picture=False)")
+        self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        try:
+            tasks = task_weights_of(pl_module)
+            given = {tasks.index(task): loss for task, loss in self.initial_losses.items()}
+        except ValueError as error:
+            raise MisconfigurationException(f"GradNorm: {error}") from None
+        if tasks.set_by is not None:
+            raise MisconfigurationException(
+                f"GradNorm: found weights of tasks that {tasks.set_by} changes; expected one of the two"
+            )
+        name, layer = _layer(pl_module, self.layer)
+        _refuse_tied(pl_module, name, layer)
+        self._module, self._tasks = pl_module, tasks
+        self._gradients = TaskGradients(layer, name, tasks, self.packed, self.sketch)
+        weights = tasks.weights
+        weights *= len(weights) / weights.sum()
+        self._initial = InitialLosses(len(weights), self.initial_steps, weights.device)
+        self._norms, self._losses, self._squares = (torch.full_like(weights, torch.nan) for _ in range(3))
+        self._pending: tuple[int, Tensor, Tensor] | None = None
+        self._history = History()
+        if given:
+            known = torch.full_like(weights, torch.nan)
+            for task, loss in given.items():
+                known[task] = loss
+            self._initial.set(known)
+        if self._loaded is not None:
+            self._restore(self._loaded)
+        self._loggers = trainer.loggers
+        self._every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        rank_zero_info(f"GradNorm: {len(weights)} tasks ({', '.join(tasks.names)}), layer {name}")
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        gradients = self._gradients
+        assert gradients is not None
+        if not gradients.open and trainer.global_step % self.every_n_steps == 0:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            one = torch.ones((), device=pl_module.device)
+            gradients.begin(None if scaler is None else scaler.scale(one))
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        self._read()
+        gradients = self._gradients
+        if gradients is None or not gradients.open:
+            return
+        self._refuse_wrong(pl_module, gradients)
+        found = gradients.finish(trainer.world_size)
+        weights = self._tasks.weights.clone()
+        self._update(found)
+        step = trainer.global_step
+        if (step + 1) // self._every != (step + 1 - self.every_n_steps) // self._every:
+            self._pending = (step, self._table(weights), found.cosines())
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._read()
+        if self.picture and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._draw()
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if self._gradients is not None:
+            self._gradients.stop()
+            self._gradients = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._gradients is None:
+            return self._loaded or {}
+        self._read()
+        history = self._history
+        return {
+            "tasks": list(self._tasks.names),
+            "weights": self._tasks.weights.clone(),
+            "initial": self._initial.state_dict(),
+            "norms": self._norms.clone(),
+            "losses": self._losses.clone(),
+            "squares": self._squares.clone(),
+            "history": [history.every, history.offered, list(history.points)],
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict or None
+
+    # A step
+
+    def _update(self, found: StepGradients) -> None:
+        """Move the weights. The host doesn't wait for the device."""
+        tasks = self._tasks
+        weights = tasks.weights
+        seen = found.counts > 0
+        squares = found.matrices.flatten(1).square().sum(1).to(weights.dtype)
+        # Before its weight, and as the optimizer gets it: so that norms of different steps compare.
+        unit = (tasks.scale / weights) ** 2
+        if self.unbiased:
+            estimate = found.squares.to(weights.dtype) * unit
+            old = torch.where(self._squares.isfinite(), self._squares, estimate)
+            now = torch.where(estimate.isfinite(), 0.9 * old + 0.1 * estimate, self._squares)
+            self._squares = torch.where(seen, now, self._squares)
+            norms = self._squares.clamp(min=0).sqrt()
+        else:
+            norms = (squares * unit).sqrt()
+        losses = (found.sums / found.counts).to(weights.dtype)
+        fine = seen & norms.isfinite() & losses.isfinite()
+        self._initial.add(losses, fine)
+        self._losses = torch.where(fine, losses, self._losses)
+        self._norms = torch.where(fine, norms, self._norms)
+        known = self._initial.known & (self._norms > 0) & self._losses.isfinite()
+        rates = relative_rates(self._losses, self._initial.mean(), known)
+        moved = self.solver(weights, self._norms, rates, known, self.alpha, self.rate).clamp(min=LEAST)
+        weights.copy_(moved * (len(weights) / moved.sum()))
+
+    def _refuse_wrong(self, root: nn.Module, gradients: TaskGradients) -> None:
+        """Only after a backward is it known which way the module goes."""
+        if self._tasks.rows is not None:
+            for name, one in root.named_modules():
+                if isinstance(one, _BatchNorm) and one.training:
+                    raise MisconfigurationException(
+                        f"GradNorm: found {name}, a batch norm, through which samples of one task change "
+                        "those of another; freeze it in eval mode, or let tasks share inputs: "
+                        "TaskWeights.total"
+                    )
+        if not gradients.calls and (self._tasks.rows is None or bool((self._tasks.rows >= 0).any())):
+            raise MisconfigurationException(
+                f"GradNorm: layer {gradients.name} had no part in the loss, or the module called neither "
+                "TaskWeights.total nor set TaskWeights.rows; choose a layer that all tasks go through"
+            )
+
+    # What is seen
+
+    def _table(self, weights: Tensor) -> Tensor:
+        """A row for each of `KINDS`, a column for each task."""
+        known = self._initial.known & self._losses.isfinite()
+        rates = relative_rates(self._losses, self._initial.mean(), known)
+        return torch.stack((weights, self._norms, weights * self._norms, rates))
+
+    def _read(self) -> None:
+        """Log what was measured a step ago. Here the host waits, as often as anything is logged."""
+        if self._pending is None:
+            return
+        (step, table, cosines), self._pending = self._pending, None
+        names = self._tasks.names
+        values = {
+            f"gradnorm/{kind}/{name}": value
+            for kind, row in zip(KINDS, table.tolist(), strict=True)
+            for name, value in zip(names, row, strict=True)
+            if value == value  # NaN is what isn't known yet
+        }
+        self._history.add(step, values)
+        for a, row in enumerate(cosines.tolist()):
+            for b in range(a):
+                if row[b] == row[b]:
+                    values[f"gradnorm/cosine/{names[b]}-{names[a]}"] = row[b]
+        for logger in self._loggers:
+            logger.log_metrics(values, step=step)
+
+    def _draw(self) -> None:
+        """Weights, weighted norms and rates over steps."""
+        panels = {"weight": "weight", "norm of the weighted gradient": "weighted_norm", "rate": "rate"}
+        names = {key for _, values in self._history.points for key in values}
+        curves = {
+            title: {
+                task: self._history.curve(f"gradnorm/{kind}/{task}")
+                for task in self._tasks.names
+                if f"gradnorm/{kind}/{task}" in names
+            }
+            for title, kind in panels.items()
+        }
+        shown = {title: some for title, some in curves.items() if some}
+        if shown:
+            save_curves(self._folder / "gradnorm.png", shown, log=list(shown))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["tasks"] != list(self._tasks.names):
+            raise MisconfigurationException(
+                f"GradNorm: found tasks {', '.join(self._tasks.names)}, but the checkpoint has "
+                f"{', '.join(state['tasks'])}; go on with the same data, or begin anew"
+            )
+        device = self._tasks.weights.device
+        self._tasks.weights.copy_(state["weights"])
+        self._initial.load_state_dict(state["initial"])
+        self._norms, self._losses, self._squares = (
+            state[key].to(device).clone() for key in ("norms", "losses", "squares")
+        )
+        history = self._history
+        history.every, history.offered, points = state["history"]
+        history.points = [(step, dict(values)) for step, values in points]
+
+
+def _layer(root: nn.Module, selector: str | None) -> tuple[str, nn.Module]:
+    """The layer that is meant, and its name."""
+    if selector is not None:
+        found = select_modules(root, selector)
+        if len(found) != 1:
+            raise MisconfigurationException(
+                f"layer {selector!r}: found {len(found)} modules ({', '.join(list(found)[:4])}); expected one"
+            )
+        return next(iter(found.items()))
+    inside = {
+        name: one
+        for name, one in root.named_modules()
+        if isinstance(one, nn.Linear) and any(word.isdigit() for word in name.split("."))
+    }
+    lora = [name for name in inside if ".lora_B." in name and inside[name].weight.requires_grad]
+    others = [name for name in inside if ".lora_" not in name]
+    for names in (lora, others):
+        if names:
+            return names[-1], inside[names[-1]]
+    linear = [name for name, one in root.named_modules() if isinstance(one, nn.Linear)]
+    raise MisconfigurationException(
+        "GradNorm: found no linear layer inside a list of layers, and can't tell which one all tasks share; "
+        f"set layer to one of {', '.join(linear) or 'the linear layers, of which there are none'}"
+    )
+
+
+def _refuse_tied(root: nn.Module, name: str, layer: nn.Module) -> None:
+    weight = getattr(layer, "weight", None)
+    names = [other for other, one in root.named_parameters(remove_duplicate=False) if one is weight]
+    if len(names) > 1:
+        raise MisconfigurationException(
+            f"layer {name}: found a weight that is shared ({', '.join(names)}), whose gradient has a part "
+            "that the layer doesn't see; choose another layer"
+        )

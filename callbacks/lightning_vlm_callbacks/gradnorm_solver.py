@@ -1,0 +1,99 @@
+"""GradNorm's equations: from the norms of tasks' gradients and how far each task is to their weights."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["closed_form", "paper", "relative_rates", "weight_gradient"]
+
+
+def relative_rates(losses: Tensor, initial: Tensor, known: Tensor) -> Tensor:
+    """How far behind each task is, the paper's r: L(t)/L(0) over its mean.
+
+    Args:
+        losses: L(t), shape [tasks].
+        initial: L(0), shape [tasks].
+        known: Which tasks have both, bool, shape [tasks].
+    Returns:
+        Tensor of shape [tasks]: 1 where nothing is known. Above 1: it has fallen less than the others.
+
+    >>> relative_rates(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), torch.tensor([True, True]))
+    tensor([0.5000, 1.5000])
+    """
+    share = torch.where(known, losses / initial, 0).clamp(min=_LEAST)
+    mean = torch.where(known, share, 0).sum() / known.sum().clamp(min=1)
+    return torch.where(known, share / mean, 1)
+
+
+def weight_gradient(weights: Tensor, norms: Tensor, rates: Tensor, alpha: float) -> Tensor:
+    """The gradient of the paper's loss Σ|wᵢnᵢ − [Ḡ rᵢ^α]| for the weights w, its target held constant.
+
+    nᵢ doesn't depend on w, so it is nᵢ sign(wᵢnᵢ − Ḡrᵢ^α): no graph of a gradient is needed.
+
+    Args:
+        weights: w, shape [tasks].
+        norms: n, those of the gradients of tasks before their weights; shape [tasks].
+        rates: r, shape [tasks].
+        alpha: How strongly tasks that are behind are pulled on.
+
+    >>> ones = torch.ones(2)
+    >>> weight_gradient(ones, torch.tensor([1.0, 3.0]), ones, 1.0)
+    tensor([-1.,  3.])
+    """
+    weighted = weights * norms
+    return norms * (weighted - weighted.mean() * rates**alpha).sign()
+
+
+def closed_form(
+    weights: Tensor, norms: Tensor, rates: Tensor, known: Tensor, alpha: float, rate: float
+) -> Tensor:
+    """Go a share of the way, in logarithms, to the weights that GradNorm's dynamics would come to rest at.
+
+    There every weighted norm is in proportion to r^α: wᵢ ∝ rᵢ^α / nᵢ. The paper's own steps go there too if
+    the mean of r^α is 1 (α of 0 or 1); for other α they come to rest near it.
+
+    Args:
+        weights: As in `weight_gradient`; so are norms, rates and alpha.
+        known: Which tasks have a norm above 0, bool, shape [tasks]. The others keep their weight.
+        rate: The share of the way; 1 is all of it.
+    Returns:
+        The new weights, > 0, with the sum of the old ones.
+
+    >>> norms, ones = torch.tensor([1.0, 10.0]), torch.ones(2)
+    >>> closed_form(ones, norms, ones, known=ones > 0, alpha=1.0, rate=1.0) * norms
+    tensor([1.8182, 1.8182])
+    """
+    aim = rates**alpha / torch.where(known, norms, 1)
+    aim = aim * _share(weights, known) / _share(aim, known)
+    moved = weights * (aim / weights) ** rate
+    return _keep_sum(moved, weights, known)
+
+
+def paper(weights: Tensor, norms: Tensor, rates: Tensor, known: Tensor, alpha: float, rate: float) -> Tensor:
+    """One step of the paper's gradient descent, in logarithms of the weights and in units of the mean norm.
+
+    The paper's own steps on w itself depend on the loss's unit, and can make weights negative.
+
+    Args:
+        weights: As in `closed_form`; so is all else but the rate.
+        rate: The learning rate.
+    Returns:
+        As `closed_form`.
+    """
+    count = known.sum().clamp(min=1)
+    scale = torch.where(known, weights * norms, 0).sum() / count
+    unit = torch.where(known, norms, scale / weights) / scale
+    slope = torch.where(known, weights * weight_gradient(weights, unit, rates, alpha), 0)
+    return _keep_sum(weights * torch.exp(-rate * slope.clamp(-1, 1)), weights, known)
+
+
+_LEAST = 1e-8
+
+
+def _share(values: Tensor, known: Tensor) -> Tensor:
+    return torch.where(known, values, 0).sum()
+
+
+def _keep_sum(moved: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    """The moved weights of known tasks, with the sum that they had, and the others'."""
+    share = _share(moved, known)
+    return torch.where(known & (share > 0), moved * _share(weights, known) / share, weights)

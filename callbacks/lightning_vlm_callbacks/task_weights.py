@@ -1,0 +1,207 @@
+"""How much each of several tasks weighs in the loss, and what a module says of its tasks to callbacks."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["InitialLosses", "TaskWeights", "task_weights_of"]
+
+
+class TaskWeights(nn.Module):
+    """The weights of the tasks of a LightningModule: a small table that it keeps as a submodule.
+
+    That is all that `GradNorm` needs of a module. In each `training_step` it does one of two things.
+
+    *Tasks share their inputs*, such as two heads on one trunk: it gives the mean loss of each.
+
+        return self.tasks.total({"depth": depth_loss, "normals": normals_loss})
+
+    *Each sample belongs to one task*: before the forward it says which, and the loss of each sample is
+    weighted. Whatever else the loss is multiplied or divided by must be the same for all samples.
+
+        self.tasks.rows = ids                                    # int64 [batch], on the CPU
+        losses = ...                                             # [batch]
+        self.tasks.add_rows(losses.detach(), ids)
+        return (self.tasks.weights[ids] * losses).mean()
+
+    Args:
+        names: The tasks, in the order of their numbers.
+        weights: Their weights; None is 1 for each.
+
+    Raises:
+        ValueError: No task, a task named twice, or weights that aren't one number > 0 for each.
+
+    >>> tasks = TaskWeights(["vqa", "ocr"], [1.5, 0.5])
+    >>> tasks.index("ocr")
+    1
+    >>> tasks.total({"vqa": torch.tensor(2.0), "ocr": torch.tensor(4.0)})
+    tensor(5.)
+    """
+
+    weights: Tensor
+    """Tensor of shape [tasks], float32; part of the module's state."""
+    sums: Tensor
+    """Losses before their weights, added up since `take`; shape [tasks]."""
+    counts: Tensor
+    """How many those are (any unit, such as samples or tokens' weights); shape [tasks]."""
+    scale: Tensor
+    """What the loss that backward starts from must be multiplied by to be the step's loss, known by the end
+    of the step's last backward. For modules that return sums, and divide gradients themselves."""
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"tasks: found {list(names)}; expected one or more names, each once")
+        weights = [1.0] * len(names) if weights is None else list(weights)
+        table = torch.tensor(weights, dtype=torch.float32)
+        if len(weights) != len(names) or not bool((table > 0).all() & table.isfinite().all()):
+            raise ValueError(f"weights: found {weights}; expected {len(names)} finite numbers > 0")
+        self.register_buffer("weights", table)
+        self.register_buffer("sums", torch.zeros(len(names)), persistent=False)
+        self.register_buffer("counts", torch.zeros(len(names)), persistent=False)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+        self.rows: Tensor | None = None
+        """The task of each row (the first dimension, or the first two) of what the layers get in the forward
+        to come, -1 where there is none; int64, on the CPU: the host must know. None if tasks share rows."""
+        self.set_by: str | None = None
+        """Who changes the weights in the course of training, in a few words; None is nobody yet."""
+        self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None
+        """Called with what `total` gets, before the backward."""
+
+    def index(self, task: str) -> int:
+        """The number of a task.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        if task not in self.names:
+            near = difflib.get_close_matches(task, self.names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"task {task!r}: expected one of {', '.join(self.names)}{hint}")
+        return self.names.index(task)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses of tasks that share their inputs.
+
+        Args:
+            losses: Task -> its mean loss, a scalar. A task that isn't in this batch is left out.
+
+        Raises:
+            ValueError: No loss, or an unknown task.
+        """
+        if not losses:
+            raise ValueError("losses: found none; expected that of one task or more")
+        numbers = [self.index(task) for task in losses]
+        stacked = torch.stack([loss.reshape(()) for loss in losses.values()])
+        index = torch.tensor(numbers).to(self.weights.device, non_blocking=True)
+        self.add(
+            torch.zeros_like(self.sums).index_copy_(0, index, stacked.detach().to(self.sums.dtype)),
+            torch.zeros_like(self.counts).index_fill_(0, index, 1.0),
+        )
+        if self.on_losses is not None:
+            self.on_losses(losses)
+        return (self.weights[index] * stacked).sum()
+
+    def add_rows(self, losses: Tensor, tasks: Tensor) -> None:
+        """Add the losses of samples, before their weights, to the sums of their tasks.
+
+        Args:
+            losses: Tensor of shape [samples], detached.
+            tasks: Tensor of shape [samples], int64, none of them -1.
+        """
+        index = tasks.to(losses.device, non_blocking=True)
+        zeros = torch.zeros_like(self.sums)
+        ones = torch.ones_like(losses, dtype=zeros.dtype)
+        self.add(zeros.index_add(0, index, losses.to(zeros.dtype)), zeros.index_add(0, index, ones))
+
+    def add(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the sums of losses, before the tasks' weights, and what they are sums of.
+
+        Args:
+            sums: Tensor of shape [tasks], detached.
+            counts: Tensor of shape [tasks].
+        """
+        self.sums += sums
+        self.counts += counts
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Sums and counts since the last call."""
+        taken = self.sums.clone(), self.counts.clone()
+        self.sums.zero_()
+        self.counts.zero_()
+        return taken
+
+
+def task_weights_of(module: nn.Module) -> TaskWeights:
+    """The only `TaskWeights` of a module.
+
+    Raises:
+        ValueError: It has none, or several.
+    """
+    found = [one for one in module.modules() if isinstance(one, TaskWeights)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(module).__name__}: found {len(found)} TaskWeights; expected one among its submodules, as "
+            "in self.tasks = TaskWeights(['caption', 'vqa'])"
+        )
+    return found[0]
+
+
+class InitialLosses:
+    """L(0) of each task: the mean of its first losses, since one alone is noisy. Nothing waits for a device.
+
+    Args:
+        tasks: How many there are.
+        steps: Of how many losses the mean is.
+        device: Where they are.
+
+    >>> initial = InitialLosses(2, steps=2)
+    >>> for losses in ([4.0, 1.0], [2.0, 0.0], [0.1, 0.1]):
+    ...     initial.add(torch.tensor(losses), seen=torch.tensor(losses) > 0)
+    >>> initial.mean(), initial.known
+    (tensor([3.0000, 0.5500]), tensor([True, True]))
+    """
+
+    def __init__(self, tasks: int, steps: int, device: torch.device | str = "cpu") -> None:
+        self.steps = steps
+        self._sums = torch.zeros(tasks, device=device)
+        self._counts = torch.zeros(tasks, device=device)
+
+    def add(self, losses: Tensor, seen: Tensor) -> None:
+        """Add the losses of a step, as long as they are first ones.
+
+        Args:
+            losses: Tensor of shape [tasks]; those that aren't finite don't count.
+            seen: Tensor of shape [tasks], bool: which tasks the step had.
+        """
+        first = seen & (self._counts < self.steps) & losses.isfinite()
+        self._sums += torch.where(first, losses, 0)
+        self._counts += first
+
+    def set(self, losses: Tensor) -> None:
+        """Give L(0) itself, where it is known: log C, say, of C classes. NaN where it isn't."""
+        known = losses.isfinite()
+        self._sums = torch.where(known, losses * self.steps, self._sums)
+        self._counts = torch.where(known, self.steps, self._counts)
+
+    def mean(self) -> Tensor:
+        """L(0), NaN where a task hasn't been seen; shape [tasks]."""
+        return self._sums / self._counts
+
+    @property
+    def known(self) -> Tensor:
+        """Which tasks have an L(0) above 0; shape [tasks], bool."""
+        return (self._counts > 0) & (self._sums > 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"sums": self._sums.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+        device = self._sums.device
+        self._sums, self._counts = state["sums"].to(device).clone(), state["counts"].to(device).clone()
