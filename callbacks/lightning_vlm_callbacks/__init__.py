@@ -2,8 +2,18 @@
 
 from lightning_vlm_callbacks.early_stop_checkpoint import EarlyStopCheckpoint
 from lightning_vlm_callbacks.gradient_monitor import GradientMonitor
+from lightning_vlm_callbacks.gradnorm import GradNorm
 from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle
 from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
 from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
+from lightning_vlm_callbacks.task_weights import TaskWeights
 
-__all__ = ["EarlyStopCheckpoint", "GradientMonitor", "NonFiniteBundle", "NonFiniteGuard", "StagedUnfreezing"]
+__all__ = [
+    "EarlyStopCheckpoint",
+    "GradNorm",
+    "GradientMonitor",
+    "NonFiniteBundle",
+    "NonFiniteGuard",
+    "StagedUnfreezing",
+    "TaskWeights",
+]

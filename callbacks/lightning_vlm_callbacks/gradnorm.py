@@ -24,8 +24,6 @@ from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
 
 __all__ = ["GradNorm"]
 
-LEAST = 1e-6
-"""The smallest weight that a task may get."""
 KINDS = ("weight", "norm", "weighted_norm", "rate")
 """What is logged of each task; norms are of its gradient before its weight, and as weighted."""
 
@@ -253,8 +251,7 @@ class GradNorm(Callback):
         self._norms = torch.where(fine, norms, self._norms)
         known = self._initial.known & (self._norms > 0) & self._losses.isfinite()
         rates = relative_rates(self._losses, self._initial.mean(), known)
-        moved = self.solver(weights, self._norms, rates, known, self.alpha, self.rate).clamp(min=LEAST)
-        weights.copy_(moved * (len(weights) / moved.sum()))
+        weights.copy_(self.solver(weights, self._norms, rates, known, self.alpha, self.rate))
 
     def _refuse_wrong(self, root: nn.Module, gradients: TaskGradients) -> None:
         """Only after a backward is it known which way the module goes."""

@@ -56,16 +56,14 @@ def closed_form(
         known: Which tasks have a norm above 0, bool, shape [tasks]. The others keep their weight.
         rate: The share of the way; 1 is all of it.
     Returns:
-        The new weights, > 0, with the sum of the old ones.
+        The new weights, at least 1e-6; their sum is the number of tasks.
 
     >>> norms, ones = torch.tensor([1.0, 10.0]), torch.ones(2)
     >>> closed_form(ones, norms, ones, known=ones > 0, alpha=1.0, rate=1.0) * norms
     tensor([1.8182, 1.8182])
     """
-    aim = rates**alpha / torch.where(known, norms, 1)
-    aim = aim * _share(weights, known) / _share(aim, known)
-    moved = weights * (aim / weights) ** rate
-    return _keep_sum(moved, weights, known)
+    aim = rates**alpha / torch.where(known, norms, 1)  # but for a factor common to all
+    return _with_sum(weights * (aim / weights) ** rate, weights, known)
 
 
 def paper(weights: Tensor, norms: Tensor, rates: Tensor, known: Tensor, alpha: float, rate: float) -> Tensor:
@@ -83,17 +81,14 @@ def paper(weights: Tensor, norms: Tensor, rates: Tensor, known: Tensor, alpha: f
     scale = torch.where(known, weights * norms, 0).sum() / count
     unit = torch.where(known, norms, scale / weights) / scale
     slope = torch.where(known, weights * weight_gradient(weights, unit, rates, alpha), 0)
-    return _keep_sum(weights * torch.exp(-rate * slope.clamp(-1, 1)), weights, known)
+    return _with_sum(weights * torch.exp(-rate * slope.clamp(-1, 1)), weights, known)
 
 
 _LEAST = 1e-8
 
 
-def _share(values: Tensor, known: Tensor) -> Tensor:
-    return torch.where(known, values, 0).sum()
-
-
-def _keep_sum(moved: Tensor, weights: Tensor, known: Tensor) -> Tensor:
-    """The moved weights of known tasks, with the sum that they had, and the others'."""
-    share = _share(moved, known)
-    return torch.where(known & (share > 0), moved * _share(weights, known) / share, weights)
+def _with_sum(moved: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    """The moved weights of known tasks, scaled so that all together have the sum that they should."""
+    rest = len(weights) - torch.where(known, 0, weights).sum()
+    sum_of_moved = torch.where(known, moved, 0).sum()
+    return torch.where(known & (sum_of_moved > 0), moved * rest / sum_of_moved, weights).clamp(min=1e-6)

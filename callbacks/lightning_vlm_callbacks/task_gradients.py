@@ -136,7 +136,8 @@ class TaskGradients:
             matrices, parts = matrices / self._scale, torch.cat((parts[:1] / self._scale**2, parts[1:]))
         each, rows, rows_squared = parts
         whole = matrices.flatten(1).square().sum(1)
-        squares = (whole - each) * rows**2 / (rows**2 - rows_squared)  # 0/0 is NaN, as it should be
+        squares = (whole - each) * rows**2 / (rows**2 - rows_squared)
+        squares = torch.where(rows**2 > rows_squared, squares, torch.nan)
         return StepGradients(matrices, squares, sums, counts)
 
     # Micro-batches
@@ -149,10 +150,8 @@ class TaskGradients:
         if rows is None:  # the losses come by `total`
             return
         self._check_rows(x, rows)
-        if rows.ndim == 1:
-            x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)  # [rows, n, in]
-        else:
-            x, gradient, rows = x.flatten(0, -2), gradient.flatten(0, -2), rows.flatten()
+        if rows.ndim == 2:
+            x, gradient, rows = x.flatten(0, 1), gradient.flatten(0, 1), rows.flatten()
         numbers = rows.unique().tolist()
         for task in numbers:
             if task < 0:
