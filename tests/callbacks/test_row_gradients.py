@@ -41,7 +41,8 @@ def by_row(net, layer, x):
     watch.remove()
     ((into, out, tag),) = seen
     assert tag == "this batch"
-    assert not (into.requires_grad or out.requires_grad)
+    assert not into.requires_grad
+    assert not out.requires_grad
     return torch.einsum("n...o,n...i->noi", out, into)
 
 
