@@ -3,10 +3,11 @@
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from lightning_vlm.errors import DataError, UserError
 
@@ -109,11 +110,46 @@ class Conversation:
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Image))
 
 
+class TaskTable(NamedTuple):
+    """Which task each sample of a source has.
+
+    Args:
+        names: The tasks in the order of their first samples.
+        of: For each sample the place of its task in `names`; two bytes each.
+
+    >>> TaskTable.of_samples(["vqa", "ocr", "vqa"])
+    TaskTable(names=('vqa', 'ocr'), of=array('H', [0, 1, 0]))
+    """
+
+    names: tuple[str, ...]
+    of: array
+
+    @classmethod
+    def of_samples(cls, tasks: Iterable[str]) -> "TaskTable":
+        """From the task of each sample.
+
+        Raises:
+            UserError: There are more than 65,536.
+        """
+        numbers: dict[str, int] = {}
+        of = array("H")
+        for task in tasks:
+            number = numbers.setdefault(task, len(numbers))
+            if number > 0xFFFF:
+                raise UserError(f"found more than 65,536 tasks, the last {task!r}; expected a kind of work")
+            of.append(number)
+        return cls(tuple(numbers), of)
+
+
 class Conversations(Sequence[Conversation]):
     """Where conversations come from: a file, a data set, a drawing program. It has a length, and items."""
 
     skipped: Sequence[DataError] = ()
     """The errors of samples that were left out when it was opened."""
+
+    def task_table(self) -> TaskTable:
+        """The task of each sample. A source that can tell without building its samples does."""
+        return TaskTable.of_samples(self[index].task for index in range(len(self)))
 
 
 class Slice(Conversations):
@@ -143,6 +179,11 @@ class Slice(Conversations):
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
         return self._of[self._range[index]]
+
+    def task_table(self) -> TaskTable:
+        """Of the stretch."""
+        names, of = self._of.task_table()
+        return TaskTable.of_samples(names[of[index]] for index in self._range)
 
 
 class Chain(Conversations):
@@ -175,6 +216,11 @@ class Chain(Conversations):
         index %= len(self)
         place = bisect.bisect_right(self._ends, index)
         return self._sources[place][index - (self._ends[place - 1] if place else 0)]
+
+    def task_table(self) -> TaskTable:
+        """Of all sources, one after the other."""
+        tables = [source.task_table() for source in self._sources]
+        return TaskTable.of_samples(names[number] for names, of in tables for number in of)
 
 
 def _check_part(part: Part, role: Role, source: str, key: str) -> None:

@@ -14,7 +14,15 @@ from typing import Literal, get_args
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.conversation import (
+    Box,
+    Conversation,
+    Conversations,
+    Image,
+    Message,
+    TaskTable,
+    Text,
+)
 from lightning_vlm.data.drawn_questions import QUESTIONS
 from lightning_vlm.data.drawn_scenes import HOW_MANY, draw, layout
 from lightning_vlm.data.drawn_talk import ASK, talk
@@ -92,7 +100,7 @@ class Drawn(Conversations):
         if not -self.size <= index < self.size:
             raise IndexError(f"item {index} of a source with {self.size} items")
         item = f"{self.seed}/{self.split}/{index % self.size}"
-        task = self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
+        task = self._task(item)
         rng = Random(f"{item}/{task}")
         word_chance = 1.0 if task == "ocr" else WORD_CHANCE
         things = layout(rng, self.split, word_chance, self.max_things)
@@ -101,6 +109,14 @@ class Drawn(Conversations):
         picture.save(file, "PNG", compress_level=0)  # noise does not compress, and this is twice as fast
         messages = talk(task, seen, Image(data=file.getvalue()), rng, self.rounds, self.questions)
         return Conversation(messages, task=task, source=f"drawn:{item}")
+
+    def _task(self, item: str) -> str:
+        return self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
+
+    def task_table(self) -> TaskTable:
+        """Nothing is drawn for it."""
+        items = (f"{self.seed}/{self.split}/{index}" for index in range(self.size))
+        return TaskTable.of_samples(map(self._task, items))
 
 
 def contact_sheet(path: Path, data: Drawn | None = None, columns: int = 6, rows: int = 5) -> Path:

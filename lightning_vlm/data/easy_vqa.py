@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, TaskTable, Text
 from lightning_vlm.errors import UserError
 
 
@@ -50,3 +50,7 @@ class EasyVQA(Conversations):
             task="vqa",
             source=f"easy_vqa/{self.split}/questions.json:{index % len(self)}",
         )
+
+    def task_table(self) -> TaskTable:
+        """There is one task."""
+        return TaskTable.of_samples("vqa" for _ in self._rows)

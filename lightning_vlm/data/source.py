@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Image
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
 from lightning_vlm.data.formats import Look
 from lightning_vlm.data.images import find_image
 from lightning_vlm.errors import DataError, UserError
@@ -35,18 +35,28 @@ class Source(Conversations):
         self.skipped: list[DataError] = []
         """The errors of the samples that were left out."""
         self._places = array("Q")
-        for place, record in self._records():
-            try:
-                self._build(place, record, find_image)
-                self._places.extend(place)
-            except DataError as error:
-                if on_bad_sample == "raise":
-                    raise
-                self.skipped.append(error)
+        self._tasks = TaskTable.of_samples(self._checked(on_bad_sample))
         if not self._places and self.skipped:
             raise UserError(f"{name}: no sample is left; {skip_summary(self.skipped)}")
         if not self._places:
             raise DataError(name, "", "no samples", "at least one")
+
+    def _checked(self, on_bad_sample: OnBadSample) -> Iterator[str]:
+        """Check every record and remember the place of the good ones; gives their tasks."""
+        for place, record in self._records():
+            try:
+                task = self._build(place, record, find_image).task
+            except DataError as error:
+                if on_bad_sample == "raise":
+                    raise
+                self.skipped.append(error)
+            else:
+                self._places.extend(place)
+                yield task
+
+    def task_table(self) -> TaskTable:
+        """Known since the source was opened."""
+        return self._tasks
 
     def __len__(self) -> int:
         return len(self._places) // self.width
