@@ -176,7 +176,8 @@ class GradNorm(Callback):
         if not gradients.open and trainer.global_step % self.every_n_steps == 0:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=pl_module.device)
-            gradients.begin(None if scaler is None else scaler.scale(one))
+            scale = None if scaler is None else scaler.scale(one)
+            gradients.begin(scale, trainer.accumulate_grad_batches)
 
     @override
     def on_before_optimizer_step(

@@ -81,18 +81,19 @@ class TaskGradients:
 
     # A step
 
-    def begin(self, scale: Tensor | None = None) -> None:
+    def begin(self, scale: Tensor | None = None, accumulate: int = 1) -> None:
         """Begin to collect.
 
         Args:
             scale: What a GradScaler multiplies the loss by; None is 1.
+            accumulate: What the Trainer divides each micro-batch's loss by.
         """
         self.stop()
         tasks = self.tasks
         self._matrices: Tensor | None = None
         # Of each task: Σ‖G_k‖², Σn_k, Σn_k² over micro-batches k of n_k rows.
         self._parts = torch.zeros(3, len(tasks.names), device=tasks.weights.device)
-        self._scale, self.calls = scale, 0
+        self._scale, self._accumulate, self.calls = scale, accumulate, 0
         tasks.take()
         tasks.on_losses = self._losses
         self._watch = RowGradients(self.layer, self._rows)
@@ -187,7 +188,7 @@ class TaskGradients:
             task = self.tasks.index(name)
             wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
             wide = wide if self._sketch is None else wide @ self._sketch.to(wide.dtype)
-            self._add(task, self.tasks.weights[task] * wide, 1)
+            self._add(task, self.tasks.weights[task] / self._accumulate * wide, 1)
             self.calls += 1
 
     def _add(self, task: int, matrix: Tensor, rows: int) -> None:

@@ -43,13 +43,6 @@ class TaskWeights(nn.Module):
 
     weights: Tensor
     """Tensor of shape [tasks], float32; part of the module's state."""
-    sums: Tensor
-    """Losses before their weights, added up since `take`; shape [tasks]."""
-    counts: Tensor
-    """How many those are (any unit, such as samples or tokens' weights); shape [tasks]."""
-    scale: Tensor
-    """What the loss that backward starts from must be multiplied by to be the step's loss, known by the end
-    of the step's last backward. For modules that return sums, and divide gradients themselves."""
 
     def __init__(self, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -61,9 +54,12 @@ class TaskWeights(nn.Module):
         if len(weights) != len(names) or not bool((table > 0).all() & table.isfinite().all()):
             raise ValueError(f"weights: found {weights}; expected {len(names)} finite numbers > 0")
         self.register_buffer("weights", table)
-        self.register_buffer("sums", torch.zeros(len(names)), persistent=False)
-        self.register_buffer("counts", torch.zeros(len(names)), persistent=False)
-        self.register_buffer("scale", torch.ones(()), persistent=False)
+        # No buffers: DDP gives those of the first rank to all, before every forward.
+        self._sums: Tensor | None = None
+        self._counts: Tensor | None = None
+        self.scale = torch.ones(())
+        """What the loss that backward starts from must be multiplied by to be the step's loss, known by the
+        end of the step's last backward. For modules that return sums, and divide gradients themselves."""
         self.rows: Tensor | None = None
         """The task of each row (the first dimension, or the first two) of what the layers get in the forward
         to come, -1 where there is none; int64, on the CPU: the host must know. None if tasks share rows."""
@@ -99,8 +95,8 @@ class TaskWeights(nn.Module):
         stacked = torch.stack([loss.reshape(()) for loss in losses.values()])
         index = torch.tensor(numbers).to(self.weights.device, non_blocking=True)
         self.add(
-            torch.zeros_like(self.sums).index_copy_(0, index, stacked.detach().to(self.sums.dtype)),
-            torch.zeros_like(self.counts).index_fill_(0, index, 1.0),
+            torch.zeros_like(self.weights).index_copy_(0, index, stacked.detach().to(self.weights.dtype)),
+            torch.zeros_like(self.weights).index_fill_(0, index, 1.0),
         )
         if self.on_losses is not None:
             self.on_losses(losses)
@@ -114,7 +110,7 @@ class TaskWeights(nn.Module):
             tasks: Tensor of shape [samples], int64, none of them -1.
         """
         index = tasks.to(losses.device, non_blocking=True)
-        zeros = torch.zeros_like(self.sums)
+        zeros = torch.zeros_like(self.weights)
         ones = torch.ones_like(losses, dtype=zeros.dtype)
         self.add(zeros.index_add(0, index, losses.to(zeros.dtype)), zeros.index_add(0, index, ones))
 
@@ -125,15 +121,15 @@ class TaskWeights(nn.Module):
             sums: Tensor of shape [tasks], detached.
             counts: Tensor of shape [tasks].
         """
-        self.sums += sums
-        self.counts += counts
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._counts = counts if self._counts is None else self._counts + counts
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Sums and counts since the last call."""
-        taken = self.sums.clone(), self.counts.clone()
-        self.sums.zero_()
-        self.counts.zero_()
-        return taken
+        zeros = torch.zeros_like(self.weights)
+        sums, counts = self._sums, self._counts
+        self._sums = self._counts = None
+        return (zeros, zeros) if sums is None or counts is None else (sums, counts)
 
 
 def task_weights_of(module: nn.Module) -> TaskWeights:

@@ -271,8 +271,9 @@ def test_accumulated_is_one_batch(fit):
     torch.testing.assert_close(whole.weights[-1], parts.weights[-1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("tasks", ["rows", "total"])
-def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks):
+def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks, accumulate):
     torch.manual_seed(0)
     dataset = data(48)
 
@@ -280,9 +281,10 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks):
         gradnorm = quiet(layer=None if tasks == "rows" else "trunk[0]")
         module = Sorts() if tasks == "rows" else Heads()
         options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False} if two else {}
-        trainer = make_trainer(callbacks=[gradnorm], max_epochs=1, default_root_dir=tmp_path, **options)
+        options |= {"default_root_dir": tmp_path, "accumulate_grad_batches": accumulate if two else 1}
+        trainer = make_trainer(callbacks=[gradnorm], max_epochs=1, **options)
         order = torch.arange(48).view(4, 12)
-        order = order.view(4, 2, 6)[:, trainer.global_rank] if two else order
+        order = order.view(4 * accumulate, 2, -1)[:, trainer.global_rank] if two else order
         trainer.fit(module, DataLoader(dataset, batch_sampler=order.tolist()))
         return [gradnorm._norms, module.tasks.weights, gradnorm._losses]
 
