@@ -20,6 +20,16 @@ from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
+from lightning_vlm.losses.tasks import (
+    FixedWeights,
+    TaskLog,
+    Uncertainty,
+    Weighting,
+    check_resumed,
+    check_weighting,
+    number_of,
+    task_weights_for,
+)
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction, Scores
@@ -35,7 +45,7 @@ from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
-from lightning_vlm.steps import Reached, StepLoss, refuse_unsuited, total_steps, zero_touch
+from lightning_vlm.steps import Reached, StepLoss, WholeStep, refuse_unsuited, total_steps, zero_touch
 
 
 class VLMModule(LightningModule):
@@ -60,6 +70,9 @@ class VLMModule(LightningModule):
         clip: The most that the gradient's norm may be; or selector -> its own limit, "rest" for all else;
             None for no clipping.
         token_weights: The weight of each kind of token.
+        task_weights: The weight of each task that shouldn't weigh 1, such as `{ocr: 2.0}`; or how weights are
+            found: `inverse_initial_loss` or `uncertainty` (`losses/tasks.py`). For GradNorm leave it out, and
+            add the callback. They multiply a token's loss in training, not in validation.
         generation: Arguments of `generate` for validation, test and prediction, such as
             `{max_new_tokens: 32}`. None doesn't generate, except to predict. With `num_return_sequences` the
             answers to a prompt are ranked by `length_score`, whose alpha is `length_penalty`.
@@ -86,6 +99,7 @@ class VLMModule(LightningModule):
         schedule: Schedule | None = None,
         clip: float | dict[str, float] | None = 1.0,
         token_weights: KindWeights | None = None,
+        task_weights: dict[str, float] | Weighting | None = None,
         generation: dict[str, Any] | None = None,
         chat_template: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -107,6 +121,8 @@ class VLMModule(LightningModule):
         if isinstance(token_weights, Mapping):  # out of a checkpoint
             token_weights = KindWeights(**token_weights)
         self.token_weights = token_weights or KindWeights()
+        check_weighting(task_weights)
+        self.task_weights = task_weights
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
         self.new_tokens, self._new_rows = new_tokens or [], range(0)
@@ -129,6 +145,8 @@ class VLMModule(LightningModule):
         self._processor: ProcessorMixin | None = None
         self.model: PreTrainedModel | None = None
         """The adapted model; None until `configure_model`."""
+        self.tasks: FixedWeights | None = None
+        """The tasks of the training data and their weights; None until a fit is set up."""
         self.parts: dict[str, list[str]] = {}
         """The parts of the model, for selectors."""
         self.tokens_seen = 0
@@ -144,6 +162,8 @@ class VLMModule(LightningModule):
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
+        self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
+        self._task_progress: Mapping[str, Any] = {}
         self._checked = 0  # how many trained when it was last looked whether all that trains is reached
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
@@ -188,14 +208,16 @@ class VLMModule(LightningModule):
         train_new_rows(model)
         self.model = model
         self.parts = find_parts(model, prefix="model.")
-        self._ever_trains = {name for name, one in self.named_parameters() if one.requires_grad}
+        self._ever_trains = {name for name, one in model.named_parameters("model") if one.requires_grad}
         if new_weights(model):
             excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
             refuse_frozen_chance(model, set(map(id, excused.values())))
 
     def setup(self, stage: str) -> None:
-        """Refuse what would be silently wrong."""
+        """Refuse what would be silently wrong, and learn which tasks there are."""
         refuse_unsuited(self.trainer.strategy, self.trainer.gradient_clip_val if stage == "fit" else None)
+        if stage == "fit":
+            self.tasks, self._task_progress = task_weights_for(self.trainer, self.task_weights), {}
 
     # Training
 
@@ -204,7 +226,12 @@ class VLMModule(LightningModule):
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
         if self.clip is not None:
-            self._clip_groups = clip_groups(self, self.clip)
+            groups, limits = clip_groups(self, self.clip)
+            own = {id(one) for one in self.tasks.parameters()} if self.tasks else ()
+            self._clip_groups = (
+                {k: [one for one in v if id(one) not in own] for k, v in groups.items()},
+                limits,
+            )
         if self.trainer.is_global_zero:
             of_plan = self.model, find_parts(self.model), self.adapt
             rich_print(plan_table(*of_plan))
@@ -217,8 +244,10 @@ class VLMModule(LightningModule):
     def on_train_start(self) -> None:
         """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""
         assert self.model is not None
+        assert self.tasks is not None
         set_modes(self.model)
-        self._step_loss.begin(self.device)
+        self._step_loss.begin(self.device, len(self.tasks.names))
+        self._task_log = TaskLog(self.tasks, self._task_progress.get("since"))
         self.tokens_seen, self._checked = 0, 0
         if self._seed is None:
             self._seed = torch.initial_seed()
@@ -235,7 +264,7 @@ class VLMModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
         self.tokens_seen += batch.tokens
-        loss = self._step_loss.add(self.loss_sums(batch))
+        loss = self._step_loss.add(*self.task_sums(batch))
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + zero_touch(self.parameters())
@@ -260,6 +289,7 @@ class VLMModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Say so if nothing could be checked."""
+        self._task_log.write(self.trainer)
         if not self._checked:
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
 
@@ -271,18 +301,23 @@ class VLMModule(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Step with gradients of the true loss: they are divided right after the window's last backward."""
+        tasks, steps = self.tasks, list[WholeStep]()
+        assert tasks is not None
 
         def closure() -> Any:
             assert optimizer_closure is not None
             result = optimizer_closure()
-            trainer = self.trainer
-            loss = self._step_loss.divide(
-                self.parameters(), trainer.accumulate_grad_batches, trainer.world_size
-            )
-            self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+            trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
+            step = self._step_loss.divide(self.parameters(), tasks.weights, accumulate, trainer.world_size)
+            tasks.scale = step.factor
+            self._task_log.add(step.sums, step.counts, trainer)
+            self.log("train/loss", step.loss, prog_bar=True, on_step=True, on_epoch=False)
+            steps.append(step)
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        for step in steps:
+            tasks.end_step(step.sums, step.counts)
 
     def configure_gradient_clipping(
         self,
@@ -301,9 +336,10 @@ class VLMModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
         defaults = self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
-        groups = parameter_groups(
-            self, defaults["lr"], defaults.get("weight_decay", 0.0), self.learning_rates
-        )
+        rates = self.learning_rates
+        if isinstance(self.tasks, Uncertainty):
+            rates = {"tasks": 0.01, **rates}
+        groups = parameter_groups(self, defaults["lr"], defaults.get("weight_decay", 0.0), rates)
         if "weight_decay" not in defaults:
             groups = [{key: value for key, value in one.items() if key != "weight_decay"} for one in groups]
         optimizer = self.optimizer(groups)
@@ -325,6 +361,31 @@ class VLMModule(LightningModule):
         head, options = self.model.get_output_embeddings(), logit_options(self.model)
         return head_cross_entropy(hidden, head, targets.labels, targets.weights, **options._asdict())
 
+    def task_sums(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a training batch, and its parts by task; no second pass for them.
+
+        Returns:
+            Σ wℓ with the weights of tasks, a scalar with a graph; of each task Σ wℓ before its weight, and
+            Σ w, detached, of shape [tasks].
+
+        Raises:
+            UserError: A sample's task isn't one of the training data's.
+        """
+        tasks, targets = self.tasks, batch.targets or self.targets(batch)
+        assert tasks is not None
+        self._rows = torch.tensor([number_of(task, tasks.names) for task in batch.tasks] or [-1])
+        length = batch.inputs["input_ids"].shape[1]
+        of = self._rows.to(self.device, non_blocking=True)[targets.positions // length]
+        weights = targets.weights * tasks.weights[of]
+        loss = self.loss_sums(batch._replace(targets=targets._replace(weights=weights)))
+        zeros = torch.zeros_like(tasks.weights)
+        sums = zeros.index_add(0, of, (loss.token_losses * targets.weights).to(zeros.dtype))
+        counts = zeros.index_add(0, of, targets.weights)
+        self._rows = None
+        tasks.add(sums, counts)
+        pull = tasks.pull(sums, counts)
+        return loss.loss_sum if pull is None else loss.loss_sum + pull, sums, counts
+
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head gets: a Tensor of shape [batch, length, hidden]."""
         assert self.model is not None
@@ -332,6 +393,8 @@ class VLMModule(LightningModule):
         rows, hiddens = [], []
         for some, inputs in rows_alike(batch.inputs):
             rows.append(some)
+            if self.tasks is not None and self._rows is not None:
+                self.tasks.rows = self._rows[some]
             hiddens.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
         return hiddens[0] if len(hiddens) == 1 else torch.cat(hiddens)[torch.cat(rows).argsort()]
 
@@ -411,13 +474,25 @@ class VLMModule(LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
         assert self._base is not None
-        checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
+        own = checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
+        if self.tasks is not None:
+            own["tasks"] = {
+                "how": self.tasks.how,
+                "names": list(self.tasks.names),
+                "since": self._task_log.since.clone(),
+                **self.tasks.progress(),
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model."""
         self.configure_model()
         assert self._base is not None
-        self._seed = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base).get("seed")
+        own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
+        self._seed = own.get("seed")
+        if self.tasks is not None:
+            self._task_progress = own.get("tasks", {})
+            check_resumed(self._task_progress, self.tasks)
+            self.tasks.resume(self._task_progress)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -1,6 +1,7 @@
 """Optimizer steps: how many a run has, the loss of each, and whether the first reaches all that trains."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -12,49 +13,75 @@ from torch import Tensor, nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
-from lightning_vlm.losses.language import LossSums
 
 SCALE = 1024.0
 """Losses are sums over tokens; divided by this before the backward they stay within float16."""
 
 
+class WholeStep(NamedTuple):
+    """An optimizer step as a whole: every micro-batch of the accumulation window, every rank.
+
+    Args:
+        loss: Scalar: Σ wℓ / Σ w, where w of the numerator has the task's weight too; 0 if nothing has weight.
+        factor: Scalar: what gradients were multiplied by.
+        sums: Tensor of shape [tasks]: Σ wℓ of each task, before its weight.
+        counts: Tensor of shape [tasks]: Σ w.
+    """
+
+    loss: Tensor
+    factor: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
 class StepLoss:
-    """Σ wℓ / Σ w over an optimizer step: every micro-batch of the accumulation window, every rank."""
+    """Σ wℓ / Σ w over an optimizer step, and the same sums for each task.
+
+    The weight of a task is in the numerator only: a step of one task alone would not feel it otherwise.
+    """
 
     def __init__(self) -> None:
-        self.begin(torch.device("cpu"))
+        self.begin(torch.device("cpu"), 1)
 
-    def begin(self, device: torch.device) -> None:
+    def begin(self, device: torch.device, tasks: int) -> None:
         """Begin a window."""
-        self._sums = torch.zeros(2, device=device, dtype=torch.float32)
+        self._sums = torch.zeros(2, tasks, device=device, dtype=torch.float32)
 
-    def add(self, sums: LossSums) -> Tensor:
-        """Add a micro-batch; returns the loss to run backward from."""
-        self._sums += torch.stack((sums.loss_sum.detach(), sums.weight_sum))
-        return sums.loss_sum / SCALE
+    def add(self, loss_sum: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
+        """Add a micro-batch; returns the loss to run backward from.
 
-    def divide(self, parameters: Iterable[nn.Parameter], accumulate: int, world: int) -> Tensor:
+        Args:
+            loss_sum: Scalar with a graph: the sum of weighted losses.
+            sums: Tensor of shape [tasks], detached, as in `WholeStep`.
+            counts: Tensor of shape [tasks], likewise.
+        """
+        self._sums += torch.stack((sums, counts))
+        return loss_sum / SCALE
+
+    def divide(
+        self, parameters: Iterable[nn.Parameter], weights: Tensor, accumulate: int, world: int
+    ) -> WholeStep:
         """Turn gradients of sums into those of the step's loss, in place, and end the window.
 
         The host waits for no device, nor for other ranks.
 
         Args:
             parameters: Those without a gradient are passed over.
+            weights: Tensor of shape [tasks]: the weights of tasks in this step.
             accumulate: What Lightning has divided the losses by: not the window's true length.
             world: The number of ranks, which DDP has divided the gradients by.
-        Returns:
-            The step's loss, a scalar; 0, as are the gradients, if nothing has weight.
         """
         if world > 1:
             torch.distributed.all_reduce(self._sums)
-        loss_sum, weight_sum = self._sums.unbind()
+        sums, counts = self._sums.unbind()
+        weight_sum = counts.sum()
         factor = torch.where(weight_sum > 0, SCALE * accumulate * world / weight_sum, 0)
         gradients = [one.grad for one in parameters if one.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
-        loss = torch.where(weight_sum > 0, loss_sum / weight_sum, 0)
-        self.begin(self._sums.device)
-        return loss
+        loss = torch.where(weight_sum > 0, (weights * sums).sum() / weight_sum, 0)
+        self.begin(self._sums.device, len(sums))
+        return WholeStep(loss, factor, sums, counts)
 
 
 class Reached:

@@ -57,8 +57,8 @@ def allocate_ranks(
     floor = least * sum(price.values())
     if budget < floor:
         raise MisconfigurationException(
-            f"budget: found {budget}, but min_rank {min_rank} for {len(names)} modules costs {floor}; expected "
-            "at least that, a smaller min_rank, or fewer modules"
+            f"budget: found {budget}, but min_rank {min_rank} for {len(names)} modules costs {floor}; "
+            "expected at least that, a smaller min_rank, or fewer modules"
         )
     greatest = max(scores.values(), default=0.0) or 1.0
     weight = {name: max(scores[name] / greatest, _LEAST) / price[name] for name in names}

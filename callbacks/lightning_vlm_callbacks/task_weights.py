@@ -68,6 +68,15 @@ class TaskWeights(nn.Module):
         self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None
         """Called with what `total` gets, before the backward."""
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Weights stay float32 where a model becomes bfloat16 as a whole."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            other = fn(tensor)
+            return other if other.dtype == tensor.dtype else tensor.to(other.device)
+
+        return super()._apply(moved, recurse)
+
     def index(self, task: str) -> int:
         """The number of a task.
 

@@ -1,0 +1,280 @@
+"""How much each task weighs in the loss of a `VLMModule`, and what is said of tasks while it trains."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.task_weights import InitialLosses, TaskWeights
+from torch import Tensor, nn
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import UserError
+
+Weighting = Literal["inverse_initial_loss", "uncertainty"]
+OTHER = "other tasks"
+"""The name for tasks that nobody named, where there is no `VLMDataModule` to name them."""
+LARGEST_LOG_VARIANCE = 6.9
+"""Bounds an uncertainty's weight to 0.001..1000."""
+
+
+class FixedWeights(TaskWeights):
+    """Weights that stay, unless a callback such as GradNorm changes them. The others derive from it."""
+
+    how = "fixed"
+
+    def pull(self, sums: Tensor, counts: Tensor) -> Tensor | None:
+        """A zero to add to a micro-batch's loss, through which backward reaches what the weights learn by.
+
+        Args:
+            sums: Tensor of shape [tasks], detached: Σ wℓ of each task, before its weight.
+            counts: Tensor of shape [tasks]: Σ w.
+        """
+        return None
+
+    def end_step(self, sums: Tensor, counts: Tensor) -> None:
+        """Change the weights after an optimizer step.
+
+        Args:
+            sums: Tensor of shape [tasks]: Σ wℓ of each task over the whole step, on all ranks.
+            counts: Tensor of shape [tasks]: Σ w.
+        """
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the weights to go on as they would have."""
+        return {}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
+
+
+class InverseInitialLoss(FixedWeights):
+    """wᵢ ∝ 1/Lᵢ(0), with the number of tasks as their sum (seed, exercise 3, whose weights have the sum 1,
+    which divides the learning rate by the number of tasks).
+
+    Lᵢ(0) is the mean over the first 10 steps that have the task; meanwhile the weight follows it. A task that
+    has not been seen yet, or whose loss is 0, weighs 1.
+
+    >>> tasks = InverseInitialLoss(["caption", "vqa", "ocr"])
+    >>> tasks.end_step(torch.tensor([2.5, 3.2, 1.8]), torch.ones(3))
+    >>> tasks.weights
+    tensor([0.9463, 0.7393, 1.3143])
+    """
+
+    how = "inverse_initial_loss"
+    steps = 10
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.set_by = "task_weights: inverse_initial_loss"
+        self._initial: InitialLosses | None = None
+        self._resumed: Mapping[str, Any] | None = None
+
+    def end_step(self, sums: Tensor, counts: Tensor) -> None:
+        if self._initial is None:  # only now is it known which device all this is on
+            self._initial = InitialLosses(len(self.names), self.steps, self.weights.device)
+            if self._resumed is not None:
+                self._initial.load_state_dict(self._resumed)
+        self._initial.add(sums / counts, counts > 0)
+        known = self._initial.known
+        inverse = torch.where(known, 1 / self._initial.mean(), 0)
+        share = inverse / inverse.sum().clamp(min=torch.finfo(inverse.dtype).tiny)
+        self.weights.copy_(torch.where(known, share * known.sum(), 1))
+
+    def progress(self) -> dict[str, Any]:
+        initial = self._initial.state_dict() if self._initial else self._resumed
+        return {"weights": self.weights.clone(), "initial": initial}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.weights.copy_(progress["weights"])
+        self._resumed = progress["initial"]
+
+
+class Uncertainty(FixedWeights):
+    """Kendall, Gal and Cipolla (CVPR 2018), for classification: Σᵢ e^(-sᵢ) Lᵢ + sᵢ/2, sᵢ = log σᵢ² learned.
+
+    At the optimum e^(-sᵢ) = 1/(2Lᵢ): each task's share is its loss's logarithm. It is taken over the step as
+    all else is, (Σᵢ e^(-sᵢ) Sᵢ + sᵢCᵢ/2) / ΣCᵢ of sums of losses S and of tokens' weights C, so that it
+    doesn't depend on how the step is split. s begins at 0 and is held within ±6.9: as a loss goes to 0 its
+    weight would grow without end. s has its own learning rate (`learning_rates: {tasks: 0.01}` by default),
+    no decay, and no part in the clipped norm. (The seed, 3.2.2, divides by σ itself, which may be 0 or
+    negative, and uses the form for regression.)
+
+    >>> tasks = Uncertainty(["caption", "vqa"])
+    >>> tasks.pull(torch.tensor([4.0, 0.1]), torch.ones(2)).backward()
+    >>> tasks.log_variances.grad
+    tensor([-3.5000,  0.4000])
+    """
+
+    how = "uncertainty"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.set_by = "task_weights: uncertainty"
+        self.log_variances = nn.Parameter(torch.zeros(len(names)))
+        """Parameter of shape [tasks]: s."""
+        self._warned = False
+
+    def pull(self, sums: Tensor, counts: Tensor) -> Tensor | None:
+        s = self.log_variances
+        if not s.requires_grad:
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    "task_weights: uncertainty: tasks.log_variances is frozen, so weights stay as they are; "
+                    "name 'tasks' among what trains"
+                )
+            return None
+        slopes = counts / 2 - torch.exp(-s.detach()) * sums
+        return (slopes * (s - s.detach())).sum()
+
+    @torch.no_grad()
+    def end_step(self, sums: Tensor, counts: Tensor) -> None:
+        self.log_variances.clamp_(-LARGEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
+        self.weights.copy_(torch.exp(-self.log_variances))
+
+    def progress(self) -> dict[str, Any]:
+        return {"log_variances": self.log_variances.detach().clone()}
+
+    @torch.no_grad()
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.log_variances.copy_(progress["log_variances"])
+        self.weights.copy_(torch.exp(-self.log_variances))
+
+
+LEARNED = {one.how: one for one in (InverseInitialLoss, Uncertainty)}
+
+
+def check_weighting(given: Mapping[str, float] | str | None) -> None:
+    """Whether `task_weights` of a module makes sense by itself.
+
+    Raises:
+        UserError: Another word than those of `Weighting`, or a weight that isn't a finite number > 0.
+    """
+    if isinstance(given, str) and given not in LEARNED:
+        raise UserError(
+            f"task_weights: found {given!r}; expected {' or '.join(LEARNED)}, or the weight of each task, "
+            "such as {ocr: 2.0}"
+        )
+    for task, weight in given.items() if isinstance(given, Mapping) else ():
+        if not (isinstance(weight, int | float) and 0 < weight < float("inf")):
+            raise UserError(f"task_weights.{task}: found {weight!r}; expected a finite number > 0")
+
+
+def make_task_weights(given: Mapping[str, float] | str | None, names: Sequence[str]) -> FixedWeights:
+    """The table of weights for the tasks that the training data has.
+
+    Args:
+        given: Task -> weight, where tasks that aren't named weigh 1; or how weights are found; None is 1 for
+            each.
+        names: The tasks.
+
+    Raises:
+        UserError: A task is given a weight that the data doesn't have.
+
+    >>> make_task_weights({"ocr": 2.0}, ["vqa", "ocr"]).weights
+    tensor([1., 2.])
+    """
+    if isinstance(given, str):
+        return LEARNED[given](names)
+    given = given or {}
+    for task in given:
+        number_of(task, names)
+    return FixedWeights(names, [given.get(name, 1.0) for name in names])
+
+
+def task_weights_for(trainer: Trainer, given: Mapping[str, float] | str | None) -> FixedWeights:
+    """The table of weights for what a Trainer is about to train on. Without a `VLMDataModule` the tasks are
+    those that are given a weight, and `OTHER` for all that come beside them.
+
+    Raises:
+        UserError: As `make_task_weights`; or weights are to be found and nobody knows of which tasks.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, VLMDataModule):
+        return make_task_weights(given, data.source("train").task_table().names)
+    if isinstance(given, str):
+        raise UserError(
+            f"task_weights: found {given} without a VLMDataModule, so that nobody knows all tasks; train "
+            "with one, or give each task its weight"
+        )
+    return make_task_weights(given, [*(given or {}), OTHER])
+
+
+def number_of(task: str, names: Sequence[str]) -> int:
+    """The place of a task among those of the training data.
+
+    Raises:
+        UserError: It isn't there, nor is `OTHER`.
+    """
+    if task in names:
+        return names.index(task)
+    if OTHER in names:
+        return names.index(OTHER)
+    near = difflib.get_close_matches(task, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"task {task!r}: the training data has no such task, only {', '.join(names)}{hint}")
+
+
+def check_resumed(saved: Mapping[str, Any], table: FixedWeights) -> None:
+    """Whether weights that change in the course of training can go on from a checkpoint.
+
+    Args:
+        saved: `how` and `names` of the checkpoint's.
+        table: What goes on.
+
+    Raises:
+        UserError: They were found in another way, or for other tasks.
+    """
+    was, names = saved.get("how", FixedWeights.how), saved.get("names", [])
+    if was != table.how:
+        raise UserError(
+            f"model.task_weights: found {table.how}, but the checkpoint was trained with {was}; go on with "
+            "the same, or begin anew"
+        )
+    if table.how in LEARNED and names != list(table.names):
+        raise UserError(
+            f"model.task_weights {table.how}: found tasks {', '.join(table.names)}, but the checkpoint has "
+            f"{', '.join(names)}; go on with the same data, or begin anew"
+        )
+
+
+class TaskLog:
+    """Logs the loss of each task since it was last logged, and its weight. No step waits for the device: what
+    is to be logged is read a step later.
+
+    Args:
+        tasks: The tasks.
+        since: `since` of a checkpoint that goes on.
+    """
+
+    def __init__(self, tasks: TaskWeights, since: Tensor | None = None) -> None:
+        self._tasks = tasks
+        zeros = torch.zeros(2, len(tasks.names), device=tasks.weights.device)
+        self.since = zeros if since is None or since.shape != zeros.shape else since.to(zeros.device)
+        """Tensor of shape [2, tasks]: sums of losses, and of weights, since it was last logged."""
+        self._pending: tuple[int, Tensor] | None = None
+
+    def add(self, sums: Tensor, counts: Tensor, trainer: Trainer) -> None:
+        """Add an optimizer step, before it changes the weights."""
+        self.write(trainer)
+        self.since = self.since + torch.stack((sums, counts))
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            mean = self.since[0] / self.since[1]
+            self._pending = trainer.global_step, torch.stack((mean, self._tasks.weights))
+            self.since = torch.zeros_like(self.since)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write what waits to be logged."""
+        if self._pending is None:
+            return
+        (step, table), self._pending = self._pending, None
+        values = {}
+        for name, loss, weight in zip(self._tasks.names, *table.tolist(), strict=True):
+            values[f"train/task_weight/{name}"] = weight
+            if loss == loss:  # else the task wasn't there
+                values[f"train/loss/{name}"] = loss
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
