@@ -1,0 +1,166 @@
+"""The rank of one LoRA layer, changed in place: its matrices, and what optimizers keep of them."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+__all__ = ["drop_lora", "resize_lora"]
+
+_FIRST = ("exp_avg", "momentum_buffer")
+"""What optimizers call sums of gradients."""
+_SECOND = ("exp_avg_sq", "max_exp_avg_sq")
+"""What they call sums of squared gradients."""
+
+Change = Callable[[Tensor], Tensor]
+
+
+def resize_lora(
+    layer: Any,
+    rank: int,
+    adapter: str = "default",
+    optimizers: Iterable[Optimizer] = (),
+    init: bool | str = True,
+    seed: int = 0,
+) -> None:
+    """Give a LoRA layer of PEFT another rank, between two optimizer steps.
+
+    Growing doesn't change what the layer computes: B gets columns of zeros, A rows as PEFT begins with.
+    Shrinking leaves the nearest matrix of that rank to `B A` (Eckart and Young): QR of both, SVD of r × r.
+    B has the singular values and A orthogonal rows of the length that its rows had, so that both go on as
+    LoRA begins: a direction that isn't used yet still learns, and a step of Adam changes as much as before.
+    The scale α/r (rsLoRA: α/√r) stays, so α changes.
+
+    Parameters stay the same objects: groups, schedulers, hooks and everyone's lists of them go on. They lose
+    their gradient. Adam's moments (and SGD's momentum) go along: turned like the gradients where the layer
+    shrinks, the second moments element by element; new ones get no momentum, and the mean of the others'
+    second moments: with 0 a first step late in a run would be three times the learning rate. State of any
+    other kind in the parameter's shape, or quantised, begins anew, with a warning.
+
+    Args:
+        layer: A `peft.tuners.lora.Linear` or one for bitsandbytes, unmerged.
+        rank: The new one, 1 or more; see `drop_lora` for 0.
+        adapter: Which of the layer's.
+        optimizers: That may train it.
+        init: `init_lora_weights` of the adapter's config: with "gaussian" new rows of A are normal.
+        seed: Of new rows.
+
+    Raises:
+        MisconfigurationException: The rank is less than 1, or adapters are merged.
+
+    >>> from peft import LoraConfig, inject_adapter_in_model
+    >>> model = nn.Sequential(nn.Linear(6, 5))
+    >>> layer = inject_adapter_in_model(LoraConfig(r=2, lora_alpha=4, target_modules=["0"]), model)[0]
+    >>> resize_lora(layer, 3)
+    >>> layer.lora_A["default"].weight.shape, layer.r, layer.lora_alpha, layer.scaling
+    (torch.Size([3, 6]), {'default': 3}, {'default': 6}, {'default': 2.0})
+    """
+    if rank < 1:
+        raise MisconfigurationException(f"rank: found {rank}; expected 1 or more")
+    if layer.merged:
+        raise MisconfigurationException("found merged adapters, expected the layer unmerged: layer.unmerge()")
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    there = [one for one in optimizers if a in one.state or b in one.state]
+    with torch.no_grad():
+        if rank < len(a):
+            _shrink(a, b, rank, there)
+        if rank > len(a):  # also where A or B is narrower than the rank asked for
+            _grow(a, b, rank, there, init, seed)
+    old, layer.r[adapter] = layer.r[adapter], rank
+    ratio = math.sqrt(rank / old) if layer.use_rslora[adapter] else rank / old
+    alpha = layer.lora_alpha[adapter] * ratio
+    layer.lora_alpha[adapter] = round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+    layer.lora_A[adapter].out_features = layer.lora_B[adapter].in_features = rank
+
+
+def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimizer] = ()) -> None:
+    """Take the adapter out of a layer, which then computes what its base does. There is no way back.
+
+    Args:
+        layer: As for `resize_lora`.
+        adapter: Which of the layer's.
+        optimizers: Whose groups lose the parameters.
+    """
+    gone = [*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters()]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["params"] = [one for one in group["params"] if all(one is not other for other in gone)]
+        for one in gone:
+            optimizer.state.pop(one, None)
+    for one in gone:  # others' lists may still have them
+        one.grad = None
+        one.requires_grad_(False)
+    layer.delete_adapter(adapter)
+
+
+def _shrink(a: Parameter, b: Parameter, rank: int, optimizers: list[Optimizer]) -> None:
+    """A' = S A and B' = B T with the best B' A' of a rank, or of the rank that A and B can have at all."""
+    wide_a, wide_b = _wide(a), _wide(b)
+    q_a, r_a = torch.linalg.qr(wide_a.T)
+    q_b, r_b = torch.linalg.qr(wide_b)
+    u, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    u, sigma, v = u[:, :rank], sigma[:rank], v[:rank]
+    size = wide_a.square().sum(1).mean().sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    s = size * v @ torch.linalg.pinv(r_a.T)
+    t = r_a.T @ v.T / size
+    _replace(a, (size * v) @ q_a.T, optimizers, lambda m: t.T @ m, lambda m: t.square().T @ m)
+    _replace(b, q_b @ (u * sigma) / size, optimizers, lambda m: m @ s.T, lambda m: m @ s.square().T)
+
+
+def _grow(
+    a: Parameter, b: Parameter, rank: int, optimizers: list[Optimizer], init: bool | str, seed: int
+) -> None:
+    more = rank - len(a)
+    rows = torch.empty(more, a.shape[1])
+    chance = torch.Generator().manual_seed(seed)  # on the CPU: the same whatever the device
+    if isinstance(init, str) and init.lower() == "gaussian":
+        nn.init.normal_(rows, std=1 / rank, generator=chance)
+    else:
+        nn.init.kaiming_uniform_(rows, a=math.sqrt(5), generator=chance)
+
+    def below(m: Tensor, new: Tensor) -> Tensor:
+        return torch.cat((m, new.expand(more, -1).to(m)))
+
+    def beside(m: Tensor, new: Tensor) -> Tensor:
+        return torch.cat((m, new.expand(-1, more)), 1)
+
+    value_a, value_b = below(_wide(a), rows), beside(_wide(b), _wide(b).new_zeros(len(b), 1))
+    _replace(a, value_a, optimizers, lambda m: below(m, 0 * m[:1]), lambda m: below(m, m.mean(0, True)))
+    _replace(b, value_b, optimizers, lambda m: beside(m, 0 * m[:, :1]), lambda m: beside(m, m.mean(1, True)))
+
+
+def _replace(
+    one: Parameter, value: Tensor, optimizers: list[Optimizer], first: Change, second: Change
+) -> None:
+    """Put another matrix into a parameter, and change what optimizers keep of it alike."""
+    shape, changes = one.shape, {**dict.fromkeys(_FIRST, first), **dict.fromkeys(_SECOND, second)}
+    for optimizer in optimizers:
+        state = optimizer.state.get(one, {})
+        for name, kept in list(state.items()):
+            if not isinstance(kept, Tensor) or kept.ndim == 0:
+                continue
+            if name in changes and kept.shape == shape and kept.is_floating_point():
+                state[name] = changes[name](_wide(kept)).to(kept.dtype).contiguous()
+            else:
+                del optimizer.state[one]  # which begins with an empty one
+                rank_zero_warn(
+                    f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another "
+                    "rank: where LoRA's rank changes, its state begins anew",
+                )
+                break
+    dtype, one.grad = one.dtype, None
+    # A graph that somebody still holds keeps the node where gradients of the old shape arrive; a parameter
+    # gets a new one when its type changes, so it does for a moment.
+    one.data = one.data.to(torch.float16 if dtype == torch.float32 else torch.float32)
+    one.data = value.to(dtype).contiguous()
+
+
+def _wide(one: Tensor) -> Tensor:
+    return one.detach().to(torch.promote_types(one.dtype, torch.float32))
