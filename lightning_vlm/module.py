@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
+from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
@@ -316,8 +317,11 @@ class VLMModule(LightningModule):
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        data = getattr(self.trainer, "datamodule", None)
         for step in steps:
             tasks.end_step(step.sums, step.counts)
+            if isinstance(data, VLMDataModule):
+                data.end_step(step.sums, step.counts, batch_idx)
 
     def configure_gradient_clipping(
         self,

@@ -1,10 +1,13 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
@@ -14,6 +17,8 @@ from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
 from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
 from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
+from lightning_vlm.data.task_batches import TaskBatches
+from lightning_vlm.data.task_sampling import TaskSampling
 from lightning_vlm.errors import DataError, UserError
 
 
@@ -40,6 +45,8 @@ class VLMDataModule(LightningDataModule):
         num_workers: Processes that render. 0 renders in the main one.
         shuffle: Draw a new order of the training data each epoch.
         seed: Chooses the orders.
+        sampling: How often each task is drawn: `uniform` (all alike), `grouped` (batches of one task), or the
+            keys of a `TaskSampling`, such as `{score: size, temperature: 3}`. None takes each sample once.
         processor: For use without a `VLMModule`.
 
     Raises:
@@ -60,6 +67,7 @@ class VLMDataModule(LightningDataModule):
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 0,
+        sampling: TaskSampling | Literal["uniform", "grouped"] | None = None,
         processor: ProcessorMixin | None = None,
     ) -> None:
         super().__init__()
@@ -70,6 +78,7 @@ class VLMDataModule(LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_length, self.image_root, self.on_bad_sample = max_length, image_root, on_bad_sample
         self.num_workers, self.shuffle, self.seed, self.processor = num_workers, shuffle, seed, processor
+        self.sampling = TaskSampling.read(sampling)
         self.sources: dict[str, Conversations] = {}
         """The sources opened so far, by split."""
         self.left_out: dict[str, DataError] = {}
@@ -77,6 +86,7 @@ class VLMDataModule(LightningDataModule):
         self.cut: set[str] = set()
         """Which samples lost rounds to fit into `max_length`."""
         self._renderer: Renderer | None = None
+        self._training: ResumableLoader | None = None
 
     @property
     def renderer(self) -> Renderer:
@@ -119,6 +129,8 @@ class VLMDataModule(LightningDataModule):
             splits.append("val")
         for split in splits:
             self.source(split)
+        if self.sampling and stage == "fit":
+            self.sampling.scores(self.source("train").task_table())
         assert self.renderer
 
     def steps_per_epoch(self, world: int, accumulate: int, limit: int | float = 1.0) -> int:
@@ -137,7 +149,8 @@ class VLMDataModule(LightningDataModule):
         """Batches to learn from."""
         if self.trainer:
             begin_next_epoch(self.trainer)
-        return self._loader("train", learn=True, prompts=False)
+        self._training = self._loader("train", learn=True, prompts=False)
+        return self._training
 
     def val_dataloader(self) -> ResumableLoader | list:
         """Batches to validate on; none without `val`."""
@@ -163,11 +176,40 @@ class VLMDataModule(LightningDataModule):
         targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
         return batch._replace(targets=targets(batch)) if targets else batch
 
+    def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
+        """What the module says after each optimizer step of a fit, for sampling by loss and its log.
+
+        Args:
+            sums: Tensor of shape [tasks]: the losses of each task of the training data, over all ranks.
+            counts: Tensor of shape [tasks]: what they are sums of.
+            batch_idx: The last batch of the step.
+        """
+        trainer, batches = self.trainer, self._training.sampler if self._training else None
+        if trainer is None or not isinstance(batches, TaskBatches):
+            return
+        place = (batch_idx + 1) * batches.whole
+        batches.end_step(sums, counts, place)
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = {f"data/epochs/{task}": count for task, count in batches.epochs(place).items()}
+            metrics |= {f"data/samples/{task}": float(n) for task, n in batches.samples(place).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
+
     def teardown(self, stage: str) -> None:
         """Say what was left out or cut, and write a report of it beside the run's logs."""
         if self.trainer is None:
             return
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks must ask
+        if self._training is not None:
+            batches, place = self._training.sampler, self._training.passed
+            if isinstance(batches, TaskBatches):
+                samples = batches.samples(place)
+                each = (
+                    f"{task} {epochs:.2f} ({samples[task]:,} samples)"
+                    for task, epochs in batches.epochs(place).items()
+                )
+                rank_zero_info(f"Epochs of each task: {', '.join(each)}")
+            self._training = None
         if self.left_out:
             path = folder / f"left_out_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
             errors = list(self.left_out.values())
@@ -184,6 +226,10 @@ class VLMDataModule(LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if training else self.eval_batch_size
         batches = Batches(len(source), batch_size, training and self.shuffle, self.seed, rank, world)
+        if training and self.sampling:
+            drawn = self.sampling, batch_size, self.shuffle, self.seed
+            batches = TaskBatches(source.task_table(), *drawn, rank, world)
+            batches.check_ahead(2 * self.num_workers + 1 + self._longest_step())
         return ResumableLoader(
             _Rendered(source, self.renderer, learn, prompts),
             sampler=batches,
@@ -192,6 +238,16 @@ class VLMDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
+
+    def _longest_step(self) -> int:
+        """The most batches in an optimizer step."""
+        if self.trainer is None:
+            return 1
+        windows = [self.trainer.accumulate_grad_batches]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                windows += callback.scheduling.values()
+        return max(windows)
 
 
 class _Rendered(Dataset):

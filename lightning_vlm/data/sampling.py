@@ -1,6 +1,6 @@
 """Which samples share a batch: the same for every way of splitting the work, and resumable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ class Batches(DistributedSampler):
     [[2, 3], [-1, -1]]
     """
 
+    how = "each sample once"
+    """By what samples are chosen, in words: what a checkpoint compares."""
+
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int, world: int) -> None:
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size = size, batch_size
@@ -52,6 +55,16 @@ class Batches(DistributedSampler):
             first = (step * self.num_replicas + self.rank) * self.batch_size
             batch = order[first : first + self.batch_size]
             yield batch + [NOTHING] * (self.batch_size - len(batch))
+
+    def begin(self, passed: int) -> None:
+        """Called before a pass: how many samples, on all ranks, the pass before handed out."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What else than seed and epoch the order depends on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint."""
 
 
 def begin_next_epoch(trainer: Trainer) -> None:
@@ -78,7 +91,9 @@ class ResumableLoader(DataLoader):
     """
 
     _epoch, _seen = 0, 0
-    _resume: dict[str, int] | None = None
+    passed = 0
+    """Samples of all ranks that the last pass handed out."""
+    _resume: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # This runs at the first batch: Lightning asks for an iterator first, and sets the epoch then.
@@ -86,9 +101,13 @@ class ResumableLoader(DataLoader):
         batches.skip = 0
         if self._resume and self._resume["epoch"] == batches.epoch:
             batches.skip = self._resume["seen"]
+        batches.begin(self.passed)
+        whole = batches.batch_size * batches.num_replicas
         self._epoch, self._seen, self._resume = batches.epoch, batches.skip, None
+        self.passed = whole * self._seen
         for batch in super().__iter__():
             self._seen += 1
+            self.passed += whole
             yield batch
 
     def __len__(self) -> int:
@@ -99,11 +118,13 @@ class ResumableLoader(DataLoader):
         assert isinstance(self.sampler, Batches)
         return self.sampler
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Which epoch this is, how many of its batches have been handed out, and what makes them these."""
-        return {"epoch": self._epoch, "seen": self._seen, **self._order()}
+        state = {"epoch": self._epoch, "seen": self._seen, **self._order()}
+        more = self._batches.state_dict()
+        return {**state, "order": more} if more else state
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the pass of the epoch that was interrupted behind the batches already seen. Other epochs are
         whole.
 
@@ -111,7 +132,8 @@ class ResumableLoader(DataLoader):
             UserError: The batches that were not yet seen would be others now.
         """
         now = self._order()
-        changed = [f"{name} was {state[name]}, is {now[name]}" for name in now if state[name] != now[name]]
+        was = {"sampling": Batches.how, **state}
+        changed = [f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name]]
         if changed and state["seen"] < -(-state["samples"] // state["samples a step"]):
             raise UserError(
                 f"can't resume in the middle of an epoch with other batches: {'; '.join(changed)}; give "
@@ -119,10 +141,14 @@ class ResumableLoader(DataLoader):
             )
         self._resume = dict(state)
         self._epoch, self._seen = state["epoch"], state["seen"]
+        self.passed = state["seen"] * state["samples a step"]
+        if was["sampling"] == now["sampling"] and "order" in state:
+            self._batches.load_state_dict(state["order"])
 
-    def _order(self) -> dict[str, int]:
+    def _order(self) -> dict[str, Any]:
         batches = self._batches
         return {
+            "sampling": batches.how,
             "samples": batches.size,
             "samples a step": batches.batch_size * batches.num_replicas,
             "seed": batches.seed,
