@@ -21,8 +21,8 @@ class TaskBatches(Batches):
     accumulated (but with `grouped`, where a batch of all ranks is what has one task). Samples of an epoch are
     drawn in rounds of `every_n_samples`. What a round draws depends on the seed, the epoch, its number, its
     probabilities and what was drawn before; with `hard` and `easy` its probabilities are those of the losses
-    one round earlier, however far ahead batches are prepared. What is left of a pass over a task when an epoch
-    ends comes in the next epoch.
+    one round earlier, however far ahead batches are prepared. What an epoch leaves of a pass over a task
+    comes in the next one.
 
     Args:
         table: The task of each sample.

@@ -147,10 +147,8 @@ class LossShares:
     """L(0) is the mean over so many of a task's first steps."""
 
     def __init__(self, tasks: int) -> None:
-        self._tasks = tasks
-        self._initial: InitialLosses | None = None
+        self._initial = InitialLosses(tasks, self.first_steps)
         self._late = torch.full((tasks,), torch.nan)
-        self._resumed: Mapping[str, Any] | None = None
 
     def add(self, sums: Tensor, counts: Tensor) -> None:
         """Add a step; the host doesn't wait for the device.
@@ -159,11 +157,11 @@ class LossShares:
             sums: Tensor of shape [tasks]: of losses, over all ranks.
             counts: Tensor of shape [tasks]: what they are sums of.
         """
-        if self._initial is None:
-            self._initial = InitialLosses(self._tasks, self.first_steps, sums.device)
+        if self._late.device != sums.device:
+            known = self._initial.state_dict()
+            self._initial = InitialLosses(len(sums), self.first_steps, sums.device)
+            self._initial.load_state_dict(known)
             self._late = self._late.to(sums.device)
-            if self._resumed is not None:
-                self._initial.load_state_dict(self._resumed)
         losses = sums / counts
         seen = (counts > 0) & losses.isfinite()
         self._initial.add(losses, seen)
@@ -172,16 +170,14 @@ class LossShares:
 
     def now(self) -> Tensor:
         """Shape [tasks]; 1 for tasks of which nothing is known yet, and never less than a millionth."""
-        if self._initial is None:
-            return torch.ones(self._tasks)
         share = self._late / self._initial.mean()
         return torch.where(self._initial.known & share.isfinite(), share, 1).clamp(min=1e-6)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        initial = self._initial.state_dict() if self._initial else self._resumed
-        return {"initial": initial, "late": self._late.clone()}
+        return {"initial": self._initial.state_dict(), "late": self._late.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self._resumed, self._late, self._initial = state["initial"], state["late"].clone(), None
+        self._late = state["late"].to(self._late.device).clone()
+        self._initial.load_state_dict(state["initial"])

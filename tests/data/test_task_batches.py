@@ -1,0 +1,312 @@
+"""Draws of tasks: probabilities against their closed form, draws against probabilities, splits, resume."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch.utils.data import Dataset
+
+from lightning_vlm.data.conversation import TaskTable
+from lightning_vlm.data.sampling import ResumableLoader
+from lightning_vlm.data.task_batches import TaskBatches
+from lightning_vlm.data.task_sampling import LossShares, TaskSampling
+from lightning_vlm.errors import UserError
+
+SIZES = {"caption": 60, "vqa": 30, "ocr": 10}
+TABLE = TaskTable.of_samples(task for task, size in SIZES.items() for _ in range(size))
+TASK_OF = [TABLE.names[number] for number in TABLE.of]
+
+
+def make(sampling=None, batch_size=8, rank=0, world=1, seed=0, shuffle=True, table=TABLE):
+    return TaskBatches(table, sampling or TaskSampling(), batch_size, shuffle, seed, rank, world)
+
+
+class Echo(Dataset):
+    def __getitem__(self, indices):
+        return torch.tensor(indices)
+
+
+def loader(sampling=None, workers=0, **options):
+    batches = make(sampling, **options)
+    return ResumableLoader(Echo(), sampler=batches, batch_size=None, num_workers=workers)
+
+
+def epoch(one, number):
+    one.sampler.set_epoch(number)
+    return [batch.tolist() for batch in one]
+
+
+# Probabilities
+
+
+def test_the_seeds_three_temperatures_in_the_right_order():
+    """P ∝ score^(1/T): of T → 0 the highest score alone, of 1 the scores themselves, of ∞ all alike."""
+    losses = [0.9, 0.6, 0.3]
+    at = {t: TaskSampling("hard", temperature=t).probabilities(losses) for t in (0, 1e-3, 1, 1e6, math.inf)}
+    assert at[0].tolist() == [1, 0, 0]
+    torch.testing.assert_close(at[1e-3], at[0])
+    torch.testing.assert_close(at[1], torch.tensor(losses, dtype=torch.float64) / 1.8)
+    torch.testing.assert_close(at[1e6], at[math.inf], rtol=1e-5, atol=0)
+    assert at[math.inf].tolist() == [1 / 3] * 3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1 / 0.3, 20.0])
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_the_closed_form(temperature, floor):
+    scores = [50.0, 3.0, 0.2]
+    powers = [score ** (1 / temperature) for score in scores]
+    expected = [(1 - floor) * power / sum(powers) + floor / 3 for power in powers]
+    found = TaskSampling(temperature=temperature, floor=floor).probabilities(scores)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_scores():
+    assert TaskSampling().scores(TABLE) == [60, 30, 10]
+    assert TaskSampling(limit=20).scores(TABLE) == [20, 20, 10]
+    weights = {"ocr": 3.0, "vqa": 0.0, "caption": 1.0}
+    assert TaskSampling("weights", weights=weights).scores(TABLE) == [1.0, 0.0, 3.0]
+    assert TaskSampling(floor=0.5, temperature=0).probabilities([2, 2, 1, 0]).tolist() == pytest.approx(
+        [0.25 + 0.5 / 3, 0.25 + 0.5 / 3, 0.5 / 3, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"score": "hardest"}, "sampling.score: found 'hardest'; expected one of size, hard, easy, weights"),
+        ({"score": "weights"}, "go together"),
+        ({"weights": {"vqa": 1.0}}, "go together"),
+        ({"temperature": -1.0}, "sampling.temperature: found -1.0"),
+        ({"temperature": math.nan}, "sampling.temperature: found nan"),
+        ({"floor": 1.5}, "sampling.floor: found 1.5"),
+        ({"limit": 0}, "sampling.limit: found 0"),
+        ({"limit": 5, "score": "hard"}, "sampling.limit: found 5"),
+        ({"every_n_samples": 0}, "sampling.every_n_samples: found 0"),
+        ({"score": "weights", "weights": {"ocr": -1.0}}, "sampling.weights.ocr: found -1.0"),
+    ],
+)
+def test_bad_settings(options, says):
+    with pytest.raises(UserError, match=says):
+        TaskSampling(**options)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"ocrr": 1.0, "vqa": 1.0, "caption": 1.0}, "weights.ocrr: .*no such task.*did you mean 'ocr'"),
+        ({"ocr": 1.0, "vqa": 1.0}, "found no weight for caption"),
+        (dict.fromkeys(SIZES, 0.0), "found 0 for every task"),
+    ],
+)
+def test_weights_that_do_not_fit_the_data(weights, says):
+    with pytest.raises(UserError, match=says):
+        make(TaskSampling("weights", weights=weights))
+
+
+# Draws
+
+
+@pytest.mark.parametrize(
+    ("sampling", "share"),
+    [
+        (TaskSampling(), {"caption": 0.6, "vqa": 0.3, "ocr": 0.1}),
+        (TaskSampling(temperature=math.inf), dict.fromkeys(SIZES, 1 / 3)),
+        (TaskSampling("weights", weights={"caption": 1, "vqa": 0, "ocr": 3}), {"caption": 0.25, "ocr": 0.75}),
+        (TaskSampling(limit=10, grouped=True), dict.fromkeys(SIZES, 1 / 3)),
+    ],
+)
+def test_draws_have_the_probabilities(sampling, share):
+    one = loader(sampling, batch_size=5)
+    counts = Counter()
+    for number in range(60):
+        for batch in epoch(one, number):
+            tasks = [TASK_OF[index] for index in batch]
+            counts.update(tasks[:1] if sampling.grouped else tasks)
+            assert not sampling.grouped or len(set(tasks)) == 1
+    assert counts.keys() == share.keys()
+    total = sum(counts.values())
+    assert chisquare([counts[task] for task in share], [total * p for p in share.values()]).pvalue > 0.01
+
+
+def test_within_a_task_no_sample_comes_again_before_all_others_across_epochs():
+    one = loader(TaskSampling(every_n_samples=7), batch_size=3)
+    drawn = {task: [] for task in SIZES}
+    for number in range(12):
+        one.sampler.set_epoch(number)
+        batches = list(itertools.islice(one, 20 if number % 3 else None))  # some epochs are cut short
+        for index in torch.cat(batches).tolist():
+            drawn[TASK_OF[index]].append(index)
+    for task, indices in drawn.items():
+        passes = [indices[i : i + SIZES[task]] for i in range(0, len(indices), SIZES[task])]
+        assert len(passes) > 5
+        assert all(len(set(one)) == len(one) for one in passes)
+        assert passes[0] != passes[1]
+    counts = {task: len(indices) for task, indices in drawn.items()}
+    assert one.sampler.samples(one.passed) == counts
+    assert one.sampler.epochs(one.passed) == {task: counts[task] / SIZES[task] for task in SIZES}
+
+
+def test_a_task_smaller_than_a_batch_goes_round():
+    table = TaskTable.of_samples(["rare", *["often"] * 9])
+    sampling = TaskSampling("weights", weights={"rare": 1.0, "often": 0.0})
+    one = loader(sampling, batch_size=4, table=table)
+    assert epoch(one, 0) == [[0] * 4] * 3
+    assert one.sampler.epochs(one.passed) == {"rare": 12.0, "often": 0.0}
+
+
+def test_not_shuffled_they_come_in_order():
+    one = loader(TaskSampling(), shuffle=False)
+    indices = [index for batch in epoch(one, 0) for index in batch]
+    for task in SIZES:
+        own = [index for index in indices if TASK_OF[index] == task]
+        first = TASK_OF.index(task)
+        assert own == [first + at % SIZES[task] for at in range(len(own))]
+
+
+# Splits
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_two_ranks_of_four_are_one_of_eight(grouped):
+    sampling = TaskSampling(grouped=grouped, every_n_samples=20)
+    whole = list(make(sampling))
+    ranks = [list(make(sampling, 4, rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+    if not grouped:
+        parts = list(itertools.chain(*make(sampling, 4)))
+        assert parts[:96] == list(itertools.chain(*whole))[:96]
+
+
+def test_what_is_drawn_depends_on_seed_and_epoch_alone():
+    torch.manual_seed(1)
+    first = epoch(loader(), 0)
+    torch.manual_seed(2)
+    assert epoch(loader(), 0) == first
+    assert epoch(loader(seed=1), 0) != first
+    assert epoch(loader(), 1) != first
+
+
+# By loss
+
+
+def feed(one, number, workers=0, seen=None, stop=None):
+    """An epoch in which each batch tells a loss: caption's falls to a tenth, vqa's to a half, ocr's stays."""
+    one.sampler.set_epoch(number)
+    batches = [] if seen is None else seen
+    done = one._resume["seen"] if one._resume and one._resume["epoch"] == number else 0
+    for at, batch in enumerate(one, done):
+        batches.append(batch.tolist())
+        counts = torch.tensor([sum(TASK_OF[i] == task for i in batch.tolist()) for task in SIZES]).float()
+        progress = 1 - math.exp(-(number * len(one) + at) / 5)
+        losses = torch.tensor([2.0, 3.0, 1.0]) * (1 - progress * torch.tensor([0.9, 0.5, 0.0]))
+        one.sampler.end_step(losses * counts, counts, 8 * (at + 1))
+        if len(batches) == stop:
+            break
+    return batches
+
+
+@pytest.mark.parametrize("score", ["hard", "easy"])
+def test_losses_choose(score):
+    """Late in training the shares are 0.1, 0.5 and 1, but for L(0) being a mean of first losses."""
+    one = loader(TaskSampling(score, every_n_samples=24))
+    for number in range(20):
+        feed(one, number)
+    left = torch.tensor(
+        one.sampler._known[-1] if score == "hard" else [1 / x for x in one.sampler._known[-1]]
+    )
+    assert (left.sort(descending=score == "easy").values == left).all()
+    counts = Counter()
+    for number in range(20, 120):
+        counts.update(TASK_OF[index] for batch in feed(one, number) for index in batch)
+    total = sum(counts.values())
+    expected = [total * share for share in (left / left.sum()).tolist()]
+    assert [counts[task] / total for task in SIZES] == pytest.approx([x / total for x in expected], abs=0.02)
+
+
+def test_mean_of_late_losses_over_first_ones():
+    shares = LossShares(2)
+    sums = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)) + 0.5
+    late = sums[0].clone()
+    for at, one in enumerate(sums):
+        shares.add(2 * one, torch.tensor([2.0, 2.0]))
+        late = one if at == 0 else 0.9 * late + 0.1 * one
+    torch.testing.assert_close(shares.now(), late / sums[:10].mean(0))
+    before = shares.now()
+    shares.add(torch.tensor([torch.nan, 5.0]), torch.tensor([1.0, 0.0]))
+    assert torch.equal(shares.now(), before)
+    never = LossShares(2)
+    never.add(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 0.0]))
+    assert never.now().tolist() == [1, 1]
+
+
+def test_batches_drawn_ahead_change_nothing():
+    """With workers the sampler is several batches ahead of the losses."""
+    sampling = TaskSampling("hard", every_n_samples=48)
+    alone, ahead = loader(sampling), loader(sampling, workers=2)
+    for number in range(3):
+        assert feed(alone, number) == feed(ahead, number)
+    assert alone.sampler._known[0] != [1.0, 1.0, 1.0]
+
+
+def test_rounds_too_short_for_what_is_drawn_ahead():
+    with pytest.raises(UserError, match="every_n_samples: found 24; expected 48 or more"):
+        make(TaskSampling("hard", every_n_samples=24)).check_ahead(6)
+    make(TaskSampling(every_n_samples=24)).check_ahead(6)
+    make(TaskSampling("hard", every_n_samples=48)).check_ahead(6)
+
+
+def test_nobody_tells_losses():
+    with pytest.raises(UserError, match=r"sampling\.score hard: nobody told the losses"):
+        list(make(TaskSampling("hard", every_n_samples=8)))
+
+
+# Resume
+
+
+@pytest.mark.parametrize("score", ["size", "hard"])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("seen", [0, 1, 6, 9, 13])
+def test_resumed_it_draws_exactly_the_rest(score, workers, seen):
+    sampling = TaskSampling(score, every_n_samples=32)
+    whole = loader(sampling)
+    expected = [feed(whole, number) for number in range(4)]
+    first = loader(sampling, workers=workers)
+    for number in range(2):
+        feed(first, number)
+    before = []
+    if seen:
+        feed(first, 2, seen=before, stop=seen)
+    state = first.state_dict()
+    second = loader(sampling, workers=workers)
+    second.load_state_dict(torch_saved(state))
+    after = feed(second, 2) if seen < 13 else []
+    assert before + after == expected[2]
+    assert feed(second, 3) == expected[3]
+    assert second.sampler.samples(second.passed) == whole.sampler.samples(whole.passed)
+
+
+def torch_saved(state):
+    """As it comes back out of a checkpoint that holds no code."""
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def test_another_sampling_is_refused_in_the_middle_of_an_epoch_only():
+    first = loader(TaskSampling())
+    feed(first, 0, stop=3)
+    for changed in (TaskSampling(temperature=2.0), TaskSampling(grouped=True)):
+        with pytest.raises(
+            UserError, match="middle of an epoch with other batches: sampling was TaskSampling"
+        ):
+            loader(changed).load_state_dict(first.state_dict())
+    one = loader(TaskSampling())
+    epoch(one, 0)
+    other = loader(TaskSampling(temperature=2.0))
+    other.load_state_dict(one.state_dict())
+    assert epoch(other, 1) == epoch(loader(TaskSampling(temperature=2.0)), 1)
