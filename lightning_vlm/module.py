@@ -26,13 +26,12 @@ from lightning_vlm.losses.tasks import (
     TaskLog,
     Uncertainty,
     Weighting,
-    check_resumed,
     check_weighting,
     number_of,
     task_weights_for,
 )
 from lightning_vlm.losses.weights import KindWeights, token_weights
-from lightning_vlm.metrics.ranking import Candidate, generate_candidates
+from lightning_vlm.metrics.answers import generate_answers
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, set_modes
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
@@ -446,30 +445,9 @@ class VLMModule(LightningModule):
         return self.answer(batch)
 
     def answer(self, batch: Batch) -> list[Prediction]:
-        """Generate answers to the prompts of a batch (greedy unless `generation` says otherwise). Of several
-        (`num_return_sequences`) the best by `length_score` is the answer, and all are kept beside it."""
+        """What the model answers to the prompts of a batch; see `generate_answers`."""
         assert self.model is not None
-        if not batch.prompts:
-            return []
-        options = {"do_sample": False, "use_cache": True, **(self.generation or {"max_new_tokens": 64})}
-        texts = [""] * len(batch.references)
-        ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
-        for some, inputs in rows_alike(batch.prompts):
-            if options.get("num_return_sequences", 1) > 1:
-                several = generate_candidates(self.model, self.processor.tokenizer, inputs, options)
-                for row, candidates in zip(some.tolist(), several, strict=True):
-                    texts[row], ranked[row] = candidates[0].text, tuple(candidates)
-                continue
-            ids = self.model.generate(**inputs, **options)  # type: ignore[operator]
-            answers = self.processor.tokenizer.batch_decode(
-                ids[:, inputs["input_ids"].shape[1] :],
-                skip_special_tokens=True,
-                clean_up_tokenization_spaces=False,
-            )
-            for row, answer in zip(some.tolist(), answers, strict=True):
-                texts[row] = answer
-        rows = zip(batch.sources, batch.tasks, map(str.strip, texts), batch.references, ranked, strict=True)
-        return [Prediction(*row) for row in rows]
+        return generate_answers(self.model, self.processor, batch, self.generation)
 
     # Checkpoints
 
@@ -480,12 +458,7 @@ class VLMModule(LightningModule):
         assert self._base is not None
         own = checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
         if self.tasks is not None:
-            own["tasks"] = {
-                "how": self.tasks.how,
-                "names": list(self.tasks.names),
-                "since": self._task_log.since.clone(),
-                **self.tasks.progress(),
-            }
+            own["tasks"] = {**self.tasks.state(), "since": self._task_log.since.clone()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model."""
@@ -495,8 +468,7 @@ class VLMModule(LightningModule):
         self._seed = own.get("seed")
         if self.tasks is not None:
             self._task_progress = own.get("tasks", {})
-            check_resumed(self._task_progress, self.tasks)
-            self.tasks.resume(self._task_progress)
+            self.tasks.go_on(self._task_progress)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -43,11 +43,34 @@ class FixedWeights(TaskWeights):
         """
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the weights to go on as they would have."""
+        """What the weights depend on, for a checkpoint."""
         return {}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """From a checkpoint, `progress`."""
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"how": self.how, "names": list(self.names), **self.progress()}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint. Fixed weights may be others than they were.
+
+        Raises:
+            UserError: The checkpoint's weights were found in another way, or for other tasks.
+        """
+        was, names = state.get("how", FixedWeights.how), state.get("names", [])
+        if was != self.how:
+            raise UserError(
+                f"model.task_weights: found {self.how}, but the checkpoint was trained with {was}; go on "
+                "with the same, or begin anew"
+            )
+        if self.how in LEARNED and names != list(self.names):
+            raise UserError(
+                f"model.task_weights {self.how}: found tasks {', '.join(self.names)}, but the checkpoint has "
+                f"{', '.join(names)}; go on with the same data, or begin anew"
+            )
+        self.resume(state)
 
 
 class InverseInitialLoss(FixedWeights):
@@ -181,7 +204,10 @@ def make_task_weights(given: Mapping[str, float] | str | None, names: Sequence[s
         return LEARNED[given](names)
     given = given or {}
     for task in given:
-        number_of(task, names)
+        try:
+            number_of(task, names)
+        except UserError as error:
+            raise UserError(f"task_weights: {error}") from None
     return FixedWeights(names, [given.get(name, 1.0) for name in names])
 
 
@@ -216,29 +242,6 @@ def number_of(task: str, names: Sequence[str]) -> int:
     near = difflib.get_close_matches(task, names, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UserError(f"task {task!r}: the training data has no such task, only {', '.join(names)}{hint}")
-
-
-def check_resumed(saved: Mapping[str, Any], table: FixedWeights) -> None:
-    """Whether weights that change in the course of training can go on from a checkpoint.
-
-    Args:
-        saved: `how` and `names` of the checkpoint's.
-        table: What goes on.
-
-    Raises:
-        UserError: They were found in another way, or for other tasks.
-    """
-    was, names = saved.get("how", FixedWeights.how), saved.get("names", [])
-    if was != table.how:
-        raise UserError(
-            f"model.task_weights: found {table.how}, but the checkpoint was trained with {was}; go on with "
-            "the same, or begin anew"
-        )
-    if table.how in LEARNED and names != list(table.names):
-        raise UserError(
-            f"model.task_weights {table.how}: found tasks {', '.join(table.names)}, but the checkpoint has "
-            f"{', '.join(names)}; go on with the same data, or begin anew"
-        )
 
 
 class TaskLog:

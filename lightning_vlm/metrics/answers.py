@@ -1,0 +1,45 @@
+"""What a model answers to the prompts of a batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from lightning_vlm.data.collate import Batch, rows_alike
+from lightning_vlm.metrics.ranking import Candidate, generate_candidates
+from lightning_vlm.metrics.scores import Prediction
+
+
+def generate_answers(
+    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, generation: Mapping[str, Any] | None
+) -> list[Prediction]:
+    """Generate answers to the prompts of a batch. Of several answers to a prompt (`num_return_sequences`) the
+    best by `length_score` is taken, and all are kept beside it.
+
+    Args:
+        model: Generates.
+        processor: Has the tokenizer.
+        batch: With prompts; without, there is no answer.
+        generation: Arguments of `generate`, greedy unless they say otherwise; None is at most 64 new tokens.
+    """
+    if not batch.prompts:
+        return []
+    options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
+    texts = [""] * len(batch.references)
+    ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
+    for some, inputs in rows_alike(batch.prompts):
+        if options.get("num_return_sequences", 1) > 1:
+            several = generate_candidates(model, processor.tokenizer, inputs, options)
+            for row, candidates in zip(some.tolist(), several, strict=True):
+                texts[row], ranked[row] = candidates[0].text, tuple(candidates)
+            continue
+        ids = model.generate(**inputs, **options)  # type: ignore[operator]
+        answers = processor.tokenizer.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        for row, answer in zip(some.tolist(), answers, strict=True):
+            texts[row] = answer
+    rows = zip(batch.sources, batch.tasks, map(str.strip, texts), batch.references, ranked, strict=True)
+    return [Prediction(*row) for row in rows]
