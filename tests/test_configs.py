@@ -19,7 +19,7 @@ def base(tmp_path_factory):
 
 
 def test_their_number():
-    assert len(CONFIGS) == 3
+    assert len(CONFIGS) == 4
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
