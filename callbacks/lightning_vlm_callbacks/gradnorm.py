@@ -234,17 +234,16 @@ class GradNorm(Callback):
         tasks = self._tasks
         weights = tasks.weights
         seen = found.counts > 0
-        squares = found.matrices.flatten(1).square().sum(1).to(weights.dtype)
         # Before its weight, and as the optimizer gets it: so that norms of different steps compare.
-        unit = (tasks.scale / weights) ** 2
+        unit = tasks.scale / weights
         if self.unbiased:
-            estimate = found.squares.to(weights.dtype) * unit
+            estimate = found.squares.to(weights.dtype) * unit**2
             old = torch.where(self._squares.isfinite(), self._squares, estimate)
             now = torch.where(estimate.isfinite(), 0.9 * old + 0.1 * estimate, self._squares)
             self._squares = torch.where(seen, now, self._squares)
             norms = self._squares.clamp(min=0).sqrt()
         else:
-            norms = (squares * unit).sqrt()
+            norms = found.norms.to(weights.dtype) * unit
         losses = (found.sums / found.counts).to(weights.dtype)
         fine = seen & norms.isfinite() & losses.isfinite()
         self._initial.add(losses, fine)

@@ -21,6 +21,7 @@ class StepGradients(NamedTuple):
     Args:
         matrices: Tensor of shape [tasks, out, in], at least float32: the part of the weight's gradient that
             comes from each task, weighted as in the loss. With a sketch `in` is the sketch's width.
+        norms: Tensor of shape [tasks]: those of the matrices.
         squares: Tensor of shape [tasks]: an estimate of the squared norm of each matrix's expectation, NaN
             where a task was in one micro-batch only. Without noise the matrices' own squared norm.
         sums: Tensor of shape [tasks]: losses before the tasks' weights.
@@ -28,6 +29,7 @@ class StepGradients(NamedTuple):
     """
 
     matrices: Tensor
+    norms: Tensor
     squares: Tensor
     sums: Tensor
     counts: Tensor
@@ -38,8 +40,7 @@ class StepGradients(NamedTuple):
         Shape [tasks, tasks].
         """
         flat = self.matrices.flatten(1)
-        flat = flat / flat.norm(dim=1, keepdim=True)
-        return flat @ flat.T
+        return flat @ flat.T / torch.outer(self.norms, self.norms)
 
 
 class TaskGradients:
@@ -131,15 +132,16 @@ class TaskGradients:
             matrices, parts, sums, counts = (
                 one.view_as(piece) for one, piece in zip(cut, pieces, strict=True)
             )
-            matrices = matrices / world
+            matrices.div_(world)
             parts = torch.cat((parts[:1] / world**2, parts[1:]))
         if self._scale is not None:
-            matrices, parts = matrices / self._scale, torch.cat((parts[:1] / self._scale**2, parts[1:]))
+            matrices.div_(self._scale)
+            parts = torch.cat((parts[:1] / self._scale**2, parts[1:]))
         each, rows, rows_squared = parts
-        whole = matrices.flatten(1).square().sum(1)
-        squares = (whole - each) * rows**2 / (rows**2 - rows_squared)
+        norms = _norms(matrices)
+        squares = (norms**2 - each) * rows**2 / (rows**2 - rows_squared)
         squares = torch.where(rows**2 > rows_squared, squares, torch.nan)
-        return StepGradients(matrices, squares, sums, counts)
+        return StepGradients(matrices, norms, squares, sums, counts)
 
     # Micro-batches
 
@@ -195,7 +197,7 @@ class TaskGradients:
         if self._matrices is None:
             self._matrices = matrix.new_zeros(self._shape)
         self._matrices[task] += matrix
-        self._parts[0, task] += matrix.square().sum()
+        self._parts[0, task] += _norms(matrix[None])[0] ** 2
         self._parts[1, task] += rows
         self._parts[2, task] += rows**2
 
@@ -213,3 +215,8 @@ class TaskGradients:
                     "rows: found tokens of several tasks in one row, where tokens usually see each other and "
                     "gradients of tasks can't be told apart; set packed=True if attention is block-diagonal"
                 )
+
+
+def _norms(matrices: Tensor) -> Tensor:
+    """Of n matrices, shape [n]. Squares and their sum would make a copy of matrices that may be large."""
+    return torch.linalg.vector_norm(matrices, dim=(1, 2))
