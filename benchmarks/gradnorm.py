@@ -1,6 +1,6 @@
 """What GradNorm adds to a training step, against other ways to the gradients of each task.
 
-    python benchmarks/gradnorm.py [--rounds 12] [--hidden 384] [--layers 8] [--device cuda]
+    python benchmarks/gradnorm.py [--rounds 24] [--hidden 384] [--layers 8] [--device cuda]
 
 A Llama with random weights, 20 samples of 64 tokens, each of one of 5 tasks; AdamW; weights of tasks change
 in each step. Contenders take turns, step by step, in one run of the Trainer, in a new order in each round; a
@@ -40,20 +40,35 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 TASKS, BATCH, TOKENS, WORDS, WARM = 5, 20, 64, 8192, 2
 CONTENDERS = ("plain", "GradNorm", "..., total", "autograd.grad", "seed")
-ONE_BACKWARD = CONTENDERS[:2]
+Turns = list[tuple[int, str]]
+"""Round and contender of each step."""
+
+
+def turns(rounds: int, able: bool) -> Turns:
+    """Who is to run when.
+
+    Args:
+        able: Whether those can run that differentiate by themselves. The seed's way, which takes long and is
+            far off, is in every fourth round.
+    """
+    chance, found = random.Random(0), []
+    for number in range(rounds):
+        names = CONTENDERS[: (5 if number % 4 == WARM else 4) if able else 2]
+        found += [(number, name) for name in chance.sample(names, len(names))]
+    return found
 
 
 class Batches(Dataset):
-    """Each is there once for every contender."""
+    """All contenders of a round get the same batch."""
 
-    def __init__(self, rounds: int, contenders: int) -> None:
-        self.size, self.contenders = rounds * contenders, contenders
+    def __init__(self, steps: Turns) -> None:
+        self.steps = steps
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.steps)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        chance = torch.Generator().manual_seed(index // self.contenders)
+        chance = torch.Generator().manual_seed(self.steps[index][0])
         words = torch.randint(WORDS, (BATCH, TOKENS), generator=chance)
         return words, torch.arange(BATCH)[torch.randperm(BATCH, generator=chance)] % TASKS
 
@@ -114,11 +129,10 @@ class Mixture(LightningModule):
 class Race(Callback):
     """Lets the contenders take turns, and times their steps."""
 
-    def __init__(self, names: tuple[str, ...], layer: str, device: str) -> None:
-        self.names, self.device, self.chance = names, device, random.Random(0)
-        ours = [name for name in names if name in ("GradNorm", "..., total")]
-        self.gradnorms = {name: GradNorm(layer=layer, picture=False) for name in ours}
-        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
+    def __init__(self, steps: Turns, layer: str, device: str) -> None:
+        self.steps, self.device = steps, device
+        self.gradnorms = {name: GradNorm(layer=layer, picture=False) for name in ("GradNorm", "..., total")}
+        self.seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
 
     def now(self) -> float:
         if self.device == "cuda":
@@ -131,10 +145,7 @@ class Race(Callback):
             one.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        turn = batch_idx % len(self.names)
-        if turn == 0:
-            self.order = self.chance.sample(self.names, len(self.names))
-        pl_module.way = self.order[turn]
+        self.round, pl_module.way = self.steps[batch_idx]
         self.start = self.now()
         if pl_module.way in self.gradnorms:
             self.gradnorms[pl_module.way].on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -144,14 +155,14 @@ class Race(Callback):
             self.gradnorms[pl_module.way].on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.seconds[pl_module.way].append(self.now() - self.start)
+        self.seconds[pl_module.way][self.round] = self.now() - self.start
 
 
 def race(rounds: int, hidden: int, layers: int, lora: bool, layer: str, device: str) -> Race:
     """The times of all that can run."""
     module = Mixture(hidden, layers, lora, layer)
-    able = module.get_submodule(layer).weight.requires_grad
-    one = Race(CONTENDERS if able else ONE_BACKWARD, layer, device)
+    steps = turns(rounds + WARM, able=module.get_submodule(layer).weight.requires_grad)
+    one = Race(steps, layer, device)
     trainer = Trainer(
         max_epochs=1,
         accelerator=device.replace("cuda", "gpu"),
@@ -164,13 +175,13 @@ def race(rounds: int, hidden: int, layers: int, lora: bool, layer: str, device: 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, DataLoader(Batches(rounds + WARM, len(one.names)), batch_size=None))
+    trainer.fit(module, DataLoader(Batches(steps), batch_size=None))
     return one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -184,15 +195,16 @@ def main() -> None:
     }
     for plan, (lora, layer) in plans.items():
         found = race(given.rounds, given.hidden, given.layers, lora, layer, given.device)
-        seconds = {name: times[WARM:] for name, times in found.seconds.items()}
         table = Table(title=f"{plan}, {given.layers} layers, {given.hidden} wide, {given.device}")
         for column in ("", "ms per step", "× plain", "quartiles"):
             table.add_column(column, justify="right" if column else "left")
-        for name in found.names:
-            ratios = [one / plain for one, plain in zip(seconds[name], seconds["plain"], strict=True)]
+        plain = found.seconds["plain"]
+        for name in (one for one in CONTENDERS if one in found.seconds):
+            seconds = {number: one for number, one in found.seconds[name].items() if number >= WARM}
+            ratios = [one / plain[number] for number, one in seconds.items()]
             low, _, high = statistics.quantiles(ratios, n=4)
             middle = f"{statistics.median(ratios):.3f}"
-            milliseconds = f"{statistics.median(seconds[name]) * 1e3:.0f}"
+            milliseconds = f"{statistics.median(seconds.values()) * 1e3:.0f}"
             table.add_row(name, milliseconds, middle, f"{low:.3f}..{high:.3f}")
         Console(width=110).print(table)
 
