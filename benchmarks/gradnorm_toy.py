@@ -3,10 +3,11 @@
     python benchmarks/gradnorm_toy.py [--steps 1500] [--seeds 3] [--lr 0.001 0.003 0.01]
 
 Chen et al. (ICML 2018), section 4: task i is the regression of f_i(x) = σ_i tanh((B + ε_i) x), x of 250
-dimensions, f of 100. B is what the tasks have in common; its elements have the standard deviation 10, those
-of ε_i, a task's own, 3.5. A trunk of four ReLU layers, 100 wide, and a linear head for each task learn it
-with the squared error. What the paper leaves open, or we don't know, is ours: 10 tasks with σ_i from 1 to
-100, evenly in logarithms; x standard normal, new in each step (batch 100); Adam.
+dimensions, f of 100. B is what the tasks have in common, its elements N(0, 10); those of ε_i, a task's own,
+are N(0, 3.5); we take that for standard deviations, as public copies do. A trunk of four ReLU layers, 100
+wide, and a linear head for each task learn it with the squared error. What the paper leaves open, or we don't
+know, is ours: 10 tasks with σ_i from 1 to 100, evenly in logarithms; x standard normal, new in each step
+(batch 100); Adam.
 
 What counts is the mean over tasks of L_i(t)/L_i(0) on 1,000 inputs held out: in it each task counts alike,
 however large its loss. Each contender has the same steps, data and first weights, and its own best of the
