@@ -107,6 +107,7 @@ CHECKS = {
     "new tokens": "module/test_new_tokens.py",
     "scheduled sampling": "module/test_scheduled_sampling.py",
     "several answers": "module/test_ranking.py",
+    "tasks, GradNorm": "module/test_tasks.py",
 }
 """The columns of the table of families, and where each is tested."""
 _ABOUT = """\
