@@ -32,7 +32,7 @@ WAY_IDS = ["fixed", "inverse", "uncertainty"]
 
 @pytest.fixture(scope="module")
 def source(listed):
-    """18 samples of three tasks in turn, of uneven weight; no system turns, which Pixtral's template drops."""
+    """18 samples of three tasks in turn, of uneven weight; none has a system turn, which Pixtral drops."""
 
     def make(at, one):
         turns = tuple(message for message in one.messages if message.role != "system")
