@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.lora_resize import drop_lora, resize_lora
 
-__all__ = ["Lora", "lora_layers", "set_ranks"]
+__all__ = ["RANKS", "Lora", "fit_ranks", "lora_layers", "set_ranks"]
+
+RANKS = "lora_ranks"
+"""Where a checkpoint has the ranks of its LoRA layers, by name; 0 where the adapter is gone."""
 
 _KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
 """Classes of PEFT's LoRA whose A and B are linear layers around a linear layer."""
@@ -93,9 +96,6 @@ def set_ranks(
 ) -> list[str]:
     """Give LoRA layers other ranks (`resize_lora`; at 0 `drop_lora`), and write them into the PEFT config.
 
-    To load the weights of a checkpoint that `AdaptiveLoRARank` wrote into a fresh module, outside of `fit`:
-    `set_ranks(module, checkpoint["lora_ranks"])` before its `load_state_dict`.
-
     Args:
         root: Any module.
         ranks: By the names of `lora_layers`. Layers that aren't named stay.
@@ -130,6 +130,27 @@ def set_ranks(
     if changed:
         _tell_peft(root)
     return changed
+
+
+def fit_ranks(root: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Give LoRA layers the ranks of a checkpoint, before its weights are loaded.
+
+    A module calls it in `on_load_checkpoint`, so that `load_from_checkpoint` finds the right shapes after
+    `AdaptiveLoRARank` has changed them; within a Trainer the callback sees to it.
+
+    Args:
+        root: The LightningModule, with its model.
+        checkpoint: As Lightning loads it. One with weights only doesn't say what has lost its adapter.
+
+    Raises:
+        MisconfigurationException: It has ranks for layers that have no LoRA here.
+    """
+    ranks = checkpoint.get(RANKS)
+    if ranks is None:
+        weights = checkpoint.get("state_dict", {})
+        keys = {name: f"{name}.lora_A.{lora.adapter}.weight" for name, lora in lora_layers(root).items()}
+        ranks = {name: len(weights[key]) for name, key in keys.items() if key in weights}
+    set_ranks(root, ranks)
 
 
 def _is_linear(layer: nn.Module) -> bool:
