@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.selectors import select_parameters
@@ -163,7 +164,6 @@ class VLMModule(LightningModule):
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
         self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
-        self._task_progress: Mapping[str, Any] = {}
         self._checked = 0  # how many trained when it was last looked whether all that trains is reached
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
@@ -217,7 +217,8 @@ class VLMModule(LightningModule):
         """Refuse what would be silently wrong, and learn which tasks there are."""
         refuse_unsuited(self.trainer.strategy, self.trainer.gradient_clip_val if stage == "fit" else None)
         if stage == "fit":
-            self.tasks, self._task_progress = task_weights_for(self.trainer, self.task_weights), {}
+            self.tasks = task_weights_for(self.trainer, self.task_weights)
+            self._task_log = TaskLog(self.tasks)
 
     # Training
 
@@ -226,12 +227,8 @@ class VLMModule(LightningModule):
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
         if self.clip is not None:
-            groups, limits = clip_groups(self, self.clip)
-            own = {id(one) for one in self.tasks.parameters()} if self.tasks else ()
-            self._clip_groups = (
-                {k: [one for one in v if id(one) not in own] for k, v in groups.items()},
-                limits,
-            )
+            own = self.tasks.parameters() if self.tasks else ()
+            self._clip_groups = clip_groups(self, self.clip, own)
         if self.trainer.is_global_zero:
             of_plan = self.model, find_parts(self.model), self.adapt
             rich_print(plan_table(*of_plan))
@@ -247,7 +244,6 @@ class VLMModule(LightningModule):
         assert self.tasks is not None
         set_modes(self.model)
         self._step_loss.begin(self.device, len(self.tasks.names))
-        self._task_log = TaskLog(self.tasks, self._task_progress.get("since"))
         self.tokens_seen, self._checked = 0, 0
         if self._seed is None:
             self._seed = torch.initial_seed()
@@ -458,7 +454,7 @@ class VLMModule(LightningModule):
         assert self._base is not None
         own = checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
         if self.tasks is not None:
-            own["tasks"] = {**self.tasks.state(), "since": self._task_log.since.clone()}
+            own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model."""
@@ -466,9 +462,9 @@ class VLMModule(LightningModule):
         assert self._base is not None
         own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
         self._seed = own.get("seed")
-        if self.tasks is not None:
-            self._task_progress = own.get("tasks", {})
-            self.tasks.go_on(self._task_progress)
+        if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.tasks.go_on(own.get("tasks", {}))
+            self._task_log.load_state_dict(own.get("tasks", {}).get("log", {}))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

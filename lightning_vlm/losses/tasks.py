@@ -250,24 +250,21 @@ class TaskLog:
 
     Args:
         tasks: The tasks.
-        since: `since` of a checkpoint that goes on.
     """
 
-    def __init__(self, tasks: TaskWeights, since: Tensor | None = None) -> None:
+    def __init__(self, tasks: TaskWeights) -> None:
         self._tasks = tasks
-        zeros = torch.zeros(2, len(tasks.names), device=tasks.weights.device)
-        self.since = zeros if since is None or since.shape != zeros.shape else since.to(zeros.device)
-        """Tensor of shape [2, tasks]: sums of losses, and of weights, since it was last logged."""
+        self._since = torch.zeros(2, len(tasks.names))
         self._pending: tuple[int, Tensor] | None = None
 
     def add(self, sums: Tensor, counts: Tensor, trainer: Trainer) -> None:
         """Add an optimizer step, before it changes the weights."""
         self.write(trainer)
-        self.since = self.since + torch.stack((sums, counts))
+        self._since = self._since.to(sums.device) + torch.stack((sums, counts))
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            mean = self.since[0] / self.since[1]
+            mean = self._since[0] / self._since[1]
             self._pending = trainer.global_step, torch.stack((mean, self._tasks.weights))
-            self.since = torch.zeros_like(self.since)
+            self._since = torch.zeros_like(self._since)
 
     def write(self, trainer: Trainer) -> None:
         """Write what waits to be logged."""
@@ -281,3 +278,12 @@ class TaskLog:
                 values[f"train/loss/{name}"] = loss
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"names": list(self._tasks.names), "since": self._since.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint; of other tasks nothing is taken over."""
+        if state.get("names") == list(self._tasks.names):
+            self._since = state["since"].clone()

@@ -5,7 +5,7 @@ direction (erratum 14). Here the gradients of a group are scaled together, by on
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ ALL = "all"
 
 
 def clip_groups(
-    root: nn.Module, clip: float | Mapping[str, float]
+    root: nn.Module, clip: float | Mapping[str, float], left_out: Iterable[nn.Parameter] = ()
 ) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
     """Which parameters are clipped together, and to which norm: both arguments of `clip_gradients`.
 
@@ -43,7 +43,8 @@ def clip_groups(
             raise UserError(
                 f"clip: found {name}: {limit}; expected a number > 0 (to clip nothing, leave it out)"
             )
-    trainable = trainable_parameters(root)
+    out = set(map(id, left_out))
+    trainable = {name: one for name, one in trainable_parameters(root).items() if id(one) not in out}
     if not isinstance(clip, Mapping):
         return {ALL: list(trainable.values())}, limits
     selector_of: dict[int, str] = {}
@@ -52,6 +53,7 @@ def clip_groups(
         if selector == REST:
             continue
         selected = trainable_parameters(root, selector)
+        selected = {name: one for name, one in selected.items() if id(one) not in out}
         for name, parameter in selected.items():
             if id(parameter) in selector_of:
                 raise UserError(

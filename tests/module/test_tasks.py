@@ -85,6 +85,7 @@ def fit(make_quiet, one, source, batch_size=6, accumulate=1, callbacks=(), ckpt_
     options = {"max_epochs": 2, "limit_val_batches": 0, **options}
     trainer = make_quiet(callbacks=[keep, *callbacks], accumulate_grad_batches=accumulate, **options)
     trainer.fit(one, data, ckpt_path=ckpt_path, weights_only=True)
+    keep.trainer = trainer
     return keep
 
 
@@ -172,6 +173,29 @@ def test_uncertainty_has_a_group_of_its_own(make_quiet, fresh, source):
         if any(one.tasks.log_variances is weight for weight in group["params"])
     ]
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.01, 0.0, 1)
+
+
+def test_clipping_knows_no_uncertainty(make_quiet, fresh, source):
+    """Its gradient is in no norm, and it is no "rest" to be clipped."""
+    keep = fit(make_quiet, fresh(task_weights="uncertainty"), source, max_steps=1)
+    one = fresh(task_weights="uncertainty", clip={"projector": 1.0, "language": 1.0, "rest": 1.0})
+    with pytest.raises(UserError, match='found "rest", but the other selectors take all'):
+        fit(make_quiet, one, source, max_steps=1)
+    logged = keep.trainer.callback_metrics["train/grad_norm"]
+    others = [one for name, one in keep.gradients[0].items() if "tasks" not in name]
+    torch.testing.assert_close(logged, torch.nn.utils.get_total_norm(others))
+
+
+def test_a_checkpoint_of_another_way_can_be_tested(make_quiet, fresh, source, tmp_path):
+    data = VLMDataModule(train=source, test=source, batch_size=6)
+    trainer = make_quiet(max_steps=1)
+    trainer.fit(fresh(task_weights={"ocr": 2.0}), data)
+    trainer.save_checkpoint(tmp_path / "fixed.ckpt")
+    one, again = fresh(task_weights="uncertainty"), make_quiet(max_steps=1)
+    again.fit(one, data)
+    again.test(one, data, ckpt_path=tmp_path / "fixed.ckpt", weights_only=True, verbose=False)
+    with pytest.raises(UserError, match="found uncertainty, but the checkpoint was trained with fixed"):
+        again.fit(one, data, ckpt_path=tmp_path / "fixed.ckpt", weights_only=True)
 
 
 def test_inverse_initial_loss(make_quiet, fresh, source):
