@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
 from torch import Tensor
@@ -457,11 +458,14 @@ class VLMModule(LightningModule):
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another base model."""
+        """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""
         self.configure_model()
         assert self._base is not None
         own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
         self._seed = own.get("seed")
+        if RANKS in checkpoint:
+            fit_ranks(self, checkpoint)
+            self._ever_trains &= {name for name, _ in self.named_parameters()}
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.tasks.go_on(own.get("tasks", {}))
             self._task_log.load_state_dict(own.get("tasks", {}).get("log", {}))

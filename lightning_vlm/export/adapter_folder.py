@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
     weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     if trained.starts:
         assert isinstance(config, LoraConfig)
-        weights = _against_base(weights, trained.starts)
-        _twice(config)
+        made = _against_base(weights, trained.starts)
+        _twice(config, made, model)
+        weights = made
     if full:
         config.modules_to_save = _modules(model, set(full))
         for name in config.modules_to_save:
@@ -80,14 +82,21 @@ def _against_base(weights: dict[str, Tensor], starts: dict[str, Tensor]) -> dict
     return made
 
 
-def _twice(config: LoraConfig) -> None:
-    """Twice the rank at the same scale."""
+def _twice(config: LoraConfig, weights: dict[str, Tensor], model: PreTrainedModel) -> None:
+    """Twice the rank at the same scale; where training has changed it (AdaptiveLoRARank), what it is now."""
     factor = math.sqrt(2) if config.use_rslora else 2
     config.init_lora_weights = True
     config.r *= 2
     config.lora_alpha *= factor  # type: ignore[assignment]
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
     config.alpha_pattern = {name: factor * one for name, one in (config.alpha_pattern or {}).items()}
+    for name, one in weights.items():
+        layer, a, _ = name.partition(".lora_A.")
+        if a and len(one) != config.r:
+            key = f"^{re.escape(layer)}"
+            scale = model.get_submodule(layer).scaling[ADAPTER]  # type: ignore[index]
+            config.rank_pattern[key] = len(one)
+            config.alpha_pattern[key] = scale * (math.sqrt(len(one)) if config.use_rslora else len(one))
 
 
 def _modules(model: PreTrainedModel, full: set[str]) -> list[str]:
