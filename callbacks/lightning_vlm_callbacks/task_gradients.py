@@ -69,12 +69,8 @@ class TaskGradients:
         wide, out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
         if not isinstance(wide, int) or not isinstance(out, int):
             raise MisconfigurationException(f"layer {name}: found {type(layer).__name__}; expected a Linear")
+        self._columns = sketch
         self._sketch: Tensor | None = None
-        if sketch is not None and sketch < wide:
-            chance = torch.Generator().manual_seed(0)
-            sketched = torch.randn(wide, sketch, generator=chance) / math.sqrt(sketch)
-            self._sketch, wide = sketched.to(tasks.weights.device), sketch
-        self._shape = (len(tasks.names), out, wide)
         self._watch: RowGradients | None = None
         self._handles: list[Any] = []
         self.calls = 0
@@ -92,6 +88,14 @@ class TaskGradients:
         self.stop()
         tasks = self.tasks
         self._matrices: Tensor | None = None
+        # Not once for all: a LoRA layer's rank may change between steps.
+        wide, out = int(self.layer.in_features), int(self.layer.out_features)  # type: ignore[arg-type]
+        if self._columns is None or self._columns >= wide:
+            self._sketch = None
+        elif self._sketch is None or len(self._sketch) != wide:
+            sketch = torch.randn(wide, self._columns, generator=torch.Generator().manual_seed(0))
+            self._sketch = (sketch / math.sqrt(self._columns)).to(tasks.weights.device)
+        self._shape = (len(tasks.names), out, wide if self._sketch is None else self._sketch.shape[1])
         # Of each task: Σ‖G_k‖², Σn_k, Σn_k² over micro-batches k of n_k rows.
         self._parts = torch.zeros(3, len(tasks.names), device=tasks.weights.device)
         self._scale, self._accumulate, self.calls = scale, accumulate, 0
