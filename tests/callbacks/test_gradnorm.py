@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradNorm, TaskWeights
@@ -156,7 +157,7 @@ def test_the_gradient_of_the_papers_loss_needs_no_second_graph(norms, alpha, see
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0.1, 5)), min_size=2, max_size=6), st.floats(0, 2))
+@given(st.lists(st.tuples(st.floats(0.03, 30), st.floats(0.3, 3)), min_size=2, max_size=6), st.floats(0, 2))
 def test_the_closed_form_is_where_every_norm_has_its_share(tasks, alpha):
     norms, rates = torch.tensor(tasks, dtype=torch.float64).T
     ones = torch.ones_like(norms)
@@ -171,6 +172,18 @@ def test_the_closed_form_is_where_every_norm_has_its_share(tasks, alpha):
     torch.testing.assert_close(slowly, at_once, rtol=1e-6, atol=0)
     if alpha == 0:
         torch.testing.assert_close((at_once * norms).std(), torch.zeros(()).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [closed_form, paper])
+def test_no_weight_ends_at_0(solver):
+    """From there it would never come back."""
+    weights, ones = torch.ones(2), torch.ones(2)
+    for _ in range(400):
+        weights = solver(weights, torch.tensor([1.0, 1e12]), ones, ones > 0, 1.0, 0.5)
+    assert weights[1] == pytest.approx(1e-6)
+    for _ in range(400):
+        weights = solver(weights, torch.tensor([1.0, 0.1]), ones, ones > 0, 1.0, 0.1)
+    assert weights[1] > weights[0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -335,6 +348,16 @@ def test_mixed_precision_measures_the_same(fit):
     torch.testing.assert_close(norms[1], norms[0], rtol=0.03, atol=0)
 
 
+@pytest.mark.parametrize("tasks", ["rows", "total"])
+def test_a_scaled_loss_measures_the_same(fit, tasks):
+    """As in float16, where a GradScaler multiplies the loss."""
+    made, layer = (Sorts, None) if tasks == "rows" else (Heads, "trunk[0]")
+    plain = fit(made(), quiet(layer=layer), max_steps=1)
+    half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=512.0))
+    scaled = fit(made(), quiet(layer=layer), max_steps=1, plugins=[half])
+    torch.testing.assert_close(scaled.norms[0], plain.norms[0], rtol=0.03, atol=0)
+
+
 def test_losses_of_tasks_that_share_inputs(fit):
     module, dataset = Heads(), data()
     keep = fit(module, quiet(layer="trunk[0]"), dataset, batch=8, accumulate_grad_batches=2)
@@ -361,6 +384,16 @@ def test_every_n_steps_and_absent_tasks(fit):
     assert not torch.equal(keep.weights[1], keep.weights[2])
     assert [one[2].item() for one in keep.weights] == [1.0] * 6
     assert keep.norms[4][1] == keep.norms[3][1] > 0
+    assert all(one.sum().item() == pytest.approx(3.0) for one in keep.weights)
+
+
+def test_given_weights_are_a_start(fit):
+    """With the sum that they should have, from the first step on, whatever has been seen by then."""
+    module = Sorts()
+    module.tasks = TaskWeights(TASKS, [6.0, 2.0, 4.0])
+    keep = fit(module, quiet(), data(16, tasks=(0, 1)))
+    assert keep.before[0]["tasks.weights"].tolist() == [1.5, 0.5, 1.0]
+    assert [one[2].item() for one in keep.weights] == [1.0, 1.0]
     assert all(one.sum().item() == pytest.approx(3.0) for one in keep.weights)
 
 
