@@ -163,6 +163,14 @@ def test_uncertainty_has_the_gradient_of_kendalls_loss(make_quiet, fresh, source
     assert not torch.equal(keep.weights[0], keep.weights[-1])
 
 
+def test_an_uncertainty_has_bounds():
+    table = make_task_weights("uncertainty", ["a", "b"])
+    with torch.no_grad():
+        table.log_variances.copy_(torch.tensor([-50.0, 50.0]))
+    table.end_step(torch.ones(2), torch.ones(2))
+    assert table.weights.log().tolist() == pytest.approx([6.9, -6.9])
+
+
 def test_uncertainty_has_a_group_of_its_own(make_quiet, fresh, source):
     one = fresh(task_weights="uncertainty")
     one.optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
