@@ -57,7 +57,7 @@ def fit(module, make_quiet):
         saves = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         watch = Widths()
         trainer = make_quiet(
-            max_epochs=1,
+            max_steps=6,
             callbacks=[rank, *callbacks, watch, saves],
             enable_checkpointing=True,
             **trainer_options,
