@@ -7,15 +7,14 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm_callbacks.curves import need_matplotlib
-from lightning_vlm_callbacks.lora_layers import RANKS, Lora, lora_layers, set_ranks
-from lightning_vlm_callbacks.lora_replicas import ranks_before_weights, wrap_anew
+from lightning_vlm_callbacks.lora_layers import RANKS, Lora, lora_layers, set_ranks, told
+from lightning_vlm_callbacks.lora_replicas import ranks_before_weights, refuse_unsuited, wrap_anew
 from lightning_vlm_callbacks.rank_allocation import check_bounds
 from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_layers, ranks_within, shares
 from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Importance, Sensitivity
@@ -120,18 +119,7 @@ class AdaptiveLoRARank(Callback):
         self._undo = ranks_before_weights(pl_module)
         if stage != "fit":
             return
-        strategy = trainer.strategy
-        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
-            raise MisconfigurationException(
-                f"AdaptiveLoRARank: found strategy {type(strategy).__name__}, with which no rank has whole "
-                "parameters that could be given another shape; expected one device or DDP"
-            )
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "AdaptiveLoRARank: found manual optimization, where steps can't be told; expected "
-                "automatic_optimization = True"
-            )
+        refuse_unsuited(trainer, pl_module)
         if self.picture:
             need_matplotlib("AdaptiveLoRARank(picture=False)")
         self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
@@ -157,7 +145,7 @@ class AdaptiveLoRARank(Callback):
         self._open = False
         shown = ", ".join(map(str, self._steps[:3])) + (" ..." if len(self._steps) > 3 else "")
         rank_zero_info(
-            f"AdaptiveLoRARank: {len(layers)} LoRA layers, {_told(layers)}; ranks change after "
+            f"AdaptiveLoRARank: {len(layers)} LoRA layers, {told(layers)}; ranks change after "
             f"{len(self._steps)} steps: {shown}"
         )
 
@@ -250,7 +238,7 @@ class AdaptiveLoRARank(Callback):
         self._history.append((trainer.global_step, ranks))
         rank_zero_info(
             f"AdaptiveLoRARank: step {trainer.global_step}, {len(changed)} of {len(ranks)} layers changed; "
-            f"{_told(layers)}"
+            f"{told(layers)}"
         )
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
         values = {"changed": float(len(changed)), "parameters": float(parameters)}
@@ -308,12 +296,3 @@ class AdaptiveLoRARank(Callback):
         if self._undo is not None:
             self._undo()
             self._undo = None
-
-
-def _told(layers: Mapping[str, Lora]) -> str:
-    """Ranks in a few words."""
-    ranks = {name: lora.rank for name, lora in layers.items()}
-    low, high = min(ranks.values()), max(ranks.values())
-    parameters = sum(lora.rank * lora.cost for lora in layers.values())
-    most = "" if low == high else f" to {high} ({max(ranks, key=lambda name: ranks[name])})"
-    return f"ranks {low}{most}, {sum(ranks.values())} in all, {parameters:,} parameters"

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.lora_resize import drop_lora, resize_lora
 
-__all__ = ["RANKS", "Lora", "fit_ranks", "lora_layers", "set_ranks"]
+__all__ = ["RANKS", "Lora", "fit_ranks", "lora_layers", "set_ranks", "told"]
 
 RANKS = "lora_ranks"
 """Where a checkpoint has the ranks of its LoRA layers, by name; 0 where the adapter is gone."""
@@ -151,6 +151,15 @@ def fit_ranks(root: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         keys = {name: f"{name}.lora_A.{lora.adapter}.weight" for name, lora in lora_layers(root).items()}
         ranks = {name: len(weights[key]) for name, key in keys.items() if key in weights}
     set_ranks(root, ranks)
+
+
+def told(layers: Mapping[str, Lora]) -> str:
+    """The ranks of layers in a few words."""
+    ranks = {name: lora.rank for name, lora in layers.items()}
+    low, high = min(ranks.values()), max(ranks.values())
+    parameters = sum(lora.rank * lora.cost for lora in layers.values())
+    most = "" if low == high else f" to {high} ({max(ranks, key=lambda name: ranks[name])})"
+    return f"ranks {low}{most}, {sum(ranks.values())} in all, {parameters:,} parameters"
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
 from lightning_vlm_callbacks.lora_layers import fit_ranks, lora_layers
+from lightning_vlm_callbacks.rank_importance import Sensitivity
 from lightning_vlm_callbacks.selectors import SelectorError
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
@@ -228,6 +229,19 @@ def test_growing_is_seen_by_nothing_but_the_next_step(fit):
     fit(Module(), quiet(min_rank=8, budget=56), Losses())
     assert losses[:4] == plain[:4]  # after three steps all grow to 8
     assert losses[5] != plain[5]
+
+
+def test_the_eight_steps_before_each_change_are_measured(fit, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Sensitivity, "begin", lambda self: seen.append(None))
+
+    class Steps(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if len(seen) and seen[-1] is None:
+                seen[-1] = trainer.global_step + 1
+
+    fit(Module(), quiet(start=9, every=12, until=21), Steps(), max_epochs=2)
+    assert seen == [*range(2, 10), *range(14, 22)]
 
 
 # Runs of all kinds
