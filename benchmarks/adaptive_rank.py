@@ -40,7 +40,7 @@ from lightning_vlm import VLMDataModule, VLMModule
 
 # isort: split
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
+from lightning_vlm_callbacks import AdaptiveLoRARank
 from peft import AdaLoraConfig, LoraConfig, inject_adapter_in_model
 from peft.tuners.adalora import AdaLoraModel
 from torch.utils.data import DataLoader, IterableDataset

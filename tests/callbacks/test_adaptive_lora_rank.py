@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
+from lightning_vlm_callbacks import AdaptiveLoRARank
 from lightning_vlm_callbacks.lora_layers import fit_ranks, lora_layers
 from lightning_vlm_callbacks.rank_importance import Sensitivity
 from lightning_vlm_callbacks.selectors import SelectorError
