@@ -68,7 +68,7 @@ class TaskBatches(Batches):
         self._first = [0] * len(self.names)
         """Samples of each task drawn before this epoch."""
         self._known: list[Any] = [self._losses.now()]
-        """How far the losses had come when r rounds of the epoch had been trained on."""
+        """How far the losses had come before the step in which the r-th round of the epoch ended."""
         self._forget()
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -85,11 +85,10 @@ class TaskBatches(Batches):
             passed: How many samples, on all ranks, were handed out in the epoch before.
         """
         if self._epoch_of == self.epoch:
-            self._known = self._known if self.skip else self._known[:1]
-        else:
-            if self._epoch_of >= 0:
-                self._first = self.drawn(passed)
-            self._epoch_of, self._known = self.epoch, [self._losses.now()]
+            return
+        if self._epoch_of >= 0:
+            self._first = self.drawn(passed)
+        self._epoch_of, self._known = self.epoch, [self._losses.now()]
         self._forget()
 
     def check_ahead(self, batches: int) -> None:
@@ -138,11 +137,9 @@ class TaskBatches(Batches):
         """
         if not self.sampling.by_loss:
             return
-        while len(self._known) * self._round_size < place:
+        while len(self._known) * self._round_size <= place:
             self._known.append(self._losses.now())
         self._losses.add(sums, counts)
-        if len(self._known) * self._round_size == place:
-            self._known.append(self._losses.now())
 
     # Checkpoints
 
