@@ -202,6 +202,13 @@ class GradNorm(Callback):
             self._draw()
 
     @override
+    def on_exception(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
+    ) -> None:
+        if self._gradients is not None:  # perhaps in the middle of a step, and no teardown follows
+            self._gradients.stop()
+
+    @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if self._gradients is not None:
             self._gradients.stop()
@@ -233,19 +240,17 @@ class GradNorm(Callback):
         """Move the weights. The host doesn't wait for the device."""
         tasks = self._tasks
         weights = tasks.weights
-        seen = found.counts > 0
         # Before its weight, and as the optimizer gets it: so that norms of different steps compare.
         unit = tasks.scale / weights
         if self.unbiased:
             estimate = found.squares.to(weights.dtype) * unit**2
             old = torch.where(self._squares.isfinite(), self._squares, estimate)
-            now = torch.where(estimate.isfinite(), 0.9 * old + 0.1 * estimate, self._squares)
-            self._squares = torch.where(seen, now, self._squares)
+            self._squares = torch.where(estimate.isfinite(), 0.9 * old + 0.1 * estimate, self._squares)
             norms = self._squares.clamp(min=0).sqrt()
         else:
             norms = found.norms.to(weights.dtype) * unit
-        losses = (found.sums / found.counts).to(weights.dtype)
-        fine = seen & norms.isfinite() & losses.isfinite()
+        losses = (found.sums / found.counts).to(weights.dtype)  # NaN where a task wasn't there
+        fine = norms.isfinite() & losses.isfinite()
         self._initial.add(losses, fine)
         self._losses = torch.where(fine, losses, self._losses)
         self._norms = torch.where(fine, norms, self._norms)

@@ -308,6 +308,22 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks, accumula
         torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_unbiased_ranks_are_micro_batches(make_trainer, on_two_ranks, tmp_path):
+    def run(*two):
+        gradnorm, module = quiet(unbiased=True), Sorts()
+        options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False} if two else {}
+        options |= {"default_root_dir": tmp_path, "accumulate_grad_batches": 1 if two else 2}
+        trainer = make_trainer(callbacks=[gradnorm], max_epochs=1, **options)
+        order = torch.arange(48).view(4, 2, 6)
+        order = order[:, trainer.global_rank] if two else order.flatten(0, 1)
+        trainer.fit(module, DataLoader(data(), batch_sampler=order.tolist()))
+        return [gradnorm._norms, module.tasks.weights]
+
+    one = run()
+    for mine, alone in zip(on_two_ranks(run, 2)[1], one, strict=True):
+        torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-6)
+
+
 def test_a_rank_without_a_task_hangs_nobody(make_trainer, on_two_ranks, tmp_path):
     def run():
         gradnorm, module = quiet(), Sorts()
@@ -348,14 +364,34 @@ def test_mixed_precision_measures_the_same(fit):
     torch.testing.assert_close(norms[1], norms[0], rtol=0.03, atol=0)
 
 
-@pytest.mark.parametrize("tasks", ["rows", "total"])
+@pytest.mark.parametrize("tasks", ["rows", "total", "unbiased"])
 def test_a_scaled_loss_measures_the_same(fit, tasks):
     """As in float16, where a GradScaler multiplies the loss."""
-    made, layer = (Sorts, None) if tasks == "rows" else (Heads, "trunk[0]")
-    plain = fit(made(), quiet(layer=layer), max_steps=1)
+    made, layer = (Heads, "trunk[0]") if tasks == "total" else (Sorts, None)
     half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=512.0))
-    scaled = fit(made(), quiet(layer=layer), max_steps=1, plugins=[half])
-    torch.testing.assert_close(scaled.norms[0], plain.norms[0], rtol=0.03, atol=0)
+    plain, scaled = (
+        fit(
+            made(),
+            quiet(layer=layer, unbiased=tasks == "unbiased"),
+            max_steps=1,
+            accumulate_grad_batches=2,
+            plugins=plugins,
+        )
+        for plugins in ([], [half])
+    )
+    torch.testing.assert_close(scaled.norms[1], plain.norms[1], rtol=0.03, atol=0)
+
+
+def test_a_backward_under_autocast_rounds_nothing():
+    layer, tasks = nn.Linear(64, 5, bias=False), TaskWeights(["a"])
+    torch.manual_seed(0)
+    x, dy = torch.randn(32, 64), torch.randn(32, 5).bfloat16()
+    gradients = TaskGradients(layer, "layer", tasks)
+    gradients.begin()
+    tasks.rows = torch.zeros(32, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).backward(dy)
+    torch.testing.assert_close(gradients.finish(1).matrices[0], dy.float().T @ x, rtol=1e-5, atol=1e-5)
 
 
 def test_losses_of_tasks_that_share_inputs(fit):
@@ -384,6 +420,8 @@ def test_every_n_steps_and_absent_tasks(fit):
     assert not torch.equal(keep.weights[1], keep.weights[2])
     assert [one[2].item() for one in keep.weights] == [1.0] * 6
     assert keep.norms[4][1] == keep.norms[3][1] > 0
+    assert torch.isfinite(keep.gradnorm._losses[:2]).all()
+    assert keep.weights[4][1] != keep.weights[3][1]  # on its way to where its last norm and loss want it
     assert all(one.sum().item() == pytest.approx(3.0) for one in keep.weights)
 
 
@@ -413,6 +451,59 @@ def test_a_step_that_is_not_finite_changes_nothing(fit):
     poisoned = torch.stack(keep.weights)
     assert torch.isfinite(poisoned).all()
     assert torch.isfinite(keep.norms[-1]).all()
+
+
+@pytest.mark.parametrize("broken", ["gradient", "loss"])
+def test_what_is_broken_in_part_is_left_out(fit, broken):
+    class Breaks(Sorts):
+        def losses(self, batch):
+            losses = super().losses(batch)
+            if broken == "gradient" and self.global_step == 1:
+                return losses + torch.where(batch[2] == 2, (losses * 0).sqrt(), 0)
+            return losses
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if broken == "loss" and self.global_step == 1:
+                self.tasks.add_rows(torch.tensor([math.inf]), torch.tensor([2]))
+            return loss
+
+    keep = fit(Breaks(), quiet(), max_steps=2)
+    assert keep.norms[1][2] == keep.norms[0][2]
+    for values in (keep.norms[1], keep.gradnorm._losses, keep.weights[1]):
+        assert torch.isfinite(values).all()
+
+
+def test_rows_of_no_task(fit):
+    """They train, and count for none; a step of nothing but them is no mistake."""
+
+    class Some(Sorts):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                self.tasks.rows = torch.full_like(batch[2], -1)
+                return self.head.bias.sum()
+            ids = self.tasks.rows = torch.where(batch[2] == 2, -1, batch[2])
+            losses = self.losses(batch)
+            self.tasks.add_rows(losses.detach()[ids >= 0], ids[ids >= 0])
+            return losses.mean()
+
+    keep = fit(Some(lr=0.0), quiet(), max_steps=2)
+    assert keep.norms[1][2].isnan()
+    assert keep.weights[1][2] == 1.0
+    expected = one_by_one(Sorts(), data()[:8])
+    torch.testing.assert_close(keep.norms[1][:2], expected[:2], rtol=1e-5, atol=1e-7)
+
+
+def test_a_module_that_divides_by_itself(fit):
+    """Norms are of the loss as the optimizer has it."""
+
+    class Sums(Sorts):
+        def training_step(self, batch, batch_idx):
+            self.tasks.scale.fill_(1 / len(batch[2]))
+            return super().training_step(batch, batch_idx) * len(batch[2])
+
+    plain, sums = (fit(made(lr=0.0), quiet(), max_steps=2) for made in (Sorts, Sums))
+    torch.testing.assert_close(sums.norms[1], plain.norms[1], rtol=1e-5, atol=0)
 
 
 # Options
@@ -478,9 +569,34 @@ def test_unbiased_norms_leave_the_noise_out():
     assert gradients.finish(1).squares.isnan().all()  # of one micro-batch nothing can be told
 
 
-def test_unbiased_trains(fit):
-    keep = fit(Sorts(), quiet(unbiased=True), accumulate_grad_batches=2)
-    assert torch.isfinite(keep.weights[-1]).all()
+def test_unbiased_follows_the_equations_step_by_step(fit):
+    """Also where a task is in one micro-batch alone, which tells nothing, or where noise is all there is."""
+    dataset = data(32) + data(8, tasks=(0, 1)) + data(8) + data(16, seed=1)
+    keep = fit(Sorts(), quiet(unbiased=True), dataset, accumulate_grad_batches=2)
+    squares = torch.full((3,), torch.nan)
+    for k in range(4):
+        model = Sorts()
+        model.load_state_dict(keep.before[2 * k])
+        weight = model.blocks[1].down.weight
+        parts, rows = torch.zeros(2, 3, weight.numel()), torch.zeros(2, 3)
+        for part in range(2):
+            x, y, ids = (
+                torch.stack([dataset[16 * k + 8 * part + row][column] for row in range(8)])
+                for column in range(3)
+            )
+            batch = (x, y, ids)
+            losses = model.losses(batch)
+            for task in range(3):
+                mine = (losses * (ids == task)).sum() / 16
+                parts[part, task] = torch.autograd.grad(mine, weight, retain_graph=True)[0].flatten()
+                rows[part, task] = (ids == task).sum()
+        noisy = parts.sum(0).square().sum(1) - parts.square().sum((0, 2))
+        estimate = noisy * rows.sum(0) ** 2 / (rows.sum(0) ** 2 - rows.square().sum(0))
+        estimate[rows.min(0).values == 0] = torch.nan
+        first = squares.isnan()
+        squares = torch.where(estimate.isnan(), squares, 0.9 * squares + 0.1 * estimate)
+        squares = torch.where(first, estimate, squares)
+        torch.testing.assert_close(keep.norms[2 * k + 1], squares.clamp(min=0).sqrt(), rtol=1e-3, atol=1e-4)
     assert not torch.equal(keep.weights[-1], torch.ones(3))
 
 
@@ -500,14 +616,19 @@ def test_the_default_layer(fit):
             super().__init__()
             from peft import LoraConfig, inject_adapter_in_model
 
-            inject_adapter_in_model(LoraConfig(r=2, target_modules=["up"]), self)
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=["down"]), self)
 
-    module, seen = Lora(), []
-    fit(module, quiet(), callbacks=[See(seen)], max_steps=1)
-    assert seen == ["blocks.1.up.lora_B.default"]
-    seen.clear()
-    fit(Sorts(), quiet(), callbacks=[See(seen)], max_steps=1)
-    assert seen == ["blocks.1.down"]
+    half, frozen, seen = Lora(), Lora(), []
+    half.blocks[1].requires_grad_(False)
+    frozen.blocks.requires_grad_(False)
+    for module in (Lora(), half, frozen, Sorts()):
+        fit(module, quiet(), callbacks=[See(seen)], max_steps=1)
+    assert seen == [
+        "blocks.1.down.lora_B.default",
+        "blocks.0.down.lora_B.default",
+        "blocks.1.down.base_layer",
+        "blocks.1.down",
+    ]
 
 
 class See(Callback):
@@ -524,17 +645,24 @@ class See(Callback):
 # Runs
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(fit, make_trainer, tmp_path):
-    def run(folder, **options):
-        module = Sorts(adam=True)
+@pytest.mark.parametrize("options", [{"every_n_steps": 2, "initial_steps": 3}, {"unbiased": True}])
+def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path, options):
+    class Forgets(Sorts):
+        """After the first epoch one task is all there is, so what is known of the others is in the state."""
+
+        def training_step(self, batch, batch_idx):
+            kept = batch[2] >= (0 if self.current_epoch == 0 else 2)
+            return super().training_step([one[kept] for one in batch], batch_idx)
+
+    def run(folder):
+        module, gradnorm = Forgets(adam=True), quiet(**options)
         saves = ModelCheckpoint(tmp_path / folder, every_n_train_steps=4, save_top_k=-1, filename="{step}")
-        gradnorm = quiet(every_n_steps=2, initial_steps=3)
         trainer = make_trainer(
             callbacks=[gradnorm, saves],
             enable_checkpointing=True,
             max_epochs=2,
             default_root_dir=tmp_path,
-            **options,
+            accumulate_grad_batches=2,
         )
         return module, gradnorm, trainer
 
@@ -542,13 +670,31 @@ def test_a_resumed_run_is_the_uninterrupted_one(fit, make_trainer, tmp_path):
     module, gradnorm, trainer = run("whole")
     trainer.fit(module, loader)
     again, resumed, trainer = run("again")
-    trainer.fit(again, loader, ckpt_path=tmp_path / "whole" / "step=8.ckpt")
+    trainer.fit(again, loader, ckpt_path=tmp_path / "whole" / "step=4.ckpt")
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+    for one in (gradnorm, resumed):
+        assert (one._norms > 0).all()
     one, other = gradnorm._initial.state_dict(), resumed._initial.state_dict()
     assert torch.equal(one["sums"], other["sums"])
-    assert gradnorm._history.points == resumed._history.points
+    for key in ("_norms", "_losses", "_squares"):
+        torch.testing.assert_close(
+            getattr(gradnorm, key), getattr(resumed, key), rtol=0, atol=0, equal_nan=True
+        )
+    assert vars(gradnorm._history) == vars(resumed._history)
     assert (module.tasks.weights != 1).all()
+
+
+def test_a_checkpoint_of_other_tasks_is_refused(fit, tmp_path):
+    class Other(Sorts):
+        def __init__(self):
+            super().__init__()
+            self.tasks = TaskWeights(["near", "far", "new"])
+
+    saves = ModelCheckpoint(tmp_path / "saved", filename="last")
+    fit(Sorts(), quiet(), callbacks=[saves], enable_checkpointing=True)
+    with pytest.raises(MisconfigurationException, match="found tasks near, far, new, but the checkpoint has"):
+        fit(Other(), quiet(), max_epochs=2, ckpt_path=tmp_path / "saved" / "last.ckpt")
 
 
 def test_logs_and_picture(fit, tmp_path):
@@ -569,10 +715,58 @@ def test_logs_and_picture(fit, tmp_path):
     assert (tmp_path / "run" / "gradnorm.png").stat().st_size > 5000
 
 
+def test_what_is_logged_is_of_its_step(fit, tmp_path):
+    """Weights as they were in it, and cosines as autograd has them; nothing of a task that never was."""
+    logger, dataset = CSVLogger(tmp_path, name="", version="run"), data(48, tasks=(0, 2))
+    keep = fit(Sorts(), quiet(every_n_steps=2), dataset, logger=logger, log_every_n_steps=2)
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["step"]) for row in rows] == [0, 2, 4]
+    assert {key for key in rows[0] if "far" in key} == {"gradnorm/weight/far", "gradnorm/rate/far"}
+    for row in rows:
+        step = int(row["step"])
+        model, batch = Sorts(), dataset[8 * step : 8 * step + 8]
+        model.load_state_dict(keep.before[step])
+        near, odd = (
+            torch.autograd.grad(model.losses(batch)[batch[2] == task].sum(), model.blocks[1].down.weight)[0]
+            for task in (0, 2)
+        )
+        cosine = torch.cosine_similarity(near.flatten(), odd.flatten(), dim=0)
+        assert float(row["gradnorm/cosine/near-odd"]) == pytest.approx(cosine.item(), rel=1e-3)
+        for task, name in ((0, "near"), (2, "odd")):
+            weight = keep.before[step]["tasks.weights"][task].item()
+            norm = keep.norms[step][task].item()
+            assert float(row[f"gradnorm/weight/{name}"]) == pytest.approx(weight)
+            assert float(row[f"gradnorm/norm/{name}"]) == pytest.approx(norm)
+            assert float(row[f"gradnorm/weighted_norm/{name}"]) == pytest.approx(weight * norm)
+
+
+def test_a_trial_run_draws_nothing(fit, tmp_path):
+    fit(Sorts(), GradNorm(), fast_dev_run=True)
+    assert not list(tmp_path.rglob("gradnorm.png"))
+
+
+class Stops(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+class Fails(Sorts):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        raise RuntimeError("as it happens")
+
+
 def test_the_hooks_are_gone_after_the_fit(fit):
-    module = Sorts()
-    fit(module, quiet(), max_steps=2)
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+    """Also where it ends in the middle of a step."""
+    whole, stopped, failed = Sorts(), Sorts(), Fails()
+    fit(whole, quiet(), max_steps=2)
+    fit(stopped, quiet(), callbacks=[Stops()], accumulate_grad_batches=3)
+    with pytest.raises(RuntimeError, match="as it happens"):
+        fit(failed, quiet())
+    for module in (whole, stopped, failed):
+        assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+        assert module.tasks.on_losses is None
 
 
 # Refusals
@@ -601,6 +795,17 @@ class Norms(Sorts):
 
     def forward(self, x):
         return self.norm(super().forward(x))
+
+
+@pytest.mark.parametrize("tasks", ["rows", "total"])
+def test_a_batch_norm_that_changes_no_other_task_is_fine(fit, tasks):
+    module = Norms() if tasks == "rows" else Heads()
+    if tasks == "rows":
+        module.norm.eval()
+    else:
+        module.trunk.append(nn.BatchNorm1d(8))
+    keep = fit(module, quiet(layer=None if tasks == "rows" else "trunk[0]"), max_steps=1)
+    assert (keep.norms[0] > 0).all()
 
 
 class Tied(Sorts):
@@ -676,6 +881,7 @@ def test_strategies_that_split_the_model(strategy):
     trainer = type("T", (), {"strategy": strategy.__new__(strategy)})()
     with pytest.raises(MisconfigurationException, match=f"found strategy {strategy.__name__}"):
         quiet().setup(trainer, Sorts(), "fit")
+    quiet().setup(trainer, Sorts(), "validate")
 
 
 def test_manual_optimization(make_trainer):
