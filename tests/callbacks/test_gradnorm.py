@@ -527,21 +527,50 @@ def test_packed_rows(fit):
         fit(Packed(), quiet())
 
 
-def test_a_sketch_keeps_norms():
+@pytest.mark.parametrize("by", ["rows", "total"])
+def test_a_sketch_keeps_norms(by):
+    """And is the same for every rank and run."""
     torch.manual_seed(0)
     layer, tasks = nn.Linear(512, 40, bias=False), TaskWeights(["a"])
     found = []
-    for sketch in (None, 256):
+    for sketch in (None, 256, 256, 512):
         gradients = TaskGradients(layer, "layer", tasks, sketch=sketch)
-        tasks.rows = torch.zeros(64, dtype=torch.int64)
+        tasks.rows = torch.zeros(64, dtype=torch.int64) if by == "rows" else None
         gradients.begin()
         torch.manual_seed(1)
-        layer(torch.randn(64, 512)).square().sum().backward()
-        step = gradients.finish(1)
-        found.append(step.matrices.norm().item())
-    assert step.matrices.shape == (1, 40, 256)
-    assert found[1] == pytest.approx(found[0], rel=0.1)
-    assert found[1] != found[0]
+        loss = layer(torch.randn(64, 512)).square().sum()
+        (loss if by == "rows" else tasks.total({"a": loss})).backward()
+        found.append(gradients.finish(1).matrices)
+    whole, one, other, wide = found
+    assert one.shape == (1, 40, 256)
+    assert one.norm().item() == pytest.approx(whole.norm().item(), rel=0.1)
+    assert torch.equal(one, other)
+    assert torch.equal(wide, whole)
+
+
+def test_losses_of_a_layer_in_half_precision_are_added_up_in_whole():
+    torch.manual_seed(0)
+    layer, tasks = nn.Linear(8, 4, bias=False).bfloat16(), TaskWeights(["a"])
+    gradients = TaskGradients(layer, "layer", tasks)
+    gradients.begin(accumulate=2)
+    expected = torch.zeros(4, 8)
+    for x in torch.randn(2, 16, 8).bfloat16():
+        loss = layer(x).float().square().mean()
+        expected += torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].float() / 2
+        tasks.total({"a": loss})
+    assert torch.equal(gradients.finish(1).matrices[0], expected)
+
+
+def test_a_loss_that_the_layer_has_no_part_in(fit):
+    class Apart(Heads):
+        def losses(self, batch):
+            losses = super().losses(batch)
+            constant = self.global_step == 0
+            return {**losses, "b": torch.ones(()) if constant else (self.b.bias - 1).square().sum()}
+
+    keep = fit(Apart(), quiet(layer="trunk[0]"), max_steps=2)
+    assert keep.norms[1].tolist() == [pytest.approx(keep.norms[1][0].item()), 0.0]
+    assert keep.weights[1].tolist() == [1.0, 1.0]
 
 
 def test_unbiased_norms_leave_the_noise_out():
