@@ -527,6 +527,29 @@ def test_packed_rows(fit):
         fit(Packed(), quiet())
 
 
+def test_tokens_of_no_task():
+    """Padding, say, or all of a sample."""
+    torch.manual_seed(0)
+    layer, tasks = nn.Linear(6, 2, bias=False), TaskWeights(["a", "b"])
+    gradients = TaskGradients(layer, "layer", tasks)
+    gradients.begin()
+    tasks.rows = torch.tensor([[0, 0, -1], [1, -1, -1], [-1, -1, -1]])
+    x, dy = torch.randn(3, 3, 6), torch.randn(3, 3, 2)
+    layer(x).backward(dy)
+    first = dy[0, :2].T @ x[0, :2]
+    second = dy[1, :1].T @ x[1, :1]
+    torch.testing.assert_close(gradients.finish(1).matrices, torch.stack([first, second]))
+
+
+def test_a_total_without_a_task():
+    tasks = TaskWeights(["a", "b", "c"], [0.5, 1.0, 1.5])
+    for _ in range(2):
+        assert tasks.total({"c": torch.tensor(2.0), "a": torch.tensor(4.0)}) == 5.0
+    sums, counts = tasks.take()
+    assert sums.tolist() == [8.0, 0.0, 4.0]
+    assert counts.tolist() == [2.0, 0.0, 2.0]
+
+
 @pytest.mark.parametrize("by", ["rows", "total"])
 def test_a_sketch_keeps_norms(by):
     """And is the same for every rank and run."""
