@@ -18,6 +18,7 @@ from lightning_vlm_callbacks import GradNorm, TaskWeights
 from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates, weight_gradient
 from lightning_vlm_callbacks.selectors import SelectorError
 from lightning_vlm_callbacks.task_gradients import TaskGradients
+from lightning_vlm_callbacks.task_weights import InitialLosses
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -214,6 +215,16 @@ def test_rates_by_hand():
     known = torch.tensor([True, True, False])
     found = relative_rates(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([4.0, 4.0, 1.0]), known)
     assert found.tolist() == [0.5, 1.5, 1.0]
+
+
+def test_a_loss_of_0_or_below_is_no_end():
+    """Its rate is small, and a power of it a number; a first loss of 0 can't be divided by."""
+    losses, ones = torch.tensor([0.0, -1.0, 1.0]), torch.ones(3)
+    rates = relative_rates(losses, ones, ones > 0)
+    assert (rates**1.5 > 0).all()
+    initial = InitialLosses(3, 1)
+    initial.add(losses, ones > 0)
+    assert initial.known.tolist() == [False, False, True]
 
 
 # Gradients from one backward
