@@ -175,6 +175,20 @@ def test_the_closed_form_is_where_every_norm_has_its_share(tasks, alpha):
         torch.testing.assert_close((at_once * norms).std(), torch.zeros(()).double(), rtol=0, atol=1e-9)
 
 
+def test_a_step_of_the_papers_by_hand():
+    """Gradient descent in log w, where the slope of a task is w ∂/∂w, here in units of the mean norm 15."""
+    weights, norms, ones = torch.tensor([1.5, 0.5]), torch.tensor([4.0, 48.0]), torch.ones(2)
+    slopes = torch.tensor([-6.0 / 15, 1.0])  # that of the second, 24 / 15, is held at 1
+    moved = weights * torch.exp(-0.3 * slopes)
+    found = paper(weights, norms, ones, ones > 0, alpha=0.7, rate=0.3)
+    torch.testing.assert_close(found, 2 * moved / moved.sum())
+
+
+def test_weights_stay_where_numbers_are_too_small_to_move_them():
+    weights, tiny = torch.tensor([1.5, 0.5]), torch.full((2,), 1e-8)
+    assert torch.equal(closed_form(weights, torch.full((2,), 1e38), tiny, tiny > 0, 1.5, 0.5), weights)
+
+
 @pytest.mark.parametrize("solver", [closed_form, paper])
 def test_no_weight_ends_at_0(solver):
     """From there it would never come back."""
