@@ -24,11 +24,13 @@ from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
+    OTHER,
     FixedWeights,
     TaskLog,
     Uncertainty,
     Weighting,
     check_weighting,
+    make_task_weights,
     number_of,
     task_weights_for,
 )
@@ -371,8 +373,9 @@ class VLMModule(LightningModule):
         Raises:
             UserError: A sample's task isn't one of the training data's.
         """
+        if self.tasks is None:  # outside of a fit, where no task has a weight
+            self.tasks = make_task_weights(None, [OTHER]).to(self.device)
         tasks, targets = self.tasks, batch.targets or self.targets(batch)
-        assert tasks is not None
         self._rows = torch.tensor([number_of(task, tasks.names) for task in batch.tasks] or [-1])
         length = batch.inputs["input_ids"].shape[1]
         of = self._rows.to(self.device, non_blocking=True)[targets.positions // length]

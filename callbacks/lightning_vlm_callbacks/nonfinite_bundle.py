@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
@@ -160,12 +161,17 @@ class NonFiniteBundle:
 
         Args:
             module: Made as for training, on the device to use. It takes over the weights, train modes and
-                requires_grad of the bundle.
+                requires_grad of the bundle; what it hasn't got, as it is made when a fit begins, is left out
+                with a warning.
         """
         module.configure_model()
         own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for name, value in (self.weights or {}).items():
-            own[name].data.copy_(value)
+        weights = self.weights or {}
+        missing = [name for name in weights if name not in own]
+        if missing:
+            rank_zero_warn(f"the module has no {', '.join(missing)}, which the bundle has: left out")
+        for name in weights.keys() & own.keys():
+            own[name].data.copy_(weights[name])
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in self.trainable)
         for name, one in module.named_modules():
