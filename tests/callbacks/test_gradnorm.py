@@ -596,6 +596,19 @@ def test_a_sketch_keeps_norms(by):
     assert torch.equal(wide, whole)
 
 
+def test_a_layer_may_get_narrower_between_steps():
+    """As LoRA layers whose rank adapts."""
+    layer, tasks = nn.Linear(64, 5, bias=False), TaskWeights(["a"])
+    gradients = TaskGradients(layer, "layer", tasks, sketch=16)
+    for wide in (64, 32, 8):
+        layer.weight = nn.Parameter(layer.weight.detach()[:, :wide])
+        layer.in_features = wide
+        tasks.rows = torch.zeros(4, dtype=torch.int64)
+        gradients.begin()
+        layer(torch.randn(4, wide)).sum().backward()
+        assert gradients.finish(1).matrices.shape == (1, 5, min(wide, 16))
+
+
 def test_losses_of_a_layer_in_half_precision_are_added_up_in_whole():
     torch.manual_seed(0)
     layer, tasks = nn.Linear(8, 4, bias=False).bfloat16(), TaskWeights(["a"])
