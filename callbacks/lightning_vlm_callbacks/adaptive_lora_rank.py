@@ -50,9 +50,9 @@ class AdaptiveLoRARank(Callback):
         min_rank: Of every layer. With 0, a layer may lose its adapter, for good.
         max_rank: Of every layer. No layer gets more than it is wide.
         multiple_of: Of which ranks are multiples.
-        importance: `sensitivity`: what AdaLoRA measures, of whole layers. `fisher`: the size of what was
-            learned, by what the loss makes of it. Both went about as well. `activation`: EVA's, which looks
-            at inputs only. See the classes in `lightning_vlm_callbacks.rank_importance`.
+        importance: `fisher`: how many directions a layer uses, and what they are worth to the loss.
+            `sensitivity`: what AdaLoRA measures, of whole layers; it costs least. `activation`: EVA's, which
+            looks at inputs only. See the classes in `lightning_vlm_callbacks.rank_importance`.
         start: The first change is after this many steps; below 1 it is a share of the run.
         every: Steps from one change to the next, alike.
         until: The last step with a change, alike. The rest of the run trains at fixed ranks.
@@ -75,7 +75,7 @@ class AdaptiveLoRARank(Callback):
         min_rank: int = 4,
         max_rank: int = 64,
         multiple_of: int = 4,
-        importance: Literal["sensitivity", "fisher", "activation"] = "sensitivity",
+        importance: Literal["fisher", "sensitivity", "activation"] = "fisher",
         start: float = 0.1,
         every: float = 0.05,
         until: float = 0.7,
@@ -88,9 +88,9 @@ class AdaptiveLoRARank(Callback):
         check_bounds(min_rank, max_rank, multiple_of)
         if budget is not None and budget < 1:
             raise MisconfigurationException(f"budget: found {budget}; expected 1 or more, or None")
-        if importance not in ("sensitivity", "fisher", "activation"):
+        if importance not in ("fisher", "sensitivity", "activation"):
             raise MisconfigurationException(
-                f"importance: found {importance!r}; expected sensitivity, fisher or activation"
+                f"importance: found {importance!r}; expected fisher, sensitivity or activation"
             )
         if unit not in ("rank", "parameters"):
             raise MisconfigurationException(f"unit: found {unit!r}; expected rank or parameters")
@@ -210,7 +210,6 @@ class AdaptiveLoRARank(Callback):
             return self._loaded or {}
         return {
             "budget": self._budget,
-            "last": self._last,
             "history": [[step, dict(ranks)] for step, ranks in self._history],
             "kept": {name: [one.clone() for one in kept] for name, kept in self._importance.kept.items()},
         }
@@ -279,7 +278,6 @@ class AdaptiveLoRARank(Callback):
                 f"AdaptiveLoRARank: found {name} with rank {layers[name].rank if name in layers else 0}, but "
                 f"the checkpoint has {ranks.get(name, 'none')}; go on with the same model"
             )
-        self._last = state["last"]
         self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
         if self.budget is None:
             self._budget = state["budget"]

@@ -100,14 +100,15 @@ class Importance:
 
 
 class Fisher(Importance):
-    """What is lost without what a layer has learned: Σ_j σ_j √F over the singular values of `s B A`.
+    """How many directions a layer uses, times the root of what the largest is worth to the loss.
 
-    F is the empirical Fisher information of the layer's weights, on average: the sum over samples of their
-    squared gradients, exact for each sample, though it takes one backward. To second order, losing a
-    direction costs ½ F σ²; its root makes layers share in proportion to how many directions they use.
+    The first is the stable rank of `s B A`, Σσ² / σ₁², to which little ones add nothing. The second is σ₁ √F,
+    to second order the root of what losing that direction costs: it tells noise from what was learned. F is
+    the empirical Fisher information of the layer's weights, on average: the sum over samples of their squared
+    gradients, exact for each sample, though it takes one backward.
 
-    F alone says how much a layer matters and not how much rank it needs: with it the seed's problem of known
-    ranks went no better than with equal ranks (benchmarks/adaptive_rank.py).
+    F alone says how much a layer matters and not how much rank it needs: with it a problem of known ranks
+    went no better than with equal ranks. The stable rank alone gives rank to layers that need none.
 
     A sample is an item of the first dimension of a layer's input; where a model lays the tokens of all
     samples in a row, as Qwen-VL's vision tower does, a token. Samples' gradients are of the batch's loss.
@@ -133,9 +134,11 @@ class Fisher(Importance):
         found = {}
         for name in names:
             if name in self.kept:
-                layer = self.layers[name].layer
-                mean = self.kept[name][0] / (layer.in_features * layer.out_features)
-                found[name] = singular_values(self.layers[name]).sum() * mean.sqrt()
+                layer, values = self.layers[name].layer, singular_values(self.layers[name])
+                mean, most = self.kept[name][0] / (layer.in_features * layer.out_features), values[0]
+                found[name] = (
+                    values.square().sum() / most.square().clamp(min=1e-30) * (most * mean.sqrt()).sqrt()
+                )
         return _floats(names, found)
 
 

@@ -240,7 +240,7 @@ def test_the_eight_steps_before_each_change_are_measured(fit, monkeypatch):
             if len(seen) and seen[-1] is None:
                 seen[-1] = trainer.global_step + 1
 
-    fit(Module(), quiet(start=9, every=12, until=21), Steps(), max_epochs=2)
+    fit(Module(), quiet(start=9, every=12, until=21, importance="sensitivity"), Steps(), max_epochs=2)
     assert seen == [*range(2, 10), *range(14, 22)]
 
 
@@ -354,7 +354,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, importance, end, 
     def run(folder, **options):
         module = ByStep()
         saves = ModelCheckpoint(tmp_path / folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-        adaptive = quiet(importance=importance, every=6, until=21, min_rank=0)
+        adaptive = quiet(importance=importance, every=6, until=21, min_rank=0, multiple_of=1, budget=45)
         keep = fit(module, adaptive, saves, enable_checkpointing=True, **end, **options)
         return everything(keep.trainer, module), adaptive
 

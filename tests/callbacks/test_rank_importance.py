@@ -109,9 +109,20 @@ def test_fisher_scores_by_hand():
     for name, (layer, _) in layers.items():
         delta = layer.get_delta_weight("default").double()
         mean = kind.kept[name][0].double() / delta.numel()
-        assert scores[name] == pytest.approx(
-            (torch.linalg.svdvals(delta).sum() * mean.sqrt()).item(), rel=1e-5
-        )
+        stable_rank = torch.linalg.matrix_norm(delta) ** 2 / torch.linalg.matrix_norm(delta, 2) ** 2
+        expected = stable_rank * (torch.linalg.matrix_norm(delta, 2) * mean.sqrt()).sqrt()
+        assert scores[name] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_layer_that_learned_nothing_has_no_score():
+    model = adapted(torch.float32)
+    layers = lora_layers(model)
+    first = next(iter(layers))
+    nn.init.zeros_(layers[first].b)
+    kind = measured(Fisher(layers), model, [data(dtype=torch.float32)])
+    scores = kind.scores(layers, 6)
+    assert scores.pop(first) == 0.0
+    assert min(scores.values()) > 0
 
 
 def test_a_scaled_loss_is_scaled_back():
