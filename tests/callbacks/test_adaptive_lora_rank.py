@@ -244,6 +244,18 @@ def test_the_eight_steps_before_each_change_are_measured(fit, monkeypatch):
     assert seen == [*range(2, 10), *range(14, 22)]
 
 
+def test_a_layer_that_grows_twice_gets_other_directions(fit, monkeypatch):
+    def more(scores, layers, *_):
+        return {name: lora.rank + 2 for name, lora in layers.items()}
+
+    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.ranks_within", more)
+    module = Module(optimizer=lambda some, lr: torch.optim.SGD(some, lr=0.0))
+    fit(module, quiet())
+    for lora in lora_layers(module).values():
+        assert lora.rank == 12
+        assert len(lora.a.unique(dim=0)) == 12
+
+
 # Runs of all kinds
 
 
