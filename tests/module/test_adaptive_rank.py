@@ -111,13 +111,16 @@ def test_validated_as_trained(fit, tmp_path, make_quiet, module):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("lora", "least"), [({}, 1), ({}, 0), ({"rslora": True}, 1), ({"init": "pissa"}, 1)])
-def test_exported(fit, tmp_path, lora, least, capsys):
+@pytest.mark.parametrize(
+    ("lora", "merged"), [({}, True), ({"rslora": True}, False), ({"init": "pissa"}, False)], ids=str
+)
+def test_exported(fit, tmp_path, lora, merged, capsys):
     """The proof of the export is its own: a process without us compares logits, answers and weights."""
-    whole = fit(tmp_path, least=least, plan=plan_of(**lora))
-    path = tmp_path / "step=6.ckpt"
-    for name, more in (("merged", []), ("adapter", ["--adapter-only"])):
-        arguments = ["export", "--ckpt_path", str(path), "--out", str(tmp_path / name), *more]
+    whole = fit(tmp_path, least=1 if lora else 0, plan=plan_of(**lora))
+    exports = {"adapter": ["--adapter-only"], **({"merged": []} if merged else {})}
+    for name, more in exports.items():
+        path = str(tmp_path / "step=6.ckpt")
+        arguments = ["export", "--ckpt_path", path, "--out", str(tmp_path / name), *more]
         assert main(arguments) == 0, capsys.readouterr()
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert len(set(config["rank_pattern"].values())) > 1
