@@ -245,7 +245,7 @@ def number_of(task: str, names: Sequence[str]) -> int:
 
 
 class TaskLog:
-    """Logs the loss of each task since it was last logged, and its weight. No step waits for the device: what
+    """Logs the loss of each of several tasks since it was last logged, and its weight. No step waits for the device: what
     is to be logged is read a step later.
 
     Args:
@@ -260,6 +260,8 @@ class TaskLog:
     def add(self, sums: Tensor, counts: Tensor, trainer: Trainer) -> None:
         """Add an optimizer step, before it changes the weights."""
         self.write(trainer)
+        if len(self._tasks.names) == 1:  # whose loss is train/loss
+            return
         self._since = self._since.to(sums.device) + torch.stack((sums, counts))
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             mean = self._since[0] / self._since[1]
