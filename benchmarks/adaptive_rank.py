@@ -7,8 +7,8 @@ Without `--tasks` the first two, a quarter of an hour on two cores; each of the 
 Contenders have the same budget of rank and the same steps. The learning rate is the best for "uniform" on the
 first seed; AdaLoRA has its own best, and the weight of its penalty is chosen too, which at 0.5 spoils it:
 - "uniform": PEFT's LoRA, every layer of the same rank.
-- "AdaLoRA", "AdaLoRA 0.05" (the weight): PEFT's, from 1.5 times the rank, driven as it should be: called after each step with gradients
-  still there, its orthogonality added to the loss, the number of steps known.
+- "AdaLoRA", "AdaLoRA 0.05" (the weight): PEFT's, from 1.5 times the rank, driven as it should be: called
+  after each step with gradients still there, its penalty added to the loss, the number of steps known.
 - "seed": its importance (squared gradients of batches, at the start) and its rounding (LoRA Rank 自适应选择).
 - "sensitivity", "fisher", "activation": AdaptiveLoRARank.
 
