@@ -245,8 +245,8 @@ def number_of(task: str, names: Sequence[str]) -> int:
 
 
 class TaskLog:
-    """Logs the loss of each of several tasks since it was last logged, and its weight. No step waits for the device: what
-    is to be logged is read a step later.
+    """Logs the loss of each of several tasks since it was last logged, and its weight. No step waits for the
+    device: what is to be logged is read a step later.
 
     Args:
         tasks: The tasks.
