@@ -256,6 +256,16 @@ def test_a_layer_that_grows_twice_gets_other_directions(fit, monkeypatch):
         assert len(lora.a.unique(dim=0)) == 12
 
 
+@pytest.mark.parametrize("importance", ["fisher", "activation"])
+def test_a_run_that_fails_is_tidied_up(fit, importance):
+    module = Module()
+    module.training_step = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(module, quiet(importance=importance))
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+    assert "on_load_checkpoint" not in vars(module)
+
+
 # Runs of all kinds
 
 
