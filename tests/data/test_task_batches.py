@@ -214,9 +214,8 @@ def test_losses_choose(score):
     one = loader(TaskSampling(score, every_n_samples=24))
     for number in range(20):
         feed(one, number)
-    left = torch.tensor(
-        one.sampler._known[-1] if score == "hard" else [1 / x for x in one.sampler._known[-1]]
-    )
+    known = torch.as_tensor(one.sampler._known[-1])
+    left = known if score == "hard" else 1 / known
     assert (left.sort(descending=score == "easy").values == left).all()
     counts = Counter()
     for number in range(20, 120):
