@@ -14,11 +14,12 @@ from typing_extensions import override
 
 from lightning_vlm_callbacks.curves import need_matplotlib
 from lightning_vlm_callbacks.lora_layers import RANKS, Lora, lora_layers, set_ranks, told
-from lightning_vlm_callbacks.lora_replicas import ranks_before_weights, refuse_unsuited, wrap_anew
+from lightning_vlm_callbacks.lora_replicas import ranks_before_weights, wrap_anew
 from lightning_vlm_callbacks.rank_allocation import check_bounds
 from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_layers, ranks_within, shares
 from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.rank_picture import save_ranks
+from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
 __all__ = ["AdaptiveLoRARank"]
 
@@ -119,7 +120,7 @@ class AdaptiveLoRARank(Callback):
         self._undo = ranks_before_weights(pl_module)
         if stage != "fit":
             return
-        refuse_unsuited(trainer, pl_module)
+        need_whole_steps("AdaptiveLoRARank", trainer, pl_module)
         if self.picture:
             need_matplotlib("AdaptiveLoRARank(picture=False)")
         self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_stats import OCTAVES, History, Measurement, norms, text_table
 from lightning_vlm_callbacks.selectors import select_parameters
+from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
 __all__ = ["GradientMonitor"]
 
@@ -119,18 +119,7 @@ class GradientMonitor(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit":
             return
-        strategy = trainer.strategy
-        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
-            raise MisconfigurationException(
-                f"GradientMonitor: found strategy {type(strategy).__name__}, with which no rank may have the "
-                "whole gradient; expected one device or DDP"
-            )
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "GradientMonitor: found manual optimization, where a batch may have several steps, clipped "
-                "anywhere; expected automatic_optimization = True"
-            )
+        need_whole_steps("GradientMonitor", trainer, pl_module)
         if self.histogram and not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             raise MisconfigurationException(
                 "GradientMonitor(histogram=True): found no WandbLogger; add one to the Trainer, or set False"

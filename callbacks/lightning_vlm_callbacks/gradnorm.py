@@ -7,7 +7,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_gradients import StepGradients, TaskGradients
 from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
+from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
 __all__ = ["GradNorm"]
 
@@ -119,18 +119,7 @@ class GradNorm(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit":
             return
-        strategy = trainer.strategy
-        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
-            raise MisconfigurationException(
-                f"GradNorm: found strategy {type(strategy).__name__}, with which no rank may have the whole "
-                "gradient; expected one device or DDP"
-            )
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "GradNorm: found manual optimization, where steps can't be told; expected "
-                "automatic_optimization = True"
-            )
+        need_whole_steps("GradNorm", trainer, pl_module)
         if self.picture:
             need_matplotlib("GradNorm(picture=False)")
         self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)

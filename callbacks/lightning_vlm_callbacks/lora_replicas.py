@@ -1,4 +1,4 @@
-"""Where LoRA layers may change their rank; under DDP; and in a module that loads a checkpoint."""
+"""LoRA layers that change their rank: under DDP, and in a module that loads a checkpoint."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,33 +6,12 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_vlm_callbacks.lora_layers import Lora, fit_ranks
 
-__all__ = ["ranks_before_weights", "refuse_unsuited", "wrap_anew"]
-
-
-def refuse_unsuited(trainer: Trainer, root: LightningModule) -> None:
-    """Only where parameters are whole, and steps can be told.
-
-    Raises:
-        MisconfigurationException: Says what it is.
-    """
-    strategy = trainer.strategy
-    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
-        raise MisconfigurationException(
-            f"AdaptiveLoRARank: found strategy {type(strategy).__name__}, with which no rank has whole "
-            "parameters that could be given another shape; expected one device or DDP"
-        )
-    if not root.automatic_optimization:
-        raise MisconfigurationException(
-            "AdaptiveLoRARank: found manual optimization, where steps can't be told; expected "
-            "automatic_optimization = True"
-        )
+__all__ = ["ranks_before_weights", "wrap_anew"]
 
 
 def wrap_anew(trainer: Trainer, root: LightningModule, changed: Iterable[Lora]) -> None:

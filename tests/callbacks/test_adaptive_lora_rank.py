@@ -433,14 +433,14 @@ def test_another_model_is_refused_on_resume(fit, tmp_path):
 
 def test_logs_picture_table_and_lines(fit, tmp_path, monkeypatch, caplog):
     tables = []
-    wandb = WandbLogger(save_dir=tmp_path, offline=True)
-    monkeypatch.setattr(wandb, "log_table", lambda *table: tables.append(table))
-    monkeypatch.setattr(wandb, "log_metrics", lambda *_, **__: None)
-    monkeypatch.setattr(wandb, "log_hyperparams", lambda *_, **__: None)
-    monkeypatch.setattr(wandb, "finalize", lambda *_: None)
+    wandb = WandbLogger(save_dir=tmp_path, offline=True)  # a real run
+    log = wandb.log_table
+    monkeypatch.setattr(wandb, "log_table", lambda *table: (tables.append(table), log(*table)))
     loggers = [CSVLogger(tmp_path, name="", version="run"), wandb]
     with caplog.at_level("INFO"):
         keep = fit(Module(), quiet(picture=True, dirpath=str(tmp_path)), logger=loggers)
+    wandb.experiment.finish()
+    assert list(tmp_path.rglob("ranks*.table.json"))
     assert (tmp_path / "ranks.png").stat().st_size > 5000
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("adaptive_lora_rank/parameters")]
