@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -797,9 +797,19 @@ def test_a_checkpoint_of_other_tasks_is_refused(fit, tmp_path):
         fit(Other(), quiet(), max_epochs=2, ckpt_path=tmp_path / "saved" / "last.ckpt")
 
 
-def test_logs_and_picture(fit, tmp_path):
-    logger = CSVLogger(tmp_path, name="", version="run")
-    fit(Sorts(), GradNorm(), logger=logger, log_every_n_steps=2)
+def test_logs_and_picture(fit, tmp_path, monkeypatch):
+    logger, wandb, sent = (
+        CSVLogger(tmp_path, name="", version="run"),
+        WandbLogger(offline=True, save_dir=tmp_path),
+        [],
+    )
+    log = wandb.experiment.log  # of a real run
+    monkeypatch.setattr(
+        wandb.experiment, "log", lambda values, **options: (sent.append(values), log(values, **options))
+    )
+    fit(Sorts(), GradNorm(), logger=[logger, wandb], log_every_n_steps=2)
+    wandb.experiment.finish()
+    assert [one["trainer/global_step"] for one in sent if "gradnorm/weight/near" in one] == [1, 3, 5]
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("gradnorm/weight/near")]
     assert [int(row["step"]) for row in rows] == [1, 3, 5]

@@ -388,6 +388,26 @@ def test_gradnorm_measures_autograds_norms(
     assert one.tasks.weights.unique().numel() == 3
 
 
+def test_gradnorm_where_rows_go_through_the_model_in_groups(
+    make_quiet, fresh, source, batch_of, listed, words
+):
+    """Rows with and without a picture, in turn, of all tasks; each sample by itself is what is right."""
+    items = list(source.items[:6])
+    for at in (1, 3, 5):
+        items[at] = words(answer="Red and blue. " * at, task=TASKS[at % 3])
+    gradnorm = GradNorm(picture=False)
+    one, plain = fresh("mllama"), fresh("mllama")
+    keep = KeepNorms(gradnorm)
+    fit(make_quiet, one, listed(items), callbacks=[gradnorm, keep], max_steps=1)
+    weight = [weight for name, weight in plain.named_parameters() if "lora_B" in name][-1]
+    alone = [by_hand(plain, batch_of(plain, listed([item]))) for item in items]
+    total = sum(counts.sum() for _, counts in alone)
+    for task in range(3):
+        loss = sum(sums[task] for sums, _ in alone) / total
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        torch.testing.assert_close(keep.norms[0][task], gradient.norm(), rtol=2e-4, atol=1e-6)
+
+
 def test_gradnorm_on_any_split_and_resumed(make_quiet, fresh, source, on_two_ranks, tmp_path):
     def run(*split, folder=None, **options):
         one = fresh()
