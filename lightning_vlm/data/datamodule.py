@@ -1,5 +1,6 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Item, collate
-from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
 from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
@@ -115,6 +116,11 @@ class VLMDataModule(LightningDataModule):
                 self.left_out[error.source] = error
         return self.sources[split]
 
+    @cached_property
+    def task_table(self) -> TaskTable:
+        """The task of each training sample. Asked for once: some sources must build all samples for it."""
+        return self.source("train").task_table()
+
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data is told before anything runs."""
         stage = TrainerFn(stage).value  # in messages the enum would have another name
@@ -130,7 +136,7 @@ class VLMDataModule(LightningDataModule):
         for split in splits:
             self.source(split)
         if self.sampling and stage == "fit":
-            self.sampling.scores(self.source("train").task_table())
+            self.sampling.scores(self.task_table)
         assert self.renderer
 
     def steps_per_epoch(self, world: int, accumulate: int, limit: int | float = 1.0) -> int:
@@ -228,7 +234,7 @@ class VLMDataModule(LightningDataModule):
         batches = Batches(len(source), batch_size, training and self.shuffle, self.seed, rank, world)
         if training and self.sampling:
             drawn = self.sampling, batch_size, self.shuffle, self.seed
-            batches = TaskBatches(source.task_table(), *drawn, rank, world)
+            batches = TaskBatches(self.task_table, *drawn, rank, world)
             batches.check_ahead(2 * self.num_workers + 1 + self._longest_step())
         return ResumableLoader(
             _Rendered(source, self.renderer, learn, prompts),
