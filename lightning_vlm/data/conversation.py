@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from lightning_vlm.errors import DataError, UserError
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+MAX_WEIGHT = 1e6
+"""The largest weight of a sample or a turn: far larger ones overflow the sums, which are float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,21 @@ Part: TypeAlias = Text | Image | Box
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn."""
+    """One turn.
+
+    Args:
+        role: Who speaks.
+        parts: What is said, in reading order.
+        weight: Multiplies the weight of each token of an answer in the loss. 0 keeps the turn as context
+            that is never learned. It has no effect on turns of the user or the system.
+
+    >>> Message("assistant", (Text("A dog, wrongly."),), weight=0.0).weight
+    0.0
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,7 @@ class Conversation:
 
     Raises:
         DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a
-            box outside 0..1, or a weight that isn't finite and at least 0.
+            box outside 0..1, or a weight that isn't between 0 and a million.
 
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
     >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
@@ -87,8 +100,7 @@ class Conversation:
     source: str = "?"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise DataError(self.source, "weight", str(self.weight), "a finite number >= 0")
+        _check_weight(self.weight, self.source, "weight")
         if not self.messages:
             raise DataError(self.source, "messages", "an empty list", "at least one user turn")
         first = 1 if self.messages[0].role == "system" else 0
@@ -99,6 +111,7 @@ class Conversation:
                 if message.role != wanted:
                     expected = f"'{wanted}' (an optional system turn, then user and assistant in alternation)"
                     raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
+            _check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
                 _check_part(part, message.role, self.source, f"{key}.content[{place}]")
         if len(self.messages) == first:
@@ -221,6 +234,14 @@ class Chain(Conversations):
         """Of all sources, one after the other."""
         tables = [source.task_table() for source in self._sources]
         return TaskTable.of_samples(names[number] for names, of in tables for number in of)
+
+
+def _check_weight(weight: float, source: str, key: str) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise DataError(source, key, str(weight), "a finite number >= 0")
+    if weight > MAX_WEIGHT:
+        expected = f"at most {MAX_WEIGHT:,.0f}: sums of weights are kept in float32"
+        raise DataError(source, key, str(weight), expected)
 
 
 def _check_part(part: Part, role: Role, source: str, key: str) -> None:

@@ -54,7 +54,7 @@ def conversations(draw):
     ]
     system = [draw(turn("system", shown))] if draw(st.booleans()) else []
     end = -1 if draw(st.booleans()) else None
-    task, weight = draw(st.text(min_size=1, max_size=5)), draw(st.floats(0, allow_infinity=False))
+    task, weight = draw(st.text(min_size=1, max_size=5)), draw(st.floats(0, 1e6))
     return Conversation(tuple(system + rounds[:end]), task, weight)
 
 

@@ -58,6 +58,14 @@ def test_refused_weights(weight):
         Conversation((ASK,), weight=weight, source="a.jsonl:1")
 
 
+def test_a_weight_that_float32_cannot_sum_is_refused():
+    assert Conversation((ASK,), weight=1e6).weight == 1e6
+    with pytest.raises(DataError, match=r"a.jsonl:1: weight: found 1e\+38; expected at most 1,000,000"):
+        Conversation((ASK,), weight=1e38, source="a.jsonl:1")
+    with pytest.raises(DataError, match=r"messages\[1\].weight: found 1e\+38"):
+        Conversation((ASK, Message("assistant", (Text("A cat."),), weight=1e38)))
+
+
 def test_errors_travel_from_worker_to_main():
     error = DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")
     copy = pickle.loads(pickle.dumps(error))
