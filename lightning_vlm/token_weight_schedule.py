@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_vlm_callbacks.runs import logs_at
 from typing_extensions import override
 
 from lightning_vlm.errors import UserError
@@ -123,7 +124,7 @@ class TokenWeightSchedule(Callback):
             return
         self._step = step
         module.token_weights = self._now = self.at(step / self._total, self._own)
-        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logs_at(trainer, step):
             metrics = {f"token_weight/{kind}": getattr(self._now, kind) for kind in self._curve.of_kind}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=step)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_vlm_callbacks.runs import logs_at
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
@@ -195,7 +196,7 @@ class VLMDataModule(LightningDataModule):
             return
         place = (batch_idx + 1) * batches.whole
         batches.end_step(sums, counts, place)
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logs_at(trainer, trainer.global_step + 1):
             metrics = {f"data/epochs/{task}": count for task, count in batches.epochs(place).items()}
             metrics |= {f"data/samples/{task}": float(n) for task, n in batches.samples(place).items()}
             for logger in trainer.loggers:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_vlm_callbacks.runs import logs_at
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
@@ -95,7 +96,7 @@ class ScheduledSampling(Callback):
     ) -> None:
         step = trainer.global_step
         probability = replacement_probability(step / self._total, self.probability, self.decay, self.start)
-        if step != self._logged and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if step != self._logged and logs_at(trainer, step):
             self._logged = step
             for logger in trainer.loggers:
                 logger.log_metrics({"scheduled_sampling": probability}, step=step)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.runs import logs_at
 from lightning_vlm_callbacks.task_weights import InitialLosses, TaskWeights
 from torch import Tensor, nn
 
@@ -263,7 +264,7 @@ class TaskLog:
         if len(self._tasks.names) == 1:  # whose loss is train/loss
             return
         self._since = self._since.to(sums.device) + torch.stack((sums, counts))
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logs_at(trainer, trainer.global_step + 1):
             mean = self._since[0] / self._since[1]
             self._pending = trainer.global_step, torch.stack((mean, self._tasks.weights))
             self._since = torch.zeros_like(self._since)
