@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lightning_vlm import torchvision_mend
+import lightning_vlm_callbacks  # noqa: F401  # before Lightning, as it makes torchvision importable for it
 
 if TYPE_CHECKING:
     from lightning_vlm.data.datamodule import VLMDataModule
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VLMDataModule", "VLMModule"]
 __version__ = "0.1.0"
-
-torchvision_mend.install()
 
 
 def __getattr__(name: str) -> Any:
@@ -27,3 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return VLMDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning_vlm_callbacks  # noqa: F401  # so that configs can name its classes without their modules
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name them without their modules
+    AdaptiveLoRARank,
+    EarlyStopCheckpoint,
+    GradientMonitor,
+    GradNorm,
+    NonFiniteGuard,
+    StagedUnfreezing,
+)
 from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule

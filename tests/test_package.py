@@ -2,11 +2,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning_vlm_callbacks
 import pytest
 import torch
+from lightning_vlm_callbacks.compat import torchvision as torchvision_mend
 
 import lightning_vlm
-from lightning_vlm import torchvision_mend
 
 
 def test_what_the_package_gives():
@@ -41,14 +42,31 @@ def test_the_mend_leaves_a_whole_torchvision_alone(tmp_path):
 
 
 def test_callbacks_do_without_everything_of_ours():
-    """What they may not import can't be imported here at all."""
-    mend = Path(torchvision_mend.__file__).read_text("utf-8")  # by itself, as it is no matter of ours here
+    """What they may not import can't be imported here at all. Beside a CPU-only torch, Lightning itself
+    imports only because `lightning_vlm_callbacks` came first."""
     names = ("transformers", "peft", "bitsandbytes", "wandb", "lightning_vlm")
     # Lightning itself imports transformers where that is installed, so it comes before.
-    block = f"import lightning.pytorch\nsys.modules.update(dict.fromkeys({names}))\n"
-    code = f"{mend}\ninstall()\n{block}import lightning_vlm_callbacks\n"
+    code = f"""
+import sys
+import lightning_vlm_callbacks
+assert "torch" not in sys.modules, "importing the package alone is quick"
+import lightning.pytorch
+sys.modules.update(dict.fromkeys({names}))
+from lightning_vlm_callbacks import *
+print(StagedUnfreezing.__module__)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "lightning_vlm_callbacks.staged_unfreezing"
+
+
+def test_dir_shows_the_public_names():
+    assert dir(lightning_vlm) == ["VLMDataModule", "VLMModule", "__version__"]
+    assert dir(lightning_vlm_callbacks) == sorted(lightning_vlm_callbacks.__all__)
+    for name in lightning_vlm_callbacks.__all__:
+        assert getattr(lightning_vlm_callbacks, name).__name__ == name
+    with pytest.raises(AttributeError, match="GradientMonitr"):
+        lightning_vlm_callbacks.GradientMonitr  # noqa: B018
 
 
 def test_the_table_of_families_has_each():

@@ -1,14 +1,24 @@
-"""Fine-tuning callbacks for any PyTorch Lightning project. Needs only torch and lightning."""
+"""Fine-tuning callbacks for any PyTorch Lightning project. Needs only torch and lightning.
 
-from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
-from lightning_vlm_callbacks.early_stop_checkpoint import EarlyStopCheckpoint
-from lightning_vlm_callbacks.gradient_monitor import GradientMonitor
-from lightning_vlm_callbacks.gradnorm import GradNorm
-from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle
-from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
-from lightning_vlm_callbacks.rank_allocation import allocate_ranks
-from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
-from lightning_vlm_callbacks.task_weights import TaskWeights
+The classes are imported when they are first asked for, so that this package can make torchvision importable
+before Lightning imports it (see `lightning_vlm_callbacks.compat.torchvision`).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lightning_vlm_callbacks.compat import torchvision as _torchvision
+
+if TYPE_CHECKING:
+    from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
+    from lightning_vlm_callbacks.early_stop_checkpoint import EarlyStopCheckpoint
+    from lightning_vlm_callbacks.gradient_monitor import GradientMonitor
+    from lightning_vlm_callbacks.gradnorm import GradNorm
+    from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle
+    from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
+    from lightning_vlm_callbacks.rank_allocation import allocate_ranks
+    from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
+    from lightning_vlm_callbacks.task_weights import TaskWeights
 
 __all__ = [
     "AdaptiveLoRARank",
@@ -21,3 +31,30 @@ __all__ = [
     "TaskWeights",
     "allocate_ranks",
 ]
+
+_MODULES = {
+    "AdaptiveLoRARank": "adaptive_lora_rank",
+    "EarlyStopCheckpoint": "early_stop_checkpoint",
+    "GradNorm": "gradnorm",
+    "GradientMonitor": "gradient_monitor",
+    "NonFiniteBundle": "nonfinite_bundle",
+    "NonFiniteGuard": "nonfinite_guard",
+    "StagedUnfreezing": "staged_unfreezing",
+    "TaskWeights": "task_weights",
+    "allocate_ranks": "rank_allocation",
+}
+"""Public name -> the module that it is in."""
+
+_torchvision.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

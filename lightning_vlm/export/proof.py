@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning_vlm_callbacks.compat import torchvision
 from torch import Tensor
 
-import lightning_vlm.torchvision_mend as torchvision_mend
 from lightning_vlm.export import prover
 from lightning_vlm.export.held import Held
 from lightning_vlm.export.merge import TOLERANCE
@@ -88,7 +88,7 @@ def prove(cases: Sequence[Case]) -> list[Proof]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         given, answers = Path(folder, "jobs.pt"), Path(folder, "answers.pt")
-        torch.save({"jobs": jobs, "torchvision_mend": torchvision_mend.__file__}, given)
+        torch.save({"jobs": jobs, "torchvision_mend": torchvision.__file__}, given)
         # Not `python prover.py`: this folder's files would then be modules of that process.
         start = f"import runpy; runpy.run_path({prover.__file__!r}, run_name='__main__')"
         done = subprocess.run(

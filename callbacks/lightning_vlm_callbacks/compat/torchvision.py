@@ -8,7 +8,8 @@ names: with the two schemas defined, torchvision imports and its transforms work
 
 The mend waits as a finder for the first `import torchvision` and acts only if torch has no CUDA and
 torchvision's own library really fails to load. It costs nothing until then, so `lightning-vlm --help` stays
-fast. `import lightning_vlm` must come before `import lightning` for it to help there.
+fast. `import lightning_vlm_callbacks` (or `lightning_vlm`) must come before `import lightning` for it to help
+there: a Lightning that has failed to import runs none of our code.
 """
 
 import sys

@@ -1,0 +1,1 @@
+"""Mends for other packages, each only where that package is really broken."""
