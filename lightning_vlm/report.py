@@ -5,6 +5,7 @@ from pathlib import Path
 
 import PIL.Image
 from lightning.pytorch import Trainer
+from lightning_vlm_callbacks.runs import run_folder
 from PIL import ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
@@ -51,9 +52,9 @@ class Report:
         seconds = time.monotonic() - self._start
         tokens = self.module.tokens_seen
         scores = self._test()
+        folder = run_folder(self.trainer)  # which all ranks must ask for
         if not self.trainer.is_global_zero:
             return
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         picture = draw_predictions(
             folder / "predictions.png", self.data.source("test"), self._answers, self.module.predictions
         )

@@ -18,6 +18,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
     NonFiniteGuard,
     StagedUnfreezing,
 )
+from lightning_vlm_callbacks.runs import run_folder
 from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -34,10 +35,18 @@ from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the config beside the logs, and sends it to Weights & Biases where that is the logger."""
+    """Saves the config in the run's folder, and sends it to Weights & Biases where that is the logger."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder, together with the other ranks."""
+        self._folder = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on rank zero."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / self.config_filename
+        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 config = self.parser.dump(self.config, format="json", skip_none=False)
@@ -161,7 +170,7 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
         trainer_class=VLMTrainer,
         parser_class=Parser,
         save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
+        save_config_kwargs={"save_to_log_dir": False},
         # Our batches are rank-aware by themselves; Lightning's sampler would shuffle and repeat them.
         trainer_defaults={
             "use_distributed_sampler": False,

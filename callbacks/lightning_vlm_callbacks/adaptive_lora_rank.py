@@ -1,7 +1,6 @@
 """LoRA's rank moves to the layers that need it while the model trains."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -19,6 +18,7 @@ from lightning_vlm_callbacks.rank_allocation import check_bounds
 from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_layers, ranks_within, shares
 from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.rank_picture import save_ranks
+from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
 __all__ = ["AdaptiveLoRARank"]
@@ -60,7 +60,7 @@ class AdaptiveLoRARank(Callback):
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
         unit: Of the budget.
         picture: Draw `ranks.png` at the end.
-        dirpath: Where it goes; None is the Trainer's `log_dir`.
+        dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range. Or, when the fit begins: there are no LoRA
@@ -123,7 +123,7 @@ class AdaptiveLoRARank(Callback):
         need_whole_steps("AdaptiveLoRARank", trainer, pl_module)
         if self.picture:
             need_matplotlib("AdaptiveLoRARank(picture=False)")
-        self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer, self.dirpath)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -27,6 +27,7 @@ from lightning_vlm_callbacks.exact_resume import (
     unsure_loaders,
 )
 from lightning_vlm_callbacks.run_history import RunHistory, gradient_norm, learning_rates
+from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 
 __all__ = ["EarlyStopCheckpoint"]
@@ -60,8 +61,9 @@ class EarlyStopCheckpoint(Checkpoint):
         every_n_epochs: Save each time that this many epochs have ended. The best is saved in any case, and
             the latest when the run ends.
         keep_periodic: How many of those saved by steps or epochs are kept; None keeps all.
-        dirpath: A folder on a local or shared disk; None is `checkpoints` in the Trainer's `log_dir`. What
-            another run has left there is moved to `previous-1` and so on.
+        dirpath: A folder on a local or shared disk; None is `checkpoints` in the run's folder, which
+            is `save_dir/name/version` of the logger, or `default_root_dir` without one. What another run has
+            left there is moved to `previous-1` and so on; a run that still writes there is an error.
         history: Globs of the metrics in `history.csv`, beside the monitored one; learning rates and norms
             are there in any case. None writes none.
         picture: Draw `history.png` at the end.
@@ -164,8 +166,8 @@ class EarlyStopCheckpoint(Checkpoint):
         if stage != TrainerFn.FITTING:
             return
         self._reset()
-        folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir, "checkpoints"))
-        self._folder = CheckpointFolder(trainer.strategy.broadcast(folder.expanduser().absolute()))
+        folder = run_folder(trainer, self.dirpath or run_folder(trainer) / "checkpoints")
+        self._folder = CheckpointFolder(folder)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             shared = isinstance(other, EarlyStopCheckpoint) and other is not self and other._folder
             if shared and shared.path == self._folder.path:

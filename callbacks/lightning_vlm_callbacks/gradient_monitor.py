@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -18,6 +17,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_stats import OCTAVES, History, Measurement, norms, text_table
+from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
@@ -70,7 +70,7 @@ class GradientMonitor(Callback):
             gradient or with nothing but zeros, unless all of it is frozen.
         picture: Draw `gradients.png` at the end.
         table: Print the last values at the end.
-        dirpath: Where the picture goes; None is the Trainer's `log_dir`.
+        dirpath: Where the picture goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range, or the run can't be measured.
@@ -126,7 +126,7 @@ class GradientMonitor(Callback):
             )
         if self.picture:
             need_matplotlib("GradientMonitor(picture=False)")
-        self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer, self.dirpath)
         self._reset()
 
     @override

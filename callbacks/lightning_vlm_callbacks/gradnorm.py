@@ -1,7 +1,6 @@
 """Weights of tasks that balance themselves by the norms of the tasks' gradients."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -17,6 +16,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_stats import History
 from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates
+from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_gradients import StepGradients, TaskGradients
 from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
@@ -66,7 +66,7 @@ class GradNorm(Callback):
         packed: Rows hold several samples that do not see each other (block-diagonal attention).
         sketch: Width of a random projection of the gradients, for a layer too large to keep a copy per task.
         picture: Draw `gradnorm.png` at the end.
-        dirpath: Where it goes; None is the Trainer's `log_dir`.
+        dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range. Or, when the fit begins: the module has no
@@ -122,7 +122,7 @@ class GradNorm(Callback):
         need_whole_steps("GradNorm", trainer, pl_module)
         if self.picture:
             need_matplotlib("GradNorm(picture=False)")
-        self._folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        self._folder = run_folder(trainer, self.dirpath)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

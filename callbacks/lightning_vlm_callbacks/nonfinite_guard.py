@@ -1,6 +1,5 @@
 """Finds NaN and infinity before they reach the weights, says where they come from, and goes on."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.nonfinite_bundle import keep_structure
 from lightning_vlm_callbacks.nonfinite_report import Event, MicroBatch, active_scaler, write_report
 from lightning_vlm_callbacks.nonfinite_state import KeptBuffers, Snapshots, random_state
+from lightning_vlm_callbacks.runs import run_folder
 
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
 
@@ -59,7 +59,8 @@ class NonFiniteGuard(Callback):
             update out and raises NonFiniteError.
         max_in_a_row: So many bad steps in a row stop the run with NonFiniteError; with `rollback`, so many
             without a new copy in between.
-        dirpath: Folder of reports and bundles; by default `nonfinite` in the logger's folder.
+        dirpath: Folder of reports and bundles; None is `nonfinite` in the run's folder, which is
+            `save_dir/name/version` of the logger.
         max_bundles: So many events are run again and written about; later ones are only counted.
         max_bundle_mib: A bundle above this leaves out the weights, or all but the report.
         snapshot_every_n_steps: How often `rollback` copies the state to the CPU, which waits for the device.
@@ -125,7 +126,9 @@ class NonFiniteGuard(Callback):
                 "NonFiniteGuard: found automatic_optimization=False, expected automatic optimization: to run "
                 "training_step again would step the optimizers"
             )
-        self._folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir, "nonfinite"))
+        self._folder = run_folder(trainer, self.dirpath)
+        if self.dirpath is None:
+            self._folder /= "nonfinite"
         self._reset()
 
     @override

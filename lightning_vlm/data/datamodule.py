@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_vlm_callbacks.runs import logs_at
+from lightning_vlm_callbacks.runs import logs_at, run_folder
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
@@ -131,6 +131,8 @@ class VLMDataModule(LightningDataModule):
                 f"found trainer.overfit_batches {overfit}, with which Lightning puts in its own sampler; set "
                 "trainer.limit_train_batches, and data.shuffle to false, instead"
             )
+        if self.trainer is not None:
+            run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
         if stage == "fit" and self._given["val"] is not None:
             splits.append("val")
@@ -206,7 +208,7 @@ class VLMDataModule(LightningDataModule):
         """Say what was left out or cut, and write a report of it beside the run's logs."""
         if self.trainer is None:
             return
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # all ranks must ask
+        folder = run_folder(self.trainer)  # which all ranks must ask for
         if self._training is not None:
             batches, place = self._training.sampler, self._training.passed
             if isinstance(batches, TaskBatches):
