@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.templates import TEMPLATES, chat_template
+from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
@@ -197,6 +198,12 @@ class VLMModule(LightningModule):
             self._new_rows = add_to_tokenizer(processor, self.new_tokens)
             self._processor = processor
         return self._processor
+
+    def configure_callbacks(self) -> list[Callback]:
+        """No callback: this is Lightning's only hook before loggers begin, and a refused run needs none."""
+        if type(self).configure_model is VLMModule.configure_model:
+            check_selectors(self, self.trainer, fits=self.trainer.state.fn == TrainerFn.FITTING)
+        return []
 
     def configure_model(self) -> None:
         """Load the model and adapt it, once."""

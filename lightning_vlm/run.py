@@ -24,6 +24,7 @@ from rich.console import Console
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
+from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
@@ -146,6 +147,8 @@ class VLMCLI(LightningCLI):
     def before_fit(self) -> None:
         """The scores before."""
         if self.config.fit.report:
+            # A test comes before the fit, and with it a logger's run.
+            check_selectors(self.model, self.trainer, fits=True)
             self.report = Report(self.trainer, self.model, self.datamodule)
             self.report.before()
 

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_stats import OCTAVES, History, Measurement, norms, text_table
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from lightning_vlm_callbacks.whole_steps import need_whole_steps
 
@@ -128,6 +128,12 @@ class GradientMonitor(Callback):
             need_matplotlib("GradientMonitor(picture=False)")
         self._folder = run_folder(trainer, self.dirpath)
         self._reset()
+        if not builds_in_setup(pl_module):
+            self.check_selectors(pl_module)
+
+    def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
+        """Raise a SelectorError if a group finds nothing in a model; `may_train` doesn't matter here."""
+        select_parameters(root, self.groups or [])
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -8,12 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_vlm_callbacks.folder_lock import FolderLock, LockedError
 
-__all__ = ["logs_at", "run_folder"]
+__all__ = ["builds_in_setup", "logs_at", "run_folder"]
 
 _claims: "WeakKeyDictionary[Trainer, _Claims]" = WeakKeyDictionary()
 
@@ -166,3 +167,8 @@ class _Claims(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
+
+
+def builds_in_setup(module: LightningModule) -> bool:
+    """Whether a module may make its layers in a hook, so that they aren't there when callbacks are set up."""
+    return is_overridden("setup", module) or is_overridden("configure_model", module)

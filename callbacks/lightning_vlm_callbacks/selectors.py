@@ -210,7 +210,8 @@ class _Tree:
         bounds, last = ([index], size - 1) if isinstance(index, int) else ([index.start, index.stop], size)
         if not all(bound is None or -size <= bound <= last for bound in bounds):
             raise SelectorError(
-                f"out of range: expected -{size} to {last}, as {_place(name)} has {size} items"
+                f"out of range: expected -{size} to {last}, as {_place(name)} has {size} items; "
+                f"{_within(index, size)}"
             )
         chosen = [range(size)[index]] if isinstance(index, int) else range(size)[index]
         if not chosen:
@@ -279,6 +280,15 @@ def _index(bracket: str) -> int | slice:
 def _whole(bound: int | str | None, size: int) -> int | None:
     """A bound of a slice as a number of items."""
     return size * int(bound[:-1]) // 100 if isinstance(bound, str) else bound
+
+
+def _within(index: int | slice, size: int) -> str:
+    """What to write instead of an index or slice that reaches outside its list."""
+    share = "[50%:], the last half, fits a list of any length"
+    inside = range(size)[index] if isinstance(index, slice) else range(0)
+    if len(inside) == size:
+        return f"[:] names all of them, and {share}"
+    return share
 
 
 def _topmost(found: dict[str, Node]) -> dict[str, Node]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from typing_extensions import override
 
+from lightning_vlm_callbacks.runs import builds_in_setup
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
 from lightning_vlm_callbacks.stage_lines import Line, resolve, table
 from lightning_vlm_callbacks.stages import (
@@ -127,6 +128,12 @@ class StagedUnfreezing(Callback):
         if stage == "fit":
             _refuse_unsuited(trainer.strategy)
             self._progress = _Progress()
+            if not builds_in_setup(pl_module):
+                self.check_selectors(pl_module)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check_selectors(pl_module)  # also of a module that has built itself since `setup`
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -196,6 +203,21 @@ class StagedUnfreezing(Callback):
         self._progress = _Progress(**state_dict)
 
     # What trains when
+
+    def check_selectors(self, root: nn.Module, may_train: set[Parameter] | None = None) -> None:
+        """Refuse stages that don't fit a model.
+
+        Args:
+            root: What selectors start from.
+            may_train: The parameters that may ever train; None takes all for such, since a module may still
+                freeze and unfreeze some.
+
+        Raises:
+            SelectorError: A selector finds nothing.
+            MisconfigurationException: A selector takes only parameters that may never train.
+        """
+        trains = set(root.parameters()) if may_train is None else may_train
+        resolve(root, self.stages, trains, self.layer_decay, self._may_lack)
 
     def _starts(self, trainer: Trainer, module: LightningModule) -> list[int | None]:
         """The first step of each stage, None where a metric hasn't decided yet."""

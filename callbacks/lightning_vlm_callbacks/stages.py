@@ -22,7 +22,7 @@ PLANS: dict[str, list[dict[str, Any]]] = {
     ],
     "vision-last-layers": [
         {"at": 0.0, "train": {"projector": 1.0, "language": 1.0, "head": 1.0}},
-        {"at": 0.5, "train": {"projector": 1.0, "language": 1.0, "head": 1.0, "vision.layers[-4:]": 0.1}},
+        {"at": 0.5, "train": {"projector": 1.0, "language": 1.0, "head": 1.0, "vision.layers[50%:]": 0.1}},
         {"at": 0.8, "train": {"projector": 1.0, "language": 1.0, "head": 1.0, "vision": 0.1}},
     ],
     "medical": [
@@ -70,9 +70,8 @@ def plan(name: str) -> list[dict[str, Any]]:
 
     - `projector-then-language`: LLaVA's two stages (Liu et al. 2023, arXiv 2304.08485) in one run. LLaVA has
       data and a learning rate for each; the share of 0.2 is ours.
-    - `vision-last-layers`: the seed's 阶段性解冻实践. The seed trains all else in silence, changes
-      `requires_grad` at every step without an optimizer that knows, and has the 0.1 in a comment only, for
-      the last stage; here it holds as soon as the tower trains.
+    - `vision-last-layers`: all but the tower, then with the last half of its layers too, then with all of it.
+      The tower trains at a tenth of the rate, as it has learned the most already.
     - `medical`: the seed's exercise 5, low layers at a hundredth. The language model isn't in it.
     - `qwen-vl-3-stage`: Bai et al. 2023, arXiv 2308.12966: first vision and projector, then all, then all but
       vision. The seed has stage 1 reversed. Begins and scales are those of the paper's steps (50k, 19k, 8k)

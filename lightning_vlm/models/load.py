@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -138,23 +139,14 @@ def load_model(
         UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
             `quantization` names what can't be quantised.
     """
-    where = {"revision": revision, "trust_remote_code": trust_remote_code}
-    path = resolve(name_or_path)
-    with _explained(name_or_path):
-        config = AutoConfig.from_pretrained(path, **where)
-    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not remote:
-        raise UserError(
-            f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
-            "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
-        )
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    path, config = resolve(name_or_path), _config(name_or_path, **where)
     options: dict[str, Any] = {}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
         refuse_quantised(config)
-        with _explained(name_or_path), torch.device("meta"):
-            skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        skeleton = model_without_weights(name_or_path, **where)
         options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
     with _explained(name_or_path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -179,6 +171,31 @@ def load_model(
         part.use_cache = False
     model.generation_config.use_cache = True
     return model
+
+
+def model_without_weights(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The modules of a model on the meta device, where they take neither memory nor time.
+
+    Arguments and errors as in `load_model`.
+    """
+    config = _config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    with _explained(name_or_path), torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
+    """The configuration of a model that reads images."""
+    with _explained(name_or_path):
+        config = AutoConfig.from_pretrained(resolve(name_or_path), **where)
+    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not remote:
+        raise UserError(
+            f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
+            "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
+        )
+    return config
 
 
 def _warn_where_none(model: PreTrainedModel) -> None:
