@@ -54,10 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[0] not in COMMANDS:
-        import difflib
+        from lightning_vlm.nearest import did_you_mean
 
-        near = difflib.get_close_matches(words[0], COMMANDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        later = next((word for word in words if word in COMMANDS), None)
+        if words[0].startswith("-") and later is not None:
+            return _complain(f"found {words[0]} before the command; write lightning-vlm {later} first")
+        hint = did_you_mean(words[0], COMMANDS)
         return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
     from lightning_vlm import quiet
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
-from lightning_vlm.parser import Parser
+from lightning_vlm.parser import Parser, check_words
 from lightning_vlm.preview import page, terminal
 from lightning_vlm.preview.look import look
 from lightning_vlm.report import Report
@@ -115,6 +116,14 @@ class VLMCLI(LightningCLI):
             default=False,
             help="Score the test data before and after training; end with a table and a picture.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's, after a look at the names of classes in the words."""
+        words = sys.argv[1:] if args is None else args
+        if words and words[0] in self._subcommand_parsers:
+            command: Any = self._subcommand_parsers[words[0]]
+            check_words(words[1:], command)
+        super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
         """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger

@@ -115,9 +115,9 @@ def test_bad_file(project, base, capsys, text, expected):
 KEYS = {
     "misspelt key": (["--data.trian", "x"], "there is no key data.trian; did you mean data.train?"),
     "shortened key": (["--model.learning_rate", "1"], "did you mean model.learning_rates?"),
-    "wrong type": (["--trainer.max_steps", "many"], "trainer.max_steps: found many; expected int"),
+    "wrong type": (["--trainer.max_steps", "many"], "trainer.max_steps: found many; expected a whole number"),
     "one of some": (["--data.on_bad_sample", "slip"], "data.on_bad_sample: found slip; expected"),
-    "no config": (["--config", "none.yaml"], "config: File does not exist: "),
+    "no config": (["--config", "none.yaml"], "config none.yaml: found no such file"),
     "selector": (["--model.adapt", "{visoin: full}"], "selector 'visoin'"),
     "no model": (["--model.name_or_path", "none"], "model 'none': no such folder"),
     "no data": (["--data.train", "none.jsonl"], "none.jsonl: found no such file"),
@@ -126,7 +126,7 @@ KEYS = {
     "report without answers": (["--report", "true"], "set model.generation"),
     "a folder as checkpoint": (["--ckpt_path", "."], "checkpoint .: found a folder"),
     "no checkpoint": (["--ckpt_path", "none.ckpt"], "checkpoint none.ckpt: found no such file"),
-    "class": (["--data.train", "Drwan", "--data.train.size", "5"], "data.train: there is no class Drwan"),
+    "class": (["--data.train", "Drwan", "--data.train.size", "5"], "data.train: there is no class Drwan; did you mean Drawn?"),
 }
 
 
@@ -141,19 +141,19 @@ def test_bad_option(project, base, capsys, monkeypatch, words, expected):
 YAML = {
     "key": (
         "model: {adpat: {projector: full}}",
-        "there is no key model.adpat.projector; did you mean model.adapt?",
+        "bad.yaml:1: there is no key model.adpat; did you mean model.adapt?",
     ),
-    "group": ("modle: {lr: 1}", "there is no key modle.lr; did you mean model?"),
-    "class": ("model: {schedule: {class_path: Cosin}}", "model.schedule: there is no class Cosin"),
+    "group": ("modle: {lr: 1}", "bad.yaml:1: there is no key modle; did you mean model?"),
+    "class": ("model: {schedule: {class_path: Cosin}}", "model.schedule: there is no class Cosin; did you mean Cosine?"),
     "argument": (
         "model: {schedule: {class_path: Cosine, init_args: {warmpu: 1}}}",
-        "model.schedule: there is no key warmpu in its init_args",
+        "there is no key warmpu in Cosine; did you mean warmup?",
     ),
     "argument's type": (
         "data: {train: {class_path: Drawn, init_args: {size: many}}}",
-        "data.train: size: found many; expected int",
+        "data.train: size: found many; expected a whole number",
     ),
-    "syntax": ("model: [", "Problems parsing config"),
+    "syntax": ("model: [", "bad.yaml:1:9: broken YAML"),
 }
 
 

@@ -1,0 +1,208 @@
+"""Config files: read strictly, so that what YAML would take in silence is refused with its file and line."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.nearest import did_you_mean
+
+MAX_BYTES = 1_000_000
+"""No config is longer; a longer file is data, and reading it as YAML would take minutes."""
+MAX_NODES = 100_000
+"""The most values of a config after its aliases are expanded."""
+
+
+class Config(NamedTuple):
+    """A config file that is sound YAML with a mapping at its top.
+
+    Args:
+        name: The file as the user named it.
+        root: The mapping, whose nodes know their lines.
+    """
+
+    name: str
+    root: MappingNode
+
+    def at(self, node: Node) -> str:
+        """`file:line` of a node, for the beginning of a message."""
+        return f"{self.name}:{node.start_mark.line + 1}"
+
+
+def read_config(name: str) -> Config:
+    """Read a config file, or a config that is written out on the command line.
+
+    Args:
+        name: The file's path, or YAML with `{` or a line break in it.
+
+    Raises:
+        UserError: There is no such file; it isn't UTF-8, isn't YAML, is empty, isn't a mapping or is too
+            long; it has a key twice, aliases that multiply, or objects of Python.
+    """
+    if "{" in name or "\n" in name:
+        return _parse("--config", name)
+    path = Path(name)
+    if path.is_dir():
+        raise UserError(f"config {name}: found a folder; expected a YAML file{_files_in(path)}")
+    if not path.exists():
+        raise UserError(f"config {name}: found no such file{_near_files(path)}")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            size = f"{path.stat().st_size / 1e6:,.1f} MB"
+            raise UserError(f"config {name}: found {size}; expected a YAML file of at most 1 MB")
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}:{line}: found the byte {error.object[error.start]:#04x}, which is not UTF-8; "
+            "save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"config {name}: it can't be read: {error.strerror}") from error
+    return _parse(name, text)
+
+
+def _parse(name: str, text: str) -> Config:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None or (isinstance(root, ScalarNode) and root.value == ""):
+            raise UserError(f"config {name}: found nothing in it; expected keys such as model, data, trainer")
+        if not isinstance(root, MappingNode):
+            kind = "a list" if isinstance(root, SequenceNode) else f"only the text {_shown(root.value)}"
+            raise UserError(f"config {name}: found {kind}; expected keys such as model, data, trainer")
+        config = Config(name, root)
+        _check_nodes(config)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise UserError(f"{place}: broken YAML: {_problem(error)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {name}: broken YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"config {name}: found values nested too deeply; expected a few levels") from None
+    return config
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or error.context or "it can't be read"
+    if r"'\t'" in problem:
+        return "found a tab; indent with spaces"
+    if "mapping values are not allowed" in problem:
+        return "found a second ':' on the line; put the value in quotes, or the key on a line of its own"
+    if "expected a single document" in (error.context or ""):
+        return "found a second document after '---'; give each its own file and --config"
+    context = f" {error.context}" if error.context and error.problem else ""
+    return f"{problem}{context}"
+
+
+def _check_nodes(config: Config) -> None:
+    """Refuse duplicate keys, objects of Python, and aliases that multiply or contain themselves."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: Node) -> int:
+        if id(node) in open_nodes:
+            raise UserError(f"{config.at(node)}: found an alias inside of what it stands for")
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+            shown = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise UserError(f"{config.at(node)}: found the tag {shown}; expected plain values")
+        open_nodes.add(id(node))
+        if isinstance(node, MappingNode):
+            _check_keys(config, node)
+        total = 1 + sum(size(child) for child in _children(node))
+        open_nodes.discard(id(node))
+        if total > MAX_NODES:
+            raise UserError(
+                f"{config.at(node)}: found aliases that expand to more than {MAX_NODES:,} values; "
+                "write the values out"
+            )
+        sizes[id(node)] = total
+        return total
+
+    size(config.root)
+
+
+def _children(node: Node) -> Iterator[Node]:
+    if isinstance(node, SequenceNode):
+        yield from node.value
+    elif isinstance(node, MappingNode):
+        for key, value in node.value:
+            yield key
+            yield value
+
+
+def _check_keys(config: Config, node: MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, ScalarNode):
+            raise UserError(f"{config.at(key)}: found a list or mapping as a key; expected a name")
+        line = key.start_mark.line + 1
+        if key.value in lines and key.value != "<<":
+            raise UserError(
+                f"{config.at(key)}: found the key {key.value} a second time (first on line "
+                f"{lines[key.value]}); expected each key once"
+            )
+        lines.setdefault(key.value, line)
+
+
+def pairs(node: MappingNode) -> Iterator[tuple[ScalarNode, Node]]:
+    """The keys and values of a mapping, with what `<<` merges into it."""
+    for key, value in node.value:
+        if key.value != "<<":
+            yield key, value
+            continue
+        for merged in value.value if isinstance(value, SequenceNode) else [value]:
+            if isinstance(merged, MappingNode):
+                yield from pairs(merged)
+
+
+def find(node: Node, keys: Sequence[str]) -> Node | None:
+    """The node of the key that a path of keys leads to, through lists and `init_args` on the way."""
+    if not keys:
+        return node
+    if isinstance(node, SequenceNode):
+        return next((found for item in node.value if (found := find(item, keys))), None)
+    if not isinstance(node, MappingNode):
+        return None
+    for key, value in pairs(node):
+        written = key.value.removesuffix("+").split(".")
+        if written == list(keys[: len(written)]):
+            return find(value, keys[len(written) :]) or key
+        if key.value == "init_args" and (found := find(value, keys)):
+            return found
+    return None
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 40 else f"{line[:39]}…")
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"; there is no folder {folder}"
+    names = [name for name in _listed(folder) if (folder / name).is_file()]
+    near = did_you_mean(path.name, names)
+    if near or not Path("configs").is_dir():
+        return near.replace("mean ", f"mean {folder}/") if near and str(folder) != "." else near
+    inside = did_you_mean(path.name, _listed(Path("configs")))
+    return inside.replace("mean ", "mean configs/")
+
+
+def _files_in(folder: Path) -> str:
+    found = [name for name in _listed(folder) if name.endswith((".yaml", ".yml"))]
+    return f" such as {folder / found[0]}" if found else ""
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

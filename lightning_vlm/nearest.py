@@ -1,0 +1,49 @@
+"""The known name that is nearest to a misspelt one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was most likely meant, or None where none is near.
+
+    Upper case, `-` and `_` make no difference, and the beginning of a name that fits only one is near.
+
+    Args:
+        name: What was written.
+        known: What could have been written.
+
+    >>> nearest("GradientMonitr", ["GradNorm", "GradientMonitor"])
+    'GradientMonitor'
+    >>> nearest("evry", ["name", "every_n_steps"])
+    'every_n_steps'
+    >>> nearest("ckpt", ["ckpt_path", "config"]), nearest("Val", ["train", "val"]), nearest("x", ["train"])
+    ('ckpt_path', 'val', None)
+    """
+    by_spelling = {_spelling(one): one for one in reversed(list(known))}
+    wanted = _spelling(name)
+    if wanted in by_spelling:
+        return by_spelling[wanted]
+    beginnings = [spelling for spelling in by_spelling if wanted and spelling.startswith(wanted)]
+    if len(beginnings) == 1:
+        return by_spelling[beginnings[0]]
+    close = difflib.get_close_matches(wanted[:80], list(by_spelling), 1)
+    if close:
+        return by_spelling[close[0]]
+    by_word = {word: spelling for spelling in reversed(by_spelling) for word in spelling.split("_")}
+    close = difflib.get_close_matches(wanted[:80], [word for word in by_word if len(word) > 2], 1, cutoff=0.8)
+    return by_spelling[by_word[close[0]]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for the end of a message, or nothing where no known name is near.
+
+    >>> did_you_mean("nf5", ["nf4", "int8"])
+    '; did you mean nf4?'
+    """
+    found = nearest(name, known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("-", "_")
