@@ -26,7 +26,8 @@ from lightning_vlm_callbacks.exact_resume import (
     set_random_state,
     unsure_loaders,
 )
-from lightning_vlm_callbacks.run_history import RunHistory, gradient_norm, learning_rates
+from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.run_history import RunHistory, gradient_norm
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 
@@ -265,9 +266,8 @@ class EarlyStopCheckpoint(Checkpoint):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        # Not in the step, where another callback may have split the groups for a moment.
         if self._is_logged(trainer, trainer.global_step + 1):
-            self._numbers = learning_rates(trainer.optimizers)
+            self._numbers = dict(rates_in_force(trainer.optimizers))
 
     @override
     def on_before_optimizer_step(

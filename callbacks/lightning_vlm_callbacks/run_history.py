@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.curves import Curve, save_curves
 
-__all__ = ["RunHistory", "gradient_norm", "learning_rates"]
+__all__ = ["RunHistory", "gradient_norm"]
 
 
 class RunHistory:
@@ -119,12 +119,6 @@ class RunHistory:
             values = torch.stack([value.float().reshape(()) for *_, value in some]).tolist()
             for (row, name, _), value in zip(some, values, strict=True):
                 row[name] = value
-
-
-def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:
-    """The rate of each group: `lr`, or `lr/0`, `lr/1`, ... if there are several."""
-    rates = [group["lr"] for one in optimizers for group in one.param_groups if "lr" in group]
-    return {"lr" if len(rates) == 1 else f"lr/{number}": rate for number, rate in enumerate(rates)}
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor | None:

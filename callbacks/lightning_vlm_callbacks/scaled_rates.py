@@ -1,12 +1,15 @@
 """Learning rates scaled by parameter, so that neither schedulers nor checkpoints notice."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from lightning_vlm_callbacks.rates_in_force import scalings
 
 __all__ = ["ScaledRates", "learning_rates"]
 
@@ -22,6 +25,7 @@ class ScaledRates:
     Args:
         optimizers: Any that read their `param_groups` when they step. All parameters stay in them.
         scale: The factor on the learning rate of a parameter; asked at each step.
+        by_part: Gives the factors in a group by part, for `rates_in_force`; None takes a group for one part.
 
     >>> import torch
     >>> slow, fast = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
@@ -33,11 +37,30 @@ class ScaledRates:
     (-0.10000000149011612, -1.0, 1)
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], scale: Callable[[Parameter], float]) -> None:
-        self._scale = scale
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        scale: Callable[[Parameter], float],
+        by_part: Callable[[dict[str, Any]], Mapping[str, Sequence[float]]] | None = None,
+    ) -> None:
+        self._scale, self._by_part = scale, by_part
         self._split: dict[Optimizer, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
         self._hooks = [one.register_step_pre_hook(self._before) for one in optimizers]
         self._hooks += [one.register_step_post_hook(self._after) for one in optimizers]
+        self._optimizers = list(optimizers)
+        for optimizer in optimizers:
+            scalings[optimizer] = ref(self)
+
+    def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Those of an optimizer as they are between steps."""
+        split = self._split.get(optimizer)
+        return optimizer.param_groups if split is None else [group for group, _ in split]
+
+    def scales(self, group: dict[str, Any]) -> Mapping[str, Sequence[float]]:
+        """Those of a group's parameters, by part."""
+        if self._by_part is not None:
+            return self._by_part(group)
+        return {"": [self._scale(parameter) for parameter in group["params"]]}
 
     def remove(self) -> None:
         """Scale no more. A step that ended in an exception is tidied up."""
@@ -46,6 +69,8 @@ class ScaledRates:
         self._split.clear()
         for hook in self._hooks:
             hook.remove()
+        for optimizer in self._optimizers:
+            scalings.pop(optimizer, None)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         split = self._split[optimizer] = [(group, self._parts(group)) for group in optimizer.param_groups]

@@ -1,7 +1,7 @@
 """What the stages train in a model: selectors made parameters and scales, and the table that tells it."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from lightning_vlm_callbacks.selectors import select_parameters
 from lightning_vlm_callbacks.stages import Stage
 
-__all__ = ["Line", "depth_factors", "resolve", "table"]
+__all__ = ["Line", "depth_factors", "resolve", "scales_by_selector", "table"]
 
 
 class Line(NamedTuple):
@@ -99,6 +99,33 @@ def depth_factors(
             outside = count + 1
         factors[name] = decay ** (count + 1 - depths.get(name, outside))
     return factors
+
+
+def scales_by_selector(
+    group: Sequence[Parameter],
+    lines: Sequence[Sequence[Line]],
+    stage: int,
+    scale: Callable[[Parameter], float],
+) -> dict[str, list[float]]:
+    """The scales of what trains in an optimizer's group, by the selector that decides about it.
+
+    Args:
+        group: The parameters of the group.
+        lines: Of each stage, as from `resolve`.
+        stage: The one that the run is in.
+        scale: The scale of a parameter at this moment.
+
+    Returns:
+        Selector -> scales. The selector is empty where only one decides about the group over the whole run.
+    """
+    members = set(group)
+    deciding = {line.selector for one in lines for line in one if not members.isdisjoint(line.scales)}
+    scales: dict[str, list[float]] = {}
+    for line in lines[stage]:
+        inside = [scale(parameter) for parameter in line.scales if parameter in members]
+        if inside:
+            scales[line.selector if len(deciding) > 1 else ""] = inside
+    return scales
 
 
 def _place(name: str) -> tuple[str, int] | None:

@@ -5,17 +5,19 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_vlm_callbacks.runs import builds_in_setup
+from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
-from lightning_vlm_callbacks.stage_lines import Line, resolve, table
+from lightning_vlm_callbacks.stage_lines import Line, resolve, scales_by_selector, table
 from lightning_vlm_callbacks.stages import (
     first_steps,
     improved,
@@ -57,6 +59,8 @@ class _Run:
     since: dict[Parameter, int | None] = field(default_factory=dict)
     rates: ScaledRates | None = None
     validated: bool = False
+    logged: int = -1
+    """The step whose learning rates were logged last."""
 
 
 class StagedUnfreezing(Callback):
@@ -65,7 +69,9 @@ class StagedUnfreezing(Callback):
     The module says what may ever train, the stages say when. What requires gradients when the fit begins goes
     into the optimizer and DDP as always; from the first batch on only what the stage names requires them.
     So optimizer groups never change and any scheduler works: rates are scaled inside `optimizer.step` only.
-    Callbacks that look at `optimizer.param_groups` in `on_before_optimizer_step` see the scaled groups.
+    Callbacks that look at `optimizer.param_groups` in `on_before_optimizer_step` see the scaled groups;
+    Lightning's LearningRateMonitor, which looks between steps, doesn't. The rates in force are logged as
+    `lr/<group>`, or `lr/<group>/<selector>` where selectors divide a group; see `rates_in_force`.
 
     What is frozen keeps no graph, no gradient and no optimizer state, stays as it is bit for bit, and is in
     eval mode: no dropout, norm statistics untouched. What is unfrozen begins without momentum. Under DDP the
@@ -160,7 +166,12 @@ class StagedUnfreezing(Callback):
                 "configure_optimizers to give it all parameters that require gradients"
             )
         rank_zero_info(table(pl_module, self.stages, run.starts, run.lines, rates))
-        run.rates = ScaledRates(trainer.optimizers, self._scale)
+        run.rates = ScaledRates(
+            trainer.optimizers,
+            self._scale,
+            lambda group: scales_by_selector(group["params"], run.lines, run.stage, self._scale),
+        )
+        _tell_of_learning_rate_monitor(trainer)
         self._enter(trainer, pl_module, stage_at(trainer.global_step, run.starts))
 
     @override
@@ -174,6 +185,11 @@ class StagedUnfreezing(Callback):
         elif run.validated:  # a module's own on_validation_model_train may have put all in train mode
             set_modes(pl_module)
         run.validated = False
+        if run.logged != run.step and logs_at(trainer, run.step + 1):
+            run.logged = run.step
+            rates = rates_in_force(trainer.optimizers)
+            for logger in trainer.loggers:
+                logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=run.step)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -337,6 +353,15 @@ def _wrap_anew(strategy: DDPStrategy, root: LightningModule) -> None:
     """A wrapper that synchronises what trains now. The old one goes, and with it its hooks on parameters."""
     strategy.model = root
     strategy.configure_ddp()
+
+
+def _tell_of_learning_rate_monitor(trainer: Trainer) -> None:
+    """Lightning's monitor reads the optimizer's groups between steps."""
+    if any(isinstance(callback, LearningRateMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        rank_zero_warn(
+            "StagedUnfreezing: LearningRateMonitor shows the rates of the schedule, without the scales of "
+            "stages; the rates in force are logged as lr/..., by group and selector"
+        )
 
 
 def _refuse_unsuited(strategy: Strategy) -> None:
