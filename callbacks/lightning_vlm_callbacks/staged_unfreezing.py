@@ -185,7 +185,7 @@ class StagedUnfreezing(Callback):
         elif run.validated:  # a module's own on_validation_model_train may have put all in train mode
             set_modes(pl_module)
         run.validated = False
-        if run.logged != run.step and logs_at(trainer, run.step + 1):
+        if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
             run.logged = run.step
             rates = rates_in_force(trainer.optimizers)
             for logger in trainer.loggers:
