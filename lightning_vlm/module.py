@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.left_out import ENOUGH, WORTH_A_LINE, SampleCounts
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
@@ -35,7 +36,7 @@ from lightning_vlm.losses.tasks import (
     number_of,
     task_weights_for,
 )
-from lightning_vlm.losses.weights import KindWeights, token_weights
+from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
 from lightning_vlm.metrics.answers import generate_answers
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, set_modes
@@ -50,7 +51,17 @@ from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
-from lightning_vlm.steps import Reached, StepLoss, WholeStep, refuse_unsuited, total_steps, zero_touch
+from lightning_vlm.optim.closures import check_closure, several_calls
+from lightning_vlm.steps import (
+    Reached,
+    StepClosure,
+    StepLoss,
+    WholeStep,
+    log_no_more,
+    refuse_unsuited,
+    total_steps,
+    zero_touch,
+)
 
 
 class VLMModule(LightningModule):
@@ -164,6 +175,9 @@ class VLMModule(LightningModule):
         self._seed: int | None = None
         self._scores = Scores()
         self._step_loss = StepLoss()
+        self._step_was_empty = False
+        self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
+        self._counts_checked = self._epoch_is_whole = False
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
@@ -255,12 +269,21 @@ class VLMModule(LightningModule):
         set_modes(self.model)
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen, self._checked = 0, 0
+        self._epoch_counts = self._fit_counts = SampleCounts()
+        self._counts_checked = self._epoch_is_whole = False
         if self._seed is None:
             self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same."""
+        """Count what comes. Dropout is a function of seed, place in the run and rank, so that a resumed run
+        draws the same."""
         torch.manual_seed(self.seed_of(batch_idx))
+        targets = len((batch.targets or self.targets(batch)).positions)
+        self._step_loss.targets += targets
+        self.tokens_seen += batch.tokens
+        if batch_idx == 0:
+            self._epoch_counts, self._epoch_is_whole = SampleCounts(), True
+        self._epoch_counts += SampleCounts.of_batch(batch, targets)
 
     def seed_of(self, batch_idx: int, use: str = "") -> int:
         """A seed for one use of chance in a training batch: its place in the run and the rank decide."""
@@ -269,7 +292,6 @@ class VLMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
-        self.tokens_seen += batch.tokens
         loss = self._step_loss.add(*self.task_sums(batch))
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
@@ -296,6 +318,13 @@ class VLMModule(LightningModule):
     def on_train_end(self) -> None:
         """Say so if nothing could be checked."""
         self._task_log.write(self.trainer)
+        counts = self._fit_counts
+        if counts.share >= WORTH_A_LINE:
+            limit = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
+            rank_zero_warn(
+                f"Of {counts.samples:,} training samples {counts.left_out:,} ({counts.share:.0%}) were left "
+                f"out: {counts.reasons(limit)}"
+            )
         if not self._checked:
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
 
@@ -306,27 +335,76 @@ class VLMModule(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step with gradients of the true loss: they are divided right after the window's last backward."""
-        tasks, steps = self.tasks, list[WholeStep]()
-        assert tasks is not None
+        """Step with gradients of the true loss: they are divided right after the window's last backward.
 
-        def closure() -> Any:
-            assert optimizer_closure is not None
-            result = optimizer_closure()
-            trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
-            step = self._step_loss.divide(self.parameters(), tasks.weights, accumulate, trainer.world_size)
-            tasks.scale = step.factor
-            self._task_log.add(step.sums, step.counts, trainer)
-            self.log("train/loss", step.loss, prog_bar=True, on_step=True, on_epoch=False)
-            steps.append(step)
-            return result
+        A step in which no token has weight is left out: the optimizer isn't called, nothing is logged, and
+        the schedule waits. `global_step` counts it all the same, since lengths of runs are counted so.
+        """
+        assert optimizer_closure is not None
+        assert self.tasks is not None
 
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        def repeat() -> None:
+            window = self.trainer.accumulate_grad_batches
+            if window > 1:
+                raise UserError(several_calls(type(self.trainer.optimizers[0]).__name__, window))
+            torch.manual_seed(self.seed_of(batch_idx))
+
+        may_be_empty = self._step_loss.targets == 0
+        closure = StepClosure(optimizer_closure, self._divide_gradients, self._record_step, repeat)
+        self._step_was_empty = may_be_empty and closure.run_ahead().empty
+        if self._step_was_empty:
+            self._task_log.write(self.trainer)
+            log_no_more(self.trainer, ("train/loss", "train/grad_norm"))
+            for parameter in self.parameters():
+                parameter.grad = None
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        step = closure.step
+        if step is None:
+            raise UserError(
+                f"model.optimizer: {type(self.trainer.optimizers[0]).__name__} didn't call the closure that "
+                "its step was given, so that nothing was learned from the batch"
+            )
+        if not step.empty:
+            self.tasks.end_step(step.sums, step.counts)
         data = getattr(self.trainer, "datamodule", None)
-        for step in steps:
-            tasks.end_step(step.sums, step.counts)
-            if isinstance(data, VLMDataModule):
-                data.end_step(step.sums, step.counts, batch_idx)
+        if isinstance(data, VLMDataModule):
+            data.end_step(step.sums, step.counts, batch_idx)
+        samples = (batch_idx + 1) * self.trainer.world_size * getattr(data, "batch_size", 1)
+        if self.trainer.is_last_batch or (samples >= ENOUGH and not self._counts_checked):
+            self._check_counts()
+
+    def _divide_gradients(self) -> WholeStep:
+        trainer, tasks = self.trainer, self.tasks
+        assert tasks is not None
+        step = self._step_loss.divide(
+            self.parameters(), tasks.weights, trainer.accumulate_grad_batches, trainer.world_size
+        )
+        tasks.scale = step.factor
+        return step
+
+    def _record_step(self, step: WholeStep) -> None:
+        self._task_log.add(step.sums, step.counts, self.trainer)
+        self.log("train/loss", step.loss, prog_bar=True, on_step=True, on_epoch=False)
+
+    def _check_counts(self) -> SampleCounts:
+        """Stop all ranks if nearly all samples of this epoch were left out so far, on all ranks together."""
+        self._counts_checked = True
+        counts = self._epoch_counts.over_ranks()
+        data = getattr(self.trainer, "datamodule", None)
+        problem = counts.problem(getattr(data, "max_length", None))
+        if problem and (self._epoch_is_whole or counts.samples >= ENOUGH):
+            raise UserError(f"training data: {problem}")
+        return counts
+
+    def on_train_epoch_end(self) -> None:
+        """Stop if nearly nothing could be learned in the epoch."""
+        self._fit_counts += self._check_counts()
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Steps that were left out don't count for the schedule."""
+        if not self._step_was_empty:
+            super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(
         self,
@@ -344,7 +422,7 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
-        defaults = self.optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults
+        defaults = check_closure(self.optimizer, self.trainer).defaults
         rates = self.learning_rates
         if isinstance(self.tasks, Uncertainty):
             rates = {"tasks": 0.01, **rates}
@@ -416,19 +494,21 @@ class VLMModule(LightningModule):
             return Targets(none, none, torch.zeros(0))
         weights = token_weights(batch.kinds, self.token_weights, batch.sample_weights)
         weights = torch.nn.functional.pad(weights[:, 1:], (0, 1)).flatten()
-        (positions,) = weights.nonzero(as_tuple=True)
+        (positions,) = (weights >= LEAST_WEIGHT).nonzero(as_tuple=True)
         return Targets(positions, batch.inputs["input_ids"].flatten()[positions + 1], weights[positions])
 
     # Validation, test, prediction
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count anew."""
+        """Begin to count."""
         self._scores.reset()
+        self._eval_counts = SampleCounts()
         self.predictions = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
         targets = batch.targets or self.targets(batch)
+        self._eval_counts += SampleCounts.of_batch(batch, len(targets.positions))
         self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
         if self.generation is not None:
             answers = self.answer(batch)
@@ -438,7 +518,14 @@ class VLMModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores over all ranks."""
         stage = "test" if self.trainer.testing else "val"
-        for name, value in self._scores.compute().items():
+        scores = self._scores.compute()
+        if "loss" not in scores:  # on all ranks alike
+            data = getattr(self.trainer, "datamodule", None)
+            problem = self._eval_counts.over_ranks().problem(getattr(data, "max_length", None))
+            rank_zero_warn(
+                f"{stage}/loss isn't logged, for nothing could be scored: {problem or 'no samples'}"
+            )
+        for name, value in scores.items():
             # Every rank has the same value; sync_dist only keeps Lightning from warning.
             sync = self.trainer.world_size > 1
             self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "exact_match"), sync_dist=sync)

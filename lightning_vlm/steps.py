@@ -1,7 +1,7 @@
 """Optimizer steps: how many a run has, the loss of each, and whether the first reaches all that trains."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -26,12 +26,14 @@ class WholeStep(NamedTuple):
         factor: Scalar: what gradients were multiplied by.
         sums: Tensor of shape [tasks]: Σ wℓ of each task, before its weight.
         counts: Tensor of shape [tasks]: Σ w.
+        empty: Whether no token on any rank has weight, so that there is nothing to learn from.
     """
 
     loss: Tensor
     factor: Tensor
     sums: Tensor
     counts: Tensor
+    empty: bool
 
 
 class StepLoss:
@@ -46,6 +48,8 @@ class StepLoss:
     def begin(self, device: torch.device, tasks: int) -> None:
         """Begin a window."""
         self._sums = torch.zeros(2, tasks, device=device, dtype=torch.float32)
+        self.targets = 0
+        """How many tokens of this rank have weight in this window."""
 
     def add(self, loss_sum: Tensor, sums: Tensor, counts: Tensor) -> Tensor:
         """Add a micro-batch; returns the loss to run backward from.
@@ -63,7 +67,8 @@ class StepLoss:
     ) -> WholeStep:
         """Turn gradients of sums into those of the step's loss, in place, and end the window.
 
-        The host waits for no device, nor for other ranks.
+        The host waits for the device only if no token of this rank has weight: only then may the step be
+        empty. All ranks agree, because a step is empty only if that is so on each of them.
 
         Args:
             parameters: Those without a gradient are passed over.
@@ -80,8 +85,69 @@ class StepLoss:
         if gradients:
             torch._foreach_mul_(gradients, factor)
         loss = torch.where(weight_sum > 0, (weights * sums).sum() / weight_sum, 0)
+        empty = self.targets == 0 and not bool(weight_sum > 0)
         self.begin(self._sums.device, len(sums))
-        return WholeStep(loss, factor, sums, counts)
+        return WholeStep(loss, factor, sums, counts, empty)
+
+
+class StepClosure:
+    """What an optimizer calls in its step: forward and backward of the window's last micro-batch.
+
+    Optimizers such as LBFGS or SAM call it several times. Each call then gives the gradient at the weights of
+    that moment, but the step is recorded once, as the first call found it.
+
+    Args:
+        run: Lightning's closure.
+        divide: Divides the gradients and ends the window.
+        record: Called once, unless the step is empty.
+        repeat: Called before every call but the first.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], Any],
+        divide: Callable[[], WholeStep],
+        record: Callable[[WholeStep], None],
+        repeat: Callable[[], None],
+    ) -> None:
+        self._run, self._divide, self._record, self._repeat = run, divide, record, repeat
+        self._result: Any = None
+        self._is_ahead = False
+        self.step: WholeStep | None = None
+        """The step as the first call found it; None until then."""
+
+    def __call__(self) -> Any:
+        if self._is_ahead:
+            self._is_ahead = False
+            return self._result
+        if self.step is not None:
+            self._repeat()
+        self._result = self._run()
+        step = self._divide()
+        if self.step is None:
+            self.step = step
+            if not step.empty:
+                self._record(step)
+        return self._result
+
+    def run_ahead(self) -> WholeStep:
+        """Make the first call before the optimizer does, whose own first call then gives the same result."""
+        self()
+        self._is_ahead = True
+        assert self.step is not None
+        return self.step
+
+
+def log_no_more(trainer: Trainer, names: tuple[str, ...]) -> None:
+    """Let a Trainer not log values of an earlier step again at a step that logs none of them.
+
+    Args:
+        trainer: Lightning repeats the last value of `self.log(..., on_step=True)` at each step of an epoch.
+        names: What the names of the values begin with.
+    """
+    for result in (trainer._results or {}).values():
+        if result.meta.name.startswith(names):
+            result.has_reset = True  # until it is logged again
 
 
 class Reached:

@@ -175,7 +175,8 @@ class AdaptiveLoRARank(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step > self._last and step in self._steps:
+        # A module may leave out the step that was to be measured last; the ranks then change after the next.
+        if not self._open and any(self._last < due <= step for due in self._steps):
             self._last = step
             self._change(trainer, pl_module)
 

@@ -177,6 +177,8 @@ class NonFiniteGuard(Callback):
         if self.skipped:
             pl_module.log("nonfinite/skipped", float(self.skipped), on_step=True, on_epoch=False)
         step, last, self._last_step = trainer.global_step, self._last_step, trainer.global_step
+        if step != last:
+            self._window = []  # not yet empty if the module has left the step out by itself
         if self._ring is None or step == last:
             return
         if self._going_back:

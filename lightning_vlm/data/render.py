@@ -47,6 +47,11 @@ class Example:
 class TooLong(DataError):  # noqa: N818
     """A sample that does not fit, not even its first round."""
 
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return int(self.found.removeprefix("a prompt of ").split()[0])
+
 
 class Renderer:
     """Renders conversations for one processor.

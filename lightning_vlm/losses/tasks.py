@@ -11,6 +11,7 @@ from lightning_vlm_callbacks.runs import logs_at
 from lightning_vlm_callbacks.task_weights import InitialLosses, TaskWeights
 from torch import Tensor, nn
 
+from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 
@@ -175,7 +176,8 @@ def check_weighting(given: Mapping[str, float] | str | None) -> None:
     """Whether `task_weights` of a module makes sense by itself.
 
     Raises:
-        UserError: Another word than those of `Weighting`, or a weight that isn't a finite number > 0.
+        UserError: Another word than those of `Weighting`, or a weight that isn't a number > 0 whose products
+            with other weights float32 can hold.
     """
     if isinstance(given, str) and given not in LEARNED:
         raise UserError(
@@ -183,8 +185,11 @@ def check_weighting(given: Mapping[str, float] | str | None) -> None:
             "such as {ocr: 2.0}"
         )
     for task, weight in given.items() if isinstance(given, Mapping) else ():
-        if not (isinstance(weight, int | float) and 0 < weight < float("inf")):
-            raise UserError(f"task_weights.{task}: found {weight!r}; expected a finite number > 0")
+        if not (isinstance(weight, int | float) and 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT):
+            raise UserError(
+                f"task_weights.{task}: found {weight!r}; expected a finite number > 0, from "
+                f"{1 / MAX_WEIGHT:g} to {MAX_WEIGHT:,.0f}"
+            )
 
 
 def make_task_weights(given: Mapping[str, float] | str | None, names: Sequence[str]) -> FixedWeights:

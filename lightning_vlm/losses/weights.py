@@ -9,8 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
+
+LEAST_WEIGHT = 1e-20
+"""A token below this counts as one without weight: float32 can't divide a step's gradients by it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class KindWeights:
         entity: A marked key entity inside an assistant turn.
 
     Raises:
-        UserError: A weight that isn't finite and at least 0, or no weight above 0.
+        UserError: A weight that isn't from 0 to a million, or no weight above 0.
 
     >>> KindWeights(box=3.0)
     KindWeights(special=0.0, instruction=0.0, response=1.0, box=3.0, entity=1.5)
@@ -44,8 +48,11 @@ class KindWeights:
     def __post_init__(self) -> None:
         weights = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"kind weight '{name}': found {weight}; expected a finite number >= 0")
+            if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
+                raise UserError(
+                    f"kind weight '{name}': found {weight}; expected a finite number >= 0, at most "
+                    f"{MAX_WEIGHT:,.0f}"
+                )
         if not any(weights.values()):
             raise UserError(
                 "kind weights: found 0 for every kind; give at least one, usually 'response', more"
@@ -183,6 +190,8 @@ def _check_point(place: int, point: Any) -> None:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{where}: there is no such kind; choose of {', '.join(kinds)}{hint}")
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (number and 0 <= value <= (1 if key == "at" else math.inf)):
-            expected = "a fraction of training from 0 to 1" if key == "at" else "a finite number >= 0"
+        if not (number and 0 <= value <= (1 if key == "at" else MAX_WEIGHT)):
+            expected = f"a finite number >= 0, at most {MAX_WEIGHT:,.0f}"
+            if key == "at":
+                expected = "a fraction of training from 0 to 1"
             raise UserError(f"{where}: found {value}; expected {expected}")
