@@ -1,18 +1,24 @@
 """Fine-tune vision-language models with PyTorch Lightning, right to the token.
 
-`VLMModule` and `VLMDataModule` are imported when first asked for, so that `lightning-vlm --help` stays fast.
+`VLMModule`, `VLMDataModule` and `AnswerWriter` are imported when first asked for, so that
+`lightning-vlm --help` stays fast.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import lightning_vlm_callbacks  # noqa: F401  # before Lightning, as it makes torchvision importable for it
 
+from lightning_vlm import quiet
+
 if TYPE_CHECKING:
+    from lightning_vlm.callbacks.answer_writer import AnswerWriter
     from lightning_vlm.data.datamodule import VLMDataModule
     from lightning_vlm.module import VLMModule
 
-__all__ = ["VLMDataModule", "VLMModule"]
+__all__ = ["AnswerWriter", "VLMDataModule", "VLMModule"]
 __version__ = "0.1.0"
+
+quiet.install()
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from lightning_vlm.data.datamodule import VLMDataModule
 
         return VLMDataModule
+    if name == "AnswerWriter":
+        from lightning_vlm.callbacks.answer_writer import AnswerWriter
+
+        return AnswerWriter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,6 +1,7 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
+from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
 from torch import Tensor
@@ -52,6 +54,7 @@ from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
 from lightning_vlm.optim.closures import check_closure, several_calls
+from lightning_vlm.run_files import pictures_of
 from lightning_vlm.steps import (
     Reached,
     StepClosure,
@@ -62,6 +65,7 @@ from lightning_vlm.steps import (
     total_steps,
     zero_touch,
 )
+from lightning_vlm.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
 
 
 class VLMModule(LightningModule):
@@ -171,6 +175,7 @@ class VLMModule(LightningModule):
         """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._base: Fingerprint | None = None
+        self._fit_began = 0.0
         self._ever_trains: set[str] = set()
         self._seed: int | None = None
         self._scores = Scores()
@@ -248,6 +253,7 @@ class VLMModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
+        self._fit_began = time.time()
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
         if self.clip is not None:
@@ -327,6 +333,13 @@ class VLMModule(LightningModule):
             )
         if not self._checked:
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
+
+    def teardown(self, stage: str) -> None:
+        """Send the pictures that callbacks have drawn to Weights & Biases, if that is a logger."""
+        if stage != "fit" or not loggers_of(self.trainer):
+            return
+        pictures = pictures_of(self.trainer, run_folder(self.trainer), self._fit_began)
+        send_pictures(self.trainer, pictures)
 
     def optimizer_step(
         self,
@@ -551,6 +564,8 @@ class VLMModule(LightningModule):
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
         assert self._base is not None
         own = checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
+        if (wandb_id := run_id(self.trainer)) is not None:
+            own[KEY] = wandb_id
         if self.tasks is not None:
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
 
@@ -564,6 +579,7 @@ class VLMModule(LightningModule):
             fit_ranks(self, checkpoint)
             self._ever_trains &= {name for name, _ in self.named_parameters()}
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            note_other_run(self.trainer, own.get(KEY))
             self.tasks.go_on(own.get("tasks", {}))
             self._task_log.load_state_dict(own.get("tasks", {}).get("log", {}))
 

@@ -1,29 +1,52 @@
-"""Keep messages that are not the user's to act on off their terminal; everything else is left alone."""
+"""Keep messages that say nothing to a user off their terminal; everything else is left alone."""
 
 import logging
 import sys
 import warnings
 
-_NEWS = ("litlogger", "`weights_only` was not set")  # what Lightning logs
+_NEWS = ("💡 Tip: For seamless cloud", "`weights_only` was not set", "TPU available: False")
+"""How what Lightning logs begins or what it holds."""
+_LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.pytorch.utilities.rank_zero",
+)
 _WARNINGS = (
-    r".*module\(s\) in eval mode at the start of training.*",  # VLMModule sets modes itself, right after
-    r"Checkpoint directory .* exists and is not empty.*",  # a second run in the same folder is meant to work
+    # VLMModule sets modes itself, right after.
+    r".*module\(s\) in eval mode at the start of training.*",
+    # VLMModule knows that it overrides `optimizer_step`.
+    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding.*",
+    # CSVLogger is a good default, and one may name another.
+    r"Starting from v1\.9\.0, `tensorboardX` has been removed.*",
+    # The end of a fit says so where nothing was logged.
+    r"The number of training batches \(\d+\) is smaller than the logging interval.*",
+    # How many processes render is a matter of the data; on a small machine none is right.
+    r"The '\w+' does not have many workers which may be a bottleneck.*",
+    # Packages among themselves.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-    r"LightningCLI's args parameter is intended.*",
-    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding.*",  # VLMModule knows
-    # LightningCLI beside a newer jsonargparse
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
+)
+_COMMAND_WARNINGS = (
+    r"Checkpoint directory .* exists and is not empty.*",  # A second run in the same folder is meant to work.
+    r"LightningCLI's args parameter is intended.*",
 )
 
 
 def install() -> None:
-    """Before lightning, transformers and peft are imported."""
+    """For whoever imports `lightning_vlm`. Nothing heavy is imported here, and nobody's own filters go."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # It looks for a faster kernel at every import, and says that it has none.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_no_news)
+
+
+def install_for_command() -> None:
+    """For the command line, before lightning, transformers and peft are imported."""
+    install()
+    for message in _COMMAND_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 

@@ -1,13 +1,11 @@
 """What a run achieved: the test scores before and after, as a table and a picture."""
 
-import time
 from pathlib import Path
 
 import PIL.Image
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.runs import run_folder
 from PIL import ImageDraw, ImageFont
-from rich.console import Console
 from rich.table import Table
 
 from lightning_vlm.data.conversation import Conversations, Text
@@ -17,6 +15,8 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
 from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.module import VLMModule
+from lightning_vlm.terminal import say
+from lightning_vlm.wandb_run import send_pictures
 
 SHOWN = 24
 """Predictions on the picture."""
@@ -40,17 +40,13 @@ class Report:
         self.trainer, self.module, self.data = trainer, module, data
         self._before: dict[str, float] = {}
         self._answers: list[Prediction] = []
-        self._start = 0.0
 
     def before(self) -> None:
         """Score the model as it is."""
         self._before, self._answers = self._test(), list(self.module.predictions)
-        self._start = time.monotonic()
 
     def after(self) -> None:
         """Score it again; print the table and save the picture."""
-        seconds = time.monotonic() - self._start
-        tokens = self.module.tokens_seen
         scores = self._test()
         folder = run_folder(self.trainer)  # which all ranks must ask for
         if not self.trainer.is_global_zero:
@@ -58,6 +54,7 @@ class Report:
         picture = draw_predictions(
             folder / "predictions.png", self.data.source("test"), self._answers, self.module.predictions
         )
+        send_pictures(self.trainer, [picture])
         table = Table(title=f"Test: {len(self.data.source('test')):,} samples", title_justify="left")
         for name in ("", "exact match", "token F1", "loss"):
             table.add_column(name, justify="left" if not name else "right")
@@ -66,16 +63,7 @@ class Report:
         for name, row in (("before", self._before), ("after", scores)):
             cells = [f"{row.get(key, float('nan')):.3f}" for key in ("exact_match", "token_f1", "loss")]
             table.add_row(name, *cells, style="bold" if name == "after" else "")
-        console = Console()
-        console.print(table)
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "") or "none"
-        for name, value in (
-            ("training", f"{seconds:.0f} s, {tokens / seconds:,.0f} tokens per second"),
-            ("checkpoint", checkpoint),
-            ("log", str(folder)),
-            ("picture", str(picture)),
-        ):
-            console.print(f"{name:<11}{value}", highlight=False, soft_wrap=True)
+        say(table)
 
     def _test(self) -> dict[str, float]:
         scores = self.trainer.test(self.module, self.data, verbose=False)[0]

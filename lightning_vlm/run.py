@@ -3,11 +3,11 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
@@ -22,10 +22,13 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 from lightning_vlm_callbacks.runs import run_folder
 from rich.console import Console
 
+from lightning_vlm import wandb_run
+from lightning_vlm.callbacks.answer_writer import SHOWN, AnswerWriter
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.early_checks import check_selectors
+from lightning_vlm.errors import UserError
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
@@ -33,22 +36,30 @@ from lightning_vlm.parser import Parser, check_words
 from lightning_vlm.preview import page, terminal
 from lightning_vlm.preview.look import look
 from lightning_vlm.report import Report
+from lightning_vlm.run_files import config_file
+from lightning_vlm.summary import FitSummary, print_scores, scores_title
 from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
 class SaveConfig(SaveConfigCallback):
     """Saves the config in the run's folder, and sends it to Weights & Biases where that is the logger."""
 
+    def __init__(self, parser: LightningArgumentParser, config: Any, command: str, **options: Any) -> None:
+        super().__init__(parser, config, **options)
+        self.command = command
+        """What runs. A fit with a report begins with the stage `test`."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, together with the other ranks."""
-        self._folder = run_folder(trainer)
+        self.folder = run_folder(trainer)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on rank zero."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / self.config_filename
-        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
+        file = config_file(self.folder, bool(trainer.loggers), self.command)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 config = self.parser.dump(self.config, format="json", skip_none=False)
@@ -60,7 +71,94 @@ _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
 
 
 class VLMTrainer(Trainer):
-    """Lightning's Trainer, whose methods are the commands, with one more."""
+    """Lightning's Trainer, whose methods are the commands, with one more. They print what people read."""
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score the validation data.
+
+        Args:
+            model: The module.
+            dataloaders: Validation batches, if there is no data module.
+            ckpt_path: The checkpoint to score; None scores the model as it is.
+            verbose: Print the scores.
+            datamodule: Has the validation data.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+        """
+        scores = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            self._print_scores(scores, "val")
+        return scores
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score the test data.
+
+        Args:
+            model: The module.
+            dataloaders: Test batches, if there is no data module.
+            ckpt_path: The checkpoint to score; None scores the model as it is.
+            verbose: Print the scores.
+            datamodule: Has the test data.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+        """
+        scores = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            self._print_scores(scores, "test")
+        return scores
+
+    def _print_scores(self, scores: Sequence[Mapping[str, float]], stage: str) -> None:
+        data = getattr(self, "datamodule", None)
+        limit = self.limit_val_batches if stage == "val" else self.limit_test_batches
+        merged = {name: value for one in scores for name, value in one.items()}
+        print_scores(merged, stage, scores_title(data, stage, limit))
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = False,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        out: str | None = None,
+        show: int = SHOWN,
+    ) -> list[Any] | None:
+        """Answer the prompts of the prediction data, and write the answers to a file as they come.
+
+        Args:
+            model: The module.
+            dataloaders: Batches of prompts, if there is no data module.
+            datamodule: Has the prediction data.
+            return_predictions: Whether to hold all answers in memory and return them.
+            ckpt_path: The checkpoint to ask; None asks the model as it is.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+            out: The file of answers; null is answers.jsonl in the run's folder.
+            show: How many answers to print at the end.
+
+        Raises:
+            UserError: As `AnswerWriter`.
+        """
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
+            callbacks.append(AnswerWriter(out, show))
+        elif out is not None:
+            raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 
     def preview(
         self,
@@ -106,7 +204,12 @@ class VLMCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, and which arguments of their methods are no keys."""
-        return {**LightningCLI.subcommands(), "preview": {"model", "datamodule"}}
+        ours = {
+            "preview": {"model", "datamodule"},
+            # The command has no use for answers in memory.
+            "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
+        }
+        return {**LightningCLI.subcommands(), **ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own keys."""
@@ -128,6 +231,7 @@ class VLMCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger
         or callback of the run is needed but the schedule of weights; a laptop will do."""
+        self.save_config_kwargs["command"] = self.subcommand
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint))
@@ -140,6 +244,16 @@ class VLMCLI(LightningCLI):
             self.config.preview.trainer = defaults
             self.config.preview.trainer.accelerator = "cpu"
             self.config.preview.trainer.logger = False
+
+    def instantiate_classes(self) -> None:
+        """A fit that resumes goes on in the same run of Weights & Biases. The config that is saved doesn't
+        name that run, or another fit of the config would write into it too."""
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if self.subcommand != "fit" or not checkpoint or _NO_FILE.match(checkpoint):
+            super().instantiate_classes()
+            return
+        with wandb_run.resumed_in(self.config.fit.trainer.logger, checkpoint):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Rich progress, unless progress is turned off."""
@@ -155,6 +269,8 @@ class VLMCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """The scores before."""
+        self.summary = FitSummary(self.model, self.datamodule)
+        self.trainer.callbacks.append(self.summary)  # type: ignore[attr-defined]
         if self.config.fit.report:
             # A test comes before the fit, and with it a logger's run.
             check_selectors(self.model, self.trainer, fits=True)
@@ -162,9 +278,12 @@ class VLMCLI(LightningCLI):
             self.report.before()
 
     def after_fit(self) -> None:
-        """The scores after, the table and the picture."""
+        """The scores after, the table and the picture; and where everything is."""
         if self.config.fit.report:
             self.report.after()
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        saved = next(one for one in callbacks if isinstance(one, SaveConfig))
+        self.summary.show(self.trainer, saved.folder)
 
 
 def run(arguments: Sequence[str] | None) -> VLMCLI:

@@ -126,7 +126,10 @@ KEYS = {
     "report without answers": (["--report", "true"], "set model.generation"),
     "a folder as checkpoint": (["--ckpt_path", "."], "checkpoint .: found a folder"),
     "no checkpoint": (["--ckpt_path", "none.ckpt"], "checkpoint none.ckpt: found no such file"),
-    "class": (["--data.train", "Drwan", "--data.train.size", "5"], "data.train: there is no class Drwan; did you mean Drawn?"),
+    "class": (
+        ["--data.train", "Drwan", "--data.train.size", "5"],
+        "data.train: there is no class Drwan; did you mean Drawn?",
+    ),
 }
 
 
@@ -144,7 +147,10 @@ YAML = {
         "bad.yaml:1: there is no key model.adpat; did you mean model.adapt?",
     ),
     "group": ("modle: {lr: 1}", "bad.yaml:1: there is no key modle; did you mean model?"),
-    "class": ("model: {schedule: {class_path: Cosin}}", "model.schedule: there is no class Cosin; did you mean Cosine?"),
+    "class": (
+        "model: {schedule: {class_path: Cosin}}",
+        "model.schedule: there is no class Cosin; did you mean Cosine?",
+    ),
     "argument": (
         "model: {schedule: {class_path: Cosine, init_args: {warmpu: 1}}}",
         "there is no key warmpu in Cosine; did you mean warmup?",

@@ -1,5 +1,7 @@
+import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -91,21 +93,77 @@ def test_version_no_command_and_unknown_command(capsys):
 def test_fit_validate_test_predict_and_fit_again(project, capsys):
     assert command("fit") == 0
     assert Path("runs/last.ckpt").is_file()
-    for name in ("validate", "test", "predict"):
-        assert command(name, "--ckpt_path", "runs/last.ckpt") == 0
     shown = capsys.readouterr().out
-    for score in ("val/exact_match", "test/perplexity"):
-        assert score in shown
-    saved = yaml.safe_load(Path("runs/lightning_logs/version_0/config.yaml").read_text())
+    folder = "runs/lightning_logs/version_0"
+    for line in (
+        "checkpoint  runs/last.ckpt",
+        f"log         {folder}",
+        "            (it has no training loss: 2 steps are fewer than trainer.log_every_n_steps 50)",
+        f"config      {folder}/config.yaml",
+    ):
+        assert line in shown.splitlines()
+    saved = yaml.safe_load(Path(folder, "config.yaml").read_text())
     assert saved["data"]["train"] == "data.jsonl"
+    assert not Path("answers.jsonl").exists()
+
+    # What it says to type next is right.
+    commands = [shlex.split(line) for line in shown.replace("\\\n", "").splitlines()]
+    commands = [words[1:] for words in commands if words[:1] == ["lightning-vlm"]]
+    assert [words[0] for words in commands] == ["validate", "test", "predict", "export"]
+    scores = {}
+    for words in commands[:-1]:
+        assert main(words) == 0
+        scores[words[0]] = capsys.readouterr().out
+    assert "export --ckpt_path runs/last.ckpt" in " ".join(commands[-1])
+    assert "Validation: 6 samples" in scores["validate"]
+    for stage in ("validate", "test"):
+        row = next(line for line in scores[stage].splitlines() if "│ all" in line)
+        logged = read_csv(Path("runs/lightning_logs").rglob("metrics.csv"))[stage]
+        wanted = [logged[name] for name in ("exact_match", "token_f1", "loss", "perplexity")]
+        assert [float(cell) for cell in row.split("│")[2:6]] == pytest.approx(wanted, abs=6e-4)
+
+    assert "6 in runs/lightning_logs/version_3/answers.jsonl" in scores["predict"]
+    lines = Path("runs/lightning_logs/version_3/answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reference"] for line in lines] == [f"cat {n}" for n in range(6)]
+
     assert command("fit") == 0  # a second run in the same folder
+
+
+def read_csv(files):
+    """What `validate` and `test` have logged."""
+    found = {}
+    for file in files:
+        for row in csv.DictReader(file.open()):
+            for stage, prefix in (("validate", "val/"), ("test", "test/")):
+                scores = {
+                    name: float(value) for name, value in row.items() if name.startswith(prefix) and value
+                }
+                if scores:
+                    found[stage] = {name.removeprefix(prefix): value for name, value in scores.items()}
+    return found
+
+
+def test_nothing_is_piled_up_in_memory(project):
+    from lightning_vlm.run import run
+
+    done = run(["predict", "--config", "config.yaml"])
+    assert done.trainer.predict_loop.predictions == []
+
+
+def test_without_a_logger_no_file_of_the_user_is_overwritten(project, capsys):
+    before = Path("config.yaml").read_text()
+    assert command("fit", "--trainer.logger", "false", "--trainer.max_steps", "1") == 0
+    assert command("validate", "--trainer.logger", "false") == 0
+    assert Path("config.yaml").read_text() == before
+    assert yaml.safe_load(Path("checkpoints/config.yaml").read_text())["trainer"]["max_steps"] == 1
+    assert "--config checkpoints/config.yaml" in capsys.readouterr().out
 
 
 def test_the_command_line_beats_the_checkpoint(project, capsys):
     assert command("fit") == 0
     assert command("test", "--ckpt_path", "runs/last.ckpt", "--model.token_weights.response", "3") == 0
     first = capsys.readouterr().out
-    assert "test/loss" in first
+    assert "Test: 6 samples" in first
     # what can't hold together is an error that names it
     assert (
         command("test", "--ckpt_path", "runs/last.ckpt", "--model.adapt", "{language: {lora: {r: 4}}}") == 2
@@ -128,15 +186,37 @@ def test_configs_compose(project):
     assert ModelCheckpoint in kinds
 
 
-def test_weights_and_biases_gets_the_config(project):
+def test_weights_and_biases(project, capsys):
     logger = "{class_path: WandbLogger, init_args: {save_dir: wb, offline: true, project: test}}"
     assert command("fit", "--trainer.logger", logger, "--trainer.max_steps", "1") == 0
     import wandb
 
-    config = dict(wandb.run.config)
+    config, first = dict(wandb.run.config), wandb.run.id
     wandb.finish()
     assert config["cli"]["data"]["train"] == "data.jsonl"
     assert list(Path("wb").rglob("*.wandb"))
+    folder = Path("wb/test", first)
+    assert (folder / "config.yaml").is_file()
+    assert "wandb sync wb/wandb/offline-run-" in capsys.readouterr().out
+
+    # What resumes goes on in the same run, and its pictures are there too.
+    keeps = "{class_path: EarlyStopCheckpoint, init_args: {every_n_epochs: 1}}"
+    again = "--ckpt_path", "runs/last.ckpt", "--trainer.max_steps", "3"
+    saved = "--config", str(folder / "config.yaml"), "--trainer.callbacks", f"[{keeps}]"
+    assert main(["fit", *saved, *again]) == 0
+    second = wandb.run.id
+    wandb.finish()
+    assert second == first
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]["init_args"]["id"] is None
+    )
+    assert Path("runs/history.png").is_file()
+    assert [path.name[:8] for path in Path("wb").rglob("*.png") if "media" in path.parts] == ["history_"]
+
+    # Without a checkpoint it is another run.
+    assert main(["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "null"]) == 0
+    assert wandb.run.id != first
+    wandb.finish()
 
 
 def test_debug_shows_the_traceback(project):

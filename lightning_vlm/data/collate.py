@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_vlm.data.question import Question, question_of
 from lightning_vlm.data.render import Example
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
@@ -43,6 +44,7 @@ class Batch(NamedTuple):
         cut: Sources of samples that lost rounds to fit into the maximum length.
         tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
+        questions: The prompt of each sample in words, if answers are to be generated.
     """
 
     inputs: dict[str, Tensor]
@@ -56,6 +58,7 @@ class Batch(NamedTuple):
     cut: list[str]
     tokens: int
     targets: Targets | None = None
+    questions: Sequence[Question] = ()
 
 
 class Item(NamedTuple):
@@ -90,6 +93,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
         left_out=left_out,
         cut=cut,
         tokens=sum(len(one.input_ids) for one in examples),
+        questions=[question_of(one.conversation) for one in prompts],
     )
 
 

@@ -117,6 +117,10 @@ class VLMDataModule(LightningDataModule):
                 self.left_out[error.source] = error
         return self.sources[split]
 
+    def has_split(self, split: str) -> bool:
+        """Whether a split (train, val, test, predict) was given."""
+        return self._given.get(split) is not None
+
     @cached_property
     def task_table(self) -> TaskTable:
         """The task of each training sample. Asked for once: some sources must build all samples for it."""

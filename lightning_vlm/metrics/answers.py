@@ -41,5 +41,8 @@ def generate_answers(
         )
         for row, answer in zip(some.tolist(), answers, strict=True):
             texts[row] = answer
-    rows = zip(batch.sources, batch.tasks, map(str.strip, texts), batch.references, ranked, strict=True)
-    return [Prediction(*row) for row in rows]
+    rows = zip(batch.sources, batch.tasks, texts, batch.references, ranked, batch.questions, strict=True)
+    return [
+        Prediction(source, task, text.strip(), reference, candidates, question.text, question.images)
+        for source, task, text, reference, candidates, question in rows
+    ]

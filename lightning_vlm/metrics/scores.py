@@ -21,6 +21,8 @@ class Prediction(NamedTuple):
         text: What the model wrote; of several answers the best.
         reference: What is right; None if unknown.
         candidates: All answers, the best first, if `generation` asks for several (`num_return_sequences`).
+        prompt: What was asked, in words; see `Question`.
+        images: The files of its pictures; None for a picture that came as bytes.
     """
 
     source: str
@@ -28,6 +30,8 @@ class Prediction(NamedTuple):
     text: str
     reference: str | None
     candidates: tuple[Candidate, ...] = ()
+    prompt: str = ""
+    images: tuple[str | None, ...] = ()
 
 
 class Scores:

@@ -1,0 +1,159 @@
+"""Where the answers of `predict` go: a file, and the first few to the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_vlm_callbacks.runs import run_folder
+from rich import get_console
+from typing_extensions import override
+
+from lightning_vlm.callbacks.answer_file import AnswerFile
+from lightning_vlm.data.collate import Batch
+from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.scores import Prediction, Scores
+from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
+
+NAME = "answers.jsonl"
+"""The file in a run's folder."""
+SHOWN = 3
+"""How many answers are printed."""
+
+
+class AnswerWriter(Callback):
+    """Writes the answers of `Trainer.predict` to a file as they come, and shows the first few at the end.
+
+    Each line is a JSON object with `source`, `task`, `prompt`, `images`, `answer`, `reference` (null if
+    unknown), `scores` and `candidates`. Lines are in the order of the data, on any number of processes: while
+    they run, each has a file of its own beside the final one. A run that is stopped leaves the answers that
+    it has. The command `lightning-vlm predict` adds this callback by itself.
+
+    Args:
+        out: The file; None is `answers.jsonl` in the run's folder. A file of answers that is already there
+            is renamed, not overwritten.
+        show: How many answers to print at the end.
+
+    Raises:
+        UserError: The file can't be written, something that holds no answers has its name, or the module
+            gives something else than answers.
+
+    Example::
+
+        trainer = Trainer(callbacks=[AnswerWriter("answers.jsonl")])
+        data = VLMDataModule(predict="questions.jsonl")
+        trainer.predict(VLMModule("drawn-vlm"), data, return_predictions=False)
+    """
+
+    def __init__(self, out: str | None = None, show: int = SHOWN) -> None:
+        if show < 0:
+            raise UserError(f"show: found {show}; expected at least 0")
+        self.out, self.show = out, show
+        self._file: AnswerFile | None = None
+        self._scores = Scores()
+        self._left_out = 0
+        self._end: tuple[int, int, dict[str, float]] | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != TrainerFn.PREDICTING:
+            return
+        folder = run_folder(trainer)  # all ranks must ask
+        path = Path(self.out).expanduser() if self.out else folder / NAME
+        self._file = AnswerFile(path, trainer.global_rank, trainer.world_size)
+        self._file.check()
+        _refuse_own_data(path, trainer)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._file is not None
+        self._scores.reset()
+        self._left_out = 0
+        if trainer.is_global_zero:
+            aside = self._file.set_aside()
+            if aside is not None:
+                print_line("note", f"the answers of an earlier run are now in {short_path(aside)}")
+            print_line("answers", f"go to {short_path(self._file.path)} as they come")
+        trainer.strategy.barrier("answers of an earlier run are out of the way")
+        self._file.open()
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._file is not None
+        answers = [] if outputs is None else outputs
+        if not isinstance(answers, list) or not all(isinstance(one, Prediction) for one in answers):
+            raise UserError(
+                f"AnswerWriter: found predictions of type {type(outputs).__name__}; expected those of a "
+                "VLMModule, which are lists of Prediction"
+            )
+        self._file.write(answers)
+        self._scores.add_answers(answers)
+        if isinstance(batch, Batch):
+            self._left_out += len(batch.left_out)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._file is not None
+        self._file.close()
+        scores = self._scores.compute()  # all ranks must ask
+        ranks: list[Any] = [(self._file.lengths, self._left_out)]
+        if trainer.world_size > 1:
+            ranks *= trainer.world_size
+            torch.distributed.all_gather_object(ranks, (self._file.lengths, self._left_out))
+        if not trainer.is_global_zero:
+            return
+        self._file.join([lengths for lengths, _ in ranks])
+        count = sum(sum(lengths) for lengths, _ in ranks)
+        left_out = sum(number for _, number in ranks) + _skipped_by_reader(trainer)
+        self._end = count, left_out, scores
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._file is None or not self._file.lengths:
+            return
+        self._file.close()
+        written = sum(self._file.lengths)
+        print_line("answers", f"{written:,} until the run stopped, in {short_path(self._file.here)}")
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._file is None:
+            return
+        self._file.close()
+        if self._end is not None:  # Not before, where the progress bar may still be on the screen.
+            self._tell(self._file, *self._end)
+        self._file = self._end = None
+
+    def _tell(self, file: AnswerFile, count: int, left_out: int, scores: dict[str, float]) -> None:
+        for block in answer_blocks(file.first(self.show), get_console().width):
+            say("", block)
+        if self.show and count:
+            say("")
+        if "exact_match" in scores:
+            print_line(
+                "scores", f"exact match {scores['exact_match']:.3f}, token F1 {scores['token_f1']:.3f}"
+            )
+        more = f"; {left_out:,} left out" if left_out else ""
+        print_line("answers", f"{count:,} in {short_path(file.path)}{more}")
+
+
+def _refuse_own_data(path: Path, trainer: Trainer) -> None:
+    """A file can't be answered and written at once."""
+    given = getattr(getattr(trainer, "datamodule", None), "_given", {}).get("predict")
+    if isinstance(given, str | Path) and Path(given).resolve() == path.resolve():
+        raise UserError(f"out: found {path}, which data.predict reads; name another file")
+
+
+def _skipped_by_reader(trainer: Trainer) -> int:
+    """The samples that were left out when the data was opened; every rank knows them all."""
+    source = getattr(getattr(trainer, "datamodule", None), "sources", {}).get("predict")
+    return len(source.skipped) if source is not None else 0

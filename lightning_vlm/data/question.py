@@ -1,0 +1,64 @@
+"""The prompt of a sample in words, for people who read its answer."""
+
+import os
+from typing import NamedTuple
+
+from lightning_vlm.data.conversation import Conversation, Image, Message
+
+PICTURE = "<image>"
+"""What stands in a prompt for each picture."""
+
+
+class Question(NamedTuple):
+    """What a model was asked.
+
+    Args:
+        text: The words. One user turn is its text, with `<image>` where a picture stands. If there are more
+            turns, each begins on its own line with its role.
+        images: The file of each picture in reading order; None for a picture that came as bytes.
+    """
+
+    text: str
+    images: tuple[str | None, ...] = ()
+
+
+def question_of(conversation: Conversation) -> Question:
+    """The prompt that a conversation is.
+
+    >>> from pathlib import Path
+    >>> from lightning_vlm.data.conversation import Text
+    >>> cat = Image(Path("cat.jpg"), root=Path("photos"))
+    >>> ask = Message("user", (cat, Text("What is this?")))
+    >>> question_of(Conversation((ask,)))
+    Question(text='<image> What is this?', images=('photos/cat.jpg',))
+    >>> more = (Message("assistant", (Text("A cat."),)), Message("user", (Text("Which breed?"),)))
+    >>> print(question_of(Conversation((ask, *more))).text)
+    user: <image> What is this?
+    assistant: A cat.
+    user: Which breed?
+    """
+    turns = conversation.messages
+    texts = [_text(turn) for turn in turns]
+    if len(turns) > 1:
+        texts = [f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True)]
+    return Question("\n".join(texts), tuple(_file(image) for image in conversation.images))
+
+
+def _text(turn: Message) -> str:
+    text = ""
+    after_picture = False
+    for part in turn.parts:
+        is_picture = isinstance(part, Image)
+        piece = PICTURE if is_picture else getattr(part, "text", None) or str(part)
+        touches = text and not text[-1].isspace() and not piece[:1].isspace()
+        if touches and (is_picture or after_picture):
+            text += " "
+        text += piece
+        after_picture = is_picture
+    return text
+
+
+def _file(image: Image) -> str | None:
+    if image.path is None:
+        return None
+    return os.path.normpath(os.path.join(image.root or "", image.path))

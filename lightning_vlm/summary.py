@@ -1,0 +1,115 @@
+"""What a person wants to know when `fit` has ended: scores, where everything is, and what to type next."""
+
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.module import VLMModule
+from lightning_vlm.run_files import checkpoints_of, config_file, logs_of, pictures_of
+from lightning_vlm.terminal import print_line, print_text, say, score_of, score_table, short_path
+
+
+class FitSummary(Callback):
+    """Watches a fit, and says afterwards what came of it.
+
+    Args:
+        module: Is trained.
+        data: Is trained on.
+    """
+
+    def __init__(self, module: VLMModule, data: VLMDataModule) -> None:
+        self.module, self.data = module, data
+        self._start = self._seconds = 0.0
+        self._scores: dict[str, float] = {}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.time()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seconds = time.time() - self._start
+        # Kept, because a test that follows clears them.
+        self._scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def show(self, trainer: Trainer, folder: Path) -> None:
+        """Print it, on rank zero.
+
+        Args:
+            trainer: After its fit.
+            folder: Of the run.
+        """
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        table = score_table("Last validation", self._scores, "val")
+        if table is not None:
+            say(table)
+        tokens = self.module.tokens_seen
+        speed = f", {tokens / self._seconds:,.0f} tokens per second" if tokens and self._seconds else ""
+        print_line("training", f"{self._seconds:,.0f} s, {trainer.global_step:,} steps{speed}")
+        checkpoints = checkpoints_of(trainer)
+        if not checkpoints:
+            print_line("checkpoint", "none was written")
+        _print_lines("checkpoint", [f"{short_path(path)}{note}" for path, note in checkpoints.items()])
+        _print_lines("log", list(logs_of(trainer, folder)))
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.loggers and 0 < trainer.global_step < every:
+            steps = f"{trainer.global_step} steps are fewer than trainer.log_every_n_steps {every}"
+            print_line("", f"(it has no training loss: {steps})")
+        config = config_file(folder, bool(trainer.loggers), "fit")
+        if config is not None and config.exists():
+            print_line("config", short_path(config))
+        _print_lines("picture", [short_path(path) for path in pictures_of(trainer, folder, self._start)])
+        if checkpoints and config is not None and config.exists():
+            print_line("", "")
+            for command in self._commands(config, next(iter(checkpoints))):
+                print_text(command)
+
+    def _commands(self, config: Path, checkpoint: Path) -> Iterator[str]:
+        """What one may type next, on lines that fit a narrow terminal where paths allow."""
+        saved = f"--ckpt_path {shlex.quote(short_path(checkpoint))}"
+        both = f"--config {shlex.quote(short_path(config))} \\\n    {saved}"
+        for command, split in (("validate", "val"), ("test", "test")):
+            if self.data.has_split(split):
+                yield f"lightning-vlm {command} {both}"
+        questions = "" if self.data.has_split("predict") else " \\\n    --data.predict QUESTIONS.jsonl"
+        yield f"lightning-vlm predict {both}{questions}"
+        yield f"lightning-vlm export {saved} \\\n    --out DIR"
+
+
+def _print_lines(name: str, texts: list[str]) -> None:
+    """The name stands before the first line only."""
+    for place, text in enumerate(texts):
+        print_line("" if place else name, text)
+
+
+def scores_title(data: VLMDataModule | None, stage: str, limit: float | int) -> str:
+    """What stands above the scores of `validate` and `test`."""
+    words, split = ("Validation", "val") if stage == "val" else ("Test", "test")
+    source = data.sources.get(split) if data is not None else None
+    if source is None or limit != 1.0:
+        return words
+    return f"{words}: {len(source):,} samples"
+
+
+def print_scores(metrics: Mapping[str, float], stage: str, title: str) -> None:
+    """The table of `validate` and `test`, and below it what others have logged.
+
+    Args:
+        metrics: All that was logged.
+        stage: `val` or `test`.
+        title: Stands above.
+    """
+    table = score_table(title, metrics, stage)
+    if table is None:
+        print_line(title, "no score: no token has weight, and no answer has a reference")
+    else:
+        say(table)
+    for name, value in metrics.items():
+        if score_of(name, stage) is None:
+            print_line(name, f" {value:.4g}")

@@ -1,0 +1,151 @@
+"""What people read in a terminal: text that can't do anything to it, answers, tables of scores."""
+
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import get_console
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+LINES = 6
+"""The most lines of a text that are shown; its file has all of them."""
+LABEL = 12
+"""The width of the names at the left."""
+SCORES = {
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "supervised": "learned",
+}
+"""The scores of a stage in the order of the table's columns, and their headings."""
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are spelled out, so that no model or data file commands a terminal.
+
+    >>> visible("red\\x1b[2J\\r\\nblue\\u202e")
+    'red⟨U+001B⟩[2J⟨U+000D⟩\\nblue⟨U+202E⟩'
+    """
+    return "".join(f"⟨U+{ord(one):04X}⟩" if _commands(one) else one for one in text)
+
+
+def _commands(character: str) -> bool:
+    if character in "\n\t\u200c\u200d":  # Without the joiners, emoji and some scripts would fall apart.
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def short_path(path: str | Path) -> str:
+    """A path from the working directory if it lies below it, else the whole path."""
+    absolute = os.path.abspath(path)
+    below = os.path.relpath(absolute)
+    return absolute if below.startswith("..") else below
+
+
+def print_line(name: str, text: str) -> None:
+    """Print a name and what belongs to it. Long paths stay in one piece, so that they can be copied."""
+    print_text(f"{name:<{LABEL}}{text}")
+
+
+def print_text(text: str) -> None:
+    """Print a text as it is."""
+    get_console().print(Text(text.rstrip(" ")), highlight=False, soft_wrap=True)
+
+
+def say(*blocks: RenderableType) -> None:
+    """Print tables and the like, on the console that Lightning's progress bar uses and stays below of."""
+    for block in blocks:
+        get_console().print(block)
+
+
+def answer_blocks(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Group]:
+    """Answers to read, one block each.
+
+    Args:
+        rows: Lines of a file of answers.
+        width: Of the terminal.
+    """
+    room = width - LABEL
+    for number, row in enumerate(rows, 1):
+        grid = Table.grid()
+        grid.add_column(width=LABEL)
+        grid.add_column(overflow="fold", max_width=room)
+        grid.add_row(Text("prompt", "dim"), _short(row["prompt"], room))
+        answer = _short(row["answer"], room)
+        right = row["scores"].get("exact_match")
+        if right is not None:
+            answer.stylize("green" if right else "red")
+        grid.add_row(Text("answer", "dim"), answer)
+        for candidate in row["candidates"][1:]:
+            other = _short(candidate["text"], room).append(_score(candidate), "dim")
+            grid.add_row(Text("  or", "dim"), other)
+        if row["reference"] is not None:
+            grid.add_row(Text("reference", "dim"), _short(row["reference"], room))
+        yield Group(Text(f"{number}. {visible(row['source'])}", "bold"), grid)
+
+
+def _score(candidate: Mapping[str, Any]) -> str:
+    return "" if candidate["score"] is None else f"  (score {candidate['score']:.2f})"
+
+
+def _short(text: str, width: int) -> Text:
+    """Its first lines; what is empty is said to be."""
+    whole = visible(text).strip("\n")
+    if not whole:
+        return Text("(empty)", "italic")
+    shown = "\n".join(whole.split("\n")[:LINES])[: LINES * width]
+    return Text(shown if shown == whole else f"{shown} …")
+
+
+def score_table(title: str, metrics: Mapping[str, float], stage: str) -> Table | None:
+    """The scores of a stage, in all and for each task.
+
+    Args:
+        title: Stands above the table.
+        metrics: As they are logged, such as `val/loss` and `val/loss/ocr`. Others are left aside.
+        stage: `val` or `test`.
+
+    Returns:
+        The table; None if there is no score.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        found = score_of(name, stage)
+        if found is not None:
+            score, task = found
+            rows.setdefault(task, {})[score] = float(value)
+    if not rows:
+        return None
+    columns = [score for score in SCORES if any(score in row for row in rows.values())]
+    table = Table(title=Text(title), title_justify="left", title_style="")
+    table.add_column("task")
+    for score in columns:
+        table.add_column(SCORES[score], justify="right")
+    for task in sorted(rows):  # The row of all tasks together has no name and comes first.
+        cells = [_number(score, rows[task].get(score)) for score in columns]
+        table.add_row(Text(visible(task) or "all"), *cells, style="" if task else "bold")
+    return table
+
+
+def score_of(name: str, stage: str) -> tuple[str, str] | None:
+    """Which score of which task a logged name is; None if it is another metric.
+
+    >>> score_of("val/loss/ocr", "val"), score_of("val/loss", "val"), score_of("lr", "val")
+    (('loss', 'ocr'), ('loss', ''), None)
+    """
+    prefix, _, rest = name.partition("/")
+    score, _, task = rest.partition("/")
+    return (score, task) if prefix == stage and score in SCORES else None
+
+
+def _number(score: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if score == "supervised":
+        return f"{value:.1%}"
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
