@@ -26,12 +26,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture: a path below the reader's image root, or the file's bytes. Exactly one of the two."""
+    """A picture: a path below the reader's image root, the file's bytes, or a URL. Exactly one of them."""
 
     path: Path | None = None
     data: bytes | None = None
     root: Path | None = None
     """Where `path` must lie. Nothing outside it is ever opened."""
+    url: str | None = None
+    """Where it is fetched from. Readers only set it where `allow_urls` is true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +251,8 @@ def _check_part(part: Part, role: Role, source: str, key: str) -> None:
         if role == "assistant":
             expected = "pictures in user or system turns only"
             raise DataError(source, key, "a picture in an assistant turn", expected)
-        if (part.path is None) == (part.data is None):
-            found = "a picture with both path and bytes, or neither"
+        if sum(value is not None for value in (part.path, part.data, part.url)) != 1:
+            found = "a picture with both path and bytes (or a URL), or neither"
             raise DataError(source, key, found, "exactly one of them")
     elif isinstance(part, Box):
         x1, y1, x2, y2 = part.xyxy

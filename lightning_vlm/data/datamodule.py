@@ -32,8 +32,7 @@ class VLMDataModule(LightningDataModule):
     batches carry prompts as well if the module generates.
 
     Args:
-        train: What to learn from: a source, or the path of a JSON or JSONL file in any format that `read`
-            knows.
+        train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
         val: What to validate on.
         test: What to test on.
         predict: What to answer. A last assistant turn is kept as the reference.
@@ -43,13 +42,17 @@ class VLMDataModule(LightningDataModule):
             still does not fit is left out and counted.
         image_root: The folder that paths of pictures begin at, for sources given as a path. None is the
             file's own folder.
-        on_bad_sample: `raise` stops at the first bad sample, `skip` leaves it out and reports it at the end.
+        on_bad_sample: `raise` reports all bad samples before anything runs, `skip` leaves them out and
+            reports them at the end.
         num_workers: Processes that render. 0 renders in the main one.
         shuffle: Draw a new order of the training data each epoch.
         seed: Chooses the orders.
         sampling: How often each task is drawn: `uniform` (all alike), `grouped` (batches of one task), or the
             keys of a `TaskSampling`, such as `{score: size, temperature: 3}`. None takes each sample once.
         processor: For use without a `VLMModule`.
+        columns: For sources given as a path, our names of keys and the names that they have in the data, such
+            as `{question: query, image: img}`.
+        allow_urls: For sources given as a path, whether pictures are fetched from http and https addresses.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -71,6 +74,8 @@ class VLMDataModule(LightningDataModule):
         seed: int = 0,
         sampling: TaskSampling | Literal["uniform", "grouped"] | None = None,
         processor: ProcessorMixin | None = None,
+        columns: dict[str, str] | None = None,
+        allow_urls: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
@@ -79,6 +84,7 @@ class VLMDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_length, self.image_root, self.on_bad_sample = max_length, image_root, on_bad_sample
+        self.columns, self.allow_urls = columns, allow_urls
         self.num_workers, self.shuffle, self.seed, self.processor = num_workers, shuffle, seed, processor
         self.sampling = TaskSampling.read(sampling)
         self.sources: dict[str, Conversations] = {}
@@ -111,7 +117,7 @@ class VLMDataModule(LightningDataModule):
             if given is None:
                 raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
             if isinstance(given, str | Path):
-                given = read(str(given), image_root=self.image_root, on_bad_sample=self.on_bad_sample)
+                given = read(str(given), self.image_root, self.on_bad_sample, self.columns, self.allow_urls)
             self.sources[split] = given
             for error in given.skipped:
                 self.left_out[error.source] = error

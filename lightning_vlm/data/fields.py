@@ -1,6 +1,7 @@
 """Checks of single fields of a record, so that all errors are told in the same words."""
 
 import difflib
+import functools
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -33,6 +34,40 @@ def keys(
     for name in required:
         if name not in value:
             raise DataError(source, key, show(value), f"the key '{name}' too")
+
+
+def check_known_key(
+    name: str, known: Collection[str], present: Collection[str], source: str, key: str
+) -> None:
+    """Raise if an unknown key is a misspelt known one: ignoring it would lose what it was meant to say.
+
+    Only slips of the hand count: two letters swapped, one missing or one too many. `height` is not `weight`.
+
+    >>> check_known_key("wieght", ["messages", "weight"], ["messages", "wieght"], "pets.jsonl:1", "")
+    Traceback (most recent call last):
+    lightning_vlm.errors.DataError: pets.jsonl:1: wieght: found an unknown key; expected a known one;
+    did you mean 'weight'?
+    """
+    meant = _slip_of(name, frozenset(known))
+    if meant and meant not in present:
+        where = f"{key}.{name}" if key else name
+        raise DataError(source, where, "an unknown key", f"a known one; did you mean '{meant}'?")
+
+
+@functools.lru_cache(maxsize=4096)
+def _slip_of(name: str, known: frozenset[str]) -> str | None:
+    if len(name) < 4 or not name.isprintable():
+        return None
+    swapped = {name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)}
+    shorter = {name[:at] + name[at + 1 :] for at in range(len(name))} - {name.removesuffix("s")}
+    for word in sorted(known):
+        if len(word) < 5 or word + "s" == name or name + "s" == word:
+            continue
+        if word in swapped or word in shorter:
+            return word
+        if any(word[:at] + word[at + 1 :] == name for at in range(len(word))):
+            return word
+    return None
 
 
 def part_type(part: Any, known: Collection[str], source: str, key: str) -> str:
@@ -82,6 +117,25 @@ def number_of(value: Any, source: str, key: str) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; `true` and `false` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def json_list(value: Any) -> Any:
+    """The list that a text spells in JSON, as tables hold lists; any other value as it is.
+
+    >>> json_list('["a.png"]'), json_list("[sic]")
+    (['a.png'], '[sic]')
+    """
+    if not (isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def box_of(value: Any, source: str, key: str) -> tuple[float, float, float, float]:

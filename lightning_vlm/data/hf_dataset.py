@@ -1,11 +1,13 @@
 """Hugging Face data sets on disk as a source."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_vlm.data.conversation import Conversation
-from lightning_vlm.data.formats import REFUSED, Look, from_columns
+from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.read.rows import any_conversation
 from lightning_vlm.data.source import OnBadSample, Source
 from lightning_vlm.errors import DataError, UserError
 
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-_PICTURES = ("image", "images")
-_WORDS = ("messages", "conversations", "system", "task", "weight")
 _AT_ONCE = 1000
 """Rows that are checked together."""
 
@@ -61,26 +61,22 @@ class HFDataset(Source):
         split: str | None = None,
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
+        columns: Mapping[str, str] | None = None,
+        allow_urls: bool = False,
     ) -> None:
         self._name = path if split is None else f"{path}/{split}"
         data = _load(path, split)
-        columns = [name for name in (*_WORDS, *_PICTURES, *REFUSED) if name in data.column_names]
-        if not {"messages", "conversations"} & set(columns):
-            found = ", ".join(data.column_names)
-            raise UserError(f"{self._name} has the columns {found}; expected 'messages' or 'conversations'")
-        data = data.select_columns(columns)
-        words = {name: feature for name, feature in data.features.items() if name in _WORDS}
-        self._features = type(data.features)(words)
+        self._features = _stored(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay the bytes they are
-        super().__init__(self._name, image_root or path, on_bad_sample)
+        super().__init__(self._name, image_root or path, on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):
             table = self._data[start : start + _AT_ONCE]
-            for name in set(_PICTURES) & set(table.column_names):
-                index = table.column_names.index(name)
-                column = _without_bytes(table.column(name).combine_chunks())
-                table = table.set_column(index, name, column)
+            for index, name in enumerate(table.column_names):
+                if _holds_bytes(table.column(name).type):
+                    column = _without_bytes(table.column(name).combine_chunks())
+                    table = table.set_column(index, name, column)
             for row, record in enumerate(table.to_pylist(), start):
                 yield (row,), record
 
@@ -89,10 +85,9 @@ class HFDataset(Source):
         record: dict[str, Any] = self._data[row : row + 1].to_pylist()[0]
         return record
 
-    def _build(self, place: tuple[int, ...], record: dict[str, Any], look: Look) -> Conversation:
-        words = {name: record[name] for name in self._features}
-        record = {**record, **self._features.decode_example(words)}
-        return from_columns(record, f"{self._name}:{place[0]}", self.root, look)
+    def _build(self, place: tuple[int, ...], record: dict[str, Any], reading: Reading) -> Conversation:
+        record = self._features.decode_example(record)  # some columns are stored as JSON
+        return any_conversation(record, f"{self._name}:{place[0]}", reading)
 
 
 def _load(path: str, split: str | None) -> "datasets.Dataset":
@@ -117,6 +112,29 @@ def _load(path: str, split: str | None) -> "datasets.Dataset":
             raise UserError(f"{path}: split is {split}; choose {known}")
         data = data[split]
     return data
+
+
+def _stored(features: Any) -> Any:
+    """The same features, but with pictures as they are stored instead of decoded, at any depth."""
+    import datasets
+
+    if isinstance(features, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(features, datasets.Features):
+        return datasets.Features({name: _stored(feature) for name, feature in features.items()})
+    if isinstance(features, dict):
+        return {name: _stored(feature) for name, feature in features.items()}
+    if isinstance(features, datasets.List | datasets.LargeList):
+        return dataclasses.replace(features, feature=_stored(features.feature))
+    return features
+
+
+def _holds_bytes(kind: "pyarrow.DataType") -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+        return True
+    return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _without_bytes(pictures: "pyarrow.Array") -> "pyarrow.Array":

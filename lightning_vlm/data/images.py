@@ -1,34 +1,42 @@
 """Pictures: found safely below their root, opened safely, and always upright RGB."""
 
+import difflib
 import io
 import os
 import re
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import PIL.Image
 from PIL import ImageOps
 
 from lightning_vlm.data.conversation import Image
+from lightning_vlm.data.fetching import fetch
 from lightning_vlm.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is opened. Pillow knows more, but some of those run other programs (EPS) or are not pictures."""
 
+_MOST_ENTRIES = 2000
+"""How many entries of a folder are compared with the name of a missing picture."""
+
 # A letter alone before the colon is a drive, and Path makes two slashes one.
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
-def find_image(image: Image, source: str, key: str) -> Path | None:
+def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path | None:
     """Where the file of a picture is. Looks, but does not open.
 
     Args:
-        image: A picture by path or by bytes. Its path is taken from `image.root` (the working directory if
-            there is no root) and must end below it when `..` and symbolic links are followed.
+        image: A picture by path, by bytes or by URL. Its path is taken from `image.root` (the working
+            directory if there is no root) and must end below it when `..` and symbolic links are followed.
         source: `file:line` for errors.
         key: Which part of the sample it is, for errors.
+        advise: Whether the error says which file or folder was probably meant, which takes some search.
 
     Returns:
-        The real path of a file that exists; None for a picture that comes as bytes.
+        The real path of a file that exists; None for a picture that comes as bytes or from a URL.
 
     Raises:
         DataError: A URL, a path that leaves the root, no such file, or something that is not a plain file.
@@ -36,7 +44,7 @@ def find_image(image: Image, source: str, key: str) -> Path | None:
     >>> find_image(Image(Path("../secret.png"), root=Path("pictures")), "pets.jsonl:1", "image")
     Traceback (most recent call last):
     lightning_vlm.errors.DataError: pets.jsonl:1: image: found '../secret.png', which is outside 'pictures';
-    expected a path below the image root, with links followed; image_root says where that is
+    expected a path below the image root, with links followed; data.image_root says where that is
     """
     if image.path is None:
         return None
@@ -45,17 +53,18 @@ def find_image(image: Image, source: str, key: str) -> Path | None:
         expected = "the path of a file: pictures are never fetched; download it and write its path"
         raise DataError(source, key, f"the URL {found.replace(':/', '://', 1)}", expected)
     try:
-        real_root = os.path.realpath(root)
+        real_root = _real_root(str(root), os.getcwd())
         real = os.path.realpath(os.path.join(root, image.path))
         inside = os.path.commonpath((real_root, real)) == real_root
     except (OSError, ValueError) as error:  # a null byte, another drive
         raise DataError(source, key, f"{found} ({error})", "the path of a picture") from None
     if not inside:
-        expected = "a path below the image root, with links followed; image_root says where that is"
+        expected = "a path below the image root, with links followed; data.image_root says where that is"
         raise DataError(source, key, f"{found}, which is outside {shorten(str(root))}", expected)
     if not os.path.isfile(real):
         what = "is not a file" if os.path.exists(real) else "does not exist"
-        expected = f"a picture file below the image root {shorten(str(root))}"
+        advice = where_instead(str(image.path), real_root) if advise else ""
+        expected = f"a picture file below the image root {shorten(str(root))} (data.image_root){advice}"
         raise DataError(source, key, f"{found}, which {what}", expected)
     return Path(real)
 
@@ -65,10 +74,11 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
 
     The EXIF orientation is applied. What is transparent becomes white. Grey with 16 bits is scaled to 8. Of
     an animation or a file with several pages it is the first picture. Colour profiles are left aside, as
-    image processors do. Nothing outside `image.root` is opened and nothing is fetched.
+    image processors do. Nothing outside `image.root` is opened, and nothing but `image.url` is
+    fetched.
 
     Args:
-        image: A picture by path or by bytes.
+        image: A picture by path, by bytes or by URL.
         source: `file:line` for errors.
         key: Which part of the sample it is, for errors.
         max_pixels: Width times height above which a picture is refused before its pixels are decoded.
@@ -86,9 +96,10 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     (255, 255, 255)
     """
     path = find_image(image, source, key)
-    name = f"{len(image.data or b'')} bytes" if path is None else shorten(str(image.path))
+    data = image.data if image.url is None else fetch(image.url, source, key)
+    name = f"{len(data or b'')} bytes" if image.data else shorten(str(image.path or image.url))
     try:
-        with io.BytesIO(image.data or b"") if path is None else path.open("rb") as file:
+        with io.BytesIO(data or b"") if path is None else path.open("rb") as file:
             picture = PIL.Image.open(file, formats=FORMATS)
             width, height = picture.size
             if width * height > max_pixels:
@@ -110,6 +121,62 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     except Exception as error:  # decoders of broken files raise anything at all
         expected = "a whole picture file that can be read"
         raise DataError(source, key, f"{name}, which cannot be decoded ({error})", expected) from error
+
+
+@lru_cache(maxsize=64)
+def _real_root(root: str, working_directory: str) -> str:
+    """The real path of an image root, which is asked for with every picture."""
+    return os.path.realpath(os.path.join(working_directory, root))
+
+
+def where_instead(path: str, root: str) -> str:
+    """What a missing picture's path or root should probably be, to end an error with; or nothing.
+
+    Args:
+        path: As it stands in the data.
+        root: The real path of the image root.
+
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> (root / "train").mkdir()
+    >>> (root / "train" / "cat.jpg").touch()
+    >>> where_instead("train/cat.jpeg", str(root))
+    "; did you mean 'train/cat.jpg'?"
+    >>> where_instead("cat.jpg", str(root))
+    "; it is below ...train': set data.image_root to that"
+    """
+    for folder in _other_roots(root):
+        if os.path.isfile(os.path.join(folder, path)):
+            return f"; it is below {shorten(folder)}: set data.image_root to that"
+    names = path.replace("\\", "/").split("/")
+    for start in range(1, len(names)):
+        shorter = "/".join(names[start:])
+        if os.path.isfile(os.path.join(root, shorter)):
+            return f"; did you mean {shorten(shorter)}?"
+    folder = os.path.dirname(path)
+    near = difflib.get_close_matches(os.path.basename(path), _files_in(os.path.join(root, folder)), 1)
+    if near:
+        return f"; did you mean {shorten(os.path.join(folder, near[0]))}?"
+    return ""
+
+
+def _other_roots(root: str) -> list[str]:
+    """The folders around and directly in the image root, and the working directory: those usually meant."""
+    above = [str(folder) for folder in Path(root).parents][:3]
+    try:
+        with os.scandir(root) as entries:
+            inside = [entry.path for entry in islice(entries, _MOST_ENTRIES) if entry.is_dir()][:50]
+    except OSError:
+        inside = []
+    return [os.getcwd(), *above, *sorted(inside)]
+
+
+def _files_in(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in islice(entries, _MOST_ENTRIES) if entry.is_file())
+    except (OSError, ValueError):
+        return []
 
 
 def shorten(text: str, length: int = 80) -> str:

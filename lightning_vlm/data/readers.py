@@ -1,44 +1,88 @@
 """Data files and folders as sources: sequences of conversations, one class for each format."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from lightning_vlm.data import formats
 from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.data.hf_dataset import HFDataset
-from lightning_vlm.data.json_files import Place, parse, places
+from lightning_vlm.data.read import csv_places, json_places
+from lightning_vlm.data.read.json_places import Place
+from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.read.rows import any_conversation, own_conversation
+from lightning_vlm.data.read.unpacked import plain_file
 from lightning_vlm.data.source import OnBadSample, Source
-from lightning_vlm.errors import DataError
+
+_TABLES = (".csv", ".tsv")
 
 
-class JSONSource(Source):
-    """A file with one JSON object a line, or with one JSON array of objects."""
+class DataFile(Source):
+    r"""A file of samples in any dialect: JSON, JSON lines, CSV or TSV, each also as `.gz`.
+
+    Each row is read by itself, so that one file may hold several dialects. `read` says which there are.
+
+    Args:
+        path: The file.
+        image_root: The folder that holds the pictures. Nothing outside it is ever opened. None is the folder
+            of the file.
+        on_bad_sample: `raise` reports all bad samples in one error; `skip` leaves them out and lists them in
+            `skipped`. A file that can't be read as a whole is an error either way.
+        columns: Our names for keys -> the names that they have in the file, such as
+            `{question: query, image: img}`.
+        allow_urls: Whether pictures may be fetched from http and https addresses.
+
+    Raises:
+        DataError: Bad samples, each with its `file:line`, its key, what was found and what to write; no
+            samples; no such file; or an array that breaks off, even with `skip`.
+        UserError: A wrong argument, or a file with bad samples only.
+
+    >>> import json, tempfile
+    >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
+    >>> _ = path.write_text(json.dumps({"query": "What is this?", "response": "A cat."}))
+    >>> [turn.parts[0].text for turn in DataFile(str(path))[0].messages]
+    ['What is this?', 'A cat.']
+    """
 
     width = len(Place._fields)
-    format: ClassVar[formats.Format]
 
     def __init__(
-        self, path: str, image_root: str | None = None, on_bad_sample: OnBadSample = "raise"
+        self,
+        path: str,
+        image_root: str | None = None,
+        on_bad_sample: OnBadSample = "raise",
+        columns: Mapping[str, str] | None = None,
+        allow_urls: bool = False,
     ) -> None:
         self.path = path
-        super().__init__(path, image_root or str(Path(path).parent), on_bad_sample)
+        self._file = plain_file(path)
+        self._header: csv_places.Header | None = None
+        if Path(self._file).suffix.lower() in _TABLES:
+            tabs = self._file.lower().endswith(".tsv")
+            self._header = csv_places.header_of(self._file, path, tabs)
+        super().__init__(path, image_root or str(Path(path).parent), on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[Place, bytes]]:
-        return places(self.path)
+        if self._header is None:
+            return json_places.places(self._file, self.path)
+        return csv_places.places(self._file, self.path, self._header)
 
     def _record(self, place: tuple[int, ...]) -> bytes:
         where = Place(*place)
-        with open(self.path, "rb") as file:
+        with open(self._file, "rb") as file:
             file.seek(where.start)
             return file.read(where.end - where.start)
 
-    def _build(self, place: tuple[int, ...], record: bytes, look: formats.Look) -> Conversation:
+    def _build(self, place: tuple[int, ...], record: bytes, reading: Reading) -> Conversation:
         source = Place(*place).name(self.path)
-        return type(self).format(parse(record, source), source, self.root, look)
+        if self._header is None:
+            return self._conversation(json_places.parse(record, source), source, reading)
+        return self._conversation(csv_places.parse(record, source, self._header), source, reading)
+
+    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
+        return any_conversation(row, source, reading)
 
 
-class Messages(JSONSource):
+class Messages(DataFile):
     r"""Our own format: one JSON object a line, or one JSON array of objects.
 
     A turn's content is a text, or a list of parts:
@@ -84,10 +128,11 @@ class Messages(JSONSource):
     Text(text='cat', entity=True)
     """
 
-    format = formats.from_messages
+    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
+        return own_conversation(row, source, reading)
 
 
-class OpenAIMessages(JSONSource):
+class OpenAIMessages(DataFile):
     r"""OpenAI's chat format: one JSON object a line, or one JSON array of objects.
 
     A turn's content is a text, or a list of parts `{"type": "text", "text": "..."}` and
@@ -113,10 +158,10 @@ class OpenAIMessages(JSONSource):
     b'\x89PNG\r\n\x1a\n'
     """
 
-    format = formats.from_openai
+    needs = "messages"
 
 
-class LLaVA(JSONSource):
+class LLaVA(DataFile):
     r"""The format of LLaVA and ShareGPT: one JSON array of objects, or one JSON object a line.
 
     `conversations` is a list of turns `{"from": ..., "value": ...}`, from `human` or `user`, `gpt` or
@@ -139,39 +184,22 @@ class LLaVA(JSONSource):
     Text(text='What is this?', entity=False)
     """
 
-    format = formats.from_llava
+    needs = "conversations"
 
 
-def read(path: str, image_root: str | None = None, on_bad_sample: OnBadSample = "raise") -> Source:
-    """Open a data file or folder whatever its format, which is found by looking at it.
+def read(
+    path: str,
+    image_root: str | None = None,
+    on_bad_sample: OnBadSample = "raise",
+    columns: Mapping[str, str] | None = None,
+    allow_urls: bool = False,
+) -> Source:
+    """Open a data file or folder whatever its format, which is found by looking at each row.
 
-    A folder is a Hugging Face data set. In a file, samples with `conversations` are LLaVA's; those with
-    `messages` are OpenAI's where the first picture is an `image_url`, else ours.
+    A folder is a Hugging Face data set.
 
-    Args and errors: as `Messages`; also a DataError where no format fits.
+    Args and errors: as `DataFile`; also a DataError for rows that no dialect fits.
     """
     if Path(path).is_dir():
-        return HFDataset(path, image_root=image_root, on_bad_sample=on_bad_sample)
-    for place, data in places(path):
-        try:
-            record = parse(data, place.name(path))
-        except DataError:
-            if on_bad_sample == "raise":
-                raise
-            continue
-        kind = _kind(record)
-        if kind is not None:
-            return kind(path, image_root, on_bad_sample)
-    return Messages(path, image_root, on_bad_sample)
-
-
-def _kind(record: Any) -> type[JSONSource] | None:
-    """The format of a record; None if it could be of several, as a conversation without pictures is."""
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
-        return LLaVA if isinstance(record, dict) and "conversations" in record else Messages
-    contents = [turn.get("content") for turn in record["messages"] if isinstance(turn, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") != "text":
-            return OpenAIMessages if part.get("type") == "image_url" else Messages
-    return None
+        return HFDataset(path, None, image_root, on_bad_sample, columns, allow_urls)
+    return DataFile(path, image_root, on_bad_sample, columns, allow_urls)

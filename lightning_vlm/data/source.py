@@ -5,13 +5,16 @@ import re
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
-from lightning_vlm.data.formats import Look
-from lightning_vlm.data.images import find_image
+from lightning_vlm.data.faults import Faults
+from lightning_vlm.data.fields import names, near
+from lightning_vlm.data.read.dialects import KNOWN
+from lightning_vlm.data.read.reading import Notes, Reading
 from lightning_vlm.errors import DataError, UserError
 
 OnBadSample: TypeAlias = Literal["raise", "skip"]
@@ -21,35 +24,68 @@ class Source(Conversations):
     """A sequence of conversations that holds no samples, only where each lies in its file.
 
     So big files are cheap to hold and to send to workers. Opening one reads the file once and builds every
-    conversation (pictures are looked for, not opened), so that a bad sample is reported before training
+    conversation (pictures are looked for, not opened), so that all bad samples are reported before training
     begins. A child says where its records lie, how to get one, and how to turn it into a conversation.
     """
 
     width: ClassVar[int]
     """How many whole numbers say where a record lies."""
+    needs: ClassVar[str | None] = None
+    """The key that each row must have; None accepts every dialect."""
 
-    def __init__(self, name: str, image_root: str, on_bad_sample: OnBadSample) -> None:
+    def __init__(
+        self,
+        name: str,
+        image_root: str,
+        on_bad_sample: OnBadSample,
+        columns: Mapping[str, str] | None = None,
+        allow_urls: bool = False,
+    ) -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise UserError(f"on_bad_sample is '{on_bad_sample}'; choose 'raise' or 'skip'")
+        self.name = name
         self.root = Path(image_root)
         self.skipped: list[DataError] = []
         """The errors of the samples that were left out."""
+        self._reading = Reading(self.root, _dont_look, allow_urls, _checked_columns(columns), self.needs)
         self._places = array("Q")
-        self._tasks = TaskTable.of_samples(self._checked(on_bad_sample))
+        faults = Faults(name)
+        checking = replace(self._reading, look=faults.look, notes=Notes())
+        self._tasks = TaskTable.of_samples(self._checked(checking, faults, on_bad_sample))
+        _check_columns_are_there(checking, name)
+        if on_bad_sample == "raise":
+            faults.raise_if_any()
         if not self._places and self.skipped:
             raise UserError(f"{name}: no sample is left; {skip_summary(self.skipped)}")
         if not self._places:
             raise DataError(name, "", "no samples", "at least one")
+        self.notes = checking.notes.lines()
+        """What was ignored in its rows or chosen for them, one line each."""
+        if self.notes:
+            from lightning.pytorch.utilities import rank_zero_info  # slow, and not needed to read alone
 
-    def _checked(self, on_bad_sample: OnBadSample) -> Iterator[str]:
+            for line in self.notes:
+                rank_zero_info(f"{name}: {line}")
+
+    def _checked(self, reading: Reading, faults: Faults, on_bad_sample: OnBadSample) -> Iterator[str]:
         """Check every record and remember the place of the good ones; gives their tasks."""
-        for place, record in self._records():
+        records = self._records()
+        while True:
             try:
-                task = self._build(place, record, find_image).task
-            except DataError as error:
-                if on_bad_sample == "raise":
+                place, record = next(records)
+            except StopIteration:
+                return
+            except DataError as error:  # what follows in the file can't be read
+                if on_bad_sample == "skip":
                     raise
-                self.skipped.append(error)
+                faults.add(error)
+                return
+            try:
+                task = self._build(place, record, reading).task
+            except DataError as error:
+                faults.add(error)
+                if on_bad_sample == "skip":
+                    self.skipped.append(error)
             else:
                 self._places.extend(place)
                 yield task
@@ -66,7 +102,7 @@ class Source(Conversations):
             raise IndexError(f"item {index} of a source with {len(self)} items")
         start = index % len(self) * self.width
         place = tuple(self._places[start : start + self.width])
-        return self._build(place, self._record(place), _dont_look)
+        return self._build(place, self._record(place), self._reading)
 
     @abstractmethod
     def _records(self) -> Iterator[tuple[tuple[int, ...], Any]]:
@@ -77,12 +113,29 @@ class Source(Conversations):
         """The whole record at a place."""
 
     @abstractmethod
-    def _build(self, place: tuple[int, ...], record: Any, look: Look) -> Conversation:
+    def _build(self, place: tuple[int, ...], record: Any, reading: Reading) -> Conversation:
         """The conversation that a record holds; DataError if it holds none."""
 
 
 def _dont_look(image: Image, source: str, key: str) -> None:
     """Every picture was looked for when the source was opened."""
+
+
+def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:
+    for ours in columns or {}:
+        if ours not in KNOWN:
+            expected = f"one of our names, {names(sorted(KNOWN))}, each with the name that it has in the data"
+            raise UserError(f"data.columns: found {ours!r}; expected {expected}{near(ours, KNOWN)}")
+    return dict(columns or {})
+
+
+def _check_columns_are_there(reading: Reading, name: str) -> None:
+    """A mapped column that no row has is a misspelt one."""
+    for ours, theirs in reading.columns.items():
+        if reading.notes.keys and theirs not in reading.notes.keys:
+            found = f"'{theirs}', which no row of {name} has"
+            expected = f"one of {names(sorted(reading.notes.keys))}{near(theirs, reading.notes.keys)}"
+            raise UserError(f"data.columns.{ours}: found {found}; expected {expected}")
 
 
 def skip_summary(errors: Sequence[DataError]) -> str:

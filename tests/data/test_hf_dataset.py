@@ -116,7 +116,8 @@ def test_contents_that_are_texts_or_lists(words):
 
 def test_bad_rows():
     good, bad = [QUESTION, ANSWER], [ANSWER, QUESTION]
-    path = save({"messages": [good, bad, good], "image": [None, None, "cat.png"]})
+    two = [{"role": "user", "content": "<image><image>"}, ANSWER]
+    path = save({"messages": [good, bad, two], "image": [None, None, "cat.png"]})
     with pytest.raises(DataError, match=r"saved:1: messages\[0\].role"):
         HFDataset(path, image_root=".")
     source = HFDataset(path, image_root=".", on_bad_sample="skip")
@@ -147,7 +148,7 @@ def test_what_is_no_data_set(monkeypatch):
     with pytest.raises(DataError, match=r"^pictures: found a folder that can't be read"):
         read("pictures")
     with pytest.raises(
-        UserError, match=r"saved has the columns text; expected 'messages' or 'conversations'"
+        DataError, match=r"saved:0: found a row with the keys 'text'; expected a known format"
     ):
         HFDataset(save({"text": ["a"]}))
     with pytest.raises(DataError):  # datasets itself cannot load what it saved

@@ -107,12 +107,7 @@ def test_llava(words):
         ),
         ({"conversations": [{"from": "human"}]}, "conversations[0]", "the key 'value' too"),
         ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0].value", "a text"),
-        (
-            {"conversations": [{"role": "user", "content": "a"}]},
-            "conversations[0].role",
-            "only 'from', 'value'",
-        ),
-        ({"conversations": [{**HUMAN, "weight": 0}]}, "conversations[0].weight", "unknown key"),
+        ({"conversations": [{**HUMAN, "weihgt": 0}]}, "conversations[0].weihgt", "unknown key"),
         ({"video": "a.mp4", "conversations": [HUMAN]}, "video", "only words and pictures"),
         ({"conversations": [HUMAN], "weight": -1}, "weight", "-1"),
         ("7", "", "an object with the key 'conversations'"),

@@ -110,19 +110,18 @@ def test_sources_go_to_spawned_workers(write):
 
 
 def test_read(write):
+    """Each row is read by itself, so that one file may hold several formats."""
     ours = {"role": "user", "content": [{"type": "image", "path": "cat.png"}]}
     theirs = {"role": "user", "content": [{"type": "text", "text": "image_url"}, image_url("cat.png")]}
-    for reader, *records in (
-        (Messages, PLAIN),
-        (Messages, PLAIN, {"messages": [ours, ANSWER]}),
-        (OpenAIMessages, PLAIN, {"messages": [theirs, ANSWER], "id": 3}),
-        (LLaVA, {"conversations": [HUMAN, GPT]}),
-    ):
-        source = read(write(*records))
-        assert type(source) is reader
-        assert len(source) == len(records)
-        Path("data.json").write_text(json.dumps(records))
-        assert type(read("data.json")) is reader
+    records = [
+        PLAIN,
+        {"messages": [ours, ANSWER]},
+        {"messages": [theirs, ANSWER], "id": 3},
+        {"conversations": [HUMAN, GPT]},
+    ]
+    Path("data.json").write_text(json.dumps(records))
+    for source in (read(write(*records)), read("data.json")):
+        assert [len(conversation.images) for conversation in source] == [0, 1, 1, 0]
     (conversation,) = read(write("{", {"messages": [theirs]}), on_bad_sample="skip")
     assert conversation.images[0].path == CAT
     with pytest.raises(DataError, match=r"data.jsonl:1: column 2"):

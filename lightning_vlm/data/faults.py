@@ -1,0 +1,89 @@
+"""All faults of a data file in one error, so that it needs one correction and not one for each run."""
+
+import re
+from collections import Counter
+
+from lightning_vlm.data.conversation import Image
+from lightning_vlm.data.images import find_image
+from lightning_vlm.errors import DataError
+
+SHOWN = 20
+"""How many faults are named one by one."""
+
+
+class BadSamplesError(DataError):
+    """Several bad samples. It counts as the first of them, and its message has a line for each.
+
+    Args:
+        name: The file.
+        errors: Those that are shown, those of one kind together.
+        counts: How many there are of each kind.
+
+    >>> bad = [DataError(f"a.jsonl:{line}", "weight", "-1", "a number >= 0") for line in (3, 5)]
+    >>> print(BadSamplesError("a.jsonl", [*bad, DataError("a.jsonl:4", "task", "3", "a text")], {}))
+    a.jsonl:3: weight: found -1; expected a number >= 0 (also a.jsonl:5)
+    a.jsonl:4: task: found 3; expected a text
+    """
+
+    def __init__(self, name: str, errors: list[DataError], counts: dict[str, int]) -> None:
+        first = errors[0]
+        super().__init__(first.source, first.key, first.found, first.expected)
+        self.name, self.errors, self.counts = name, errors, counts
+        self.args = ("\n".join(_lines(name, errors, counts)),)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.name, self.errors, self.counts)
+
+
+class Faults:
+    """Collects the faults of a file: the first of each kind, and how many there are.
+
+    Args:
+        name: The file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._first: dict[str, list[DataError]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, error: DataError) -> None:
+        """Count a fault, and keep it if it may be shown."""
+        kind = re.sub(r"\d+", "*", error.key) or "whole sample"
+        self._counts[kind] += 1
+        first = self._first.setdefault(kind, [])
+        if len(first) < SHOWN:
+            first.append(error)
+
+    def look(self, image: Image, source: str, key: str) -> None:
+        """Look for a picture. What to do where there is none is only sought for faults that are shown."""
+        find_image(image, source, key, advise=self._counts.total() < SHOWN)
+
+    def raise_if_any(self) -> None:
+        """Raise what was added.
+
+        Raises:
+            DataError: The only fault as it is, or several as `BadSamplesError`.
+        """
+        if not self._counts:
+            return
+        share = max(1, SHOWN // len(self._first))
+        errors = [error for first in self._first.values() for error in first[:share]][:SHOWN]
+        if self._counts.total() == 1:
+            raise errors[0]
+        raise BadSamplesError(self._name, errors, dict(self._counts))
+
+
+def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[str]:
+    alike: dict[tuple[str, str, str], list[DataError]] = {}
+    for error in errors:
+        alike.setdefault((error.key, error.found, error.expected), []).append(error)
+    lines = []
+    for first, *others in alike.values():
+        also = ", ".join(error.source for error in others)
+        lines.append(f"{first} (also {also})" if also else str(first))
+    total = sum(counts.values())
+    if total > len(errors):
+        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in Counter(counts).most_common(5))
+        lines.append(f"{name}: {total:,} samples are bad, {len(errors)} of them are shown: {kinds}")
+    return lines
