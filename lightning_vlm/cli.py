@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
     from lightning_vlm import quiet
 
-    quiet.install_for_command()
+    quiet.install_for_command(words[0])
     try:
         if words[0] == "export":
             from lightning_vlm.export.command import run as export

@@ -22,9 +22,14 @@ _WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
     # How many processes render is a matter of the data; on a small machine none is right.
     r"The '\w+' does not have many workers which may be a bottleneck.*",
+    # VLMDataModule without validation data gives no loader.
+    r"Total length of `list` across ranks is zero.*",
     # Packages among themselves.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
+)
+_UNLESS_FIT_WARNINGS = (
+    r"The dirpath has changed from .*",  # ModelCheckpoint doesn't save then.
 )
 _COMMAND_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",  # A second run in the same folder is meant to work.
@@ -42,10 +47,14 @@ def install() -> None:
         logging.getLogger(name).addFilter(_is_no_news)
 
 
-def install_for_command() -> None:
-    """For the command line, before lightning, transformers and peft are imported."""
+def install_for_command(command: str) -> None:
+    """For the command line, before lightning, transformers and peft are imported.
+
+    Args:
+        command: What runs.
+    """
     install()
-    for message in _COMMAND_WARNINGS:
+    for message in _COMMAND_WARNINGS + (() if command == "fit" else _UNLESS_FIT_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging

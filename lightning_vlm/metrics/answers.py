@@ -43,6 +43,6 @@ def generate_answers(
             texts[row] = answer
     rows = zip(batch.sources, batch.tasks, texts, batch.references, ranked, batch.questions, strict=True)
     return [
-        Prediction(source, task, text.strip(), reference, candidates, question.text, question.images)
+        Prediction(source, task, text.strip(), reference, candidates, question.text, tuple(question.images))
         for source, task, text, reference, candidates, question in rows
     ]

@@ -1,0 +1,188 @@
+"""Every snippet and command of the two READMEs, as printed, on the model inside the package."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import warnings
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+
+from lightning_vlm import quiet
+from lightning_vlm.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+FEW = (
+    "--model.name_or_path",
+    "drawn-vlm",
+    "--trainer.max_steps",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+)
+
+
+def blocks(readme, language):
+    fenced = re.findall(
+        r"^```(\w*)\n(.*?)^```$", (ROOT / readme).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return [text for found, text in fenced if found == language]
+
+
+YAML = blocks("README.md", "yaml")
+COMMAND_LINES = [
+    line.split("#")[0].strip()
+    for block in blocks("README.md", "")
+    for line in block.splitlines()
+    if line.startswith("lightning-vlm")
+]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """What the README takes for granted: `my.yaml`, its data, and questions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    PIL.Image.new("RGB", (64, 48), "red").save("cat.jpg")
+    (sample,) = blocks("README.md", "json")
+    lines = [json.dumps({**json.loads(sample), "task": task}) for task in ("vqa", "ocr") for _ in range(16)]
+    Path("train.jsonl").write_text("\n".join(lines))
+    Path("val.jsonl").write_text("\n".join(lines[14:18]))
+    question = {"messages": json.loads(sample)["messages"][:1]}
+    Path("questions.jsonl").write_text("\n".join([json.dumps(question)] * 3))
+    Path("my.yaml").write_text(YAML[0])
+    return tmp_path
+
+
+def finish_wandb():
+    import wandb
+
+    wandb.finish()
+
+
+def test_the_commands(project, capsys):
+    assert {shlex.split(line)[1] for line in COMMAND_LINES} == {*COMMANDS} - {"test"}
+    checkpoint = None
+    for line in COMMAND_LINES:
+        words = shlex.split(line)[1:]
+        if "configs/quickstart.yaml" in words:
+            assert (ROOT / "configs" / "quickstart.yaml").is_file()  # test_configs.py runs it
+            continue
+        words = [checkpoint if word == "CHECKPOINT" else word for word in words]
+        if words[0] == "export":
+            from lightning_vlm.export.command import _parser
+
+            _parser().parse_args(words[1:])  # test_export.py runs it
+            continue
+        assert main([*words, *FEW]) == 0, line
+        shown = capsys.readouterr().out
+        finish_wandb()
+        if words[0] == "fit":
+            checkpoint = re.search(r"^checkpoint +(\S+)", shown, re.MULTILINE)[1]
+            assert Path(checkpoint).is_file()
+        elif words[0] == "validate":
+            assert "Validation: 4 samples" in shown
+        elif words[0] == "predict":
+            (answers,) = Path("my-project").rglob("answers.jsonl")
+            assert len(answers.read_text().splitlines()) == 3
+            assert f"3 in {answers}" in shown
+
+
+# The second snippet of callbacks goes on with the list of the first.
+SNIPPETS = {
+    "README: callbacks": YAML[1] + YAML[2],
+    **{f"README: {place}": text for place, text in enumerate(YAML[3:], 3)},
+    **{f"callbacks: {place}": text for place, text in enumerate(blocks("callbacks/README.md", "yaml"))},
+}
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_snippets_of_configs(project, name, capsys):
+    Path("snippet.yaml").write_text(SNIPPETS[name])
+    named = {
+        one["class_path"] for one in yaml.safe_load(SNIPPETS[name]).get("trainer", {}).get("callbacks", [])
+    }
+    assert (
+        main(["fit", "--config", "my.yaml", "--config", "snippet.yaml", "--trainer.logger", "false", *FEW])
+        == 0
+    )
+    saved = yaml.safe_load(Path("checkpoints/config.yaml").read_text())
+    made = {one["class_path"].rpartition(".")[2] for one in saved["trainer"]["callbacks"] or []}
+    assert made == {one.rpartition(".")[2] for one in named}
+
+
+def test_python(project):
+    (code,) = blocks("README.md", "python")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()  # those of pytest's own settings too
+        warnings.simplefilter("default")
+        quiet.install()  # as importing the package does
+        exec(code, {})
+    assert not [str(one.message) for one in seen if "lightning" in one.filename]
+    assert len(Path("answers.jsonl").read_text().splitlines()) == 3
+
+
+class Classifier(LightningModule):
+    """A project that is not ours, with the modules that the README of the callbacks names."""
+
+    def __init__(self):
+        super().__init__()
+        layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(6))
+        self.backbone = torch.nn.ModuleDict({"layers": layers})
+        self.head = torch.nn.Linear(4, 1)
+
+    def loss(self, batch):
+        for layer in self.backbone["layers"]:
+            batch = batch + layer(batch).tanh()
+        return self.head(batch).square().mean()
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class MyNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared, self.depth, self.normals = (torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, batch):
+        shared = self.shared(batch).tanh()
+        return self.depth(shared).square().mean(), self.normals(shared).sub(1).square().mean()
+
+
+def test_python_of_the_callbacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    callbacks, gradnorm = blocks("callbacks/README.md", "python")
+    data = DataLoader(torch.randn(8, 4), batch_size=2)
+    names = {}
+    exec(callbacks, names)
+    names["trainer"].fit_loop.max_epochs = 2
+    names["trainer"].fit(Classifier(), data, data)
+    assert names["trainer"].global_step == 8
+
+    names = {"torch": torch, "MyNetwork": MyNetwork}
+    exec(gradnorm, names)
+    names["trainer"].fit_loop.max_epochs = 1
+    names["trainer"].fit(names["Scenes"](), data)
+    assert names["trainer"].global_step == 4
+
+
+def test_make():
+    """The targets that the README names are there."""
+    named = re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "")), re.MULTILINE)
+    assert named == ["demo", "test"]
+    if os.name == "posix":
+        subprocess.run(["make", "--dry-run", *named], cwd=ROOT, check=True, capture_output=True)
