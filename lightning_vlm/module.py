@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
+from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
@@ -41,7 +42,7 @@ from lightning_vlm.losses.tasks import (
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
 from lightning_vlm.metrics.answers import generate_answers
 from lightning_vlm.metrics.scores import Prediction, Scores
-from lightning_vlm.models.adapt import adapt, set_modes
+from lightning_vlm.models.adapt import adapt
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
 from lightning_vlm.models.fingerprint import Fingerprint
 from lightning_vlm.models.initial import initial_checks, initial_table, new_weights, refuse_frozen_chance
@@ -186,6 +187,8 @@ class VLMModule(LightningModule):
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
+        self._held: list[bool] = []  # which of them trained when modes were last set
+        self._in_training: list[torch.nn.Module] = []
         self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
         self._checked = 0  # how many trained when it was last looked whether all that trains is reached
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
@@ -269,10 +272,10 @@ class VLMModule(LightningModule):
                     logger.log_table("plan", list(COLUMNS), [list(row) for row in plan_rows(*of_plan)])
 
     def on_train_start(self) -> None:
-        """Frozen parts go to eval mode, trained ones to train mode; transformers loads all in eval mode."""
-        assert self.model is not None
+        """Begin to count."""
         assert self.tasks is not None
-        set_modes(self.model)
+        self._held = []
+        self._keep_modes()
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen, self._checked = 0, 0
         self._epoch_counts = self._fit_counts = SampleCounts()
@@ -298,6 +301,7 @@ class VLMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
+        self._keep_modes()
         loss = self._step_loss.add(*self.task_sums(batch))
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
@@ -307,6 +311,18 @@ class VLMModule(LightningModule):
             self._checked = trains
             self._watch = Reached(self, self.no_gradient_needed)
         return loss
+
+    def _keep_modes(self) -> None:
+        """What trains is in train mode and what is frozen in eval mode, whatever has changed either.
+
+        transformers loads all in eval mode, projects call `train()` or `eval()`, and callbacks freeze.
+        """
+        assert self.model is not None
+        trains = [one.requires_grad for one in self._may_train]
+        if trains != self._held or not all(one.training for one in self._in_training):
+            hold_modes(self.model)
+            self._held = trains
+            self._in_training = [one for one in self.model.modules() if one.training]
 
     def on_after_backward(self) -> None:
         """After the first batch with pictures, and the first since what trains has changed: stop if something
@@ -322,7 +338,9 @@ class VLMModule(LightningModule):
             )
 
     def on_train_end(self) -> None:
-        """Say so if nothing could be checked."""
+        """Say what was left out, and if nothing could be checked."""
+        if self.model is not None:
+            release_modes(self.model)
         self._task_log.write(self.trainer)
         counts = self._fit_counts
         if counts.share >= WORTH_A_LINE:

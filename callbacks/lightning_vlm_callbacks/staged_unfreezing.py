@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from typing_extensions import override
 
+from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
@@ -74,8 +75,9 @@ class StagedUnfreezing(Callback):
     `lr/<group>`, or `lr/<group>/<selector>` where selectors divide a group; see `rates_in_force`.
 
     What is frozen keeps no graph, no gradient and no optimizer state, stays as it is bit for bit, and is in
-    eval mode: no dropout, norm statistics untouched. What is unfrozen begins without momentum. Under DDP the
-    module is wrapped anew at each change, so only what trains is synchronised.
+    eval mode, even if the project calls `train()`: no dropout, norm statistics untouched. What is unfrozen
+    begins without momentum. Under DDP the module is wrapped anew at each change, so only what trains is
+    synchronised.
 
     A stage begins between two optimizer steps and is a function of `trainer.global_step`, so a resumed run
     goes on as the uninterrupted one. Only what a metric has decided is saved; stages given on resume win.
@@ -182,8 +184,8 @@ class StagedUnfreezing(Callback):
         stage = stage_at(run.step, run.starts)
         if stage != run.stage:
             self._enter(trainer, pl_module, stage)
-        elif run.validated:  # a module's own on_validation_model_train may have put all in train mode
-            set_modes(pl_module)
+        elif run.validated:  # a module's own on_validation_model_train may have left all in eval mode
+            hold_modes(pl_module)
         run.validated = False
         if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
             run.logged = run.step
@@ -205,10 +207,12 @@ class StagedUnfreezing(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._end()
+        release_modes(pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._end()
+        release_modes(pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -256,7 +260,7 @@ class StagedUnfreezing(Callback):
                 optimizer.state.pop(one, None)
         in_stages = {one: [one in scales for scales in run.scales] for one in trains}
         run.since = {one: trains_since(step, run.starts, there) for one, there in in_stages.items()}
-        set_modes(root)
+        hold_modes(root)
         if changed and isinstance(trainer.strategy, DDPStrategy):
             _wrap_anew(trainer.strategy, root)
         what = ", ".join(f"{line.selector} ×{line.scale:g}" for line in run.lines[stage] if line.scales)
@@ -313,22 +317,6 @@ class StagedUnfreezing(Callback):
             for name, weight in weights.items():
                 there[name].copy_(weight)
         return {one for name, one in root.named_parameters() if name in weights}
-
-
-def set_modes(module: nn.Module, outer: bool = True) -> None:
-    """Train mode for each module with something that trains in it, eval mode for one whose parameters are all
-    frozen. A module without parameters, such as dropout, goes with the one that it is in.
-
-    >>> frozen = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Dropout())
-    >>> model = nn.ModuleList([frozen, nn.Linear(1, 1)])
-    >>> set_modes(model)
-    >>> [name for name, module in model.named_modules() if module.training]
-    ['', '1']
-    """
-    trains = [one.requires_grad for one in module.parameters()]
-    module.training = any(trains) if trains else outer
-    for child in module.children():
-        set_modes(child, module.training)
 
 
 def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, Tensor]:

@@ -90,25 +90,6 @@ def trainable_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def set_modes(model: nn.Module) -> None:
-    """Train mode for each module with something trainable in it, eval mode for the rest.
-
-    `from_pretrained` leaves a model in eval mode, and `train()` on all of it would switch on the dropout of
-    frozen towers. A module without parameters, such as dropout, goes with the module that it is in.
-
-    Args:
-        model: Any module; call again after what trains has changed.
-    """
-    _set_mode(model, outer=False)
-
-
-def _set_mode(module: nn.Module, outer: bool) -> None:
-    trains = [parameter.requires_grad for parameter in module.parameters()]
-    module.training = any(trains) if trains else outer
-    for child in module.children():
-        _set_mode(child, outer=module.training)
-
-
 def _choose(model: PreTrainedModel, selector: str, line: Line, parts: Parts) -> _Chosen:
     adapts = line.settings is not None
     try:

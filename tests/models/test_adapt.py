@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_vlm_callbacks.modes import set_modes
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from PIL import Image
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from lightning_vlm.data.templates import chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.adapt import adapt, trainable_names
 from lightning_vlm.models.load import load_model, load_vlm
 from lightning_vlm.models.parts import find_parts, parameters_by_part
 

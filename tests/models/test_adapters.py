@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+from lightning_vlm_callbacks.modes import set_modes
 from torch import nn
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.adapt import adapt, trainable_names
 from lightning_vlm.models.adapters import (
     Bottleneck,
     adapters_of,

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from lightning_vlm_callbacks.modes import set_modes
 from PIL import Image
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.adapt import adapt, trainable_names
 from lightning_vlm.models.adapters import adapters_of
 from lightning_vlm.models.cross_modal import CrossModal, look
 from lightning_vlm.models.load import load_model

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from lightning_vlm_callbacks.modes import set_modes
 from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, set_modes, trainable_names
+from lightning_vlm.models.adapt import adapt, trainable_names
 from lightning_vlm.models.load import load_model
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.quantize import Quantization

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning_vlm_callbacks.modes import set_modes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversation, Message, Text
@@ -9,7 +10,6 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import set_modes
 
 FAMILIES = tuple(tiny.FAMILIES)
 FULL = {"vision": "full", "projector": "full", "language": "full"}

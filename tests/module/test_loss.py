@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning_vlm_callbacks.modes import set_modes
 from transformers import (
     AutoModelForImageTextToText,
     LlavaNextConfig,
@@ -17,7 +18,6 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import set_modes
 
 FAMILIES = tuple(tiny.FAMILIES)
 ONES = KindWeights(box=1.0, entity=1.0)

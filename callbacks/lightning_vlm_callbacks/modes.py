@@ -1,0 +1,90 @@
+"""Train and eval modes that follow from what trains, and hold against calls of `train()`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+__all__ = ["hold_modes", "release_modes", "set_modes"]
+
+
+def set_modes(module: nn.Module, outer: bool = True) -> None:
+    """Train mode for each module with something that trains in it, eval mode for one whose parameters are all
+    frozen. A module without parameters, such as dropout, goes with the one that it is in.
+
+    Args:
+        module: Any module.
+        outer: The mode of the module if it has no parameters.
+
+    >>> frozen = nn.Sequential(nn.Linear(1, 1).requires_grad_(False), nn.Dropout())
+    >>> model = nn.ModuleList([frozen, nn.Linear(1, 1)])
+    >>> set_modes(model)
+    >>> [name for name, module in model.named_modules() if module.training]
+    ['', '1']
+    """
+    trains = [one.requires_grad for one in module.parameters()]
+    module.training = any(trains) if trains else outer
+    for child in module.children():
+        set_modes(child, module.training)
+
+
+def hold_modes(module: nn.Module) -> None:
+    """Set modes as `set_modes` does, and keep frozen parts in eval mode until `release_modes`.
+
+    Many projects call `self.train()` as an epoch or a batch starts. The norm statistics of frozen parts would
+    then move, and their dropout would be on. So a frozen module's `train()` has no effect while it is held,
+    whichever module it is called through, and norms and dropout also enter eval mode before each forward, in
+    case something sets their `training` itself. What trains can be put into either mode.
+
+    Args:
+        module: Any module. Call it again when what trains has changed.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1).requires_grad_(False))
+    >>> hold_modes(model)
+    >>> [child.training for child in model.train()]
+    [True, False]
+    >>> release_modes(model)
+    >>> [child.training for child in model.train()]
+    [True, True]
+    """
+    release_modes(module)
+    set_modes(module)
+    for one in module.modules():
+        if not one.training:
+            one.train = _StayInEval(one)  # type: ignore[method-assign]
+
+
+def release_modes(module: nn.Module) -> None:
+    """Let `train()` work again. Modes stay as they are until it is called."""
+    for one in module.modules():
+        held = one.__dict__.get("train")
+        if isinstance(held, _StayInEval):
+            held.remove()
+
+
+class _StayInEval:
+    """Stands in for the `train` method of a frozen module. Unlike a local function it can be pickled."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._hook: Any = None
+        if isinstance(module, _NormBase | _DropoutNd):
+            self._hook = module.register_forward_pre_hook(_enter_eval)
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        self._module.training = False
+        for child in self._module.children():
+            child.train(False)
+        return self._module
+
+    def remove(self) -> None:
+        del self._module.__dict__["train"]
+        if self._hook is not None:
+            self._hook.remove()
+
+
+def _enter_eval(module: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():  # a compiled graph keeps the mode that it was compiled in
+        module.training = False
