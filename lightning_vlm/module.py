@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning_vlm_callbacks.exact_resume import restore_accumulation
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
 from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.runs import run_folder
@@ -55,6 +56,7 @@ from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
 from lightning_vlm.optim.closures import check_closure, several_calls
+from lightning_vlm.resume import WINDOW, AccumulationWindow
 from lightning_vlm.run_files import pictures_of
 from lightning_vlm.steps import (
     Reached,
@@ -181,6 +183,7 @@ class VLMModule(LightningModule):
         self._seed: int | None = None
         self._scores = Scores()
         self._step_loss = StepLoss()
+        self._window = AccumulationWindow()
         self._step_was_empty = False
         self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
         self._counts_checked = self._epoch_is_whole = False
@@ -280,12 +283,15 @@ class VLMModule(LightningModule):
         self.tokens_seen, self._checked = 0, 0
         self._epoch_counts = self._fit_counts = SampleCounts()
         self._counts_checked = self._epoch_is_whole = False
+        restore_accumulation(self.trainer)
+        self._window.start_run(self.trainer)
         if self._seed is None:
             self._seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count what comes. Dropout is a function of seed, place in the run and rank, so that a resumed run
         draws the same."""
+        self._window.start_batch(self.trainer)
         torch.manual_seed(self.seed_of(batch_idx))
         targets = len((batch.targets or self.targets(batch)).positions)
         self._step_loss.targets += targets
@@ -337,6 +343,10 @@ class VLMModule(LightningModule):
                 "them in model.adapt, or list them in model.no_gradient_needed if that is right"
             )
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """A resumed run doesn't repeat the validation that follows if it was done before."""
+        self._window.end_batch(self.trainer, batch_idx)
+
     def on_train_end(self) -> None:
         """Say what was left out, and if nothing could be checked."""
         if self.model is not None:
@@ -349,7 +359,7 @@ class VLMModule(LightningModule):
                 f"Of {counts.samples:,} training samples {counts.left_out:,} ({counts.share:.0%}) were left "
                 f"out: {counts.reasons(limit)}"
             )
-        if not self._checked:
+        if not self._checked and self.tokens_seen:
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
 
     def teardown(self, stage: str) -> None:
@@ -401,6 +411,7 @@ class VLMModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, VLMDataModule):
             data.end_step(step.sums, step.counts, batch_idx)
+        self._window.end_step(self.trainer, batch_idx)
         samples = (batch_idx + 1) * self.trainer.world_size * getattr(data, "batch_size", 1)
         if self.trainer.is_last_batch or (samples >= ENOUGH and not self._counts_checked):
             self._check_counts()
@@ -412,6 +423,7 @@ class VLMModule(LightningModule):
             self.parameters(), tasks.weights, trainer.accumulate_grad_batches, trainer.world_size
         )
         tasks.scale = step.factor
+        self._window.stepping = True
         return step
 
     def _record_step(self, step: WholeStep) -> None:
@@ -560,6 +572,7 @@ class VLMModule(LightningModule):
             # Every rank has the same value; sync_dist only keeps Lightning from warning.
             sync = self.trainer.world_size > 1
             self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "exact_match"), sync_dist=sync)
+        self._window.end_validation(self.trainer)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -586,6 +599,8 @@ class VLMModule(LightningModule):
             own[KEY] = wandb_id
         if self.tasks is not None:
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            own[WINDOW] = self._window.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""
@@ -596,6 +611,7 @@ class VLMModule(LightningModule):
         if RANKS in checkpoint:
             fit_ranks(self, checkpoint)
             self._ever_trains &= {name for name, _ in self.named_parameters()}
+        self._window.load(own.get(WINDOW))
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
             note_other_run(self.trainer, own.get(KEY))
             self.tasks.go_on(own.get("tasks", {}))

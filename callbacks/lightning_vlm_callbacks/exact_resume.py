@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "epoch_ended",
     "go_on",
     "mend_progress",
+    "restore_accumulation",
     "set_random_state",
     "unsure_loaders",
 ]
@@ -113,6 +115,7 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
         position: None if another callback saved: then all is as Lightning resumes.
     """
     loop = trainer.fit_loop
+    restore_accumulation(trainer)
     if position == "epoch":
         # With max_steps Lightning takes the finished epoch for an unfinished one, and draws one more batch.
         # In either case it would keep the iterator it has made too early: with other random numbers.
@@ -130,6 +133,16 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
     if len(generators) == len(mine["generators"]):
         for generator, state in zip(generators, mine["generators"], strict=True):
             generator.set_state(state.cpu())
+
+
+def restore_accumulation(trainer: Trainer) -> None:
+    """Let a run that is resumed inside an epoch accumulate as many batches as it did there.
+
+    A GradientAccumulationScheduler sets the number when an epoch starts, which it doesn't for a resumed one.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
 
 
 def epoch_ended(trainer: Trainer) -> bool:

@@ -201,12 +201,12 @@ class GradientMonitor(Callback):
         self._read()  # it belongs to a step that the checkpoint has
         history = self._history
         thinned = [history.every, history.offered, list(history.points)]
-        return {**self._watch.state(), "skips": self._skips, "history": thinned}
+        return {**self._watch.state(), "skips": self._skips, "alarm": self._alarm, "history": thinned}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._watch.restore(state_dict)
-        self._skips = state_dict["skips"]
+        self._skips, self._alarm = state_dict["skips"], state_dict.get("alarm")
         self._history.every, self._history.offered, self._history.points = state_dict["history"]
 
     # Steps

@@ -135,7 +135,9 @@ class GradNorm(Callback):
             raise MisconfigurationException(
                 f"GradNorm: found weights of tasks that {tasks.set_by} changes; expected one of the two"
             )
-        name, layer = _layer(pl_module, self.layer)
+        # What requires gradients now may be less than when the run began.
+        before = self._loaded.get("layer") if self._loaded else None
+        name, layer = _layer(pl_module, self.layer, before)
         _refuse_tied(pl_module, name, layer)
         self._module, self._tasks = pl_module, tasks
         self._gradients = TaskGradients(layer, name, tasks, self.packed, self.sketch)
@@ -211,6 +213,7 @@ class GradNorm(Callback):
         history = self._history
         return {
             "tasks": list(self._tasks.names),
+            "layer": self._gradients.name,
             "weights": self._tasks.weights.clone(),
             "initial": self._initial.state_dict(),
             "norms": self._norms.clone(),
@@ -324,8 +327,14 @@ class GradNorm(Callback):
         history.points = [(step, dict(values)) for step, values in points]
 
 
-def _layer(root: nn.Module, selector: str | None) -> tuple[str, nn.Module]:
-    """The layer that is meant, and its name."""
+def _layer(root: nn.Module, selector: str | None, before: str | None = None) -> tuple[str, nn.Module]:
+    """The layer that is meant, and its name.
+
+    Args:
+        root: The module that it is in.
+        selector: Of the layer, if one was given.
+        before: The name of the layer that a resumed run measured; taken if there is no selector.
+    """
     if selector is not None:
         found = select_modules(root, selector)
         if len(found) != 1:
@@ -333,6 +342,14 @@ def _layer(root: nn.Module, selector: str | None) -> tuple[str, nn.Module]:
                 f"layer {selector!r}: found {len(found)} modules ({', '.join(list(found)[:4])}); expected one"
             )
         return next(iter(found.items()))
+    if before is not None:
+        there = dict(root.named_modules())
+        if before not in there:
+            raise MisconfigurationException(
+                f"GradNorm: the checkpoint measured layer {before}, which the model doesn't have; resume "
+                "with the same model, or set layer"
+            )
+        return before, there[before]
     inside = {
         name: one
         for name, one in root.named_modules()

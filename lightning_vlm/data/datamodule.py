@@ -17,7 +17,7 @@ from lightning_vlm.data.collate import Batch, Item, collate
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
-from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
+from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch, load_saved_state
 from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
 from lightning_vlm.data.task_batches import TaskBatches
 from lightning_vlm.data.task_sampling import TaskSampling
@@ -169,6 +169,8 @@ class VLMDataModule(LightningDataModule):
         if self.trainer:
             begin_next_epoch(self.trainer)
         self._training = self._loader("train", learn=True, prompts=False)
+        if self.trainer:
+            load_saved_state(self.trainer, self._training)
         return self._training
 
     def val_dataloader(self) -> ResumableLoader | list:

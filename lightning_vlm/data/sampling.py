@@ -76,11 +76,21 @@ def begin_next_epoch(trainer: Trainer) -> None:
     """
     loop = trainer.fit_loop
     now: Any = loop.epoch_progress.current
-    if loop.restarting and 0 < now.ready == now.processed:
+    if loop.restarting and now.ready == now.processed:
         loop.on_iteration_done()  # ends what resuming does to the epoch under way
         loop.epoch_loop.restarting = False
         if now.completed < now.processed:  # saved as it ended
             loop.epoch_progress.increment_completed()
+
+
+def load_saved_state(trainer: Trainer, loader: "ResumableLoader") -> None:
+    """Give a new training loader its state from the checkpoint that a trainer resumes from, if there is one.
+
+    Lightning does so itself only inside an epoch. What is drawn by task also depends on the epochs before.
+    """
+    states = trainer.fit_loop._combined_loader_states_to_load
+    if len(states) == 1:
+        loader.load_state_dict(states[0])
 
 
 class ResumableLoader(DataLoader):
@@ -94,6 +104,15 @@ class ResumableLoader(DataLoader):
     passed = 0
     """Samples of all ranks that the last pass handed out."""
     _resume: dict[str, Any] | None = None
+    _finished: int | None = None
+
+    def count_steps(self) -> None:
+        """From now on only batches whose optimizer step has been made count as seen; `finish` says which."""
+        self._finished = self._seen
+
+    def finish(self, batches: int) -> None:
+        """Called after an optimizer step: so many batches of this pass have had theirs."""
+        self._finished = batches
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # This runs at the first batch: Lightning asks for an iterator first, and sets the epoch then.
@@ -105,6 +124,8 @@ class ResumableLoader(DataLoader):
         whole = batches.batch_size * batches.num_replicas
         self._epoch, self._seen, self._resume = batches.epoch, batches.skip, None
         self.passed = whole * self._seen
+        if self._finished is not None:
+            self._finished = self._seen
         for batch in super().__iter__():
             self._seen += 1
             self.passed += whole
@@ -119,8 +140,13 @@ class ResumableLoader(DataLoader):
         return self.sampler
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epoch this is, how many of its batches have been handed out, and what makes them these."""
-        state = {"epoch": self._epoch, "seen": self._seen, **self._order()}
+        """Which epoch this is, how many of its batches have been seen, and what makes them these.
+
+        Seen are those that were handed out, or after `count_steps` those whose optimizer step has been made:
+        what was handed out since then comes again, because its gradients are in no checkpoint.
+        """
+        seen = self._seen if self._finished is None else self._finished
+        state = {"epoch": self._epoch, "seen": seen, **self._order()}
         more = self._batches.state_dict()
         return {**state, "order": more} if more else state
 
@@ -141,6 +167,8 @@ class ResumableLoader(DataLoader):
             )
         self._resume = dict(state)
         self._epoch, self._seen = state["epoch"], state["seen"]
+        if self._finished is not None:
+            self._finished = self._seen
         self.passed = state["seen"] * state["samples a step"]
         if was["sampling"] == now["sampling"] and "order" in state:
             self._batches.load_state_dict(state["order"])

@@ -967,6 +967,18 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
     assert repr(resumed[3]) == repr([line for line in whole[3] if line[0] >= at])
 
 
+def test_a_stop_that_is_due_survives_a_resume(fit, tmp_path):
+    """The step that gives the reason has been read, for the checkpoint, but not acted on."""
+    file = tmp_path / "at.ckpt"
+
+    def run(*callbacks, **options):
+        watched = monitor(on_anomaly="stop")
+        trainer = fit([Poison("head.bias", {2: 1e6}), watched, *callbacks], **options)
+        return trainer.global_step
+
+    assert run(Save(file, 3)) == run(ckpt_path=file)
+
+
 def test_all_of_the_state_comes_back(tmp_path):
     """As a checkpoint has it: nothing but primitives."""
     first, second = monitor(), monitor()

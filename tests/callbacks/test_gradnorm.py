@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks import GradNorm, TaskWeights
+from lightning_vlm_callbacks import GradNorm, StagedUnfreezing, TaskWeights
 from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates, weight_gradient
 from lightning_vlm_callbacks.selectors import SelectorError
 from lightning_vlm_callbacks.task_gradients import TaskGradients
@@ -783,6 +783,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path, options)
         )
     assert vars(gradnorm._history) == vars(resumed._history)
     assert (module.tasks.weights != 1).all()
+
+
+def test_a_run_resumed_in_a_later_stage_measures_the_same_layer(make_trainer, tmp_path):
+    """Which layer is taken depends on what trains when the run begins: then only block 0, later both."""
+
+    class Lora(Sorts):
+        def __init__(self):
+            super().__init__(adam=True)
+            from peft import LoraConfig, inject_adapter_in_model
+
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=["down"]), self)
+            self.head.requires_grad_(True)
+
+    def run(folder, ckpt_path=None):
+        module, gradnorm, seen = Lora(), quiet(initial_steps=2), []
+        stages = [{"at": 0, "train": {"blocks.0": 1.0}}, {"at": 3, "train": {"*": 1.0}}]
+        saves = ModelCheckpoint(tmp_path / folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        trainer = make_trainer(
+            callbacks=[StagedUnfreezing(stages, unit="step"), gradnorm, See(seen), saves],
+            enable_checkpointing=True,
+            max_epochs=3,
+        )
+        trainer.fit(module, DataLoader(data(16), 8), ckpt_path=ckpt_path)
+        return module.state_dict(), set(seen)
+
+    expected, measured = run("whole")
+    resumed, again = run("again", tmp_path / "whole" / "step=4.ckpt")
+    assert measured == again == {"blocks.0.down.lora_B.default"}
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_a_checkpoint_of_other_tasks_is_refused(fit, tmp_path):
