@@ -535,7 +535,8 @@ class VLMModule(LightningModule):
         if not batch.kinds.numel():  # only prompts
             none = torch.zeros(0, dtype=torch.int64)
             return Targets(none, none, torch.zeros(0))
-        weights = token_weights(batch.kinds, self.token_weights, batch.sample_weights)
+        of_samples, of_turns = batch.sample_weights, batch.turn_weights
+        weights = token_weights(batch.kinds, self.token_weights, of_samples, of_turns)
         weights = torch.nn.functional.pad(weights[:, 1:], (0, 1)).flatten()
         (positions,) = (weights >= LEAST_WEIGHT).nonzero(as_tuple=True)
         return Targets(positions, batch.inputs["input_ids"].flatten()[positions + 1], weights[positions])

@@ -64,7 +64,7 @@ SAMPLES = {
     "image bomb": (ask("bomb.png"), "expected at most 64000000 pixels"),
     "outside the root": (ask("../outside.png"), "which is outside '.'; expected a path below the image root"),
     "link out of the root": (ask("link.png"), "found 'link.png', which is outside '.'"),
-    "role order": (turns("assistant", "assistant"), "messages[0].role: found 'assistant'; expected 'user'"),
+    "only system turns": (turns("system", "system"), "messages: found only a system turn; expected at least"),
     "unknown role": (turns("usr", "assistant"), "did you mean 'user'?"),
     "no assistant turn": (turns("user"), "found no assistant turn; expected at least one answer"),
     "placeholders": (

@@ -1,31 +1,24 @@
-"""The texts of a conversation, and what a chat template makes of them."""
+"""What a chat template makes of the turns of a conversation."""
 
+import itertools
 import re
+import traceback
 import warnings
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from lightning_vlm.data.conversation import Box, Image, Message, Part, Text
+from lightning_vlm.data.bounded_template import BoundedTemplate
+from lightning_vlm.data.template_sizes import TemplateLimit
 from lightning_vlm.data.templates import TEMPLATES
+from lightning_vlm.data.turns import TextSpan
 from lightning_vlm.errors import DataError, UserError
-from lightning_vlm.kinds import Kind
 
 _MARKER = re.compile("\ue000(\\d+)\ue001")
-
-_ASK = {"role": "user", "content": [{"type": "text", "text": "\ue0000\ue001"}]}
-_ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "\ue0001\ue001"}]}
-
-
-class Talk(NamedTuple):
-    """One run of text in a message, as the template gets it, and the kind of each of its characters."""
-
-    text: str
-    kinds: bytes
-    answer: bool
+_OTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
+_PATTERNS = 1000
+"""Orders of roles of which it is remembered whether the template writes them."""
 
 
 class ChatTemplate:
@@ -34,57 +27,80 @@ class ChatTemplate:
     Args:
         processor: A processor of transformers.
         ends: The tokens that may end a turn.
+        placeholders: The tokens that may stand for a picture.
 
     Raises:
         UserError: There is no template, or it can't render one question and one answer.
     """
 
-    def __init__(self, processor: ProcessorMixin, ends: set[str]) -> None:
-        self._name = type(processor).__name__
+    def __init__(self, processor: ProcessorMixin, ends: set[str], placeholders: set[str]) -> None:
+        self.name = type(processor).__name__
         template = getattr(processor, "chat_template", None)
         template = template.get("default") if isinstance(template, dict) else template
-        if not template:
+        if not template or not str(template).strip():
             raise UserError(
-                f"{self._name} has no chat template; name a ready one with model.chat_template "
+                f"{self.name} has no chat template; name a ready one with model.chat_template "
                 f"({', '.join(TEMPLATES)}), or give the Jinja text"
             )
-        self._jinja, self._tokens = str(template), processor.tokenizer.special_tokens_map
+        self._tokens = processor.tokenizer.special_tokens_map
+        self._written: dict[tuple[str, ...], bool] = {}
+        try:
+            self._template = BoundedTemplate(str(template))
+        except Exception as error:
+            reason = _reason(error, str(template))
+            raise UserError(f"the chat template of {self.name} is no Jinja: {reason}; {_OTHER}") from error
         self._generation_prompt = self._find_generation_prompt()
         self._check_beginning()
-        self.end_of_turn = self._find_end_of_turn(ends)
+        self.end_of_turn = self._find_end_of_turn(ends, str(processor.tokenizer.eos_token))
         """What it writes to end an answer: a special token, and white space before it."""
+        self._check_picture(placeholders)
+        if self._template.asked_for_date:
+            day = self._template.now.date()
+            self._warn(f"writes the date: that of the start, {day}; a run on another day has other tokens")
 
     def render(self, turns: list[dict[str, Any]], generate: bool, source: str) -> str:
         """The text of some turns, with the generation prompt behind it if asked for.
 
         Raises:
-            DataError: The template refuses them.
+            DataError: The template refuses them, fails at them, or does not end.
         """
         try:
-            rendered: Any = render_jinja_template(
-                conversations=[turns],
-                chat_template=self._jinja,
-                add_generation_prompt=generate,
-                **self._tokens,
-            )
-        except (TemplateError, TypeError) as error:
-            found = f"a conversation that the chat template refuses ({error})"
-            expected = "turns that it knows, or another template (model.chat_template)"
+            return self._render(turns, generate)
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = _reason(error, self._template.text)
+            roles = [turn["role"] for turn in turns]
+            if any(role != "system" and later == "system" for role, later in itertools.pairwise(roles)):
+                found = f"a system turn behind others, which the chat template refuses ({reason})"
+                expected = "system turns at the start, or another template (model.chat_template)"
+            else:
+                found = f"a conversation that the chat template refuses ({reason})"
+                expected = "turns that it knows, or another template (model.chat_template)"
             raise DataError(source, "messages", found, expected) from error
-        return str(rendered[0][0])
+
+    def writes(self, roles: tuple[str, ...]) -> bool:
+        """Whether it writes the text of each of some turns, once and in order."""
+        if roles not in self._written:
+            if len(self._written) >= _PATTERNS:
+                self._written.clear()
+            try:
+                marked = self._render([_turn(role, index) for index, role in enumerate(roles)], False)
+            except Exception:
+                marked = ""
+            self._written[roles] = _numbers(marked) == list(range(len(roles)))
+        return self._written[roles]
 
     def as_written(
-        self, marked: str, turns: list[dict[str, Any]], talks: list[Talk], generate: bool, source: str
-    ) -> list[Talk]:
+        self, marked: str, turns: list[dict[str, Any]], spans: list[TextSpan], generate: bool, source: str
+    ) -> list[TextSpan]:
         """The texts as the template writes them: as they are, or stripped. Anything else is refused."""
         pieces = _MARKER.split(marked)  # template, number, template, number, ..., template
-        found = [int(number) for number in pieces[1::2]]
-        if found != list(range(len(talks))):
-            lost = sorted(set(range(len(talks))) - set(found))
-            what = f"that leaves out text {lost[0] + 1}" if lost else "that repeats or reorders texts"
+        found = _numbers(marked)
+        if found != list(range(len(spans))):
+            lost = sorted(set(range(len(spans))) - set(found))
+            what = f"that leaves out {spans[lost[0]].key}" if lost else "that repeats or reorders texts"
             expected = "one that writes every text once, in order"
             raise DataError(source, "messages", f"a chat template {what}", expected)
-        texts = iter(talks)
+        texts = iter(spans)
         real = [
             {
                 **turn,
@@ -96,9 +112,9 @@ class ChatTemplate:
             for turn in turns
         ]
         written = self.render(real, generate, source)
-        if _MARKER.sub(lambda match: talks[int(match[1])].text, marked) == written:
-            return talks
-        forms = [_forms(talk) for talk in talks]
+        if _MARKER.sub(lambda match: spans[int(match[1])].text, marked) == written:
+            return spans
+        forms = [_forms(span) for span in spans]
         pattern = re.escape(pieces[0]) + "".join(
             f"({'|'.join(map(re.escape, form))}){re.escape(piece)}"
             for form, piece in zip(forms, pieces[2::2], strict=True)
@@ -109,35 +125,90 @@ class ChatTemplate:
             raise DataError(source, "messages", found_text, expected)
         return [form[text] for form, text in zip(forms, match.groups(), strict=True)]
 
+    def _render(self, turns: list[dict[str, Any]], generate: bool) -> str:
+        return self._template.render(turns, add_generation_prompt=generate, **self._tokens)
+
+    def _trial(self, *roles: str, generate: bool = False) -> list[str]:
+        """What the template writes before, between and behind the texts of some turns.
+
+        Raises:
+            UserError: It fails at them, or does not write each text once and in order.
+        """
+        chat = " and ".join(roles) if len(roles) < 3 else f"{len(roles)} turns"
+        try:
+            marked = self._render([_turn(role, index) for index, role in enumerate(roles)], generate)
+        except Exception as error:
+            reason = _reason(error, self._template.text)
+            message = f"the chat template of {self.name} can't render a chat of {chat}: {reason}; {_OTHER}"
+            raise UserError(message) from error
+        if _numbers(marked) != list(range(len(roles))):
+            what = "nothing" if not marked.strip() else "not every text once and in order"
+            raise UserError(f"the chat template of {self.name} writes {what} of a chat of {chat}; {_OTHER}")
+        return _MARKER.split(marked)[::2]
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"the chat template of {self.name} {what}", stacklevel=4)
+
     def _find_generation_prompt(self) -> str:
         """What the template writes to have an answer begun; if nothing, how it ends a question."""
-        without, prompt = self.render([_ASK], False, "?"), self.render([_ASK], True, "?")
+        _, without = self._trial("user")
+        _, prompt = self._trial("user", generate=True)
         begin = prompt[len(without) :] if prompt.startswith(without) else ""
-        return begin or _MARKER.split(prompt)[-1]
+        return begin or prompt
 
     def _check_beginning(self) -> None:
         """Warn of a template that begins the answers in a chat otherwise than it asks for one."""
-        before = _MARKER.split(self.render([_ASK, _ANSWER], False, "?"))[2]
+        before = self._trial("user", "assistant")[1]
         if self._gap(before) is None:
-            warnings.warn(
-                f"the chat template of {self._name} begins an answer with {before!r}, but asks for one with "
-                f"{self._generation_prompt!r}, so the model would be asked otherwise than it was trained; "
-                f"choose another with model.chat_template ({', '.join(TEMPLATES)})",
-                stacklevel=3,
+            self._warn(
+                f"begins an answer with {before!r}, but asks for one with {self._generation_prompt!r}, so "
+                f"the model would be asked otherwise than it was trained; {_OTHER}"
             )
 
-    def _find_end_of_turn(self, special: set[str]) -> str:
+    def _find_end_of_turn(self, special: set[str], eos: str) -> str:
         """What the template writes to end an answer: a special token, and white space before it."""
-        behind = _MARKER.split(self.render([_ASK, _ANSWER], False, "?"))[-1]
-        match = re.match(rf"\s*(?:{any_of(special).pattern})", behind)
-        if match is None:
-            warnings.warn(
-                f"the chat template of {self._name} writes no end-of-turn token after an "
-                "answer, so the model would never learn to stop; choose one that does with "
-                f"model.chat_template ({', '.join(TEMPLATES)})",
-                stacklevel=3,
+        pattern = re.compile(rf"\s*({any_of(special).pattern})")
+        begin, _, last = self._trial("user", "assistant")
+        match = pattern.match(last)
+        between = self._between_rounds()
+        if match and between is not None and not between.startswith(match[0]):
+            self._warn(
+                f"ends only the last answer of a chat with {match[1]!r}, so after the others the model would "
+                f"not learn to stop; {_OTHER}"
             )
-        return match[0] if match else ""
+        if match:
+            return match[0]
+        inner = pattern.match(between or "")
+        # What begins the first turn too begins the next one here, and ends nothing.
+        if inner and (inner[1] == eos or inner[1] not in begin):
+            self._warn(
+                f"ends every answer but the last one of a chat with {inner[1]!r}, so the model would hardly "
+                f"learn to stop; {_OTHER}"
+            )
+            return inner[0]
+        self._warn(
+            f"writes no end-of-turn token after an answer, so the model would never learn to stop; {_OTHER}"
+        )
+        return ""
+
+    def _between_rounds(self) -> str | None:
+        """What it writes between an answer and the next question; None if it takes one round only."""
+        roles = ("user", "assistant") * 2
+        return self._trial(*roles)[2] if self.writes(roles) else None
+
+    def _check_picture(self, placeholders: set[str]) -> None:
+        """Warn of a template that has no place for pictures."""
+        turn = _turn("user", 0)
+        turn["content"].insert(0, {"type": "image"})
+        try:
+            written = self._render([turn], False)
+        except Exception as error:
+            reason = _reason(error, self._template.text)
+            self._warn(f"refuses a question with a picture ({reason}); {_OTHER}")
+            return
+        if placeholders and not any_of(placeholders).search(written):
+            shown = " or ".join(sorted(placeholders))
+            self._warn(f"writes no place for a picture ({shown}), so pictures will be refused; {_OTHER}")
 
     def gap(self, before: str) -> int:
         """How many characters at the end of an answer's lead-in come after the generation prompt."""
@@ -150,46 +221,39 @@ class ChatTemplate:
         return None
 
 
-def talks_of(message: Message) -> Iterator[Talk | None]:
-    """The texts of a message, neighbours joined, in order; None for each picture. An empty message has one
-    empty text."""
-    answer = message.role == "assistant"
-    run: list[Part] = []
-    for part in (*message.parts, None):
-        if part is not None and not isinstance(part, Image):
-            run.append(part)
-            continue
-        if run or (not message.parts):
-            text = "".join(_words(one) for one in run)
-            yield Talk(text, b"".join(_kind(one, answer) for one in run), answer)
-            run = []
-        if part is not None:
-            yield None
+def _turn(role: str, number: int) -> dict[str, Any]:
+    """A turn with a marker as its text."""
+    return {"role": role, "content": [{"type": "text", "text": f"\ue000{number}\ue001"}]}
 
 
-def _words(part: Part) -> str:
-    return part.text if isinstance(part, Text) else str(part)
+def _numbers(marked: str) -> list[int]:
+    """The numbers of the markers in a text."""
+    return [int(number) for number in _MARKER.findall(marked)]
 
 
-def _kind(part: Part, answer: bool) -> bytes:
-    kind = Kind.INSTRUCTION
-    if answer:
-        kind = Kind.RESPONSE
-        if isinstance(part, Box):
-            kind = Kind.BOX
-        elif isinstance(part, Text) and part.entity:
-            kind = Kind.ENTITY
-    return bytes([kind]) * len(_words(part))
+def _reason(error: Exception, template: str) -> str:
+    """Why a template failed, in one line, with its line in a template of several."""
+    text = " ".join(str(error).split())
+    if isinstance(error, TemplateSyntaxError):
+        return f"line {error.lineno}: {text}"
+    if isinstance(error, RecursionError):
+        text = "it calls itself without end"
+    elif not isinstance(error, TemplateError | TemplateLimit):
+        text = f"{type(error).__name__}: {text}"
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
+    return f"line {lines[-1]}: {text}" if lines and template.count("\n") else text
 
 
-def _forms(talk: Talk) -> dict[str, Talk]:
+def _forms(span: TextSpan) -> dict[str, TextSpan]:
     """A text as it is, and with white space stripped in the ways that templates do."""
-    forms = {talk.text: talk}
+    forms = {span.text: span}
     for space in (None, "\n"):
-        start = len(talk.text) - len(talk.text.lstrip(space))
-        stop = len(talk.text.rstrip(space))
+        start = len(span.text) - len(span.text.lstrip(space))
+        stop = len(span.text.rstrip(space))
         for one in (slice(start, stop), slice(start, None), slice(stop)):
-            forms.setdefault(talk.text[one], Talk(talk.text[one], talk.kinds[one], talk.answer))
+            forms.setdefault(span.text[one], span.part(one))
     return forms
 
 

@@ -45,6 +45,9 @@ class Batch(NamedTuple):
         tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
         questions: The prompt of each sample in words, if answers are to be generated.
+        turn_weights: Tensor of shape [batch, length], float32: the weight of the turn of each token of an
+            answer, 1 for all others; None where all turns weigh 1.
+        changes: What was done to the turns of its samples, a sentence of `turns` for each time.
     """
 
     inputs: dict[str, Tensor]
@@ -59,6 +62,8 @@ class Batch(NamedTuple):
     tokens: int
     targets: Targets | None = None
     questions: Sequence[Question] = ()
+    turn_weights: Tensor | None = None
+    changes: tuple[str, ...] = ()
 
 
 class Item(NamedTuple):
@@ -94,6 +99,8 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
         cut=cut,
         tokens=sum(len(one.input_ids) for one in examples),
         questions=[question_of(one.conversation) for one in prompts],
+        turn_weights=_turn_weights(examples),
+        changes=tuple(change for example in shown for change in example.changes),
     )
 
 
@@ -126,6 +133,16 @@ def rows_alike(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor
                 mine[name] = row_values[:, :, :count] if _by_token(value, inputs) else row_values[:, :count]
         groups.append((rows, mine))
     return groups
+
+
+def _turn_weights(examples: Sequence[Example]) -> Tensor | None:
+    if all(example.turn_weights is None for example in examples):
+        return None
+    rows = []
+    for example in examples:
+        ones = torch.ones(len(example.input_ids))
+        rows.append(ones if example.turn_weights is None else example.turn_weights)
+    return _stack(rows, 1, "right")
 
 
 def _by_token(value: Tensor, inputs: Mapping[str, Tensor]) -> bool:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from lightning_vlm.errors import DataError, UserError
 
@@ -81,14 +81,16 @@ class Conversation:
     """One training sample.
 
     Args:
-        messages: An optional system turn, then user and assistant turns in alternation, beginning with the
-            user. A conversation that ends with a user turn is a prompt: it can be answered, not learned from.
+        messages: Usually an optional system turn, then user and assistant turns in alternation, beginning
+            with the user. In other orders (a greeting first, several turns of one role in a row) it is the
+            chat template that decides; see `turns.arrange`. What comes after the last answer is a prompt: it
+            can be answered, not learned from.
         task: Losses, weights and metrics are kept per task.
         weight: Multiplies the weight of each of its tokens in the loss.
         source: Where it came from, as `file:line`. Every error about it begins with this.
 
     Raises:
-        DataError: A wrong role or order, an empty conversation, a picture outside a user or system turn, a
+        DataError: A wrong role, an empty conversation, a picture outside a user or system turn, a
             box outside 0..1, or a weight that isn't between 0 and a million.
 
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
@@ -105,18 +107,15 @@ class Conversation:
         _check_weight(self.weight, self.source, "weight")
         if not self.messages:
             raise DataError(self.source, "messages", "an empty list", "at least one user turn")
-        first = 1 if self.messages[0].role == "system" else 0
         for index, message in enumerate(self.messages):
             key = f"messages[{index}]"
-            if index >= first:
-                wanted = "user" if (index - first) % 2 == 0 else "assistant"
-                if message.role != wanted:
-                    expected = f"'{wanted}' (an optional system turn, then user and assistant in alternation)"
-                    raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
+            if message.role not in get_args(Role):
+                expected = f"one of {', '.join(map(repr, get_args(Role)))}"
+                raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
             _check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
                 _check_part(part, message.role, self.source, f"{key}.content[{place}]")
-        if len(self.messages) == first:
+        if all(message.role == "system" for message in self.messages):
             raise DataError(self.source, "messages", "only a system turn", "at least one user turn")
 
     @property

@@ -1,5 +1,6 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -93,6 +94,8 @@ class VLMDataModule(LightningDataModule):
         """What was left out so far on this process, by source."""
         self.cut: set[str] = set()
         """Which samples lost rounds to fit into `max_length`."""
+        self.changes: Counter[str] = Counter()
+        """What was done to the turns of samples on this process, each in a sentence, and how often."""
         self._renderer: Renderer | None = None
         self._training: ResumableLoader | None = None
 
@@ -194,6 +197,10 @@ class VLMDataModule(LightningDataModule):
                 raise error
             self.left_out[error.source] = error
         self.cut.update(batch.cut)
+        for change in batch.changes:
+            if change not in self.changes:
+                rank_zero_info(f"Turns: {change}")
+            self.changes[change] += 1
         targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
         return batch._replace(targets=targets(batch)) if targets else batch
 
@@ -238,6 +245,9 @@ class VLMDataModule(LightningDataModule):
             rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
         if self.cut:
             rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
+        for change, count in self.changes.items():
+            rank_zero_info(f"Turns, {count:,} times: {change}")
+        self.changes.clear()
 
     def _generates(self) -> bool:
         return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
@@ -303,8 +313,8 @@ class _Rendered(Dataset):
         reference, shorter = None, ""
         if self._learn:
             example = self._renderer.example(conversation)
-            if len(example.conversation.messages) < len(conversation.messages):
-                shorter, conversation = conversation.source, example.conversation
+            shorter = conversation.source if example.truncated else ""
+            conversation = example.conversation
         if self._prompts:
             prompt, reference = self._renderer.prompt(conversation)
         return Item(example, prompt, reference), shorter

@@ -93,8 +93,8 @@ class Messages(DataFile):
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
     Beside `messages` there may be `task` (a name) and `weight` (a number >= 0). Any other key is an error. An
-    optional system turn comes first, then user and assistant turns in alternation; a sample that ends with a
-    user turn is a prompt.
+    optional system turn comes first, then user and assistant turns, usually in alternation; a sample that
+    ends with a user turn is a prompt.
 
     Args:
         path: The file.

@@ -6,25 +6,31 @@ of each character whether the template, a picture or a person wrote it. Tokens g
 characters.
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.chat import ChatTemplate, Talk, any_of, check_unicode, talks_of
-from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.chat import ChatTemplate, any_of, check_unicode
+from lightning_vlm.data.conversation import Conversation, Image, Message
+from lightning_vlm.data.fitting import WITHOUT_LIMIT, longest_fit, turns_within
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.tokens import Run, encode, one_kind
+from lightning_vlm.data.recording_tokenizer import MARKERS, RecordingTokenizer, SpecialTokens
+from lightning_vlm.data.turns import (
+    TRAILING,
+    TextSpan,
+    Turn,
+    arrange,
+    plain_text,
+    round_ends,
+    text_spans,
+)
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
-
-_MARKERS = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003", re.DOTALL)
-"""The place of a text, or an expanded picture."""
 
 
 @dataclass(slots=True)
@@ -35,13 +41,23 @@ class Example:
         input_ids: Tensor of shape [length], int64.
         kinds: Tensor of shape [length], int8, a `Kind` for each token.
         inputs: What else the model's forward takes, as the processor gives it for one sample.
-        conversation: What was rendered, without the rounds that did not fit.
+        conversation: What was rendered, without what comes after the last answer and the rounds that did not
+            fit.
+        turn_weights: Tensor of shape [length], float32: the weight of the turn of each token of an answer, 1
+            for all others; None where each turn weighs 1.
+        truncated: How many messages did not fit.
+        changes: What else was done to its turns, each in a sentence of `turns`.
+        answer_ends: Up to which token each answer goes, without what ends its turn.
     """
 
     input_ids: Tensor
     kinds: Tensor
     inputs: dict[str, Tensor]
     conversation: Conversation
+    turn_weights: Tensor | None = None
+    truncated: int = 0
+    changes: tuple[str, ...] = ()
+    answer_ends: tuple[int, ...] = ()
 
 
 class TooLong(DataError):  # noqa: N818
@@ -84,40 +100,65 @@ class Renderer:
         added = self.tokenizer.added_tokens_decoder.values()
         special = {str(token) for token in self.tokenizer.all_special_tokens}
         special |= {token.content for token in added if token.special} | self._placeholders
-        self._spelled = any_of(special)
         never = sorted(special - {str(self.tokenizer.unk_token)})
         ids = (self.tokenizer.convert_tokens_to_ids(token) for token in never)
         known = {one for one in ids if one not in (None, self.tokenizer.unk_token_id)}
-        self._never_words = np.array(sorted(known), np.int64)
+        self._special = SpecialTokens(any_of(special), np.array(sorted(known), np.int64))
         # PaliGemma: all before the first answer (type 0) sees itself both ways. Its processor, which makes
         # labels too, doesn't know where the answers are, and would let them see what they are to say.
         self._sees_prefix_both_ways = "labels" in processor.model_input_names
         begin = {str(self.tokenizer.bos_token)} - {str(self.tokenizer.eos_token)}
-        self.template = ChatTemplate(processor, special - self._placeholders - begin)
+        self.template = ChatTemplate(processor, special - self._placeholders - begin, self._placeholders)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens of a sample: `max_length`, or a bound that only mistakes reach where it is None."""
+        if self.max_length is not None:
+            return self.max_length
+        of_tokenizer = self.tokenizer.model_max_length
+        return max(WITHOUT_LIMIT, of_tokenizer if of_tokenizer < 10**7 else 0)
 
     def example(self, conversation: Conversation) -> Example:
-        """Render a conversation to learn from.
+        """Render a conversation to learn from. What comes after its last answer is dropped.
 
         Raises:
             DataError: No assistant turn, a broken picture, what the template or the processor refuses, or a
                 text that the template changes so that it can't be masked exactly.
             TooLong: Not even its first round fits into `max_length`.
         """
-        if all(message.role != "assistant" for message in conversation.messages):
-            raise DataError(
-                conversation.source, "messages", "no assistant turn", "at least one answer to learn from"
-            )
-        while True:
-            example = self._render(conversation, generate=False)
-            length = len(example.input_ids)
-            if self.max_length is None or length <= self.max_length:
-                return example
-            messages = conversation.messages[: -2 if conversation.messages[-1].role == "assistant" else -1]
-            if all(message.role != "assistant" for message in messages):
-                found = f"{length} tokens, {int((example.kinds == Kind.IMAGE).sum())} of them of pictures"
-                expected = f"at most {self.max_length} (max_length); smaller pictures or a shorter text"
-                raise TooLong(conversation.source, "", found, expected)
-            conversation = replace(conversation, messages=messages)
+        source, messages = conversation.source, conversation.messages
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if not answers:
+            raise DataError(source, "messages", "no assistant turn", "at least one answer to learn from")
+        learned = messages[: answers[-1] + 1]
+        turns, changes = arrange(learned, self.template.writes)
+        changes += (TRAILING,) if len(learned) < len(messages) else ()
+        ends = round_ends(turns)
+        within, least = turns_within(turns, self.most_tokens, self.tokenizer)
+        rounds = sum(end <= within for end in ends)
+        if least is not None and (not rounds or self.max_length is None):
+            raise self._too_long(source, f"more than {least:,} tokens")
+        pictures: dict[tuple[int, int], PIL.Image.Image] = {}
+        rendered: dict[int, Example] = {}
+
+        def render(count: int) -> tuple[int, list[int]]:
+            if count not in rendered:
+                rendered[count] = self._render(conversation, turns[: ends[count - 1]], False, pictures)
+            example = rendered[count]
+            answers = [place + 1 for place, turn in enumerate(turns) if turn.role == "assistant"]
+            tokens = dict(zip(answers, example.answer_ends, strict=False))
+            return len(example.input_ids), [tokens[end] for end in ends[:count]]
+
+        fit = rounds if self.max_length is None else longest_fit(rounds, self.max_length, render)
+        length, _ = render(max(fit, 1))
+        example = rendered[max(fit, 1)]
+        if not fit:
+            of_pictures = int((example.kinds == Kind.IMAGE).sum())
+            raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures")
+        kept = sum(len(turn.messages) for turn in turns[: ends[fit - 1]])
+        conversation = replace(conversation, messages=messages[:kept])
+        truncated = len(learned) - kept
+        return replace(example, conversation=conversation, truncated=truncated, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
         """Render what the model is to answer: everything before the last assistant turn, and the template's
@@ -129,35 +170,57 @@ class Renderer:
         Raises:
             As `example`. A prompt is never cut: TooLong if it exceeds `max_length`.
         """
-        reference = None
-        if conversation.messages[-1].role == "assistant":
-            reference = "".join(talk.text for talk in talks_of(conversation.messages[-1]) if talk)
-            conversation = replace(conversation, messages=conversation.messages[:-1])
-        example = self._render(conversation, generate=True)
+        source, reference = conversation.source, None
+        turns, changes = arrange(conversation.messages, self.template.writes)
+        if turns[-1].role == "assistant":
+            reference = plain_text(turns.pop())
+        kept = sum(len(turn.messages) for turn in turns)
+        if all(turn.role == "system" for turn in turns):
+            turns.append(Turn("user", (), kept))  # a greeting alone is asked for with an empty question
+        _, least = turns_within(turns, self.most_tokens, self.tokenizer)
+        if least is not None:
+            raise self._too_long(source, f"a prompt of more than {least:,} tokens")
+        example = self._render(conversation, turns, True, {})
         if self.max_length is not None and len(example.input_ids) > self.max_length:
-            found = f"a prompt of {len(example.input_ids)} tokens"
-            raise TooLong(conversation.source, "", found, f"at most {self.max_length} (max_length)")
-        return example, reference
+            raise self._too_long(source, f"a prompt of {len(example.input_ids)} tokens")
+        asked = conversation.messages[:kept] or (Message("user", ()),)
+        conversation = replace(conversation, messages=asked)
+        return replace(example, conversation=conversation, changes=changes), reference
 
-    def _render(self, conversation: Conversation, generate: bool) -> Example:
+    def _too_long(self, source: str, found: str) -> TooLong:
+        if self.max_length is None:
+            expected = f"at most {self.most_tokens:,} without data.max_length; set it, so that it is cut"
+        elif found.startswith("a prompt"):
+            expected = f"at most {self.max_length} (max_length)"
+        else:
+            expected = f"at most {self.max_length} (max_length); smaller pictures or a shorter text"
+        return TooLong(source, "", found, expected)
+
+    def _render(
+        self,
+        conversation: Conversation,
+        turns: list[Turn],
+        generate: bool,
+        opened: dict[tuple[int, int], PIL.Image.Image],
+    ) -> Example:
+        """Render some turns of a conversation; `opened` keeps the pictures for the next time."""
         source = conversation.source
-        pictures, turns = [], []
-        talks: list[Talk] = []
-        for index, message in enumerate(conversation.messages):
+        pictures: list[PIL.Image.Image] = []
+        written: list[dict[str, Any]] = []
+        spans: list[TextSpan] = []
+        for turn in turns:
+            pictures += self._open_pictures(turn, source, opened)
             content: list[dict[str, str]] = []
-            for place, part in enumerate(message.parts):
-                if isinstance(part, Image):
-                    pictures.append(load_image(part, source, f"messages[{index}].content[{place}]"))
-            for talk in talks_of(message):
-                if talk is None:
+            for span in text_spans(turn):
+                if span is None:
                     content.append({"type": "image"})
                 else:
-                    check_unicode(talk.text, source, f"messages[{index}].content")
-                    content.append({"type": "text", "text": f"\ue000{len(talks)}\ue001"})
-                    talks.append(talk)
-            turns.append({"role": message.role, "content": content})
-        marked = self.template.render(turns, generate, source)
-        talks = self.template.as_written(marked, turns, talks, generate, source)
+                    check_unicode(span.text, source, span.key)
+                    content.append({"type": "text", "text": f"\ue000{len(spans)}\ue001"})
+                    spans.append(span)
+            written.append({"role": turn.role, "content": content})
+        marked = self.template.render(written, generate, source)
+        spans = self.template.as_written(marked, written, spans, generate, source)
         options: dict[str, Any] = {"return_tensors": "pt"}
         bos = self.tokenizer.bos_token
         if bos is not None and marked.startswith(bos):  # as apply_chat_template does
@@ -166,8 +229,10 @@ class Renderer:
         if places != len(pictures):
             found = f"{len(pictures)} picture(s) and {places} place(s) for them in the rendered template"
             raise DataError(source, "messages", found, "as many places as pictures")
-        spy = _Spy(self, talks, source, behind=_MARKERS.split(marked)[-1])
-        self.processor.tokenizer = spy
+        recorder = RecordingTokenizer(
+            self.tokenizer, self._special, self.template, spans, source, MARKERS.split(marked)[-1]
+        )
+        self.processor.tokenizer = recorder
         try:
             # Any nesting but [[picture, ...]] is refused by one family or another.
             inputs = dict(self.processor(text=[marked], images=[pictures] if pictures else None, **options))
@@ -180,7 +245,7 @@ class Renderer:
         finally:
             self.processor.tokenizer = self.tokenizer
         ids = inputs.pop("input_ids")[0]
-        kinds = torch.from_numpy(spy.kinds)
+        kinds = torch.from_numpy(recorder.kinds)
         if len(kinds) != len(ids):
             raise UserError(
                 f"{type(self.processor).__name__} changes the ids after tokenizing; not supported"
@@ -188,96 +253,18 @@ class Renderer:
         inputs.pop("labels", None)
         if self._sees_prefix_both_ways:
             inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
-        return Example(ids, kinds, inputs, conversation)
+        weights = None if recorder.weights is None else torch.from_numpy(recorder.weights)
+        return Example(ids, kinds, inputs, conversation, weights, answer_ends=tuple(recorder.answer_ends))
 
-
-class _Text(dict[str, Any]):
-    """What a tokenizer gives, where a processor may also ask for the token of a character."""
-
-    def __init__(self, inputs: Mapping[str, Any], token_of: Mapping[int, int]) -> None:
-        super().__init__(inputs)
-        self._token_of = token_of
-
-    def char_to_token(self, _: int, char: int) -> int | None:
-        """As of a tokenizer; for the first and last characters of pictures."""
-        return self._token_of.get(char)
-
-
-class _Spy:
-    """Stands in for the tokenizer while the processor works: gets the expanded text, puts in the real texts,
-    and knows the kind of each character.
-
-    Args:
-        renderer: Whose tokenizer it stands in for.
-        talks: The texts.
-        source: Of the sample.
-        behind: What the template writes behind the last text or picture.
-    """
-
-    def __init__(self, renderer: Renderer, talks: list[Talk], source: str, behind: str) -> None:
-        self._renderer, self._talks, self._source, self._behind = renderer, talks, source, behind
-        self.kinds = np.zeros(0, np.int8)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._renderer.tokenizer, name)
-
-    def __call__(self, text: list[str], **options: Any) -> dict[str, Any]:
-        for name in ("return_tensors", "return_offsets_mapping"):
-            options.pop(name, None)
-        runs = self._runs(text[0])
-        encoded = encode(self._renderer.tokenizer, runs, options)
-        ids = np.array(encoded.inputs["input_ids"][0])
-        forged = ids[encoded.words & np.isin(ids, self._renderer._never_words)]
-        if len(forged):
-            token = self._renderer.tokenizer.convert_ids_to_tokens(int(forged[0]))
-            found = f"text that spells {token}, which this tokenizer can't keep as text"
-            raise DataError(self._source, "messages", found, "other words")
-        self.kinds = encoded.kinds
-        return _Text(encoded.inputs, self._picture_tokens(text[0], runs, encoded.spans))
-
-    def _runs(self, text: str) -> list[Run]:
-        renderer, runs = self._renderer, []
-        pieces = _MARKERS.split(text)  # template, number or None, picture or None, template, ...
-        # What a processor writes behind everything (PaliGemma's a new line) ends the question, also when the
-        # answer is there already.
-        added = pieces[-1][len(self._behind) :] if pieces[-1].startswith(self._behind) else ""
-        pieces[-1] = pieces[-1].removesuffix(added)
-        answer = 0  # the one that ended just before
-        for place in range(0, len(pieces), 3):
-            piece = pieces[place]
-            number, picture = pieces[place + 1 : place + 3] or (None, None)
-            if answer and piece.startswith(renderer.template.end_of_turn):
-                runs.append(one_kind(renderer.template.end_of_turn, Kind.RESPONSE, answer))
-                piece = piece[len(renderer.template.end_of_turn) :]
-            talk = None if number is None else self._talks[int(number)]
-            answer = int(number or 0) + 1 if talk and talk.answer else 0
-            gap = renderer.template.gap(piece) if answer else 0
-            runs.append(one_kind(piece[: len(piece) - gap], Kind.SPECIAL))
-            if answer or place == len(pieces) - 1:
-                runs.append(one_kind(added, Kind.SPECIAL))
-                added = ""
-            if gap:
-                runs.append(one_kind(piece[-gap:], Kind.RESPONSE, answer))
-            if picture is not None:
-                begin = str(renderer.tokenizer.bos_token)  # PaliGemma's processor puts it behind the pictures
-                begin = begin if picture.endswith(begin) else ""
-                runs.append(one_kind(picture.removesuffix(begin), Kind.IMAGE))
-                runs.append(one_kind(begin, Kind.SPECIAL))
-            if talk:
-                plain = renderer._spelled.search(talk.text) is not None
-                runs.append(Run(talk.text, talk.kinds, answer, words=True, plain=plain))
-        return runs
-
-    def _picture_tokens(self, text: str, runs: list[Run], spans: np.ndarray) -> dict[int, int]:
-        """The tokens of the first and last characters of each picture, by their places in the marked text."""
-        pictures = [match.span(2) for match in _MARKERS.finditer(text) if match[2] is not None]
-        place, places = 0, []
-        for run in runs:
-            if run.kinds[:1] == bytes([Kind.IMAGE]):
-                places.append((place, place + len(run.text)))
-            place += len(run.text)
-        found = {}
-        for (start, stop), (begin, end) in zip(pictures, places, strict=True):
-            found[start] = int(np.searchsorted(spans[:, 1], begin, side="right"))
-            found[stop - 1] = int(np.searchsorted(spans[:, 1], end - 1, side="right"))
-        return found
+    def _open_pictures(
+        self, turn: Turn, source: str, opened: dict[tuple[int, int], PIL.Image.Image]
+    ) -> list[PIL.Image.Image]:
+        pictures = []
+        for index, message in enumerate(turn.messages, turn.first):
+            for place, part in enumerate(message.parts):
+                if not isinstance(part, Image):
+                    continue
+                if (index, place) not in opened:
+                    opened[index, place] = load_image(part, source, f"messages[{index}].content[{place}]")
+                pictures.append(opened[index, place])
+        return pictures

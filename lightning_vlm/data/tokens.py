@@ -19,6 +19,7 @@ class Run(NamedTuple):
         answer: Which answer it is part of, from 1 on; 0 is none. No token will hold parts of two.
         words: A person's words.
         plain: Words that spell a special token, and must stay words.
+        weight: How much its turn weighs. What the template writes around an answer has that of the answer.
     """
 
     text: str
@@ -26,11 +27,12 @@ class Run(NamedTuple):
     answer: int = 0
     words: bool = False
     plain: bool = False
+    weight: float = 1.0
 
 
-def one_kind(text: str, kind: Kind, answer: int = 0) -> Run:
+def one_kind(text: str, kind: Kind, answer: int = 0, weight: float = 1.0) -> Run:
     """A run of one kind that no person wrote."""
-    return Run(text, bytes([kind]) * len(text), answer)
+    return Run(text, bytes([kind]) * len(text), answer, weight=weight)
 
 
 class Encoded(NamedTuple):
@@ -41,12 +43,15 @@ class Encoded(NamedTuple):
         kinds: Array of shape [length], int8, a `Kind` for each token.
         words: Array of shape [length], bool: where a token is made of a person's words alone.
         spans: Array of shape [length, 2]: from which character to which each token goes.
+        weights: Array of shape [length], float32: the weight of the turn of each token of an answer, 1 for
+            others; None where all turns weigh 1.
     """
 
     inputs: dict[str, Any]
     kinds: np.ndarray
     words: np.ndarray
     spans: np.ndarray
+    weights: np.ndarray | None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Mapping[str, Any]) -> Encoded:
@@ -65,32 +70,30 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
     kinds = np.frombuffer(b"".join(run.kinds for run in runs) + b"\0", np.int8)
     answers = np.append(np.repeat([run.answer for run in runs], lengths), 0)
     words = np.append(np.repeat([run.words for run in runs], lengths), False)
+    literal = np.append(np.repeat([run.plain for run in runs], lengths), False)
     encoded = tokenizer([whole], return_offsets_mapping=True, **options)
     spans = _spans(encoded.pop("offset_mapping")[0], 0)
-    plain: dict[int, int] = {}  # the start of each plain run, and its end
-    place = 0
-    for run in runs:
-        if run.plain:
-            plain[place] = place + len(run.text)
-        place += len(run.text)
     cuts = _borders(spans, answers)
-    if not plain and not cuts:
-        return Encoded(dict(encoded), *_of_tokens(spans, kinds, words), spans)
+    if not literal.any() and not cuts:
+        return Encoded(dict(encoded), *_of_tokens(spans, kinds, words), spans, _weights(spans, runs))
     # What the tokenizer adds by itself in front and behind has no characters.
     (own,) = np.nonzero(spans[:, 0] < spans[:, 1])
     front, back = (own[0], own[-1] + 1) if len(own) else (len(spans), len(spans))
     first = encoded["input_ids"][0]
-    cuts |= {0, len(whole), *plain, *plain.values()}
+    ends = list(itertools.accumulate(lengths))
+    cuts |= {0, len(whole)}
+    for run, end in zip(runs, ends, strict=True):
+        if run.plain:
+            cuts |= {end - len(run.text), end}
     while True:
         ids: list[int] = []
         parts: list[np.ndarray] = []
         places = sorted(cuts)
         for start, stop in itertools.pairwise(places):
-            inside = any(begin <= start and stop <= end for begin, end in plain.items())
             segment = tokenizer(
                 whole[start:stop],
                 add_special_tokens=False,
-                split_special_tokens=inside,
+                split_special_tokens=bool(literal[start]),
                 return_offsets_mapping=True,
             )
             ids += segment["input_ids"]
@@ -104,7 +107,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
         cuts |= more
     ids = [*first[:front], *ids, *first[back:]]
     inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
-    return Encoded(inputs, *_of_tokens(spans, kinds, words), spans)
+    return Encoded(inputs, *_of_tokens(spans, kinds, words), spans, _weights(spans, runs))
 
 
 def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:
@@ -124,7 +127,28 @@ def _borders(spans: np.ndarray, answers: np.ndarray) -> set[int]:
     (borders,) = np.nonzero(answers[1:] != answers[:-1])
     borders = borders + 1
     long = spans[spans[:, 1] - spans[:, 0] > 1]
-    return {int(one) for one in borders if ((long[:, 0] < one) & (one < long[:, 1])).any()}
+    if not len(long):
+        return set()
+    # The last token that begins before a border is the only one that may go on behind it.
+    token = np.searchsorted(long[:, 0], borders, side="left") - 1
+    inside = (token >= 0) & (borders < long[token, 1])
+    return set(borders[inside].tolist())
+
+
+def _weights(spans: np.ndarray, runs: Sequence[Run]) -> np.ndarray | None:
+    """The weight of the turn of each token: that of an answer where a character of the token is part of one.
+
+    No token holds characters of answers of different weights.
+    """
+    if all(run.weight == 1 for run in runs):
+        return None
+    flat = spans.reshape(-1)
+    lengths = [len(run.text) for run in runs]
+    of_answers = [run.weight if run.answer else np.inf for run in runs]
+    characters = np.append(np.repeat(np.array(of_answers, np.float32), lengths), np.float32(np.inf))
+    weights = np.minimum.reduceat(characters, flat)[::2].copy()
+    weights[(spans[:, 0] == spans[:, 1]) | np.isinf(weights)] = 1
+    return weights
 
 
 def _of_tokens(spans: np.ndarray, kinds: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.chat import talks_of
 from lightning_vlm.data.conversation import Conversation, Image
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.turns import Turn, arrange, text_spans
 
 
 class Held(NamedTuple):
@@ -55,11 +55,12 @@ def held(
     for index, conversation in enumerate(islice(conversations, count)):
         asked = _question(conversation)
         example, _ = renderer.prompt(asked)
+        turns, _ = arrange(asked.messages, renderer.template.writes)
         found.append(
             Held(
                 conversation.source,
                 {"input_ids": example.input_ids[None], **example.inputs},
-                _chat(asked, folder, index),
+                _chat(turns, conversation.source, folder, index),
             )
         )
     return found
@@ -67,23 +68,24 @@ def held(
 
 def _question(conversation: Conversation) -> Conversation:
     roles = [message.role for message in conversation.messages]
-    stop = roles.index("assistant") if "assistant" in roles else len(roles)
+    asked = roles.index("user") if "user" in roles else 0  # a greeting may stand before it
+    stop = roles.index("assistant", asked) if "assistant" in roles[asked:] else len(roles)
     return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
 
 
-def _chat(conversation: Conversation, folder: Path, index: int) -> list[dict[str, Any]]:
+def _chat(turns: Sequence[Turn], source: str, folder: Path, index: int) -> list[dict[str, Any]]:
     chat: list[dict[str, Any]] = []
-    for turn, message in enumerate(conversation.messages):
+    for number, turn in enumerate(turns):
         content = []
-        pictures: Sequence[Image] = [part for part in message.parts if isinstance(part, Image)]
-        following = iter(enumerate(pictures))
-        for talk in talks_of(message):
-            if talk is not None:
-                content.append({"type": "text", "text": talk.text})
+        parts = [part for message in turn.messages for part in message.parts]
+        following = enumerate(part for part in parts if isinstance(part, Image))
+        for span in text_spans(turn):
+            if span is not None:
+                content.append({"type": "text", "text": span.text})
                 continue
             place, picture = next(following)
-            path = folder.resolve() / f"{index}-{turn}-{place}.png"
-            load_image(picture, conversation.source, "image").save(path)
+            path = folder.resolve() / f"{index}-{number}-{place}.png"
+            load_image(picture, source, "image").save(path)
             content.append({"type": "image", "path": str(path)})
-        chat.append({"role": message.role, "content": content})
+        chat.append({"role": turn.role, "content": content})
     return chat

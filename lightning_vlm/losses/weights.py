@@ -1,4 +1,4 @@
-"""How much each token counts in the loss: a table by kind, times the weight of its sample (seed 3.2.2)."""
+"""How much each token counts in the loss: a table by kind, times its sample's and its turn's weight."""
 
 import difflib
 import math
@@ -59,13 +59,16 @@ class KindWeights:
             )
 
 
-def token_weights(kinds: Tensor, table: KindWeights, sample_weights: Tensor) -> Tensor:
-    """The weight of every token: that of its kind times that of its sample.
+def token_weights(
+    kinds: Tensor, table: KindWeights, sample_weights: Tensor, turn_weights: Tensor | None = None
+) -> Tensor:
+    """The weight of every token: that of its kind times that of its sample and that of its turn.
 
     Args:
         kinds: Tensor of shape [batch, sequence], int8, values of `Kind`.
         table: The weight of each kind.
         sample_weights: Tensor of shape [batch], floating-point, on the device of `kinds`.
+        turn_weights: Tensor of shape [batch, sequence], floating-point, likewise; None: all are 1.
     Returns:
         Tensor of shape [batch, sequence], float32. The host never waits for the device.
 
@@ -86,7 +89,8 @@ def token_weights(kinds: Tensor, table: KindWeights, sample_weights: Tensor) -> 
     weights = torch.tensor([by_kind[kind] for kind in Kind], dtype=torch.float32)
     # A blocking copy of even these few numbers would make the host wait for the device.
     weights = weights.to(kinds.device, non_blocking=True)
-    return weights[kinds.long()] * sample_weights.float()[:, None]
+    of_samples = weights[kinds.long()] * sample_weights.float()[:, None]
+    return of_samples if turn_weights is None else of_samples * turn_weights.float()
 
 
 class WeightCurve:

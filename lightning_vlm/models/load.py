@@ -1,5 +1,6 @@
 """Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
 
+import difflib
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from lightning_vlm.data.images import shorten
+from lightning_vlm.data.templates import TEMPLATES
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.initial import start_new
 from lightning_vlm.models.parts import find_parts
@@ -219,12 +222,17 @@ def resolve(name_or_path: str | Path) -> str:
 def _template(text_or_path: str) -> str:
     if "{" in text_or_path:
         return text_or_path
+    expected = "expected a ready template, a Jinja template or the path of a file with one"
     try:
-        return Path(text_or_path).read_text(encoding="utf-8")
-    except OSError:
-        raise UserError(
-            f"chat_template: found {text_or_path!r}; expected a Jinja template or the path of a file with one"
-        ) from None
+        text = Path(text_or_path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a null byte
+        near = difflib.get_close_matches(text_or_path, TEMPLATES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" ({', '.join(TEMPLATES)} are ready)"
+        why = " (a file that is no text)" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"chat_template: found {shorten(text_or_path)}{why}; {expected}{hint}") from None
+    if not text.strip():
+        raise UserError(f"chat_template: found {shorten(text_or_path)}, which is an empty file; {expected}")
+    return text
 
 
 @contextmanager

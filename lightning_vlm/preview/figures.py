@@ -36,6 +36,7 @@ class Fact(NamedTuple):
         tokens: Tensor of shape [kinds], int64: its tokens of each kind.
         learned: Likewise, those with weight.
         weight: Tensor of shape [kinds], float64: the weight of each kind.
+        changes: What was done to its turns, each in a sentence.
     """
 
     place: int
@@ -46,6 +47,7 @@ class Fact(NamedTuple):
     tokens: Tensor
     learned: Tensor
     weight: Tensor
+    changes: tuple[str, ...]
 
 
 class LeftOut(NamedTuple):
@@ -191,9 +193,19 @@ def sample_words(sample: Sample) -> str:
     fact, weight = sample.fact, sample.conversation.weight
     words = [f"{int(fact.learned.sum()):,} of {int(fact.tokens.sum()):,} tokens learned"]
     words += [f"sample weight {weight:g}"] if weight != 1 else []
+    answers = [one.weight for one in sample.conversation.messages if one.role == "assistant"]
+    if set(answers) != {1.0}:
+        words.append(f"weights of its answers {', '.join(f'{one:g}' for one in answers[:8])}")
+        words[-1] += ", ..." if len(answers) > 8 else ""
     every = len(sample.conversation.messages) + fact.cut
     words += [f"its end is cut off: {fact.cut} of {every} messages"] if fact.cut else []
     return ", ".join(words)
+
+
+def turn_words(preview: Preview) -> list[str]:
+    """What was done to the turns of samples, a line for each change."""
+    counts = Counter(change for fact in preview.facts for change in fact.changes)
+    return [f"{count:,} of {preview.read:,} samples read have {change}" for change, count in counts.items()]
 
 
 def range_words(one: Bin) -> str:

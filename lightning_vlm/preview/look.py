@@ -18,7 +18,7 @@ from lightning_vlm.data.render import Example, Renderer, TooLong
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.module import VLMModule
-from lightning_vlm.preview.figures import Fact, LeftOut, Picture, Preview, Sample
+from lightning_vlm.preview.figures import Fact, LeftOut, Picture, Preview, Sample, turn_words
 from lightning_vlm.preview.tokens import pieces
 from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
@@ -89,11 +89,12 @@ def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
         except DataError as error:
             # It raises or not just as it would in training.
             data.on_before_batch_transfer(collate([], 0, [error], []), 0)
-            length = len(whole.example(conversation).input_ids) if isinstance(error, TooLong) else None
+            length = _whole_length(whole, conversation) if isinstance(error, TooLong) else None
             found.left_out.append(LeftOut(error, length))
             continue
         found.facts.append(_fact(index, conversation, example, whole, learned_weights(module, example)))
     nothing = sum(not fact.learned.any() for fact in found.facts)
+    found.notes += turn_words(found)
     if nothing:
         found.notes.append(f"{nothing:,} of the samples that were read teach nothing: no token has weight")
     for fact in choose(found.facts, samples):
@@ -148,16 +149,25 @@ def pictures(conversation: Conversation) -> list[Picture]:
 
 
 def _fact(place: int, conversation: Conversation, example: Example, whole: Renderer, weights: Tensor) -> Fact:
-    cut = len(conversation.messages) - len(example.conversation.messages)
-    long = whole.example(conversation) if cut else example
+    cut = example.truncated
+    length = _whole_length(whole, conversation) if cut else len(example.input_ids)
     kinds, most = example.kinds.long(), len(Kind)
     return Fact(
         place,
         conversation.task,
-        len(long.input_ids),
+        length,
         len(conversation.images),
         cut,
         torch.bincount(kinds, minlength=most),
         torch.bincount(kinds[weights > 0], minlength=most),
         torch.bincount(kinds, weights.double(), minlength=most),
+        example.changes,
     )
+
+
+def _whole_length(whole: Renderer, conversation: Conversation) -> int:
+    """The tokens of a sample before it is cut; a number below it if it is too long to be counted."""
+    try:
+        return len(whole.example(conversation).input_ids)
+    except TooLong:
+        return whole.most_tokens

@@ -115,7 +115,7 @@ def test_contents_that_are_texts_or_lists(words):
 
 
 def test_bad_rows():
-    good, bad = [QUESTION, ANSWER], [ANSWER, QUESTION]
+    good, bad = [QUESTION, ANSWER], [{"role": "usr", "content": "?"}]
     two = [{"role": "user", "content": "<image><image>"}, ANSWER]
     path = save({"messages": [good, bad, two], "image": [None, None, "cat.png"]})
     with pytest.raises(DataError, match=r"saved:1: messages\[0\].role"):

@@ -1,0 +1,325 @@
+"""Orders and weights of turns: masks proved by decoding what they hold, ids by the model's own template."""
+
+import io
+from dataclasses import replace
+
+import PIL.Image
+import pytest
+import torch
+from jinja2 import TemplateError
+
+from lightning_vlm.data.collate import Item, collate
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.turns import GREETING, KEPT_APART, MERGED, TRAILING
+from lightning_vlm.errors import DataError
+from lightning_vlm.kinds import Kind
+from lightning_vlm.losses.weights import KindWeights, token_weights
+from lightning_vlm.models.tiny import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
+MODELS = (*FAMILIES, "shipped")
+FIRST = [(model, "plain" if model == "paligemma" else None) for model in MODELS]
+END = {  # of the families' own templates; ready ones write the tokenizer's end token
+    "llava": "",
+    "llava_next": "</s>",
+    "llava_onevision": "<|im_end|>",
+    "smolvlm": "<end_of_utterance>",
+    "idefics3": "<end_of_utterance>",
+    "qwen2_vl": "<|im_end|>",
+    "qwen2_5_vl": "<|im_end|>",
+    "qwen3_vl": "<|im_end|>",
+    "gemma3": "<end_of_turn>",
+    "internvl": "<|im_end|>",
+    "mistral3": "</s>",
+    "pixtral": "</s>",
+    "mllama": "<|eot_id|>",
+    "shipped": "<|im_end|>",
+}
+GAPS = ("llava", "llava_next", "smolvlm", "idefics3")  # their own write a space before an answer
+ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
+FILE = io.BytesIO()
+PIL.Image.new("RGB", (64, 64), "red").save(FILE, "PNG")
+PICTURE = Image(data=FILE.getvalue())
+ROLES = {"u": "user", "a": "assistant", "s": "system"}
+WORDS = ("What is this?", "It is red.", "And now?", "Still red.", "Why so?", "It is paint.")
+
+
+def chat(order, weights=None, picture=False, source="chat.jsonl:1"):
+    """A conversation whose roles are spelled by letters: `uaa` is a question and two answers."""
+    messages = [
+        Message(
+            ROLES[letter], (Text(f"{letter}{place} {WORDS[place % 6]}"),), (weights or {}).get(place, 1.0)
+        )
+        for place, letter in enumerate(order)
+    ]
+    if picture:
+        place = order.index("u")
+        messages[place] = replace(messages[place], parts=(PICTURE, *messages[place].parts))
+    return Conversation(tuple(messages), source=source)
+
+
+def supervised(renderer, example):
+    """The text of each unbroken stretch of supervised tokens."""
+    stretches, before = [], False
+    for token, kind in zip(example.input_ids.tolist(), example.kinds.tolist(), strict=True):
+        if kind in ANSWERED:
+            if not before:
+                stretches.append([])
+            stretches[-1].append(token)
+        before = kind in ANSWERED
+    return [renderer.tokenizer.decode(one, clean_up_tokenization_spaces=False) for one in stretches]
+
+
+@pytest.fixture(scope="module")
+def renderer_of(processor_of):
+    made = {}
+
+    def renderer(model, template=None):
+        if (model, template) not in made:
+            made[model, template] = Renderer(processor_of(model, template))
+        return made[model, template]
+
+    return renderer
+
+
+def own(renderer, conversation, **options):
+    """What the processor itself makes of a conversation, neighbouring texts joined."""
+    turns = []
+    for message in conversation.messages:
+        content = []
+        for part in message.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image", "image": load_image(part, "", "")})
+            elif content and content[-1]["type"] == "text":
+                content[-1]["text"] += part.text if isinstance(part, Text) else str(part)
+            else:
+                content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
+        turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
+    batch = renderer.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def assert_like(example, batch):
+    """Ids, and all else that the model gets."""
+    assert {"input_ids", *example.inputs} == batch.keys()
+    assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
+    for name, value in example.inputs.items():
+        assert torch.equal(value, batch[name]), name
+
+
+def takes(renderer, conversation):
+    """Whether the model's own template writes a conversation, all of it."""
+    turns = [
+        {"role": message.role, "content": [{"type": "text", "text": message.parts[-1].text}]}
+        for message in conversation.messages
+    ]
+    try:
+        text = renderer.processor.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return False
+    return all(message.parts[-1].text in text for message in conversation.messages)
+
+
+def merged(conversation):
+    """Neighbours of one role as one message, a new line between them; an empty question before a greeting."""
+    messages = []
+    for message in conversation.messages:
+        if not any(one.role != "system" for one in messages) and message.role == "assistant":
+            messages.append(Message("user", ()))
+        if messages and messages[-1].role == message.role:
+            last = messages.pop()
+            message = replace(message, parts=(*last.parts, Text("\n"), *message.parts))
+        messages.append(message)
+    return Conversation(tuple(messages))
+
+
+ORDERS = ("aua", "uua", "uaa", "uaaua", "auuaa", "saua", "suua")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_other_orders_are_written_as_the_template_does(renderer_of, model, template, order):
+    renderer = renderer_of(model, template)
+    conversation = chat(order, picture=model == "paligemma")
+    words_alone = chat(order)
+    if order[0] == "s" and not takes(renderer, chat("sua")):
+        return  # Pixtral writes no system turn where an answer ends the chat
+    example = renderer.example(conversation)
+    greets, repeats = order.lstrip("s")[0] == "a", "uu" in order or "aa" in order
+    if takes(renderer, words_alone):
+        written = conversation
+        assert example.changes == ((KEPT_APART,) if repeats else ())
+    else:
+        written = merged(conversation)
+        assert example.changes == ((GREETING,) if greets else ()) + ((MERGED,) if repeats else ())
+    assert example.conversation.messages == conversation.messages
+    end = renderer.tokenizer.eos_token if template else END[model]
+    answers, before = [], ""
+    for message in written.messages:
+        if message.role == "assistant":
+            # LLaVA-NeXT's template asks for an answer by the end of the question.
+            gap = " " if template is None and model in GAPS else ""
+            gap = "" if model == "llava_next" and before != "user" else gap
+            answer = gap + "".join(part.text for part in message.parts) + end
+            if model == "mistral3" and before == "assistant":
+                answer = answers.pop() + answer  # its template writes nothing between them
+            answers.append(answer)
+        before = message.role
+    assert supervised(renderer, example) == answers
+    # LLaVA-NeXT's tokenizer would join the space that its template writes with the first word of an answer.
+    if model != "paligemma" and not (model == "llava_next" and (greets or "aa" in order)):
+        assert_like(example, own(renderer, written))
+
+
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_what_comes_behind_the_last_answer_is_dropped_or_asked(renderer_of, model, template):
+    renderer, picture = renderer_of(model, template), model == "paligemma"
+    for order in ("uau", "uauu"):
+        example = renderer.example(chat(order, picture=picture))
+        whole = renderer.example(chat("ua", picture=picture))
+        assert example.changes == (TRAILING,)
+        assert (example.truncated, len(example.conversation.messages)) == (0, 2)
+        assert torch.equal(example.input_ids, whole.input_ids)
+        prompt, reference = renderer.prompt(chat(order, picture=picture))
+        assert reference is None
+        text = renderer.tokenizer.decode(prompt.input_ids)
+        assert all(message.parts[-1].text in text for message in chat(order).messages)
+
+
+@pytest.mark.parametrize("order", ["aua", "uaa", "uaaua", "a"])
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_a_prompt_is_how_the_full_ids_begin(renderer_of, model, template, order):
+    if model in ("llava_onevision", "llava_next") or (model == "paligemma" and order == "a"):
+        return  # they ask for an answer otherwise than they write a second one, or take no text alone
+    renderer = renderer_of(model, template)
+    conversation = chat(order, picture=model == "paligemma")
+    prompt, reference = renderer.prompt(conversation)
+    example = renderer.example(conversation)
+    if order != "a" or GREETING in example.changes:
+        assert example.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
+    last = conversation.messages[-1].parts[-1].text
+    both = order == "uaa" and MERGED in example.changes
+    assert reference == (f"{conversation.messages[1].parts[-1].text}\n{last}" if both else last)
+
+
+def test_a_system_turn_in_the_middle_is_written_or_refused_in_one_line(renderer_of):
+    example = renderer_of("qwen2_vl").example(chat("uasua"))
+    assert len(supervised(renderer_of("qwen2_vl"), example)) == 2
+    assert example.changes == ()
+    with pytest.raises(DataError, match=r"^chat.jsonl:1: messages: found .*leaves out messages\[2\]"):
+        renderer_of("qwen3_vl").example(chat("uasua"))
+    with pytest.raises(
+        DataError, match=r"^chat.jsonl:1: .*a system turn behind others.*only user and assist"
+    ):
+        renderer_of("mistral3").example(chat("uasua"))
+
+
+def weighed(renderer, example):
+    """The text of the supervised tokens of each weight, in the order in which weights come."""
+    answered = example.kinds >= Kind.RESPONSE
+    weights = torch.ones(len(answered)) if example.turn_weights is None else example.turn_weights
+    assert (weights[~answered] == 1).all()
+    found = {}
+    for token, weight in zip(example.input_ids[answered].tolist(), weights[answered].tolist(), strict=True):
+        found.setdefault(weight, []).append(token)
+    return {
+        weight: renderer.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        for weight, tokens in found.items()
+    }
+
+
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_a_turns_weight_is_that_of_its_words_and_its_end(renderer_of, model, template):
+    renderer = renderer_of(model, template)
+    conversation = chat("uauaua", {1: 0.0, 3: 2.0, 5: 1.0}, picture=model == "paligemma")
+    end = renderer.tokenizer.eos_token if template else END[model]
+    gap = " " if template is None and model in GAPS else ""
+    example = renderer.example(conversation)
+    texts = [message.parts[-1].text for message in conversation.messages]
+    assert weighed(renderer, example) == {
+        weight: f"{gap}{texts[place]}{end}" for weight, place in ((0.0, 1), (2.0, 3), (1.0, 5))
+    }
+    plain = renderer.example(chat("uauaua", picture=model == "paligemma"))
+    assert plain.turn_weights is None
+    assert torch.equal(plain.input_ids, example.input_ids)
+    assert torch.equal(plain.kinds, example.kinds)
+
+
+@pytest.mark.parametrize(("model", "template"), FIRST)
+def test_turns_of_one_role_keep_their_weights(renderer_of, model, template):
+    """Also where the template makes one turn of them: the new line and the end belong to the later one."""
+    renderer = renderer_of(model, template)
+    conversation = chat("uaa", {1: 0.0, 2: 3.0}, picture=model == "paligemma")
+    example = renderer.example(conversation)
+    end = renderer.tokenizer.eos_token if template else END[model]
+    first, second = (message.parts[-1].text for message in conversation.messages[1:])
+    gap = " " if template is None and model in GAPS else ""
+    if MERGED in example.changes:
+        expected = {0.0: gap + first, 3.0: f"\n{second}{end}"}
+    else:
+        later = "" if model == "llava_next" else gap
+        expected = {0.0: gap + first + end, 3.0: later + second + end}
+    assert weighed(renderer, example) == expected
+
+
+def test_an_empty_turn_of_weight_0_does_not_teach_to_stop(renderer_of):
+    turns = (Message("user", (Text("Q?"),)), Message("assistant", (), weight=0.0))
+    example = renderer_of("shipped").example(Conversation(turns))
+    assert weighed(renderer_of("shipped"), example) == {0.0: "<|im_end|>"}
+
+
+def test_weights_multiply(renderer_of):
+    """Kind × sample × turn, by hand; a neighbour without weights of turns is as ever."""
+    renderer = renderer_of("shipped")
+    box = Message("assistant", (Text("at "), Box((0.125, 0.25, 0.5, 1.0))), weight=0.5)
+    ask = Message("user", (Text("Where?"),))
+    heavy = Conversation((ask, box, ask, Message("assistant", (Text("Yes."),), weight=0.0)), weight=3.0)
+    light = Conversation((ask, Message("assistant", (Text("No."),))), weight=2.0)
+    batch = collate([Item(renderer.example(one), None, None) for one in (heavy, light)], 0, [], [])
+    table = KindWeights(instruction=0.25, box=4.0)
+    weights = token_weights(batch.kinds, table, batch.sample_weights, batch.turn_weights)
+    assert sorted(set(weights[0].tolist())) == [0, 0.25 * 3, 1 * 3 * 0.5, 4 * 3 * 0.5]
+    assert sorted(set(weights[1].tolist())) == [0, 0.25 * 2, 1 * 2]
+    alone = collate([Item(renderer.example(light), None, None)], 0, [], [])
+    assert alone.turn_weights is None
+    length = alone.kinds.shape[1]
+    expected = token_weights(alone.kinds, table, alone.sample_weights)
+    assert torch.equal(weights[1, :length], expected[0])
+
+
+def test_the_loss_leaves_out_turns_of_weight_0(model_folder, processor_of):
+    """Against transformers' loss with labels of -100 there."""
+    from lightning_vlm import VLMModule
+
+    module = VLMModule(str(model_folder("qwen2_5_vl")), token_weights=KindWeights(box=1.0, entity=1.0))
+    module.configure_model()
+    module.model.eval()
+    renderer = Renderer(processor_of("qwen2_5_vl"))
+    example = renderer.example(chat("uauaa", {1: 0.0, 4: 0.0}, picture=True))
+    batch = collate([Item(example, None, None)], 0, [], [])
+    with torch.no_grad():
+        sums = module.loss_sums(batch)
+        labels = torch.where(
+            (example.kinds >= Kind.RESPONSE) & (example.turn_weights > 0), example.input_ids, -100
+        )
+        own_loss = module.model(
+            input_ids=example.input_ids[None], labels=labels[None], use_cache=False, **example.inputs
+        ).loss
+    torch.testing.assert_close(sums.loss_sum / sums.weight_sum, own_loss, rtol=1e-5, atol=1e-6)
+    kept = renderer.tokenizer.decode(labels[labels >= 0])
+    assert kept == f"a3 {WORDS[3]}<|im_end|>"
+
+
+def test_pictures_between_merged_turns_get_no_new_line(renderer_of):
+    first = Message("user", (Text("Look:"),))
+    second = Message("user", (PICTURE,))
+    third = Message("user", (Text("What?"),))
+    answer = Message("assistant", (Text("Red."),))
+    example = renderer_of("gemma3").example(Conversation((first, second, third, answer)))
+    one = Message("user", (Text("Look:"), PICTURE, Text("What?")))
+    assert example.changes == (MERGED,)
+    assert_like(example, own(renderer_of("gemma3"), Conversation((one, answer))))
