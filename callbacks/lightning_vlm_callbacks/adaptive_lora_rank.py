@@ -19,7 +19,13 @@ from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_laye
 from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.rank_picture import save_ranks
 from lightning_vlm_callbacks.runs import run_folder
-from lightning_vlm_callbacks.whole_steps import need_whole_steps
+from lightning_vlm_callbacks.whole_steps import (
+    need_initialized,
+    need_lightning,
+    need_one_closure,
+    need_one_optimizer_inside,
+    need_whole_steps,
+)
 
 __all__ = ["AdaptiveLoRARank"]
 
@@ -116,6 +122,7 @@ class AdaptiveLoRARank(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        need_lightning("AdaptiveLoRARank", trainer)
         self._end()
         self._undo = ranks_before_weights(pl_module)
         if stage != "fit":
@@ -127,6 +134,9 @@ class AdaptiveLoRARank(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        need_initialized("AdaptiveLoRARank", pl_module)
+        need_one_closure("AdaptiveLoRARank", trainer.optimizers)
+        need_one_optimizer_inside("AdaptiveLoRARank", trainer.optimizers)
         layers = lora_layers(pl_module)
         if not layers:
             raise MisconfigurationException(

@@ -28,8 +28,9 @@ from lightning_vlm_callbacks.exact_resume import (
 )
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.run_history import RunHistory, gradient_norm
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import logs_at, run_folder
 from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
+from lightning_vlm_callbacks.whole_steps import need_lightning
 
 __all__ = ["EarlyStopCheckpoint"]
 
@@ -164,6 +165,7 @@ class EarlyStopCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        need_lightning("EarlyStopCheckpoint", trainer)
         if stage != TrainerFn.FITTING:
             return
         self._reset()
@@ -276,6 +278,8 @@ class EarlyStopCheckpoint(Checkpoint):
         if self._is_logged(trainer, trainer.global_step + 1):
             number = trainer.optimizers.index(optimizer)
             name = "grad_norm" if len(trainer.optimizers) == 1 else f"grad_norm/{number}"
+            if name in self._numbers:
+                return  # LBFGS, or one like SAM, computes another gradient within the step
             if (norm := gradient_norm(optimizer)) is not None:
                 self._numbers[name] = norm
 
@@ -366,7 +370,7 @@ class EarlyStopCheckpoint(Checkpoint):
         return not fitting or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
     def _is_logged(self, trainer: Trainer, step: int) -> bool:
-        return self.history is not None and step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        return self.history is not None and logs_at(trainer, step)
 
     def _record(self, trainer: Trainer, numbers: dict[str, Any]) -> None:
         metrics = trainer.callback_metrics  # on all ranks, for they may have to agree on it

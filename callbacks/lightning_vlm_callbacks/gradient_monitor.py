@@ -19,7 +19,13 @@ from lightning_vlm_callbacks.gradient_rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_stats import OCTAVES, History, Measurement, norms, text_table
 from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
-from lightning_vlm_callbacks.whole_steps import need_whole_steps
+from lightning_vlm_callbacks.whole_steps import (
+    need_initialized,
+    need_lightning,
+    need_one_closure,
+    need_whole_steps,
+    several_closures,
+)
 
 __all__ = ["GradientMonitor"]
 
@@ -49,6 +55,9 @@ class GradientMonitor(Callback):
     - `skip` leaves out the step: weights and optimizer state stay as they are on all ranks, while schedule
       and step number go on. For this the host waits for the norms at every step. 20 skips in a row are an
       error.
+
+    Of an optimizer that computes several gradients in a step, such as LBFGS, the first is measured, without
+    `clipped_norm`; `skip` can't be had with it. Complex gradients count as their real and imaginary parts.
 
     Under `precision="16-mixed"` infinite gradients aren't unusual: the GradScaler skips such steps.
 
@@ -108,6 +117,7 @@ class GradientMonitor(Callback):
     def _reset(self) -> None:
         self._watch, self._history = Watch(self.limits), History()
         self._skips = 0  # in a row
+        self._closures = 0  # gradients computed in the step that is being made
         self._last: dict[str, dict[str, float]] = {}
         self._open: Measurement | None = None  # begun before the step that is being made
         self._sent: Measurement | None = None  # on its way to the host
@@ -117,6 +127,7 @@ class GradientMonitor(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        need_lightning("GradientMonitor", trainer)
         if stage != "fit":
             return
         need_whole_steps("GradientMonitor", trainer, pl_module)
@@ -137,6 +148,9 @@ class GradientMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        need_initialized("GradientMonitor", pl_module)
+        if self.on_anomaly == "skip":
+            need_one_closure("GradientMonitor(on_anomaly='skip')", trainer.optimizers)
         self._watch.scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         fused = any(getattr(one, "_step_supports_amp_scaling", False) for one in trainer.optimizers)
         if self._watch.scaled and fused:
@@ -148,6 +162,11 @@ class GradientMonitor(Callback):
         options = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._clipped_stays = not any(group.get("nesterov") for group in options)
         self._every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._every == 0 and self.on_anomaly != "skip":
+            rank_zero_warn(
+                "GradientMonitor measures nothing, as the Trainer's log_every_n_steps is 0; give the "
+                "callback its own every_n_steps"
+            )
         self._loggers, self._spare = trainer.loggers, dict[int, Tensor]()
         self._members = {
             name: [one for one in group if one.numel()]
@@ -158,6 +177,13 @@ class GradientMonitor(Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
+        self._closures += 1
+        if (
+            self._closures > 1
+        ):  # LBFGS, or one like SAM: at other weights than those that the step is made from
+            if self.on_anomaly == "skip":
+                raise several_closures("GradientMonitor(on_anomaly='skip')", optimizer)
+            return
         self._read()
         self._act(trainer)
         step = trainer.global_step
@@ -176,8 +202,9 @@ class GradientMonitor(Callback):
 
     @override
     def on_train_batch_end(self, trainer: "pl.Trainer", *_: Any, **__: Any) -> None:
+        closures, self._closures = self._closures, 0
         if self._open is not None:
-            self._open.after_step(self._clipped_stays)
+            self._open.after_step(self._clipped_stays and closures == 1)
             self._sent, self._open = self._open, None
 
     @override

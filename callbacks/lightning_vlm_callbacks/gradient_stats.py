@@ -139,7 +139,7 @@ class Measurement:
             bundle.append(one)
         self.places = {name: places for name, places in self.places.items() if places}
         self._bundles = list(joined.values())
-        self._sizes = [sum(one.numel() for one in bundle) for bundle in self._bundles]
+        self._sizes = [sum(_real(one).numel() for one in bundle) for bundle in self._bundles]
         self.gradients = self._gradients()
 
     def _gradients(self) -> list[Tensor]:
@@ -223,7 +223,13 @@ def _norm(tensor: Tensor) -> Tensor:
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat([one.flatten() for one in tensors])
+    parts = [_real(one) for one in tensors]
+    return parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real and imaginary parts, each an element of its own."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
 
 
 class History:

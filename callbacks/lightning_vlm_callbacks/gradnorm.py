@@ -20,7 +20,13 @@ from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_gradients import StepGradients, TaskGradients
 from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
-from lightning_vlm_callbacks.whole_steps import need_whole_steps
+from lightning_vlm_callbacks.whole_steps import (
+    need_initialized,
+    need_lightning,
+    need_one_closure,
+    need_whole_steps,
+    several_closures,
+)
 
 __all__ = ["GradNorm"]
 
@@ -117,6 +123,7 @@ class GradNorm(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        need_lightning("GradNorm", trainer)
         if stage != "fit":
             return
         need_whole_steps("GradNorm", trainer, pl_module)
@@ -126,6 +133,8 @@ class GradNorm(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        need_initialized("GradNorm", pl_module)
+        need_one_closure("GradNorm", trainer.optimizers)
         try:
             tasks = task_weights_of(pl_module)
             given = {tasks.index(task): loss for task, loss in self.initial_losses.items()}
@@ -154,8 +163,10 @@ class GradNorm(Callback):
             self._initial.set(known)
         if self._loaded is not None:
             self._restore(self._loaded)
-        self._loggers = trainer.loggers
-        self._every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._loggers = trainer.loggers if every else []
+        self._every = every or 50  # Lightning's default, for the picture alone
+        self._stepped = self._has_loss = False
         rank_zero_info(f"GradNorm: {len(weights)} tasks ({', '.join(tasks.names)}), layer {name}")
 
     @override
@@ -164,6 +175,7 @@ class GradNorm(Callback):
     ) -> None:
         gradients = self._gradients
         assert gradients is not None
+        self._stepped = False
         if not gradients.open and trainer.global_step % self.every_n_steps == 0:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             one = torch.ones((), device=pl_module.device)
@@ -171,13 +183,26 @@ class GradNorm(Callback):
             gradients.begin(scale, trainer.accumulate_grad_batches)
 
     @override
+    def on_before_backward(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor
+    ) -> None:
+        self._has_loss = True
+
+    @override
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
+        if self._stepped:  # new weights hold already, which are for the next step
+            raise several_closures("GradNorm", optimizer)
+        self._stepped = True
         self._read()
         gradients = self._gradients
         if gradients is None or not gradients.open:
             return
+        if not self._has_loss:  # `training_step` returned None, so that Lightning leaves out the backward
+            gradients.stop()
+            return
+        self._has_loss = False
         self._refuse_wrong(pl_module, gradients)
         found = gradients.finish(trainer.world_size)
         weights = self._tasks.weights.clone()

@@ -15,6 +15,13 @@ from lightning_vlm_callbacks.nonfinite_bundle import keep_structure
 from lightning_vlm_callbacks.nonfinite_report import Event, MicroBatch, active_scaler, write_report
 from lightning_vlm_callbacks.nonfinite_state import KeptBuffers, Snapshots, random_state
 from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.whole_steps import (
+    need_initialized,
+    need_lightning,
+    need_one_closure,
+    need_one_optimizer_inside,
+    several_closures,
+)
 
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
 
@@ -112,6 +119,7 @@ class NonFiniteGuard(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        need_lightning("NonFiniteGuard", trainer)
         if stage != "fit":
             return
         strategy = trainer.strategy
@@ -133,6 +141,10 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        need_initialized("NonFiniteGuard", pl_module)
+        need_one_closure("NonFiniteGuard", trainer.optimizers)
+        if self.on_nonfinite == "rollback":
+            need_one_optimizer_inside("NonFiniteGuard(on_nonfinite='rollback')", trainer.optimizers)
         self._buffers = KeptBuffers(pl_module)
         self._last_step = trainer.global_step
         if self.on_nonfinite == "rollback":
@@ -149,6 +161,8 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not self._window:  # the step has begun: an update that is half made can't be left out
+            raise several_closures("NonFiniteGuard", trainer.optimizers[0])
         self._window[-1].loss = loss.detach()
 
     @override

@@ -128,5 +128,7 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
     ]
     if not gradients:
         return None
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # A sparse gradient may hold a row of an embedding several times, whose sum counts.
+    dense = [one.coalesce().values() if one.is_sparse else one for one in gradients]
+    norm = torch.nn.utils.get_total_norm(dense)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

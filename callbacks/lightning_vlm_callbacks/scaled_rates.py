@@ -45,6 +45,7 @@ class ScaledRates:
     ) -> None:
         self._scale, self._by_part = scale, by_part
         self._split: dict[Optimizer, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
+        self._depth: dict[Optimizer, int] = {}
         self._hooks = [one.register_step_pre_hook(self._before) for one in optimizers]
         self._hooks += [one.register_step_post_hook(self._after) for one in optimizers]
         self._optimizers = list(optimizers)
@@ -73,6 +74,10 @@ class ScaledRates:
             scalings.pop(optimizer, None)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # The `step` of a subclass that calls its parent's has its hooks called twice, one inside the other.
+        self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
+        if self._depth[optimizer] > 1:
+            return
         split = self._split[optimizer] = [(group, self._parts(group)) for group in optimizer.param_groups]
         optimizer.param_groups = [part for _, parts in split for part in parts]
 
@@ -83,6 +88,9 @@ class ScaledRates:
         return [{**group, "params": some, "lr": group["lr"] * scale} for scale, some in of_scale.items()]
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth[optimizer] -= 1
+        if self._depth[optimizer] > 0:
+            return
         split = self._split.pop(optimizer)
         optimizer.param_groups = [group for group, _ in split]
         for group, parts in split:

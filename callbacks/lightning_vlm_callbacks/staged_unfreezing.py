@@ -27,6 +27,7 @@ from lightning_vlm_callbacks.stages import (
     trains_since,
     warm_up,
 )
+from lightning_vlm_callbacks.whole_steps import need_initialized, need_lightning, need_one_optimizer_inside
 
 __all__ = ["StagedUnfreezing"]
 
@@ -133,8 +134,15 @@ class StagedUnfreezing(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        need_lightning("StagedUnfreezing", trainer)
         if stage == "fit":
             _refuse_unsuited(trainer.strategy)
+            if not pl_module.automatic_optimization:
+                raise MisconfigurationException(
+                    "StagedUnfreezing: found manual optimization, in which toggle_optimizer freezes and "
+                    "unfreezes as well, and a batch may have several steps; expected "
+                    "automatic_optimization = True"
+                )
             self._progress = _Progress()
             if not builds_in_setup(pl_module):
                 self.check_selectors(pl_module)
@@ -147,6 +155,8 @@ class StagedUnfreezing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here are the true step and what a checkpoint says known, and all that will train is wrapped.
         self._end()  # Lightning's tuner comes here twice
+        need_initialized("StagedUnfreezing", pl_module)
+        need_one_optimizer_inside("StagedUnfreezing", trainer.optimizers)
         run = self._run = _Run(step=trainer.global_step - 1)
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
         if any(stage.on_plateau for stage in self.stages) and not trainer.enable_validation:

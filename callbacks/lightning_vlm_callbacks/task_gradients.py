@@ -69,6 +69,8 @@ class TaskGradients:
         wide, out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
         if not isinstance(wide, int) or not isinstance(out, int):
             raise MisconfigurationException(f"layer {name}: found {type(layer).__name__}; expected a Linear")
+        if any(parameter.is_complex() for parameter in layer.parameters()):
+            raise MisconfigurationException(f"layer {name}: found complex weights; expected real ones")
         self._columns = sketch
         self._sketch: Tensor | None = None
         self._watch: RowGradients | None = None
