@@ -69,6 +69,7 @@ from lightning_vlm.steps import (
     zero_touch,
 )
 from lightning_vlm.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
+from lightning_vlm.weight_averaging import average_what_trains, load_averages, save_averages
 
 
 class VLMModule(LightningModule):
@@ -254,6 +255,7 @@ class VLMModule(LightningModule):
         if stage == "fit":
             self.tasks = task_weights_for(self.trainer, self.task_weights)
             self._task_log = TaskLog(self.tasks)
+            average_what_trains(self.trainer, self, self._ever_trains)
 
     # Training
 
@@ -592,6 +594,7 @@ class VLMModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what ever trains; the rest is the base model's, whose identity is kept instead."""
+        save_averages(self.trainer, checkpoint, self._ever_trains)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
         assert self._base is not None
@@ -612,6 +615,7 @@ class VLMModule(LightningModule):
         if RANKS in checkpoint:
             fit_ranks(self, checkpoint)
             self._ever_trains &= {name for name, _ in self.named_parameters()}
+        load_averages(self._trainer, checkpoint, self._ever_trains)
         self._window.load(own.get(WINDOW))
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
             note_other_run(self.trainer, own.get(KEY))

@@ -159,6 +159,9 @@ class AdaptiveLoRARank(Callback):
             f"AdaptiveLoRARank: {len(layers)} LoRA layers, {told(layers)}; ranks change after "
             f"{len(self._steps)} steps: {shown}"
         )
+        if self._history[-1][0] < trainer.global_step in self._steps:
+            # The checkpoint was saved after the step and before the change that follows it.
+            self._change(trainer, pl_module)
 
     @override
     def on_train_batch_start(

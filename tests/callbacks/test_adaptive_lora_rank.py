@@ -387,6 +387,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, importance, end, 
     assert [step for step, _ in resumed._history] == [0, 3, 9, 15, 21]
 
 
+def test_a_change_that_is_due_survives_a_resume(fit, tmp_path):
+    """Saved in the hook in which ranks change, by a callback that comes before."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 9 and not (tmp_path / "9.ckpt").exists():
+                trainer.save_checkpoint(tmp_path / "9.ckpt")
+
+    def run(**options):
+        module, adaptive = ByStep(), quiet(every=6, until=21, min_rank=0, multiple_of=1, budget=45)
+        keep = fit(module, Save(), adaptive, enable_checkpointing=True, max_epochs=2, **options)
+        return everything(keep.trainer, module), adaptive
+
+    whole, adaptive = run()
+    again, resumed = run(ckpt_path=tmp_path / "9.ckpt")
+    assert resumed._history == adaptive._history
+    assert_equal(again, whole)
+
+
 def test_plain_peft_loads_what_was_trained(fit, tmp_path):
     module = Module()
     keep = fit(module, quiet(min_rank=0, importance="activation", budget=12))
