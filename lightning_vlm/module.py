@@ -20,6 +20,7 @@ from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
@@ -54,8 +55,17 @@ from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
 from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
-from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups, lr_lambda, parameter_groups
+from lightning_vlm.optim import (
+    Cosine,
+    Schedule,
+    clip_gradients,
+    clip_groups,
+    lr_lambda,
+    parameter_groups,
+    settle_rates,
+)
 from lightning_vlm.optim.closures import check_closure, several_calls
+from lightning_vlm.optim.groups import groups_without_decay
 from lightning_vlm.resume import WINDOW, AccumulationWindow
 from lightning_vlm.run_files import pictures_of
 from lightning_vlm.steps import (
@@ -64,6 +74,7 @@ from lightning_vlm.steps import (
     StepLoss,
     WholeStep,
     log_no_more,
+    refuse_rate_finder,
     refuse_unsuited,
     total_steps,
     zero_touch,
@@ -186,6 +197,7 @@ class VLMModule(LightningModule):
         self._step_loss = StepLoss()
         self._window = AccumulationWindow()
         self._step_was_empty = False
+        self._total_steps = 0
         self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
         self._counts_checked = self._epoch_is_whole = False
         self._watch: Reached | None = None
@@ -253,6 +265,9 @@ class VLMModule(LightningModule):
         """Refuse what would be silently wrong, and learn which tasks there are."""
         refuse_unsuited(self.trainer.strategy, self.trainer.gradient_clip_val if stage == "fit" else None)
         if stage == "fit":
+            refuse_rate_finder(self.trainer)
+            if self._seed is None:  # before a tuner draws
+                self._seed = torch.initial_seed()
             self.tasks = task_weights_for(self.trainer, self.task_weights)
             self._task_log = TaskLog(self.tasks)
             average_what_trains(self.trainer, self, self._ever_trains)
@@ -277,8 +292,14 @@ class VLMModule(LightningModule):
                     logger.log_table("plan", list(COLUMNS), [list(row) for row in plan_rows(*of_plan)])
 
     def on_train_start(self) -> None:
-        """Begin to count."""
+        """Begin to count, and settle how long the schedule is."""
         assert self.tasks is not None
+        # A tuner such as BatchSizeFinder changes the number of steps after the optimizer was configured, and
+        # a resumed run may be longer than it was.
+        self._total_steps = total_steps(self.trainer)
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LambdaLR):
+                settle_rates(config.scheduler)
         self._held = []
         self._keep_modes()
         self._step_loss.begin(self.device, len(self.tasks.names))
@@ -473,10 +494,14 @@ class VLMModule(LightningModule):
             rates = {"tasks": 0.01, **rates}
         groups = parameter_groups(self, defaults["lr"], defaults.get("weight_decay", 0.0), rates)
         if "weight_decay" not in defaults:
-            groups = [{key: value for key, value in one.items() if key != "weight_decay"} for one in groups]
-        optimizer = self.optimizer(groups)
-        factor = lr_lambda(self.schedule, total_steps(self.trainer))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+            groups = groups_without_decay(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:
+            names = ", ".join(one["name"] for one in groups)
+            raise UserError(f"model.optimizer: {error} (the groups are {names})") from None
+        self._total_steps = total_steps(self.trainer)
+        scheduler = LambdaLR(optimizer, lambda step: lr_lambda(self.schedule, self._total_steps)(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # The loss

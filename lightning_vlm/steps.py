@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import Tensor, nn
@@ -221,6 +221,22 @@ def refuse_unsuited(strategy: Strategy, gradient_clip_val: float | None) -> None
             f"found trainer.gradient_clip_val {gradient_clip_val}; clip with model.clip, which knows "
             "selectors (1.0 by default)"
         )
+
+
+def refuse_rate_finder(trainer: Trainer) -> None:
+    """Refuse Lightning's search for a learning rate, by callback or by `Tuner.lr_find`.
+
+    Raises:
+        UserError: It judges the loss that `training_step` returns, which here is a sum over the tokens of a
+            micro-batch, and gives all groups of parameters one rate, which the schedule would then replace.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                f"found {type(callback).__name__}: it gives all parameters one learning rate, judged by sums "
+                "over a batch, and the schedule replaces it; leave it out, and compare a few short runs with "
+                "rates such as 1e-5, 5e-5 and 2e-4 (model.optimizer, model.learning_rates)"
+            )
 
 
 def total_steps(trainer: Trainer) -> int:

@@ -83,7 +83,7 @@ class VLMDataModule(LightningDataModule):
             raise UserError(f"batch_size is {min(batch_size, eval_batch_size or batch_size)}; at least 1")
         self._given = {"train": train, "val": val, "test": test, "predict": predict}
         self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self._eval_batch_size = eval_batch_size
         self.max_length, self.image_root, self.on_bad_sample = max_length, image_root, on_bad_sample
         self.columns, self.allow_urls = columns, allow_urls
         self.num_workers, self.shuffle, self.seed, self.processor = num_workers, shuffle, seed, processor
@@ -98,6 +98,15 @@ class VLMDataModule(LightningDataModule):
         """What was done to the turns of samples on this process, each in a sentence, and how often."""
         self._renderer: Renderer | None = None
         self._training: ResumableLoader | None = None
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Samples in a batch without training; that of training unless it was set, also after a tuner."""
+        return self.batch_size if self._eval_batch_size is None else self._eval_batch_size
+
+    @eval_batch_size.setter
+    def eval_batch_size(self, size: int) -> None:
+        self._eval_batch_size = size
 
     @property
     def renderer(self) -> Renderer:

@@ -5,7 +5,15 @@ Import from here, and write `lightning_vlm.optim.Cosine` (or just `Cosine`) in c
 
 from lightning_vlm.optim.clipping import clip_gradients, clip_groups
 from lightning_vlm.optim.groups import parameter_groups
-from lightning_vlm.optim.schedules import Constant, Cosine, Linear, Schedule, ThreePhase, lr_lambda
+from lightning_vlm.optim.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Schedule,
+    ThreePhase,
+    lr_lambda,
+    settle_rates,
+)
 
 __all__ = [
     "Constant",
@@ -17,4 +25,5 @@ __all__ = [
     "clip_groups",
     "lr_lambda",
     "parameter_groups",
+    "settle_rates",
 ]

@@ -11,6 +11,8 @@ from lightning_vlm.errors import UserError
 
 REST = "rest"
 """Name of the group of all trainable parameters that no selector takes."""
+NO_DECAY = ", no decay"
+"""What the name of a group ends with that has no weight decay."""
 
 
 def parameter_groups(
@@ -82,11 +84,33 @@ def parameter_groups(
             "params": parameters,
             "lr": rates.get(selector, learning_rate),
             "weight_decay": weight_decay if decays else 0.0,
-            "name": selector if decays else f"{selector}, no decay",
+            "name": selector if decays else f"{selector}{NO_DECAY}",
         }
         for (selector, decays), parameters in members.items()
         if parameters
     ]
+
+
+def groups_without_decay(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of `parameter_groups` for an optimizer that knows no weight decay, such as LBFGS.
+
+    Args:
+        groups: Those with decay and those without, by selector.
+    Returns:
+        One group for each selector, without the key `weight_decay`.
+
+    >>> model = nn.ModuleDict({"projector": nn.Linear(2, 2), "language": nn.Linear(2, 2)})
+    >>> for group in groups_without_decay(parameter_groups(model, 1e-4, 0.0, {"projector": 1e-3})):
+    ...     print(group["name"], group["lr"], len(group["params"]))
+    projector 0.001 2
+    rest 0.0001 2
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        name = group["name"].removesuffix(NO_DECAY)
+        one = merged.setdefault(name, {"params": [], "lr": group["lr"], "name": name})
+        one["params"] += group["params"]
+    return list(merged.values())
 
 
 def trainable_parameters(root: nn.Module, selector: str | None = None) -> dict[str, nn.Parameter]:

@@ -12,6 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
 from lightning_vlm.errors import UserError
 
 
@@ -189,6 +192,32 @@ def lr_lambda(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
         return schedule((step + 0.5) / total_steps)
 
     return factor
+
+
+def settle_rates(scheduler: LambdaLR) -> None:
+    """Give an optimizer the rates of the step that comes next, after a schedule's length has changed.
+
+    `LambdaLR` computes rates only as a step ends, so the next step would still have those of the old length.
+
+    >>> import torch
+    >>> optimizer, total = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 2
+    >>> scheduler = LambdaLR(optimizer, lambda step: lr_lambda(Linear(), total)(step))
+    >>> total = 4
+    >>> settle_rates(scheduler)
+    >>> optimizer.param_groups[0]["lr"]
+    0.875
+    """
+    rates = []
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        rate = base * factor(scheduler.last_epoch)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        rates.append(group["lr"])
+    scheduler._last_lr = rates
 
 
 def _between(first: float, last: float, share: float) -> float:
