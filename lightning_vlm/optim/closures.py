@@ -82,7 +82,7 @@ def _count_calls(trial: Optimizer) -> int | None:
 
     with torch.random.fork_rng(devices=[]):
         try:
-            trial.step(closure)
+            trial.step(closure)  # type: ignore[arg-type]
         except Exception:
             return None
     return calls
