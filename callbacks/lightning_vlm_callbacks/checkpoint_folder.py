@@ -7,20 +7,33 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CheckpointFolder", "Kept", "name_of"]
+__all__ = ["CheckpointFolder", "Kept", "name_of", "step_of"]
 
 BEST, LATEST = "best.ckpt", "latest.ckpt"
 UNFINISHED = ".unfinished-"
 """How names begin of what is being written. Nothing that looks for checkpoints takes them for one."""
 
 
-def name_of(step: int) -> str:
+def name_of(step: int, version: int = 1) -> str:
     """The name of a step's checkpoint.
 
-    >>> name_of(120)
-    'step-00000120.ckpt'
+    Args:
+        step: The number of optimizer steps made.
+        version: Above 1 if steps are counted from 0 again in a folder that goes on to be used.
+
+    >>> name_of(120), name_of(120, 2)
+    ('step-00000120.ckpt', 'step-00000120-v2.ckpt')
     """
-    return f"step-{step:08d}.ckpt"
+    return f"step-{step:08d}{f'-v{version}' if version > 1 else ''}.ckpt"
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's name.
+
+    >>> step_of("step-00000120-v2.ckpt")
+    120
+    """
+    return int(name.removeprefix("step-").removesuffix(".ckpt").split("-")[0])
 
 
 class Kept(NamedTuple):
@@ -90,7 +103,11 @@ class CheckpointFolder:
         Returns:
             Where they are now; None if there were none.
         """
-        found = [one for one in self.path.glob("step-*.ckpt") if re.fullmatch(r"step-\d{8,}\.ckpt", one.name)]
+        found = [
+            one
+            for one in self.path.glob("step-*.ckpt")
+            if re.fullmatch(r"step-\d{8,}(-v\d+)?\.ckpt", one.name)
+        ]
         strangers = [one for one in found if one.name not in ours]
         if not resumed:
             rest = (BEST, LATEST, "history.csv", "history.png")
@@ -105,6 +122,17 @@ class CheckpointFolder:
             one.rename(aside / one.name)
         _sync(self.path)
         return aside
+
+    def adopt(self, file: Path) -> None:
+        """Give a checkpoint of another folder a place in this one too, without copying where the disk can."""
+        aside = self.unfinished(file.name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        _delete(aside)
+        if file.is_dir():
+            shutil.copytree(file, aside, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(file), str(aside))
+        self.publish(file.name)
 
     def unfinished(self, name: str) -> Path:
         """Where to write what `publish` will give its name."""
@@ -145,6 +173,13 @@ class CheckpointFolder:
             if (self.path / name).exists():
                 os.replace(self.path / name, self.unfinished(name))
                 _delete(self.unfinished(name))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _delete(path: Path) -> None:

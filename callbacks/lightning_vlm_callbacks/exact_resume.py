@@ -12,12 +12,14 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 __all__ = [
     "Position",
     "capture",
     "epoch_ended",
+    "gather",
     "go_on",
     "mend_progress",
     "restore_accumulation",
@@ -25,9 +27,10 @@ __all__ = [
     "unsure_loaders",
 ]
 
-Position = Literal["batch", "validation", "epoch", "stopped"]
-"""Where a run was when it was saved: behind a batch, behind a validation inside an epoch, behind all that
-belongs to an epoch, or stopped inside one."""
+Position = Literal["batch", "validating", "validation", "between", "epoch", "stopped"]
+"""Where a run was when it was saved: behind a batch, before the validation that follows it, behind a
+validation inside an epoch, behind all that follows a batch, behind all that belongs to an epoch, or stopped
+inside one."""
 
 
 def random_state() -> dict[str, Any]:
@@ -93,13 +96,17 @@ def _generators(trainer: Trainer) -> list[torch.Generator]:
     return list(found.values())
 
 
-def capture(trainer: Trainer) -> list[dict[str, Any]]:
-    """The state of every rank, in their order. All ranks must call it."""
-    mine = {
+def capture(trainer: Trainer) -> dict[str, Any]:
+    """The state of this rank."""
+    return {
         "random": random_state(),
         "generators": [one.get_state() for one in _generators(trainer)],
         "loaders": [one.state_dict() for one in _loaders(trainer) if _resumable(one)],
     }
+
+
+def gather(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states that `capture` gave on every rank, in their order. All ranks must call it."""
     if trainer.world_size == 1:
         return [mine]
     every: list[Any] = [None] * trainer.world_size
@@ -111,7 +118,7 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
     """Put a trainer where it was. Called in `on_train_start`; random states are for the caller to set.
 
     Args:
-        mine: What `capture` gave for this rank.
+        mine: What `capture` gave on this rank.
         position: None if another callback saved: then all is as Lightning resumes.
     """
     loop = trainer.fit_loop
@@ -127,6 +134,11 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
         for loader, state in zip(resumable, mine["loaders"], strict=True):
             loader.load_state_dict(state)
         iter(loop._data_fetcher)  # type: ignore[arg-type]
+    if position == "validating":
+        # Lightning then runs the validation before it draws the next batch, and from its beginning.
+        loop._restarting = False
+        loop.epoch_loop.val_loop.restarting = False
+        loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     if position == "batch":  # plateau schedules step behind `on_train_batch_end`
         loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
     generators = _generators(trainer)
@@ -157,8 +169,12 @@ def mend_progress(checkpoint: dict[str, Any], position: Position) -> None:
     The next epoch has been begun when the hook runs that comes behind everything of the last one; and a run
     that is stopped inside an epoch has counted it as a whole.
     """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-    for counts in (progress["total"], progress["current"]):
+    loops = checkpoint["loops"]["fit_loop"]
+    batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        if position in ("validating", "validation", "epoch"):
+            counts["completed"] = counts["processed"]
+    for counts in (epochs["total"], epochs["current"]):
         if position == "epoch":
             counts["ready"] = counts["started"] = counts["completed"]
         elif position == "stopped":

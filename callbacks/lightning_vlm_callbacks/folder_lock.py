@@ -11,7 +11,9 @@ try:
 except ImportError:  # Windows has no POSIX locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderLock", "LockedError"]
+__all__ = ["FolderLock", "LockedError", "is_locked"]
+
+NAME = ".run.lock"
 
 _held: dict[tuple[int, Path], list["FolderLock"]] = {}
 """By process and folder. A process has one open file for each lock, because POSIX ends a lock when any file
@@ -39,7 +41,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.file = folder / ".run.lock"
+        self.file = folder / NAME
         self._made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         holders = _held.setdefault((os.getpid(), folder.resolve()), [])
@@ -74,6 +76,20 @@ class FolderLock:
                 if self._made:
                     self.file.parent.rmdir()  # only if nothing was written
             os.close(self._descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder."""
+    if _held.get((os.getpid(), folder.resolve())) or not (folder / NAME).is_file():
+        return False
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _lock(descriptor)
+        return False
+    except (BlockingIOError, PermissionError):
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

@@ -8,12 +8,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.curves import Curve, save_curves
+from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.runs import logs_at
 
-__all__ = ["RunHistory", "gradient_norm"]
+__all__ = ["Recorder", "RunHistory", "gradient_norm"]
 
 
 class RunHistory:
@@ -121,6 +124,52 @@ class RunHistory:
                 row[name] = value
 
 
+class Recorder:
+    """Takes learning rates, gradient norms and metrics of a run for a `RunHistory`.
+
+    Args:
+        names: As for `RunHistory`; None records nothing.
+    """
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self._names = names
+        self.history = RunHistory(names or [])
+        self._numbers: dict[str, float | Tensor] = {}
+
+    def clear(self) -> None:
+        """Begin with no rows."""
+        self.history = RunHistory(self._names or [])
+
+    def on_train_batch_start(self, trainer: Trainer) -> None:
+        """Read the learning rates that are in force in the step."""
+        if self._is_due(trainer, trainer.global_step + 1):
+            self._numbers = dict(rates_in_force(trainer.optimizers))
+
+    def on_before_optimizer_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Measure the gradient, before it is clipped."""
+        if self._is_due(trainer, trainer.global_step + 1):
+            number = trainer.optimizers.index(optimizer)
+            name = "grad_norm" if len(trainer.optimizers) == 1 else f"grad_norm/{number}"
+            if name in self._numbers:
+                return  # LBFGS, or one like SAM, computes another gradient within the step
+            if (norm := gradient_norm(optimizer)) is not None:
+                self._numbers[name] = norm
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Record the step that was just made."""
+        if self._is_due(trainer, trainer.global_step):
+            self.record(trainer, self._numbers)
+
+    def record(self, trainer: Trainer, numbers: Mapping[str, float | Tensor] | None = None) -> None:
+        """Record the metrics that are new. All ranks call it, as they may have to agree on the metrics."""
+        metrics = trainer.callback_metrics
+        if self._names is not None and trainer.is_global_zero:
+            self.history.add(trainer.global_step, trainer.current_epoch, numbers or {}, metrics)
+
+    def _is_due(self, trainer: Trainer, step: int) -> bool:
+        return self._names is not None and logs_at(trainer, step)
+
+
 def gradient_norm(optimizer: Optimizer) -> Tensor | None:
     """The 2-norm of all gradients of an optimizer; None if it has none. The host doesn't wait."""
     gradients = [
@@ -128,7 +177,14 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
     ]
     if not gradients:
         return None
-    # A sparse gradient may hold a row of an embedding several times, whose sum counts.
-    dense = [one.coalesce().values() if one.is_sparse else one for one in gradients]
-    norm = torch.nn.utils.get_total_norm(dense)
+    norm = torch.nn.utils.get_total_norm([_norm_values(gradient) for gradient in gradients])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _norm_values(gradient: Tensor) -> Tensor:
+    """Values that have the 2-norm of a gradient."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()  # an index may be there several times, to be summed
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient)
+    return gradient.float() if gradient.dtype == torch.float16 else gradient  # whose squares overflow

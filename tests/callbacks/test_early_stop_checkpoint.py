@@ -417,17 +417,6 @@ def test_disk_full(run, tmp_path):
     assert not list((tmp_path / "run").glob(".unfinished-*"))
 
 
-def test_interrupted(run, tmp_path):
-    class Interrupt(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 5:
-                raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit):
-        run(callbacks=[Interrupt()], every_n_steps=3)
-    assert torch.load(tmp_path / "run/latest.ckpt", weights_only=True)["global_step"] == 3
-
-
 # History
 
 

@@ -1,0 +1,131 @@
+"""How much of a fit lies ahead: optimizer steps, epochs and validations."""
+
+import math
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+__all__ = ["epochs_ahead", "steps_of_run", "validations_ahead", "why_no_validation"]
+
+
+def steps_of_run(trainer: Trainer) -> float:
+    """Optimizer steps of the whole run, resumed or not, known from `on_train_start` on.
+
+    Returns:
+        Infinity if the run has no end, or if its length isn't known.
+    """
+    limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    if trainer.max_epochs in (None, -1):
+        return limit
+    total: float = 0
+    for epoch in range(trainer.max_epochs or 0):
+        total += _steps_of_epoch(trainer, epoch)
+        if total >= limit or total == math.inf:
+            break
+    return min(limit, total)
+
+
+def epochs_ahead(trainer: Trainer) -> float:
+    """Whole epochs that end from now on, known from `on_train_start` on; infinity if that isn't known."""
+    return sum(1 for _, whole in _epochs(trainer) if whole) if _is_finite(trainer) else math.inf
+
+
+def validations_ahead(trainer: Trainer) -> float:
+    """How often a fit validates from now on, known from `on_train_start` on.
+
+    It counts what Lightning would do: not at all with an empty loader, with `limit_val_batches: 0`, or if
+    `check_val_every_n_epoch` or `val_check_interval` lies beyond the end.
+
+    Returns:
+        Infinity if the run has no end, or if the length of an epoch isn't known.
+    """
+    if not _has_validation_data(trainer):
+        return 0
+    interval, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if interval is None or not _is_finite(trainer):
+        return math.inf  # by time, or without an end
+    if every is None:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        return int(_batches_ahead(trainer) + done) // int(interval) - done // int(interval)
+    count: float = 0
+    for epoch, batches in _batches_of_epochs(trainer):
+        if (epoch + 1) % every == 0:
+            at_end = batches == trainer.num_training_batches
+            count += int(at_end) if interval == math.inf else batches // interval
+    return count
+
+
+def why_no_validation(trainer: Trainer) -> str:
+    """The reason why `validations_ahead` is 0, in a few words."""
+    if not trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
+        return "there is no val_dataloader"
+    if trainer.limit_val_batches == 0:
+        return "limit_val_batches is 0"
+    if not trainer.enable_validation:
+        return "the module has no validation_step"
+    if not _has_validation_data(trainer):
+        return "the validation data are empty"
+    if trainer.check_val_every_n_epoch is None:
+        return f"val_check_interval ({trainer.val_check_interval}) is longer than the run"
+    return f"check_val_every_n_epoch ({trainer.check_val_every_n_epoch}) comes after the run's end"
+
+
+def _has_validation_data(trainer: Trainer) -> bool:
+    if not trainer.enable_validation:
+        return False
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if trainer.val_dataloaders is None:  # Lightning asks for them before the first epoch that validates
+        trainer.validating = True
+        loop.setup_data()
+        trainer.training = True
+    return sum(loop._max_batches) > 0
+
+
+def _is_finite(trainer: Trainer) -> bool:
+    return 0 < trainer.num_training_batches < math.inf and steps_of_run(trainer) != math.inf
+
+
+def _steps_of_epoch(trainer: Trainer, epoch: int) -> float:
+    batches = trainer.num_training_batches
+    if batches == math.inf:
+        return math.inf
+    return math.ceil(batches / _window(trainer, epoch))
+
+
+def _window(trainer: Trainer, epoch: int) -> int:
+    """Micro-batches in an optimizer step."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def _epochs(trainer: Trainer) -> list[tuple[int, bool]]:
+    """The epochs that end from now on, and whether they do so with their last batch."""
+    found: list[tuple[int, bool]] = []
+    steps, last, epoch = 0.0, steps_of_run(trainer), 0
+    while steps < last:
+        steps += _steps_of_epoch(trainer, epoch)
+        if epoch >= trainer.current_epoch and steps > trainer.global_step:
+            found.append((epoch, steps <= last))
+        epoch += 1
+    return found
+
+
+def _batches_of_epochs(trainer: Trainer) -> list[tuple[int, int]]:
+    """The epochs that end from now on, and how many batches they have by then."""
+    found, last = [], steps_of_run(trainer)
+    before = sum(_steps_of_epoch(trainer, epoch) for epoch in range(trainer.current_epoch))
+    for epoch, whole in _epochs(trainer):
+        batches = int(trainer.num_training_batches)
+        if not whole:
+            batches = min(batches, int(last - before) * _window(trainer, epoch))
+        found.append((epoch, batches))
+        before += _steps_of_epoch(trainer, epoch)
+    return found
+
+
+def _batches_ahead(trainer: Trainer) -> int:
+    in_this_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    inside = 0 < in_this_epoch < trainer.num_training_batches
+    return sum(batches for _, batches in _batches_of_epochs(trainer)) - (in_this_epoch if inside else 0)
