@@ -913,7 +913,7 @@ def test_twenty_skips_in_a_row_are_an_error(fit, tmp_path):
         MisconfigurationException, match=r"skipped 20 steps in a row.*raise max_norm \(100.0\)"
     ):
         fit([poison, GradientMonitor(on_anomaly="skip")], steps=99)
-    assert (tmp_path / "gradients.png").stat().st_size > 1000  # what there was until then
+    assert (tmp_path / "kept/0/gradients.png").stat().st_size > 1000  # what there was until then
     poison.factors.pop(15)
     assert fit([poison, GradientMonitor(on_anomaly="skip")], steps=30).global_step == 30
 
@@ -1051,7 +1051,7 @@ def test_the_picture(fit, tmp_path, monkeypatch):
     )
     poison = Poison("head.bias", {5: math.nan})
     trainer = fit([poison, GradientMonitor(on_anomaly="skip")], gradient_clip_val=0.5)
-    assert drawn["file"] == tmp_path / "gradients.png"
+    assert drawn["file"] == tmp_path / "kept/0/gradients.png"
     assert drawn["marks"] == {"nan: head, all": 5.0}
     assert drawn["log"] == list(drawn["panels"])
     norm, clipping, update = drawn["panels"].values()

@@ -684,9 +684,9 @@ def test_bounded(trapped, batches_of, make_trainer, tmp_path):
 
 
 def test_a_report_that_cannot_be_written_ends_nothing(trapped, batches_of, make_trainer, tmp_path):
-    (tmp_path / "file").write_text("")
-    guard = NonFiniteGuard(dirpath=str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="no report could be written: NotADirectoryError"):
+    (tmp_path / "step-00000001-rank0").write_text("")
+    guard = NonFiniteGuard(dirpath=str(tmp_path))
+    with pytest.warns(UserWarning, match="no report could be written: FileExistsError"):
         make_trainer(max_epochs=1, callbacks=[guard]).fit(trapped(), loader(batches_of(3, marked=[1])))
     assert guard.skipped == 1
 
