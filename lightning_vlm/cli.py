@@ -22,6 +22,8 @@ options:
   --samples N --scan N --out FILE
                      preview: samples to show, to read for the figures, and where the HTML page goes
   --progress X       preview: show the weights at this progress of training, 0 to 1
+  --out FILE --show N
+                     predict: where the answers go, and how many to print
   --out DIR [--adapter-only] [--check-quantized nf4]
                      export: the folder to make; adapters alone; what quantising it would lose
   --debug            show the traceback of an error

@@ -143,11 +143,18 @@ def read_csv(files):
     return found
 
 
-def test_nothing_is_piled_up_in_memory(project):
+def test_predict_with_a_writer_of_the_config(project, capsys):
     from lightning_vlm.run import run
 
-    done = run(["predict", "--config", "config.yaml"])
-    assert done.trainer.predict_loop.predictions == []
+    writer = {"class_path": "AnswerWriter", "init_args": {"out": "mine.jsonl", "show": 1}}
+    Path("writer.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [writer]}}))
+    done = run(["predict", "--config", "config.yaml", "--config", "writer.yaml"])
+    assert done.trainer.predict_loop.predictions == [], "answers pile up in memory"
+    assert len(Path("mine.jsonl").read_text().splitlines()) == 6
+    assert not list(Path("runs").rglob("answers.jsonl"))
+    assert capsys.readouterr().out.count("\nprompt ") == 1
+    assert command("predict", "--config", "writer.yaml", "--out", "other.jsonl") == 2
+    assert "AnswerWriter" in capsys.readouterr().err
 
 
 def test_without_a_logger_no_file_of_the_user_is_overwritten(project, capsys):
@@ -214,7 +221,8 @@ def test_weights_and_biases(project, capsys):
     assert [path.name[:8] for path in Path("wb").rglob("*.png") if "media" in path.parts] == ["history_"]
 
     # Without a checkpoint it is another run.
-    assert main(["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "null"]) == 0
+    fresh = "--ckpt_path", "null", "--trainer.callbacks", "null"
+    assert main(["fit", "--config", str(folder / "config.yaml"), *fresh]) == 0
     assert wandb.run.id != first
     wandb.finish()
 

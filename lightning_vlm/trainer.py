@@ -1,0 +1,141 @@
+"""The Trainer of the command line: its methods are the commands, and print what people read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import Console
+
+from lightning_vlm.callbacks.answer_writer import SHOWN, AnswerWriter
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import UserError
+from lightning_vlm.module import VLMModule
+from lightning_vlm.preview import page, terminal
+from lightning_vlm.preview.look import look
+from lightning_vlm.summary import print_scores, scores_title
+from lightning_vlm.token_weight_schedule import TokenWeightSchedule
+
+
+class VLMTrainer(Trainer):
+    """Lightning's Trainer, whose methods are the commands, with one more. They print for people."""
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score the validation data.
+
+        Args:
+            model: The module.
+            dataloaders: Validation batches, if there is no data module.
+            ckpt_path: The checkpoint to score; None scores the model as it is.
+            verbose: Print the scores.
+            datamodule: Has the validation data.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+        """
+        scores = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            self._print_scores(scores, "val")
+        return scores
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Score the test data.
+
+        Args:
+            model: The module.
+            dataloaders: Test batches, if there is no data module.
+            ckpt_path: The checkpoint to score; None scores the model as it is.
+            verbose: Print the scores.
+            datamodule: Has the test data.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+        """
+        scores = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if verbose and self.is_global_zero:
+            self._print_scores(scores, "test")
+        return scores
+
+    def _print_scores(self, scores: Sequence[Mapping[str, float]], stage: str) -> None:
+        data = getattr(self, "datamodule", None)
+        limit = self.limit_val_batches if stage == "val" else self.limit_test_batches
+        merged = {name: value for one in scores for name, value in one.items()}
+        print_scores(merged, stage, scores_title(data, stage, limit))
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = False,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        out: str | None = None,
+        show: int = SHOWN,
+    ) -> list[Any] | None:
+        """Answer the prompts of the prediction data, and write the answers to a file as they come.
+
+        Args:
+            model: The module.
+            dataloaders: Batches of prompts, if there is no data module.
+            datamodule: Has the prediction data.
+            return_predictions: Whether to hold all answers in memory and return them.
+            ckpt_path: The checkpoint to ask; None asks the model as it is.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
+            out: The file of answers; null is answers.jsonl in the run's folder.
+            show: How many answers to print at the end.
+
+        Raises:
+            UserError: As `AnswerWriter`.
+        """
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
+            callbacks.append(AnswerWriter(out, show))
+        elif out is not None:
+            raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
+        return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+
+    def preview(
+        self,
+        model: VLMModule,
+        datamodule: VLMDataModule,
+        samples: int = 8,
+        scan: int = 1000,
+        out: str = "preview.html",
+        progress: float = 0.0,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Show what would be learned from the training data, without training and without the model.
+
+        Args:
+            model: Says which processor, and how much each kind of token weighs.
+            datamodule: Has the training data.
+            samples: How many samples to show.
+            scan: How many samples to read for the figures, spread over all data.
+            out: Where the page goes.
+            progress: The progress of training, 0 to 1, whose weights to show where the run has a
+                `TokenWeightSchedule`.
+            ckpt_path: No matter; taken so that the saved config of a run can be previewed.
+            weights_only: No matter either.
+
+        Raises:
+            UserError: As in fit.
+        """
+        callbacks = self.callbacks  # type: ignore[attr-defined]
+        schedule = next((one for one in callbacks if isinstance(one, TokenWeightSchedule)), None)
+        found, console = look(model, datamodule, samples, scan, schedule, progress), Console()
+        terminal.show(found, console)
+        console.print(f"\npage  {page.save(found, out)}", highlight=False, markup=False, soft_wrap=True)
