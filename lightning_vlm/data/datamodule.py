@@ -129,7 +129,9 @@ class VLMDataModule(LightningDataModule):
             if given is None:
                 raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
             if isinstance(given, str | Path):
-                given = read(str(given), self.image_root, self.on_bad_sample, self.columns, self.allow_urls)
+                given = read(
+                    str(given), self.image_root, self.on_bad_sample, self.columns, self.allow_urls, split
+                )
             self.sources[split] = given
             for error in given.skipped:
                 self.left_out[error.source] = error

@@ -1,12 +1,16 @@
 """Hugging Face data sets on disk as a source."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_vlm.data.conversation import Conversation
-from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.fields import names
+from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
+from lightning_vlm.data.read.reading import Reading, say
 from lightning_vlm.data.read.rows import any_conversation
 from lightning_vlm.data.source import OnBadSample, Source
 from lightning_vlm.errors import DataError, UserError
@@ -20,29 +24,25 @@ _AT_ONCE = 1000
 
 
 class HFDataset(Source):
-    """A Hugging Face data set that `save_to_disk` wrote (needs the extra `lightning-vlm[datasets]`).
+    """A Hugging Face data set (needs the extra `lightning-vlm[datasets]`).
 
-    Its rows hold their words in one of two columns, their pictures in `images` or `image` (what
-    `datasets.Image` stores, bytes, or paths below the image root), and may have `task` and `weight`:
-
-    - `messages`: turns with `role` and `content`. A content is a text, or a list of parts as in `Messages` or
-      `OpenAIMessages`; a part that is only `{"type": "image"}` is the next of the row's pictures. Where there
-      is a column of pictures, `<image>` in a content that is a text stands for the next one too, as in
-      `LLaVA`.
-    - `conversations`: as in `LLaVA`.
-
-    There must be as many places for pictures as pictures. Nulls count as absent; other columns are left
-    alone, but videos, sound and tools are refused.
+    Its rows may be of any dialect that `read` knows. Pictures may be what `datasets.Image` stores, at any
+    depth, bytes, or paths below the image root. Nulls count as absent.
 
     Args:
-        path: The folder that `save_to_disk` wrote.
-        split: Which of its splits; needed if it has several.
-        image_root: The folder that holds pictures given by path. None is `path`.
-        on_bad_sample: As in `Messages`.
+        path: A folder that `save_to_disk` wrote, a copy of a repository of the hub, a parquet or arrow file,
+            or the name of a data set on the hub.
+        split: Which of its splits; needed if it has several and none of them is in `preferred`.
+        image_root: The folder that holds pictures given by path. None is `path`, or the folder of a file.
+        on_bad_sample: As in `DataFile`.
+        columns: As in `DataFile`.
+        allow_urls: As in `DataFile`.
+        config: Which of its configurations; needed if it has several.
+        preferred: The splits to read where `split` is None, the first that there is.
 
     Raises:
-        DataError: A bad row, with its `folder:row` counted from 0; no such folder; or no rows.
-        UserError: `datasets` is not installed, an unknown split, no column of words, or bad rows only.
+        DataError: Bad rows, each with its `folder:row` counted from 0; no such folder; or no rows.
+        UserError: `datasets` is not installed, an unknown split, or bad rows only.
 
     >>> import tempfile
     >>> from datasets import Dataset
@@ -63,12 +63,22 @@ class HFDataset(Source):
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
+        config: str | None = None,
+        preferred: Sequence[str] = (),
     ) -> None:
+        data = _load(path, config)
+        splits = list(data) if isinstance(data, dict) else []
+        if split is None and preferred and splits:
+            split = choose_split(splits, preferred, path)
+            if len(splits) > 1:
+                say(f"{path}: the split '{split}' is read, of {names(splits)}")
+        data = _only(data, splits, split, path)
         self._name = path if split is None else f"{path}/{split}"
-        data = _load(path, split)
         self._features = _stored(data.features)
+        self._labels = _labels(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay the bytes they are
-        super().__init__(self._name, image_root or path, on_bad_sample, columns, allow_urls)
+        root = image_root or (str(Path(path).parent) if Path(path).is_file() else path)
+        super().__init__(self._name, root, on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):
@@ -87,39 +97,95 @@ class HFDataset(Source):
 
     def _build(self, place: tuple[int, ...], record: dict[str, Any], reading: Reading) -> Conversation:
         record = self._features.decode_example(record)  # some columns are stored as JSON
+        for name, label in self._labels.items():
+            if isinstance(record[name], int) and record[name] >= 0:
+                record[name] = label.int2str(record[name])
         return any_conversation(record, f"{self._name}:{place[0]}", reading)
 
 
-def _load(path: str, split: str | None) -> "datasets.Dataset":
+def _load(path: str, config: str | None) -> Any:
+    """A data set, or a dictionary of its splits."""
     try:
         import datasets
     except ImportError:
         raise UserError(
             f"{path} is a Hugging Face data set; run `pip install 'lightning-vlm[datasets]'` to read it"
         ) from None
-    if not Path(path).is_dir():
-        raise DataError(path, "", "no such folder", "a folder that `save_to_disk` of datasets wrote")
+    if Path(path).is_dir() and is_saved(path):
+        expected = "a folder that `save_to_disk` of datasets wrote"
+        return _tried(lambda: datasets.load_from_disk(path), path, "a folder that can't be read", expected)
+    if Path(path).is_file():
+        kind = "arrow" if path.lower().endswith(".arrow") else "parquet"
+        found = f"a {kind} file that can't be read"
+        expected = f"a whole {kind} file"
+        return _tried(
+            lambda: datasets.load_dataset(kind, data_files=path, split="train"), path, found, expected
+        )
+    if Path(path).is_dir():
+        found = "a folder that can't be read"
+        expected = "one that `save_to_disk` of datasets wrote, or a copy of a data set of the hub"
+    elif is_hub_name(path):
+        found = "no such file or folder, and no data set on the hub that can be had"
+        expected = "the path of a data file or folder, or a name on the hub that can be reached from here"
+    else:
+        expected = "a folder of data, a parquet or arrow file, or the name of a data set on the hub"
+        raise DataError(path, "", "no such folder", expected)
+    # Copies of a part of a repository don't have the sizes that its README says.
+    return _tried(
+        lambda: datasets.load_dataset(path, config, verification_mode="no_checks"), path, found, expected
+    )
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that doesn't exist may be the name of a data set on the hub.
+
+    >>> is_hub_name("HuggingFaceM4/the_cauldron"), is_hub_name("data/train.jsonl"), is_hub_name("../data")
+    (True, False, False)
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or os.path.exists(path):
+        return False
+    return not path.lower().removesuffix(".gz").endswith((*TEXT_FILES, *TABLE_FILES))
+
+
+def _tried(load: Callable[[], Any], path: str, found: str, expected: str) -> Any:
     try:
-        data = datasets.load_from_disk(path)
+        return load()
     except Exception as error:  # missing or broken metadata and tables raise anything at all
-        found = f"a folder that can't be read ({error})"
-        raise DataError(path, "", found, "a folder that `save_to_disk` of datasets wrote") from error
-    splits = list(data) if isinstance(data, datasets.DatasetDict) else []
-    if split is not None or splits:
-        split = splits[0] if split is None and len(splits) == 1 else split
-        if split not in splits:
-            known = f"one of {', '.join(map(str, splits))}" if splits else "none: it has no splits"
-            raise UserError(f"{path}: split is {split}; choose {known}")
-        data = data[split]
-    return data
+        reason = " ".join(str(error.__cause__ or error).split())
+        if "Config name is missing" in reason:
+            configs = re.search(r"\[.*?\]", reason)
+            raise UserError(
+                f"{path}: found several configurations, {configs[0] if configs else 'see its README'}; name one "
+                "with {class_path: HFDataset, init_args: {path: ..., config: ...}}"
+            ) from None
+        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+        raise DataError(path, "", f"{found} ({reason})", expected) from error
+
+
+def _only(data: Any, splits: list[str], split: str | None, path: str) -> "datasets.Dataset":
+    """One split of a data set."""
+    if split is None and not splits:
+        return data
+    split = splits[0] if split is None and len(splits) == 1 else split
+    if split not in splits:
+        known = f"one of {', '.join(map(str, splits))}" if splits else "none: it has no splits"
+        raise UserError(f"{path}: split is {split}; choose {known}")
+    return data[split]
+
+
+def _labels(features: Any) -> dict[str, "datasets.ClassLabel"]:
+    """The columns that hold numbers of classes."""
+    import datasets
+
+    return {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
 def _stored(features: Any) -> Any:
     """The same features, but with pictures as they are stored instead of decoded, at any depth."""
     import datasets
 
-    if isinstance(features, datasets.Image):
-        return datasets.Image(decode=False)
+    if hasattr(features, "decode"):  # of pictures, sound, videos
+        return dataclasses.replace(features, decode=False)
     if isinstance(features, datasets.Features):
         return datasets.Features({name: _stored(feature) for name, feature in features.items()})
     if isinstance(features, dict):

@@ -65,7 +65,7 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
         what = "is not a file" if os.path.exists(real) else "does not exist"
         advice = where_instead(str(image.path), real_root) if advise else ""
         expected = f"a picture file below the image root {shorten(str(root))} (data.image_root){advice}"
-        raise DataError(source, key, f"{found}, which {what}", expected)
+        raise DataError(source, key, f"{found}, which {what} (looked for {shorten(real, 200)})", expected)
     return Path(real)
 
 

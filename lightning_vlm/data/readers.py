@@ -1,17 +1,29 @@
 """Data files and folders as sources: sequences of conversations, one class for each format."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_vlm.data.conversation import Conversation
-from lightning_vlm.data.hf_dataset import HFDataset
+from lightning_vlm.data.conversation import Chain, Conversation, Conversations
+from lightning_vlm.data.fields import names
+from lightning_vlm.data.hf_dataset import HFDataset, is_hub_name
 from lightning_vlm.data.read import csv_places, json_places
+from lightning_vlm.data.read.folders import (
+    PREFERRED,
+    TABLE_FILES,
+    TEXT_FILES,
+    UNREADABLE_FILES,
+    choose_split,
+    is_saved,
+    text_files,
+)
 from lightning_vlm.data.read.json_places import Place
-from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.read.reading import Reading, say
 from lightning_vlm.data.read.rows import any_conversation, own_conversation
 from lightning_vlm.data.read.unpacked import plain_file
 from lightning_vlm.data.source import OnBadSample, Source
+from lightning_vlm.errors import DataError
 
 _TABLES = (".csv", ".tsv")
 
@@ -193,13 +205,46 @@ def read(
     on_bad_sample: OnBadSample = "raise",
     columns: Mapping[str, str] | None = None,
     allow_urls: bool = False,
-) -> Source:
-    """Open a data file or folder whatever its format, which is found by looking at each row.
+    split: str = "train",
+) -> Conversations:
+    """Open data whatever its format, which is found by looking at each row.
 
-    A folder is a Hugging Face data set.
+    Files: JSON lines, JSON (an array, or an object with one list of objects), CSV and TSV, each also as
+    `.gz`, parquet and arrow. Folders: what `save_to_disk` of `datasets` wrote, a copy of a repository of the
+    hub, pictures with a `metadata.jsonl` or `.csv`. A name such as `HuggingFaceM4/the_cauldron` is asked for
+    on the hub. `lightning_vlm.data.read.dialects` is the table of what rows may look like.
 
-    Args and errors: as `DataFile`; also a DataError for rows that no dialect fits.
+    Args:
+        path: The file, folder or name.
+        image_root: As in `DataFile`.
+        on_bad_sample: As in `DataFile`.
+        columns: As in `DataFile`.
+        allow_urls: As in `DataFile`.
+        split: Which of several splits is read: the one for `train`, `val`, `test` or `predict`, or the one
+            with this name.
+
+    Raises:
+        DataError: As in `DataFile`; also for rows that no dialect fits.
+        UserError: As in `DataFile`; also if there are several splits and none for this.
     """
-    if Path(path).is_dir():
-        return HFDataset(path, None, image_root, on_bad_sample, columns, allow_urls)
-    return DataFile(path, image_root, on_bad_sample, columns, allow_urls)
+    options: dict[str, Any] = {"image_root": image_root, "on_bad_sample": on_bad_sample}
+    options |= {"columns": columns, "allow_urls": allow_urls}
+    preferred = PREFERRED.get(split, (split,))
+    suffix = Path(path).suffix.lower()
+    files = text_files(path) if os.path.isdir(path) and not is_saved(path) else {}
+    if files:
+        chosen = choose_split(files, preferred, path)
+        if len(files) > 1:
+            say(f"{path}: the split '{chosen}' is read, of {names(files)}")
+        sources: list[Conversations] = [DataFile(file, **options) for file in files[chosen]]
+        return sources[0] if len(sources) == 1 else Chain(sources)
+    if os.path.isdir(path) or suffix in TABLE_FILES or is_hub_name(path):
+        if suffix in TABLE_FILES and not os.path.isfile(path):
+            raise DataError(path, "", "no such file", f"a {suffix} file")
+        return HFDataset(path, preferred=preferred, **options)
+    if suffix in UNREADABLE_FILES:
+        readable = ", ".join((*TEXT_FILES, *TABLE_FILES))
+        raise DataError(
+            path, "", f"a file of the type {suffix}", f"one of {readable}, or a folder with such files"
+        )
+    return DataFile(path, **options)

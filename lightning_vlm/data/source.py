@@ -14,7 +14,7 @@ from lightning_vlm.data.conversation import Conversation, Conversations, Image, 
 from lightning_vlm.data.faults import Faults
 from lightning_vlm.data.fields import names, near
 from lightning_vlm.data.read.dialects import KNOWN
-from lightning_vlm.data.read.reading import Notes, Reading
+from lightning_vlm.data.read.reading import Notes, Reading, say
 from lightning_vlm.errors import DataError, UserError
 
 OnBadSample: TypeAlias = Literal["raise", "skip"]
@@ -61,11 +61,8 @@ class Source(Conversations):
             raise DataError(name, "", "no samples", "at least one")
         self.notes = checking.notes.lines()
         """What was ignored in its rows or chosen for them, one line each."""
-        if self.notes:
-            from lightning.pytorch.utilities import rank_zero_info  # slow, and not needed to read alone
-
-            for line in self.notes:
-                rank_zero_info(f"{name}: {line}")
+        for line in self.notes:
+            say(f"{name}: {line}")
 
     def _checked(self, reading: Reading, faults: Faults, on_bad_sample: OnBadSample) -> Iterator[str]:
         """Check every record and remember the place of the good ones; gives their tasks."""

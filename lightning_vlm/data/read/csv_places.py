@@ -69,7 +69,8 @@ def places(path: str, name: str, header: Header) -> Iterator[tuple[Place, bytes]
                 pieces.append(piece)
                 yield piece.decode("utf-8", "replace")  # reported when the row is read
 
-        reader = csv.reader(lines(), delimiter=header.delimiter)
+        # strict: a quote that nothing closes would else swallow the rest of the file.
+        reader = csv.reader(lines(), delimiter=header.delimiter, strict=True)
         while True:
             pieces.clear()
             try:
@@ -96,7 +97,7 @@ def parse(data: bytes, source: str, header: Header) -> dict[str, Any]:
     lines = io.StringIO(_decoded(data, source), newline="\n")
     cells = next(csv.reader(lines, delimiter=header.delimiter))
     if len(cells) != len(header.columns):
-        found = f"{len(cells)} cells"
+        found = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
         raise DataError(source, "", found, f"{len(header.columns)}, one for each of {names(header.columns)}")
     row: dict[str, Any] = {name: cell for name, cell in zip(header.columns, cells, strict=True) if cell}
     if "weight" in row:

@@ -192,20 +192,20 @@ def _question_and_answer(name: str, ask: str, answer: str) -> Dialect:
 
 
 DIALECTS = (
-    Dialect("messages (OpenAI, TRL, LLaMA-Factory)", ("messages",), _chat("messages"), says_where=True),
+    Dialect("messages of OpenAI, TRL or LLaMA-Factory", ("messages",), _chat("messages"), says_where=True),
     Dialect("LLaVA or ShareGPT", ("conversations",), _chat("conversations"), places_needed=True),
+    _question_and_answer("question and answer", "question", "answer"),
     Dialect("ShareGPT", ("conversation",), _chat("conversation"), places_needed=True),
     Dialect("the Cauldron", ("texts",), _texts),
-    _question_and_answer("prompt and completion (TRL)", "prompt", "completion"),
+    _question_and_answer("prompt and completion of TRL", "prompt", "completion"),
     _question_and_answer("prompt and response", "prompt", "response"),
     _question_and_answer("prompt and answer", "prompt", "answer"),
-    _question_and_answer("query and response (ms-swift)", "query", "response"),
+    _question_and_answer("query and response of ms-swift", "query", "response"),
     _question_and_answer("query and answer", "query", "answer"),
     _question_and_answer("query and label", "query", "label"),
     _question_and_answer("Alpaca", "instruction", "output"),
     _question_and_answer("instruction and response", "instruction", "response"),
-    _question_and_answer("question and answer", "question", "answer"),
-    _question_and_answer("question and answers (VQA)", "question", "answers"),
+    _question_and_answer("question and answers of VQA", "question", "answers"),
     _question_and_answer("question and response", "question", "response"),
     _question_and_answer("query and answers", "query", "answers"),
     _question_and_answer("problem and answer", "problem", "answer"),
@@ -226,14 +226,14 @@ KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
 def _nearest(row: Row) -> list[Dialect]:
     """The three dialects whose keys are most like those of a row."""
 
-    def likeness(dialect: Dialect) -> float:
-        ratios = [
-            max((difflib.SequenceMatcher(None, need, str(name)[:80]).ratio() for name in row), default=0.0)
-            for need in dialect.needs
-        ]
-        return sum(ratios) / len(ratios)
+    def likeness(need: str) -> float:
+        near = difflib.get_close_matches(need, [str(name)[:80] for name in row], 1)
+        return difflib.SequenceMatcher(None, need, near[0]).ratio() if near else 0.0
 
-    return sorted(DIALECTS, key=likeness, reverse=True)[:3]
+    def likeness_of_all(dialect: Dialect) -> float:
+        return sum(map(likeness, dialect.needs)) / len(dialect.needs)
+
+    return sorted(DIALECTS, key=likeness_of_all, reverse=True)[:3]
 
 
 def _lack(dialect: Dialect, row: Row, has_picture: bool) -> str:

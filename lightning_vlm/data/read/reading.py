@@ -66,5 +66,12 @@ class Reading:
     notes: Notes = field(default_factory=Notes)
 
 
+def say(line: str) -> None:
+    """Print a line, on one process of a distributed run."""
+    from lightning.pytorch.utilities import rank_zero_info  # slow, and not needed to read alone
+
+    rank_zero_info(line)
+
+
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"

@@ -51,8 +51,11 @@ def any_conversation(row: Any, source: str, reading: Reading) -> Conversation:
     _check_other_keys(row, dialect, source, reading)
     pictures = RowPictures(row, source, reading)
     turns_read = dialect.turns(row, source, reading)
-    if row.get("system") and not (turns_read and turns_read[0].role == "system"):
-        turns_read = [text_turn("system", row["system"], source, "system"), *turns_read]
+    if row.get("system"):
+        if turns_read and turns_read[0].role == "system":
+            reading.notes.say("'system' is ignored where the first turn is one of the system")
+        else:
+            turns_read = [text_turn("system", row["system"], source, "system"), *turns_read]
     contents = _Contents(turns_read, pictures, source, reading, dialect)
     try:
         return Conversation(contents.messages, *_task_and_weight(row, source), source)
