@@ -104,7 +104,7 @@ class Conversation:
     source: str = "?"
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight, self.source, "weight")
+        check_weight(self.weight, self.source, "weight")
         if not self.messages:
             raise DataError(self.source, "messages", "an empty list", "at least one user turn")
         for index, message in enumerate(self.messages):
@@ -112,7 +112,7 @@ class Conversation:
             if message.role not in get_args(Role):
                 expected = f"one of {', '.join(map(repr, get_args(Role)))}"
                 raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
-            _check_weight(message.weight, self.source, f"{key}.weight")
+            check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
                 _check_part(part, message.role, self.source, f"{key}.content[{place}]")
         if all(message.role == "system" for message in self.messages):
@@ -237,7 +237,8 @@ class Chain(Conversations):
         return TaskTable.of_samples(names[number] for names, of in tables for number in of)
 
 
-def _check_weight(weight: float, source: str, key: str) -> None:
+def check_weight(weight: float, source: str, key: str) -> None:
+    """Raise unless it is finite, at least 0 and at most `MAX_WEIGHT`."""
     if not (math.isfinite(weight) and weight >= 0):
         raise DataError(source, key, str(weight), "a finite number >= 0")
     if weight > MAX_WEIGHT:

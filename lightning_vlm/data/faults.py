@@ -1,7 +1,9 @@
 """All faults of a data file in one error, so that it needs one correction and not one for each run."""
 
+import itertools
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.images import find_image
@@ -67,11 +69,21 @@ class Faults:
         """
         if not self._counts:
             return
-        share = max(1, SHOWN // len(self._first))
-        errors = [error for first in self._first.values() for error in first[:share]][:SHOWN]
+        errors = self._shown()
         if self._counts.total() == 1:
             raise errors[0]
         raise BadSamplesError(self._name, errors, dict(self._counts))
+
+    def _shown(self) -> list[DataError]:
+        """The faults to name: as many as may be, some of every kind, those of one kind together."""
+        rounds = itertools.zip_longest(*self._first.values())
+        chosen = {id(error) for error in itertools.islice(_present(rounds), SHOWN)}
+        return [error for first in self._first.values() for error in first if id(error) in chosen]
+
+
+def _present(rounds: Iterable[tuple[DataError | None, ...]]) -> Iterator[DataError]:
+    for errors in rounds:
+        yield from (error for error in errors if error is not None)
 
 
 def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[str]:

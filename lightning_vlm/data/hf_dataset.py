@@ -154,9 +154,10 @@ def _tried(load: Callable[[], Any], path: str, found: str, expected: str) -> Any
         reason = " ".join(str(error.__cause__ or error).split())
         if "Config name is missing" in reason:
             configs = re.search(r"\[.*?\]", reason)
+            known = configs[0] if configs else "see its README"
             raise UserError(
-                f"{path}: found several configurations, {configs[0] if configs else 'see its README'}; name one "
-                "with {class_path: HFDataset, init_args: {path: ..., config: ...}}"
+                f"{path}: found several configurations, {known}; name one with "
+                "{class_path: HFDataset, init_args: {path: ..., config: ...}}"
             ) from None
         reason = reason if len(reason) < 200 else f"{reason[:200]}..."
         raise DataError(path, "", f"{found} ({reason})", expected) from error

@@ -154,9 +154,10 @@ def where_instead(path: str, root: str) -> str:
         if os.path.isfile(os.path.join(root, shorter)):
             return f"; did you mean {shorten(shorter)}?"
     folder = os.path.dirname(path)
-    near = difflib.get_close_matches(os.path.basename(path), _files_in(os.path.join(root, folder)), 1)
+    files = {name.lower(): name for name in _files_in(os.path.join(root, folder))}
+    near = difflib.get_close_matches(os.path.basename(path).lower(), list(files), 1)
     if near:
-        return f"; did you mean {shorten(os.path.join(folder, near[0]))}?"
+        return f"; did you mean {shorten(os.path.join(folder, files[near[0]]))}?"
     return ""
 
 

@@ -78,7 +78,7 @@ class Source(Conversations):
                 faults.add(error)
                 return
             try:
-                task = self._build(place, record, reading).task
+                task = self._built(place, record, reading).task
             except DataError as error:
                 faults.add(error)
                 if on_bad_sample == "skip":
@@ -86,6 +86,13 @@ class Source(Conversations):
             else:
                 self._places.extend(place)
                 yield task
+
+    def _built(self, place: tuple[int, ...], record: Any, reading: Reading) -> Conversation:
+        try:
+            return self._build(place, record, reading)
+        except RecursionError:
+            name = f"{self.name}, the record at {', '.join(map(str, place))}"
+            raise DataError(name, "", "a value nested too deep", "a conversation") from None
 
     def task_table(self) -> TaskTable:
         """Known since the source was opened."""

@@ -99,7 +99,8 @@ anything = st.recursive(
     | st.integers()
     | st.floats()
     | texts
-    | st.sampled_from(["user", "cat.png", "a://b", "\0"]),
+    | st.integers(300, 400).map(lambda digits: 10**digits)
+    | st.sampled_from(["user", "cat.png", "a://b", "\0", "\ud800", "[1]", "file://[", "http://a"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -127,6 +128,18 @@ MODELS = [
         "system": "a",
         "task": "b",
     },
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": "b", "loss": False},
+        ],
+        "images": [{"path": "cat.png", "bytes": None}],
+    },
+    {"texts": [{"user": "a", "assistant": "b"}], "images": ["cat.png"]},
+    {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+    {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
+    {"question": "a", "answers": [{"answer": "b"}, "c"], "image": "file://cat.png"},
+    {"caption": ["a", "b"], "file_name": "cat.png", "videos": []},
 ]
 
 

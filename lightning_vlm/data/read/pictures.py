@@ -59,7 +59,7 @@ class RowPictures:
     def at(self, index: int, key: str) -> Part:
         """The picture with this index, as parts `{"type": "image", "index": 0}` ask for it."""
         if not 0 <= index < len(self.images):
-            found = f"{index}, but the row has {len(self.images)} picture(s)"
+            found = f"{show(index)}, but the row has {len(self.images)} picture(s)"
             raise DataError(self.source, key, found, "the index of a picture, counted from 0")
         self.asked += 1
         return self.images[index]

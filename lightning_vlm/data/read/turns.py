@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightning_vlm.data.conversation import Role
+from lightning_vlm.data.conversation import Role, check_weight
 from lightning_vlm.data.fields import check_known_key, is_number, json_list, number_of, role_of, show, turns
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.errors import DataError
@@ -121,6 +121,7 @@ def _weight(turn: dict[str, Any], role: Role, source: str, key: str, reading: Re
         weight = float(value)
     elif is_number(value):
         weight = number_of(value, source, place)
+        check_weight(weight, source, place)
     else:
         raise DataError(source, place, show(value), "true, false or a number")
     if role != "assistant" and weight:
