@@ -185,7 +185,7 @@ def _stored(features: Any) -> Any:
     """The same features, but with pictures as they are stored instead of decoded, at any depth."""
     import datasets
 
-    if hasattr(features, "decode"):  # of pictures, sound, videos
+    if hasattr(features, "decode") and type(features).__name__ != "Json":  # pictures, sound, videos
         return dataclasses.replace(features, decode=False)
     if isinstance(features, datasets.Features):
         return datasets.Features({name: _stored(feature) for name, feature in features.items()})

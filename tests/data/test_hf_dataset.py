@@ -145,8 +145,9 @@ def test_splits():
 def test_what_is_no_data_set(monkeypatch):
     with pytest.raises(DataError, match=r"^missing: found no such folder"):
         HFDataset("missing")
-    with pytest.raises(DataError, match=r"^pictures: found a folder that can't be read"):
-        read("pictures")
+    Path("nothing").mkdir()
+    with pytest.raises(DataError, match=r"^nothing: found a folder that can't be read"):
+        read("nothing")
     with pytest.raises(
         DataError, match=r"saved:0: found a row with the keys 'text'; expected a known format"
     ):
