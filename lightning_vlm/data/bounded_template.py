@@ -149,9 +149,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.meter.write(literal)
 
     def counted(self, value: Any) -> Any:
-        """The value of a loop's condition."""
-        self.meter.step()
-        return value
+        """The value of a loop's condition, or a slice."""
+        return self.meter.made(value)
 
     def written(self, value: Any) -> Any:
         """A value that is about to be written."""
@@ -195,7 +194,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 class _Metering(NodeTransformer):
     """Puts the meter into a parsed template. What is rendered stays the same."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+    def visit_For(self, node: Any) -> nodes.Node:  # noqa: N802
         if node.test is not None:
             node.test = _call("counted", [node.test], node)
         return self._count_body(node)
@@ -211,9 +210,13 @@ class _Metering(NodeTransformer):
         literal = (nodes.TemplateData, nodes.Const)
         written: list[nodes.Expr] = []
         for child in node.nodes:
-            written.append(child if isinstance(child, literal) else _call("written", [child], node))
+            written.append(child if isinstance(child, literal) else _call("written", [child], child))
         node.nodes = written
         return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("counted", [node], node) if isinstance(node.arg, nodes.Slice) else node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
