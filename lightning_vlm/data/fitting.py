@@ -66,7 +66,7 @@ def longest_fit(rounds: int, limit: int, render: Callable[[int], tuple[int, Sequ
         if length <= limit:
             break
         too_many = rounds
-        rounds = min(rounds - 1, sum(end - _SLACK <= limit for end in ends))
+        rounds = min(rounds - 1, max(1, sum(end - _SLACK <= limit for end in ends)))
         expected = ends[rounds - 1]
     # A template may write less in front of a shorter chat; then more fits than was read off the longer one.
     while rounds and length < expected and rounds + 1 < too_many:

@@ -24,11 +24,11 @@ MESSAGES = [
     {"role": "user", "content": [{"type": "text", "text": "And now?"}]},
 ]
 OF_JINJA = {
-    "loop controls": "{% for m in messages %}{{ m.role }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
-    "loop facts": "{% for m in messages if m.role != 'user' %}{{ loop.length }}{{ loop.previtem }}{% endfor %}",
+    "loop controls": "{% for m in messages %}{{ m.role }}{% if true %}{% break %}{% endif %}{% endfor %}",
+    "loop facts": "{% for m in messages if m.role > 'a' %}{{ loop.length }}{{ loop.previtem }}{% endfor %}",
     "recursive loop": "{% for m in messages recursive %}{{ m.type }}{{ loop(m.content or []) }}{% endfor %}",
     "macro": "{% macro f(a, b='x') %}{{ a ~ b ~ caller() }}{% endmacro %}{% call f('y') %}z{% endcall %}",
-    "namespace": "{% set n = namespace(i=0) %}{% for m in messages %}{% set n.i = n.i + 1 %}{{ n.i }}{% endfor %}",
+    "namespace": "{% set n = namespace(i=0) %}{% for m in 'a' %}{% set n.i = n.i + 1 %}{{ n.i }}{% endfor %}",
     "tojson": "{{ messages | tojson(indent=2) }}{{ messages[1] | tojson }}",
     "filters": "{{ messages[1].content[1].text | trim | upper | replace('IS', 'was') | e }}",
     "map": "{{ messages | map(attribute='role') | join(', ') }}",
@@ -67,7 +67,7 @@ DOUBLE = "{% set s = ['ab'] %}" + "{% set s = [s, s] %}" * 40
 LONG = "{% set s = 'a' * 100000 %}"
 NEVER_END = {
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "all passed over": "{% for i in range(9**5) %}{% for j in range(9**5) if false %}{% endfor %}{% endfor %}",
+    "all passed over": "{% for i in range(9999) %}{% for j in range(9999) if 0 %}{% endfor %}{% endfor %}",
     "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
     "macro without end": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "recursive loop": "{% for i in messages recursive %}{{ loop(messages) }}{% endfor %}",
@@ -136,7 +136,7 @@ RAISES = {
     "{{ 1 / (messages | length - messages | length) }}": "ZeroDivisionError: division by zero",
     "{{ messages[5].role }}": "list object has no element 5",
     "{{ 1 + messages[0].role }}": "TypeError: unsupported operand",
-    "{{ raise_exception('no\nway') }}": r"\(line 3: no way\)",
+    "{{ raise_exception('no\nway') }}": r"line 3: no way",
     "{{ 10.0 ** 400 }}": "OverflowError",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "it calls itself without end",
     "{{ range(10**9) }}": "OverflowError: Range too big",
