@@ -81,9 +81,11 @@ class AccumulationWindow:
         loops = checkpoint["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]
         if self._progress is None:
-            if epochs["current"]["ready"] > epochs["current"]["started"]:
+            current = epochs["current"]
+            if current["ready"] > current["started"]:
                 _between_epochs(epochs)
-            elif epochs["current"]["processed"] == epochs["current"]["ready"] and not _epoch_ended(trainer):
+            # A tuner saves before the first epoch, when there is none to go on with.
+            elif 0 < current["ready"] == current["processed"] and not _epoch_ended(trainer):
                 _inside_epoch(epochs)
             return None
         if self.stepping:
