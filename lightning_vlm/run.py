@@ -21,7 +21,6 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 )
 from lightning_vlm_callbacks.runs import run_folder
 
-from lightning_vlm import wandb_run
 from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # so that configs can name it
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
@@ -36,6 +35,7 @@ from lightning_vlm.run_files import config_file
 from lightning_vlm.summary import FitSummary
 from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.trainer import VLMTrainer
+from lightning_vlm.wandb_run import resume_run
 
 
 class SaveConfig(SaveConfigCallback):
@@ -118,22 +118,14 @@ class VLMCLI(LightningCLI):
             self.config.preview.trainer.accelerator = "cpu"
             self.config.preview.trainer.logger = False
 
-    def instantiate_classes(self) -> None:
-        """A fit that resumes goes on in the same run of Weights & Biases. The config that is saved doesn't
-        name that run, or another fit of the config would write into it too."""
-        checkpoint = self.config[self.subcommand].get("ckpt_path")
-        if self.subcommand != "fit" or not checkpoint or _NO_FILE.match(checkpoint):
-            super().instantiate_classes()
-            return
-        with wandb_run.resumed_in(self.config.fit.trainer.logger, checkpoint):
-            super().instantiate_classes()
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Rich progress, unless progress is turned off."""
+        """Rich progress, unless progress is turned off; and what resumes goes on in its run of W&B."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks, bar = trainer.callbacks, trainer.progress_bar_callback  # type: ignore[attr-defined]
         if bar is not None and not isinstance(bar, RichProgressBar):
             callbacks[callbacks.index(bar)] = RichProgressBar()
+        if self.subcommand == "fit" and self.config.fit.get("ckpt_path"):
+            resume_run(trainer, self.config.fit.ckpt_path)
         return trainer
 
     def _parse_ckpt_path(self) -> None:

@@ -1,14 +1,15 @@
 """A run on Weights & Biases: which one a checkpoint belongs to, and the pictures that it gets."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_vlm_callbacks import EarlyStopCheckpoint
+from lightning_vlm_callbacks.checkpoint_folder import BEST, LATEST
+from lightning_vlm_callbacks.previous_runs import find_checkpoint
 
 KEY = "wandb_id"
 """Where a checkpoint of ours keeps the id of its run."""
@@ -36,30 +37,34 @@ def saved_id(checkpoint: str | Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-@contextmanager
-def resumed_in(loggers: Any, checkpoint: str | Path) -> Iterator[None]:
-    """Let the WandbLogger of a config go on in the run that a checkpoint belongs to.
+def resume_run(trainer: Trainer, checkpoint: str | Path) -> None:
+    """Let a run that resumes go on in the run of Weights & Biases that its checkpoint belongs to.
 
     Args:
-        loggers: `trainer.logger` of a parsed config, from which loggers are made meanwhile. One that names
-            its run already keeps it.
-        checkpoint: What is resumed.
+        trainer: Whose loggers haven't begun. A WandbLogger that was given an id keeps it.
+        checkpoint: What is resumed: a file, or `last` or `best` of an EarlyStopCheckpoint.
     """
-    listed = loggers if isinstance(loggers, list) else [loggers]
-    ours = [one for one in listed if getattr(one, "class_path", "").endswith(".WandbLogger")]
-    unnamed = [one.init_args for one in ours if not (one.init_args.get("id") or one.init_args.get("version"))]
-    found = saved_id(checkpoint) if unnamed else None
-    if found is None:
-        yield
+    unnamed = [logger for logger in loggers_of(trainer) if logger.version is None]
+    if not unnamed or not trainer.is_global_zero:
         return
-    for options in unnamed:
-        options["id"] = found
-    try:
-        yield
-    finally:
-        for options in unnamed:
-            options["id"] = None
+    file = _find(trainer, checkpoint)
+    found = None if file is None else saved_id(file)
+    if found is None:
+        return
+    for logger in unnamed:
+        # Lightning has no public way to name the run of a logger that is already made.
+        logger._id = logger._wandb_init["id"] = found
     rank_zero_info(f"Weights & Biases: goes on with run {found}; to begin another, set the logger's id")
+
+
+def _find(trainer: Trainer, checkpoint: str | Path) -> Path | None:
+    if checkpoint not in ("last", "best"):
+        return Path(checkpoint)
+    link = LATEST if checkpoint == "last" else BEST
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, EarlyStopCheckpoint):
+            return find_checkpoint(trainer, callback.dirpath, link)
+    return None
 
 
 def note_other_run(trainer: Trainer, saved: str | None) -> None:

@@ -209,20 +209,25 @@ def test_weights_and_biases(project, capsys):
     # What resumes goes on in the same run, and its pictures are there too.
     keeps = "{class_path: EarlyStopCheckpoint, init_args: {every_n_epochs: 1}}"
     again = "--ckpt_path", "runs/last.ckpt", "--trainer.max_steps", "3"
-    saved = "--config", str(folder / "config.yaml"), "--trainer.callbacks", f"[{keeps}]"
-    assert main(["fit", *saved, *again]) == 0
+    saved = "--config", str(folder / "config.yaml"), "--trainer.callbacks", "null"
+    assert main(["fit", *saved, "--trainer.callbacks", f"[{keeps}]", *again]) == 0
     second = wandb.run.id
     wandb.finish()
     assert second == first
     assert (
         yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]["init_args"]["id"] is None
     )
-    assert Path("runs/history.png").is_file()
+    assert (folder / "checkpoints" / "history.png").is_file()
     assert [path.name[:8] for path in Path("wb").rglob("*.png") if "media" in path.parts] == ["history_"]
 
+    last = "--ckpt_path", "last", "--trainer.max_steps", "4"
+    assert main(["fit", *saved, "--trainer.callbacks", f"[{keeps}]", *last]) == 0
+    assert wandb.run.id == first
+    assert (folder / "checkpoints" / "step-00000004.ckpt").is_file()
+    wandb.finish()
+
     # Without a checkpoint it is another run.
-    fresh = "--ckpt_path", "null", "--trainer.callbacks", "null"
-    assert main(["fit", "--config", str(folder / "config.yaml"), *fresh]) == 0
+    assert main(["fit", *saved, "--ckpt_path", "null"]) == 0
     assert wandb.run.id != first
     wandb.finish()
 

@@ -140,11 +140,19 @@ class AnswerFile:
         self._file.flush()
         self.lengths.append(len(answers))
 
-    def close(self) -> None:
-        """End writing. May be called more than once."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def close(self) -> bool:
+        """End writing. May be called more than once.
+
+        Returns:
+            Whether the file still has the name that it was given. Another run that began meanwhile and writes
+            to the same name has renamed it.
+        """
+        if self._file is None:
+            return True
+        mine = os.fstat(self._file.fileno())
+        self._file.close()
+        self._file = None
+        return self.here.exists() and os.path.samestat(mine, self.here.stat())
 
     def join(self, lengths: Sequence[Sequence[int]]) -> None:
         """Join the parts of all processes, on the first one. The file appears whole or not at all.

@@ -103,7 +103,12 @@ class AnswerWriter(Callback):
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
-        self._file.close()
+        kept_name = self._file.close()
+        if not trainer.strategy.reduce_boolean_decision(kept_name, all=True):
+            raise UserError(
+                f"out: another run has begun to write to {self._file.path}, so that the answers of this one "
+                "have another name beside it now; give each run a file of its own"
+            )
         scores = self._scores.compute()  # all ranks must ask
         ranks: list[Any] = [(self._file.lengths, self._left_out)]
         if trainer.world_size > 1:

@@ -154,6 +154,30 @@ def test_a_stopped_run_leaves_its_answers(module, make_quiet, prompts, tmp_path,
     assert "3 until the run stopped, in" in capsys.readouterr().out
 
 
+class TakesTheName(Callback):
+    """Another process that begins to write to the same file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 2:
+            other = AnswerFile(self.file)
+            other.set_aside()
+            other.open()
+
+
+def test_two_runs_at_once_do_not_mix(module, make_quiet, prompts, tmp_path):
+    one = module(generation={"max_new_tokens": 2})
+    data = VLMDataModule(predict=prompts, batch_size=2, max_length=300)
+    file = tmp_path / "answers.jsonl"
+    trainer = make_quiet(callbacks=[AnswerWriter(str(file)), TakesTheName(file)])
+    with pytest.raises(UserError, match="another run has begun to write"):
+        trainer.predict(one, data)
+    assert len(rows_of(tmp_path / "answers.previous-1.jsonl")) == 6
+    assert rows_of(file) == []
+
+
 def test_parts_of_a_stopped_run_are_kept(tmp_path):
     for rank in range(2):
         part = AnswerFile(tmp_path / "answers.jsonl", rank, world=2)
