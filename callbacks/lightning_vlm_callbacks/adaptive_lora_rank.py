@@ -1,6 +1,6 @@
 """LoRA's rank moves to the layers that need it while the model trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -19,6 +20,7 @@ from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_laye
 from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.rank_picture import save_ranks
 from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.whole_steps import (
     need_initialized,
     need_lightning,
@@ -131,6 +133,10 @@ class AdaptiveLoRARank(Callback):
         if self.picture:
             need_matplotlib("AdaptiveLoRARank(picture=False)")
         self._folder = run_folder(trainer, self.dirpath)
+
+    def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
+        """Raise a SelectorError if a group finds nothing in a model; `may_train` doesn't matter here."""
+        select_modules(root, list(self.groups or {}))
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -1,6 +1,6 @@
 """Weights of tasks that balance themselves by the norms of the tasks' gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -130,6 +130,11 @@ class GradNorm(Callback):
         if self.picture:
             need_matplotlib("GradNorm(picture=False)")
         self._folder = run_folder(trainer, self.dirpath)
+
+    def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
+        """Raise a SelectorError if `layer` finds nothing in a model; `may_train` doesn't matter here."""
+        if self.layer is not None:
+            select_modules(root, self.layer)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -55,6 +55,8 @@ class _Run:
     starts: list[int | None] = field(default_factory=list)
     ever: dict[str, Parameter] = field(default_factory=dict)
     """What the module lets train."""
+    modes: dict[nn.Module, bool] = field(default_factory=dict)
+    """Which modules were in train mode when the fit began."""
     lines: list[list[Line]] = field(default_factory=list)
     scales: list[dict[Parameter, float]] = field(default_factory=list)
     """Of each stage."""
@@ -158,6 +160,7 @@ class StagedUnfreezing(Callback):
         need_initialized("StagedUnfreezing", pl_module)
         need_one_optimizer_inside("StagedUnfreezing", trainer.optimizers)
         run = self._run = _Run(step=trainer.global_step - 1)
+        run.modes = {module: module.training for module in pl_module.modules()}
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
         if any(stage.on_plateau for stage in self.stages) and not trainer.enable_validation:
             raise MisconfigurationException(
@@ -216,13 +219,13 @@ class StagedUnfreezing(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end()
         release_modes(pl_module)
+        self._end()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end()
         release_modes(pl_module)
+        self._end()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -292,6 +295,8 @@ class StagedUnfreezing(Callback):
             self._run.rates.remove()
         for one in self._run.ever.values():
             one.requires_grad_(True)
+        for module, training in self._run.modes.items():
+            module.training = training
         self._run = _Run()
 
     # Plateaus

@@ -546,6 +546,18 @@ def test_modes_hold_after_validation(classifier, digits, make_trainer):
     }
 
 
+def test_modes_are_given_back(classifier, digits, make_trainer):
+    """A fit without stages that follows must not train a part whose dropout is off."""
+    model = classifier()
+    model.stem.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    trainer = make_trainer(max_steps=1, callbacks=[StagedUnfreezing([{"at": 0, "train": {"head": 1.0}}])])
+    trainer.fit(model, digits.Digits())
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert before["blocks.0"]
+    assert not before["stem.1"]
+
+
 def test_a_second_fit_begins_anew(classifier, digits, make_trainer):
     """With the same callback and the same module, weights put back, also after an error inside a step."""
     staged, model = StagedUnfreezing(PLATEAUS, "step", warmup_steps=2), classifier(dropout=0.0)

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks import GradientMonitor, StagedUnfreezing
+from lightning_vlm_callbacks import AdaptiveLoRARank, GradientMonitor, GradNorm, StagedUnfreezing
 from lightning_vlm_callbacks.selectors import SelectorError
 from lightning_vlm_callbacks.stages import PLANS
 
@@ -42,6 +42,8 @@ REFUSED = {
         MisconfigurationException,
         "frozen by the module; let them train there",
     ),
+    "layer": ({"adapt": WHOLE}, [GradNorm(layer="langage.norm")], SelectorError, "nearest: language"),
+    "ranks": ({"adapt": WHOLE}, [AdaptiveLoRARank(groups={"visoin": 1})], SelectorError, "nearest: vision"),
     "monitor": ({"adapt": WHOLE}, [GradientMonitor(["langage"])], SelectorError, "nearest: language"),
 }
 
