@@ -43,6 +43,7 @@ from lightning_vlm.losses.tasks import (
 )
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
 from lightning_vlm.metrics.answers import generate_answers
+from lightning_vlm.metrics.score_table import print_scores, take_over_printing
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
@@ -191,6 +192,7 @@ class VLMModule(LightningModule):
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._base: Fingerprint | None = None
         self._fit_began = 0.0
+        self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
         self._seed: int | None = None
         self._scores = Scores()
@@ -386,7 +388,11 @@ class VLMModule(LightningModule):
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
 
     def teardown(self, stage: str) -> None:
-        """Send the pictures that callbacks have drawn to Weights & Biases, if that is a logger."""
+        """Print the scores of `validate` and `test`, and send the pictures that callbacks have drawn in a fit
+        to Weights & Biases, if that is a logger."""
+        if self._scores_to_print is not None:
+            print_scores(self.trainer, self._scores_to_print)
+            self._scores_to_print = None
         if stage != "fit" or not loggers_of(self.trainer):
             return
         pictures = pictures_of(self.trainer, run_folder(self.trainer), self._fit_began)
@@ -605,6 +611,12 @@ class VLMModule(LightningModule):
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+    def on_validation_end(self) -> None:
+        """Keep the scores until the progress bar has gone."""
+        self._scores_to_print = take_over_printing(self.trainer)
+
+    on_test_end = on_validation_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """What the model answers to each prompt of the batch."""

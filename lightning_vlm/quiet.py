@@ -24,12 +24,15 @@ _WARNINGS = (
     r"The '\w+' does not have many workers which may be a bottleneck.*",
     # VLMDataModule without validation data gives no loader.
     r"Total length of `list` across ranks is zero.*",
+    # It is about megabytes in a table that few read.
+    r"Precision .* is not supported by the model summary.*",
     # Packages among themselves.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
 )
 _UNLESS_FIT_WARNINGS = (
     r"The dirpath has changed from .*",  # ModelCheckpoint doesn't save then.
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint need.*",
 )
 _COMMAND_WARNINGS = (
     r"Checkpoint directory .* exists and is not empty.*",  # A second run in the same folder is meant to work.

@@ -2,16 +2,17 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.metrics.score_table import score_table
 from lightning_vlm.module import VLMModule
 from lightning_vlm.run_files import checkpoints_of, config_file, logs_of, pictures_of
-from lightning_vlm.terminal import print_line, print_text, say, score_of, score_table, short_path
+from lightning_vlm.terminal import print_line, print_text, say, short_path
 
 
 class FitSummary(Callback):
@@ -86,30 +87,3 @@ def _print_lines(name: str, texts: list[str]) -> None:
     """The name stands before the first line only."""
     for place, text in enumerate(texts):
         print_line("" if place else name, text)
-
-
-def scores_title(data: VLMDataModule | None, stage: str, limit: float | int) -> str:
-    """What stands above the scores of `validate` and `test`."""
-    words, split = ("Validation", "val") if stage == "val" else ("Test", "test")
-    source = data.sources.get(split) if data is not None else None
-    if source is None or limit != 1.0:
-        return words
-    return f"{words}: {len(source):,} samples"
-
-
-def print_scores(metrics: Mapping[str, float], stage: str, title: str) -> None:
-    """The table of `validate` and `test`, and below it what others have logged.
-
-    Args:
-        metrics: All that was logged.
-        stage: `val` or `test`.
-        title: Stands above.
-    """
-    table = score_table(title, metrics, stage)
-    if table is None:
-        print_line(title, "no score: no token has weight, and no answer has a reference")
-    else:
-        say(table)
-    for name, value in metrics.items():
-        if score_of(name, stage) is None:
-            print_line(name, f" {value:.4g}")

@@ -1,6 +1,5 @@
 """The Trainer of the command line: its methods are the commands, and print what people read."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +12,11 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.module import VLMModule
 from lightning_vlm.preview import page, terminal
 from lightning_vlm.preview.look import look
-from lightning_vlm.summary import print_scores, scores_title
 from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
 class VLMTrainer(Trainer):
     """Lightning's Trainer, whose methods are the commands, with one more. They print for people."""
-
-    def validate(
-        self,
-        model: LightningModule | None = None,
-        dataloaders: Any = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-        datamodule: LightningDataModule | None = None,
-        weights_only: bool | None = None,
-    ) -> list[Mapping[str, float]]:
-        """Score the validation data.
-
-        Args:
-            model: The module.
-            dataloaders: Validation batches, if there is no data module.
-            ckpt_path: The checkpoint to score; None scores the model as it is.
-            verbose: Print the scores.
-            datamodule: Has the validation data.
-            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
-        """
-        scores = super().validate(model, dataloaders, ckpt_path, False, datamodule, weights_only)
-        if verbose and self.is_global_zero:
-            self._print_scores(scores, "val")
-        return scores
-
-    def test(
-        self,
-        model: LightningModule | None = None,
-        dataloaders: Any = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-        datamodule: LightningDataModule | None = None,
-        weights_only: bool | None = None,
-    ) -> list[Mapping[str, float]]:
-        """Score the test data.
-
-        Args:
-            model: The module.
-            dataloaders: Test batches, if there is no data module.
-            ckpt_path: The checkpoint to score; None scores the model as it is.
-            verbose: Print the scores.
-            datamodule: Has the test data.
-            weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
-        """
-        scores = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
-        if verbose and self.is_global_zero:
-            self._print_scores(scores, "test")
-        return scores
-
-    def _print_scores(self, scores: Sequence[Mapping[str, float]], stage: str) -> None:
-        data = getattr(self, "datamodule", None)
-        limit = self.limit_val_batches if stage == "val" else self.limit_test_batches
-        merged = {name: value for one in scores for name, value in one.items()}
-        print_scores(merged, stage, scores_title(data, stage, limit))
 
     def predict(
         self,

@@ -105,8 +105,9 @@ class AnswerWriter(Callback):
         assert self._file is not None
         kept_name = self._file.close()
         if not trainer.strategy.reduce_boolean_decision(kept_name, all=True):
+            path, self._file = self._file.path, None
             raise UserError(
-                f"out: another run has begun to write to {self._file.path}, so that the answers of this one "
+                f"out: another run has begun to write to {path}, so that the answers of this one "
                 "have another name beside it now; give each run a file of its own"
             )
         scores = self._scores.compute()  # all ranks must ask

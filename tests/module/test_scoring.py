@@ -114,10 +114,17 @@ def test_scores_by_hand(module, batch_of, make_quiet, listed, family, stage):
     assert [answer.source for answer in one.predictions] == [item.source for item in source]
 
 
-def test_without_generation_there_are_losses_only(module, make_quiet):
+def test_without_generation_there_are_losses_only(module, make_quiet, capsys):
     one = module("llava")
-    (found,) = make_quiet().validate(
-        one, VLMDataModule(val=Drawn("val", size=2, tasks=["vqa"])), verbose=False
-    )
+    (found,) = make_quiet().validate(one, VLMDataModule(val=Drawn("val", size=2, tasks=["vqa"])))
+    # They are printed as a table of ours, not as Lightning's with all decimals.
+    shown = capsys.readouterr().out
+    assert "Validation: 2 samples" in shown
+    (row,) = [line for line in shown.splitlines() if "│ all" in line]
+    assert [cell.strip() for cell in row.split("│")[2:4]] == [
+        f"{found['val/loss']:.3f}",
+        f"{found['val/perplexity']:.3f}",
+    ]
+    assert "Validate metric" not in shown
     assert found.keys() == {"val/loss", "val/perplexity", "val/supervised"}
     assert one.predictions == []
