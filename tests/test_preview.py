@@ -172,6 +172,41 @@ def test_weights_of_kinds_and_sample(module):
     assert [(one.text, one.ids, one.weight) for one in image] == [("image ×16", [3] * 16, 0.0)]
 
 
+def test_weights_of_turns_and_what_was_done_to_them_are_shown_at_80_columns(module, processor_of):
+    ask, more = Message("user", (Text("What?"),)), Message("user", (Text("Sure?"),))
+    wrong = Message("assistant", (Text("Blue."),), weight=0.0)
+    right = Message("assistant", (Text("Red."),), weight=2.0)
+    apart = Conversation((ask, wrong, more, right, ask), source="t:1")
+    found = seen(module, apart)
+    (sample,) = found.samples
+    assert learned(sample) == [f"Red.{END}"]
+    assert {piece.weight for piece in sample.pieces} == {0.0, 2.0}
+    for shown in (printed(found, 80), page(found)):
+        assert "weights of its answers 0, 2, turns after the last answer dropped" in shown
+        assert "in 1 of 1 samples read turns come after the last answer; they are dropped" in shown
+    lines = printed(found, 80).splitlines()
+    assert "  Blue.<|im_end|>↵" in lines
+    assert f"  ⟦Red.{END}⟧×2↵" in lines
+
+    data = VLMDataModule(
+        train=Given(Conversation((wrong, ask, more, right), source="t:2")), processor=processor_of("gemma3")
+    )
+    found = look(module, data)
+    shown = printed(found, 80)
+    assert "  ⟦Red.<end_of_turn>⟧×2↵" in shown
+    assert "turns of one role merged" in shown
+    assert "empty user turn added" in shown
+    assert "  What?↵\n  Sure?<end_of_turn>↵" in shown
+
+
+def test_a_text_that_is_too_long_to_be_counted_does_not_stop_it(module):
+    long = talk("What?", "A red square. " * 100_000, source="t:9")
+    found = seen(module, talk("What?", "Red."), long, max_length=100)
+    assert [one.error.source for one in found.left_out] == ["t:9"]
+    assert found.left_out[0].length == 262_144
+    assert "too long (1)" in printed(found)
+
+
 def test_both_views_write_the_weights(module):
     answer = ("A ", Text("cat", entity=True), " sat.")
     found = seen(module, talk("What?", answer))

@@ -40,7 +40,8 @@ class VLMDataModule(LightningDataModule):
         batch_size: Samples in a batch of one device.
         eval_batch_size: The same without training; None is `batch_size`.
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
-            still does not fit is left out and counted.
+            still does not fit is left out and counted. None cuts nothing, and leaves out only what no one
+            trains on, such as a text of a million words.
         image_root: The folder that paths of pictures begin at, for sources given as a path. None is the
             file's own folder.
         on_bad_sample: `raise` reports all bad samples before anything runs, `skip` leaves them out and
@@ -210,7 +211,7 @@ class VLMDataModule(LightningDataModule):
         self.cut.update(batch.cut)
         for change in batch.changes:
             if change not in self.changes:
-                rank_zero_info(f"Turns: {change}")
+                rank_zero_info(f"In some samples {change}.")
             self.changes[change] += 1
         targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
         return batch._replace(targets=targets(batch)) if targets else batch
@@ -257,7 +258,7 @@ class VLMDataModule(LightningDataModule):
         if self.cut:
             rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
         for change, count in self.changes.items():
-            rank_zero_info(f"Turns, {count:,} times: {change}")
+            rank_zero_info(f"{count:,} times {change}.")
         self.changes.clear()
 
     def _generates(self) -> bool:

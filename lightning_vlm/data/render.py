@@ -77,13 +77,15 @@ class Renderer:
     it when it answers. Nothing else is response. For ordinary text the ids are those of the processor's own
     `apply_chat_template`. Text that spells a special token or a picture's placeholder stays text; where the
     tokenizer would join an answer with what the template writes around it, the answer is tokenized by
-    itself, as generation would write it. A template that writes no end-of-turn token gets a warning.
-    (Seed 3.2.2 instead supervises everything after the first marker.)
+    itself, as generation would write it. Likewise where two turns of different weights meet in one token. A
+    template that writes no end-of-turn token gets a warning.
+
+    Turns in other orders than question and answer are written as the template takes them; see `arrange`.
 
     Args:
         processor: A processor of transformers that has a chat template.
-        max_length: The most tokens of a sample, image tokens included. None is no limit. What is too long
-            loses its last rounds, whole ones, until it fits.
+        max_length: The most tokens of a sample, image tokens included. What is too long loses its last
+            rounds, whole ones, until it fits. None cuts nothing, and refuses more than `most_tokens`.
 
     Raises:
         UserError: The processor has no chat template, or its tokenizer can't say which characters a token is.

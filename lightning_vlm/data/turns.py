@@ -12,16 +12,16 @@ from lightning_vlm.kinds import Kind
 Writes: TypeAlias = Callable[[tuple[str, ...]], bool]
 """Whether a chat template writes each of some turns, given their roles."""
 
-KEPT_APART = "several turns of one role in a row: kept apart, as the chat template writes them"
+KEPT_APART = "several turns of one role come in a row; they are kept apart, as the chat template writes them"
 MERGED = (
-    "several turns of one role in a row: written as one turn with a new line between them, because the chat "
-    "template refuses them"
+    "several turns of one role come in a row; they are written as one turn with a new line between them, "
+    "because the chat template refuses them"
 )
 GREETING = (
-    "an assistant turn comes first: an empty user turn was put before it, because the chat template "
-    "refuses it there"
+    "an assistant turn comes first; an empty user turn is put before it, because the chat template refuses "
+    "it there"
 )
-TRAILING = "turns behind the last answer: dropped, because there is nothing after them to learn"
+TRAILING = "turns come after the last answer; they are dropped, because there is nothing to learn after it"
 
 
 class Turn(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_vlm.data.conversation import Box, Conversation
 from lightning_vlm.data.render import TooLong
+from lightning_vlm.data.turns import GREETING, MERGED, TRAILING
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
@@ -197,15 +198,23 @@ def sample_words(sample: Sample) -> str:
     if set(answers) != {1.0}:
         words.append(f"weights of its answers {', '.join(f'{one:g}' for one in answers[:8])}")
         words[-1] += ", ..." if len(answers) > 8 else ""
+    words += [_CHANGES[change] for change in fact.changes if change in _CHANGES]
     every = len(sample.conversation.messages) + fact.cut
     words += [f"its end is cut off: {fact.cut} of {every} messages"] if fact.cut else []
     return ", ".join(words)
 
 
+_CHANGES = {
+    MERGED: "turns of one role merged",
+    GREETING: "empty user turn added",
+    TRAILING: "turns after the last answer dropped",
+}
+
+
 def turn_words(preview: Preview) -> list[str]:
     """What was done to the turns of samples, a line for each change."""
     counts = Counter(change for fact in preview.facts for change in fact.changes)
-    return [f"{count:,} of {preview.read:,} samples read have {change}" for change, count in counts.items()]
+    return [f"in {count:,} of {preview.read:,} samples read {change}" for change, count in counts.items()]
 
 
 def range_words(one: Bin) -> str:

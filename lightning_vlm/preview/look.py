@@ -125,7 +125,8 @@ def choose(facts: Sequence[Fact], count: int) -> list[Fact]:
     """Up to `count` samples of all sorts, as evenly as they allow; those of one sort come together."""
     sorts: dict[tuple, list[Fact]] = defaultdict(list)
     for fact in facts:
-        sorts[fact.task, fact.pictures > 0, fact.cut > 0, bool(fact.learned.any())].append(fact)
+        sort = fact.task, fact.pictures > 0, fact.cut > 0, bool(fact.learned.any()), fact.changes
+        sorts[sort].append(fact)
     queues = sorted(sorts.values(), key=len, reverse=True)
     turns = [place for turn in range(count) for place, queue in enumerate(queues) if turn < len(queue)]
     taken = Counter(turns[:count])

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.datamodule import _Rendered
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import DataError, UserError
 
@@ -113,6 +114,31 @@ def test_too_long_is_left_out_even_where_bad_samples_stop(lines, processor):
     trainer().fit(reads, data)
     assert sorted(reads.seen) == ["2", "3", "4", "5", "6"]
     assert len(data.left_out) == 1
+
+
+def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor, caplog):
+    """A trailing question is no lost round; a validation prompt asks for the last answer, as without it."""
+    user, assistant = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "A."}
+    alone = [user, assistant]
+    path = write(*({"messages": turns} for turns in (alone, [*alone, user], [user, *alone, user])))
+    data = VLMDataModule(train=path, batch_size=2, shuffle=False)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer().fit(Reads(processor), data)
+    said = [record.getMessage() for record in caplog.records if "turn" in record.getMessage()]
+    dropped = (
+        "turns come after the last answer; they are dropped, because there is nothing to learn after it."
+    )
+    apart = "several turns of one role come in a row; they are kept apart, as the chat template writes them."
+    assert said == [
+        f"In some samples {dropped}",
+        f"In some samples {apart}",
+        f"2 times {dropped}",
+        f"1 times {apart}",
+    ]
+    assert data.cut == set()
+    prompts = _Rendered(data.source("train"), data.renderer, learn=True, prompts=True)[[0, 1]]
+    assert prompts.references == ["A.", "A."]
+    assert torch.equal(*prompts.prompts["input_ids"])
 
 
 def test_splits(lines, processor, tmp_path):

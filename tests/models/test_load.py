@@ -85,8 +85,22 @@ def test_chat_template_as_text_or_file_replaces_and_is_saved(tiny_folder: Folder
         assert processor.apply_chat_template([{"role": "user", "content": []}]) == "[user]"
         processor.save_pretrained(tmp_path / "saved")
         assert load_processor(tmp_path / "saved").chat_template == template
-    with pytest.raises(UserError, match=r"chat_template: found 'no\.jinja'"):
-        load_processor(tiny_folder("llava"), chat_template="no.jinja")
+    (tmp_path / "empty.jinja").write_text(" \n")
+    (tmp_path / "no text").write_bytes(b"\xff\xfe\x00")
+    for given, found in (
+        ("no.jinja", r"found 'no\.jinja'; expected .* \(plain, chatml, .* are ready\)"),
+        ("chatlm", r"found 'chatlm'; expected .*; did you mean 'chatml'\?"),
+        ("", r"found ''; expected a ready template, a Jinja template or the path of a file with one"),
+        (str(tmp_path), "found '.*'; expected"),
+        (str(tmp_path / "empty.jinja"), r"found '.*', which is an empty file; expected"),
+        (str(tmp_path / "no text"), r"found '.*' \(a file that is no text\); expected"),
+        ("a\0b", "found 'a.x00b'; expected"),
+        ("x" * 5000, "found 'x+...x+'; expected"),
+    ):
+        with pytest.raises(UserError, match=f"chat_template: {found}") as error:
+            load_processor(tiny_folder("llava"), chat_template=given)
+        assert len(str(error.value)) < 300
+        assert "\n" not in str(error.value)
 
 
 def test_no_chat_template_is_no_error(tiny_folder: Folder, tmp_path: Path) -> None:
