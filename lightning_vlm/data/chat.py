@@ -10,6 +10,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.bounded_template import BoundedTemplate
+from lightning_vlm.data.stripped_texts import match_stripped
 from lightning_vlm.data.template_sizes import TemplateLimit
 from lightning_vlm.data.templates import TEMPLATES
 from lightning_vlm.data.turns import TextSpan
@@ -114,16 +115,11 @@ class ChatTemplate:
         written = self.render(real, generate, source)
         if _MARKER.sub(lambda match: spans[int(match[1])].text, marked) == written:
             return spans
-        forms = [_forms(span) for span in spans]
-        pattern = re.escape(pieces[0]) + "".join(
-            f"({'|'.join(map(re.escape, form))}){re.escape(piece)}"
-            for form, piece in zip(forms, pieces[2::2], strict=True)
-        )
-        match = re.fullmatch(pattern, written)
-        if match is None:
+        stripped = match_stripped(written, pieces[::2], spans)
+        if stripped is None:
             found_text, expected = "a text that the chat template changes", "text that it writes as it is"
             raise DataError(source, "messages", found_text, expected)
-        return [form[text] for form, text in zip(forms, match.groups(), strict=True)]
+        return stripped
 
     def _render(self, turns: list[dict[str, Any]], generate: bool) -> str:
         return self._template.render(turns, add_generation_prompt=generate, **self._tokens)
@@ -244,17 +240,6 @@ def _reason(error: Exception, template: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
     return f"line {lines[-1]}: {text}" if lines and template.count("\n") else text
-
-
-def _forms(span: TextSpan) -> dict[str, TextSpan]:
-    """A text as it is, and with white space stripped in the ways that templates do."""
-    forms = {span.text: span}
-    for space in (None, "\n"):
-        start = len(span.text) - len(span.text.lstrip(space))
-        stop = len(span.text.rstrip(space))
-        for one in (slice(start, stop), slice(start, None), slice(stop)):
-            forms.setdefault(span.text[one], span.part(one))
-    return forms
 
 
 def check_unicode(text: str, source: str, key: str) -> None:

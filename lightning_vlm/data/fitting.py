@@ -28,7 +28,8 @@ def turns_within(
         least up to there; None if all might fit.
     """
     characters = sum(len(plain_text(turn)) for turn in turns)
-    if characters <= 4 * limit + _PIECE:
+    pictures = sum(span is None for turn in turns for span in text_spans(turn))
+    if characters <= 4 * limit + _PIECE and pictures <= limit:
         return len(turns), None
     backend = tokenizer.backend_tokenizer
     most, total = 2 * limit + 1000, 0

@@ -1,13 +1,18 @@
 """What a chat template does to the words: masked exactly, or refused."""
 
 import io
+import re
 import warnings
 
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.stripped_texts import match_stripped
+from lightning_vlm.data.turns import Turn, text_spans
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
 
@@ -141,3 +146,25 @@ def test_begin_of_sequence_comes_once(processor_of):
     ids = renderer.example(SPACED).input_ids.tolist()
     assert ids.count(processor.tokenizer.bos_token_id) == 1
     assert ids == list(own_ids(renderer, SPACED))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_stripped_texts_are_found_as_a_regular_expression_finds_them(data):
+    texts = data.draw(st.lists(st.text(" \na", max_size=5), min_size=1, max_size=4))
+    pieces = data.draw(
+        st.lists(st.text(" \n<", max_size=2), min_size=len(texts) + 1, max_size=len(texts) + 1)
+    )
+    ways = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"), lambda text: f"{text}x")
+    written, pattern, spans = pieces[0], re.escape(pieces[0]), []
+    for text, piece in zip(texts, pieces[1:], strict=True):
+        written += data.draw(st.sampled_from(ways))(text) + piece
+        forms = [text]
+        for space in (None, "\n"):
+            forms += [text.strip(space), text.lstrip(space), text.rstrip(space)]
+        pattern += f"({'|'.join(map(re.escape, forms))}){re.escape(piece)}"
+        spans.append(next(text_spans(Turn("user", (Message("user", (Text(text),)),), 0))))
+    match, found = re.fullmatch(pattern, written), match_stripped(written, pieces, spans)
+    assert (found and [span.text for span in found]) == (match and list(match.groups()))
+    for span in found or ():
+        assert len(span.kinds) == len(span.weights) == len(span.text)
