@@ -68,6 +68,7 @@ from lightning_vlm.optim import (
 from lightning_vlm.optim.closures import check_closure, several_calls
 from lightning_vlm.optim.groups import groups_without_decay
 from lightning_vlm.resume import WINDOW, AccumulationWindow
+from lightning_vlm.resume_changes import RUN, RunChanges
 from lightning_vlm.run_files import pictures_of
 from lightning_vlm.steps import (
     Reached,
@@ -198,6 +199,7 @@ class VLMModule(LightningModule):
         self._scores = Scores()
         self._step_loss = StepLoss()
         self._window = AccumulationWindow()
+        self._changes = RunChanges()
         self._step_was_empty = False
         self._total_steps = 0
         self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
@@ -281,6 +283,7 @@ class VLMModule(LightningModule):
         self._fit_began = time.time()
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
+        self._changes.check_optimizer(self.trainer.optimizers)
         if self.clip is not None:
             own = self.tasks.parameters() if self.tasks else ()
             self._clip_groups = clip_groups(self, self.clip, own)
@@ -309,9 +312,22 @@ class VLMModule(LightningModule):
         self._epoch_counts = self._fit_counts = SampleCounts()
         self._counts_checked = self._epoch_is_whole = False
         restore_accumulation(self.trainer)
+        self._changes.start(self.trainer, self._arguments(), self._total_steps)
         self._window.start_run(self.trainer)
         if self._seed is None:
             self._seed = torch.initial_seed()
+
+    def _arguments(self) -> dict[str, Any]:
+        """What a resumed run is compared by."""
+        return {
+            "adapt": self.adapt,
+            "optimizer": type(self.trainer.optimizers[0]).__name__,
+            "schedule": str(self.schedule),
+            "clip": self.clip,
+            "token_weights": self.hparams["token_weights"],
+            "task_weights": self.task_weights,
+            "dtype": self._model_options["dtype"],
+        }
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count what comes. Dropout is a function of seed, place in the run and rank, so that a resumed run
@@ -508,6 +524,7 @@ class VLMModule(LightningModule):
             raise UserError(f"model.optimizer: {error} (the groups are {names})") from None
         self._total_steps = total_steps(self.trainer)
         scheduler = LambdaLR(optimizer, lambda step: lr_lambda(self.schedule, self._total_steps)(step))
+        self._changes.configured(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # The loss
@@ -642,6 +659,7 @@ class VLMModule(LightningModule):
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
         if self.trainer.state.fn == TrainerFn.FITTING:
             own[WINDOW] = self._window.save(self.trainer, checkpoint)
+            own[RUN] = self._changes.facts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""
@@ -654,6 +672,8 @@ class VLMModule(LightningModule):
             self._ever_trains &= {name for name, _ in self.named_parameters()}
         load_averages(self._trainer, checkpoint, self._ever_trains)
         self._window.load(own.get(WINDOW))
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._changes.load(self.trainer, checkpoint, own.get(RUN, {}))
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
             note_other_run(self.trainer, own.get(KEY))
             self.tasks.go_on(own.get("tasks", {}))

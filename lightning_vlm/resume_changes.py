@@ -1,0 +1,252 @@
+"""What differs between a resumed run and the one that it goes on from: a line for each, or a refusal."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_vlm.data.conversation import Conversation, Conversations, Text
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.optim import settle_rates
+
+RUN = "run"
+"""The key under which a checkpoint says what the run was made with."""
+_SAMPLES = 32
+"""So many samples of the training data are looked at to see whether they are the same."""
+
+
+def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """All that matters to a run, as plain values under the names that a config has for them.
+
+    Args:
+        trainer: Of the run.
+        model: Arguments of the module, by name.
+        steps: The optimizer steps of the whole run.
+
+    >>> describe_run(Trainer(logger=False, barebones=True), {"clip": 1.0}, 12)["model.clip"]
+    1.0
+    """
+    accumulate: Any = trainer.accumulate_grad_batches
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            accumulate = callback.scheduling
+    facts: dict[str, Any] = {
+        "trainer.accumulate_grad_batches": accumulate,
+        "trainer.precision": trainer.precision,
+        "the number of processes": trainer.world_size,
+        "the number of optimizer steps in the whole run": steps,
+        "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+    }
+    facts |= {f"model.{name}": value for name, value in model.items()}
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, VLMDataModule):
+        facts |= {
+            f"data.{name}": getattr(data, name) for name in ("batch_size", "max_length", "shuffle", "seed")
+        }
+        facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
+        facts["data.train"] = describe_data(data.source("train"))
+    return dict(_flat("", facts))
+
+
+def describe_data(source: Conversations) -> str:
+    """How many samples there are, and a fingerprint of some of them: what they say, not where they lie."""
+    digest, count = hashlib.sha256(), len(source)
+    for place in range(min(count, _SAMPLES)):
+        try:
+            conversation = source[place * count // min(count, _SAMPLES)]
+        except DataError:
+            continue
+        for text in _texts(conversation):
+            digest.update(text.encode() + b"\0")
+    return f"{count:,} samples with the fingerprint {digest.hexdigest()[:8]}"
+
+
+def _texts(conversation: Conversation) -> Iterator[str]:
+    yield f"{conversation.task} {conversation.weight}"
+    for message in conversation.messages:
+        yield message.role
+        for part in message.parts:
+            yield part.text if isinstance(part, Text) else type(part).__name__
+    for image in conversation.images:
+        yield image.path.name if image.path else hashlib.sha256(image.data or b"").hexdigest()
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {"class": type(value).__name__, **asdict(value)}
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+    elif value is None or isinstance(value, bool | int | float | str):
+        yield name, value
+    else:
+        yield name, str(value)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each value that isn't what it was.
+
+    Args:
+        before: As from `describe_run`, out of a checkpoint; of a value that it doesn't know nothing is said.
+        now: Of the run that goes on.
+
+    >>> changes({"data.batch_size": 8, "data.seed": 0}, {"data.batch_size": 4, "data.seed": 0})
+    ['data.batch_size is 4, was 8']
+    """
+    known = {_argument(name) for name in before}
+    lines = []
+    for name in dict.fromkeys([*before, *now]):
+        was, value = before.get(name), now.get(name)
+        if was == value or _argument(name) not in known:
+            continue
+        if name != "seed_everything":
+            lines.append(f"{name} is {_shown(value)}, was {_shown(was)}")
+        elif None not in (was, value):
+            lines.append(f"{name} is {value}, was {was}; dropout goes on with the checkpoint's")
+    return lines
+
+
+def _argument(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def ended(trainer: Trainer, checkpoint: Mapping[str, Any]) -> str | None:
+    """Why a run that is resumed from a checkpoint has nothing left to train; None if it has."""
+    if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
+        return None
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    steps = checkpoint["global_step"]
+    if 0 <= trainer.max_steps <= steps:
+        limit = f"trainer.max_steps above {steps}"
+    elif trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
+        limit = f"trainer.max_epochs above {epochs}"
+    else:
+        return None
+    return (
+        f"the checkpoint is of a finished run ({epochs} epochs, {steps} steps), so that nothing will be "
+        f"trained; raise {limit} to go on"
+    )
+
+
+class RunChanges:
+    """Compares a run with the one that it goes on from."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        """What this run is made with, for its checkpoints."""
+        self._before: Mapping[str, Any] | None = None
+        self._groups: list[tuple[str, int]] = []
+        self._options: list[dict[str, Any]] = []
+
+    def load(self, trainer: Trainer, checkpoint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Keep what a checkpoint says of its run, and say so if that run has ended.
+
+        Args:
+            trainer: Of the run that goes on.
+            checkpoint: As Lightning has it.
+            facts: Those that were saved in it; none if an older version did.
+        """
+        self._before = facts
+        states = checkpoint.get("optimizer_states", [])
+        self._groups = _groups(states[0]["param_groups"]) if len(states) == 1 else []
+        if (line := ended(trainer, checkpoint)) is not None:
+            rank_zero_warn(line)
+
+    def configured(self, optimizer: Optimizer) -> None:
+        """Keep the options of an optimizer, before the state of a checkpoint is loaded into it."""
+        self._options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+
+    def check_optimizer(self, optimizers: Sequence[Optimizer]) -> None:
+        """Whether the optimizer can take over the state of the checkpoint, before it is loaded.
+
+        Raises:
+            UserError: It is another optimizer, or has other groups of parameters.
+        """
+        if self._before is None or not self._groups or len(optimizers) != 1:
+            return
+        was, name = self._before.get("model.optimizer"), type(optimizers[0]).__name__
+        if was not in (None, name):
+            raise UserError(
+                f"model.optimizer: found {name}, but the checkpoint has the state of {was}; resume with "
+                f"{was}, or begin a new run"
+            )
+        now = _groups(optimizers[0].param_groups)
+        if now != self._groups:
+            raise UserError(
+                f"model.learning_rates: found groups of parameters {_counted(now)}, but the checkpoint has "
+                f"{_counted(self._groups)}; resume with the selectors that it was trained with"
+            )
+
+    def start(self, trainer: Trainer, model: Mapping[str, Any], steps: int) -> None:
+        """Say what has changed, when everything is as it was; options of the optimizer are as given now.
+
+        Args:
+            trainer: Of the run.
+            model: Arguments of the module, by name.
+            steps: The optimizer steps of the whole run.
+        """
+        self.facts = describe_run(trainer, model, steps)
+        before, self._before = self._before, None
+        if before is None:
+            return
+        lines = changes(before, self.facts)
+        if len(trainer.optimizers) == 1 and self._options:
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            lines += keep_given_options(trainer.optimizers[0], self._options, schedulers)
+        for line in lines:
+            rank_zero_warn(f"resumed with a change: {line}")
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    return [(str(group.get("name", number)), len(group["params"])) for number, group in enumerate(groups)]
+
+
+def _counted(groups: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in groups)
+
+
+def keep_given_options(
+    optimizer: Optimizer, given: Sequence[Mapping[str, Any]], schedulers: Sequence[Any]
+) -> list[str]:
+    """Let the config decide on learning rates and other options of an optimizer, not the checkpoint.
+
+    Args:
+        optimizer: With the state of a checkpoint, in which options are saved too.
+        given: The options of each of its groups as they were before.
+        schedulers: Those that scale its learning rates.
+
+    Returns:
+        A line for each option that isn't what it was.
+    """
+    lines = []
+    for number, (group, options) in enumerate(zip(optimizer.param_groups, given, strict=True)):
+        for name, value in options.items():
+            if name in ("lr", "name") or group.get(name) == value:
+                continue
+            shown = "the learning rate" if name == "initial_lr" else name
+            where = group.get("name", number)
+            lines.append(
+                f"model.optimizer: {shown} of group {where} is {value}, was {_shown(group.get(name))}"
+            )
+            group[name] = value
+    for scheduler in schedulers if lines else ():
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            settle_rates(scheduler)
+    return lines
