@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle, check_batch, keep_structure, save
 from lightning_vlm_callbacks.nonfinite_replay import Diagnosis, replay
+from lightning_vlm_callbacks.rates_in_force import rates_in_force
 
 __all__ = ["Event", "MicroBatch", "active_scaler", "advice", "write_report"]
 
@@ -86,13 +87,20 @@ def write_report(
     folder = folder / f"step-{trainer.global_step:08d}-rank{trainer.global_rank}"
     folder.mkdir(parents=True, exist_ok=True)
     left_out = save(folder / "bundle.pt", bundle, max_mib * 2**20)
-    rates = dict.fromkeys(f"{group['lr']:.3g}" for group in trainer.optimizers[0].param_groups)
-    run = f"Learning rate {', '.join(rates)}; precision {bundle.precision}"
+    run = f"{_learning_rates(trainer)}; precision {bundle.precision}"
     run += "." if scale is None else f"; loss scale {scale:g}."
     data = check_batch(one.batch, module)
     text = page(diagnosis, bundle, event, data, run, folder / "bundle.pt", left_out)
     (folder / "report.md").write_text(text, "utf-8")
     return f"{diagnosis}; see {folder / 'report.md'}", diagnosis.phase not in ("none", "error")
+
+
+def _learning_rates(trainer: Trainer) -> str:
+    """Those in force, as the beginning of a sentence."""
+    rates = {name: f"{float(rate):.3g}" for name, rate in rates_in_force(trainer.optimizers).items()}
+    if len(rates) == 1:
+        return f"Learning rate {next(iter(rates.values()))}"
+    return "Learning rates: " + ", ".join(f"{rate} ({name})" for name, rate in rates.items())
 
 
 def page(

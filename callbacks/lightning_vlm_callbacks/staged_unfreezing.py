@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import BaseFinetuning, LearningRateMonitor
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -145,6 +145,12 @@ class StagedUnfreezing(Callback):
                     "unfreezes as well, and a batch may have several steps; expected "
                     "automatic_optimization = True"
                 )
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, BaseFinetuning):
+                    raise MisconfigurationException(
+                        f"StagedUnfreezing: found {type(callback).__name__}, which freezes and unfreezes as "
+                        "well; leave one of the two out"
+                    )
             self._progress = _Progress()
             if not builds_in_setup(pl_module):
                 self.check_selectors(pl_module)

@@ -4,9 +4,9 @@ import csv
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from lightning_vlm_callbacks import EarlyStopCheckpoint, StagedUnfreezing
+from lightning_vlm_callbacks import EarlyStopCheckpoint, NonFiniteGuard, StagedUnfreezing
 from lightning_vlm_callbacks.rates_in_force import rates_in_force, scalings
 
 STAGES = [
@@ -115,6 +115,19 @@ def test_layer_decay_shows_both_ends(classifier, digits, make_trainer, tmp_path)
         row = next(row for row in csv.DictReader(lines) if row.get("lr"))
     assert float(row["lr"]) == pytest.approx(0.01 / 2)
     assert float(row["lr/lowest"]) == pytest.approx(0.01 / 8)
+
+
+def test_a_report_of_nan_has_them(classifier, digits, make_trainer, tmp_path):
+    class Spoilt(Callback):
+        def on_after_backward(self, trainer, module):
+            if trainer.global_step == 2:
+                module.head.bias.grad[0] = torch.nan
+
+    staged, guard = StagedUnfreezing(STAGES, unit="step"), NonFiniteGuard(dirpath=str(tmp_path))
+    with pytest.warns(UserWarning, match="a gradient is NaN"):
+        make_trainer(max_steps=4, callbacks=[Spoilt(), staged, guard]).fit(classifier(), digits.Digits())
+    report = (tmp_path / "step-00000002-rank0/report.md").read_text()
+    assert "- Learning rates: 0.005 (lr/head), 0.001 (lr/blocks); precision 32-true." in report
 
 
 def test_without_stages_groups_show_by_name():

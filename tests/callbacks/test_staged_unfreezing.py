@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BackboneFinetuning, GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -739,6 +739,12 @@ def test_what_shows_when_the_fit_begins(classifier, digits, make_trainer, change
     trainer = make_trainer(callbacks=[StagedUnfreezing([{"at": 0, "train": train}])], **options)
     with pytest.raises(MisconfigurationException, match=message):
         trainer.fit(model, digits.Digits())
+
+
+def test_another_callback_that_freezes_is_refused(classifier, digits, make_trainer):
+    trainer = make_trainer(callbacks=[StagedUnfreezing([GOOD]), BackboneFinetuning()])
+    with pytest.raises(MisconfigurationException, match="found BackboneFinetuning, which freezes"):
+        trainer.fit(classifier(), digits.Digits())
 
 
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
