@@ -84,11 +84,13 @@ def depth_factors(
     >>> depth_factors(model, dict(model.named_parameters()), 0.5)
     {'0.weight': 0.25, '0.bias': 0.25, '1.weight': 0.5, '1.bias': 0.5}
     """
+    if decay is None:
+        return dict.fromkeys(parameters, 1.0)
     places = {name: place for name in parameters if (place := _place(name))}
     weights: Counter[str] = Counter()
     for name, (layers, _) in places.items():
         weights[layers] += parameters[name].numel()
-    if decay is None or not weights:
+    if not weights:
         return dict.fromkeys(parameters, 1.0)
     chosen = weights.most_common(1)[0][0]
     count = sum(child.isdigit() for child, _ in root.get_submodule(chosen).named_children())

@@ -256,7 +256,7 @@ class StagedUnfreezing(Callback):
             MisconfigurationException: A selector takes only parameters that may never train.
         """
         trains = set(root.parameters()) if may_train is None else may_train
-        resolve(root, self.stages, trains, self.layer_decay, self._may_lack)
+        resolve(root, self.stages, trains, None, self._may_lack)
 
     def _starts(self, trainer: Trainer, module: LightningModule) -> list[int | None]:
         """The first step of each stage, None where a metric hasn't decided yet."""

@@ -129,6 +129,20 @@ class Lazy(Plain):
         self.head = nn.LazyLinear(2)
 
 
+class LazyUntilValidation(Plain):
+    """Lightning's sanity check is what gives it its shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4))
+
+    def validation_step(self, batch, batch_idx):
+        self(batch)
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+
 class Sparse(Plain):
     sparse = True
 
@@ -184,7 +198,10 @@ REFUSED = {
     Inner: dict.fromkeys(("staged", "rollback"), INSIDE),
     TwoOptimizers: dict.fromkeys(set(CALLBACKS) - {"checkpoint"}, MANUAL),
     Lazy: dict.fromkeys(set(CALLBACKS) - {"checkpoint"}, SHAPE),
-    **{kind: {} for kind in (EmptyGroup, Complex, Sparse, Half, Parametrized, SometimesNoLoss)},
+    **{
+        kind: {}
+        for kind in (EmptyGroup, Complex, LazyUntilValidation, Sparse, Half, Parametrized, SometimesNoLoss)
+    },
 }
 """What is refused beside which callback, and how; all else runs."""
 
