@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from lightning_vlm.data.images import shorten
 from lightning_vlm.data.templates import TEMPLATES
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.attention import use_varlen_attention
 from lightning_vlm.models.initial import start_new
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
@@ -128,7 +129,8 @@ def load_model(
     Args:
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
         dtype: Of the weights; `auto` is the one that they were saved in.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers chooses.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
+            chooses, with one kernel call a layer for all pictures in towers that allow it (`attention.py`).
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
             memory. It acts only on modules in train mode; a warning tells where a family has none.
         quantization: What is quantised as it is loaded; None: nothing. All else has `dtype`.
@@ -145,7 +147,8 @@ def load_model(
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     path, config = resolve(name_or_path), _config(name_or_path, **where)
     options: dict[str, Any] = {}
-    if attn_implementation is not None:
+    automatic = attn_implementation in (None, "auto")
+    if not automatic:
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
         refuse_quantised(config)
@@ -168,6 +171,8 @@ def load_model(
                     "gradient_checkpointing: int8 layers keep what goes into them all the same; nf4 doesn't",
                     stacklevel=2,
                 )
+    if automatic:
+        use_varlen_attention(model)
     prepare(model)
     start_new(model, found["missing_keys"], find_parts(model))
     for part in (model.config, model.config.get_text_config()):

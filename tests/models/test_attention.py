@@ -1,0 +1,131 @@
+"""Towers that attend to all pictures at once give what `sdpa` gives for one after another."""
+
+import pytest
+import torch
+
+from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import UserError
+from lightning_vlm.models import attention, blocks, tiny
+from lightning_vlm.models.load import load_model
+
+PACKS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "pixtral", "mistral3"}
+"""Families whose towers put several pictures into one row."""
+
+
+def make_module(folder, family, attn_implementation):
+    torch.manual_seed(0)
+    template = None if tiny.FAMILIES[family].template else "plain"
+    module = VLMModule(
+        str(folder), adapt="full", attn_implementation=attn_implementation, chat_template=template
+    )
+    module.configure_model()
+    return module.train()
+
+
+def drawn_batch(module, size=3):
+    source = Drawn("train", size=size)
+    data = VLMDataModule(train=source, batch_size=size, shuffle=False, processor=module.processor)
+    return next(iter(data.train_dataloader()))
+
+
+def loss_and_gradients(module, batch):
+    loss = module.loss_sums(batch).loss_sum
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_loss_and_gradients_are_those_of_sdpa(family, tiny_folder, monkeypatch):
+    calls = []
+    in_turn = attention.attend_in_turn
+    monkeypatch.setattr(attention, "attend_in_turn", lambda *given: calls.append(given) or in_turn(*given))
+    plain = make_module(tiny_folder(family), family, "sdpa" if family != "mllama" else "eager")
+    varlen = make_module(tiny_folder(family), family, "auto" if family != "mllama" else "eager")
+    batch = drawn_batch(plain)
+    expected_loss, expected = loss_and_gradients(plain, batch)
+    assert not calls
+    loss, found = loss_and_gradients(varlen, batch)
+    assert bool(calls) == (family in PACKS)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_each_sequence_sees_itself_alone(causal, key_heads):
+    """Against softmax by hand with a mask of blocks, in float64."""
+    lengths, dim = torch.tensor([3, 1, 5]), 8
+    torch.manual_seed(0)
+    query = torch.randn(1, 4, 9, dim, dtype=torch.float64)
+    key, value = torch.randn(2, 1, key_heads, 9, dim, dtype=torch.float64)
+    ends = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).int()
+    layer = torch.nn.Module()
+    layer.is_causal = causal
+    found, _ = attention.attend(layer, query, key, value, None, scaling=0.3, cu_seq_lens_q=ends)
+    block = torch.arange(3).repeat_interleave(lengths)
+    seen = block[:, None] == block[None]
+    if causal:
+        seen = seen.tril()
+    repeats = 4 // key_heads
+    scores = 0.3 * query @ key.repeat_interleave(repeats, 1).transpose(-1, -2)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    expected = weights @ value.repeat_interleave(repeats, 1)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
+def test_a_picture_changes_nothing_in_its_neighbours(tiny_folder):
+    module = make_module(tiny_folder("qwen2_5_vl"), "qwen2_5_vl", "auto")
+    batch = drawn_batch(module)
+    first = int(batch.inputs["image_grid_thw"][0].prod())
+    with torch.no_grad():
+        before = module.hidden_states(batch)
+        batch.inputs["pixel_values"][:first] += 1
+        after = module.hidden_states(batch)
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[1:], before[1:])
+
+
+def test_what_a_model_saves_names_no_attention_of_ours(tiny_folder, tmp_path):
+    load_model(tiny_folder("qwen2_vl")).save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_a_wrong_kernel_is_refused(tiny_folder, monkeypatch):
+    module = make_module(tiny_folder("qwen2_5_vl"), "qwen2_5_vl", "auto")
+    batch = drawn_batch(module)
+    assert attention.tower_distance(module.model, batch.inputs) < 1e-6
+    assert attention.check_varlen_attention(module.model, batch.inputs) is None  # the kernel needs a GPU
+
+    def leak(query, key, value, ends, *rest):
+        whole = torch.tensor([0, len(query)])
+        return attention.attend_in_turn(query, key, value, whole, *rest)
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    inputs = {**batch.inputs, "pixel_values": batch.inputs["pixel_values"].as_subclass(OnCuda)}
+    monkeypatch.setattr(attention, "_kernel_takes", lambda *_: True)
+    monkeypatch.setattr(attention, "_kernel", lambda q, k, v, ends, _, *rest: leak(q, k, v, ends, *rest))
+    with pytest.raises(UserError, match=r"set model\.attn_implementation to sdpa"):
+        attention.check_varlen_attention(module.model, inputs)
+
+
+def test_compiled_blocks_give_the_same(tiny_folder):
+    plain = make_module(tiny_folder("qwen2_5_vl"), "qwen2_5_vl", "auto")
+    compiled = make_module(tiny_folder("qwen2_5_vl"), "qwen2_5_vl", "auto")
+    # This backend traces and differentiates as the default one does, without minutes of a C++ compiler.
+    assert blocks.compile_blocks(compiled.model, backend="aot_eager") == 4
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for size in (2, 3):
+        batch = drawn_batch(plain, size)
+        expected_loss, expected = loss_and_gradients(plain, batch)
+        loss, found = loss_and_gradients(compiled, batch)
+        torch.testing.assert_close(loss, expected_loss)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+        plain.zero_grad()
+        compiled.zero_grad()
