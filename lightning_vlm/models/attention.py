@@ -164,7 +164,8 @@ def check_varlen_attention(model: PreTrainedModel, inputs: Mapping[str, Tensor])
         inputs: What its forward takes, with pictures, on the device of the model.
 
     Returns:
-        The distance as a share of the norm; None where the kernel isn't in use.
+        The distance as a share of the norm; None where the kernel isn't in use: on a CPU, and in towers that
+        never put several pictures into one row, whose output is the same to the bit.
 
     Raises:
         UserError: The distance is more than rounding can explain.
@@ -179,7 +180,7 @@ def check_varlen_attention(model: PreTrainedModel, inputs: Mapping[str, Tensor])
             f"the vision tower gives other features with {NAME} than with sdpa: found a distance of "
             f"{distance:.1%}, expected at most {limit:.1%}; set model.attn_implementation to sdpa"
         )
-    return distance
+    return distance or None
 
 
 @torch.no_grad()
