@@ -6,6 +6,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from lightning_vlm_callbacks.run_files import check_numbers
 from lightning_vlm_callbacks.run_length import epochs_ahead, validations_ahead, why_no_validation
@@ -51,6 +52,8 @@ class Judge:
         """The last score that was judged."""
         self.due = False
         """Whether there was a validation since the last judgement."""
+        self._last: Tensor | None = None
+        """The metric that was judged last. As it is held, nothing else can be where it is."""
         self._validates = True
         self._judged = False
 
@@ -99,6 +102,9 @@ class Judge:
                     f"{trainer.global_step}; there are: {', '.join(sorted(metrics)) or 'none'}"
                 )
             return None
+        if self._last is not None and found.data_ptr() == self._last.data_ptr():
+            return None  # Lightning goes on showing what was logged long ago
+        self._last = found
         score = found.detach().float()
         if trainer.world_size > 1:  # it may not have been logged with sync_dist
             score = trainer.strategy.reduce(score.clone().to(trainer.strategy.root_device), reduce_op="mean")
@@ -107,6 +113,10 @@ class Judge:
         decision = decide(self.rule, self.standing, self.score)
         self.standing = decision.standing
         return decision
+
+    def add_old(self, trainer: Trainer) -> None:
+        """What is shown now was judged before the run was saved."""
+        self._last = trainer.callback_metrics.get(self.monitor or "")
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Say so if the metric never came."""

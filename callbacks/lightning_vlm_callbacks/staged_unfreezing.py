@@ -19,6 +19,7 @@ from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
 from lightning_vlm_callbacks.stage_lines import Line, resolve, scales_by_selector, table
+from lightning_vlm_callbacks.stage_moments import check_moments
 from lightning_vlm_callbacks.stages import (
     first_steps,
     improved,
@@ -63,6 +64,8 @@ class _Run:
     since: dict[Parameter, int | None] = field(default_factory=dict)
     rates: ScaledRates | None = None
     validated: bool = False
+    shown: Tensor | None = None
+    """The metric that was looked at last. As it is held, nothing else can be where it is."""
     logged: int = -1
     """The step whose learning rates were logged last."""
 
@@ -168,11 +171,8 @@ class StagedUnfreezing(Callback):
         run = self._run = _Run(step=trainer.global_step - 1)
         run.modes = {module: module.training for module in pl_module.modules()}
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
-        if any(stage.on_plateau for stage in self.stages) and not trainer.enable_validation:
-            raise MisconfigurationException(
-                "on_plateau: found no validation, after which it looks at a metric"
-            )
         run.starts = self._starts(trainer, pl_module)
+        check_moments(trainer, self.stages, run.starts)
         ever = set(run.ever.values())
         run.lines = resolve(pl_module, self.stages, ever, self.layer_decay, self._may_lack)
         run.scales = [
@@ -315,6 +315,10 @@ class StagedUnfreezing(Callback):
             return False
         if progress.watched != after:
             progress.watched, progress.best, progress.waits, progress.weights = after, None, 0, {}
+        before, shown = self._run.shown, trainer.callback_metrics.get(plateau.monitor)
+        if before is not None and shown is not None and shown.data_ptr() == before.data_ptr():
+            return False  # it wasn't logged again
+        self._run.shown = shown
         value = _metric(trainer, plateau.monitor)
         if improved(value, progress.best, plateau):
             progress.best, progress.waits = value, 0
