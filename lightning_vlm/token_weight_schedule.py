@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning_vlm_callbacks.runs import logs_at
 from typing_extensions import override
 
@@ -90,6 +91,12 @@ class TokenWeightSchedule(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
         self._own, self._total, self._step = pl_module.token_weights, total_steps(trainer), -1
+        late = max(point["at"] for point in self.points)
+        if self.between == "steps" and late > (self._total - 1) / self._total:
+            rank_zero_warn(
+                f"TokenWeightSchedule: the point at {100 * late:.4g}% never comes in this run of "
+                f"{self._total} steps"
+            )
         self._enter(trainer, pl_module)
 
     @override

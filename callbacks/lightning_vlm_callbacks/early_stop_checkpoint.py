@@ -18,7 +18,7 @@ from lightning_vlm_callbacks.exact_resume import Position, epoch_ended, set_rand
 from lightning_vlm_callbacks.judge import Judge
 from lightning_vlm_callbacks.last_step import is_training, position_after_batch
 from lightning_vlm_callbacks.run_files import RunFiles, check_numbers
-from lightning_vlm_callbacks.run_length import steps_of_run
+from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.stop_rule import Decision
 from lightning_vlm_callbacks.whole_checkpoints import WholeCheckpoints
@@ -150,11 +150,8 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         self._interrupts.start(trainer, pl_module)
 
     def _say_what_never_comes(self, trainer: Trainer) -> None:
-        steps, every = steps_of_run(trainer), self.every_n_steps
-        if every is not None and every > steps:
-            rank_zero_warn(
-                f"EarlyStopCheckpoint: every_n_steps {every} saves nothing in this run of {steps:g} steps"
-            )
+        every = self.every_n_steps
+        warn_if_beyond(trainer, "EarlyStopCheckpoint: every_n_steps", every, "it saves nothing")
         inside = bool(every) or (self.monitor and trainer.val_check_interval != 1.0)
         if inside and (unsure := unsure_loaders(trainer)):
             rank_zero_warn(

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_stats import OCTAVES, History, Measurement, norms, text_table
+from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from lightning_vlm_callbacks.whole_steps import (
@@ -149,6 +150,8 @@ class GradientMonitor(Callback):
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         need_initialized("GradientMonitor", pl_module)
+        every = self.every_n_steps
+        warn_if_beyond(trainer, "GradientMonitor: every_n_steps", every, "it measures nothing")
         if self.on_anomaly == "skip":
             need_one_closure("GradientMonitor(on_anomaly='skip')", trainer.optimizers)
         self._watch.scaled = getattr(trainer.precision_plugin, "scaler", None) is not None

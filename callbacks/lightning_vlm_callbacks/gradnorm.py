@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.curves import need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_stats import History
 from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates
+from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_gradients import StepGradients, TaskGradients
@@ -172,6 +173,8 @@ class GradNorm(Callback):
         self._loggers = trainer.loggers if every else []
         self._every = every or 50  # Lightning's default, for the picture alone
         self._stepped = self._has_loss = False
+        once = "weights change only once, after the first step"
+        warn_if_beyond(trainer, "GradNorm: every_n_steps", self.every_n_steps, once)
         rank_zero_info(f"GradNorm: {len(weights)} tasks ({', '.join(tasks.names)}), layer {name}")
 
     @override

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_vlm_callbacks.nonfinite_bundle import keep_structure
 from lightning_vlm_callbacks.nonfinite_report import Event, MicroBatch, active_scaler, write_report
 from lightning_vlm_callbacks.nonfinite_state import KeptBuffers, Snapshots, random_state
+from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.whole_steps import (
     need_initialized,
@@ -149,6 +150,8 @@ class NonFiniteGuard(Callback):
         self._last_step = trainer.global_step
         if self.on_nonfinite == "rollback":
             self._ring = Snapshots(self.snapshots)
+            every, start = self.snapshot_every_n_steps, "it can only go back to the start"
+            warn_if_beyond(trainer, "NonFiniteGuard: snapshot_every_n_steps", every, start)
             self._ring.take(trainer.global_step, pl_module, trainer.optimizers[0], _schedulers(trainer))
 
     @override

@@ -4,8 +4,16 @@ import math
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-__all__ = ["epochs_ahead", "steps_of_run", "validations_ahead", "why_no_validation"]
+__all__ = [
+    "epochs_ahead",
+    "has_validation_data",
+    "steps_of_run",
+    "validations_ahead",
+    "warn_if_beyond",
+    "why_no_validation",
+]
 
 
 def steps_of_run(trainer: Trainer) -> float:
@@ -39,7 +47,7 @@ def validations_ahead(trainer: Trainer) -> float:
     Returns:
         Infinity if the run has no end, or if the length of an epoch isn't known.
     """
-    if not _has_validation_data(trainer):
+    if not has_validation_data(trainer):
         return 0
     interval, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if interval is None or not _is_finite(trainer):
@@ -55,6 +63,20 @@ def validations_ahead(trainer: Trainer) -> float:
     return count
 
 
+def warn_if_beyond(trainer: Trainer, option: str, every: int | None, consequence: str) -> None:
+    """Say so if something that is done every so many steps never comes in a run.
+
+    Args:
+        trainer: Whose run begins.
+        option: The callback and its option.
+        every: The number of steps.
+        consequence: What follows from it, in a few words.
+    """
+    steps = steps_of_run(trainer)
+    if every is not None and every > steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        rank_zero_warn(f"{option} {every} is longer than this run of {steps:g} steps, so {consequence}")
+
+
 def why_no_validation(trainer: Trainer) -> str:
     """The reason why `validations_ahead` is 0, in a few words."""
     if not trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
@@ -63,14 +85,15 @@ def why_no_validation(trainer: Trainer) -> str:
         return "limit_val_batches is 0"
     if not trainer.enable_validation:
         return "the module has no validation_step"
-    if not _has_validation_data(trainer):
+    if not has_validation_data(trainer):
         return "the validation data are empty"
     if trainer.check_val_every_n_epoch is None:
         return f"val_check_interval ({trainer.val_check_interval}) is longer than the run"
     return f"check_val_every_n_epoch ({trainer.check_val_every_n_epoch}) comes after the run's end"
 
 
-def _has_validation_data(trainer: Trainer) -> bool:
+def has_validation_data(trainer: Trainer) -> bool:
+    """Whether there is anything to validate on, however long the run is."""
     if not trainer.enable_validation:
         return False
     loop = trainer.fit_loop.epoch_loop.val_loop

@@ -6,7 +6,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_vlm_callbacks.run_length import steps_of_run, validations_ahead, why_no_validation
+from lightning_vlm_callbacks.run_length import (
+    has_validation_data,
+    steps_of_run,
+    validations_ahead,
+    why_no_validation,
+)
 from lightning_vlm_callbacks.stages import Stage
 
 __all__ = ["check_moments"]
@@ -36,14 +41,14 @@ def check_moments(trainer: Trainer, stages: Sequence[Stage], starts: Sequence[in
     ]
     if not waiting:
         return
-    ahead = validations_ahead(trainer)
-    if ahead == 0:
+    if not has_validation_data(trainer):
         raise MisconfigurationException(
             f"on_plateau: found no validation in this run ({why_no_validation(trainer)}); expected some, "
             "after which a metric is looked at"
         )
+    ahead = validations_ahead(trainer)
     if ahead <= min(waiting):
         rank_zero_warn(
-            f"StagedUnfreezing: on_plateau with patience {min(waiting)} may begin no stage in this run, "
-            f"which validates {ahead:g} times; set a smaller one"
+            f"StagedUnfreezing: on_plateau with patience {min(waiting)} begins no stage in this run, which "
+            f"validates {ahead:g} times"
         )

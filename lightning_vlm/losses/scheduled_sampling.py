@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning_vlm_callbacks.runs import logs_at
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -87,6 +88,11 @@ class ScheduledSampling(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
         assert pl_module.model is not None
         self._total, self._logged = total_steps(trainer), -1
+        if self.start >= (self._total - 1) / self._total:
+            rank_zero_warn(
+                f"ScheduledSampling: start {self.start:g} never comes in this run of {self._total} steps, so "
+                "no token is replaced"
+            )
         size = pl_module.model.config.get_text_config().vocab_size
         self._never = never_written(pl_module.processor, size).to(pl_module.device)
 

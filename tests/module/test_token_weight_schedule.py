@@ -16,6 +16,7 @@ from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
+from lightning_vlm.losses.scheduled_sampling import ScheduledSampling
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
@@ -164,6 +165,16 @@ def test_it_is_logged(module, make_quiet, tmp_path):
     rows = [row for row in csv.DictReader(path.open()) if row["token_weight/instruction"]]
     found = {int(row["step"]): float(row["token_weight/instruction"]) for row in rows}
     assert found == {0: 1, 2: 1, 4: 0, 6: 0}
+
+
+def test_a_point_after_the_last_step_is_said(module, make_quiet, recwarn):
+    late = TokenWeightSchedule([{"at": 0, "instruction": 1.0}, {"at": 0.9, "instruction": 0.0}])
+    fit(module, make_quiet, late, more=[ScheduledSampling(0.1, start=0.9)], size=4, max_epochs=1)
+    said = [str(warning.message) for warning in recwarn if "never comes" in str(warning.message)]
+    assert said == [
+        "TokenWeightSchedule: the point at 90% never comes in this run of 4 steps",
+        "ScheduledSampling: start 0.9 never comes in this run of 4 steps, so no token is replaced",
+    ]
 
 
 def test_what_is_refused(module, make_quiet):
