@@ -70,7 +70,11 @@ class ChatTemplate:
         except Exception as error:  # a template is a program, and may raise anything
             reason = _reason(error, self._template.text)
             roles = [turn["role"] for turn in turns]
-            if any(role != "system" and later == "system" for role, later in itertools.pairwise(roles)):
+            late = any(role != "system" and later == "system" for role, later in itertools.pairwise(roles))
+            if not isinstance(error, TemplateError):
+                found = f"a conversation at which the chat template fails ({reason})"
+                expected = "turns that it knows, or another template (model.chat_template)"
+            elif late:
                 found = f"a system turn behind others, which the chat template refuses ({reason})"
                 expected = "system turns at the start, or another template (model.chat_template)"
             else:
@@ -130,16 +134,18 @@ class ChatTemplate:
         Raises:
             UserError: It fails at them, or does not write each text once and in order.
         """
-        chat = " and ".join(roles) if len(roles) < 3 else f"{len(roles)} turns"
+        chat = {1: "a single question", 2: "a question and an answer"}.get(len(roles), "several rounds")
         try:
             marked = self._render([_turn(role, index) for index, role in enumerate(roles)], generate)
         except Exception as error:
             reason = _reason(error, self._template.text)
-            message = f"the chat template of {self.name} can't render a chat of {chat}: {reason}; {_OTHER}"
+            message = f"the chat template of {self.name} can't render {chat}: {reason}; {_OTHER}"
             raise UserError(message) from error
         if _numbers(marked) != list(range(len(roles))):
-            what = "nothing" if not marked.strip() else "not every text once and in order"
-            raise UserError(f"the chat template of {self.name} writes {what} of a chat of {chat}; {_OTHER}")
+            what = (
+                "writes nothing of" if not marked.strip() else "must write once, and in order, each text of"
+            )
+            raise UserError(f"the chat template of {self.name} {what} {chat}; {_OTHER}")
         return _MARKER.split(marked)[::2]
 
     def _warn(self, what: str) -> None:

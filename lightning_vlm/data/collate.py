@@ -47,7 +47,7 @@ class Batch(NamedTuple):
         questions: The prompt of each sample in words, if answers are to be generated.
         turn_weights: Tensor of shape [batch, length], float32: the weight of the turn of each token of an
             answer, 1 for all others; None where all turns weigh 1.
-        changes: What was done to the turns of its samples, a sentence of `turns` for each time.
+        changes: What was done to the turns of its samples: the source and a sentence of `turns` each time.
     """
 
     inputs: dict[str, Tensor]
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     targets: Targets | None = None
     questions: Sequence[Question] = ()
     turn_weights: Tensor | None = None
-    changes: tuple[str, ...] = ()
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 class Item(NamedTuple):
@@ -100,7 +100,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
         tokens=sum(len(one.input_ids) for one in examples),
         questions=[question_of(one.conversation) for one in prompts],
         turn_weights=_turn_weights(examples),
-        changes=tuple(change for example in shown for change in example.changes),
+        changes=tuple((one.conversation.source, change) for one in shown for change in one.changes),
     )
 
 

@@ -1,6 +1,5 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -95,8 +94,8 @@ class VLMDataModule(LightningDataModule):
         """What was left out so far on this process, by source."""
         self.cut: set[str] = set()
         """Which samples lost rounds to fit into `max_length`."""
-        self.changes: Counter[str] = Counter()
-        """What was done to the turns of samples on this process, each in a sentence, and how often."""
+        self.changes: dict[str, set[str]] = {}
+        """What was done to the turns of samples on this process, each in a sentence, and to which samples."""
         self._renderer: Renderer | None = None
         self._training: ResumableLoader | None = None
 
@@ -209,10 +208,10 @@ class VLMDataModule(LightningDataModule):
                 raise error
             self.left_out[error.source] = error
         self.cut.update(batch.cut)
-        for change in batch.changes:
+        for source, change in batch.changes:
             if change not in self.changes:
-                rank_zero_info(f"In some samples {change}.")
-            self.changes[change] += 1
+                rank_zero_info(f"{source}: {change}. Others like it are counted.")
+            self.changes.setdefault(change, set()).add(source)
         targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
         return batch._replace(targets=targets(batch)) if targets else batch
 
@@ -257,8 +256,8 @@ class VLMDataModule(LightningDataModule):
             rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
         if self.cut:
             rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
-        for change, count in self.changes.items():
-            rank_zero_info(f"{count:,} times {change}.")
+        for change, samples in self.changes.items():
+            rank_zero_info(f"In {len(samples):,} samples {change}.")
         self.changes.clear()
 
     def _generates(self) -> bool:

@@ -123,17 +123,17 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
     path = write(*({"messages": turns} for turns in (alone, [*alone, user], [user, *alone, user])))
     data = VLMDataModule(train=path, batch_size=2, shuffle=False)
     with caplog.at_level("INFO", logger="lightning.pytorch"):
-        trainer().fit(Reads(processor), data)
+        trainer(max_epochs=2).fit(Reads(processor), data)
     said = [record.getMessage() for record in caplog.records if "turn" in record.getMessage()]
     dropped = (
         "turns come after the last answer; they are dropped, because there is nothing to learn after it."
     )
     apart = "several turns of one role come in a row; they are kept apart, as the chat template writes them."
     assert said == [
-        f"In some samples {dropped}",
-        f"In some samples {apart}",
-        f"2 times {dropped}",
-        f"1 times {apart}",
+        f"{path}:2: {dropped} Others like it are counted.",
+        f"{path}:3: {apart} Others like it are counted.",
+        f"In 2 samples {dropped}",
+        f"In 1 samples {apart}",
     ]
     assert data.cut == set()
     prompts = _Rendered(data.source("train"), data.renderer, learn=True, prompts=True)[[0, 1]]
