@@ -87,7 +87,8 @@ def need_one_optimizer_inside(who: str, optimizers: Sequence[Optimizer]) -> None
     """
     for optimizer in optimizers:
         for name, value in vars(optimizer).items():
-            if isinstance(value, Optimizer):
+            several = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(inner, Optimizer) for inner in several):
                 raise MisconfigurationException(
                     f"{who}: found optimizer {type(optimizer).__name__}, whose {name} is an optimizer with "
                     "groups and state of its own, which can't be reached; use one that steps by itself"
