@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Item, collate
 from lightning_vlm.data.conversation import Conversations, TaskTable
+from lightning_vlm.data.faults import together
 from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
 from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch, load_saved_state
@@ -160,8 +161,14 @@ class VLMDataModule(LightningDataModule):
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
         if stage == "fit" and self._given["val"] is not None:
             splits.append("val")
+        faults: list[DataError] = []
         for split in splits:
-            self.source(split)
+            try:
+                self.source(split)
+            except DataError as error:  # those of the other splits are reported with it
+                faults.append(error)
+        if faults:
+            raise together(faults)
         if self.sampling and stage == "fit":
             self.sampling.scores(self.task_table)
         assert self.renderer

@@ -49,9 +49,12 @@ class Faults:
         self._first: dict[str, list[DataError]] = {}
         self._counts: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
     def add(self, error: DataError) -> None:
         """Count a fault, and keep it if it may be shown."""
-        kind = re.sub(r"\d+", "*", error.key) or "whole sample"
+        kind = _kind(error)
         self._counts[kind] += 1
         first = self._first.setdefault(kind, [])
         if len(first) < SHOWN:
@@ -79,6 +82,22 @@ class Faults:
         rounds = itertools.zip_longest(*self._first.values())
         chosen = {id(error) for error in itertools.islice(_present(rounds), SHOWN)}
         return [error for first in self._first.values() for error in first if id(error) in chosen]
+
+
+def together(errors: list[DataError]) -> DataError:
+    """One error for the faults of several files, such as those of training and of validation."""
+    if len(errors) == 1:
+        return errors[0]
+    shown: list[DataError] = []
+    counts: Counter[str] = Counter()
+    for error in errors:
+        shown += error.errors if isinstance(error, BadSamplesError) else [error]
+        counts.update(error.counts if isinstance(error, BadSamplesError) else [_kind(error)])
+    return BadSamplesError("all files", shown, dict(counts))
+
+
+def _kind(error: DataError) -> str:
+    return re.sub(r"\d+", "*", error.key) or "whole sample"
 
 
 def _present(rounds: Iterable[tuple[DataError | None, ...]]) -> Iterator[DataError]:

@@ -48,24 +48,24 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
     """
     if image.path is None:
         return None
-    found, root = shorten(str(image.path)), image.root or Path()
-    if _URL.match(str(image.path)):
+    path, root = str(image.path), str(image.root or ".")
+    if _URL.match(path):
         expected = "the path of a file: pictures are never fetched; download it and write its path"
-        raise DataError(source, key, f"the URL {found.replace(':/', '://', 1)}", expected)
+        raise DataError(source, key, f"the URL {shorten(path).replace(':/', '://', 1)}", expected)
     try:
-        real_root = _real_root(str(root), os.getcwd())
-        real = os.path.realpath(os.path.join(root, image.path))
-        inside = os.path.commonpath((real_root, real)) == real_root
-    except (OSError, ValueError) as error:  # a null byte, another drive
-        raise DataError(source, key, f"{found} ({error})", "the path of a picture") from None
-    if not inside:
+        real_root = _real_root(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
+        real = os.path.realpath(os.path.join(real_root, path))
+    except (OSError, ValueError) as error:  # such as a null byte
+        raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
+    if real != real_root and not real.startswith(os.path.join(real_root, "")):
         expected = "a path below the image root, with links followed; data.image_root says where that is"
-        raise DataError(source, key, f"{found}, which is outside {shorten(str(root))}", expected)
+        raise DataError(source, key, f"{shorten(path)}, which is outside {shorten(root)}", expected)
     if not os.path.isfile(real):
         what = "is not a file" if os.path.exists(real) else "does not exist"
-        advice = where_instead(str(image.path), real_root) if advise else ""
-        expected = f"a picture file below the image root {shorten(str(root))} (data.image_root){advice}"
-        raise DataError(source, key, f"{found}, which {what} (looked for {shorten(real, 200)})", expected)
+        advice = where_instead(path, real_root) if advise else ""
+        found = f"{shorten(path)}, which {what} (looked for {shorten(real, 200)})"
+        expected = f"a picture file below the image root {shorten(root)} (data.image_root){advice}"
+        raise DataError(source, key, found, expected)
     return Path(real)
 
 
@@ -124,9 +124,9 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
 
 
 @lru_cache(maxsize=64)
-def _real_root(root: str, working_directory: str) -> str:
-    """The real path of an image root, which is asked for with every picture."""
-    return os.path.realpath(os.path.join(working_directory, root))
+def _real_root(root: str) -> str:
+    """The real path of an image root, which is needed for every picture."""
+    return os.path.realpath(root)
 
 
 def where_instead(path: str, root: str) -> str:

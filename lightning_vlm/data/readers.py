@@ -104,21 +104,12 @@ class Messages(DataFile):
     - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
-    Beside `messages` there may be `task` (a name) and `weight` (a number >= 0). Any other key is an error. An
-    optional system turn comes first, then user and assistant turns, usually in alternation; a sample that
-    ends with a user turn is a prompt.
+    Beside `messages` there may be `task` (a name) and `weight` (a number from 0 to a million), and beside
+    `role` and `content` a `weight` of the turn. Any other key is an error. An optional system turn comes
+    first, then user and assistant turns, usually in alternation; a sample that ends with a user turn is a
+    prompt.
 
-    Args:
-        path: The file.
-        image_root: The folder that holds the pictures. Nothing outside it is ever opened. None is the folder
-            of the file.
-        on_bad_sample: `raise` stops at the first bad sample; `skip` leaves bad ones out and lists them in
-            `skipped`. A file that can't be read as a whole is an error either way.
-
-    Raises:
-        DataError: A bad sample, with its `file:line`, its key, what was found and what to write; no samples;
-            no such file; or an array that breaks off, even with `skip`.
-        UserError: A wrong argument, or a file with bad samples only.
+    Args and errors: as `DataFile`.
 
     >>> import json, tempfile
     >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
@@ -145,16 +136,19 @@ class Messages(DataFile):
 
 
 class OpenAIMessages(DataFile):
-    r"""OpenAI's chat format: one JSON object a line, or one JSON array of objects.
+    r"""Chats as OpenAI, TRL, LLaMA-Factory and ms-swift write them: rows that must have `messages`.
 
-    A turn's content is a text, or a list of parts `{"type": "text", "text": "..."}` and
-    `{"type": "image_url", "image_url": {"url": "..."}}`. The url is the path of a file below the image root
-    or `data:image/...;base64,...`; pictures on the network are refused, never fetched. The role `developer`
-    is `system`. `task` and `weight` are read as in `Messages`; further keys beside `messages` are left alone,
-    but tools are refused, and so are further keys inside a turn (`weight`, `tool_calls`), which would change
-    what is learned. Nulls count as absent.
+    A turn's content is a text, or a list of parts. A part is `{"type": "text", "text": "..."}` or a picture
+    such as `{"type": "image_url", "image_url": {"url": "..."}}` or `{"type": "image", "image": "..."}`: the
+    path of a file below the image root, `file://...`, base64, or with `allow_urls` an address. Pictures may
+    also stand beside the turns in `images` or `image`; then a part `{"type": "image"}`, or `<image>` in a
+    text, is the place of the next one, and without any place they stand before the first question.
 
-    Args and errors: as `Messages`.
+    `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`. `task`
+    and `weight` are read as in `Messages`. Further keys are ignored, with a line that names them, but tools,
+    videos and sound are refused. Nulls count as absent.
+
+    Args and errors: as `DataFile`.
 
     >>> import json, tempfile
     >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
@@ -174,18 +168,19 @@ class OpenAIMessages(DataFile):
 
 
 class LLaVA(DataFile):
-    r"""The format of LLaVA and ShareGPT: one JSON array of objects, or one JSON object a line.
+    r"""The format of LLaVA and ShareGPT: rows that must have `conversations`.
 
-    `conversations` is a list of turns `{"from": ..., "value": ...}`, from `human` or `user`, `gpt` or
-    `assistant`, `system`. The pictures of a sample are in `image` or `images`, a path or a list of paths; the
-    first `<image>` in the words stands for the first, and so on, and there must be as many of them as
-    pictures (a sample without pictures can't spell `<image>`). LLaVA sets placeholders apart by newlines,
-    which model templates don't: one newline after each is dropped, and one before those that end a turn.
+    They are a list of turns `{"from": ..., "value": ...}`, from `human` or `user`, `gpt` or `assistant`,
+    `system`; or with `role` and `content` as in `OpenAIMessages`. The pictures of a sample are in `image` or
+    `images`, a path or a list of paths; the first `<image>` in the words stands for the first, and so on, and
+    there must be as many of them as pictures (a sample without pictures can't spell `<image>`). LLaVA sets
+    placeholders apart by newlines, which model templates don't: one newline after each is dropped, and one
+    before those that end a turn.
 
-    A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`; further keys
-    (`id`, `width`, ...) are left alone, but videos, sound and tools are refused.
+    A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`. Further keys
+    (`id`, `width`, ...) are ignored, with a line that names them, but videos, sound and tools are refused.
 
-    Args and errors: as `Messages`. In an array, the place of a sample is `file:line[number]`, counted from 0.
+    Args and errors: as `DataFile`. In an array, the place of a sample is `file:line[number]`, counted from 0.
 
     >>> import json, tempfile
     >>> folder = Path(tempfile.mkdtemp())

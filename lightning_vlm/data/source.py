@@ -52,7 +52,7 @@ class Source(Conversations):
         faults = Faults(name)
         checking = replace(self._reading, look=faults.look, notes=Notes())
         self._tasks = TaskTable.of_samples(self._checked(checking, faults, on_bad_sample))
-        _check_columns_are_there(checking, name)
+        _check_columns_are_there(checking, name, faults)
         if on_bad_sample == "raise":
             faults.raise_if_any()
         if not self._places and self.skipped:
@@ -133,13 +133,18 @@ def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:
     return dict(columns or {})
 
 
-def _check_columns_are_there(reading: Reading, name: str) -> None:
-    """A mapped column that no row has is a misspelt one."""
-    for ours, theirs in reading.columns.items():
-        if reading.notes.keys and theirs not in reading.notes.keys:
-            found = f"'{theirs}', which no row of {name} has"
-            expected = f"one of {names(sorted(reading.notes.keys))}{near(theirs, reading.notes.keys)}"
-            raise UserError(f"data.columns.{ours}: found {found}; expected {expected}")
+def _check_columns_are_there(reading: Reading, name: str, faults: Faults) -> None:
+    """A mapped column that no row has is a misspelt one, unless the whole file is of another format."""
+    keys = reading.notes.keys
+    missing = {ours: theirs for ours, theirs in reading.columns.items() if theirs not in keys}
+    if not missing or not keys:
+        return
+    if len(missing) == len(reading.columns) and not faults:
+        reading.notes.say("data.columns has no effect: its columns aren't there, and aren't needed")
+        return
+    ours, theirs = next(iter(missing.items()))
+    expected = f"one of {names(sorted(keys))}{near(theirs, keys)}"
+    raise UserError(f"data.columns.{ours}: found '{theirs}', which no row of {name} has; expected {expected}")
 
 
 def skip_summary(errors: Sequence[DataError]) -> str:

@@ -277,6 +277,10 @@ def test_columns_are_mapped(write, words):
         read(path, columns={**columns, "answer": "antwrt"})
     with pytest.raises(UserError, match=r"data.columns: found 'qestion'; .* did you mean 'question'\?"):
         read(path, columns={"qestion": "frage"})
+    plain = read(
+        write({"messages": [user("What?"), ANSWER]}), columns=columns
+    )  # validation, of another format
+    assert plain.notes == ["data.columns has no effect: its columns aren't there, and aren't needed (1 row)"]
     swapped = {"question": "answer", "answer": "question"}
     (conversation,) = read(write({"question": "A cat.", "answer": "What?"}), columns=swapped)
     assert words(conversation) == PLAIN

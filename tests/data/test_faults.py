@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.faults import SHOWN, BadSamplesError
 from lightning_vlm.data.images import where_instead
 from lightning_vlm.data.readers import DataFile, Messages, read
@@ -75,6 +76,21 @@ def test_faults_of_a_data_set():
     error = faults("saved", image_root=".")
     # A question alone may be a prompt, so only the picture is a fault.
     assert str(error).startswith("saved:2: image: found 'a', which does not exist")
+
+
+def test_faults_of_training_and_validation_are_reported_together(write):
+    write({**GOOD, "weight": -1}, {**GOOD, "weight": -2}, path="train.jsonl")
+    write({**GOOD, "image": "no.png"}, path="val.jsonl")
+    with pytest.raises(DataError) as caught:
+        VLMDataModule(train="train.jsonl", val="val.jsonl").setup("fit")
+    lines = str(caught.value).split("\n")
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["train.jsonl:1", "weight"],
+        ["train.jsonl:2", "weight"],
+        ["val.jsonl:1", "image"],
+    ]
+    with pytest.raises(DataError, match=r"^val.jsonl:1: image: [^\n]*$"):
+        VLMDataModule(val="val.jsonl").setup("validate")
 
 
 @pytest.mark.parametrize("reader", [DataFile, Messages, read])

@@ -77,7 +77,11 @@ def _typed(part: Any, source: str, key: str) -> tuple[str, dict[str, Any]]:
     """What kind of part it is, and the part without its nulls, with which tables fill absent keys."""
     if not isinstance(part, dict):
         raise DataError(source, key, show(part), "an object with the key 'type'")
-    part = {name: value for name, value in part.items() if value is not None}
+    if None in part.values():
+        part = {name: value for name, value in part.items() if value is not None}
+    written = part.get("type")
+    if isinstance(written, str) and written in TYPES:
+        return TYPES[written], part
     if "type" not in part:
         if isinstance(part.get("text"), str):
             return "text", part

@@ -122,6 +122,8 @@ def from_base64(value: Any, source: str, key: str) -> Image:
 
 
 def _from_text(text: str, source: str, key: str, reading: Reading) -> Image:
+    if ":" not in text and len(text) < _SHORTEST_BASE64:
+        return _from_path(text, source, key, reading)
     if header := _DATA_URL.match(text):
         return from_base64(text[header.end() :], source, key)
     scheme = text.partition(":")[0].lower()

@@ -26,6 +26,7 @@ _PLACED_FIRST = "pictures without an '<image>' stand before the first question, 
 
 def own_conversation(row: Any, source: str, reading: Reading) -> Conversation:
     """A row of our own format, see `readers.Messages`. Strict: an unknown key is an error."""
+    row = _mapped(row, reading)
     keys(row, source, "", required=["messages"], optional=["task", "weight"])
     messages = []
     for index, turn in enumerate(turns(row["messages"], source, "messages")):
@@ -46,7 +47,7 @@ def own_conversation(row: Any, source: str, reading: Reading) -> Conversation:
 
 def any_conversation(row: Any, source: str, reading: Reading) -> Conversation:
     """A row of any dialect, see `readers.read`."""
-    row = _renamed(row, source, reading)
+    row = _renamed(_mapped(row, reading), source, reading)
     dialect = _dialect(row, source, reading)
     _check_other_keys(row, dialect, source, reading)
     pictures = RowPictures(row, source, reading)
@@ -144,16 +145,23 @@ def _has_picture(turn: Turn) -> bool:
     return isinstance(turn.content, list) and any(map(is_picture, turn.content))
 
 
+def _mapped(row: Any, reading: Reading) -> Any:
+    """A row with the names that `data.columns` gives to its keys."""
+    if not isinstance(row, dict):
+        return row
+    reading.notes.keys.update(row)
+    if not reading.columns:
+        return row
+    theirs = set(reading.columns.values())
+    mapped = {ours: row[name] for ours, name in reading.columns.items() if name in row}
+    return {name: value for name, value in row.items() if name not in theirs} | mapped
+
+
 def _renamed(row: Any, source: str, reading: Reading) -> Row:
-    """A row with our names for its keys, and without its nulls."""
+    """A row with the keys of tables in small letters, and without its nulls."""
     if not isinstance(row, dict):
         wanted = f"the key '{reading.needs}'" if reading.needs else "keys such as 'messages' or 'question'"
         raise DataError(source, "", show(row), f"an object with {wanted}")
-    reading.notes.keys.update(row)
-    if reading.columns:
-        theirs = set(reading.columns.values())
-        mapped = {ours: row[name] for ours, name in reading.columns.items() if name in row}
-        row = {name: value for name, value in row.items() if name not in theirs} | mapped
     for name in [name for name in row if not name.islower()]:
         if name.lower() in KNOWN and name.lower() not in row:  # CSV files have `Question` and `Answer`
             row = {key.lower() if key == name else key: value for key, value in row.items()}
@@ -174,7 +182,9 @@ def _dialect(row: Row, source: str, reading: Reading) -> Dialect:
 
 def _check_other_keys(row: Row, dialect: Dialect, source: str, reading: Reading) -> None:
     """Refuse what would change what is learned, and note the rest."""
-    for name in row.keys() - dialect.known:
+    for name in row:
+        if name in dialect.known:
+            continue
         if name not in REFUSED:
             reading.notes.ignore(name)
         elif row[name]:

@@ -31,7 +31,7 @@ _REFUSED = {
 }
 """Keys of a turn that would change what is learned, and that nothing here can honour."""
 _WEIGHTS = ("weight", "loss", "train", "loss_scale")
-_KNOWN = ("role", "from", "content", "value", *_WEIGHTS)
+_KNOWN = frozenset(("role", "from", "content", "value", *_WEIGHTS))
 
 
 class Turn(NamedTuple):
@@ -71,7 +71,8 @@ def _turn(turn: Any, source: str, key: str, reading: Reading) -> Turn:
     if not isinstance(turn, dict):
         expected = "an object with the keys 'role', 'content' (or 'from', 'value')"
         raise DataError(source, key, show(turn), expected)
-    turn = {name: value for name, value in turn.items() if value is not None}
+    if None in turn.values():
+        turn = {name: value for name, value in turn.items() if value is not None}
     for name in turn:
         if name not in _KNOWN:
             _check_other_key(name, turn, source, key, reading)
@@ -109,7 +110,7 @@ def _role(value: Any, source: str, key: str) -> Role:
 
 def _weight(turn: dict[str, Any], role: Role, source: str, key: str, reading: Reading) -> float:
     """`weight` (OpenAI), `loss`, `loss_scale` (ms-swift) or `train` (Axolotl) of a turn."""
-    given = [name for name in _WEIGHTS if name in turn]
+    given = [name for name in _WEIGHTS if name in turn] if len(turn) > 2 else []
     if not given:
         return 1.0
     if len(given) > 1:
