@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.resume_changes import ended
 
 CURRENT = "current_model_state"
 """Where Lightning's callback keeps the weights of training; under `state_dict` are then the averaged ones."""
@@ -47,7 +48,7 @@ class TrainedAverage(AveragedModel):
         super().update_parameters(self._live[0])
 
     @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
+    def swap(self, pl_module: LightningModule) -> None:
         """Exchange the averaged weights and those of the module that trains."""
         for average, current in zip(self.module.parameters(), self._live[0].parameters(), strict=True):
             kept = average.clone()
@@ -56,7 +57,7 @@ class TrainedAverage(AveragedModel):
         self.swapped = not self.swapped
 
     @torch.no_grad()
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, pl_module: LightningModule) -> None:
         """Copy the averaged weights to the module that trains, at the end of training."""
         live = self._live[0]
         self.before_end = {name: current.clone() for name, current in live.named_parameters()}
@@ -133,8 +134,9 @@ def load_averages(trainer: Trainer | None, checkpoint: dict[str, Any], names: Co
     """Before the weights of a checkpoint are loaded: choose which of the two sets the module gets."""
     if CURRENT not in checkpoint or trainer is None:
         return
-    if trainer.state.fn != TrainerFn.FITTING:
-        # Else a callback from a fit before would give the module the weights of training.
+    if trainer.state.fn != TrainerFn.FITTING or ended(trainer, checkpoint):
+        # A module that isn't trained further has the averaged weights, as at the end of a fit. The callback
+        # would give it those of training.
         checkpoint[CURRENT] = checkpoint["state_dict"]
         return
     checkpoint[CURRENT] = {name: weight for name, weight in checkpoint[CURRENT].items() if name in names}

@@ -119,6 +119,9 @@ def test_an_ended_run_goes_on(fit, tmp_path):
     fit(WeightAveraging(), keep(), max_epochs=1)
     resumed, _ = fit(WeightAveraging(), ckpt_path=tmp_path / "latest.ckpt")
     assert_equal(trained(resumed), trained(expected))
+    ended, _ = fit(WeightAveraging(), max_epochs=1)
+    again, _ = fit(WeightAveraging(), max_epochs=1, ckpt_path=tmp_path / "latest.ckpt")
+    assert_equal(trained(again), trained(ended))
 
 
 def test_without_the_callback_a_run_goes_on_from_the_weights_of_training(fit, tmp_path):
