@@ -12,7 +12,7 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin
 
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, nearest
 
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, set, dict, type(None), object, timedelta)
 """Types whose values are written as they are."""
@@ -133,9 +133,13 @@ def _fits(found: type, base: type) -> bool:
 
 def near_class(name: str, known: dict[str, type]) -> str:
     """`; did you mean ...?`: the bare name for a bare name, else the whole path; or nothing."""
+    known = {path: kind for path, kind in known.items() if not inspect.isabstract(kind)}
     bare = {path.rpartition(".")[2]: path for path in known}
     if "." not in name:
         return did_you_mean(name, bare)
+    top = name.partition(".")[0]
+    known = {path: kind for path, kind in known.items() if nearest(top, [path.partition(".")[0]])}
+    bare = {path.rpartition(".")[2]: path for path in known}
     package = name.rpartition(".")[0]
     beside = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == package}
     for names in (beside, bare):

@@ -1,7 +1,10 @@
 """The command `lightning-vlm`. Nothing heavy is imported until a subcommand is known."""
 
+import os
 import sys
 from collections.abc import Sequence
+
+from lightning_vlm.failures import INTERRUPTED, USER, report
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `lightning-vlm`; None takes the process's own.
     Returns:
-        0 if all went well, 2 after an error of the user's, which is told in one line.
+        0 if all went well, 2 after an error that the user can mend, 1 after a defect of ours, 130 after
+        Ctrl-C.
+        Each error is a message of at most three lines.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -77,33 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None:  # LightningCLI warns of words given beside those of the process
             sys.argv[1:] = words
         run(None if arguments is None else words)
+    except KeyboardInterrupt as error:
+        return _complain(str(error) or "stopped by Ctrl-C", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
-        message = _for_people(error)
-        if message is None:
-            raise
-        return _complain(message)
+        return _complain(*report(error, words))
     return 0
 
 
-def _for_people(error: Exception) -> str | None:
-    """The one-line message of an error that is the user's to mend; None for a defect of ours."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-    from lightning_vlm_callbacks.selectors import SelectorError
-
-    from lightning_vlm.errors import UserError
-
-    cause: BaseException | None = error
-    while cause is not None:  # the parser wraps what a class of ours raises while it is made
-        if isinstance(cause, UserError | SelectorError | MisconfigurationException):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, FileNotFoundError):
-        return f"no such file: {error.filename or error}"
-    return None
-
-
-def _complain(message: str) -> int:
-    print(f"lightning-vlm: error: {message}", file=sys.stderr)
-    return 2
+def _complain(message: str, code: int = USER) -> int:
+    rank = os.environ.get("LOCAL_RANK", "0")
+    who = f"lightning-vlm (rank {rank})" if rank != "0" else "lightning-vlm"
+    print(f"{who}: error: {message}", file=sys.stderr)
+    return code

@@ -6,6 +6,7 @@ their line, so this looks first.
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, get_origin
 
 import yaml
@@ -20,7 +21,7 @@ from lightning_vlm.class_names import (
     members,
     takes_text,
 )
-from lightning_vlm.config_file import Config, pairs
+from lightning_vlm.config_file import Config, pairs, read_config
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean, nearest
 
@@ -168,9 +169,22 @@ class _Keys:
             else:
                 self.check_settings(node, hint, bases, key)
         elif isinstance(node, ScalarNode) and bases and not takes_text(hint):
+            if (file := self.file_of(node.value)) is not None:
+                config = read_config(str(file))
+                _Keys(config).check_value(config.root, hint, key)
+                return
             settings = all(map(is_settings, bases))
             if node.tag == "tag:yaml.org,2002:str" and not settings and _is_name(node.value):
                 self.find(node, node.value, bases, key)
+
+    def file_of(self, text: str) -> Path | None:
+        """The file that a value names in place of a class, or None."""
+        if not text.endswith((".yaml", ".yml", ".json")):
+            return None
+        file = Path(text)
+        if self.config is not None and not file.is_absolute():
+            file = Path(self.config.name).parent / file
+        return file if file.is_file() else None
 
     def check_class(self, node: MappingNode, given: dict[str, Node], bases: list[type], key: str) -> None:
         """Check `class_path` and `init_args`."""

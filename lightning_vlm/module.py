@@ -42,7 +42,7 @@ from lightning_vlm.losses.tasks import (
     task_weights_for,
 )
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
-from lightning_vlm.metrics.answers import generate_answers
+from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.score_table import print_scores, take_over_printing
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt
@@ -167,6 +167,7 @@ class VLMModule(LightningModule):
         self.token_weights = token_weights or KindWeights()
         check_weighting(task_weights)
         self.task_weights = task_weights
+        check_generation(generation)
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
         self.compile_blocks = compile

@@ -31,7 +31,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if close:
         return by_spelling[close[0]]
     by_word = {word: spelling for spelling in reversed(by_spelling) for word in spelling.split("_")}
-    close = difflib.get_close_matches(wanted[:80], [word for word in by_word if len(word) > 2], 1, cutoff=0.8)
+    close = difflib.get_close_matches(
+        wanted[:80], [word for word in by_word if len(word) > 2], 1, cutoff=0.75
+    )
     return by_spelling[by_word[close[0]]] if close else None
 
 

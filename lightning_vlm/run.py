@@ -26,6 +26,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.early_checks import check_selectors
+from lightning_vlm.interrupt import after_interrupt
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
@@ -107,7 +108,7 @@ class VLMCLI(LightningCLI):
         self.save_config_kwargs["command"] = self.subcommand
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
-            check_file(Path(checkpoint))
+            check_file(Path(checkpoint), to_resume=self.subcommand == "fit")
         if self.subcommand == "preview":
             defaults = self._subcommand_parsers["preview"].get_defaults().trainer
             callbacks = self.config.preview.trainer.callbacks or []
@@ -131,6 +132,15 @@ class VLMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyperparameters beat the command line without a word. Here the
         config and the command line decide, and weights that don't fit them are an error when they load."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning ends the process after Ctrl-C; here the end says what was saved."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            raise KeyboardInterrupt(after_interrupt(self.trainer)) from error
 
     def before_fit(self) -> None:
         """The scores before."""

@@ -1,6 +1,9 @@
 """Exported folders: proved by a process with plain transformers and PEFT, over families and methods."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -286,6 +289,15 @@ def command_line(*words):
     return main(["export", *map(str, words)])
 
 
+def run_as_printed(*outputs):
+    """Run the lines that exports end with, as printed, in one new process."""
+    programs = [output[re.search("^(import|from) ", output, re.MULTILINE).start() :] for output in outputs]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command(checkpoint_of, tmp_path, capsys, monkeypatch, model_folder):
     """From a checkpoint to a table, and the lines that it prints do load the folder."""
     checkpoint = checkpoint_of("smolvlm", LORA)
@@ -301,7 +313,9 @@ def test_the_command(checkpoint_of, tmp_path, capsys, monkeypatch, model_folder)
     adapters = Path("adapters")
     adapters.mkdir()  # an empty one may be there
     assert command_line("--ckpt_path", checkpoint, "--out", adapters, "--adapter-only", "--samples", 1) == 0
-    assert f'PeftModel.from_pretrained(model, "{adapters}")' in capsys.readouterr().out
+    with_peft = capsys.readouterr().out
+    assert f'PeftModel.from_pretrained(model, "{adapters}")' in with_peft
+    run_as_printed(shown, with_peft)
     base = AutoModelForImageTextToText.from_pretrained(model_folder("smolvlm"))
     merged = PeftModel.from_pretrained(base, adapters).merge_and_unload()
     other = AutoModelForImageTextToText.from_pretrained(out)
@@ -393,11 +407,11 @@ def bad(checkpoint_of, tmp_path, model_folder):
         ("out is a file", "found a file"),
         ("other base", "other weights"),
         ("base gone", "no such folder"),
-        ("adapters merged", "use --adapter_only"),
-        ("nothing to adapt", "leave --adapter_only out"),
+        ("adapters merged", "use --adapter-only"),
+        ("nothing to adapt", "leave --adapter-only out"),
         ("bare parameter", "image_newline"),
         ("no method", "expected one of: nf4, int8"),
-        ("adapters quantised", "leave --adapter_only out"),
+        ("adapters quantised", "leave --adapter-only out"),
         ("both", "choose one"),
         ("no data", "none.jsonl"),
         ("no dtype", "dtype"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.export.trained import Trained
+from lightning_vlm.export.trained import ADAPTER_ONLY, Trained
 from lightning_vlm.models.adapt import ADAPTER, trainable_names
 from lightning_vlm.models.adapters import BOTTLENECK, CROSS_MODAL, save_adapters
 from lightning_vlm.models.parts import head_is_tied
@@ -117,6 +117,6 @@ def _modules(model: PreTrainedModel, full: set[str]) -> list[str]:
         what = f"{min(left)}" if left else "the embeddings, which the head shares,"
         raise UserError(
             f"export: {what} trained in full, which PEFT's modules_to_save can't hold; leave "
-            "--adapter_only out"
+            f"{ADAPTER_ONLY} out"
         )
     return found

@@ -21,7 +21,8 @@ from lightning_vlm.export.held import drawn, held
 from lightning_vlm.export.merge import merge, wrong_weights
 from lightning_vlm.export.proof import NEW_TOKENS, Case, Proof, differences, prove
 from lightning_vlm.export.quantized import check_quantized
-from lightning_vlm.export.trained import Asked, Trained, load_trained
+from lightning_vlm.export.snippet import loading_lines
+from lightning_vlm.export.trained import ADAPTER_ONLY, Asked, Trained, load_trained
 from lightning_vlm.models.adapters import adapters_of
 from lightning_vlm.models.load import resolve
 from lightning_vlm.models.quantize import Quantization
@@ -52,7 +53,7 @@ def run(words: Sequence[str]) -> None:
     """
     given = _parser().parse_args(list(words))
     if given.adapter_only and given.merged:
-        raise UserError("export: found --adapter_only and --merged; choose one")
+        raise UserError(f"export: found {ADAPTER_ONLY} and --merged; choose one")
     out = Path(given.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -61,7 +62,7 @@ def run(words: Sequence[str]) -> None:
     if given.check_quantized is not None:
         if given.adapter_only:
             raise UserError(
-                "check_quantized: adapters alone have nothing to quantise; leave --adapter_only out"
+                f"--check-quantized: adapters alone have nothing to quantise; leave {ADAPTER_ONLY} out"
             )
         Quantization(given.check_quantized)
     asked = Asked(Path(given.ckpt_path), given.adapter_only, given.name_or_path, given.trust_remote_code)
@@ -199,22 +200,8 @@ def _tell(console: Console, out: Path, written: Written, proof: Proof, adapter_o
     ):
         table.add_row(*row)
     console.print(table)
-    for line in _python(out, written.case):
+    for line in loading_lines(out, written.case):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _python(out: Path, case: Case) -> list[str]:
-    """The lines that load it."""
-    load = f'AutoModelForImageTextToText.from_pretrained("{case.base or out}")'
-    if case.base is None:
-        return [f"model = {load}", f'processor = AutoProcessor.from_pretrained("{out}")']
-    lines = [f"model = {load}"]
-    if case.adapters != "ours":
-        lines.append(f'model = PeftModel.from_pretrained(model, "{out}")')
-    if case.adapters:
-        inner = "model" if case.adapters == "ours" else "model.get_base_model()"
-        lines.append(f'load_adapters({inner}, Path("{out}"))')
-    return lines
 
 
 @contextmanager
@@ -245,7 +232,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--ckpt_path", required=True, metavar="FILE", help="A checkpoint of fit.")
     add("--out", required=True, metavar="DIR", help="The folder to make.")
-    add("--adapter_only", "--adapter-only", action="store_true", help="Write the adapters alone, for PEFT.")
+    add("--adapter_only", ADAPTER_ONLY, action="store_true", help="Write the adapters alone, for PEFT.")
     add(
         "--merged",
         action="store_true",

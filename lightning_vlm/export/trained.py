@@ -15,6 +15,10 @@ from lightning_vlm.module import VLMModule
 _KNOWN = ("adapt", "token_weights", "chat_template", "revision", "dtype", "new_tokens")
 
 
+ADAPTER_ONLY = "--adapter-only"
+"""The option, as messages and the help spell it."""
+
+
 class Asked(NamedTuple):
     """What to export.
 
@@ -98,27 +102,27 @@ def refuse(lines: Mapping[str, Line], adapter_only: bool, new_tokens: bool) -> N
     Traceback (most recent call last):
     ...
     lightning_vlm.errors.UserError: export: plan['language'] is adapter, which runs beside the weights \
-and can't be merged into them; use --adapter_only
+and can't be merged into them; use --adapter-only
     """
     methods = {line.method for line in lines.values()}
     beside = [key for key, line in lines.items() if line.method in ("adapter", "cross_modal_adapter")]
     if beside and not adapter_only:
         raise UserError(
             f"export: plan[{beside[0]!r}] is {lines[beside[0]].method}, which runs beside the weights and "
-            "can't be merged into them; use --adapter_only"
+            f"can't be merged into them; use {ADAPTER_ONLY}"
         )
     if not adapter_only:
         return
     if not methods & {"lora", "ia3", "adapter", "cross_modal_adapter"}:
-        raise UserError("export: nothing in the plan is an adapter; leave --adapter_only out")
+        raise UserError(f"export: nothing in the plan is an adapter; leave {ADAPTER_ONLY} out")
     if new_tokens:
         raise UserError(
             "export: new_tokens give the base model more rows, which adapters alone don't have; leave "
-            "--adapter_only out"
+            f"{ADAPTER_ONLY} out"
         )
     for key, line in lines.items():
         if isinstance(line.settings, Lora) and line.settings.changes_base and line.settings.dora:
             raise UserError(
                 f"export: plan[{key!r}] is DoRA with init: {line.settings.init}, whose changed base weights "
-                "PEFT can't be told of; leave --adapter_only out"
+                f"PEFT can't be told of; leave {ADAPTER_ONLY} out"
             )

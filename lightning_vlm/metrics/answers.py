@@ -1,13 +1,33 @@
 """What a model answers to the prompts of a batch."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, rows_alike
+from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.nearest import did_you_mean
+
+
+def check_generation(generation: Mapping[str, Any] | None) -> None:
+    """Refuse arguments that `generate` doesn't know, which it would say only at the first validation.
+
+    Raises:
+        UserError: An unknown key; the message has the nearest one.
+
+    >>> check_generation({"num_beam": 8})
+    Traceback (most recent call last):
+    lightning_vlm.errors.UserError: model.generation: there is no key num_beam; did you mean num_beams?
+    """
+    known = {*vars(GenerationConfig()), *signature(GenerationMixin.generate).parameters}
+    for key in generation or {}:
+        if key not in known:
+            names = [name for name in known if not name.startswith("_")]
+            raise UserError(f"model.generation: there is no key {key}{did_you_mean(key, sorted(names))}")
 
 
 def generate_answers(

@@ -10,32 +10,59 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.broken_files import what_is_wrong
 from lightning_vlm.models.fingerprint import Fingerprint
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, to_resume: bool = False) -> None:
     """Whether a file is a checkpoint of Lightning, before anything is built for it. No pickled code runs.
 
+    Args:
+        path: The file.
+        to_resume: A run is to go on from it, for which weights alone don't do.
+
     Raises:
-        UserError: It isn't there, can't be read, holds pickled code, or isn't a checkpoint.
+        UserError: It isn't there, can't be read, holds pickled code, isn't a checkpoint, or holds weights
+            alone where a run is to go on from it.
     """
-    if path.is_dir() or not path.exists():
-        raise UserError(f"checkpoint {path}: found {'a folder' if path.is_dir() else 'no such file'}")
+    if path.is_dir():
+        raise UserError(f"checkpoint {path}: found a folder{_newest_in(path)}")
+    if not path.exists():
+        raise UserError(f"checkpoint {path}: found no such file{_newest_in(path.parent)}")
     try:
         with warnings.catch_warnings(action="ignore"):  # of formats that it then refuses
             holds = torch.load(path, map_location="meta", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "unsupported" not in str(error):
-            raise UserError(f"checkpoint {path}: found a file that torch can't read") from error
-        found = "pickled code, which is not run; expected a checkpoint of a VLMModule"
-        raise UserError(f"checkpoint {path}: found {found}") from error
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # whatever bytes make of it
-        raise UserError(f"checkpoint {path}: found a file that torch can't read ({error!r})") from error
+        raise UserError(f"checkpoint {path}: found {_unreadable(path, error)}") from error
     if not isinstance(holds, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= holds.keys():
         raise UserError(
             f"checkpoint {path}: found no checkpoint of Lightning (no state_dict or version); expected one "
             "that a ModelCheckpoint wrote"
         )
+    if to_resume and not {"optimizer_states", "lr_schedulers", "loops"} <= holds.keys():
+        raise UserError(
+            f"checkpoint {path}: found weights alone (save_weights_only), from which a run can't go on; "
+            "expected a checkpoint with the optimizer's state"
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if wrong := what_is_wrong(path):
+        return f"a file that torch can't read: {wrong}"
+    if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+        return "pickled code, which is not run; expected a checkpoint of a VLMModule"
+    return "a file that torch can't read; copy it again"
+
+
+def _newest_in(folder: Path) -> str:
+    """`; did you mean ...?` with the checkpoint that was written last, where there is one."""
+    try:
+        found = [file for file in folder.iterdir() if file.suffix == ".ckpt"]
+        return f"; did you mean {max(found, key=lambda file: file.stat().st_mtime)}?" if found else ""
+    except OSError:
+        return ""
 
 
 def base_of(name_or_path: str, base: Fingerprint) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
 
 import difflib
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from lightning_vlm.data.templates import TEMPLATES
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import use_varlen_attention
 from lightning_vlm.models.initial import start_new
+from lightning_vlm.models.load_failures import why_not_loaded
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.shipped import SHIPPED
@@ -242,32 +242,12 @@ def _template(text_or_path: str) -> str:
 
 @contextmanager
 def _explained(name_or_path: str | Path) -> Iterator[None]:
-    """Turn what transformers raises when it can't load something into one sentence."""
+    """Turn whatever transformers raises when it can't load something into one sentence."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {str(name_or_path)!r}: {_reason(resolve(name_or_path), error)}") from error
-
-
-def _reason(path: str, error: Exception) -> str:
-    folder = Path(path)
-    first = str(error).strip().split("\n")[0]
-    if isinstance(error, ImportError):
-        mend = "; pip install 'lightning-vlm[smolvlm]'" if "num2words" in str(error) else ""
-        return first + mend
-    if "trust_remote_code" in str(error):
-        return "it comes with Python code of its own; set trust_remote_code=True if you trust its source"
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            return "found a folder without config.json; expected one that save_pretrained wrote"
-        if "image processor" in str(error) or "processing class" in str(error):
-            return "found no image processor; expected processor_config.json or preprocessor_config.json"
-        return first
-    if isinstance(error, OSError):
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        hub = "not in the local cache, and HF_HUB_OFFLINE is set" if offline else "not found on the hub"
-        return (
-            f"no such folder, {hub}; expected a folder, a name on the Hugging Face hub, "
-            f"or a shipped model: {', '.join(SHIPPED)}"
-        )
-    return first
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model {str(name_or_path)!r}: {why_not_loaded(resolve(name_or_path), error)}"
+        ) from error

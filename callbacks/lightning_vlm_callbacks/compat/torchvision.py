@@ -28,14 +28,19 @@ def install() -> None:
         sys.meta_path.insert(0, _Mend())
 
 
+def is_needed() -> bool:
+    """Whether torchvision doesn't import here by itself, so that a process needs `install` first."""
+    spec = PathFinder.find_spec("torchvision")
+    return spec is not None and spec.origin is not None and _is_broken(Path(spec.origin).parent)
+
+
 class _Mend(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            spec = PathFinder.find_spec("torchvision")
-            if spec is not None and spec.origin is not None and _is_broken(Path(spec.origin).parent):
+            if is_needed():
                 _define_missing_operators()
         return None  # the ordinary finders do the import
 

@@ -1,0 +1,453 @@
+"""What goes wrong outside of us: at most three lines, the cause first, and the fix."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_vlm.cli import main
+from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.failures import DEFECT, USER, explain, report
+from lightning_vlm.models.checkpoint import check_file
+from lightning_vlm.models.load import load_model, load_processor, resolve
+from lightning_vlm.models.parts import find_parts
+
+FIT = (
+    "fit --model.name_or_path drawn-vlm --model.adapt {projector: full} "
+    "--data.train Drawn --data.train.split train "
+    "--data.train.size 8 --data.batch_size 2 --trainer.max_steps 1 --trainer.logger false "
+    "--trainer.enable_checkpointing false --trainer.enable_progress_bar false"
+)
+
+
+def fit(*words):
+    plan = "{projector: full}"
+    first = [plan if word == "PLAN" else word for word in FIT.replace(plan, "PLAN").split()]
+    return main([*first, *words])
+
+
+def refused(capsys, *words, code=2):
+    assert fit(*words) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    message = err[err.index("lightning-vlm: error: ") :].strip()
+    assert len(message.splitlines()) <= 3
+    return message.removeprefix("lightning-vlm: error: ")
+
+
+SETTINGS = {
+    "TensorBoard": (
+        ["--trainer.logger", "{class_path: TensorBoardLogger, init_args: {save_dir: x}}"],
+        "TensorBoardLogger: this needs the package tensorboard",
+    ),
+    "MLflow": (
+        ["--trainer.logger", "{class_path: MLFlowLogger}"],
+        "MLFlowLogger: this needs the package mlflow, which isn't installed; pip install",
+    ),
+    "Comet": (
+        ["--trainer.logger", "{class_path: CometLogger}"],
+        "CometLogger: this needs the package comet-ml",
+    ),
+    "FSDP on a CPU": (["--trainer.strategy", "fsdp"], "trainer.strategy: fsdp needs GPUs"),
+    "DeepSpeed": (
+        ["--trainer.strategy", "deepspeed"],
+        "trainer.strategy: a VLMModule doesn't run with deepspeed; expected auto or ddp",
+    ),
+    "no GPU": (["--trainer.accelerator", "gpu"], "trainer.accelerator: found no GPU that torch can use"),
+    "no TPU": (["--trainer.accelerator", "tpu"], "this needs the package torch_xla"),
+    "a precision's package": (
+        ["--trainer.precision", "transformer-engine"],
+        "this needs the package transformer_engine",
+    ),
+    "best": (
+        ["--ckpt_path", "best"],
+        "ckpt_path: best is known only to the run that chose it; give the file itself",
+    ),
+    "hpc": (["--ckpt_path", "hpc"], "ckpt_path: hpc is a checkpoint that SLURM made"),
+    "a bucket": (["--ckpt_path", "s3://bucket/x.ckpt"], "this path needs the package s3fs"),
+    "a learning rate": (
+        ["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: -1}}"],
+        "model.optimizer: Invalid learning rate: -1",
+    ),
+    "workers": (["--data.num_workers", "-1"], "data: num_workers option should be non-negative"),
+    "the seed": (["--seed_everything", "-5"], "-5 is not in bounds"),
+    "validation's interval": (
+        ["--trainer.val_check_interval", "100", "--data.val", "Drawn", "--data.val.size", "2"],
+        "`val_check_interval` (100) must be less than",
+    ),
+    "a file for a folder": (
+        ["--trainer.logger", "{class_path: CSVLogger, init_args: {save_dir: file}}"],
+        "found a file where a folder is needed at ",
+    ),
+    "no model": (["--model.name_or_path", "drawn_vlm"], "did you mean drawn-vlm?"),
+    "a file for a model": (["--model.name_or_path", "file"], "model 'file': found a file; expected a folder"),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_others_refuse(tmp_path, monkeypatch, capsys, words, expected):
+    if torch.cuda.is_available() and "GPU" in expected:
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("file").write_text("")
+    assert expected in refused(capsys, *words)
+
+
+def test_weights_and_biases_without_login(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    wandb.teardown()  # an earlier test may have set it up, and its settings stay
+    try:
+        message = refused(capsys, "--trainer.logger", "{class_path: WandbLogger, init_args: {project: x}}")
+    finally:
+        wandb.teardown()
+    assert "Weights & Biases has no login on this machine; run wandb login or set WANDB_API_KEY" in message
+    assert "offline: true" in message
+
+
+OWN = """
+import lightning.pytorch as L
+class Boom(L.Callback):
+    def __init__(self, what: str):
+        self.what = what
+    def on_train_batch_end(self, *args):
+        exec(self.what)
+class Odd(L.Callback):
+    def __init__(self, size: int):
+        raise ValueError("size must be even")
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """A module of the user's, `own_boom`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("own_boom.py").write_text(OWN)
+    yield
+    sys.modules.pop("own_boom", None)
+
+
+def boom(what):
+    return ["--trainer.callbacks+", f"{{class_path: own_boom.Boom, init_args: {{what: {json.dumps(what)}}}}}"]
+
+
+def test_an_error_in_the_users_own_code_names_its_line(own_code, capsys):
+    message = refused(capsys, *boom("{}['x']"))
+    assert message.startswith("KeyError: 'x'\nraised by on_train_batch_end in ")
+    assert "own_boom.py:7; --debug shows the whole traceback" in message
+    message = refused(capsys, "--trainer.callbacks+", "{class_path: own_boom.Odd, init_args: {size: 3}}")
+    assert message.startswith("ValueError: size must be even\nraised by __init__ in ")
+
+
+def test_ctrl_c_says_how_far_the_run_came(own_code, capsys):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        message = refused(capsys, *boom("raise KeyboardInterrupt"), code=130)
+        assert message == "stopped by Ctrl-C after 1 steps; no checkpoint was saved"
+        saving = (
+            "{class_path: ModelCheckpoint, init_args: {dirpath: saved, every_n_train_steps: 1, filename: x}}"
+        )
+        words = [
+            "--trainer.callbacks+",
+            saving,
+            "--trainer.enable_checkpointing",
+            "true",
+            "--trainer.max_steps",
+            "3",
+        ]
+        message = refused(
+            capsys, *words, *boom("if args[0].global_step == 2: raise KeyboardInterrupt"), code=130
+        )
+        saved = Path("saved/x.ckpt").resolve()
+        assert message.endswith(f"the newest checkpoint is {saved}; go on from it with --ckpt_path {saved}")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
+
+
+def raised(function):
+    """The exception of a call."""
+    try:
+        function()
+    except BaseException as error:
+        return error
+    raise AssertionError("it raised nothing")
+
+
+class Faulty(Dataset):
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.fault()
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bad_sample():
+    raise DataError("x.jsonl:3", "weight", "-1", "a finite number >= 0")
+
+
+def in_worker(fault):
+    return raised(lambda: list(DataLoader(Faulty(fault), num_workers=1, multiprocessing_context="fork")))
+
+
+def full_disk():
+    with open("/dev/full", "w") as file:
+        file.write("x" * 100_000)
+
+
+def taken_port():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    torch.distributed.TCPStore("127.0.0.1", store.port, is_master=True)
+
+
+RANK = """
+
+-- Process 1 terminated with the following error:
+Traceback (most recent call last):
+  File "x.py", line 1
+lightning_vlm.errors.UserError: no samples"""
+EXCEPTIONS = {
+    "memory of the CPU": (
+        lambda: raised(lambda: torch.empty(1 << 50, dtype=torch.uint8)),
+        "out of memory on the CPU (1,125,899.9 GB more were asked for)\nlower data.batch_size and raise "
+        "trainer.accumulate_grad_batches",
+    ),
+    "memory of Python": (
+        lambda: raised(lambda: bytearray(1 << 60)),
+        "out of memory on the CPU\nlower data.batch_size",
+    ),
+    "memory of a GPU": (
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        "out of memory on the GPU (2.00 GiB more were asked for)\nlower data.batch_size",
+    ),
+    "a worker that is killed": (lambda: in_worker(kill), "a data worker was killed"),
+    "an error in a worker": (lambda: in_worker(lambda: {}["x"]), "a data worker failed with KeyError: 'x'"),
+    "a bad sample in a worker": (
+        lambda: in_worker(bad_sample),
+        "x.jsonl:3: weight: found -1; expected a finite number >= 0",
+    ),
+    "a full disk": (lambda: raised(full_disk), "the disk is full"),
+    "permission": (
+        lambda: PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+        "permission denied at /root/x",
+    ),
+    "a folder for a file": (
+        lambda: raised(Path("/tmp").read_bytes),
+        "found a folder at /tmp; expected a file",
+    ),
+    "a port": (lambda: raised(taken_port), "the network port is in use, probably by another run"),
+    "a module": (
+        lambda: raised(lambda: __import__("no_such_package.inside")),
+        "this needs the package no_such_package, which isn't installed",
+    ),
+    "Half on a CPU": (
+        lambda: RuntimeError("\"addmm_impl_cpu_\" not implemented for 'Half'"),
+        "the device can't compute in Half; choose another trainer.precision",
+    ),
+    "GPUs that aren't there": (
+        lambda: RuntimeError("You requested gpu: [0, 1, 2, 3]\n But your machine only has: [0, 1]"),
+        "trainer.devices: asked for the GPUs [0, 1, 2, 3], but the machine has [0, 1]",
+    ),
+    "a rank that ended": (
+        lambda: RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:52360."),
+        "another process of the run ended first",
+    ),
+    "another rank's error": (
+        lambda: RuntimeError(RANK),
+        "no samples",
+    ),
+    "the network": (
+        lambda: ConnectionError("HTTPSConnectionPool: Max retries exceeded"),
+        "the network can't be reached",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "expected"), EXCEPTIONS.values(), ids=EXCEPTIONS)
+@pytest.mark.filterwarnings("ignore")
+def test_exceptions_of_others(make, expected):
+    message = explain(make())
+    assert message is not None
+    assert message.startswith(expected)
+    assert len(message.splitlines()) <= 3
+
+
+def test_the_cause_is_found_behind_what_wraps_it():
+    def wrap():
+        try:
+            raise UserError("data.train: found no samples")
+        except UserError as error:
+            raise ValueError("Problem with given class_path 'x.Y'") from error
+
+    assert explain(raised(wrap)) == "data.train: found no samples"
+
+
+def test_a_defect_keeps_its_traceback_in_a_file():
+    error = raised(lambda: find_parts(None))
+    message, code = report(error, ["fit", "--config", "c.yaml"])
+    lines = message.splitlines()
+    assert code == DEFECT
+    assert code != USER
+    assert lines[0].startswith(f"{type(error).__name__}: ")
+    assert len(lines) <= 3
+    assert "this looks like a defect of lightning-vlm; please report it" in lines[-1]
+    kept = Path(lines[-1].rpartition(" is in ")[2])
+    text = kept.read_text()
+    kept.unlink()
+    assert "lightning-vlm fit --config c.yaml" in text
+    assert "Traceback (most recent call last)" in text
+    assert f"torch {torch.__version__.split('+')[0]}" in text
+
+
+def cut(model):
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def write(name, content):
+    return lambda model: (model / name).write_bytes(content)
+
+
+def remove(pattern):
+    return lambda model: [file.unlink() for file in model.glob(pattern)]
+
+
+def set_config(**keys):
+    def change(model):
+        file = model / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+
+    return change
+
+
+def pickled(model):
+    (model / "model.safetensors").unlink()
+    torch.save({"a": Evil()}, model / "pytorch_model.bin")
+
+
+def other_shape(model):
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "embed_tokens" in name)
+    save_file(
+        {**weights, name: weights[name][:10].clone()}, model / "model.safetensors", metadata={"format": "pt"}
+    )
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n"
+MODELS = {
+    "cut short": (cut, "model.safetensors: found a file that is cut short"),
+    "an empty file": (write("model.safetensors", b""), "model.safetensors: found an empty file"),
+    "a web page": (
+        write("model.safetensors", b"<!DOCTYPE html><html>"),
+        "model.safetensors: found a web page instead",
+    ),
+    "git-lfs": (
+        write("model.safetensors", LFS),
+        "found a pointer of git-lfs instead of the file; run git lfs pull",
+    ),
+    "garbage": (write("model.safetensors", b"\xff" * 99), "model.safetensors: found no safetensors file"),
+    "no weights": (remove("model.safetensors"), "found no weights; expected model.safetensors"),
+    "a pickle with code": (
+        pickled,
+        "found weights as a pickle that torch refuses; convert them to safetensors",
+    ),
+    "broken JSON": (write("config.json", b"{a: 1}"), "config.json: found broken JSON at line 1, column 2"),
+    "a list": (write("config.json", b"[]"), "config.json: found list at the top; expected an object"),
+    "no config": (remove("config.json"), "found a folder without config.json"),
+    "adapters": (
+        lambda model: (remove("config.json")(model), write("adapter_config.json", b"{}")(model)),
+        "found a folder of adapters; give their base model",
+    ),
+    "no tokenizer": (remove("tokenizer*"), "found no tokenizer that loads"),
+    "a broken tokenizer": (write("tokenizer.json", b"{}"), "its tokenizer files can't be read"),
+    "no processor": (remove("*processor*"), "found no image processor"),
+    "an unknown family": (
+        set_config(model_type="foonet"),
+        "doesn't know its model type foonet; a newer one may: pip install -U transformers",
+    ),
+    "a misspelt family": (set_config(model_type="llavaa"), "did you mean llava?"),
+    "a text model": (set_config(model_type="llama"), "found model type 'llama', which reads no images"),
+    "code of its own": (
+        set_config(model_type="foo", auto_map={"AutoConfig": "c.Foo"}),
+        "it comes with Python code of its own",
+    ),
+    "other shapes": (other_shape, "have other shapes than its config.json says"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), MODELS.values(), ids=MODELS)
+def test_a_broken_model(tmp_path, monkeypatch, change, expected):
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(resolve("drawn-vlm"), model)
+    change(model)
+    with pytest.raises(UserError) as found:
+        load_both(model)
+    assert expected in str(found.value)
+    assert "\n" not in str(found.value)
+    assert not Path("evil").exists()
+
+
+def load_both(model):
+    load_processor(model)
+    load_model(model)
+
+
+def saved(**keys):
+    return {"state_dict": {}, "pytorch-lightning_version": "2", **keys}
+
+
+CHECKPOINTS = {
+    "an empty file": (b"", "an empty file"),
+    "a web page": (b"<html>", "a web page instead of the file"),
+    "git-lfs": (LFS, "a pointer of git-lfs"),
+    "the beginning of a zip": (b"PK\x03\x04" + bytes(99), "a file that is cut short"),
+    "text": (b"hello", "no file that torch.save wrote"),
+    "pickled code": (saved(hyper_parameters=Evil()), "pickled code, which is not run"),
+    "weights alone": (saved(), "weights alone (save_weights_only), from which a run can't go on"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_a_broken_checkpoint(tmp_path, monkeypatch, content, expected):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(content, bytes):
+        Path("x.ckpt").write_bytes(content)
+    else:
+        torch.save(content, "x.ckpt")
+    with pytest.raises(UserError, match=r"checkpoint x\.ckpt: found") as found:
+        check_file(Path("x.ckpt"), to_resume=True)
+    assert expected in str(found.value)
+    assert not Path("evil").exists()
+
+
+def test_weights_alone_can_be_scored_and_a_missing_checkpoint_has_a_neighbour(tmp_path):
+    torch.save(saved(), tmp_path / "x.ckpt")
+    check_file(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"found no such file; did you mean .*x\.ckpt\?"):
+        check_file(tmp_path / "y.ckpt")
