@@ -25,7 +25,8 @@ class FitSummary(Callback):
 
     def __init__(self, module: VLMModule, data: VLMDataModule) -> None:
         self.module, self.data = module, data
-        self._start = self._seconds = 0.0
+        self._made = self._start = time.time()
+        self._seconds = 0.0
         self._scores: dict[str, float] = {}
 
     @override
@@ -50,9 +51,13 @@ class FitSummary(Callback):
         table = score_table("Last validation", self._scores, "val")
         if table is not None:
             say(table)
-        tokens = self.module.tokens_seen
-        speed = f", {tokens / self._seconds:,.0f} tokens per second" if tokens and self._seconds else ""
-        print_line("training", f"{self._seconds:,.0f} s, {trainer.global_step:,} steps{speed}")
+        if self._seconds:
+            speed = self.module.tokens_seen / self._seconds
+            steps = f"{self._seconds:,.0f} s, {trainer.global_step:,} steps"
+            each = " on each process" if trainer.world_size > 1 else ""
+            print_line("training", f"{steps}, {speed:,.0f} tokens per second{each}")
+        else:  # It never started.
+            print_line("training", f"none; the run was over at step {trainer.global_step:,}")
         checkpoints = checkpoints_of(trainer)
         if not checkpoints:
             print_line("checkpoint", "none was written")
@@ -65,7 +70,7 @@ class FitSummary(Callback):
         config = config_file(folder, bool(trainer.loggers), "fit")
         if config is not None and config.exists():
             print_line("config", short_path(config))
-        _print_lines("picture", [short_path(path) for path in pictures_of(trainer, folder, self._start)])
+        _print_lines("picture", [short_path(path) for path in pictures_of(trainer, folder, self._made)])
         if checkpoints and config is not None and config.exists():
             print_line("", "")
             for command in self._commands(config, next(iter(checkpoints))):
