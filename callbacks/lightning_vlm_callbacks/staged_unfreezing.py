@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning, LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 from typing_extensions import override
 
@@ -20,30 +18,12 @@ from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.scaled_rates import ScaledRates, learning_rates
 from lightning_vlm_callbacks.stage_lines import Line, resolve, scales_by_selector, table
 from lightning_vlm_callbacks.stage_moments import check_moments
-from lightning_vlm_callbacks.stages import (
-    first_steps,
-    improved,
-    parse,
-    stage_at,
-    trains_since,
-    warm_up,
-)
+from lightning_vlm_callbacks.stage_needs import explain_learning_rate_monitor, need_stages
+from lightning_vlm_callbacks.stage_plateau import PlateauWatch
+from lightning_vlm_callbacks.stages import first_steps, parse, stage_at, trains_since, warm_up
 from lightning_vlm_callbacks.whole_steps import need_initialized, need_lightning, need_one_optimizer_inside
 
 __all__ = ["StagedUnfreezing"]
-
-
-@dataclass
-class _Progress:
-    """What metrics have decided so far: all that a checkpoint needs."""
-
-    begun: dict[int, int] = field(default_factory=dict)
-    """Stage -> its first step, of stages that began on a plateau."""
-    watched: int | None = None
-    """The stage that is waited for; the rest is about it."""
-    best: float | None = None
-    waits: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,8 +44,6 @@ class _Run:
     since: dict[Parameter, int | None] = field(default_factory=dict)
     rates: ScaledRates | None = None
     validated: bool = False
-    shown: Tensor | None = None
-    """The metric that was looked at last. As it is held, nothing else can be where it is."""
     logged: int = -1
     """The step whose learning rates were logged last."""
 
@@ -132,7 +110,7 @@ class StagedUnfreezing(Callback):
         self.unit, self.warmup_steps, self.layer_decay = unit, warmup_steps, layer_decay
         # With LoRA, or tied to the embeddings, a head has nothing of its own that trains.
         self._may_lack = ("head",) if isinstance(stages, str) else ()
-        self._progress = _Progress()
+        self._plateaus = PlateauWatch()
         self._run = _Run()
 
     # Hooks
@@ -141,20 +119,8 @@ class StagedUnfreezing(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         need_lightning("StagedUnfreezing", trainer)
         if stage == "fit":
-            _refuse_unsuited(trainer.strategy)
-            if not pl_module.automatic_optimization:
-                raise MisconfigurationException(
-                    "StagedUnfreezing: found manual optimization, in which toggle_optimizer freezes and "
-                    "unfreezes as well, and a batch may have several steps; expected "
-                    "automatic_optimization = True"
-                )
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, BaseFinetuning):
-                    raise MisconfigurationException(
-                        f"StagedUnfreezing: found {type(callback).__name__}, which freezes and unfreezes as "
-                        "well; leave one of the two out"
-                    )
-            self._progress = _Progress()
+            need_stages(trainer, pl_module)
+            self._plateaus = PlateauWatch()
             if not builds_in_setup(pl_module):
                 self.check_selectors(pl_module)
 
@@ -169,6 +135,7 @@ class StagedUnfreezing(Callback):
         need_initialized("StagedUnfreezing", pl_module)
         need_one_optimizer_inside("StagedUnfreezing", trainer.optimizers)
         run = self._run = _Run(step=trainer.global_step - 1)
+        self._plateaus.new_fit()
         run.modes = {module: module.training for module in pl_module.modules()}
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
         run.starts = self._starts(trainer, pl_module)
@@ -192,7 +159,7 @@ class StagedUnfreezing(Callback):
             self._scale,
             lambda group: scales_by_selector(group["params"], run.lines, run.stage, self._scale),
         )
-        _tell_of_learning_rate_monitor(trainer)
+        explain_learning_rate_monitor(trainer)
         self._enter(trainer, pl_module, stage_at(trainer.global_step, run.starts))
 
     @override
@@ -219,9 +186,13 @@ class StagedUnfreezing(Callback):
         run = self._run
         run.validated = True
         stage = stage_at(max(run.step, 0), run.starts)
-        if self._at_plateau(trainer, pl_module, stage):
+        after = stage + 1
+        plateau = self.stages[after].on_plateau if after < len(self.stages) else None
+        if plateau is None or run.starts[after] is not None:
+            return
+        if self._plateaus.is_due(trainer, pl_module, after, plateau, run.scales[stage]):
             # A window of accumulation that is under way stays with the stage that it began in.
-            run.starts[stage + 1] = self._progress.begun[stage + 1] = run.step + 1
+            run.starts[after] = self._plateaus.begun[after] = run.step + 1
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -235,11 +206,11 @@ class StagedUnfreezing(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self._progress))
+        return self._plateaus.state()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._progress = _Progress(**state_dict)
+        self._plateaus = PlateauWatch(state_dict)
 
     # What trains when
 
@@ -262,13 +233,13 @@ class StagedUnfreezing(Callback):
         """The first step of each stage, None where a metric hasn't decided yet."""
         ats = {i: stage.at for i, stage in enumerate(self.stages) if stage.at is not None}
         known = dict(zip(ats, first_steps(trainer, module, list(ats.values()), self.unit), strict=True))
-        return [{**self._progress.begun, **known}.get(i) for i in range(len(self.stages))]
+        return [{**self._plateaus.begun, **known}.get(i) for i in range(len(self.stages))]
 
     def _enter(self, trainer: Trainer, root: LightningModule, stage: int) -> None:
         """Train what a stage trains and nothing else, from the next batch on."""
         run, step = self._run, trainer.global_step
         run.stage, trains = stage, run.scales[stage]
-        forget = {one for one in run.ever.values() if one not in trains} | self._restore_best(root, stage)
+        forget = {one for one in run.ever.values() if one not in trains} | self._plateaus.end(root, stage)
         changed = any(one.requires_grad != (one in trains) for one in run.ever.values())
         for one in run.ever.values():
             one.requires_grad_(one in trains)
@@ -305,85 +276,8 @@ class StagedUnfreezing(Callback):
             module.training = training
         self._run = _Run()
 
-    # Plateaus
-
-    def _at_plateau(self, trainer: Trainer, root: nn.Module, stage: int) -> bool:
-        """Look at the metric that the stage after this one waits for; whether its time has come."""
-        after, progress = stage + 1, self._progress
-        plateau = self.stages[after].on_plateau if after < len(self.stages) else None
-        if plateau is None or self._run.starts[after] is not None:
-            return False
-        if progress.watched != after:
-            progress.watched, progress.best, progress.waits, progress.weights = after, None, 0, {}
-        before, shown = self._run.shown, trainer.callback_metrics.get(plateau.monitor)
-        if before is not None and shown is not None and shown.data_ptr() == before.data_ptr():
-            return False  # it wasn't logged again
-        self._run.shown = shown
-        value = _metric(trainer, plateau.monitor)
-        if improved(value, progress.best, plateau):
-            progress.best, progress.waits = value, 0
-            if plateau.from_best:
-                trained = _with_buffers(root, self._run.scales[stage])
-                progress.weights = {name: one.detach().to("cpu", copy=True) for name, one in trained.items()}
-            return False
-        progress.waits += 1
-        return progress.waits >= plateau.patience
-
-    def _restore_best(self, root: nn.Module, stage: int) -> set[Parameter]:
-        """When a stage begins: put back the best weights if it was waited for. Returns what was put back."""
-        watched, weights = self._progress.watched, self._progress.weights
-        if watched is None or watched > stage:
-            return set()
-        self._progress = _Progress(begun=self._progress.begun)
-        if watched < stage:  # it was overtaken
-            return set()
-        there = {**dict(root.named_parameters()), **dict(root.named_buffers())}
-        with torch.no_grad():
-            for name, weight in weights.items():
-                there[name].copy_(weight)
-        return {one for name, one in root.named_parameters() if name in weights}
-
-
-def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, Tensor]:
-    """What trains, and the buffers (norm statistics) of modules that have something of it."""
-    tensors: dict[str, Tensor] = {name: one for name, one in root.named_parameters() if one in trains}
-    for place, module in root.named_modules():
-        if any(one in trains for one in module.parameters()):
-            tensors.update(module.named_buffers(place, recurse=False))
-    return tensors
-
-
-def _metric(trainer: Trainer, monitor: str) -> float:
-    """The metric of the first process, so that all decide alike."""
-    logged = trainer.callback_metrics
-    if monitor not in logged:
-        have = ", ".join(sorted(logged)) or "none"
-        raise MisconfigurationException(f"on_plateau: found no logged metric {monitor!r}; there are: {have}")
-    return trainer.strategy.broadcast(float(logged[monitor]))
-
 
 def _wrap_anew(strategy: DDPStrategy, root: LightningModule) -> None:
     """A wrapper that synchronises what trains now. The old one goes, and with it its hooks on parameters."""
     strategy.model = root
     strategy.configure_ddp()
-
-
-def _tell_of_learning_rate_monitor(trainer: Trainer) -> None:
-    """Lightning's monitor reads the optimizer's groups between steps."""
-    if any(isinstance(callback, LearningRateMonitor) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        rank_zero_warn(
-            "StagedUnfreezing: LearningRateMonitor shows the rates of the schedule, without the scales of "
-            "stages; the rates in force are logged as lr/..., by group and selector"
-        )
-
-
-def _refuse_unsuited(strategy: Strategy) -> None:
-    """Only where parameters are whole, and the wrapper can be renewed."""
-    name = type(strategy).__name__
-    if isinstance(strategy, DeepSpeedStrategy):
-        why = "DeepSpeed has copies of the trained weights in its own optimizer, made once"
-    elif isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        return
-    else:
-        why = "what a shard holds and synchronises is settled when the model is split, with what trains then"
-    raise MisconfigurationException(f"found trainer.strategy {name}: {why}; choose ddp or one device")
