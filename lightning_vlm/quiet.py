@@ -1,5 +1,6 @@
 """Keep messages that say nothing to a user off their terminal; everything else is left alone."""
 
+import io
 import logging
 import sys
 import warnings
@@ -59,6 +60,10 @@ def install_for_command(command: str) -> None:
     install()
     for message in _COMMAND_WARNINGS + (() if command == "fit" else _UNLESS_FIT_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows few characters must not end a run whose work is done.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if not sys.stderr.isatty():
         from transformers.utils import logging as transformers_logging
 

@@ -62,7 +62,7 @@ def answer_blocks(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Gro
         rows: Lines of a file of answers.
         width: Of the terminal.
     """
-    room = width - LABEL
+    room = max(width - LABEL, 20)
     for number, row in enumerate(rows, 1):
         grid = Table.grid()
         grid.add_column(width=LABEL)

@@ -1,0 +1,39 @@
+import io
+import sys
+import warnings
+
+import pytest
+
+from lightning_vlm import quiet
+
+
+@pytest.fixture(autouse=True)
+def filters():
+    """Those of pytest come back afterwards."""
+    with warnings.catch_warnings():
+        yield
+
+
+def test_a_terminal_that_knows_few_characters_ends_nothing(monkeypatch):
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+    quiet.install_for_command("predict")
+    print("ünïcode", flush=True)
+    assert out.getvalue() == b"?n?code\n"
+
+
+def test_only_what_says_nothing_is_kept_away():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        warnings.simplefilter("always")
+        quiet.install()
+        for message in (
+            "Starting from v1.9.0, `tensorboardX` has been removed as a dependency",
+            "The number of training batches (12) is smaller than the logging interval Trainer(...)",
+            "The 'train_dataloader' does not have many workers which may be a bottleneck. Consider",
+            "The dirpath has changed from 'a' to 'b'",
+            "Detected call of `lr_scheduler.step()` before `optimizer.step()`",
+            "Checkpoint directory a exists and is not empty",
+        ):
+            warnings.warn(message, stacklevel=1)
+    assert [str(one.message)[:14] for one in seen] == ["The dirpath ha", "Detected call ", "Checkpoint dir"]
