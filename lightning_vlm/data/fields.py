@@ -125,11 +125,18 @@ def is_number(value: Any) -> bool:
 
 
 def json_list(value: Any) -> Any:
-    """The list that a text spells in JSON, as tables hold lists; any other value as it is.
+    """The list that a table holds as a text in JSON, or as an object of lists; any other value as it is.
 
     >>> json_list('["a.png"]'), json_list("[sic]")
     (['a.png'], '[sic]')
+    >>> json_list({"from": ["human", "gpt"], "value": ["What?", "A cat."]})
+    [{'from': 'human', 'value': 'What?'}, {'from': 'gpt', 'value': 'A cat.'}]
     """
+    if isinstance(value, dict):
+        columns = list(value.values())
+        if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+            return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+        return value
     if not (isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]"):
         return value
     try:

@@ -65,7 +65,7 @@ class DataFile(Source):
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
     ) -> None:
-        self.path = path
+        self.path = path = os.fspath(path)
         self._file = plain_file(path)
         self._header: csv_places.Header | None = None
         if Path(self._file).suffix.lower() in _TABLES:
@@ -222,6 +222,7 @@ def read(
         DataError: As in `DataFile`; also for rows that no dialect fits.
         UserError: As in `DataFile`; also if there are several splits and none for this.
     """
+    path = os.fspath(path)
     options: dict[str, Any] = {"image_root": image_root, "on_bad_sample": on_bad_sample}
     options |= {"columns": columns, "allow_urls": allow_urls}
     preferred = PREFERRED.get(split, (split,))

@@ -109,6 +109,13 @@ ROWS = {
         PLAIN,
     ),
     "SQuAD": ({"question": "What?", "answers": {"text": ["A cat."], "answer_start": [0]}}, PLAIN),
+    "turns as an object of lists": (
+        {
+            "conversations": {"from": ["human", "gpt"], "value": ["<image>\nWhat?", "A cat."]},
+            "image": "cat.png",
+        },
+        ASKED,
+    ),
     "capital letters": ({"Question": "What?", "Answer": "A cat.", "Image": "cat.png"}, ASKED),
     "the Cauldron": (
         {

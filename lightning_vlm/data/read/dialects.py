@@ -113,16 +113,15 @@ def _are_parts(value: list[Any]) -> bool:
 
 
 def _answer(row: Row, source: str, key: str, reading: Reading) -> list[Turn]:
-    value = json_list(row[key]) if key in ("answers", "captions") else row[key]
+    value = row[key]
+    if isinstance(value, dict) or key in ("answers", "captions"):  # an answer may itself be JSON
+        value = json_list(value)
     choices = row.get("choices") or row.get("options")
     if choices and is_number(value):
         expected = "the answer as a text: choices can't be read yet, write them into the question"
-        raise DataError(source, key, f"{value}, which stands for one of several choices", expected)
+        raise DataError(source, key, f"{show(value)}, which stands for one of several choices", expected)
     if isinstance(value, list) and not _are_turns(value) and not _are_parts(value):
         value = _most_common(value, source, key, reading)
-    elif isinstance(value, dict):  # tables hold a list of objects as an object of lists
-        lists = [value[name] for name in ("answer", "text") if isinstance(value.get(name), list)]
-        value = _most_common(lists[0], source, key, reading) if lists else value
     return _turns_of("assistant", value, source, key, reading)
 
 
