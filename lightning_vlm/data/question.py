@@ -15,7 +15,7 @@ class Question(NamedTuple):
     Args:
         text: The words. One user turn is its text, with `<image>` where a picture stands. If there are more
             turns, each begins on its own line with its role.
-        images: The file of each picture in reading order; None for a picture that came as bytes.
+        images: The file or the address of each picture in reading order; None for one that came as bytes.
     """
 
     text: str
@@ -60,5 +60,5 @@ def _text(turn: Message) -> str:
 
 def _file(image: Image) -> str | None:
     if image.path is None:
-        return None
+        return image.url
     return os.path.normpath(os.path.join(image.root or "", image.path))

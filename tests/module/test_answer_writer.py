@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning_vlm import AnswerWriter, VLMDataModule
 from lightning_vlm.callbacks.answer_file import KEYS, AnswerFile, answer_row
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
+from lightning_vlm.data.question import question_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate
 from lightning_vlm.metrics.scores import Prediction
@@ -142,6 +143,11 @@ class StopsAt(Callback):
     def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 2:
             raise KeyboardInterrupt
+
+
+def test_the_address_of_a_picture_is_named():
+    ask = user(Image(url="https://example.org/cat.jpg"), "What is this?")
+    assert question_of(Conversation((ask,))).images == ("https://example.org/cat.jpg",)
 
 
 def test_a_stopped_run_leaves_its_answers(module, make_quiet, prompts, tmp_path, capsys):
