@@ -26,6 +26,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.early_checks import check_selectors
+from lightning_vlm.errors import UserError
 from lightning_vlm.interrupt import after_interrupt
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
@@ -125,6 +126,8 @@ class VLMCLI(LightningCLI):
         callbacks, bar = trainer.callbacks, trainer.progress_bar_callback  # type: ignore[attr-defined]
         if bar is not None and not isinstance(bar, RichProgressBar):
             callbacks[callbacks.index(bar)] = RichProgressBar()
+        if self.config[self.subcommand].get("ckpt_path") == "best":
+            _find_best(trainer)
         if self.subcommand == "fit" and self.config.fit.get("ckpt_path"):
             resume_run(trainer, self.config.fit.ckpt_path)
         return trainer
@@ -159,6 +162,18 @@ class VLMCLI(LightningCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         saved = next(one for one in callbacks if isinstance(one, SaveConfig))
         self.summary.show(self.trainer, saved.folder)
+
+
+def _find_best(trainer: Trainer) -> None:
+    """Find the best checkpoint of earlier processes.
+
+    Raises:
+        UserError: There is none.
+    """
+    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, EarlyStopCheckpoint)]
+    if not any(keeper.find_best(trainer) for keeper in keepers):
+        what = "best checkpoint of an earlier run" if keepers else "EarlyStopCheckpoint in the config"
+        raise UserError(f"--ckpt_path best: found no {what}; give the path of a checkpoint")
 
 
 def run(arguments: Sequence[str] | None) -> VLMCLI:

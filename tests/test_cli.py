@@ -90,6 +90,26 @@ def test_version_no_command_and_unknown_command(capsys):
     assert "did you mean fit?" in capsys.readouterr().err
 
 
+def test_last_and_best_in_a_new_process(project, capsys, caplog):
+    """A job starts from scratch, and goes on from its latest checkpoint the next time."""
+    keeper = {"class_path": "EarlyStopCheckpoint", "init_args": {"monitor": "val/loss", "picture": False}}
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    config["trainer"]["callbacks"] = [keeper]
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert command("test", "--ckpt_path", "best") == 2
+    assert "--ckpt_path best: found no best checkpoint of an earlier run" in capsys.readouterr().err
+    assert command("fit", "--ckpt_path", "last", "--trainer.max_steps", "3") == 0
+    assert command("fit", "--ckpt_path", "last", "--trainer.max_steps", "6") == 0
+    folders = [Path(f"runs/lightning_logs/version_{number}") for number in range(2)]
+    steps = [os.readlink(folder / "checkpoints/latest.ckpt") for folder in folders]
+    assert steps == ["step-00000003.ckpt", "step-00000006.ckpt"]
+    rows = (folders[1] / "checkpoints/history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows if row[0] != "s"][-1] == "6"
+    assert command("test", "--ckpt_path", "best") == 0
+    best = (folders[1] / "checkpoints/best.ckpt").resolve()
+    assert f"ckpt_path best is {best}, of the newest earlier run" in caplog.text
+
+
 def test_fit_validate_test_predict_and_fit_again(project, capsys):
     assert command("fit") == 0
     assert Path("runs/last.ckpt").is_file()

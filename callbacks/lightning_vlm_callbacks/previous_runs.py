@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vlm_callbacks.checkpoint_folder import LATEST
 from lightning_vlm_callbacks.folder_lock import is_locked
 
 __all__ = ["JOB", "find_checkpoint", "slurm_job"]
@@ -42,8 +43,9 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
     newest = max(of_this_job or links, key=lambda one: one.stat().st_mtime, default=None)
     if newest is None:
         return None
-    whose, file = "this SLURM job" if of_this_job else "the earlier runs", newest.resolve()
-    rank_zero_info(f"EarlyStopCheckpoint: the newest {newest.stem} checkpoint of {whose} is {file}")
+    file, word = newest.resolve(), "last" if link == LATEST else newest.stem
+    whose = "of this SLURM job" if of_this_job else "of the newest earlier run"
+    rank_zero_info(f"EarlyStopCheckpoint: ckpt_path {word} is {file}, {whose}")
     return file
 
 

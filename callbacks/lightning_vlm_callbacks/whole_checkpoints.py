@@ -168,6 +168,23 @@ class WholeCheckpoints(ModelCheckpoint):
         if kept.best is not None and self.best_model_score is not None:
             self.best_k_models[self.best_model_path] = self.best_model_score
 
+    def find_best(self, trainer: Trainer) -> str:
+        """Look for the best checkpoint of earlier runs, for `ckpt_path="best"` in a new process.
+
+        Lightning asks for `best_model_path` without saying which Trainer it is for, so that without `dirpath`
+        this must be called first; `lightning-vlm` does.
+
+        Args:
+            trainer: Its logger says where to look, if this has no `dirpath`.
+
+        Returns:
+            The path, which is `best_model_path` from now on; empty if there is none.
+        """
+        if not self.best_model_path:
+            found = find_checkpoint(trainer, self.dirpath, BEST)
+            self.best_model_path = "" if found is None else str(found)
+        return self.best_model_path
+
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Where Lightning looks for `ckpt_path="last"`."""
