@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapt import adapt
 from lightning_vlm.models.load import model_without_weights
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.optim.groups import parameter_groups
+from lightning_vlm.optim import clip_groups, parameter_groups
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -36,7 +37,7 @@ class _Root(nn.Module):
 
 
 def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> None:
-    """Refuse a plan, learning rates or stages whose selectors don't fit the model.
+    """Refuse selectors of a plan, learning rates, clipping or stages that don't fit the model.
 
     It does nothing where no logger would begin, or where the model can't be known without being loaded. What
     it passes over is found when the model is loaded.
@@ -47,7 +48,7 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
         fits: Whether the module is going to be trained. Otherwise only the plan matters.
 
     Raises:
-        UserError: The plan or the learning rates don't fit.
+        UserError: A selector of the module's options finds nothing, or what it finds can't be had.
         SelectorError: A callback's selector finds nothing.
         MisconfigurationException: A callback's selector finds only what the plan has frozen.
     """
@@ -56,7 +57,15 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     root = _adapted_skeleton(module)
     if root is None or not fits:
         return
+    if module.new_tokens or module.task_weights == "uncertainty":
+        return  # These add parameters that train, once the tokenizer and the data are known.
     parameter_groups(root, 1.0, 0.0, module.learning_rates)
+    if module.clip is not None:
+        clip_groups(root, module.clip, ())
+    try:
+        select_parameters(root, module.no_gradient_needed)
+    except SelectorError as error:
+        raise UserError(f"no_gradient_needed: {error}") from None
     trains = {parameter for parameter in root.parameters() if parameter.requires_grad}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         check = getattr(callback, "check_selectors", None)
@@ -66,8 +75,6 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
 
 def _adapted_skeleton(module: "VLMModule") -> _Root | None:
     """The module's model as it will be trained, on the meta device; None where that can't be made."""
-    if module.new_tokens or module.task_weights == "uncertainty":
-        return None  # These add parameters once the tokenizer and the data are known.
     # This leaves no trace: random numbers stay as they are, and warnings come when the model is loaded.
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -30,6 +30,14 @@ REFUSED = {
     ),
     "plan, misspelt": ({"adapt": {"vison": "full"}}, [], UserError, "nearest: vision"),
     "learning rates": ({"adapt": WHOLE, "learning_rates": {"hed": 1.0}}, [], UserError, "'hed'"),
+    "clip": ({"adapt": WHOLE, "clip": {"visoin": 1.0}}, [], UserError, "nearest: vision"),
+    "no gradient": (
+        {"adapt": WHOLE, "no_gradient_needed": ["visoin"]},
+        [],
+        UserError,
+        "^no_gradient_needed: ",
+    ),
+    "new tokens": ({"adapt": {"vison": "full"}, "new_tokens": ["<x>"]}, [], UserError, "nearest: vision"),
     "stages": (
         {"adapt": WHOLE},
         [stages(**{"vision.layers[24:32]": 1.0})],
