@@ -1,5 +1,6 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.left_out import ENOUGH, WORTH_A_LINE, SampleCounts
+from lightning_vlm.data.left_out import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
@@ -213,7 +214,8 @@ class VLMModule(LightningModule):
         self._step_was_empty = False
         self._total_steps = 0
         self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
-        self._counts_checked = self._epoch_is_whole = False
+        self._epoch_is_whole = self._looked_ahead = False
+        self._check_at: float = ENOUGH
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
@@ -322,7 +324,8 @@ class VLMModule(LightningModule):
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen, self._checked = 0, 0
         self._epoch_counts = self._fit_counts = SampleCounts()
-        self._counts_checked = self._epoch_is_whole = False
+        self._epoch_is_whole = self._looked_ahead = False
+        self._check_at = ENOUGH
         restore_accumulation(self.trainer)
         self._changes.start(self.trainer, self._arguments(), self._total_steps)
         self._window.start_run(self.trainer)
@@ -478,8 +481,9 @@ class VLMModule(LightningModule):
             data.end_step(step.sums, step.counts, batch_idx)
         self._window.end_step(self.trainer, batch_idx)
         samples = (batch_idx + 1) * self.trainer.world_size * getattr(data, "batch_size", 1)
-        if self.trainer.is_last_batch or (samples >= ENOUGH and not self._counts_checked):
-            self._check_counts()
+        first_empty = self._step_was_empty and not self._looked_ahead
+        if first_empty or self.trainer.is_last_batch or samples >= self._check_at:
+            self._check_counts(samples)
 
     def _divide_gradients(self) -> WholeStep:
         trainer, tasks = self.trainer, self.tasks
@@ -495,19 +499,30 @@ class VLMModule(LightningModule):
         self._task_log.add(step.sums, step.counts, self.trainer)
         self.log("train/loss", step.loss, prog_bar=True, on_step=True, on_epoch=False)
 
-    def _check_counts(self) -> SampleCounts:
-        """Stop all ranks if nearly all samples of this epoch were left out so far, on all ranks together."""
-        self._counts_checked = True
-        counts = self._epoch_counts.over_ranks()
+    def _check_counts(self, samples: int) -> None:
+        """Stop all ranks if nearly all samples of this epoch were left out, on all ranks together.
+
+        Args:
+            samples: How many were asked for in this epoch. All ranks give the same number.
+        """
+        if samples >= self._check_at:
+            self._check_at = MANY if samples < MANY else math.inf
         data = getattr(self.trainer, "datamodule", None)
-        problem = counts.problem(getattr(data, "max_length", None))
-        if problem and (self._epoch_is_whole or counts.samples >= ENOUGH):
+        limit = getattr(data, "max_length", None)
+        whole = self._epoch_is_whole and self.trainer.is_last_batch
+        problem = self._epoch_counts.over_ranks().problem(limit, whole)
+        unsure = problem or (self._step_was_empty and not self._looked_ahead)
+        if unsure and not whole and isinstance(data, VLMDataModule):
+            # The first samples of a sorted file say little about the others.
+            self._looked_ahead = True
+            ahead = data.look_ahead(ENOUGH, self.targets)
+            problem = ahead.problem(limit, whole=bool(problem) or ahead.samples == len(data.source("train")))
+        if problem:
             raise UserError(f"training data: {problem}")
-        return counts
 
     def on_train_epoch_end(self) -> None:
-        """Stop if nearly nothing could be learned in the epoch."""
-        self._fit_counts += self._check_counts()
+        """Count the epoch."""
+        self._fit_counts += self._epoch_counts.over_ranks()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps that were left out don't count for the schedule."""

@@ -1,5 +1,6 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.collate import Batch, Item, collate
+from lightning_vlm.data.collate import Batch, Item, Targets, collate
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.faults import together
+from lightning_vlm.data.left_out import SampleCounts
 from lightning_vlm.data.readers import read
 from lightning_vlm.data.render import Example, Renderer, TooLong
 from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch, load_saved_state
@@ -240,6 +242,21 @@ class VLMDataModule(LightningDataModule):
             metrics |= {f"data/samples/{task}": float(n) for task, n in batches.samples(place).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
+
+    def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
+        """What becomes of some training samples, evenly spaced over all of them. The same on all ranks.
+
+        Args:
+            most: At most so many are rendered.
+            targets: What is learned from a batch.
+        """
+        rendered = _Rendered(self.source("train"), self.renderer, learn=True, prompts=False)
+        size = len(self.source("train"))
+        counts = SampleCounts()
+        for place in range(min(most, size)):
+            batch = rendered[[place * size // min(most, size)]]
+            counts += SampleCounts.of_batch(batch, len(targets(batch).positions))
+        return counts
 
     def teardown(self, stage: str) -> None:
         """Say what was left out or cut, and write a report of it beside the run's logs."""

@@ -10,6 +10,8 @@ from lightning_vlm.data.render import TooLong
 
 ENOUGH = 64
 """After so many samples a run that has nearly none to learn from is stopped; a shorter epoch at its end."""
+MANY = 1024
+"""After so many samples a run is stopped in which no token had weight, though no sample was left out."""
 TOO_MANY = 0.9
 """A run is stopped if this share of its samples or more is left out."""
 WORTH_A_LINE = 0.1
@@ -103,9 +105,17 @@ class SampleCounts:
             reasons.append(f"{self.bad:,} bad ({self.first_bad})")
         return ", ".join(reasons)
 
-    def problem(self, max_length: int | None) -> str | None:
-        """What is wrong if there is nothing, or nearly nothing, to learn from, and what to change."""
-        if self.samples == 0 or (self.targets and self.share < TOO_MANY):
+    def problem(self, max_length: int | None, whole: bool = True) -> str | None:
+        """What is wrong if there is nothing, or nearly nothing, to learn from, and what to change.
+
+        Args:
+            max_length: What samples may have at most, if that is known.
+            whole: Whether these are all samples of a pass. Else few of them say little about the others.
+        """
+        nothing = self.targets == 0 and (whole or self.samples >= MANY)
+        if self.samples == 0 or not (
+            nothing or (self.share >= TOO_MANY and (whole or self.samples >= ENOUGH))
+        ):
             return None
         if not self.left_out:
             return (

@@ -145,6 +145,17 @@ def test_stops_after_64_samples(make_quiet, module, listed, words):
         fit(make_quiet, one, listed(samples), batch_size=4, max_length=20)
 
 
+def test_looks_ahead_where_the_first_step_is_empty(make_quiet, module, listed, words):
+    """It doesn't wait for the end of a pass; and long samples in front of a sorted file don't stop it."""
+    long = words(question="word " * 30)
+    one = module("llava", adapt=PLAN)
+    with pytest.raises(UserError, match="all of 20 samples were left out"):
+        fit(make_quiet, one, listed([long] * 20), batch_size=2, max_length=20, limit_train_batches=3)
+    samples = listed([long] * 60 + [words()] * 20)
+    trainer, _ = fit(make_quiet, one, samples, batch_size=2, max_length=60, limit_train_batches=35)
+    assert trainer.global_step == 35
+
+
 def test_stops_where_nearly_all_is_left_out(make_quiet, module, listed, words):
     samples = [words(question="word " * 30)] * 9 + [words()]
     one = module("llava", adapt=PLAN)
