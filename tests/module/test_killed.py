@@ -84,19 +84,26 @@ CASES = {  # after 7 micro-batches an epoch ends; steps end at 2, 4, 6, 7, 9, 11
     "full": {"plan": "full", "kill": 12},
     "lora, 2 workers": {"plan": "lora", "workers": 2, "kill": 10},
     "full, 2 workers": {"plan": "full", "workers": 2, "kill": 5},
-    "lora, 2 processes": {"plan": "lora", "ranks": 2, "samples": 26, "kill": 6},
+    "lora, 2 processes": {"plan": "lora", "ranks": 2, "samples": 26, "kill": 6, "again": 2},
     "full, 2 processes, 2 workers": {"plan": "full", "ranks": 2, "workers": 2, "samples": 26, "kill": 12},
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_killed_anywhere(module, make_quiet, tmp_path, case):
-    """In either epoch, with half a step done, and with a whole one done but not saved (6)."""
+    """In either epoch, with half a step done, and with a whole one done but not saved (6).
+
+    Killed again 2 batches later, a run has last saved in the middle of a step: Lightning's callback saves
+    after the first batch of a resumed run.
+    """
     options = {"module": module, "make_quiet": make_quiet, "family": "llava", **case}
-    kill = options.pop("kill")
+    kill, again = options.pop("kill"), options.pop("again", None)
     (expected, *_) = in_processes(folder=tmp_path / "whole", **options)
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         in_processes(folder=tmp_path / "killed", kill=kill, **options)
+    if again is not None:
+        with pytest.raises(ProcessExitedException, match="SIGKILL"):
+            in_processes(folder=tmp_path / "killed", kill=again, resume=True, **options)
     for rank, resumed in enumerate(in_processes(folder=tmp_path / "killed", resume=True, **options)):
         for name, weight in expected.items():
             assert torch.equal(resumed[name], weight), (rank, name)
