@@ -46,7 +46,7 @@ from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weight
 from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.score_table import print_scores, take_over_printing
 from lightning_vlm.metrics.scores import Prediction, Scores
-from lightning_vlm.models.adapt import adapt
+from lightning_vlm.models.adapt import adapt, trained_buffers
 from lightning_vlm.models.attention import check_varlen_attention
 from lightning_vlm.models.blocks import compile_blocks
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
@@ -206,6 +206,7 @@ class VLMModule(LightningModule):
         self._fit_began = 0.0
         self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
+        self._buffer_names: list[str] = []  # of the model, such as statistics of norms that train
         self._seed: int | None = None
         self._scores = Scores()
         self._step_loss = StepLoss()
@@ -275,6 +276,7 @@ class VLMModule(LightningModule):
         self.model = model
         self.parts = find_parts(model, prefix="model.")
         self._ever_trains = {name for name, one in model.named_parameters("model") if one.requires_grad}
+        self._buffer_names = list(trained_buffers(model))
         if new_weights(model):
             excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
             refuse_frozen_chance(model, set(map(id, excused.values())))
@@ -347,7 +349,7 @@ class VLMModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count what comes. Dropout is a function of seed, place in the run and rank, so that a resumed run
         draws the same."""
-        self._window.start_batch(self.trainer)
+        self._window.start_batch(self.trainer, self._trained_buffers())
         torch.manual_seed(self.seed_of(batch_idx))
         targets = len((batch.targets or self.targets(batch)).positions)
         self._step_loss.targets += targets
@@ -681,6 +683,10 @@ class VLMModule(LightningModule):
 
     # Checkpoints
 
+    def _trained_buffers(self) -> dict[str, Tensor]:
+        assert self.model is not None
+        return {name: self.model.get_buffer(name) for name in self._buffer_names}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what ever trains; the rest is the base model's, whose identity is kept instead."""
         save_averages(self.trainer, checkpoint, self._ever_trains)
@@ -692,6 +698,7 @@ class VLMModule(LightningModule):
             own[KEY] = wandb_id
         if self.tasks is not None:
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
+        own["buffers"] = self._window.buffers(self._trained_buffers())
         if self.trainer.state.fn == TrainerFn.FITTING:
             own[WINDOW] = self._window.save(self.trainer, checkpoint)
             own[RUN] = self._changes.facts
@@ -702,6 +709,9 @@ class VLMModule(LightningModule):
         assert self._base is not None
         own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
         self._seed = own.get("seed")
+        for name, buffer in self._trained_buffers().items():
+            if name in own.get("buffers", {}):
+                buffer.copy_(own["buffers"][name])
         if RANKS in checkpoint:
             fit_ranks(self, checkpoint)
             self._ever_trains &= {name for name, _ in self.named_parameters()}

@@ -1,11 +1,13 @@
 """Where a resumed run begins: at a whole optimizer step, whoever saved the checkpoint."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 
 from lightning_vlm.data.sampling import ResumableLoader
 
@@ -30,6 +32,7 @@ class AccumulationWindow:
         self.stepping = False
         """Whether the optimizer is changing weights right now."""
         self._progress: dict[str, Any] | None = None
+        self._buffers: dict[str, Tensor] = {}
         self._validated: int | None = None
         self._already_validated: tuple[int, int] | None = None
 
@@ -40,10 +43,16 @@ class AccumulationWindow:
         for loader in _resumable_loaders(trainer):
             loader.count_steps()
 
-    def start_batch(self, trainer: Trainer) -> None:
-        """Remember how far the run was if this batch is the first of its window."""
+    def start_batch(self, trainer: Trainer, buffers: Mapping[str, Tensor]) -> None:
+        """Remember how far the run was if this batch is the first of its window.
+
+        Args:
+            trainer: That trains.
+            buffers: Those that every forward changes, such as the statistics of a norm.
+        """
         if self._progress is not None:
             return
+        self._buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         self._progress = trainer.fit_loop.epoch_loop.state_dict()
         batches = self._progress["batch_progress"]
         batches["is_last_batch"] = False
@@ -65,6 +74,7 @@ class AccumulationWindow:
         """End the window, when weights and all that follows them have changed."""
         self.stepping = False
         self._progress = self._validated = None
+        self._buffers = {}
         for loader in _resumable_loaders(trainer):
             loader.finish(batch_idx + 1)
 
@@ -107,6 +117,14 @@ class AccumulationWindow:
         if self._validated is None:
             return None
         return {"epoch": trainer.current_epoch, "validated": self._validated}
+
+    def buffers(self, now: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers for a checkpoint: inside a window as they were when it began.
+
+        Args:
+            now: Those of the module.
+        """
+        return {name: self._buffers.get(name, buffer) for name, buffer in now.items()}
 
     def load(self, state: dict[str, Any] | None) -> None:
         """From a checkpoint, what `save` returned."""

@@ -234,17 +234,20 @@ def keep_given_options(
     Returns:
         A line for each option that isn't what it was.
     """
-    lines = []
+    found: dict[str, list[str]] = {}
     for number, (group, options) in enumerate(zip(optimizer.param_groups, given, strict=True)):
         for name, value in options.items():
             if name in ("lr", "name") or group.get(name) == value:
                 continue
             shown = "the learning rate" if name == "initial_lr" else name
-            where = group.get("name", number)
-            lines.append(
-                f"model.optimizer: {shown} of group {where} is {value}, was {_shown(group.get(name))}"
-            )
+            change = f"is {value}, was {_shown(group.get(name))}"
+            found.setdefault(f"{shown}|{change}", []).append(str(group.get("name", number)))
             group[name] = value
+    lines = []
+    for key, groups in found.items():
+        shown, change = key.split("|", 1)
+        where = "" if len(groups) == len(given) else f" of {' and of '.join(map(repr, groups))}"
+        lines.append(f"model.optimizer: {shown}{where} {change}")
     for scheduler in schedulers if lines else ():
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]

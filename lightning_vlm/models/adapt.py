@@ -8,7 +8,7 @@ import torch
 from lightning_vlm_callbacks.selectors import SelectorError, select_modules, select_parameters
 from peft import IA3Config, LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 
@@ -261,3 +261,19 @@ def _ia3_config(lines: Sequence[tuple[IA3, Sequence[str]]]) -> IA3Config:
 
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def trained_buffers(root: nn.Module) -> dict[str, Tensor]:
+    """The saved buffers of modules with parameters of their own that train, such as statistics of a norm.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).requires_grad_(False))
+    >>> list(trained_buffers(model))
+    ['0.running_mean', '0.running_var', '0.num_batches_tracked']
+    """
+    found: dict[str, Tensor] = {}
+    for place, module in root.named_modules():
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            saved = module.state_dict().keys()
+            own = {name: one for name, one in module.named_buffers(recurse=False) if name in saved}
+            found |= {f"{place}.{name}" if place else name: one for name, one in own.items()}
+    return found

@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import tiny
+from lightning_vlm.models.load import load_model
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}
 
@@ -68,6 +70,57 @@ def test_so_it_is_when_the_end_is_a_number_of_steps(module, make_quiet, tmp_path
         resumed, _ = fit(make_quiet, one, tmp_path / str(step), tmp_path / f"whole/step={step}.ckpt", **ends)
         for name, weight in whole.items():
             assert torch.equal(resumed[name], weight), (step, name)
+
+
+def test_statistics_of_a_norm_that_trains(folder, make_quiet, tmp_path, monkeypatch):
+    """They change in every forward, so in the middle of a step too; there is one file for each batch."""
+
+    class WithNorm(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.norm = inner, nn.BatchNorm1d(inner.out_features)
+
+        def forward(self, x):
+            return self.norm(self.inner(x).flatten(0, -2)).view(*x.shape[:-1], -1)
+
+    def load(*args, **options):
+        model = load_model(*args, **options)
+        model.model.multi_modal_projector.linear_2 = WithNorm(model.model.multi_modal_projector.linear_2)
+        return model
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / f"{trainer.fit_loop.batch_idx}.ckpt")
+
+    def norm_of(one):
+        return {
+            name: kept.clone()
+            for name, kept in one.state_dict().items()
+            if "norm." in name and "proj" in name
+        }
+
+    def run(ckpt_path=None):
+        one = VLMModule(str(folder("llava")), adapt={"projector": "full"}, chat_template="plain")
+        seed_everything(1)
+        trainer = make_quiet(accumulate_grad_batches=2, max_epochs=2, callbacks=[] if ckpt_path else [Save()])
+        data = VLMDataModule(train=Drawn("train", size=6), batch_size=2)
+        trainer.fit(one, data, ckpt_path=ckpt_path, weights_only=True)
+        return norm_of(one)
+
+    monkeypatch.setattr("lightning_vlm.module.load_model", load)
+    expected = run()
+    assert expected.keys() >= {
+        f"model.model.multi_modal_projector.linear_2.norm.running_{x}" for x in ("mean", "var")
+    }
+    for batch in range(3):
+        resumed = run(tmp_path / f"{batch}.ckpt")
+        for name, kept in expected.items():
+            assert torch.equal(resumed[name], kept), (batch, name)
+    loaded = norm_of(VLMModule.load_from_checkpoint(tmp_path / "2.ckpt"))
+    saved = torch.load(tmp_path / "2.ckpt", weights_only=True)["lightning_vlm"]["buffers"]
+    assert len(saved) == 3
+    assert all(torch.equal(loaded[f"model.{name}"], kept) for name, kept in saved.items())
 
 
 def test_another_seed_drops_other_things(trained, module, make_quiet, tmp_path, monkeypatch):
