@@ -72,7 +72,10 @@ ROWS = {
         {"conversations": [{"from": "human", "value": "What?"}, GPT], "image": ""},
         PLAIN,
     ),
-    "empty videos": ({"messages": [user("What?"), ANSWER], "videos": [], "audios": None}, PLAIN),
+    "empty videos": (
+        {"messages": [user("What?"), ANSWER], "videos": [], "audios": None, "tools": "[]"},
+        PLAIN,
+    ),
     "ShareGPT with roles": ({"conversations": [user("<image>What?"), ANSWER], "image": "cat.png"}, ASKED),
     "messages with from and value": ({"messages": [{"from": "human", "value": "What?"}, GPT]}, PLAIN),
     "lists as JSON in a text": (
@@ -195,6 +198,11 @@ def test_a_picture_in_a_part(part, folder, write):
             {"question": "a", "answer": 1, "choices": ["x", "y"]},
             "answer",
             "choices can't be read yet, write them into the question",
+        ),
+        (
+            {"messages": [user("<ref-object>"), {**ANSWER, "content": "<bbox>"}], "objects": {"bbox": [[1]]}},
+            "objects",
+            "boxes that stand for '<bbox>' can't be read yet",
         ),
         ({"question": "a", "answers": []}, "answers", "an empty list"),
         ({"question": "a", "answers": [["x"]]}, "answers[0]", "a list of 1"),

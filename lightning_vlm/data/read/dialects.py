@@ -9,7 +9,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 from lightning_vlm.data.fields import is_number, json_list, names, show
@@ -68,9 +68,7 @@ def dialect_of(row: Row, source: str) -> Dialect:
         if all(name in row for name in dialect.needs) and (has_picture or not dialect.needs_picture):
             return dialect
     found = f"a row with the keys {names(row)}" if row else "a row without keys"
-    nearest = ", ".join(_lack(dialect, row, has_picture) for dialect in _nearest(row))
-    expected = f"a known format: {nearest}; data.columns maps other names, as {{question: query, image: img}}"
-    raise DataError(source, "", found, expected)
+    raise DataError(source, "", found, _what_is_lacking(tuple(map(str, row)), has_picture))
 
 
 def _chat(key: str) -> ReadTurns:
@@ -222,11 +220,18 @@ KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
 """Every key that has an effect in some dialect."""
 
 
-def _nearest(row: Row) -> list[Dialect]:
+@lru_cache(maxsize=256)  # all rows of a file lack the same, and the search is slow
+def _what_is_lacking(row: tuple[str, ...], has_picture: bool) -> str:
+    """What rows with these keys would need to be of the nearest dialects."""
+    nearest = ", ".join(_lack(dialect, row, has_picture) for dialect in _nearest(row))
+    return f"a known format: {nearest}; data.columns maps other names, as {{question: query, image: img}}"
+
+
+def _nearest(row: tuple[str, ...]) -> list[Dialect]:
     """The three dialects whose keys are most like those of a row."""
 
     def likeness(need: str) -> float:
-        near = difflib.get_close_matches(need, [str(name)[:80] for name in row], 1)
+        near = difflib.get_close_matches(need, [name[:80] for name in row], 1)
         return difflib.SequenceMatcher(None, need, near[0]).ratio() if near else 0.0
 
     def likeness_of_all(dialect: Dialect) -> float:
@@ -235,7 +240,7 @@ def _nearest(row: Row) -> list[Dialect]:
     return sorted(DIALECTS, key=likeness_of_all, reverse=True)[:3]
 
 
-def _lack(dialect: Dialect, row: Row, has_picture: bool) -> str:
+def _lack(dialect: Dialect, row: tuple[str, ...], has_picture: bool) -> str:
     """A dialect, and what a row would need to be of it."""
     lacks = [f"'{name}'" for name in dialect.needs if name not in row]
     if dialect.needs_picture and not has_picture:
