@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from lightning_vlm.commands import COMMANDS
 from lightning_vlm.failures import INTERRUPTED, USER, report
 
 HELP = """\
@@ -36,7 +37,6 @@ options:
 example:
   lightning-vlm fit --config configs/quickstart.yaml --model.name_or_path HuggingFaceTB/SmolVLM-256M-Instruct
 """
-COMMANDS = ("preview", "fit", "validate", "test", "predict", "export")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

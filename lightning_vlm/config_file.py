@@ -187,7 +187,8 @@ def _shown(text: str) -> str:
 def _near_files(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"; there is no folder {folder}"
+        beside = [name for name in _listed(folder.parent) if (folder.parent / name).is_dir()]
+        return f"; there is no folder {folder}{did_you_mean(folder.name, beside)}"
     names = [name for name in _listed(folder) if (folder / name).is_file()]
     near = did_you_mean(path.name, names)
     if near or not Path("configs").is_dir():

@@ -21,6 +21,7 @@ from lightning_vlm.class_names import (
     members,
     takes_text,
 )
+from lightning_vlm.commands import COMMANDS
 from lightning_vlm.config_file import Config, pairs, read_config
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean, nearest
@@ -147,14 +148,35 @@ class _Keys:
         for key, value in pairs(node):
             path = prefix + key.value.removesuffix("+")
             if any(name.startswith(f"{path}.") for name in hints):
-                if isinstance(value, MappingNode):
-                    self.check(value, parser, f"{path}.", owner)
+                self.check_section(key, value, parser, path, owner)
             elif path in hints:
                 self.check_value(value, hints[path], f"{owner}.{path}" if owner else path)
             elif owner:
                 self.fail(key, f"there is no key {path} in {owner}{did_you_mean(path, hints)}")
+            elif path in COMMANDS and isinstance(value, MappingNode):
+                self.fail(
+                    key, f"there is no key {path}; the command is no key: take what is under it one level up"
+                )
             else:
                 self.fail(key, no_key(path, list(hints)))
+
+    def check_section(self, key: Node, value: Node, parser: ArgumentParser, path: str, owner: str) -> None:
+        """Check what stands under a key such as `trainer`: its keys, or the name of a file with them."""
+        if isinstance(value, MappingNode):
+            self.check(value, parser, f"{path}.", owner)
+            return
+        if isinstance(value, ScalarNode) and (file := self.file_of(value.value)) is not None:
+            config = read_config(str(file))
+            _Keys(config).check(config.root, parser, f"{path}.", owner)
+            return
+        names = [name.removeprefix(f"{path}.") for name in _hints(parser) if name.startswith(f"{path}.")]
+        nothing = isinstance(value, ScalarNode) and value.tag.endswith(":null")
+        kind = "a list" if isinstance(value, SequenceNode) else repr(value.value)
+        found = "nothing under it" if nothing else kind
+        expected = f"keys such as {', '.join(names[:3])}, indented"
+        self.fail(
+            key, f"{path}: found {found}; expected {expected}" + (", or no such line" if nothing else "")
+        )
 
     def check_value(self, node: Node, hint: Any, key: str) -> None:
         """Check the classes and their keys in a value."""

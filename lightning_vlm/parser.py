@@ -8,6 +8,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_vlm.class_names import ClassNameError, class_types, find_class, is_settings, takes_text
+from lightning_vlm.commands import COMMANDS
 from lightning_vlm.config_file import Config, find, read_config
 from lightning_vlm.config_keys import check_config, check_value, no_key
 from lightning_vlm.errors import UserError
@@ -123,13 +124,19 @@ def plain(message: str, parser: ArgumentParser) -> str:
     hints = dict(_hints(parser))
     owner = getattr(parser, "owner", None)
     line = " ".join(message.split())
-    if unknown := _unknown(line, hints, owner):
+    if unknown := _unknown(line, hints, parser):
         return unknown
     if "arguments are required" in line:
-        missing = re.sub(r"\b(fit|validate|test|predict|preview)\.", "", line.partition(": ")[2])
+        missing = re.sub(rf"\b({'|'.join(COMMANDS)})\.", "", line.partition(": ")[2])
         if owner is not None:
             return f"{owner.__name__} needs {missing}"
-        return f"found no {missing}; expected --{missing.partition(',')[0]} VALUE, or the key in a config"
+        options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
+        return f"found no {missing}; expected {options}{', or the key in a config' if '.' in missing else ''}"
+    if lacking := re.match(r"argument (\S+): expected (?:one|at least one) argument", line):
+        return f"{lacking[1].rpartition('/')[2]}: found nothing; expected a value after it"
+    if wrong := re.match(r"argument --(\S+): invalid choice: '(.*?)' \(choose from (.*)\)", line):
+        near = did_you_mean(wrong[2], re.findall(r"'([^']+)'", wrong[3]))
+        return f"{wrong[1]}: found {wrong[2]}; expected one of {wrong[3]}{near}"
     named = re.match(r'(?:.*?)Parser key "([\w.]+)":? ', line)
     inner = _innermost(line)
     if named is None:
@@ -149,8 +156,9 @@ def plain(message: str, parser: ArgumentParser) -> str:
     return f"{key}: {_mismatch(found, hint)}"
 
 
-def _unknown(line: str, hints: dict[str, Any], owner: Any) -> str | None:
+def _unknown(line: str, hints: dict[str, Any], parser: ArgumentParser) -> str | None:
     """The message where a key isn't known, else None."""
+    owner = getattr(parser, "owner", None)
     if found := re.search(r"unrecognized arguments: (?P<words>.+)", line):
         word = found["words"].split()[0]
         if not word.startswith("-"):
@@ -160,7 +168,8 @@ def _unknown(line: str, hints: dict[str, Any], owner: Any) -> str | None:
         if "." in key:
             return no_key(key, list(hints))
         text = no_key(key, list(hints)).replace("there is no key ", "there is no option --")
-        return text.replace("did you mean ", "did you mean --")
+        text, _, near = text.partition("did you mean ")
+        return f"{text}did you mean {_option(parser, near.removesuffix('?'))}?" if near else text
     for pattern in (
         r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
         r"Subcommand '\w+' does not accept option '(?P<key>[\w.]+)'",
@@ -171,6 +180,12 @@ def _unknown(line: str, hints: dict[str, Any], owner: Any) -> str | None:
         inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
         return f"there is no key {found[1]}{inside}{did_you_mean(found[1], hints)}"
     return None
+
+
+def _option(parser: ArgumentParser, key: str) -> str:
+    """An option as its help spells it."""
+    spelled = [action.option_strings for action in parser._actions if action.dest == key]
+    return spelled[0][-1] if spelled and spelled[0] else f"--{key}"
 
 
 def _mismatch(found: str, hint: Any) -> str:

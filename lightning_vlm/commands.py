@@ -1,0 +1,3 @@
+"""The commands of `lightning-vlm`."""
+
+COMMANDS = ("preview", "fit", "validate", "test", "predict", "export")
