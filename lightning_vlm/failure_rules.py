@@ -5,12 +5,23 @@ wins. A rule's text may use the groups of its pattern, or be a function that get
 `PLACES` are files whose exceptions are about the user's settings and whose words serve as they are.
 """
 
-import errno
 import re
 import traceback
 from collections.abc import Callable, Sequence
 
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.failure_texts import (
+    LOGIN,
+    PORT,
+    in_rank,
+    in_worker,
+    no_accelerator,
+    no_gpu,
+    no_module,
+    no_package,
+    no_strategy,
+    out_of_memory,
+    refused_by_system,
+)
 
 Text = str | Callable[[re.Match[str], BaseException], str]
 
@@ -32,7 +43,7 @@ def known(causes: Sequence[BaseException]) -> str | None:
                 return f"{_class_of(causes)}{message}"
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno is not None:
-            return _system(cause)
+            return refused_by_system(cause)
     for cause in reversed(causes):
         if isinstance(cause, Exception) and (place := _place(cause)) is not None:
             return f"{_class_of(causes) or place}{_first_words(cause)}\n--debug shows the whole traceback"
@@ -68,108 +79,12 @@ def _place(error: BaseException) -> str | None:
     return next((start for pattern, start in PLACES if re.search(pattern, where)), None)
 
 
-def _memory(found: re.Match[str], error: BaseException) -> str:
-    text = str(error)
-    device = "the GPU" if re.search(r"CUDA|CUBLAS|HIP|GPU", f"{_name(error)} {text}") else "the CPU"
-    asked = ""
-    if size := re.search(r"allocate memory: you tried to allocate (\d+)|allocate memory: (\d+) bytes", text):
-        asked = f" ({int(size[1] or size[2]) / 1e9:,.1f} GB more were asked for)"
-    elif size := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
-        asked = f" ({size[1]} more were asked for)"
-    return (
-        f"out of memory on {device}{asked}\n"
-        "lower data.batch_size and raise trainer.accumulate_grad_batches as much, or lower data.max_length;\n"
-        "or set model.gradient_checkpointing: true, or model.quantization: nf4 to train on quantised weights"
-    )
-
-
-def _strategy(found: re.Match[str], error: BaseException) -> str:
-    from lightning.pytorch.strategies import StrategyRegistry
-
-    near = did_you_mean(found[1], ["auto", *StrategyRegistry.available_strategies()])
-    return f"trainer.strategy: there is no strategy {found[1]}; expected auto or ddp{near}"
-
-
-def _accelerator(found: re.Match[str], error: BaseException) -> str:
-    names = sorted(found[2].split(", "))
-    near = did_you_mean(found[1], ["gpu", *names])
-    return f"trainer.accelerator: there is no accelerator {found[1]}; expected auto, cpu or gpu{near}"
-
-
-def _no_gpu(found: re.Match[str], error: BaseException) -> str:
-    import torch
-
-    built = " (this torch is built for the CPU alone)" if torch.version.cuda is None else ""
-    return f"trainer.accelerator: found no GPU that torch can use{built}; expected cpu or auto"
-
-
-def _package(found: re.Match[str], error: BaseException) -> str:
-    name = re.split(r"[<>=! \[]", found[1])[0]
-    return f"this needs the package {name}, which isn't installed; pip install '{found[1]}'"
-
-
-def _no_module(found: re.Match[str], error: BaseException) -> str:
-    name = found[1].partition(".")[0]
-    package = _PACKAGE_OF.get(name, name)
-    return f"this needs the package {package}, which isn't installed; pip install {package}"
-
-
-_PACKAGE_OF = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python", "sklearn": "scikit-learn"}
-"""Modules whose package has another name."""
-
-
-def _in_worker(found: re.Match[str], error: BaseException) -> str:
-    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
-    return f"a data worker failed with {last}\nset data.num_workers: 0 and --debug to see where"
-
-
-def _in_rank(found: re.Match[str], error: BaseException) -> str:
-    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
-    return f"process {found[1]} failed with {last}\n--debug shows the whole traceback"
-
-
-def _system(error: OSError) -> str:
-    """What the operating system refuses."""
-    path = error.filename or ""
-    at = f" at {path}" if path else ""
-    elsewhere = "choose another folder with the logger's save_dir or trainer.default_root_dir"
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return f"the disk is full{at}; free some space, or {elsewhere}"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"permission denied{at}; change its permissions, or {elsewhere}"
-        case errno.ENOENT:
-            return f"no such file: {path or error}"
-        case errno.EISDIR:
-            return f"found a folder{at}; expected a file"
-        case errno.ENOTDIR | errno.EEXIST:
-            return f"found a file where a folder is needed{at}; {elsewhere}"
-        case errno.EMFILE | errno.ENFILE:
-            return "too many open files; lower data.num_workers, or raise the limit with ulimit -n 65536"
-        case errno.ENOMEM:
-            return _memory(re.match("", ""), error)  # type: ignore[arg-type]
-        case errno.EADDRINUSE:
-            return _PORT
-        case errno.ENAMETOOLONG:
-            return f"the name is too long{at}; expected a path"
-    return f"{error.strerror or error}{at}"
-
-
-_PORT = (
-    "the network port is in use, probably by another run; wait for it, or choose another with the "
-    "environment variable MASTER_PORT, such as MASTER_PORT=29511"
-)
-_LOGIN = (
-    "Weights & Biases has no login on this machine; run wandb login or set WANDB_API_KEY,\n"
-    "or log into a folder with offline: true among the logger's init_args"
-)
-
 RULES: tuple[tuple[str, Text], ...] = (
     # Memory
     (
         r"OutOfMemoryError|builtins\.MemoryError|can't allocate memory|out of memory|not enough memory"
         r"|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory",
-        _memory,
+        out_of_memory,
     ),
     (
         r"DataLoader worker \(pid[^)]*\) is killed by signal: (?:Bus error|Killed)",
@@ -181,16 +96,16 @@ RULES: tuple[tuple[str, Text], ...] = (
         "a data worker ended without a word, often because memory ran out\n"
         "lower data.num_workers, or set it to 0 to see the error itself",
     ),
-    (r"Caught (\w+) in (?:DataLoader worker|pin memory thread)", _in_worker),
-    (r"-- Process (\d+) terminated with the following error", _in_rank),
+    (r"Caught (\w+) in (?:DataLoader worker|pin memory thread)", in_worker),
+    (r"-- Process (\d+) terminated with the following error", in_rank),
     (
         r"ProcessExitedException: process (\d+) terminated with (?:signal|exit code) (\S+)",
         r"process \1 was ended from outside (\2), often because memory ran out; lower data.batch_size",
     ),
     # Devices, strategies, precision
-    (r"invalid strategy name: `strategy='([^']*)'`", _strategy),
-    (r"invalid accelerator name: `accelerator='([^']*)'`\. Available names are: ([^.]+)", _accelerator),
-    (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", _no_gpu),
+    (r"invalid strategy name: `strategy='([^']*)'`", no_strategy),
+    (r"invalid accelerator name: `accelerator='([^']*)'`\. Available names are: ([^.]+)", no_accelerator),
+    (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", no_gpu),
     (
         r"`devices` selected with|`Trainer\(devices=.*value is not a valid input",
         r"trainer.devices: expected a number of at least 1, or auto",
@@ -212,8 +127,8 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"CUDA driver version is insufficient|no kernel image is available|driver on your system is too old",
         "the GPU or its driver doesn't fit this torch; update the driver, or install a torch built for it",
     ),
-    (r"Torch not compiled with CUDA enabled", _no_gpu),
-    (r"EADDRINUSE|[Aa]ddress already in use", _PORT),
+    (r"Torch not compiled with CUDA enabled", no_gpu),
+    (r"EADDRINUSE|[Aa]ddress already in use", PORT),
     (
         r"(?:Timed out|timed out|timeout).*(?:ranks|clients|store|barrier|collective)",
         "the processes of the run lost one another; further up is the error of the one that ended first",
@@ -232,19 +147,19 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"Neither `tensorboard` nor `tensorboardX` is available",
         "this needs the package tensorboard, which isn't installed; pip install it, or use CSVLogger",
     ),
-    (r"Requirement '([^']+)' not met", _package),
+    (r"Requirement '([^']+)' not met", no_package),
     (
         r"To use the `DeepSpeedStrategy`",
         "trainer.strategy: a VLMModule doesn't run with deepspeed; expected auto or ddp",
     ),
     (r"Install (\w+) to access", r"this path needs the package \1, which isn't installed; pip install \1"),
-    (r"ModuleNotFoundError: No module named '(?!lightning_vlm)([\w.]+)'", _no_module),
+    (r"ModuleNotFoundError: No module named '(?!lightning_vlm)([\w.]+)'", no_module),
     (
         r"requires the ([\w-]+) library but",
         r"this needs the package \1, which isn't installed; pip install \1",
     ),
     # Weights & Biases, the hub
-    (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login|Unauthenticated)", _LOGIN),
+    (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login|Unauthenticated)", LOGIN),
     (
         r"wandb\.errors\.\S*?(\w+): (.+?)(?:\n|$)",
         r"Weights & Biases: \2\nlog into a folder with offline: true among the logger's init_args",
@@ -274,7 +189,7 @@ RULES: tuple[tuple[str, Text], ...] = (
         "give one that was saved without save_weights_only",
     ),
     (
-        r"UnpicklingError|PytorchStreamReader|unexpected EOF|corrupted",
+        r"UnpicklingError|PytorchStreamReader|EOFError: Ran out of input",
         "a checkpoint can't be read; it may be cut short, or hold pickled code, which isn't run",
     ),
     (r"SafetensorError: (.+?)(?:\n|$)", r"a safetensors file can't be read (\1); copy or download it again"),

@@ -11,7 +11,7 @@ from lightning_vlm.class_names import ClassNameError, class_types, find_class, i
 from lightning_vlm.commands import COMMANDS
 from lightning_vlm.config_file import Config, find, read_config
 from lightning_vlm.config_keys import check_config, check_value, no_key
-from lightning_vlm.errors import UserError
+from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.type_words import choices, describe
 
@@ -55,22 +55,58 @@ class Parser(LightningArgumentParser):
             raise UserError(f"{OPEN}{plain(message, self)}{CLOSE}") from ex
         raise UserError(f"{self._place(message)}{plain(message, self)}") from ex
 
+    def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
+        """As jsonargparse's, but what a class of ours refuses is said with its key's place in a config."""
+        try:
+            return super().instantiate_classes(cfg, **options)
+        except UserError as error:
+            if isinstance(error, DataError):
+                raise
+            place = next(
+                (place for parser in _with_commands(self) if (place := parser.place_of(str(error)))), ""
+            )
+            if not place:
+                raise
+            raise UserError(f"{place}{error}") from error
+
+    def place_of(self, message: str) -> str:
+        """`file:line: ` of the key that a message of ours begins with; or nothing."""
+        if found := re.match(r"plan(?:\['([^']+)'\])?: ", message):
+            paths = [["model", "adapt", *filter(None, found.groups())]]
+        elif found := re.match(r"([\w.]+): ", message):
+            keys = found[1].split(".")
+            paths = [keys, ["model", *keys], ["data", *keys]]
+        else:
+            return ""
+        return next((place for path in paths if (place := self._place_of_key(path))), "")
+
     def _place(self, message: str) -> str:
-        """`file:line: ` of the key that a message is about, of the last config that has it; or nothing."""
+        """`file:line: ` of the key that a message of jsonargparse is about; or nothing."""
         named = re.search(r'Parser key "([\w.]+)":', message)
         if named is None:
             return ""
-        if any(f"{key}.".startswith(f"{named[1]}.") or named[1].startswith(f"{key}.") for key in self.given):
+        inside = re.match(r"([\w.]+): ", _innermost(message))
+        return self._place_of_key(named[1].split("."), inside[1].split(".") if inside else [])
+
+    def _place_of_key(self, keys: list[str], inside: Sequence[str] = ()) -> str:
+        """Where the last config with a key has it, or a key inside of it; nothing if an option sets it."""
+        path = ".".join(keys)
+        if any(f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.") for key in self.given):
             return ""
-        keys = named[1].split(".")
-        inner = _innermost(message)
-        inside = re.match(r"([\w.]+): ", inner) if inner else None
         for config in reversed(self.configs):
             node = find(config.root, keys)
             if node is not None:
-                deeper = find(node, inside[1].split(".")) if inside else None
+                deeper = find(node, inside) if inside else None
                 return f"{config.at(deeper or node)}: "
         return ""
+
+
+def _with_commands(parser: Any) -> Iterator["Parser"]:
+    """A parser, and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            yield from (command for command in action.choices.values() if isinstance(command, Parser))
 
 
 class StrictConfigFile(ActionConfigFile):

@@ -99,6 +99,18 @@ CONFIGS = {
         config(more="modle:\n"),
         "c.yaml:10: there is no key modle; did you mean model?",
     ),
+    "a section that is a number": (
+        config("trainer:\n  max_steps: 1\n  logger: false\n", "trainer: 3\n"),
+        "c.yaml:7: trainer: found '3'; expected keys such as ",
+    ),
+    "a section whose keys are commented out": (
+        config("trainer:\n  max_steps: 1\n  logger: false\n", "trainer:\n#  max_steps: 1\n"),
+        "c.yaml:7: trainer: found nothing under it; expected keys such as ",
+    ),
+    "a command as a key": (
+        config(more="fit:\n  model: {}\n"),
+        "c.yaml:10: there is no key fit; the command is no key",
+    ),
     "an empty unknown key": (
         config("  max_steps: 1", "  max_stps: {}"),
         "c.yaml:8: there is no key trainer.max_stps; did you mean trainer.max_steps?",
@@ -199,7 +211,10 @@ CONFIGS = {
         config("  adapt", "  new_tokens: x\n  adapt"),
         "model.new_tokens: found x; expected a list, each item a text",
     ),
-    "a plan's method": (config("projector: full", "projector: {lroa: {r: 2}}"), "did you mean 'lora'?"),
+    "a plan's method": (
+        config("projector: full", "projector: {lroa: {r: 2}}"),
+        "c.yaml:3: plan['projector']: found method 'lroa'; did you mean 'lora'?",
+    ),
     "a plan's setting": (config("projector: full", "projector: {lora: {rr: 2}}"), "did you mean 'r'?"),
     "a generation key": (
         config("  adapt", "  generation: {max_new_token: 3}\n  adapt"),

@@ -1,0 +1,111 @@
+"""What to say of exceptions whose message needs more than a template; `failure_rules` says when."""
+
+import errno
+import re
+
+from lightning_vlm.nearest import did_you_mean
+
+
+def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
+    """What to lower."""
+    text = str(error)
+    device = "the GPU" if re.search(r"CUDA|CUBLAS|HIP|GPU", f"{type(error).__name__} {text}") else "the CPU"
+    asked = ""
+    if size := re.search(r"allocate memory: you tried to allocate (\d+)|allocate memory: (\d+) bytes", text):
+        asked = f" ({int(size[1] or size[2]) / 1e9:,.1f} GB more were asked for)"
+    elif size := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
+        asked = f" ({size[1]} more were asked for)"
+    return (
+        f"out of memory on {device}{asked}\n"
+        "lower data.batch_size and raise trainer.accumulate_grad_batches as much, or lower data.max_length;\n"
+        "or set model.gradient_checkpointing: true, or model.quantization: nf4 to train on quantised weights"
+    )
+
+
+def no_strategy(found: re.Match[str], error: BaseException) -> str:
+    """A strategy that isn't registered."""
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    near = did_you_mean(found[1], ["auto", *StrategyRegistry.available_strategies()])
+    return f"trainer.strategy: there is no strategy {found[1]}; expected auto or ddp{near}"
+
+
+def no_accelerator(found: re.Match[str], error: BaseException) -> str:
+    """An accelerator that isn't registered."""
+    names = sorted(found[2].split(", "))
+    near = did_you_mean(found[1], ["gpu", *names])
+    return f"trainer.accelerator: there is no accelerator {found[1]}; expected auto, cpu or gpu{near}"
+
+
+def no_gpu(found: re.Match[str], error: BaseException) -> str:
+    """A GPU was asked for where torch can use none."""
+    import torch
+
+    built = " (this torch is built for the CPU alone)" if torch.version.cuda is None else ""
+    return f"trainer.accelerator: found no GPU that torch can use{built}; expected cpu or auto"
+
+
+def no_package(found: re.Match[str], error: BaseException) -> str:
+    """A requirement of Lightning that isn't met."""
+    name = re.split(r"[<>=! \[]", found[1])[0]
+    return f"this needs the package {name}, which isn't installed; pip install '{found[1]}'"
+
+
+def no_module(found: re.Match[str], error: BaseException) -> str:
+    """An import that failed."""
+    name = found[1].partition(".")[0]
+    package = PACKAGE_OF.get(name, name)
+    return f"this needs the package {package}, which isn't installed; pip install {package}"
+
+
+PACKAGE_OF = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python", "sklearn": "scikit-learn"}
+"""Modules whose package has another name."""
+
+
+def in_worker(found: re.Match[str], error: BaseException) -> str:
+    """The last line of what a data worker raised."""
+    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
+    return f"a data worker failed with {last}\nset data.num_workers: 0 and --debug to see where"
+
+
+def in_rank(found: re.Match[str], error: BaseException) -> str:
+    """The last line of what another process of the run raised."""
+    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
+    return f"process {found[1]} failed with {last}\n--debug shows the whole traceback"
+
+
+def refused_by_system(error: OSError) -> str:
+    """What the operating system refuses."""
+    path = error.filename or ""
+    at = f" at {path}" if path else ""
+    elsewhere = "choose another folder with the logger's save_dir or trainer.default_root_dir"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"the disk is full{at}; free some space, or {elsewhere}"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"permission denied{at}; change its permissions, or {elsewhere}"
+        case errno.ENOENT:
+            return f"no such file: {path or error}"
+        case errno.EISDIR:
+            return f"found a folder{at}; expected a file"
+        case errno.ENOTDIR | errno.EEXIST:
+            return f"found a file where a folder is needed{at}; {elsewhere}"
+        case errno.EMFILE | errno.ENFILE:
+            return "too many open files; lower data.num_workers, or raise the limit with ulimit -n 65536"
+        case errno.ENOMEM:
+            return out_of_memory(None, error)
+        case errno.EADDRINUSE:
+            return PORT
+        case errno.ENAMETOOLONG:
+            return f"the name is too long{at}; expected a path"
+    return f"{error.strerror or error}{at}"
+
+
+PORT = (
+    "the network port is in use, probably by another run; wait for it, or choose another with the "
+    "environment variable MASTER_PORT, such as MASTER_PORT=29511"
+)
+LOGIN = (
+    "Weights & Biases has no login on this machine; run wandb login or set WANDB_API_KEY,\n"
+    "or log into a folder with offline: true among the logger's init_args"
+)
