@@ -257,6 +257,7 @@ def test_weights_and_biases(project, capsys):
     assert main(["fit", *saved, "--ckpt_path", "null"]) == 0
     assert wandb.run.id != first
     wandb.finish()
+    wandb.teardown()
 
 
 def test_debug_shows_the_traceback(project):
