@@ -9,12 +9,14 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_vlm_callbacks import AdaptiveLoRARank, GradientMonitor, GradNorm, NonFiniteGuard
 from torch.multiprocessing import start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.errors import UserError
+from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Linear
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}}
@@ -97,6 +99,19 @@ def test_half_empty_window_is_a_step(make_quiet, module, listed, words):
             torch.testing.assert_close(other[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_largest_weights_and_the_least(make_quiet, module, listed, words):
+    """The sums of the largest stay finite, and one that float32 can't divide by is no weight."""
+    tables = {"largest": KindWeights(response=1e6), "least": KindWeights(response=1e-30)}
+    samples = listed([words(weight=1e6)] * 2)
+    one = module("llava", adapt=PLAN, token_weights=tables["largest"], task_weights={"chat": 1e6})
+    _, state = fit(make_quiet, one, samples, batch_size=2)
+    assert state.metrics[-1]["train/loss"].isfinite()
+    assert all(weight.isfinite().all() for weight in state.after[-1]["weights"].values())
+    one = module("llava", adapt=PLAN, token_weights=tables["least"])
+    with pytest.raises(UserError, match="no token of 2 samples has weight"):
+        fit(make_quiet, one, listed([words(weight=1e-9)] * 2))
+
+
 def test_logs_nothing(make_quiet, module, listed, words, tmp_path):
     samples = [words(weight=weight, task=task) for weight, task in [(1, "a"), (0, "b"), (1, "b")]]
     logger = CSVLogger(tmp_path)
@@ -121,6 +136,24 @@ def test_beside_callbacks_that_watch_steps(make_quiet, module, listed, words):
     assert trainer.global_step == 12
     assert equal(state.after[2]["weights"], state.after[5]["weights"])
     assert [step for step, _ in rank._history][1:] == [7, 8]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_resumes_among_empty_steps(make_quiet, module, listed, words, tmp_path, stop):
+    """Saved before, between or behind steps that are empty, against the uninterrupted run."""
+    weights = [1, 0, 1, 0, 0, 1, 1]
+    samples = listed([words(answer="Red. " * (1 + at), weight=weight) for at, weight in enumerate(weights)])
+    states = []
+    for path in (None, tmp_path / f"epoch=0-step={stop}.ckpt"):
+        one = module("llava", adapt=PLAN, optimizer=ADAMW, schedule=Linear())
+        save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+        state = AllState()
+        trainer = make_quiet(max_epochs=1, callbacks=[save, state], enable_checkpointing=True)
+        data = VLMDataModule(train=samples, batch_size=1, shuffle=False)
+        trainer.fit(one, data, ckpt_path=path)
+        states.append(state.after)
+    assert len(states[1]) == 7 - stop
+    assert equal(states[0][stop:], states[1])
 
 
 # A run that learns nothing

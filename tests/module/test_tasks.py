@@ -299,6 +299,7 @@ def test_a_frozen_uncertainty_is_told(make_quiet, fresh, source):
         ({"ocrr": 2.0}, "task 'ocrr': the training data has no such task.*did you mean 'ocr'"),
         ({"ocr": 0.0}, "task_weights.ocr: found 0.0; expected a finite number > 0"),
         ({"ocr": float("nan")}, "task_weights.ocr: found nan"),
+        ({"ocr": 1e38}, r"task_weights.ocr: found 1e\+38; .* from 1e-06 to 1,000,000"),
         ("uncertain", "task_weights: found 'uncertain'; expected inverse_initial_loss or uncertainty"),
     ],
 )
