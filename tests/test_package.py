@@ -60,6 +60,21 @@ print(StagedUnfreezing.__module__)
     assert done.stdout.strip() == "lightning_vlm_callbacks.staged_unfreezing"
 
 
+def test_lightning_imports_after_it_has_failed():
+    """As in a notebook whose first cell lacks the import that mends it."""
+    code = """
+try:
+    import lightning.pytorch
+except RuntimeError as error:
+    assert "torchvision::nms" in str(error)
+import lightning_vlm_callbacks
+import lightning.pytorch
+lightning_vlm_callbacks.GradientMonitor(picture=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_dir_shows_the_public_names():
     assert dir(lightning_vlm) == ["AnswerWriter", "VLMDataModule", "VLMModule", "__version__"]
     assert dir(lightning_vlm_callbacks) == sorted(lightning_vlm_callbacks.__all__)
