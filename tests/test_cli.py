@@ -220,6 +220,7 @@ def test_configs_compose(project):
     assert ModelCheckpoint in kinds
 
 
+@pytest.mark.filterwarnings("ignore:resumed with a change")
 def test_weights_and_biases(project, capsys):
     logger = "{class_path: WandbLogger, init_args: {save_dir: wb, offline: true, project: test}}"
     assert command("fit", "--trainer.logger", logger, "--trainer.max_steps", "1") == 0
@@ -257,7 +258,7 @@ def test_weights_and_biases(project, capsys):
     assert main(["fit", *saved, "--ckpt_path", "null"]) == 0
     assert wandb.run.id != first
     wandb.finish()
-    wandb.teardown()
+    wandb.teardown()  # Its process takes relative folders from where it began.
 
 
 def test_debug_shows_the_traceback(project):
