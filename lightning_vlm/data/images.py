@@ -59,6 +59,8 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
         raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
     if real != real_root and not real.startswith(os.path.join(real_root, "")):
         expected = "a path below the image root, with links followed; data.image_root says where that is"
+        if advise and os.path.isabs(path) and os.path.isfile(real):
+            expected += f", and {shorten(os.path.dirname(real))} has the file"
         raise DataError(source, key, f"{shorten(path)}, which is outside {shorten(root)}", expected)
     if not os.path.isfile(real):
         what = "is not a file" if os.path.exists(real) else "does not exist"

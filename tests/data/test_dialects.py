@@ -58,6 +58,10 @@ ROWS = {
         {"messages": [user(text("<image>\nWhat?")), ANSWER], "images": ["cat.png"]},
         ASKED,
     ),
+    "a part alone": (
+        {"messages": [user("What?"), {"role": "assistant", "content": text("A cat.")}]},
+        PLAIN,
+    ),
     "numbered places": (
         {
             "messages": [user({**PLACE, "index": 1}, {**PLACE, "index": 0}, text("?")), ANSWER],

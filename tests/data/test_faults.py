@@ -113,11 +113,24 @@ def test_a_key_that_stands_there_twice_is_refused(reader, record, key):
         )
 
 
+def test_a_key_that_stands_twice_around_the_rows():
+    Path("a.json").write_text(f'{{"v": 1,\n"data": [{json.dumps(GOOD)}],\n"v": 2}}')
+    assert str(faults("a.json")).startswith("a.json:3: v: found a key that stands there twice")
+
+
 def test_a_missing_picture_names_the_option_and_where_it_was_looked_for(write, folder):
     error = str(faults(write({**GOOD, "image": "cat.jpg"})))
     assert "image: found 'cat.jpg', which does not exist" in error
     assert f"(looked for '{folder}/cat.jpg')" in error
     assert "below the image root '.' (data.image_root); did you mean 'cat.png'?" in error
+
+
+def test_an_absolute_path_elsewhere_says_which_root_it_needs(write, folder):
+    Path("texts").mkdir()
+    error = str(faults(write({**GOOD, "image": f"{folder}/cat.png"}, path="texts/a.jsonl")))
+    assert f"found '{folder}/cat.png', which is outside 'texts'" in error
+    assert error.endswith(f"data.image_root says where that is, and '{folder}' has the file")
+    assert len(read("texts/a.jsonl", image_root=str(folder))) == 1
 
 
 @pytest.mark.parametrize(

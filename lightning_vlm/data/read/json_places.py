@@ -100,10 +100,14 @@ def parse(data: bytes, source: str) -> Any:
     try:
         return _DECODER.decode(data.decode())
     except _DuplicateKeyError as error:
-        key = error.key if error.key.isprintable() and len(error.key) < 40 else shorten(error.key, 40)
-        raise DataError(source, key, "a key that stands there twice", "each key of an object once") from None
+        raise _twice(error.key, source) from None
     except (ValueError, RecursionError) as error:
         raise _broken(error, source) from None
+
+
+def _twice(key: str, source: str) -> DataError:
+    shown = key if key.isprintable() and len(key) < 40 else shorten(key, 40)
+    return DataError(source, shown, "a key that stands there twice", "each key of an object once")
 
 
 class _DuplicateKeyError(Exception):
@@ -165,7 +169,12 @@ def _one_object(data: bytes, name: str) -> Iterator[tuple[Place, bytes]]:
         yield Place(before, len(data.rstrip()), line, 0), body.strip()
         return
     text = body.decode()
-    start = _start_of(text, key)
+    starts: dict[str, int] = {}
+    for name_of_value, at in _values(text):
+        if name_of_value in starts:
+            raise _twice(name_of_value, f"{name}:{1 + text.count(chr(10), 0, at)}")
+        starts[name_of_value] = at
+    start = starts[key]
     offset = len(data) - len(body) + len(text[:start].encode())
     yield from _array(data[offset:], name, after=data[:offset])
 
@@ -181,17 +190,18 @@ def _whole(body: bytes, name: str) -> Any:
         raise _broken(error, name) from None
 
 
-def _start_of(text: str, wanted: str) -> int:
-    """Where the value of a key of the outermost object begins."""
+def _values(text: str) -> Iterator[tuple[str, int]]:
+    """The keys of the outermost object of a text, each with where its value begins."""
     decoder = json.JSONDecoder()
     at = _space(text, text.index("{") + 1)
-    while True:
+    while text[at] != "}":
         key, at = decoder.raw_decode(text, at)
         at = _space(text, _space(text, at) + 1)  # past the colon
-        if key == wanted:
-            return at
+        yield key, at
         _, at = decoder.raw_decode(text, at)
-        at = _space(text, _space(text, at) + 1)  # past the comma
+        at = _space(text, at)
+        if text[at] == ",":
+            at = _space(text, at + 1)
 
 
 def _array(data: bytes, path: str, after: bytes = b"") -> Iterator[tuple[Place, bytes]]:

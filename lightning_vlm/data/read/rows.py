@@ -106,6 +106,8 @@ class _Contents:
         """Read the content of one turn."""
         parts: list[Part] = []
         places: list[str] = []
+        if isinstance(turn.content, dict):  # a part alone
+            turn = turn._replace(content=[turn.content])
         if isinstance(turn.content, list):
             for index, item in enumerate(turn.content):
                 key = f"{turn.key}[{index}]"
