@@ -6,6 +6,7 @@ of each character whether the template, a picture or a person wrote it. Tokens g
 characters.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,8 +66,9 @@ class TooLong(DataError):  # noqa: N818
 
     @property
     def length(self) -> int:
-        """How many tokens it has."""
-        return int(self.found.removeprefix("a prompt of ").split()[0])
+        """How many tokens it has; of a text so long that they were not all counted, how many were."""
+        number = re.search(r"[0-9][0-9,]*", self.found)
+        return int(number[0].replace(",", "")) if number else 0
 
 
 class Renderer:

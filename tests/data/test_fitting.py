@@ -161,6 +161,9 @@ def test_a_text_of_two_million_words_costs_no_minute(processor_of, model):
         TooLong, match=r"found more than [0-9,]+ tokens; expected at most 1000 \(max_length\)"
     ):
         renderer.example(chat("What?", LONG))
+    with pytest.raises(TooLong) as error:
+        renderer.example(chat("What?", LONG))
+    assert error.value.length > 1000
     with pytest.raises(TooLong, match=r"found a prompt of more than [0-9,]+ tokens; expected at most 1000"):
         renderer.prompt(chat(LONG))
     example = renderer.example(chat("What?", "Red.", "And now?", LONG))
