@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_vlm.commands import COMMANDS
+from lightning_vlm.errors import Interrupted
 from lightning_vlm.failures import INTERRUPTED, USER, report
 
 HELP = """\
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `lightning-vlm`; None takes the process's own.
     Returns:
         0 if all went well, 2 after an error that the user can mend, 1 after a defect of ours, 130 after
-        Ctrl-C.
+        Ctrl-C, 143 after SIGTERM.
         Each error is a message of at most three lines.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -82,8 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments is None:  # LightningCLI warns of words given beside those of the process
             sys.argv[1:] = words
         run(None if arguments is None else words)
-    except KeyboardInterrupt as error:
-        return _complain(str(error) or "stopped by Ctrl-C", INTERRUPTED)
+    except Interrupted as error:
+        return _complain(str(error), error.code)
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C", INTERRUPTED)
     except Exception as error:
         if debug:
             raise

@@ -26,3 +26,16 @@ class DataError(UserError):
     def __reduce__(self) -> tuple:
         # Exceptions with several arguments do not survive the trip out of a DataLoader worker by themselves.
         return type(self), (self.source, self.key, self.found, self.expected)
+
+
+class Interrupted(BaseException):
+    """A command was stopped from outside; the message says what was saved.
+
+    Args:
+        message: One line.
+        code: The exit code: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,22 +1,37 @@
-"""What is said after Ctrl-C: how far the run came, and what was saved."""
+"""What is said after Ctrl-C or SIGTERM: how far the run came, and what was saved."""
 
 import os
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_vlm.errors import Interrupted
 
 
-def after_interrupt(trainer: Trainer) -> str:
+def interruption(error: SystemExit, trainer: Trainer) -> Interrupted | None:
+    """What stopped a run that Lightning ended with `SystemExit`; None where nothing from outside did.
+
+    Lightning ends with 1 after Ctrl-C, and with 0 after SIGTERM, as if the run had been completed.
+    """
+    if isinstance(error, SIGTERMException):
+        return Interrupted(_saved("SIGTERM", trainer), 143)
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return Interrupted(_saved("Ctrl-C", trainer), 130)
+    return None
+
+
+def _saved(by: str, trainer: Trainer) -> str:
     """One line: where the run stopped, the newest checkpoint, and how to go on from it."""
     if trainer.state.fn != TrainerFn.FITTING:
-        return "stopped by Ctrl-C"
+        return f"stopped by {by}"
     found = {
         path
         for callback in trainer.checkpoint_callbacks
         for name in ("last_model_path", "best_model_path")
         if (path := getattr(callback, name, "")) and os.path.exists(path)
     }
-    stopped = f"stopped by Ctrl-C after {trainer.global_step:,} steps"
+    stopped = f"stopped by {by} after {trainer.global_step:,} steps"
     if not found:
         return f"{stopped}; no checkpoint was saved"
     newest = max(found, key=os.path.getmtime)

@@ -27,7 +27,7 @@ from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
-from lightning_vlm.interrupt import after_interrupt
+from lightning_vlm.interrupt import interruption
 from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.models.checkpoint import check_file
 from lightning_vlm.module import VLMModule
@@ -137,13 +137,11 @@ class VLMCLI(LightningCLI):
         config and the command line decide, and weights that don't fit them are an error when they load."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Lightning ends the process after Ctrl-C; here the end says what was saved."""
+        """Lightning ends the process after Ctrl-C or SIGTERM; here the end says what was saved."""
         try:
             super()._run_subcommand(subcommand)
         except SystemExit as error:
-            if not isinstance(error.__context__, KeyboardInterrupt):
-                raise
-            raise KeyboardInterrupt(after_interrupt(self.trainer)) from error
+            raise interruption(error, self.trainer) or error from None
 
     def before_fit(self) -> None:
         """The scores before."""

@@ -149,7 +149,7 @@ def test_an_error_in_the_users_own_code_names_its_line(own_code, capsys):
     assert message.startswith("ValueError: size must be even\nraised by __init__ in ")
 
 
-def test_ctrl_c_says_how_far_the_run_came(own_code, capsys):
+def test_ctrl_c_and_sigterm_say_how_far_the_run_came(own_code, capsys):
     handler = signal.getsignal(signal.SIGINT)
     try:
         message = refused(capsys, *boom("raise KeyboardInterrupt"), code=130)
@@ -170,6 +170,9 @@ def test_ctrl_c_says_how_far_the_run_came(own_code, capsys):
         )
         saved = Path("saved/x.ckpt").resolve()
         assert message.endswith(f"the newest checkpoint is {saved}; go on from it with --ckpt_path {saved}")
+        ends = boom("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+        message = refused(capsys, *ends, "--trainer.max_steps", "5", code=143)
+        assert message.startswith("stopped by SIGTERM after ")
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
 
