@@ -41,7 +41,7 @@ class Interrupts:
         self.last, self._first, self._done = LastStep(), trainer.global_step, False
         if self.enabled:
             self._signals.install(trainer)
-            self.last.keep_buffers(module)
+            self.last.find_buffers(module)
 
     def end(self) -> None:
         """Called when training ends in any way."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_vlm_callbacks.exact_resume import Position, capture, epoch_ended
@@ -34,6 +34,7 @@ class LastStep:
         self._epoch = 0
         self._buffers: dict[str, Tensor] = {}
         self._seen: dict[str, tuple[Tensor, int]] = {}
+        self._owners: list[tuple[str, nn.Module]] = []
 
     def take(self, trainer: Trainer, module: LightningModule, position: Position) -> None:
         """Called after a whole step, or when an epoch begins."""
@@ -41,14 +42,25 @@ class LastStep:
         self._rank = capture(trainer)
         self._loops = trainer.fit_loop.state_dict()
         self._epoch = trainer.current_epoch
-        self.keep_buffers(module)
+        if position == "epoch":
+            self.find_buffers(module)
+        else:
+            self._keep_buffers()
 
-    def keep_buffers(self, module: LightningModule) -> None:
-        """Copy the buffers that training changes; also called before the first step, to see which it changes.
+    def find_buffers(self, module: LightningModule) -> None:
+        """Look for all buffers, and see which have been changed since; called before the first step too.
+
+        Walking over a large model takes longer than all else here, so it isn't done after each step.
+        """
+        self._owners = [(place, owner) for place, owner in module.named_modules() if owner._buffers]
+        self._keep_buffers()
+
+    def _keep_buffers(self) -> None:
+        """Copy the buffers that training changes.
 
         The statistics of norms are always copied, because their kernels change them without a trace.
         """
-        for place, owner in module.named_modules():
+        for place, owner in self._owners:
             is_norm = isinstance(owner, _NormBase)
             for name, buffer in owner.named_buffers(place, recurse=False):
                 seen, version = self._seen.get(name, (buffer, buffer._version))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import EarlyStopCheckpoint
@@ -255,3 +256,11 @@ def test_sparse_gradients_are_trained_and_resumed(trainer_of, tmp_path):
     trainer_of(keeper(tmp_path / "stopped")).fit(resumed, ckpt_path="last", weights_only=True)
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
     assert (tmp_path / "whole/history.csv").read_text() == (tmp_path / "stopped/history.csv").read_text()
+
+
+def test_every_hook_of_model_checkpoint_is_ours():
+    """It derives from ModelCheckpoint, which must do nothing by itself, in a later version either."""
+    hooks = [name for name in vars(ModelCheckpoint) if hasattr(Callback, name) and not name.startswith("_")]
+    assert len(hooks) > 8
+    for name in hooks:
+        assert getattr(EarlyStopCheckpoint, name) is not getattr(ModelCheckpoint, name), name
