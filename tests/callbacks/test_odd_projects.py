@@ -252,6 +252,7 @@ def test_a_trainer_of_the_other_package(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"log_every_n_steps": 0}, {"barebones": True}], ids=str)
+@pytest.mark.filterwarnings("ignore")  # all but the one that is expected
 def test_trainers_that_log_nothing(options, tmp_path):
     for name, make in CALLBACKS.items():
         if name == "checkpoint" and "barebones" in options:

@@ -117,6 +117,7 @@ def test_layer_decay_shows_both_ends(classifier, digits, make_trainer, tmp_path)
     assert float(row["lr/lowest"]) == pytest.approx(0.01 / 8)
 
 
+@pytest.mark.filterwarnings("ignore")  # all but the one that is expected
 def test_a_report_of_nan_has_them(classifier, digits, make_trainer, tmp_path):
     class Spoilt(Callback):
         def on_after_backward(self, trainer, module):
@@ -143,6 +144,7 @@ def test_without_stages_groups_show_by_name():
     assert rates_in_force(optimizers) == {"lr/rest": 0.1, "lr/rest, no decay": 0.3, "lr/rest/2": 1.0}
 
 
+@pytest.mark.filterwarnings("ignore")  # all but the one that is expected
 def test_a_learning_rate_monitor_is_explained(classifier, digits, make_trainer, tmp_path):
     """Lightning's own reads the groups between steps, where no scale holds."""
     stages = [{"at": 0, "train": {"head": 0.1}}]
