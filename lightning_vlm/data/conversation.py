@@ -110,7 +110,9 @@ class Conversation:
         for index, message in enumerate(self.messages):
             key = f"messages[{index}]"
             if message.role not in get_args(Role):
-                expected = f"one of {', '.join(map(repr, get_args(Role)))}"
+                expected = (
+                    f"one of {', '.join(map(repr, get_args(Role)))}; turns of tools can't be learned yet"
+                )
                 raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
             check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):

@@ -52,7 +52,8 @@ def held(
     """
     renderer = Renderer(processor)
     found = []
-    for index, conversation in enumerate(islice(conversations, count)):
+    asking = (one for one in conversations if any(turn.role == "user" for turn in one.messages))
+    for index, conversation in enumerate(islice(asking, count)):
         asked = _question(conversation)
         example, _ = renderer.prompt(asked)
         turns, _ = arrange(asked.messages, renderer.template.writes)
@@ -68,7 +69,7 @@ def held(
 
 def _question(conversation: Conversation) -> Conversation:
     roles = [message.role for message in conversation.messages]
-    asked = roles.index("user") if "user" in roles else 0  # a greeting may stand before it
+    asked = roles.index("user")  # a greeting may stand before it
     stop = roles.index("assistant", asked) if "assistant" in roles[asked:] else len(roles)
     return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
 

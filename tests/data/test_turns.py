@@ -14,6 +14,7 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render import Renderer
 from lightning_vlm.data.turns import GREETING, KEPT_APART, MERGED, TRAILING
 from lightning_vlm.errors import DataError
+from lightning_vlm.export.held import held
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from lightning_vlm.models.tiny import FAMILIES
@@ -323,3 +324,18 @@ def test_pictures_between_merged_turns_get_no_new_line(renderer_of):
     one = Message("user", (Text("Look:"), PICTURE, Text("What?")))
     assert example.changes == (MERGED,)
     assert_like(example, own(renderer_of("gemma3"), Conversation((one, answer))))
+
+
+@pytest.mark.parametrize("model", ["gemma3", "qwen2_5_vl"])
+def test_an_export_is_tried_on_the_turns_that_were_trained(processor_of, tmp_path, model):
+    """What plain transformers makes of its questions is what training makes of them."""
+    processor = processor_of(model)
+    asked = held(processor, [chat("a"), chat("auua", picture=True), chat("uaa")], 5, tmp_path)
+    assert len(asked) == 2
+    for one in asked:
+        for part in (part for turn in one.chat for part in turn["content"] if part["type"] == "image"):
+            part["image"] = PIL.Image.open(part.pop("path"))
+        theirs = processor.apply_chat_template(
+            one.chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+        assert one.inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
