@@ -12,17 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_vlm.errors import UserError
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # a build of PyTorch without it; the loop below stands in
-    varlen_attn = None
 
 NAME = "flash_varlen"
 """What transformers knows this attention by. The word "flash" makes it pass the lengths of pictures."""
@@ -192,7 +188,7 @@ def tower_distance(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> floa
         inputs: What its forward takes, with pictures.
     """
     tower = model.get_encoder(modality="image")
-    features = model.base_model.get_image_features
+    features: Any = model.base_model.get_image_features
     takes = inspect.signature(features).parameters
     pictures = {name: value for name, value in inputs.items() if name in takes}
     outputs: list[Tensor] = []
@@ -224,8 +220,7 @@ def _rows(tensor: Tensor) -> Tensor:
 def _kernel_takes(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether the kernel computes this exactly: in 16 bits, without dropout, for heads of up to 256."""
     return (
-        varlen_attn is not None
-        and query.is_cuda
+        query.is_cuda
         and _dtype(query) in (torch.float16, torch.bfloat16)
         and query.shape[-1] == value.shape[-1] <= WIDEST_HEAD
         and dropout == 0
@@ -250,8 +245,7 @@ def _kernel(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # PyTorch 2.11 has no `enable_gqa`
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    assert varlen_attn is not None
-    return varlen_attn(
+    out = varlen_attn(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
@@ -262,3 +256,5 @@ def _kernel(
         scale=scaling,
         window_size=(-1, 0) if causal else (-1, -1),
     )
+    assert isinstance(out, Tensor)  # without `return_aux`
+    return out
