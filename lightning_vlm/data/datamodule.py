@@ -280,8 +280,8 @@ class VLMDataModule(LightningDataModule):
             rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
         if self.cut:
             rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
-        for change, samples in self.changes.items():
-            rank_zero_info(f"In {len(samples):,} samples {change}.")
+        for change, changed in self.changes.items():
+            rank_zero_info(f"In {len(changed):,} samples {change}.")
         self.changes.clear()
 
     def _generates(self) -> bool:
