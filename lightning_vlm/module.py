@@ -220,7 +220,7 @@ class VLMModule(LightningModule):
         self._watch: Reached | None = None
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
-        self._held: list[bool] = []  # which of them trained when modes were last set
+        self._held: list[bool] = []  # which of them train, as of the last batch
         self._in_training: list[torch.nn.Module] = []
         self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
         self._checked = 0  # how many trained when it was last looked whether all that trains is reached
@@ -378,7 +378,7 @@ class VLMModule(LightningModule):
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + zero_touch(self.parameters())
-        trains = sum(one.requires_grad for one in self._may_train)
+        trains = sum(self._held)
         if trains != self._checked:
             self._checked = trains
             self._watch = Reached(self, self.no_gradient_needed)
