@@ -115,7 +115,7 @@ def _load(path: str, config: str | None) -> Any:
         expected = "a folder that `save_to_disk` of datasets wrote"
         return _tried(lambda: datasets.load_from_disk(path), path, "a folder that can't be read", expected)
     if Path(path).is_file():
-        kind = "arrow" if path.lower().endswith(".arrow") else "parquet"
+        kind = "parquet" if path.lower().endswith(".parquet") else "arrow"
         found = f"a {kind} file that can't be read"
         expected = f"a whole {kind} file"
         return _tried(

@@ -57,7 +57,7 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
         real = os.path.realpath(os.path.join(real_root, path))
     except (OSError, ValueError) as error:  # such as a null byte
         raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
-    if real != real_root and not real.startswith(os.path.join(real_root, "")):
+    if real != real_root and not real.startswith((os.path.join(real_root, ""), _hub_files(real_root))):
         expected = "a path below the image root, with links followed; data.image_root says where that is"
         if advise and os.path.isabs(path) and os.path.isfile(real):
             expected += f", and {shorten(os.path.dirname(real))} has the file"
@@ -129,6 +129,22 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
 def _real_root(root: str) -> str:
     """The real path of an image root, which is needed for every picture."""
     return os.path.realpath(root)
+
+
+@lru_cache(maxsize=64)
+def _hub_files(real_root: str) -> str:
+    """Where the files of a root lie to which the hub's cache links from its snapshots; else the root itself.
+
+    >>> import tempfile
+    >>> repository = Path(tempfile.mkdtemp(), "datasets--pets").resolve()
+    >>> for name in ("blobs", "snapshots/12ab/images"):
+    ...     (repository / name).mkdir(parents=True)
+    >>> Path(_hub_files(str(repository / "snapshots/12ab/images"))).name
+    'blobs'
+    """
+    before, snapshots, _ = real_root.partition(f"{os.sep}snapshots{os.sep}")
+    files = os.path.join(before, "blobs", "")
+    return files if snapshots and os.path.isdir(files) else os.path.join(real_root, "")
 
 
 def where_instead(path: str, root: str) -> str:

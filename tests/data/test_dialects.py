@@ -102,6 +102,8 @@ ROWS = {
     ),
     "Alpaca without input": ({"instruction": "What?", "input": "", "output": "A cat."}, PLAIN),
     "question and answer": ({"question": "What?", "answer": "A cat.", "image": "cat.png"}, ASKED),
+    "prompt and output": ({"prompt": "What?", "output": "A cat.", "image": "cat.png"}, ASKED),
+    "user and assistant": ({"user": "What?", "assistant": "A cat.", "image": "cat.png"}, ASKED),
     "a number as answer": (
         {"question": "What?", "answer": 3},
         [("user", ["What?"]), ("assistant", ["3"])],

@@ -45,6 +45,14 @@ def parquet(rows, path):
         shutil.copy(next(Path("stored").glob("*.arrow")), path)
 
 
+def feather(rows, path):
+    pytest.importorskip("datasets")
+    import pyarrow
+    import pyarrow.feather
+
+    pyarrow.feather.write_feather(pyarrow.Table.from_pylist(rows), path)
+
+
 def json_text(make):
     return lambda rows, path: Path(path).write_text(make(rows), "utf-8")
 
@@ -56,13 +64,14 @@ FILES = {
     "pretty.json": json_text(lambda rows: json.dumps(rows, indent=2)),
     "object.json": json_text(lambda rows: json.dumps({"version": "1.0", "data": rows, "info": {"a": [1]}})),
     "pretty object.json": json_text(
-        lambda rows: "\ufeff" + json.dumps({"größe": 2, "train": rows}, indent=1)
+        lambda rows: "\ufeff" + json.dumps({"größe": 2, "description": "ä", "train": rows}, indent=1)
     ),
     "data.csv": table(","),
     "semicolons.csv": table(";"),
     "data.tsv": table("\t"),
     "data.parquet": parquet,
     "data.arrow": parquet,
+    "data.feather": feather,
 }
 
 
@@ -86,7 +95,7 @@ def check(source, words):
 @pytest.mark.parametrize("name", FILES)
 def test_files(name, packed, words):
     FILES[name](ROWS, name)
-    if packed and name.endswith(("parquet", "arrow")):
+    if packed and name.endswith(("parquet", "arrow", "feather")):
         pytest.skip("they are compressed inside")
     if packed:
         with gzip.open(f"{name}.gz", "wb") as file:
@@ -247,6 +256,24 @@ def test_an_image_folder(kind, words):
     assert type(source) is DataFile
     assert words(source[0]) == [("user", [Path("cat.png")]), ("assistant", ["A cat."])]
     assert load_image(source[0].images[0], "a", "b").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_holds_links(words):
+    """`snapshot_download` writes files into `blobs` and links to them from `snapshots`."""
+    snapshot = Path("datasets--pets/snapshots/12ab")
+    (snapshot / "images").mkdir(parents=True)
+    Path("datasets--pets/blobs").mkdir()
+    rows = json.dumps({"image": "images/cat.png", "caption": "A cat."})
+    Path("datasets--pets/blobs/1").write_text(rows)
+    shutil.copy("cat.png", "datasets--pets/blobs/2")
+    (snapshot / "train.jsonl").symlink_to("../../blobs/1")
+    (snapshot / "images/cat.png").symlink_to("../../../blobs/2")
+    (snapshot / "images/dog.png").symlink_to(Path("pictures/dog.png").resolve())
+    (conversation,) = read(str(snapshot))
+    assert load_image(conversation.images[0], "a", "b").getpixel((0, 0)) == (255, 0, 0)
+    Path("datasets--pets/blobs/1").write_text(rows.replace("cat.png", "dog.png"))
+    with pytest.raises(DataError, match="outside"):
+        read(str(snapshot))
 
 
 def test_a_folder_of_files():

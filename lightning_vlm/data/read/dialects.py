@@ -6,6 +6,7 @@ dialect.
 """
 
 import difflib
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,12 +64,25 @@ def dialect_of(row: Row, source: str) -> Dialect:
         found = "preference data with 'chosen' and 'rejected'"
         expected = "one answer to learn; data.columns: {completion: chosen} or {messages: chosen} takes it"
         raise DataError(source, "", found, expected)
-    has_picture = any(name in row and not is_empty(row[name]) for name in COLUMNS)
+    dialect = find_dialect(row)
+    if dialect is not None:
+        return dialect
+    has_picture = _has_picture(row)
+    found = f"a row with the keys {names(row)}" if row else "a row without keys"
+    raise DataError(source, "", found, _what_is_lacking(tuple(map(str, row)), has_picture))
+
+
+def find_dialect(row: Row) -> Dialect | None:
+    """The first dialect whose keys a row has; None if there is none."""
+    has_picture = _has_picture(row)
     for dialect in DIALECTS:
         if all(name in row for name in dialect.needs) and (has_picture or not dialect.needs_picture):
             return dialect
-    found = f"a row with the keys {names(row)}" if row else "a row without keys"
-    raise DataError(source, "", found, _what_is_lacking(tuple(map(str, row)), has_picture))
+    return None
+
+
+def _has_picture(row: Row) -> bool:
+    return any(name in row and not is_empty(row[name]) for name in COLUMNS)
 
 
 def _chat(key: str) -> ReadTurns:
@@ -188,32 +202,36 @@ def _question_and_answer(name: str, ask: str, answer: str) -> Dialect:
     return Dialect(name, (ask, answer), _pair(ask, answer), optional)
 
 
+_NAMED_PAIRS = {
+    "question and answer": ("question", "answer"),
+    "question and answers of VQA": ("question", "answers"),
+    "prompt and completion of TRL": ("prompt", "completion"),
+    "query and response of ms-swift": ("query", "response"),
+    "Alpaca": ("instruction", "output"),
+}
+_SHOWN_WHERE_NOTHING_IS_NEAR = (
+    "messages of OpenAI, TRL or LLaMA-Factory",
+    "LLaVA or ShareGPT",
+    "question and answer",
+)
+_QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "user", "input")
+_ANSWERS = ("answer", "answers", "response", "completion", "output", "solution", "assistant", "label")
+_OTHER_PAIRS = [pair for pair in itertools.product(_QUESTIONS, _ANSWERS) if pair not in _NAMED_PAIRS.values()]
 DIALECTS = (
     Dialect("messages of OpenAI, TRL or LLaMA-Factory", ("messages",), _chat("messages"), says_where=True),
     Dialect("LLaVA or ShareGPT", ("conversations",), _chat("conversations"), places_needed=True),
-    _question_and_answer("question and answer", "question", "answer"),
     Dialect("ShareGPT", ("conversation",), _chat("conversation"), places_needed=True),
     Dialect("the Cauldron", ("texts",), _texts),
-    _question_and_answer("prompt and completion of TRL", "prompt", "completion"),
-    _question_and_answer("prompt and response", "prompt", "response"),
-    _question_and_answer("prompt and answer", "prompt", "answer"),
-    _question_and_answer("query and response of ms-swift", "query", "response"),
-    _question_and_answer("query and answer", "query", "answer"),
-    _question_and_answer("query and label", "query", "label"),
-    _question_and_answer("Alpaca", "instruction", "output"),
-    _question_and_answer("instruction and response", "instruction", "response"),
-    _question_and_answer("question and answers of VQA", "question", "answers"),
-    _question_and_answer("question and response", "question", "response"),
-    _question_and_answer("query and answers", "query", "answers"),
-    _question_and_answer("problem and answer", "problem", "answer"),
-    _question_and_answer("problem and solution", "problem", "solution"),
-    _question_and_answer("input and output", "input", "output"),
-    Dialect("picture and caption", ("caption",), _caption("caption"), needs_picture=True),
-    Dialect("picture and captions", ("captions",), _caption("captions"), needs_picture=True),
-    Dialect("picture and text", ("text",), _caption("text"), needs_picture=True),
-    Dialect("prompt alone", ("prompt",), _pair("prompt", None), ("history",)),
-    Dialect("question alone", ("question",), _pair("question", None), ("history",)),
-    Dialect("query alone", ("query",), _pair("query", None), ("history",)),
+    *(_question_and_answer(name, *pair) for name, pair in _NAMED_PAIRS.items()),
+    *(_question_and_answer(f"{ask} and {answer}", ask, answer) for ask, answer in _OTHER_PAIRS),
+    *(
+        Dialect(f"picture and {key}", (key,), _caption(key), needs_picture=True)
+        for key in ("caption", "captions", "description", "text")
+    ),
+    *(
+        Dialect(f"{ask} alone", (ask,), _pair(ask, None), ("history",))
+        for ask in ("question", "query", "prompt", "problem")
+    ),
 )
 """Every dialect, in the order in which they are tried."""
 KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
@@ -237,6 +255,8 @@ def _nearest(row: tuple[str, ...]) -> list[Dialect]:
     def likeness_of_all(dialect: Dialect) -> float:
         return sum(map(likeness, dialect.needs)) / len(dialect.needs)
 
+    if not any(likeness_of_all(dialect) for dialect in DIALECTS):
+        return [dialect for dialect in DIALECTS if dialect.name in _SHOWN_WHERE_NOTHING_IS_NEAR]
     return sorted(DIALECTS, key=likeness_of_all, reverse=True)[:3]
 
 

@@ -10,7 +10,7 @@ from lightning_vlm.errors import UserError
 
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 """What `readers.DataFile` reads, also with `.gz` behind it."""
-TABLE_FILES = (".parquet", ".arrow")
+TABLE_FILES = (".parquet", ".arrow", ".feather")
 """What `datasets` reads."""
 UNREADABLE_FILES = (
     *(".tar", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".zst", ".rar"),

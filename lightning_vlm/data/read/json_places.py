@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lightning_vlm.data.images import shorten
-from lightning_vlm.data.read.dialects import KNOWN
+from lightning_vlm.data.read.dialects import find_dialect
 from lightning_vlm.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -150,7 +150,7 @@ def _parsed(line: bytes) -> Any:
 
 def _list_of_objects(value: Any) -> str | None:
     """The only key under which an object has a list of objects; None if the object is a sample itself."""
-    if not isinstance(value, dict) or KNOWN & value.keys():
+    if not isinstance(value, dict) or find_dialect(value) is not None:
         return None
     keys = [
         key for key, item in value.items() if isinstance(item, list) and isinstance((item or [0])[0], dict)
