@@ -152,6 +152,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         """The value of a loop's condition, or a slice."""
         return self.meter.made(value)
 
+    def compared(self, value: Any) -> Any:
+        """The left side of a comparison; lists in lists may hold one another many times over."""
+        self.meter.step(size_of(value, self.meter.most) if isinstance(value, list | tuple | dict) else 0)
+        return value
+
     def written(self, value: Any) -> Any:
         """A value that is about to be written."""
         self.meter.write(size_of(value, self.meter.most))
@@ -217,6 +222,12 @@ class _Metering(NodeTransformer):
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _call("counted", [node], node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.expr, nodes.Const):
+            node.expr = _call("compared", [node.expr], node)
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)

@@ -133,12 +133,16 @@ def size_of_filter(most: int, name: str, args: tuple, kwargs: Mapping[str, Any])
             return size * (1 + max(numbers, default=0))
         case "format":
             return _size_of_format(most, value, rest, "%")
-        case "replace" if len(rest) >= 2 and all(isinstance(text, str) for text in (value, *rest[:2])):
+        case "round" if max(numbers, default=0) > 1000:
+            raise TemplateLimit("it rounds to more than 1,000 digits")  # by a power of ten
+        case "replace" if len(rest) >= 2 and all(
+            isinstance(text, str | bytes) for text in (value, *rest[:2])
+        ):
             return size + value.count(rest[0]) * len(rest[1])
         case "sum" if any(isinstance(start, list | tuple) for start in rest) and isinstance(
             value, list | tuple
         ):
             return len(value) * size_of(value, most)  # each sum is a list of its own
-        case "join" if rest and isinstance(rest[0], str) and isinstance(value, str | list | tuple | dict):
+        case "join" if rest and isinstance(rest[0], str | bytes) and hasattr(value, "__len__"):
             return size + len(value) * len(rest[0])
     return size
