@@ -58,7 +58,13 @@ def no_module(found: re.Match[str], error: BaseException) -> str:
     return f"this needs the package {package}, which isn't installed; pip install {package}"
 
 
-PACKAGE_OF = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "opencv-python", "sklearn": "scikit-learn"}
+PACKAGE_OF = {
+    "PIL": "pillow",
+    "easy_vqa": "easy-vqa",
+    "yaml": "pyyaml",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+}
 """Modules whose package has another name."""
 
 
