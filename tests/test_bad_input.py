@@ -98,6 +98,25 @@ def test_bad_samples_are_skipped_and_counted(project, base):
     assert sorted(int(json.loads(line)["source"].split(":")[1]) for line in report) == list(range(2, 14))
 
 
+def test_all_faults_of_a_file_are_printed(project, base, capsys):
+    """Rows as other trainers write them, of which three are bad, and a line that is no JSON."""
+    rows = [
+        {"messages": [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "Red"}]},
+        {"question": "What?", "answer": "Red", "image": "b.jpg"},
+        {"query": "What?", "response": "Red", "weight": 1e38},
+        {"frage": "What?", "antwort": "Red"},
+    ]
+    rows[0]["images"] = ["a.jpg"]
+    Path("data.jsonl").write_text("\n".join([*map(json.dumps, rows), "{"]))
+    assert fit(base, "--data.train", "data.jsonl") == 2
+    lines = capsys.readouterr().err.rstrip().split("\n")[-4:]
+    assert "data.jsonl:2: image: found 'b.jpg', which does not exist" in lines[0]
+    assert "(data.image_root); did you mean 'a.jpg'?" in lines[0]
+    assert lines[1].startswith("data.jsonl:3: weight: found 1e+38; expected at most 1,000,000")
+    assert lines[2].startswith("data.jsonl:4: found a row with the keys 'frage', 'antwort'; expected a known")
+    assert lines[3].startswith("data.jsonl:5: column 2: found broken JSON")
+
+
 FILES = {
     "empty": ("", "data.jsonl: found no samples; expected at least one"),
     "null": ("null", "data.jsonl"),
