@@ -30,6 +30,7 @@ from lightning_vlm.data.left_out import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
+from lightning_vlm.gradient_coverage import outside_graph, without_saved_tensors
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
     OTHER,
@@ -380,6 +381,8 @@ class VLMModule(LightningModule):
             return loss + zero_touch(self.parameters())
         trains = sum(self._held)
         if trains != self._checked:
+            if not self._checked and trains < len(self._may_train):
+                self._check_later_stages(batch, batch_idx)
             self._checked = trains
             self._watch = Reached(self, self.no_gradient_needed)
         return loss
@@ -403,11 +406,26 @@ class VLMModule(LightningModule):
             return
         names, self._watch = self._watch.missing(), None
         if names:
-            shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
-            raise UserError(
-                f"these parameters are trained but their first step gave them no gradient: {shown}; freeze "
-                "them in model.adapt, or list them in model.no_gradient_needed if that is right"
-            )
+            raise UserError(_no_gradient(names))
+
+    def _check_later_stages(self, batch: Batch, batch_idx: int) -> None:
+        """Stop now if the loss doesn't depend on something that a later stage trains, not when it begins."""
+        frozen = [parameter for parameter in self._may_train if not parameter.requires_grad]
+        excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
+        later = {id(parameter) for parameter in frozen} - {id(weight) for weight in excused.values()}
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            with without_saved_tensors():
+                loss = self.loss_sums(batch).loss_sum
+            named = [(name, weight) for name, weight in self.named_parameters() if id(weight) in later]
+            names = outside_graph(loss, named)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        torch.manual_seed(self.seed_of(batch_idx))  # dropout draws as if this forward hadn't been
+        if names:
+            raise UserError(_no_gradient(names))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """A resumed run doesn't repeat the validation that follows if it was done before."""
@@ -739,6 +757,14 @@ class VLMModule(LightningModule):
 
 def _adamw(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=2e-4)
+
+
+def _no_gradient(names: list[str]) -> str:
+    shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
+    return (
+        "these parameters are trained, now or in a later stage, but the loss gives them no gradient: "
+        f"{shown}; freeze them in model.adapt, or list them in model.no_gradient_needed if that is right"
+    )
 
 
 def _has_pictures(inputs: Mapping[str, Tensor]) -> bool:
