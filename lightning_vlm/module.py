@@ -86,7 +86,12 @@ from lightning_vlm.steps import (
     zero_touch,
 )
 from lightning_vlm.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
-from lightning_vlm.weight_averaging import average_what_trains, load_averages, save_averages
+from lightning_vlm.weight_averaging import (
+    average_what_trains,
+    frozen_weights_in,
+    load_averages,
+    save_averages,
+)
 
 
 class VLMModule(LightningModule):
@@ -207,6 +212,7 @@ class VLMModule(LightningModule):
         self._fit_began = 0.0
         self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
+        self._frozen_checked = False
         self._buffer_names: list[str] = []  # of the model, such as statistics of norms that train
         self._seed: int | None = None
         self._scores = Scores()
@@ -716,10 +722,23 @@ class VLMModule(LightningModule):
             own[KEY] = wandb_id
         if self.tasks is not None:
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
+        self._warn_of_frozen_weights(checkpoint)
         own["buffers"] = self._window.buffers(self._trained_buffers())
         if self.trainer.state.fn == TrainerFn.FITTING:
             own[WINDOW] = self._window.save(self.trainer, checkpoint)
             own[RUN] = self._changes.facts
+
+    def _warn_of_frozen_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Say once which callback puts the base model into every checkpoint."""
+        if self._frozen_checked:
+            return
+        self._frozen_checked = True
+        frozen = {name for name, _ in self.named_parameters()} - self._ever_trains
+        for where, size in frozen_weights_in(checkpoint, frozen).items():
+            rank_zero_warn(
+                f"{where} puts {size / 2**20:,.1f} MiB of the frozen base model into every checkpoint; a "
+                "callback that keeps weights should keep those that train, as WeightAveraging does here"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""

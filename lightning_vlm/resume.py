@@ -90,6 +90,13 @@ class AccumulationWindow:
         """
         loops = checkpoint["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]
+        batch = trainer.fit_loop.epoch_loop.batch_progress.current
+        uncounted = self._progress is None and batch.processed < batch.started
+        if self.stepping or uncounted:
+            rank_zero_warn(
+                "this checkpoint was saved while an optimizer step was changing the weights, so a run can't "
+                "be resumed from it exactly; save in on_train_batch_end or later"
+            )
         if self._progress is None:
             current = epochs["current"]
             if current["ready"] > current["started"]:
@@ -98,15 +105,9 @@ class AccumulationWindow:
             elif 0 < current["ready"] == current["processed"] and not _epoch_ended(trainer):
                 _inside_epoch(epochs)
             return None
-        if self.stepping:
-            rank_zero_warn(
-                "this checkpoint was saved while an optimizer step was changing the weights, so a run can't "
-                "be resumed from it exactly; save in on_train_batch_end or later"
-            )
         for name, value in self._progress.items():
             loops[f"epoch_loop.{name}"] = deepcopy(value)
-        batches = self._progress["batch_progress"]["current"]["completed"]
-        if batches == 0:
+        if self._progress["batch_progress"]["current"]["completed"] == 0:
             _between_epochs(epochs)
         elif not _resumable_loaders(trainer):
             rank_zero_warn(

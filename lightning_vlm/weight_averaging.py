@@ -147,3 +147,29 @@ def load_averages(trainer: Trainer | None, checkpoint: dict[str, Any], names: Co
             "on from the weights that aren't averaged"
         )
         checkpoint["state_dict"] = checkpoint[CURRENT]
+
+
+def frozen_weights_in(checkpoint: Mapping[str, Any], frozen: Collection[str]) -> dict[str, int]:
+    """Where a checkpoint holds weights of the frozen base model, and how many bytes of them.
+
+    Args:
+        checkpoint: With the state of callbacks, which may keep weights, such as averages of their own.
+        frozen: Names of parameters; a state may have others before them, such as `module.`.
+
+    >>> average = {"module.head.bias": torch.zeros(4), "n": 1}
+    >>> frozen_weights_in({"callbacks": {"Average": {"weights": average}}}, {"head.bias"})
+    {'callbacks.Average': 16}
+    """
+    found: dict[str, int] = {}
+    pending: list[tuple[tuple[str, ...], Any]] = [((), checkpoint)]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [((*place, str(key)), inner) for key, inner in value.items()]
+        elif isinstance(value, Tensor):
+            name = place[-1]
+            names = (name, name.partition(".")[2], f"model.{name}")
+            if any(one in frozen for one in names):
+                where = ".".join(place[:2]) if place[0] == "callbacks" else place[0]
+                found[where] = found.get(where, 0) + value.nbytes
+    return found

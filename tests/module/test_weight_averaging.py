@@ -149,3 +149,20 @@ def test_with_the_callback_from_a_checkpoint_without_averages(fit, tmp_path):
 def test_refused_at_setup(fit, callbacks, said):
     with pytest.raises(UserError, match=said):
         fit(*callbacks)
+
+
+def test_a_callback_that_keeps_the_base_model_is_named(fit, tmp_path, recwarn):
+    class Keeps(Callback):
+        def setup(self, trainer, module, stage):
+            self.module = module
+
+        def state_dict(self):
+            return {"weights": {f"module.{name}": p.detach() for name, p in self.module.named_parameters()}}
+
+    fit(Save(tmp_path), max_epochs=1)
+    assert not [one for one in recwarn if "frozen base model" in str(one.message)]
+    module, _ = fit(Keeps(), Save(tmp_path), max_epochs=1)
+    said = [str(one.message) for one in recwarn if "frozen base model" in str(one.message)]
+    size = sum(p.nbytes for p in module.parameters() if not p.requires_grad) / 2**20
+    assert len(said) == 1
+    assert f"Keeps puts {size:,.1f} MiB" in said[0]
