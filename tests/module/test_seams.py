@@ -160,3 +160,19 @@ def test_seam(fit, tmp_path, case):
         if not same or left != whole:
             wrong.append((str(file.relative_to(tmp_path)), same, left, whole))
     assert not wrong
+
+
+def test_a_file_from_the_middle_of_a_step_says_so(fit, tmp_path, recwarn):
+    """A signal may come when some weights have changed and the rest hasn't."""
+
+    class SaveInStep(Callback):
+        def on_train_start(self, trainer, module):
+            def save(*_):
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+            trainer.optimizers[0].register_step_post_hook(save)
+
+    fit([SaveAtHooks(tmp_path, SEAMS, 5)], max_epochs=1)
+    assert not [one for one in recwarn if "can't be resumed" in str(one.message)]
+    fit([SaveInStep()], max_epochs=1)
+    assert [one for one in recwarn if "can't be resumed from it exactly" in str(one.message)]
