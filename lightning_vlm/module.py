@@ -169,9 +169,7 @@ class VLMModule(LightningModule):
         self.learning_rates = learning_rates or {}
         self.schedule = schedule or Cosine(warmup=0.03)
         self.clip = clip
-        if isinstance(token_weights, Mapping):  # out of a checkpoint
-            token_weights = KindWeights(**token_weights)
-        self.token_weights = token_weights or KindWeights()
+        self.token_weights = KindWeights.read(token_weights)
         check_weighting(task_weights)
         self.task_weights = task_weights
         check_generation(generation)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
+from lightning_vlm.nearest import did_you_mean
 
 Score = Literal["size", "hard", "easy", "weights"]
 
@@ -77,8 +78,23 @@ class TaskSampling:
                 raise UserError(f"sampling.weights.{task}: found {weight}; expected a finite number >= 0")
 
     @classmethod
-    def read(cls, given: "TaskSampling | str | None") -> "TaskSampling | None":
-        """From what a config has: `uniform` draws all tasks alike, `grouped` batches of one task by size."""
+    def read(cls, given: "TaskSampling | Mapping[str, Any] | str | None") -> "TaskSampling | None":
+        """From what a config or Python has: an object, its keys, or a word.
+
+        `uniform` draws all tasks alike, `grouped` draws batches of one task by size.
+
+        Raises:
+            UserError: Another word, or a key that there isn't.
+
+        >>> TaskSampling.read({"temperature": 3}).temperature
+        3
+        """
+        if isinstance(given, Mapping):
+            for key in given:
+                if key not in cls.__dataclass_fields__:
+                    near = did_you_mean(str(key), cls.__dataclass_fields__)
+                    raise UserError(f"sampling: there is no key {key}{near}")
+            return cls(**given)
         if isinstance(given, str):
             ready = {"uniform": cls(temperature=math.inf), "grouped": cls(grouped=True)}
             if given not in ready:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
+from lightning_vlm.nearest import did_you_mean
 
 LEAST_WEIGHT = 1e-20
 """A token below this counts as one without weight: float32 can't divide a step's gradients by it."""
@@ -44,6 +45,24 @@ class KindWeights:
     response: float = 1.0
     box: float = 2.0
     entity: float = 1.5
+
+    @classmethod
+    def read(cls, given: "KindWeights | Mapping[str, float] | None") -> "KindWeights":
+        """From what a checkpoint or Python has: an object, its keys, or None for the defaults.
+
+        Raises:
+            UserError: A kind that there isn't.
+
+        >>> KindWeights.read({"box": 3.0}).box
+        3.0
+        """
+        if isinstance(given, KindWeights):
+            return given
+        known = [field.name for field in fields(cls)]
+        for kind in given or {}:
+            if kind not in known:
+                raise UserError(f"token_weights: there is no kind {kind}{did_you_mean(str(kind), known)}")
+        return cls(**(given or {}))
 
     def __post_init__(self) -> None:
         weights = {field.name: getattr(self, field.name) for field in fields(self)}

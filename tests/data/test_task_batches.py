@@ -309,3 +309,9 @@ def test_another_sampling_is_refused_in_the_middle_of_an_epoch_only():
     other = loader(TaskSampling(temperature=2.0))
     other.load_state_dict(one.state_dict())
     assert epoch(other, 1) == epoch(loader(TaskSampling(temperature=2.0)), 1)
+
+
+def test_keys_from_python():
+    assert TaskSampling.read({"score": "size", "temperature": 3}) == TaskSampling(temperature=3)
+    with pytest.raises(UserError, match="there is no key temprature; did you mean temperature"):
+        TaskSampling.read({"temprature": 3})

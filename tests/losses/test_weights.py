@@ -155,3 +155,10 @@ def test_a_point_at_which_nothing_has_weight_is_told_beforehand():
     curve.check(KindWeights())
     with pytest.raises(UserError, match=r"points at 0\.5: kind weights: found 0 for every kind"):
         curve.check(KindWeights(box=0.0, entity=0.0))
+
+
+def test_keys_from_python():
+    assert KindWeights.read({"box": 3.0}) == KindWeights(box=3.0)
+    assert KindWeights.read(None) == KindWeights()
+    with pytest.raises(UserError, match="there is no kind boks; did you mean box"):
+        KindWeights.read({"boks": 3.0})
