@@ -160,5 +160,5 @@ def test_a_point_at_which_nothing_has_weight_is_told_beforehand():
 def test_keys_from_python():
     assert KindWeights.read({"box": 3.0}) == KindWeights(box=3.0)
     assert KindWeights.read(None) == KindWeights()
-    with pytest.raises(UserError, match="there is no kind boks; did you mean box"):
-        KindWeights.read({"boks": 3.0})
+    with pytest.raises(UserError, match="there is no kind respons; did you mean response"):
+        KindWeights.read({"respons": 3.0})
