@@ -182,6 +182,10 @@ RULES: tuple[tuple[str, Text], ...] = (
         r'\(ckpt_path="hpc"\)` is set but',
         "ckpt_path: hpc is a checkpoint that SLURM made this run save, and there is none; give a file",
     ),
+    (
+        r"there is no last checkpoint available",
+        "ckpt_path: found no last checkpoint in the folders of the callbacks that save; give the file itself",
+    ),
     (r"Checkpoint file not found: (\S+)", r"ckpt_path: found no such checkpoint \1"),
     (
         r"Trying to restore (?:optimizer|training) state but checkpoint contains only the model",

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ class VLMCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Lightning ends the process after Ctrl-C or SIGTERM; here the end says what was saved."""
         try:
-            super()._run_subcommand(subcommand)
+            with warnings.catch_warnings():
+                if subcommand != "fit":  # a fit begins at the start; what is scored would be the base model
+                    warnings.filterwarnings("error", message=".*there is no last checkpoint available")
+                super()._run_subcommand(subcommand)
         except SystemExit as error:
             raise interruption(error, self.trainer) or error from None
 

@@ -99,6 +99,14 @@ def test_settings_that_others_refuse(tmp_path, monkeypatch, capsys, words, expec
     assert expected in refused(capsys, *words)
 
 
+def test_nothing_is_scored_where_there_is_no_last_checkpoint(tmp_path, monkeypatch, capsys):
+    """Lightning warns and scores the base model."""
+    monkeypatch.chdir(tmp_path)
+    words = "test --model.name_or_path drawn-vlm --data.test Drawn --data.test.size 2 --trainer.logger false"
+    assert main([*words.split(), "--ckpt_path", "last"]) == 2
+    assert "ckpt_path: found no last checkpoint" in capsys.readouterr().err
+
+
 def test_weights_and_biases_without_login(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
