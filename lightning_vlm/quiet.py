@@ -17,6 +17,8 @@ _WARNINGS = (
     r".*module\(s\) in eval mode at the start of training.*",
     # VLMModule knows that it overrides `optimizer_step`.
     r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding.*",
+    # VLMModule lets it average what trains only.
+    r"You're using the WeightAveraging callback with a model that overrides the configure_model.*",
     # CSVLogger is a good default, and one may name another.
     r"Starting from v1\.9\.0, `tensorboardX` has been removed.*",
     # The end of a fit says so where nothing was logged.

@@ -90,7 +90,7 @@ class AccumulationWindow:
         """
         loops = checkpoint["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]
-        batch = trainer.fit_loop.epoch_loop.batch_progress.current
+        batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         uncounted = self._progress is None and batch.processed < batch.started
         if self.stepping or uncounted:
             rank_zero_warn(
