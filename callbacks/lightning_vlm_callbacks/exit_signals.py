@@ -44,8 +44,6 @@ class ExitSignals:
             self._requeue = environment.requeue_signal
         if self._requeue is not None:
             self._hold(self._requeue, self._handle)
-        if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
-            self._hold(signal.SIGCHLD, self._handle_child)
 
     def _hold(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         self._held[number] = (signal.signal(number, handler), handler)
@@ -58,7 +56,8 @@ class ExitSignals:
         """
         while self._held:
             number, (before, ours) = self._held.popitem()
-            if signal.getsignal(number) == ours:
+            ends = ours is _ignore and self._caught == signal.SIGTERM  # and with it the process
+            if signal.getsignal(number) == ours and not ends:
                 signal.signal(number, signal.SIG_DFL if before is None else before)
         return self._caught
 
@@ -70,17 +69,15 @@ class ExitSignals:
             raise KeyboardInterrupt
         if self._caught is None or self._caught == self._requeue:
             self._caught = number
+            # A signal for the whole process group ends the workers of loaders too, which torch's handler of
+            # SIGCHLD makes an error, anywhere. It is there since the first worker.
+            if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+                self._hold(signal.SIGCHLD, _ignore)
             if self._speaks:
                 again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
                 name = signal.Signals(number).name
                 message = f"\nEarlyStopCheckpoint: found {name}; saves after this batch{again}\n"
                 os.write(2, message.encode())  # a handler must not print
-
-    def _handle_child(self, number: int, frame: FrameType | None) -> None:
-        """A signal for the whole process group ends the workers of loaders too; torch makes it an error."""
-        before, _ = self._held[number]
-        if self._caught is None or os.getpid() != self._process:
-            before(number, frame)
 
     def caught(self, trainer: Trainer) -> int | None:
         """The signal that some rank has caught; None if there is none. All ranks must ask."""
@@ -104,3 +101,7 @@ class ExitSignals:
         if number != self._requeue:
             raise SIGTERMException
         self._caught = None
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass
