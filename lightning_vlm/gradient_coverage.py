@@ -1,9 +1,139 @@
-"""Which parameters a loss depends on, found out without a backward pass."""
+"""Whether the loss gives a gradient to all that a run trains, now and in its later stages."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import Tensor, nn
+
+from lightning_vlm.errors import UserError
+
+
+class GradientCoverage:
+    """Stops a run in which something that trains gets no gradient.
+
+    It checks the first backward pass that it is shown, and the next one after more or less trains. At the
+    first one it also checks what only a later stage trains, so that the run doesn't stop when that stage
+    begins. Looking for missing gradients would not do: batches without pictures give zeros to what they don't
+    reach.
+
+    >>> model = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1, bias=False)})
+    >>> coverage = GradientCoverage()
+    >>> coverage.start_fit(model, excused=[])
+    >>> loss = model["used"](torch.ones(1))
+    >>> coverage.before_backward(compute_loss=lambda: loss)
+    >>> loss.backward()
+    >>> try:
+    ...     coverage.after_backward()
+    ... except UserError as error:
+    ...     print(str(error).split(";")[0])
+    these parameters are trained, now or in a later stage, but the loss gives them no gradient: unused.weight
+    """
+
+    def __init__(self) -> None:
+        self._root: nn.Module | None = None
+        self._excused: Sequence[str] = ()
+        self._may_train: list[nn.Parameter] = []
+        self._trained = 0  # how many parameters trained at the last check
+        self._is_watching = False
+        self._not_reached: dict[str, nn.Parameter] = {}
+        self._hooks: list[Any] = []
+
+    def start_fit(self, root: nn.Module, excused: Sequence[str]) -> None:
+        """Begin with what trains now. From now on callbacks may freeze some of it for a while.
+
+        Args:
+            root: The module whose parameters are checked.
+            excused: Selectors of parameters that may stay without gradient.
+        """
+        self._root = root
+        self._excused = excused
+        self._may_train = [parameter for parameter in root.parameters() if parameter.requires_grad]
+        self._trained = 0
+
+    def before_backward(self, compute_loss: Callable[[], Tensor]) -> None:
+        """Watch the backward pass that comes next if it has to be checked.
+
+        Args:
+            compute_loss: Gives the loss of the same batch once more. It is called only if a later stage
+                trains more than trains now.
+
+        Raises:
+            UserError: The loss doesn't depend on something that a later stage trains.
+        """
+        trained = sum(parameter.requires_grad for parameter in self._may_train)
+        if trained == self._trained:
+            return
+        if not self._trained and trained < len(self._may_train):
+            self._check_later_stages(compute_loss)
+        self._trained = trained
+        self._watch()
+
+    def after_backward(self) -> None:
+        """Check the backward pass if it was watched.
+
+        Raises:
+            UserError: Something that trains got no gradient.
+        """
+        if not self._is_watching:
+            return
+        self._is_watching = False
+        for hook in self._hooks:
+            hook.remove()
+        _refuse_without_gradient(list(self._not_reached))
+
+    def end_fit(self) -> None:
+        """Warn if nothing could be checked."""
+        if not self._trained:
+            rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
+
+    def _watch(self) -> None:
+        assert self._root is not None
+        excused = self._excused_parameters()
+        self._not_reached = {
+            name: parameter
+            for name, parameter in self._root.named_parameters()
+            if parameter.requires_grad and id(parameter) not in excused
+        }
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._strike_off(name))
+            for name, parameter in self._not_reached.items()
+        ]
+        self._is_watching = True
+
+    def _strike_off(self, name: str) -> Callable[[Tensor], None]:
+        def reached(_: Tensor) -> None:
+            self._not_reached.pop(name, None)
+
+        return reached
+
+    def _check_later_stages(self, compute_loss: Callable[[], Tensor]) -> None:
+        assert self._root is not None
+        frozen = [parameter for parameter in self._may_train if not parameter.requires_grad]
+        to_check = {id(parameter) for parameter in frozen} - self._excused_parameters()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            with without_saved_tensors():
+                loss = compute_loss()
+            named = self._root.named_parameters()
+            names = outside_graph(loss, [(name, weight) for name, weight in named if id(weight) in to_check])
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        _refuse_without_gradient(names)
+
+    def _excused_parameters(self) -> set[int]:
+        assert self._root is not None
+        if not self._excused:
+            return set()
+        try:
+            selected = select_parameters(self._root, self._excused)
+        except SelectorError as error:
+            raise UserError(f"no_gradient_needed: {error}") from None
+        return {id(parameter) for parameter in selected.values()}
 
 
 def without_saved_tensors() -> torch.autograd.graph.saved_tensors_hooks:
@@ -38,3 +168,15 @@ def outside_graph(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) 
             reached.add(id(node.variable))
         waiting += [before for before, _ in node.next_functions]
     return [name for name, weight in parameters if weight.requires_grad and id(weight) not in reached]
+
+
+def _refuse_without_gradient(names: list[str]) -> None:
+    if not names:
+        return
+    shown = ", ".join(names[:6])
+    if len(names) > 6:
+        shown += f", ... ({len(names)} in all)"
+    raise UserError(
+        "these parameters are trained, now or in a later stage, but the loss gives them no gradient: "
+        f"{shown}; freeze them in model.adapt, or list them in model.no_gradient_needed if that is right"
+    )

@@ -30,7 +30,7 @@ from lightning_vlm.data.left_out import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
-from lightning_vlm.gradient_coverage import outside_graph, without_saved_tensors
+from lightning_vlm.gradient_coverage import GradientCoverage
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
     OTHER,
@@ -75,7 +75,6 @@ from lightning_vlm.resume import WINDOW, AccumulationWindow
 from lightning_vlm.resume_changes import RUN, RunChanges
 from lightning_vlm.run_files import pictures_of
 from lightning_vlm.steps import (
-    Reached,
     StepClosure,
     StepLoss,
     WholeStep,
@@ -222,13 +221,12 @@ class VLMModule(LightningModule):
         self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
         self._epoch_is_whole = self._looked_ahead = False
         self._check_at: float = ENOUGH
-        self._watch: Reached | None = None
+        self._coverage = GradientCoverage()
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
         self._held: list[bool] = []  # which of them train, as of the last batch
         self._in_training: list[torch.nn.Module] = []
         self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
-        self._checked = 0  # how many trained when it was last looked whether all that trains is reached
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
         self.save_hyperparameters(
@@ -304,6 +302,7 @@ class VLMModule(LightningModule):
         self._fit_began = time.time()
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
+        self._coverage.start_fit(self, self.no_gradient_needed)
         self._changes.check_optimizer(self.trainer.optimizers)
         if self.clip is not None:
             own = self.tasks.parameters() if self.tasks else ()
@@ -329,7 +328,7 @@ class VLMModule(LightningModule):
         self._held = []
         self._keep_modes()
         self._step_loss.begin(self.device, len(self.tasks.names))
-        self.tokens_seen, self._checked = 0, 0
+        self.tokens_seen = 0
         self._epoch_counts = self._fit_counts = SampleCounts()
         self._epoch_is_whole = self._looked_ahead = False
         self._check_at = ENOUGH
@@ -383,12 +382,12 @@ class VLMModule(LightningModule):
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + zero_touch(self.parameters())
-        trains = sum(self._held)
-        if trains != self._checked:
-            if not self._checked and trains < len(self._may_train):
-                self._check_later_stages(batch, batch_idx)
-            self._checked = trains
-            self._watch = Reached(self, self.no_gradient_needed)
+        self._coverage.before_backward(lambda: self._loss_once_more(batch, batch_idx))
+        return loss
+
+    def _loss_once_more(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss_sums(batch).loss_sum
+        torch.manual_seed(self.seed_of(batch_idx))  # dropout draws as if this forward hadn't been
         return loss
 
     def _keep_modes(self) -> None:
@@ -404,32 +403,8 @@ class VLMModule(LightningModule):
             self._in_training = [one for one in self.model.modules() if one.training]
 
     def on_after_backward(self) -> None:
-        """After the first batch with pictures, and the first since what trains has changed: stop if something
-        that trains got no gradient."""
-        if self._watch is None:
-            return
-        names, self._watch = self._watch.missing(), None
-        if names:
-            raise UserError(_no_gradient(names))
-
-    def _check_later_stages(self, batch: Batch, batch_idx: int) -> None:
-        """Stop now if the loss doesn't depend on something that a later stage trains, not when it begins."""
-        frozen = [parameter for parameter in self._may_train if not parameter.requires_grad]
-        excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
-        later = {id(parameter) for parameter in frozen} - {id(weight) for weight in excused.values()}
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        try:
-            with without_saved_tensors():
-                loss = self.loss_sums(batch).loss_sum
-            named = [(name, weight) for name, weight in self.named_parameters() if id(weight) in later]
-            names = outside_graph(loss, named)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        torch.manual_seed(self.seed_of(batch_idx))  # dropout draws as if this forward hadn't been
-        if names:
-            raise UserError(_no_gradient(names))
+        """Stop the run if something that trains got no gradient."""
+        self._coverage.after_backward()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """A resumed run doesn't repeat the validation that follows if it was done before."""
@@ -447,8 +422,8 @@ class VLMModule(LightningModule):
                 f"Of {counts.samples:,} training samples {counts.left_out:,} ({counts.share:.0%}) were left "
                 f"out: {counts.reasons(limit)}"
             )
-        if not self._checked and self.tokens_seen:
-            rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
+        if self.tokens_seen:
+            self._coverage.end_fit()
 
     def teardown(self, stage: str) -> None:
         """Print the scores of `validate` and `test`, and send the pictures that callbacks have drawn in a fit
@@ -774,14 +749,6 @@ class VLMModule(LightningModule):
 
 def _adamw(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=2e-4)
-
-
-def _no_gradient(names: list[str]) -> str:
-    shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
-    return (
-        "these parameters are trained, now or in a later stage, but the loss gives them no gradient: "
-        f"{shown}; freeze them in model.adapt, or list them in model.no_gradient_needed if that is right"
-    )
 
 
 def _has_pictures(inputs: Mapping[str, Tensor]) -> bool:

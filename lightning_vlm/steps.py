@@ -1,6 +1,6 @@
-"""Optimizer steps: how many a run has, the loss of each, and whether the first reaches all that trains."""
+"""Optimizer steps: how many a run has, and the loss of each."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,6 @@ import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
-from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import Tensor, nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -148,50 +147,6 @@ def log_no_more(trainer: Trainer, names: tuple[str, ...]) -> None:
     for result in (trainer._results or {}).values():
         if result.meta.name.startswith(names):
             result.has_reset = True  # until it is logged again
-
-
-class Reached:
-    """Watches one backward pass for the trained parameters that it doesn't reach.
-
-    Looking for missing gradients would not do: text-only batches give zeros to what they don't reach.
-
-    Args:
-        root: Any module.
-        allowed: Selectors of parameters that need not be reached.
-
-    Raises:
-        UserError: A selector finds nothing.
-
-    >>> model = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1, bias=False)})
-    >>> reached = Reached(model)
-    >>> model["used"](torch.ones(1)).backward()
-    >>> reached.missing()
-    ['unused.weight']
-    """
-
-    def __init__(self, root: nn.Module, allowed: Sequence[str] = ()) -> None:
-        try:
-            excused = {id(one) for one in select_parameters(root, allowed).values()} if allowed else set()
-        except SelectorError as error:
-            raise UserError(f"no_gradient_needed: {error}") from None
-        self._left = {
-            name: one for name, one in root.named_parameters() if one.requires_grad and id(one) not in excused
-        }
-        self._hooks = [
-            one.register_post_accumulate_grad_hook(self._hook(name)) for name, one in self._left.items()
-        ]
-
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        def reached(_: Tensor) -> None:
-            self._left.pop(name, None)
-
-        return reached
-
-    def missing(self) -> list[str]:
-        """Names of those not reached. Ends the watch."""
-        for hook in self._hooks:
-            hook.remove()
-        return list(self._left)
 
 
 def zero_touch(parameters: Iterable[nn.Parameter]) -> Tensor:
