@@ -158,7 +158,7 @@ def such_as(bases: list[type], count: int = 3) -> str:
 
 
 def _familiarity(path: str) -> tuple[int, str]:
-    """Sorts our classes first, then those of torch and Lightning, and classes nobody names last."""
+    """Sorts our classes first, then those of torch and Lightning, and classes that are rarely named last."""
     package = path.partition(".")[0]
     order = ("lightning_vlm", "lightning_vlm_callbacks", "torch", "lightning")
     rare = any(word in path for word in ("Dummy", "Base", "_"))

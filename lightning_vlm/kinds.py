@@ -1,4 +1,4 @@
-"""What a token is. One int8 per token travels in every batch; weights don't (seed 3.2.2)."""
+"""What a token is. One int8 per token travels in every batch; weights don't."""
 
 from enum import IntEnum
 

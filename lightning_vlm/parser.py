@@ -23,7 +23,7 @@ class Parser(LightningArgumentParser):
     """Raises what it refuses, takes no shortened keys, and takes the path of a data file for a path.
 
     (LightningCLI prints the usage and exits, takes `--model.learning_rate` for `--model.learning_rates`, and
-    reads whatever file an option names as a config, so that an empty data file means no data.)
+    reads any file that an option names as a config, so that an empty data file means no data.)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Keep messages that say nothing to a user off their terminal; everything else is left alone."""
+"""Filter messages that don't help a user; everything else is left alone."""
 
 import io
 import logging
@@ -44,7 +44,7 @@ _COMMAND_WARNINGS = (
 
 
 def install() -> None:
-    """For whoever imports `lightning_vlm`. Nothing heavy is imported here, and nobody's own filters go."""
+    """Add the filters when `lightning_vlm` is imported. The user's own filters stay."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # It looks for a faster kernel at every import, and says that it has none.

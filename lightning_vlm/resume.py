@@ -1,4 +1,4 @@
-"""Where a resumed run begins: at a whole optimizer step, whoever saved the checkpoint."""
+"""Where a resumed run begins: at a whole optimizer step, however the checkpoint was saved."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -18,13 +18,13 @@ WINDOW = "window"
 class AccumulationWindow:
     """The micro-batches of the optimizer step under way, and what a checkpoint written among them must say.
 
-    Gradients, sums of losses and whatever else callbacks collect during a step are in no checkpoint. A file
+    Gradients, sums of losses and what else callbacks collect during a step are in no checkpoint. A file
     that is written inside a window therefore counts batches as they were counted when the window began, so
     that the resumed run repeats the window's micro-batches. Weights, optimizer and callbacks are as they were
     then, since they change at the window's end. To keep the gradients instead would double a checkpoint of
     full fine-tuning, need those of every rank, and leave out what callbacks have collected.
 
-    It doesn't matter who saves: a ModelCheckpoint by steps or by time, a signal handler in the middle of a
+    It doesn't matter what saves: a ModelCheckpoint by steps or by time, a signal handler in the middle of a
     forward, or a validation inside a window. That validation isn't run again by the resumed run.
     """
 

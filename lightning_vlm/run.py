@@ -105,8 +105,8 @@ class VLMCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
-        """A file that is no checkpoint is told before anything is built. To preview, no accelerator, logger
-        or callback of the run is needed but the schedule of weights; a laptop will do."""
+        """Check the checkpoint file before anything is built. For `preview`, drop the accelerator, logger and
+        callbacks except the schedule of weights, so that it runs on a laptop."""
         self.save_config_kwargs["command"] = self.subcommand
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):

@@ -1,4 +1,4 @@
-"""The weights of token kinds change in the course of a run (seed 3.2.2, 动态权重调整)."""
+"""The weights of token kinds change in the course of a run."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,19 +13,20 @@ from lightning_vlm.losses.weights import KindWeights, WeightCurve
 from lightning_vlm.module import VLMModule
 from lightning_vlm.steps import total_steps
 
-SEED = (
+DEFAULT_POINTS = (
     {"at": 0.0, "instruction": 1.0},
     {"at": 0.3, "instruction": 0.5},
     {"at": 0.8, "instruction": 0.0},
 )
-"""The seed's phases: epochs 1 to 3, 4 to 8, and 9 to 10 of 10."""
+"""Of ten epochs: the first three, the next five and the last two."""
 
 
 class TokenWeightSchedule(Callback):
-    """Changes the weight of each kind of token by progress: by default the seed's three phases, instructions
-    from 1 over 0.5 to 0.
+    """Changes the weight of each kind of token by progress.
 
-    It changes the table `VLMModule.token_weights` between optimizer steps, not the data: whatever is rendered
+    By default there are three phases, in which instructions weigh 1, then 0.5, then 0.
+
+    It changes the table `VLMModule.token_weights` between optimizer steps, not the data: even if rendered
     ahead, a batch gets its weights as its step begins. Progress is optimizer steps made over those of the
     whole run (`total_steps`), a function of `trainer.global_step`. So all micro-batches of a step and all
     ranks have one table, a resumed run goes on exactly, and there is no state to save.
@@ -33,12 +34,12 @@ class TokenWeightSchedule(Callback):
     Validation and test keep `model.token_weights`, so that losses of different times can be compared. The
     table in force is logged as `token_weight/instruction` and so on.
 
-    The seed's early phase gives "all tokens" weight 1, pictures and padding too. Here those always weigh 0,
-    and what the chat template writes does unless a point names `special`.
+    Pictures and padding always weigh 0, and so does what the chat template writes, unless a point names
+    `special`.
 
     Args:
-        points: As in `WeightCurve`: `[{at: 0, instruction: 1.0}, {at: 0.5, instruction: 0.0}]`. None is the
-            seed's phases.
+        points: As in `WeightCurve`: `[{at: 0, instruction: 1.0}, {at: 0.5, instruction: 0.0}]`. None is
+            `DEFAULT_POINTS`.
         between: Likewise: `steps`, `linear` or `smooth`.
 
     Raises:
@@ -55,7 +56,7 @@ class TokenWeightSchedule(Callback):
         between: Literal["steps", "linear", "smooth"] = "steps",
     ) -> None:
         super().__init__()
-        self.points: Sequence[dict[str, float]] = SEED if points is None else points
+        self.points: Sequence[dict[str, float]] = DEFAULT_POINTS if points is None else points
         self.between = between
         self._curve = WeightCurve(self.points, between)
         self._own: KindWeights | None = None  # the module's, while a fit is under way

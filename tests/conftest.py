@@ -114,11 +114,11 @@ _ABOUT = """\
 # What is proved for each model family
 
 Written by `pytest tests --families docs/families.md`: how many tests of each check pass on a tiny model of
-the family, made of its real classes, processor and a chat template in the shape of its published one. What is
-known, and told rather than hidden: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and
-norm never learn (LLaVA-OneVision: its norm); PaliGemma takes no text without a picture; Pixtral's template
-drops system turns, and Qwen3-VL's the pictures in them, which are refused; LLaVA-OneVision's template asks
-for an answer otherwise than it writes one, which is warned of.
+the family, made of its real classes, processor and a chat template in the shape of its published one. Known
+limits: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and norm never learn
+(LLaVA-OneVision: its norm). PaliGemma can't process text without a picture. Pixtral's template drops system
+turns, and Qwen3-VL's drops the pictures in them; such data is refused. LLaVA-OneVision's generation prompt
+differs from the beginning of the answers in its template; a warning says so.
 
 """
 _passed: Counter[tuple[str, str]] = Counter()

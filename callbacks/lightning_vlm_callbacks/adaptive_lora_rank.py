@@ -42,16 +42,15 @@ class AdaptiveLoRARank(Callback):
     before each change, and the budget is shared in proportion (`allocate_ranks`). Layers really grow and
     shrink, with their optimizer state: growing changes nothing that is computed, shrinking leaves the nearest
     matrix of its rank (`resize_lora`). Parameters stay the same objects, so that optimizer groups, schedulers
-    and hooks go on; under DDP the module is wrapped anew. What some other callback has frozen keeps its rank.
+    and hooks go on; under DDP the module is wrapped again. What another callback has frozen keeps its rank.
 
     For any module with plain LoRA of PEFT around linear layers, those of bitsandbytes too. Ranks are in the
     checkpoint; on resume, layers get them before the weights are loaded (for `load_from_checkpoint` see
     `lightning_vlm_callbacks.lora_layers.fit_ranks`). PEFT's config is kept up to date, so that it loads what
     it saves.
 
-    AdaLoRA (Zhang et al., ICLR 2023, arXiv 2303.10512) in PEFT masks directions and frees nothing; it needs a
-    call in the training loop and forgets its state. The seed (LoRA Rank 自适应选择) squares mean gradients,
-    which is not the Fisher information, and spends more or less than its budget.
+    The idea is that of AdaLoRA (Zhang et al. 2023, https://arxiv.org/abs/2303.10512). PEFT's AdaLoRA masks
+    directions and frees no memory, needs a call in the training loop and doesn't save its state.
 
     Args:
         budget: Total rank, or with `unit="parameters"` how many parameters A and B may have in all. None:

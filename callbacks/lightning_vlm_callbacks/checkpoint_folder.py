@@ -94,8 +94,9 @@ class CheckpointFolder:
             _delete(one)
 
     def set_aside(self, ours: Collection[str], resumed: bool) -> Path | None:
-        """Move to a folder of their own the checkpoints that this run knows nothing of, and if it begins anew
-        all else that another run has left, so that nothing is lost and no two runs mix.
+        """Move the checkpoints of other runs to a folder of their own, so that runs don't mix.
+
+        Where this run doesn't resume, everything else that another run has left is moved too.
 
         Args:
             ours: Names of this run's checkpoints.

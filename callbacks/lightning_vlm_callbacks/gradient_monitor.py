@@ -44,12 +44,11 @@ class GradientMonitor(Callback):
     `mean`, `std` (of the population), `max` (of magnitudes) and `zeros` (share) of the gradient of the whole
     optimizer step, accumulated and unscaled, before clipping; `clipped_norm` after it; `update_ratio`, by how
     much the step moved the weights, ‖Δw‖/‖w‖. They are copied to the host at once and read one step late,
-    so that it never waits for a GPU. The seed (3.4.2) waits for three numbers of each tensor, and its alarm
-    `max > 100` never sees NaN.
+    so that the host never waits for a GPU. NaN has a rule of its own, as no comparison with a limit finds it.
 
     Unusual is a group whose gradient is `nan` (or infinite), `exploding`, `vanishing` or `dead`: see
-    `gradient_rules.anomaly`. The first of a kind and group is told at once; all are counted, and told at
-    the end. At `nan` and `exploding`
+    `gradient_rules.anomaly`. The first of a kind and group is reported at once; all are counted, and the
+    counts are reported at the end. At `nan` and `exploding`
 
     - `warn` does no more;
     - `stop` ends the run after the next step;
@@ -71,10 +70,10 @@ class GradientMonitor(Callback):
             only during the optimizer's step.
         histogram: Send histograms of log2|g| to a WandbLogger.
         on_anomaly: See above.
-        max_norm: A norm above is `exploding`; 100 is the seed's number. None, here and below: no such rule.
+        max_norm: A norm above this is `exploding`. None, here and below, turns the rule off.
         max_z: So is one this many standard deviations above the group's running mean, after a warm-up of 25
-            measured steps (with `skip`: 25 steps), anew when other parameters begin to train. ZClip (arXiv
-            2504.02507) begins to clip at 2.5; to leave out a step takes more.
+            measured steps (with `skip`: 25 steps), repeated when other parameters begin to train.
+            ZClip (https://arxiv.org/abs/2504.02507) begins to clip at 2.5; to leave out a step takes more.
         min_norm: A norm below is `vanishing`.
         dead_after: A group is `dead` after so many measured steps in a row (with `skip`: steps) without
             gradient or with nothing but zeros, unless all of it is frozen.
@@ -265,7 +264,7 @@ class GradientMonitor(Callback):
         alarm, news = self._watch.judge(step, norms_now, trained[ALL])
         if news:
             found = "; ".join(news)
-            rank_zero_warn(f"GradientMonitor, step {step}: {found}. More such steps are told at the end")
+            rank_zero_warn(f"GradientMonitor, step {step}: {found}. More such steps are reported at the end")
         return alarm
 
     def _act(self, trainer: "pl.Trainer") -> None:

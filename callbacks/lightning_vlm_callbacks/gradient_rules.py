@@ -28,11 +28,9 @@ class Limits(NamedTuple):
 class Usual(NamedTuple):
     """The norm that a group usually has.
 
-    After ZClip (arXiv 2504.02507, section 3): mean and variance of the first norms, then running ones. In
-    its public code one NaN spoils them for good, checkpoints don't have them, and the more unusual a norm is
-    the less of it enters, so that after a lasting rise every step would be unusual for ever. Here what isn't
-    finite stays out, and a norm above `limit` enters as `limit`: a spike does little, but a lasting rise is
-    soon the usual.
+    As in ZClip (https://arxiv.org/abs/2504.02507, section 3), these are the mean and variance of the first
+    norms, then running ones. A norm that isn't finite is left out, and a norm above `limit` counts as
+    `limit`: a single spike changes little, but a lasting rise soon counts as usual.
     """
 
     seen: int = 0

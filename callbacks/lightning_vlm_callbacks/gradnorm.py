@@ -36,11 +36,12 @@ KINDS = ("weight", "norm", "weighted_norm", "rate")
 
 
 class GradNorm(Callback):
-    """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257): tasks train at like rates.
+    """GradNorm (Chen et al., ICML 2018, https://arxiv.org/abs/1711.02257): tasks train at like rates.
 
     The weights of tasks are moved towards those at which the norm of every task's weighted gradient, on one
     layer that all share, is in proportion to r^alpha. r is how far behind a task is: L(t)/L(0) over its mean.
-    Weights are positive, and their sum is the number of tasks. New weights count from the next step on.
+    Weights are positive, and their sum is the number of tasks, so that they don't change the learning rate.
+    New weights count from the next step on.
 
     Works with any module that has a `TaskWeights`: see there for the two lines that it takes. If each sample
     belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as that
@@ -51,9 +52,6 @@ class GradNorm(Callback):
 
     A task that isn't in a step keeps its last norm and loss; one that has never been seen, whose gradient is
     exactly zero, or isn't finite, keeps its weight.
-
-    The seed (3.2.2) takes a softmax of norms: tasks with large gradients get more weight, not less; it knows
-    no L(0), and divides the learning rate by the number of tasks.
 
     Args:
         alpha: How strongly tasks that are behind are pulled on: 0 makes all norms equal; the paper has 1.5
@@ -347,7 +345,7 @@ class GradNorm(Callback):
         if state["tasks"] != list(self._tasks.names):
             raise MisconfigurationException(
                 f"GradNorm: found tasks {', '.join(self._tasks.names)}, but the checkpoint has "
-                f"{', '.join(state['tasks'])}; go on with the same data, or begin anew"
+                f"{', '.join(state['tasks'])}; go on with the same data, or start a new run"
             )
         device = self._tasks.weights.device
         self._tasks.weights.copy_(state["weights"])

@@ -21,7 +21,7 @@ class Interrupts:
     Args:
         enabled: Whether anything is to be saved then.
         save: Saves the run as it is now, at a position, or for None as it was after its last whole step.
-        at: Lets whatever else is saved inside of it say the same.
+        at: Lets everything else that is saved inside of it say the same.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def resize_lora(
     their gradient. Adam's moments (and SGD's momentum) go along: turned like the gradients where the layer
     shrinks, the second moments element by element; new ones get no momentum, and the mean of the others'
     second moments: with 0 a first step late in a run would be three times the learning rate. State of any
-    other kind in the parameter's shape, or quantised, begins anew, with a warning.
+    other kind in the parameter's shape, or quantised, starts from zero, with a warning.
 
     Args:
         layer: A `peft.tuners.lora.Linear` or one for bitsandbytes, unmerged.
@@ -119,7 +119,7 @@ def _grow(
 ) -> None:
     more = rank - len(a)
     rows = torch.empty(more, a.shape[1])
-    chance = torch.Generator().manual_seed(seed)  # on the CPU: the same whatever the device
+    chance = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same
     if isinstance(init, str) and init.lower() == "gaussian":
         nn.init.normal_(rows, std=1 / rank, generator=chance)
     else:
@@ -152,12 +152,12 @@ def _replace(
                 del optimizer.state[one]  # which begins with an empty one
                 rank_zero_warn(
                     f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another "
-                    "rank: where LoRA's rank changes, its state begins anew",
+                    "rank: where LoRA's rank changes, its state starts from zero",
                 )
                 break
     dtype, one.grad = one.dtype, None
-    # A graph that somebody still holds keeps the node where gradients of the old shape arrive; a parameter
-    # gets a new one when its type changes, so it does for a moment.
+    # An old graph may still hold the node that accumulates gradients of the old shape. Changing the dtype for
+    # a moment gives the parameter a new node.
     one.data = one.data.to(torch.float16 if dtype == torch.float32 else torch.float32)
     one.data = value.to(dtype).contiguous()
 

@@ -27,7 +27,7 @@ from lightning_vlm_callbacks.whole_steps import (
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
 
 MAX_LINES = 5
-"""So many events are told by a line each; then they are only counted."""
+"""So many events are reported with a line each; later ones are only counted."""
 RECENT = 100
 """Optimizer steps over which reductions of the loss scale are counted."""
 
@@ -41,8 +41,8 @@ class NonFiniteGuard(Callback):
     """Leaves out the updates of steps whose loss or gradients hold NaN or infinity, and explains them.
 
     Looks after accumulation and unscaling, before clipping (which would spread one NaN over all gradients),
-    at the losses of all micro-batches and at the gradients. Ranks agree, so replicas stay equal. A step left
-    out has no gradients at all: weights, momentum and step counts of the optimizer, and buffers such as the
+    at the losses of all micro-batches and at the gradients. Ranks agree, so replicas stay equal. A skipped
+    step has no gradients at all: weights, momentum and step counts of the optimizer, and buffers such as the
     statistics of BatchNorm, stay bit for bit as they were. Schedules, `global_step` and what a module keeps
     for itself, such as its metrics, go on.
 
@@ -51,15 +51,14 @@ class NonFiniteGuard(Callback):
     gradient went bad, with what went into it. `report.md` says it, with what is wrong in the data and what to
     try first; `bundle.pt` runs it again anywhere (`NonFiniteBundle`).
 
-    Cost: one number read by the host for each optimizer step, and a reduction of two numbers over ranks, as
-    whether to step can't be known without. Nothing is read for a micro-batch. References to the window's
-    micro-batches are held until its step, so under accumulation they stay on the device together.
+    Cost: one number read by the host for each optimizer step, and a reduction of two numbers over ranks,
+    because all ranks must agree on whether to step. Nothing is read for a micro-batch. References to the
+    window's micro-batches are held until its step, so under accumulation they stay on the device together.
 
     Under float16 a GradScaler leaves out steps whose scaled gradients overflow, which is no anomaly; one that
-    shrinks again and again is reported, once. What is inside a compiled module isn't told apart.
+    shrinks again and again is reported, once. A compiled module is reported as one module.
 
-    From the seed (exercise 6), whose advice for float16 overflow, a greater loss scale, is backwards (erratum
-    26). Going back and leaving out batches is PaLM's remedy (arXiv 2204.02311, 5.1).
+    Going back and leaving out batches is PaLM's remedy (https://arxiv.org/abs/2204.02311, section 5.1).
 
     Args:
         on_nonfinite: `skip` leaves the update out. `rollback` also goes back to an earlier state of weights,
@@ -128,7 +127,7 @@ class NonFiniteGuard(Callback):
         if not whole or isinstance(strategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"NonFiniteGuard: found trainer.strategy {type(strategy).__name__}, which splits the model "
-                "over ranks, so no rank could run a step again by itself; choose one device or ddp"
+                "over ranks, so no rank could run a step again alone; choose one device or ddp"
             )
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
@@ -195,7 +194,7 @@ class NonFiniteGuard(Callback):
             pl_module.log("nonfinite/skipped", float(self.skipped), on_step=True, on_epoch=False)
         step, last, self._last_step = trainer.global_step, self._last_step, trainer.global_step
         if step != last:
-            self._window = []  # not yet empty if the module has left the step out by itself
+            self._window = []  # not yet empty if the module itself has left the step out
         if self._ring is None or step == last:
             return
         if self._going_back:
@@ -307,7 +306,7 @@ class NonFiniteGuard(Callback):
     def _explain(
         self, trainer: Trainer, pl_module: LightningModule, window: list[MicroBatch], event: Event
     ) -> str:
-        """Run it again where it was met, and write about it; all ranks return the same line."""
+        """Replay and report an event on the ranks that met it; all ranks return the same line."""
         mine = [one for one in window if one.loss is not None and not one.loss.isfinite().all()]
         ranks = _ranks_with(trainer, bool(mine))
         where = f" on rank {', '.join(map(str, ranks))}" if ranks and trainer.world_size > 1 else ""

@@ -155,7 +155,7 @@ def page(
 def advice(diagnosis: Diagnosis, data: Sequence[str], precision: str) -> list[str]:
     """What to try, the likeliest first.
 
-    The seed (exercise 6) says to increase the loss scale on float16 overflow: it must decrease (erratum 26).
+    On float16 overflow the loss scale must decrease: a greater one makes the overflow worse.
 
     >>> advice(Diagnosis("none"), [], "16-mixed")[0]
     'Float16 overflows above 65504: use bf16-mixed; or lower the loss scale (GradScaler init_scale), ...'

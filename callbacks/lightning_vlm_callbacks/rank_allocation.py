@@ -25,8 +25,8 @@ def allocate_ranks(
     The ranks that maximise `Σ score · log rank` within the bounds are `clip(λ · score / cost, min, max)`; λ
     is found by bisection, ranks are rounded down and what is left goes to the largest remainders (ties: the
     higher score, then the name). So nothing depends on the order of the modules, and without costs a higher
-    score never gets less rank. The seed (LoRA Rank 自适应选择) rounds each module by itself: with a budget of
-    512 it spends 100 to 896.
+    score never gets less rank. (Rounding each module alone would spend more or less
+    than the budget.)
 
     Args:
         scores: Of each module, 0 or more. If all are 0 they count as equal.
@@ -78,7 +78,7 @@ def allocate_ranks(
     units = {name: int(wanted[name]) for name in names}
     left = budget - sum(price[name] * units[name] for name in names)
     queue = sorted(names, key=lambda name: (units[name] - wanted[name], -scores[name], name))
-    while queue:  # once, but where costs differ or nobody wants what is left
+    while queue:  # once, unless costs differ or no module can take what is left
         grown = [name for name in queue if units[name] < most]
         queue = []
         for name in grown:

@@ -19,7 +19,7 @@ def squared_norms(x: Tensor, dy: Tensor) -> Tensor:
     """‖G_n‖² of each sample n, where `G_n = Σ_t dY_ntᵀ X_nt` is its part of a linear layer's weight gradient.
 
     As the inner product of `X_n X_nᵀ` and `dY_n dY_nᵀ` or from G_n itself, whichever takes less (Goodfellow
-    2015, arXiv 1510.01799; for sequences "ghost norms").
+    2015, https://arxiv.org/abs/1510.01799; for sequences "ghost norms").
 
     Args:
         x: Of shape [samples, ..., in]: what goes into the layer.
@@ -86,7 +86,7 @@ class Importance:
     """Whether a rank measures its own batches only, so that ranks must be summed."""
 
     def step(self, scale: float) -> dict[str, list[Tensor]]:
-        """What the step gave, by layer; begin anew."""
+        """Return the scores of the step by layer, and reset them."""
         raise NotImplementedError
 
     def scores(self, names: Iterable[str], budget: int) -> dict[str, float]:
@@ -143,10 +143,11 @@ class Fisher(Importance):
 
 
 class Sensitivity(Importance):
-    """AdaLoRA's sensitivity (Zhang et al., ICLR 2023, arXiv 2303.10512, eq. 8): Σ |w ∂L/∂w| over A and B.
+    """The sensitivity of AdaLoRA (https://arxiv.org/abs/2303.10512, equation 8): Σ |w ∂L/∂w| over A and B.
 
-    Smoothed by the mean over the steps measured. AdaLoRA multiplies it by its uncertainty, which makes a
-    square of it: what is large gets all. For whole layers that went worse than equal ranks.
+    It is averaged over the steps that are measured. AdaLoRA also multiplies it by its uncertainty, which
+    roughly squares it, so that a few layers get all the rank. For whole layers that did worse than equal
+    ranks.
     """
 
     local = False  # the gradients are those that all ranks step with
@@ -164,11 +165,12 @@ class Sensitivity(Importance):
 
 
 class Activation(Importance):
-    """EVA's (Paischer et al. 2024, arXiv 2410.07170): how many directions a layer's input has.
+    """EVA's (Paischer et al. 2024, https://arxiv.org/abs/2410.07170): how many directions a layer's input
+    has.
 
     Of all layers the directions that explain the largest part of their input's variance are taken, as many as
-    there is rank; a layer counts what it has of these. Variance is told by a random sketch (Nyström), of a
-    width that all the rank a layer may get fits in.
+    there is rank; a layer counts what it has of these. Variance is measured with a random sketch (Nyström),
+    which is wide enough for all the rank that a layer may get.
 
     Needs no gradients. What is kept is a matrix of shape [in, width] for each layer.
 

@@ -16,7 +16,8 @@ class RowGradients:
     Any gradient of W is a sum over rows, `Σ dYᵀ X`, so that of some rows alone, the samples of one task say,
     needs no backward of its own. W may be frozen or quantised: it isn't read. Fires once for each call that
     the backward reaches, with activation checkpointing of either kind too (then X of this layer is kept
-    where the checkpoint isn't reentrant). The method is that of Goodfellow (2015, arXiv 1510.01799).
+    where the checkpoint isn't reentrant). The method is that of
+    Goodfellow (2015, https://arxiv.org/abs/1510.01799).
 
     Args:
         layer: Called as a module, with one tensor of shape [..., in] giving one of shape [..., out]. (Layers
@@ -35,7 +36,7 @@ class RowGradients:
 
     def __init__(self, layer: nn.Module, take: Take) -> None:
         self.tag: Any = None
-        """Whatever tells the calls apart; set it before the layer is called."""
+        """A label of the next call of the layer; set it before that call."""
         self._take = take
         self._handle = layer.register_forward_hook(self._called)
 

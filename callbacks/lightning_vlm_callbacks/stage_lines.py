@@ -74,11 +74,12 @@ def _refuse_frozen(where: str, selector: str, parameters: Collection[Parameter])
 def depth_factors(
     root: nn.Module, parameters: Mapping[str, nn.Parameter], decay: float | None
 ) -> dict[str, float]:
-    """decay^(L + 1 - i), as BEiT's (Bao et al. 2021, arXiv 2106.08254): of a list of L layers, i = 1..L.
+    """The factor decay^(L + 1 - i) of each parameter, where i = 1..L is its place in a list of L layers.
 
-    What comes before the list in `named_parameters()` has i = 0, what comes after it L + 1. The list is the
-    outermost module with numbered children on a parameter's path, of several the one with the most weights.
-    It counts whole, also if only some of its layers are given. Without a list all factors are 1.
+    This is the layer decay of BEiT (https://arxiv.org/abs/2106.08254). What comes before the list in
+    `named_parameters()` has i = 0, what comes after it L + 1. The list is the outermost module with numbered
+    children on a parameter's path, of several the one with the most weights. It counts whole, also if only
+    some of its layers are given. Without a list all factors are 1.
 
     >>> model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     >>> depth_factors(model, dict(model.named_parameters()), 0.5)

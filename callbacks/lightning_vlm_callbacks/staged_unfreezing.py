@@ -60,14 +60,13 @@ class StagedUnfreezing(Callback):
 
     What is frozen keeps no graph, no gradient and no optimizer state, stays as it is bit for bit, and is in
     eval mode, even if the project calls `train()`: no dropout, norm statistics untouched. What is unfrozen
-    begins without momentum. Under DDP the module is wrapped anew at each change, so only what trains is
+    begins without momentum. Under DDP the module is wrapped again at each change, so only what trains is
     synchronised.
 
     A stage begins between two optimizer steps and is a function of `trainer.global_step`, so a resumed run
     goes on as the uninterrupted one. Only what a metric has decided is saved; stages given on resume win.
 
-    The seed (3.4.1, 阶段性解冻实践) flips `requires_grad` at every step, with an optimizer that doesn't know.
-    Lightning's `BaseFinetuning` adds optimizer groups, which breaks schedulers, DDP and resume.
+    Lightning's `BaseFinetuning` adds optimizer groups instead, which breaks schedulers, DDP and resume.
 
     Args:
         stages: A list of stages, each with `train` (selector -> scale of its learning rate; of selectors that

@@ -68,14 +68,16 @@ class Stage(NamedTuple):
 def plan(name: str) -> list[dict[str, Any]]:
     """A ready plan, as a list to print and edit. It speaks of the parts of a vision-language model.
 
-    - `projector-then-language`: LLaVA's two stages (Liu et al. 2023, arXiv 2304.08485) in one run. LLaVA has
-      data and a learning rate for each; the share of 0.2 is ours.
+    - `projector-then-language`: LLaVA's two stages (Liu et al. 2023, https://arxiv.org/abs/2304.08485) in one
+      run. LLaVA has data and a learning rate for each; the share of 0.2 is ours.
     - `vision-last-layers`: all but the tower, then with the last half of its layers too, then with all of it.
       The tower trains at a tenth of the rate, as it has learned the most already.
-    - `medical`: the seed's exercise 5, low layers at a hundredth. The language model isn't in it.
-    - `qwen-vl-3-stage`: Bai et al. 2023, arXiv 2308.12966: first vision and projector, then all, then all but
-      vision. The seed has stage 1 reversed. Begins and scales are those of the paper's steps (50k, 19k, 8k)
-      and rates (2e-4, 5e-5, 1e-5): with lr 2e-4 they are its own. Its data and picture sizes change between
+    - `medical`: for images unlike those the tower was trained on: first the projector, then also the last
+      half of the tower, then all of it, its low layers at a hundredth of the rate. The language model doesn't
+      train.
+    - `qwen-vl-3-stage`: Bai et al. 2023, https://arxiv.org/abs/2308.12966: first vision and projector, then
+      all, then all but vision. Begins and scales follow from the paper's steps (50k, 19k, 8k) and rates
+      (2e-4, 5e-5, 1e-5): with lr 2e-4 the rates are the paper's. Its data and picture sizes change between
       stages too, which is not in a plan.
 
     `head` counts only where the module lets it train: with LoRA or weights tied to the embeddings it has

@@ -1,4 +1,4 @@
-"""The gradient of one linear layer's weight, of each task by itself, over a whole optimizer step."""
+"""The gradient of one linear layer's weight, of each task alone, over a whole optimizer step."""
 
 import math
 from collections.abc import Mapping
@@ -48,8 +48,8 @@ class TaskGradients:
 
     If the module sets `TaskWeights.rows`, they come from the step's one ordinary backward (`RowGradients`),
     at the cost of that layer's own weight gradient. It is exact if no row of one task is changed by rows of
-    another. If it calls `TaskWeights.total`, each task's loss is differentiated by itself, which takes as
-    many backward passes more, and W must train.
+    another. If it calls `TaskWeights.total`, each task's loss is differentiated alone, which takes a
+    backward pass for each task, and W must train.
 
     Over micro-batches and ranks matrices are summed, never norms.
 
@@ -219,7 +219,7 @@ class TaskGradients:
             if bool((low < high).any()):  # above it: a row of -1 alone
                 raise MisconfigurationException(
                     "rows: found tokens of several tasks in one row, where tokens usually see each other and "
-                    "gradients of tasks can't be told apart; set packed=True if attention is block-diagonal"
+                    "task gradients can't be separated; set packed=True if attention is block-diagonal"
                 )
 
 

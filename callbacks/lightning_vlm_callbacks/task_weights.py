@@ -20,7 +20,7 @@ class TaskWeights(nn.Module):
         return self.tasks.total({"depth": depth_loss, "normals": normals_loss})
 
     *Each sample belongs to one task*: before the forward it says which, and the loss of each sample is
-    weighted. Whatever else the loss is multiplied or divided by must be the same for all samples.
+    weighted. Any other factor of the loss must be the same for all samples.
 
         self.tasks.rows = ids                                    # int64 [batch], on the CPU
         losses = ...                                             # [batch]
@@ -64,7 +64,7 @@ class TaskWeights(nn.Module):
         """The task of each row (the first dimension, or the first two) of what the layers get in the forward
         to come, -1 where there is none; int64, on the CPU: the host must know. None if tasks share rows."""
         self.set_by: str | None = None
-        """Who changes the weights in the course of training, in a few words; None is nobody yet."""
+        """What changes the weights in the course of training, in a few words; None if nothing does."""
         self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None
         """Called with what `total` gets, before the backward."""
 

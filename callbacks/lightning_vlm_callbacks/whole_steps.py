@@ -80,7 +80,7 @@ def need_initialized(who: str, module: nn.Module) -> None:
 
 
 def need_one_optimizer_inside(who: str, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse an optimizer that hands its steps to another one, whose groups and state nobody sees.
+    """Refuse an optimizer that hands its steps to another one, whose groups and state can't be reached.
 
     Raises:
         MisconfigurationException: There is one, as in many implementations of SAM and Lookahead.
@@ -91,7 +91,7 @@ def need_one_optimizer_inside(who: str, optimizers: Sequence[Optimizer]) -> None
             if any(isinstance(inner, Optimizer) for inner in several):
                 raise MisconfigurationException(
                     f"{who}: found optimizer {type(optimizer).__name__}, whose {name} is an optimizer with "
-                    "groups and state of its own, which can't be reached; use one that steps by itself"
+                    "groups and state of its own, which can't be reached; use one that makes its own steps"
                 )
 
 

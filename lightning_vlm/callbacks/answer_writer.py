@@ -28,7 +28,7 @@ class AnswerWriter(Callback):
     Each line is a JSON object with `source`, `task`, `prompt`, `images`, `answer`, `reference` (null if
     unknown), `scores` and `candidates`. Lines are in the order of the data, on any number of processes: while
     they run, each has a file of its own beside the final one. A run that is stopped leaves the answers that
-    it has. The command `lightning-vlm predict` adds this callback by itself.
+    it has. The command `lightning-vlm predict` adds this callback.
 
     Args:
         out: The file; None is `answers.jsonl` in the run's folder. A file of answers that is already there

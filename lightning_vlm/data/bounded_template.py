@@ -78,7 +78,7 @@ class BoundedTemplate:
 
         Raises:
             TemplateLimit: It takes too many steps or writes too much.
-            Exception: Whatever the template raises.
+            Exception: Any error that the template raises.
         """
         self._environment.meter.reset(size_of(messages, 10**12))
         return self._template.render(messages=messages, tools=None, documents=None, **variables)

@@ -18,7 +18,7 @@ MAX_WEIGHT = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Some words. `entity` marks a key entity of an answer, which may weigh more in the loss (seed 3.2.2)."""
+    """Some words. `entity` marks a key entity of an answer, which may weigh more in the loss."""
 
     text: str
     entity: bool = False

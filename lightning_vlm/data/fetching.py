@@ -49,7 +49,7 @@ def fetch(url: str, source: str, key: str) -> bytes:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
         file.write(data)
-    os.replace(file.name, kept)  # whole or not at all, whatever other processes fetch
+    os.replace(file.name, kept)  # atomic, as other processes may fetch the same file
     return data
 
 
@@ -82,7 +82,7 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        # The address that it really has, whatever its name was resolved to before.
+        # The address of the connection itself, as its name may have been resolved to another one before.
         address = ipaddress.ip_address(self.sock.getpeername()[0].partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_link_local or (self._must_be_public and not address.is_global):

@@ -1,4 +1,4 @@
-"""Checks of single fields of a record, so that all errors are told in the same words."""
+"""Checks of single fields of a record, so that all errors use the same words."""
 
 import difflib
 import functools

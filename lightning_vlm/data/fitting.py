@@ -1,4 +1,4 @@
-"""How much of a long conversation fits: found by rendering a few times, whatever its length."""
+"""How much of a long conversation fits: found by rendering a few times, for any length."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_vlm.data.turns import Turn, plain_text, text_spans
 
 WITHOUT_LIMIT = 262_144
-"""The tokens of a sample where no `max_length` is set; nobody trains on more without saying so."""
+"""The most tokens of a sample where no `max_length` is set and the tokenizer names no larger limit."""
 _PIECE = 32_768
 """How many characters are tokenized at once to count them."""
 _SLACK = 8
@@ -17,7 +17,7 @@ _SLACK = 8
 def turns_within(
     turns: Sequence[Turn], limit: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, int | None]:
-    """How many of the first turns could fit into a limit, told from their words and without a template.
+    """How many of the first turns could fit into a limit, judged by their words and without a template.
 
     Short conversations are not looked at. Long texts are tokenized piece by piece, up to well over the limit,
     and what comes behind is not read. Cutting a text into pieces can only add tokens, few for each piece, so
@@ -51,7 +51,7 @@ def longest_fit(rounds: int, limit: int, render: Callable[[int], tuple[int, Sequ
 
     The lengths of all rounds are read off one rendering. They are not exact: a round is longer when it comes
     last, by what ends a turn, or where a picture gets more tokens because it is alone. So what should fit is
-    rendered by itself, and less of it while it does not fit.
+    rendered alone, and shortened until it fits.
 
     Args:
         rounds: How many there are.

@@ -31,7 +31,7 @@ _TABLES = (".csv", ".tsv")
 class DataFile(Source):
     r"""A file of samples in any dialect: JSON, JSON lines, CSV or TSV, each also as `.gz`.
 
-    Each row is read by itself, so that one file may hold several dialects. `read` says which there are.
+    Each row is read alone, so that one file may hold several dialects. `read` says which there are.
 
     Args:
         path: The file.
@@ -99,7 +99,7 @@ class Messages(DataFile):
 
     A turn's content is a text, or a list of parts:
 
-    - `{"type": "text", "text": "..."}`: words, whatever they spell: `<image>` is no picture here.
+    - `{"type": "text", "text": "..."}`: words, taken literally: `<image>` is no picture here.
     - `{"type": "image", "path": "..."}` or `{"type": "image", "base64": "..."}`: a picture.
     - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
@@ -202,7 +202,7 @@ def read(
     allow_urls: bool = False,
     split: str = "train",
 ) -> Conversations:
-    """Open data whatever its format, which is found by looking at each row.
+    """Open data of any supported format, which is found by looking at each row.
 
     Files: JSON lines, JSON (an array, or an object with one list of objects), CSV and TSV, each also as
     `.gz`, parquet and arrow. Folders: what `save_to_disk` of `datasets` wrote, a copy of a repository of the

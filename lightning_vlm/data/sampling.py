@@ -70,7 +70,7 @@ class Batches(DistributedSampler):
 def begin_next_epoch(trainer: Trainer) -> None:
     """Let a trainer that resumes from the end of an epoch begin the next one.
 
-    With `max_epochs` alone Lightning does so by itself. With `max_steps` it takes the finished epoch for an
+    With `max_epochs` alone Lightning does so. With `max_steps` it takes the finished epoch for an
     unfinished one, draws one more batch for it and loses the rest of the epoch after. To be called when the
     trainer asks for its training loader.
     """
@@ -97,7 +97,8 @@ class ResumableLoader(DataLoader):
     """A DataLoader over `Batches` that a checkpoint in the middle of an epoch resumes at the next batch.
 
     Made as `ResumableLoader(dataset, sampler=Batches(...), batch_size=None)`, where the dataset takes a list
-    of indices and gives a whole batch. (It has no `__init__` of its own: Lightning makes it anew to predict.)
+    of indices and gives a whole batch. (It has no `__init__` of its own,
+    because Lightning creates it again to predict.)
     """
 
     _epoch, _seen = 0, 0

@@ -186,8 +186,8 @@ class TaskBatches(Batches):
             before = max(number - 1, 0)
             if before >= len(self._known):
                 raise UserError(
-                    f"sampling.score {self.sampling.score}: nobody told the losses of tasks, as a VLMModule "
-                    "does; train one, or take another score"
+                    f"sampling.score {self.sampling.score}: no losses of tasks were reported; train a "
+                    "VLMModule, which reports them, or take another score"
                 )
             self._known[before] = _listed(self._known[before])
             left = self._known[before]

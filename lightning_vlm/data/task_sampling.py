@@ -1,4 +1,4 @@
-"""How often each task is drawn: by size, by hand, or by how far its loss has come (seed 3.2.3)."""
+"""How often each task is drawn: by size, by hand, or by how far its loss has come."""
 
 import difflib
 import math
@@ -21,18 +21,18 @@ Score = Literal["size", "hard", "easy", "weights"]
 class TaskSampling:
     """Draws the task of each training sample with P ∝ score^(1/temperature), and then the task's next sample.
 
-    A temperature of 1 draws in proportion to scores, above it tasks become more alike, `.inf` makes them
-    equally frequent, 0 draws the task with the highest score only. Within a task no sample comes again before
-    all others have come. An epoch stays as long as it was: as many samples as the data has, some of them
-    twice and others not.
+    A temperature of 1 draws in proportion to scores; above it tasks become more alike; `.inf` draws all tasks
+    equally often; T → 0 draws the task with the highest score only. Within a task no sample comes again
+    before all others have come. An epoch stays as long as it was: as many samples as the data has, some of
+    them twice and others not.
 
-    (The seed has P ∝ (1/loss)^T, and says that T → 0 draws the task with the largest loss, T → ∞ all alike.
-    It is the other way round: that T → 0 draws all alike, and T → ∞ the task with the smallest loss.)
+    This is how T5 (https://arxiv.org/abs/1910.10683) and mT5 (https://arxiv.org/abs/2010.11934) mix tasks and
+    languages by size.
 
     Args:
-        score: `size`: how many samples the task has (T5 with `limit`; mT5's α of 0.3 is a temperature of
-            1/0.3). `hard`: how much of its first loss is left, a mean of late steps over L(0), so that tasks
-            that learn slowly come more often; `easy`: the inverse. `weights`: those given.
+        score: `size`: how many samples the task has (T5's rule with `limit`; mT5's α of 0.3 is a temperature
+            of 1/0.3). `hard`: how much of its first loss is left, a mean of late steps over L(0), so that
+            tasks that learn slowly come more often; `easy`: the inverse. `weights`: those given.
         temperature: See above.
         floor: This share of all draws is spread evenly, so that no task is forgotten.
         limit: The most that `size` counts of one task (T5's K).
@@ -134,7 +134,7 @@ class TaskSampling:
         return [min(size, self.limit or size) for size in sizes]
 
     def probabilities(self, scores: "list[float] | list[int]") -> Tensor:
-        """P of each task; float64, shape [tasks]. Scores of 0 are never drawn, whatever the floor.
+        """P of each task; float64, shape [tasks]. Scores of 0 are never drawn, even with a floor.
 
         >>> TaskSampling(temperature=2.0, floor=0.1).probabilities([9.0, 1.0, 0.0])
         tensor([0.7250, 0.2750, 0.0000], dtype=torch.float64)

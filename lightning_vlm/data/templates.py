@@ -1,4 +1,4 @@
-"""Ready chat templates, for models that come without one (seed 3.1.1 and exercise 1).
+"""Ready chat templates, for models that come without one.
 
 Each turn begins with a line of its own for its role. In `Assistant: red` a tokenizer would join the space and
 the first word of the answer to one token, half template and half answer, that no mask can divide.
@@ -79,7 +79,7 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     Args:
         name: One of `TEMPLATES`.
         processor: Its `image_token` (or its tokenizer's) stands for an image, its tokenizer's `eos_token`
-            ends an answer. The `bos_token` comes first, if there is one that nobody else adds.
+            ends an answer. The `bos_token` comes first, if there is one that the tokenizer doesn't add.
     Returns:
         A Jinja template, for `processor.chat_template` or `apply_chat_template(chat_template=...)`.
 
@@ -123,8 +123,8 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
 def _begin(name: str, processor: ProcessorMixin, image: str) -> str:
     """The token that the template must write before everything else, or nothing.
 
-    Llama's processor writes one where there is none, and its tokenizer another; PaliGemma's writes one behind
-    the pictures whatever there is. So the processor is asked what comes of a text without.
+    Llama's processor writes one where there is none, and its tokenizer another; PaliGemma's always
+    writes one behind the pictures. So this looks at what the processor makes of a text without one.
     """
     begin = processor.tokenizer.bos_token
     if begin is None or (name == "chatml" and begin == START_OF_TURN):

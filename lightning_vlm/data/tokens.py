@@ -76,7 +76,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
     cuts = _borders(spans, answers)
     if not literal.any() and not cuts:
         return Encoded(dict(encoded), *_of_tokens(spans, kinds, words), spans, _weights(spans, runs))
-    # What the tokenizer adds by itself in front and behind has no characters.
+    # The tokens that the tokenizer adds at the beginning and end have no characters.
     (own,) = np.nonzero(spans[:, 0] < spans[:, 1])
     front, back = (own[0], own[-1] + 1) if len(own) else (len(spans), len(spans))
     first = encoded["input_ids"][0]

@@ -21,7 +21,7 @@ GREETING = (
     "an assistant turn comes first; an empty user turn is put before it, because the chat template refuses "
     "it there"
 )
-TRAILING = "turns come after the last answer; they are dropped, because there is nothing to learn after it"
+TRAILING = "turns come after the last answer; they are dropped, because nothing is learned after it"
 
 
 class Turn(NamedTuple):

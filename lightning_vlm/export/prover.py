@@ -1,8 +1,9 @@
-"""What a stranger's process makes of an exported folder: plain transformers and PEFT, and nothing of ours
-(but for a folder with adapters of ours).
+"""What a fresh process makes of an exported folder, with only transformers and PEFT.
 
-`proof.py` runs this file by itself, as `python prover.py JOBS ANSWERS`, and compares. It uses the same
-functions for the model that was trained, so both sides are asked the same.
+It needs our package only for a folder with adapters that PEFT doesn't have.
+
+`proof.py` runs this file as a script, `python prover.py JOBS ANSWERS`, and compares the answers. It calls the
+same functions on the model that was trained.
 """
 
 import importlib.util
@@ -148,8 +149,8 @@ def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _mend_torchvision(file: str) -> Any:
-    """The published torchvision doesn't import beside a CPU-only torch. This mends it, elsewhere it does
-    nothing; it is a file by itself, so nothing else of ours is imported."""
+    """The published torchvision doesn't import beside a CPU-only torch. This mends it there and
+    changes nothing elsewhere. The mend is loaded as a single file, so that the rest of our package isn't."""
     spec = importlib.util.spec_from_file_location("torchvision_mend", file)
     assert spec is not None
     assert spec.loader is not None

@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(asked: Asked) -> Trained:
-    """Load the base model anew, adapt it as in training, and give it the checkpoint's weights.
+    """Load the base model again, adapt it as in training, and give it the checkpoint's weights.
 
     Args:
         asked: See there.
@@ -124,5 +124,5 @@ and can't be merged into them; use --adapter-only
         if isinstance(line.settings, Lora) and line.settings.changes_base and line.settings.dora:
             raise UserError(
                 f"export: plan[{key!r}] is DoRA with init: {line.settings.init}, whose changed base weights "
-                f"PEFT can't be told of; leave {ADAPTER_ONLY} out"
+                f"PEFT's format can't hold; leave {ADAPTER_ONLY} out"
             )

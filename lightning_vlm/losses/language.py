@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_vlm.errors import UserError
 
 CHUNK_LOGITS = {"cpu": 2**24}
-"""How many logits a chunk has on a kind of device unless told otherwise: 64 MiB in float32; else 128, since a
-GPU needs more rows at a time to be busy."""
+"""How many logits a chunk has on a kind of device unless `chunk_size` is given: 64 MiB in float32; else 128,
+since a GPU needs more rows at a time to be busy."""
 
 
 class LossSums(NamedTuple):
@@ -205,7 +205,7 @@ def head_cross_entropy(
     logit_scale: float = 1.0,
     chunk_size: int | None = None,
 ) -> LossSums:
-    """Weighted cross-entropy of a model's output layer, whatever that is, a chunk of tokens at a time.
+    """Weighted cross-entropy of any kind of output layer, a chunk of tokens at a time.
 
     A plain `nn.Linear` goes to `linear_cross_entropy`. Any other head (with LoRA or DoRA, quantised, with
     hooks) would lose what makes it different if only its weight were read, so it is called, on one chunk at a

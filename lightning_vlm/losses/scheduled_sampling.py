@@ -28,13 +28,14 @@ Decay = Literal["constant", "linear", "exponential", "inverse_sigmoid"]
 class ScheduledSampling(Callback):
     """Replaces some input tokens of answers by what the model would have written there.
 
-    After Mihaylova and Martins, "Scheduled Sampling for Transformers" (2019): a first pass over the right
+    After "Scheduled Sampling for Transformers" (Mihaylova and Martins 2019,
+    https://arxiv.org/abs/1906.07651): a first pass over the right
     tokens, without gradients and without dropout, predicts every token of the answers; in the second pass,
     which is the ordinary step, each input token of an answer is with some probability the prediction for its
-    place. The loss is against the right tokens, and each is still predicted in its own place. (The seed's
-    gotcha 7 takes the model's word step by step, as Bengio et al. 2015 do with a recurrent network; here
-    that would take a pass for each token.) Where the paper may mix embeddings and send gradients through the
-    first pass, here tokens are replaced and gradients aren't sent.
+    place. The loss is against the right tokens, and each is still predicted in its own place.
+
+    Where the paper may mix embeddings and send gradients through the first pass, here tokens are replaced
+    and no gradients are sent.
 
     Only tokens of answers that are learned are replaced, and of them not the last, which ends the turn and
     which the model never fails to see when it answers. Nor is anything replaced where the prediction is a
@@ -124,7 +125,7 @@ class ScheduledSampling(Callback):
                 generator if self.predictions == "drawn" else None,
             )
         chosen &= ~self._never[predicted]
-        # In place, so that whoever keeps the batch, to run the step again, has what was learned from.
+        # The change is in place, so that a batch kept to run the step again holds the inputs of the step.
         ids.copy_(replaced(ids, batch.kinds, targets, predicted, chosen))
 
 

@@ -17,7 +17,7 @@ from lightning_vlm.errors import UserError
 
 Weighting = Literal["inverse_initial_loss", "uncertainty"]
 OTHER = "other tasks"
-"""The name for tasks that nobody named, where there is no `VLMDataModule` to name them."""
+"""The name of tasks without a name, where there is no `VLMDataModule` to name them."""
 LARGEST_LOG_VARIANCE = 6.9
 """Bounds an uncertainty's weight to 0.001..1000."""
 
@@ -65,19 +65,18 @@ class FixedWeights(TaskWeights):
         if was != self.how:
             raise UserError(
                 f"model.task_weights: found {self.how}, but the checkpoint was trained with {was}; go on "
-                "with the same, or begin anew"
+                "with the same, or start a new run"
             )
         if self.how in LEARNED and names != list(self.names):
             raise UserError(
                 f"model.task_weights {self.how}: found tasks {', '.join(self.names)}, but the checkpoint has "
-                f"{', '.join(names)}; go on with the same data, or begin anew"
+                f"{', '.join(names)}; go on with the same data, or start a new run"
             )
         self.resume(state)
 
 
 class InverseInitialLoss(FixedWeights):
-    """wᵢ ∝ 1/Lᵢ(0), with the number of tasks as their sum (seed, exercise 3, whose weights have the sum 1,
-    which divides the learning rate by the number of tasks).
+    """wᵢ ∝ 1/Lᵢ(0), with the number of tasks as their sum, so that they don't change the learning rate.
 
     Lᵢ(0) is the mean over the first 10 steps that have the task; meanwhile the weight follows it. A task that
     has not been seen yet, or whose loss is 0, weighs 1.
@@ -118,14 +117,15 @@ class InverseInitialLoss(FixedWeights):
 
 
 class Uncertainty(FixedWeights):
-    """Kendall, Gal and Cipolla (CVPR 2018), for classification: Σᵢ e^(-sᵢ) Lᵢ + sᵢ/2, sᵢ = log σᵢ² learned.
+    """Learned uncertainty of each task: Σᵢ e^(-sᵢ) Lᵢ + sᵢ/2, where sᵢ = log σᵢ² is learned.
+
+    The form for classification of Kendall, Gal and Cipolla (2018, https://arxiv.org/abs/1705.07115).
 
     At the optimum e^(-sᵢ) = 1/(2Lᵢ): each task's share is its loss's logarithm. It is taken over the step as
     all else is, (Σᵢ e^(-sᵢ) Sᵢ + sᵢCᵢ/2) / ΣCᵢ of sums of losses S and of tokens' weights C, so that it
     doesn't depend on how the step is split. s begins at 0 and is held within ±6.9: as a loss goes to 0 its
     weight would grow without end. s has its own learning rate (`learning_rates: {tasks: 0.01}` by default),
-    no decay, and no part in the clipped norm. (The seed, 3.2.2, divides by σ itself, which may be 0 or
-    negative, and uses the form for regression.)
+    no decay, and no part in the clipped norm. Learning log σ² rather than σ keeps σ² above 0.
 
     >>> tasks = Uncertainty(["caption", "vqa"])
     >>> tasks.pull(torch.tensor([4.0, 0.1]), torch.ones(2)).backward()
@@ -173,7 +173,7 @@ LEARNED = {one.how: one for one in (InverseInitialLoss, Uncertainty)}
 
 
 def check_weighting(given: Mapping[str, float] | str | None) -> None:
-    """Whether `task_weights` of a module makes sense by itself.
+    """Check `task_weights` of a module, before the tasks are known.
 
     Raises:
         UserError: Another word than those of `Weighting`, or a weight that isn't a number > 0 whose products
@@ -222,14 +222,14 @@ def task_weights_for(trainer: Trainer, given: Mapping[str, float] | str | None) 
     those that are given a weight, and `OTHER` for all that come beside them.
 
     Raises:
-        UserError: As `make_task_weights`; or weights are to be found and nobody knows of which tasks.
+        UserError: As `make_task_weights`; or weights are to be found and the tasks aren't known.
     """
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, VLMDataModule):
         return make_task_weights(given, data.task_table.names)
     if isinstance(given, str):
         raise UserError(
-            f"task_weights: found {given} without a VLMDataModule, so that nobody knows all tasks; train "
+            f"task_weights: found {given} without a VLMDataModule, which names the tasks; train "
             "with one, or give each task its weight"
         )
     return make_task_weights(given, [*(given or {}), OTHER])

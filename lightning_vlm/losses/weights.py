@@ -20,11 +20,10 @@ LEAST_WEIGHT = 1e-20
 
 @dataclass(frozen=True)
 class KindWeights:
-    """The weight of a token by its kind; the defaults are the seed's (3.2.2).
+    """The weight of a token by its kind.
 
     Images and padding always weigh 0 and cannot be set: a patch placeholder stands for pixels and padding for
-    nothing, so there is no next word to learn there. (The seed's stages that give "all tokens" the weight 1
-    would train on both; its own table contradicts them.)
+    nothing, so there is no next word to learn there.
 
     Args:
         special: What the chat template adds around the words.

@@ -16,7 +16,7 @@ class Candidate(NamedTuple):
     Args:
         text: What the model wrote.
         log_prob: Natural logarithm of its probability: the sum over its tokens, as the model gives them to
-            the prompt, whatever temperature, `top_k` or suppressed tokens it was chosen with.
+            the prompt, without the temperature, `top_k` or suppressed tokens it was chosen with.
         length: Its tokens, the end-of-turn token included.
         score: `length_score` of the two, which ranks it.
     """
@@ -32,17 +32,17 @@ def length_score(
 ) -> float:
     """How good an answer is, so that answers of different lengths can be compared; the higher the better.
 
-    Each token makes an answer less probable, so the most probable one tends to be short. The seed (gotcha 6)
-    divides by length^alpha with alpha 0.6 to 0.8, but says that perplexity favours short answers. It doesn't:
-    perplexity is `exp(-length_score(..., alpha=1))`, length taken out already; the probability does.
+    Each token makes an answer less probable, so the most probable one tends to be short. An alpha of
+    0.6 to 0.8 is usual. Perplexity is `exp(-length_score(..., alpha=1))`: it doesn't favour short answers,
+    the probability does.
 
     Args:
         log_prob: Sum of the logarithms of the probabilities of an answer's tokens.
         length: Its tokens, at least 1.
         alpha: 0 takes the probability as it is, 1 its mean over tokens.
         form: `power` divides by length^alpha, as transformers' `length_penalty` does; `gnmt` by
-            ((5 + length) / 6)^alpha, after Wu et al. 2016, "Google's Neural Machine Translation System",
-            equation 14, which treats short answers more alike.
+            ((5 + length) / 6)^alpha, as in equation 14 of Google's translation system (Wu et al. 2016,
+            https://arxiv.org/abs/1609.08144), which treats short answers more alike.
 
     Raises:
         UserError: No token, an alpha that is no finite number, or no such form.

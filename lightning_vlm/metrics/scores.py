@@ -41,7 +41,7 @@ class Scores:
         self._tally = TaskTally()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all scores."""
         self._tally.reset()
 
     def add_losses(self, batch: Batch, targets: Targets, token_losses: Tensor) -> None:

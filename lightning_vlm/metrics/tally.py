@@ -10,7 +10,7 @@ class TaskTally:
 
     Not a torchmetrics `Metric`: its states have names fixed at the start and are reduced one by one across
     ranks, so a task that one rank alone has met would leave that rank waiting for the others for ever. Here
-    one gather takes whatever each rank has.
+    one gather takes what each rank has.
 
     >>> tally = TaskTally()
     >>> tally.update("vqa", right=1, count=2)

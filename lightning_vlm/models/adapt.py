@@ -42,10 +42,10 @@ class _Chosen(NamedTuple):
 def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     """Inject the adapters of a plan and set what requires gradients. Works in place, once per model.
 
-    Afterwards exactly the adapters and the parameters under `full` train; whatever the plan doesn't name is
-    frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in half
-    precision are float32, as from `get_peft_model`. The model computes what it did before, bit for bit but
-    for LoRA with `init` of `pissa`, `olora` or `orthogonal`, and DoRA in half precision: up to rounding.
+    Afterwards exactly the adapters and the parameters under `full` train; everything that the plan doesn't
+    name is frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in
+    half precision are float32, as from `get_peft_model`. The model computes what it did before, bit for bit
+    but for LoRA with `init` of `pissa`, `olora` or `orthogonal`, and DoRA in half precision: up to rounding.
 
     Args:
         model: As from `load_model`; keeps its class.

@@ -25,10 +25,10 @@ _MLP = ("mlp", "feed_forward")
 class Bottleneck(nn.Module):
     """Adds `scale · up(gelu(down(norm(x))))`, in the width of the layer: zero at the start (`up` is zero).
 
-    Sequential (Houlsby et al. 2019, arXiv 1902.00751): x is what the layer puts out. Parallel (He et al.
-    2021, arXiv 2110.04366): x is what goes into the layer's MLP, and the sum is what its MLP puts out. The
-    seed (3.3.3) forgets the norm of its own picture and starts from random `up`, which changes the model
-    before it has learned anything (erratum 11).
+    Sequential (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751): x is what the layer puts out. Parallel
+    (He et al. 2021, https://arxiv.org/abs/2110.04366): x is what goes into the layer's MLP, and the sum is
+    what its MLP puts out. As `up` starts at zero, the model is unchanged before the adapter has learned
+    anything.
 
     Args:
         width: Of the layer.
@@ -134,7 +134,7 @@ def adapters_of(model: nn.Module) -> dict[str, Bottleneck | CrossModal]:
 
 
 def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) -> list[str]:
-    """Save the adapters of a model, and what is needed to make them anew.
+    """Save the adapters of a model, and what is needed to make them again.
 
     Args:
         model: After `adapt`.

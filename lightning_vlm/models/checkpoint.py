@@ -34,7 +34,7 @@ def check_file(path: Path, to_resume: bool = False) -> None:
             holds = torch.load(path, map_location="meta", weights_only=True)
     except (MemoryError, PermissionError):
         raise
-    except Exception as error:  # whatever bytes make of it
+    except Exception as error:  # broken files raise many kinds of errors
         raise UserError(f"checkpoint {path}: found {_unreadable(path, error)}") from error
     if not isinstance(holds, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= holds.keys():
         raise UserError(

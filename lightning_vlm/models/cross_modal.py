@@ -83,9 +83,7 @@ class CrossModal(nn.Module):
 
     A position attends to the pictures of its own row that stand before it: no sample sees another's, and no
     answer a picture that comes later. Rows without pictures, and the pictures themselves, stay as they are.
-    With a key-value cache the keys and values of the pictures are kept with it. (The seed's, 3.3.3, takes
-    [batch, length, width] for [length, batch, width] and so attends across samples, has no residual, and
-    puts out another width; erratum 12.)
+    With a key-value cache the keys and values of the pictures are kept with it.
 
     Args:
         width: Of the language model.
@@ -130,7 +128,7 @@ class CrossModal(nn.Module):
         q = self.q(self.norm(hidden.to(self.norm.weight.dtype)))
         q, k, v = (x.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2) for x in (q, k, v))
         looks = seen.text & visible.any(-1)
-        # Who has nothing to look at looks anywhere, and drops what it finds: a softmax over nothing is NaN.
+        # A softmax over a fully masked row is NaN, so such rows attend anywhere and their result is dropped.
         mask = (visible | ~looks[..., None])[:, None]
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         added = self.out(mixed.transpose(1, 2).flatten(2)).to(hidden.dtype)
@@ -164,7 +162,7 @@ class CrossModal(nn.Module):
         seen = self.pictures.seen if self.pictures else None
         if seen is None:
             raise UserError(
-                "cross_modal_adapter: the language model ran by itself, without the model that puts pictures "
+                "cross_modal_adapter: the language model was called without the model that puts pictures "
                 "into it (or again in the backward pass: gradient checkpointing needs a newer transformers)"
             )
         first = output[0] if isinstance(output, tuple) else output

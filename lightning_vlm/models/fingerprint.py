@@ -22,8 +22,8 @@ class Fingerprint:
     It doesn't depend on where the model lies, nor on whether it was loaded as float32 or bfloat16. (Loaded as
     float16 a model that was saved in another dtype is rounded twice here, and counts as another.)
 
-    Of quantised weights it holds the codes. From the values of a model that isn't quantised it tells the
-    codes that they would have, so that what was trained on quantised weights fits their base model in 16 or
+    Of quantised weights it holds the codes. For a model that isn't quantised it computes the codes that
+    quantisation would give, so that what was trained on quantised weights fits their base model in 16 or
     32 bits; loaded with the dtype that was quantised, as rounding may move a code.
 
     Args:
@@ -31,7 +31,7 @@ class Fingerprint:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        new = new_weights(model)  # which are drawn anew each time
+        new = new_weights(model)  # these are drawn again at each load
         self.quantised: dict[str, Method] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }

@@ -1,7 +1,7 @@
 """Weights that a checkpoint lacks, and whether all that is about to be trained starts as it should.
 
-The seed's recipe (3.4.3) draws every projector anew, which throws away what a pretrained one has learned, and
-zeroes LoRA's B also where training goes on. Here only weights that the checkpoint didn't have are new.
+Only weights that the checkpoint doesn't have are initialised: a pretrained projector keeps what it has
+learned, and LoRA's B keeps its value where training goes on.
 """
 
 import inspect
@@ -23,10 +23,10 @@ from lightning_vlm.models.new_tokens import off_mean
 from lightning_vlm.models.parts import Parts
 
 LAYER_SCALE = 1e-4
-"""Of new layer scales, as CaiT starts those of its deepest models (Touvron et al. 2021, arXiv 2103.17239)."""
+"""New layer scales start at this value, as in the deepest models of CaiT (https://arxiv.org/abs/2103.17239)."""
 _IS_LAYER_SCALE = re.compile(r"(^|\.)(layer_?scale\w*|lambda_[12]|ls[12])(\.|$)")
 _LARGE = 0.02
-"""The seed's limit for the standard deviation of a projector's weights: what Xavier gives where widths add up
+"""The limit for the standard deviation of a projector's weights: what Xavier gives where widths add up
 to 5,000. Narrower ones need more, and training adds some, so three times what Xavier gives is fine too."""
 
 
@@ -104,13 +104,13 @@ def refuse_frozen_chance(model: PreTrainedModel, excused: Collection[int] = ()) 
     if left:
         shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")
         raise UserError(
-            f"the model's files lack {shown}: they would stay as chance has made them; let them train in "
+            f"the model's files lack {shown}: they would stay randomly initialised; let them train in "
             "model.adapt (`projector: full`), or list them in model.no_gradient_needed if nothing uses them"
         )
 
 
 def initial_checks(model: PreTrainedModel, parts: Parts) -> list[Check]:
-    """The seed's list, measured; what the model doesn't have is left out.
+    """Measure what should hold before training; what the model doesn't have is left out.
 
     Args:
         model: Adapted, not yet trained.

@@ -242,7 +242,7 @@ def _template(text_or_path: str) -> str:
 
 @contextmanager
 def _explained(name_or_path: str | Path) -> Iterator[None]:
-    """Turn whatever transformers raises when it can't load something into one sentence."""
+    """Turn an error that transformers raises while loading into one sentence."""
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):

@@ -19,8 +19,8 @@ def logit_options(model: PreTrainedModel) -> LogitOptions:
     """How a model's own forward turns the output of its head into logits.
 
     The text config is not enough: LLaVA-NeXT around Granite and Aya Vision around Cohere use the head's
-    output as it is, whatever the text model would do by itself, and PaliGemma caps its logits in
-    some versions of transformers only. So the forward's source is asked which settings it reads.
+    output as it is, although the text model alone would change it, and PaliGemma caps its logits in
+    some versions of transformers only. So this looks in the forward's source for the settings that it reads.
     """
     family: Any = type(model)
     capped, scaled = _read_by(family)

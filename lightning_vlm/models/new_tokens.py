@@ -1,8 +1,8 @@
 """New tokens: rows of the embeddings and of the head that begin at the mean of all others.
 
-The seed (3.1.1) gives new tokens numbers by hand, one of them twice (erratum 1). Here the tokenizer does.
-A row that begins at the mean changes least: the model gives the new token the logit of an average one (Hewitt
-2021, "Initializing New Word Embeddings for Pretrained Language Models").
+The tokenizer gives new tokens their ids, so that no two share one. A row that begins at the mean changes
+the model least: it gives the new token the logit of an average one (Hewitt 2021, "Initializing
+New Word Embeddings for Pretrained Language Models").
 """
 
 from collections.abc import Sequence

@@ -26,8 +26,9 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
     },
 }
 """Plans by name. `lora` is also what trains without any plan; `qlora` is the same on quantised weights
-(Dettmers et al. 2023, arXiv 2305.14314). `mixed-16gb` is the seed's exercise 7 by hundredths of the layers,
-without its LoRA on the head, which a tied head can't take: add `head: {lora: {r: 8}}` where yours isn't."""
+(Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). `mixed-16gb` gives later layers more rank, for a GPU
+with 16 GB. It has no LoRA on the head, as a head tied to the embeddings can't take any: add `head: {lora: {r:
+8}}` where yours isn't."""
 
 Kind = Literal["nf4", "int8"]
 """How weights are quantised."""
@@ -36,18 +37,19 @@ Checks = dict[str, tuple[bool, str]]
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters: `W + alpha/r · B A` (Hu et al. 2021, arXiv 2106.09685).
+    """Low-rank adapters: `W + alpha/r · B A` (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
     Args:
         r: Rank.
         alpha: Scale; None: 2 r, as LLaVA trains (PEFT's own default is 8 for both), or 16 with `rslora`.
         dropout: On what goes into the adapter.
         modules: Last names of the linear layers to adapt, such as `q_proj`; None: all.
-        rslora: Divide alpha by √r instead of r (arXiv 2312.03732).
-        dora: Learn the norm of each row of the weight beside its direction (arXiv 2402.09353).
+        rslora: Divide alpha by √r instead of r (https://arxiv.org/abs/2312.03732).
+        dora: Learn the norm of each row of the weight beside its direction (https://arxiv.org/abs/2402.09353).
         init: `default` (A random, B zero), `gaussian`, `orthogonal` (r even), `pissa`, `pissa_niter_16` (or
             another number; faster) or `olora`. The last three move the largest directions of the weight into
-            the adapters (arXiv 2404.02948, 2406.01775), so the start equals the base model up to rounding.
+            the adapters (https://arxiv.org/abs/2404.02948, https://arxiv.org/abs/2406.01775), so the start
+            equals the base model up to rounding.
     """
 
     r: int = 16
@@ -92,7 +94,9 @@ class Lora(NamedTuple):
 
 
 class IA3(NamedTuple):
-    """Learned factors on keys, values and what enters an MLP's last layer (Liu et al., arXiv 2205.05638).
+    """Learned factors on keys, values and what enters an MLP's last layer.
+
+    This is IA3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638).
 
     Args:
         modules: Last names of the linear layers; None: keys, values and the MLP's last, as in the paper.

@@ -1,8 +1,7 @@
-"""Frozen weights in 4 or 8 bits, to train adapters on: QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
+"""Frozen weights in 4 or 8 bits, to train adapters on: QLoRA (https://arxiv.org/abs/2305.14314).
 
-The seed (3.3.2) scales a whole tensor by its one largest value, so an outlier anywhere costs all others their
-precision, and a tensor of zeros becomes NaN. bitsandbytes scales each 64 values by themselves; `double_quant`
-stores those scales in 8 bits: 4.127 bits a weight instead of 4.5.
+bitsandbytes scales every 64 values by their own largest one, so that an outlier costs only its neighbours
+their precision; `double_quant` stores those scales in 8 bits: 4.127 bits a weight instead of 4.5.
 """
 
 import logging
@@ -34,8 +33,8 @@ class Quantization:
     through them.
 
     Args:
-        method: `nf4`, or `int8` (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339), which also rounds what
-            goes into a layer to 8 bits and passes it through float16.
+        method: `nf4`, or `int8` (LLM.int8, Dettmers et al. 2022, https://arxiv.org/abs/2208.07339), which
+            also rounds what goes into a layer to 8 bits and passes it through float16.
         parts: Selectors of what is quantised.
         double_quant: Of nf4: quantise the scales too.
         compute_dtype: Of nf4: what weights are turned into to be multiplied.

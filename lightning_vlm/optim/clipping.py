@@ -1,7 +1,7 @@
-"""Clipping of gradients by their norm, of the whole model or of each part by itself.
+"""Clipping of gradients by their norm, of the whole model or of each part alone.
 
-The seed's "layered" clipping clips every tensor alone, which turns the gradient of a part in another
-direction (erratum 14). Here the gradients of a group are scaled together, by one factor.
+The gradients of a group are scaled together by one factor, which keeps their direction; clipping every tensor
+alone would change it.
 """
 
 import math
@@ -23,7 +23,7 @@ def clip_groups(
 
     Args:
         root: Any module. Only parameters that require a gradient at the time of the call are looked at.
-        clip: One limit for the norm of all gradients; or selector -> limit for each by itself, with "rest"
+        clip: One limit for the norm of all gradients; or selector -> limit for each, with "rest"
             for all other trainable parameters. Without "rest" the others are not clipped.
     Returns:
         Parameters by group and limit by group. The groups are "all", or the selectors and "rest".

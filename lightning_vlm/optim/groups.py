@@ -1,4 +1,4 @@
-"""Optimizer groups: each trainable parameter in exactly one, told apart by identity and never by value."""
+"""Optimizer groups: each trainable parameter in exactly one, compared by identity and never by value."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ def parameter_groups(
     Biases, norms (all parameters with one dimension or none, and all of modules whose class name ends in
     `Norm`), adapters (a part of the name starts with `lora_`, `ia3_` or `adapter_`) and what has an attribute
     `no_decay` that is true get no weight decay; everything else does, embeddings too. That LoRA gets none is
-    a preference, not a rule (the seed calls it a rule; erratum 30): decay would pull the product of its
-    matrices to zero, that is, the model back to its base, and so with our adapters. Of IA3's factors, which
-    start at one, it would make an end of the model.
+    a preference, not a rule: decay would pull the product of its
+    matrices to zero, that is, the model back to its base, and so with our adapters. IA3's factors
+    start at one, so that decay would shrink the model's activations to zero.
 
     Args:
         root: Any module. Only parameters that require a gradient at the time of the call are looked at.

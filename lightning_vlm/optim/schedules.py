@@ -1,10 +1,9 @@
-"""Learning rate schedules: pure functions of progress, without state, so that there is nothing to resume.
+"""Learning rate schedules: pure functions of progress, without state, so that resuming needs nothing.
 
 A schedule turns progress (0 before training, 1 after it) into a factor on the learning rate. `lr_lambda`
 makes it a function of the optimizer step: of n steps, step k = 0, 1, ... uses the factor at its middle,
 (k + 0.5) / n. So no step is wasted on a rate of zero, neither the first, where warm-up starts, nor the last,
-before a floor of zero. In the seed's cosine the first step does nothing, and after the last one the rate
-rises again; here progress stops at 1 (erratum 13).
+before a floor of zero. Progress stops at 1, so that no rate rises again after the last step.
 """
 
 import math
@@ -121,10 +120,9 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class ThreePhase(Schedule):
-    """The seed's three phases (3.4.1): linear warm-up, main training at the full rate, cosine refinement.
+    """Three phases: linear warm-up, main training at the full rate, cosine refinement.
 
-    The default start and floor are the seed's 1e-6 and 1e-5 as factors on its 2e-4. The seed doesn't say how
-    long its phases last; those defaults are ours.
+    The default start and floor are 1e-6 and 1e-5 for a learning rate of 2e-4.
 
     Args:
         warmup: Share of training in which the factor grows from `start` to 1.

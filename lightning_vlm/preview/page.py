@@ -65,7 +65,7 @@ def page(preview: Preview) -> str:
     samples = "".join(_sample(number, one) for number, one in enumerate(preview.samples, 1))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        # Whatever the data spell, nothing runs and nothing is fetched.
+        # The data can't run scripts or fetch anything.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

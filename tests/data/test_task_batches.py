@@ -258,7 +258,7 @@ def test_rounds_too_short_for_what_is_drawn_ahead():
 
 
 def test_nobody_tells_losses():
-    with pytest.raises(UserError, match=r"sampling\.score hard: nobody told the losses"):
+    with pytest.raises(UserError, match=r"sampling\.score hard: no losses of tasks were reported"):
         list(make(TaskSampling("hard", every_n_samples=8)))
 
 

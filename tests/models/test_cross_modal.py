@@ -274,5 +274,5 @@ def test_refusals(tiny_folder):
     embeddings = torch.zeros(1, 3, 64)
     with pytest.raises(UserError, match="found no input_ids"):
         model(inputs_embeds=embeddings)
-    with pytest.raises(UserError, match="the language model ran by itself"):
+    with pytest.raises(UserError, match="the language model was called without"):
         model.model.language_model.layers[0](embeddings, position_embeddings=(embeddings[..., :16],) * 2)

@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def is_needed() -> bool:
-    """Whether torchvision doesn't import here by itself, so that a process needs `install` first."""
+    """Whether torchvision doesn't import here unless `install` is called first."""
     spec = PathFinder.find_spec("torchvision")
     return spec is not None and spec.origin is not None and _is_broken(Path(spec.origin).parent)
 

@@ -44,7 +44,7 @@ def places(path: str, name: str | None = None) -> Iterator[tuple[Place, bytes]]:
         name: What errors call it; None is its path.
 
     Raises:
-        DataError: An array that is broken (what follows the break can't be told apart).
+        DataError: An array that is broken: the records after the break can't be found.
     """
     name = path if name is None else name
     with open_file(path, name, _LAYOUT) as file:

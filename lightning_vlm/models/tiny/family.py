@@ -39,7 +39,7 @@ class Family(NamedTuple):
         config: Makes the configuration from token ids and the text settings that all families share.
         processor: Makes the processor from a tokenizer and the chat template.
         named: Special tokens that the processor asks the tokenizer for by name, such as `image_token`.
-        adds_bos: The tokenizer puts `bos` in front (otherwise the template writes it, or nobody).
+        adds_bos: The tokenizer puts `bos` in front (otherwise the template may write it).
         padding_side: As in the published tokenizer.
         also_ends: Tokens besides `eos` that stop generation.
     """

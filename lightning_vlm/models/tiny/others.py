@@ -166,7 +166,7 @@ PIXTRAL = _mistral_family(_PIXTRAL_TEMPLATE, _pixtral_config, 1)
 
 
 # --- Llama 3.2 Vision: a header before each turn, <|eot_id|> behind; a system turn with dates, but not where
-# --- there are pictures and nobody gave one
+# --- there are pictures and none was given
 _MLLAMA_TEMPLATE = (
     "{{ bos_token }}"
     "{% set seen = namespace(image=false) %}"
