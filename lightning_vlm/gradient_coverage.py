@@ -21,7 +21,7 @@ class GradientCoverage:
 
     >>> model = nn.ModuleDict({"used": nn.Linear(1, 1), "unused": nn.Linear(1, 1, bias=False)})
     >>> coverage = GradientCoverage()
-    >>> coverage.start_fit(model, excused=[])
+    >>> coverage.start_fit(model, model, excused=[])
     >>> loss = model["used"](torch.ones(1))
     >>> coverage.before_backward(compute_loss=lambda: loss)
     >>> loss.backward()
@@ -34,6 +34,7 @@ class GradientCoverage:
 
     def __init__(self) -> None:
         self._root: nn.Module | None = None
+        self._model: nn.Module | None = None
         self._excused: Sequence[str] = ()
         self._may_train: list[nn.Parameter] = []
         self._trained = 0  # how many parameters trained at the last check
@@ -41,14 +42,17 @@ class GradientCoverage:
         self._not_reached: dict[str, nn.Parameter] = {}
         self._hooks: list[Any] = []
 
-    def start_fit(self, root: nn.Module, excused: Sequence[str]) -> None:
+    def start_fit(self, root: nn.Module, model: nn.Module, excused: Sequence[str]) -> None:
         """Begin with what trains now. From now on callbacks may freeze some of it for a while.
 
         Args:
             root: The module whose parameters are checked.
+            model: The part of it that the loss of a batch is computed with. Only this part is checked for
+                later stages; weights of tasks, for example, come into the loss after that.
             excused: Selectors of parameters that may stay without gradient.
         """
         self._root = root
+        self._model = model
         self._excused = excused
         self._may_train = [parameter for parameter in root.parameters() if parameter.requires_grad]
         self._trained = 0
@@ -111,8 +115,10 @@ class GradientCoverage:
 
     def _check_later_stages(self, compute_loss: Callable[[], Tensor]) -> None:
         assert self._root is not None
+        assert self._model is not None
+        of_model = {id(parameter) for parameter in self._model.parameters()}
         frozen = [parameter for parameter in self._may_train if not parameter.requires_grad]
-        to_check = {id(parameter) for parameter in frozen} - self._excused_parameters()
+        to_check = {id(parameter) for parameter in frozen} & (of_model - self._excused_parameters())
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:

@@ -1,6 +1,5 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
-import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.collate import Batch, Targets, rows_alike
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.left_out import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
+from lightning_vlm.data.left_out_watch import LeftOutOfEvaluation, LeftOutOfFit
 from lightning_vlm.data.templates import TEMPLATES, chat_template
 from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
@@ -218,9 +217,8 @@ class VLMModule(LightningModule):
         self._changes = RunChanges()
         self._step_was_empty = False
         self._total_steps = 0
-        self._epoch_counts = self._fit_counts = self._eval_counts = SampleCounts()
-        self._epoch_is_whole = self._looked_ahead = False
-        self._check_at: float = ENOUGH
+        self._left_out_of_fit = LeftOutOfFit()
+        self._left_out_of_evaluation = LeftOutOfEvaluation()
         self._coverage = GradientCoverage()
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._may_train: list[torch.nn.Parameter] = []
@@ -302,7 +300,7 @@ class VLMModule(LightningModule):
         self._fit_began = time.time()
         assert self.model is not None
         self._may_train = [one for one in self.parameters() if one.requires_grad]
-        self._coverage.start_fit(self, self.no_gradient_needed)
+        self._coverage.start_fit(self, self.model, self.no_gradient_needed)
         self._changes.check_optimizer(self.trainer.optimizers)
         if self.clip is not None:
             own = self.tasks.parameters() if self.tasks else ()
@@ -329,9 +327,7 @@ class VLMModule(LightningModule):
         self._keep_modes()
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen = 0
-        self._epoch_counts = self._fit_counts = SampleCounts()
-        self._epoch_is_whole = self._looked_ahead = False
-        self._check_at = ENOUGH
+        self._left_out_of_fit.start_fit()
         restore_accumulation(self.trainer)
         self._changes.start(self.trainer, self._arguments(), self._total_steps)
         self._window.start_run(self.trainer)
@@ -358,9 +354,7 @@ class VLMModule(LightningModule):
         targets = len((batch.targets or self.targets(batch)).positions)
         self._step_loss.targets += targets
         self.tokens_seen += batch.tokens
-        if batch_idx == 0:
-            self._epoch_counts, self._epoch_is_whole = SampleCounts(), True
-        self._epoch_counts += SampleCounts.of_batch(batch, targets)
+        self._left_out_of_fit.add(batch, targets, batch_idx)
         if not self._attention_checked and _has_pictures(batch.inputs):
             self._attention_checked = True
             assert self.model is not None
@@ -415,13 +409,7 @@ class VLMModule(LightningModule):
         if self.model is not None:
             release_modes(self.model)
         self._task_log.write(self.trainer)
-        counts = self._fit_counts
-        if counts.share >= WORTH_A_LINE:
-            limit = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
-            rank_zero_warn(
-                f"Of {counts.samples:,} training samples {counts.left_out:,} ({counts.share:.0%}) were left "
-                f"out: {counts.reasons(limit)}"
-            )
+        self._left_out_of_fit.end_fit(self.trainer)
         if self.tokens_seen:
             self._coverage.end_fit()
 
@@ -479,10 +467,7 @@ class VLMModule(LightningModule):
         if isinstance(data, VLMDataModule):
             data.end_step(step.sums, step.counts, batch_idx)
         self._window.end_step(self.trainer, batch_idx)
-        samples = (batch_idx + 1) * self.trainer.world_size * getattr(data, "batch_size", 1)
-        first_empty = self._step_was_empty and not self._looked_ahead
-        if first_empty or self.trainer.is_last_batch or samples >= self._check_at:
-            self._check_counts(samples)
+        self._left_out_of_fit.end_step(self.trainer, batch_idx, self._step_was_empty, self.targets)
 
     def _divide_gradients(self) -> WholeStep:
         trainer, tasks = self.trainer, self.tasks
@@ -498,30 +483,9 @@ class VLMModule(LightningModule):
         self._task_log.add(step.sums, step.counts, self.trainer)
         self.log("train/loss", step.loss, prog_bar=True, on_step=True, on_epoch=False)
 
-    def _check_counts(self, samples: int) -> None:
-        """Stop all ranks if nearly all samples of this epoch were left out, on all ranks together.
-
-        Args:
-            samples: How many were asked for in this epoch. All ranks give the same number.
-        """
-        if samples >= self._check_at:
-            self._check_at = MANY if samples < MANY else math.inf
-        data = getattr(self.trainer, "datamodule", None)
-        limit = getattr(data, "max_length", None)
-        whole = self._epoch_is_whole and self.trainer.is_last_batch
-        problem = self._epoch_counts.over_ranks().problem(limit, whole)
-        unsure = problem or (self._step_was_empty and not self._looked_ahead)
-        if unsure and not whole and isinstance(data, VLMDataModule):
-            # The first samples of a sorted file say little about the others.
-            self._looked_ahead = True
-            ahead = data.look_ahead(ENOUGH, self.targets)
-            problem = ahead.problem(limit, whole=bool(problem) or ahead.samples == len(data.source("train")))
-        if problem:
-            raise UserError(f"training data: {problem}")
-
     def on_train_epoch_end(self) -> None:
-        """Count the epoch."""
-        self._fit_counts += self._epoch_counts.over_ranks()
+        """Add up over epochs what was left out."""
+        self._left_out_of_fit.end_epoch()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps that were left out don't count for the schedule."""
@@ -630,13 +594,13 @@ class VLMModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
         self._scores.reset()
-        self._eval_counts = SampleCounts()
+        self._left_out_of_evaluation.start()
         self.predictions = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
         targets = batch.targets or self.targets(batch)
-        self._eval_counts += SampleCounts.of_batch(batch, len(targets.positions))
+        self._left_out_of_evaluation.add(batch, len(targets.positions))
         self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
         if self.generation is not None:
             answers = self.answer(batch)
@@ -648,11 +612,7 @@ class VLMModule(LightningModule):
         stage = "test" if self.trainer.testing else "val"
         scores = self._scores.compute()
         if "loss" not in scores:  # on all ranks alike
-            data = getattr(self.trainer, "datamodule", None)
-            problem = self._eval_counts.over_ranks().problem(getattr(data, "max_length", None))
-            rank_zero_warn(
-                f"{stage}/loss isn't logged, for nothing could be scored: {problem or 'no samples'}"
-            )
+            self._left_out_of_evaluation.warn_of_no_loss(self.trainer, stage)
         for name, value in scores.items():
             # Every rank has the same value; sync_dist only keeps Lightning from warning.
             sync = self.trainer.world_size > 1
