@@ -116,7 +116,7 @@ def find_class(name: str, bases: list[type]) -> type | Callable | None:
         if missing and not near:
             near = f": there is no module {missing}; put its folder on PYTHONPATH, or install its package"
         raise ClassNameError(f"there is no class {name}{near}") from error
-    except Exception as error:  # the module is the user's own, and anything may happen in it
+    except Exception as error:  # the module is the user's own and may raise anything
         raise ClassNameError(f"importing {name} ends in {type(error).__name__}: {error}") from error
     if inspect.isclass(found) and not any(_fits(found, base) for base in bases):
         wanted = " or ".join(base.__name__ for base in bases)
@@ -127,7 +127,7 @@ def find_class(name: str, bases: list[type]) -> type | Callable | None:
 def _fits(found: type, base: type) -> bool:
     try:
         return issubclass(found, base) or getattr(base, "_is_protocol", False)
-    except TypeError:  # a generic class; trying it will say
+    except TypeError:  # a generic class, which is checked when it is called
         return True
 
 

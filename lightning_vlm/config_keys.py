@@ -278,6 +278,6 @@ def _parser_of(kind: type | Callable) -> ArgumentParser | None:
             parser.add_class_arguments(kind, fail_untyped=False)
         else:
             parser.add_function_arguments(kind, fail_untyped=False)
-    except Exception:  # a signature that can't be read; the parser will say so in its turn
+    except Exception:  # the parser reports a signature that can't be read
         return None
     return parser

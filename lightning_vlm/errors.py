@@ -24,7 +24,7 @@ class DataError(UserError):
         super().__init__(f"{where}: found {found}; expected {expected}")
 
     def __reduce__(self) -> tuple:
-        # Exceptions with several arguments do not survive the trip out of a DataLoader worker by themselves.
+        # Without this, exceptions with several arguments can't be pickled by a DataLoader worker.
         return type(self), (self.source, self.key, self.found, self.expected)
 
 

@@ -13,23 +13,23 @@ _LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
 )
 _WARNINGS = (
-    # VLMModule sets modes itself, right after.
+    # VLMModule sets the modes itself right afterwards.
     r".*module\(s\) in eval mode at the start of training.*",
-    # VLMModule knows that it overrides `optimizer_step`.
+    # VLMModule overrides `optimizer_step` on purpose.
     r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding.*",
-    # VLMModule lets it average what trains only.
+    # VLMModule averages only the trained weights.
     r"You're using the WeightAveraging callback with a model that overrides the configure_model.*",
-    # CSVLogger is a good default, and one may name another.
+    # CSVLogger is a good default, and the user can choose another.
     r"Starting from v1\.9\.0, `tensorboardX` has been removed.*",
-    # The end of a fit says so where nothing was logged.
+    # The end of a fit reports when nothing was logged.
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
-    # How many processes render is a matter of the data; on a small machine none is right.
+    # The right number of workers depends on the data; on a small machine it may be none.
     r"The '\w+' does not have many workers which may be a bottleneck.*",
     # VLMDataModule without validation data gives no loader.
     r"Total length of `list` across ranks is zero.*",
-    # It is about megabytes in a table that few read.
+    # This is about megabytes in a table that few users read.
     r"Precision .* is not supported by the model summary.*",
-    # Packages among themselves.
+    # Warnings that packages cause in each other.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
 )
@@ -47,7 +47,7 @@ def install() -> None:
     """Add the filters when `lightning_vlm` is imported. The user's own filters stay."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    # It looks for a faster kernel at every import, and says that it has none.
+    # The package looks for a faster kernel at every import, and reports that there is none.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_no_news)
@@ -63,7 +63,7 @@ def install_for_command(command: str) -> None:
     for message in _COMMAND_WARNINGS + (() if command == "fit" else _UNLESS_FIT_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows few characters must not end a run whose work is done.
+        # A terminal with a small character set must not end a finished run with an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if not sys.stderr.isatty():

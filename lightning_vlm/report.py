@@ -48,7 +48,7 @@ class Report:
     def after(self) -> None:
         """Score it again; print the table and save the picture."""
         scores = self._test()
-        folder = run_folder(self.trainer)  # which all ranks must ask for
+        folder = run_folder(self.trainer)  # all ranks must call this
         if not self.trainer.is_global_zero:
             return
         picture = draw_predictions(
@@ -72,7 +72,7 @@ class Report:
     def _baselines(self) -> dict[str, float]:
         try:
             return blind_baselines(self.data.source("train"), self.data.source("test"))
-        except UserError:  # conversations of several rounds have no such baselines
+        except UserError:  # there are no baselines for conversations of several rounds
             return {}
 
 

@@ -101,7 +101,7 @@ class AccumulationWindow:
             current = epochs["current"]
             if current["ready"] > current["started"]:
                 _between_epochs(epochs)
-            # A tuner saves before the first epoch, when there is none to go on with.
+            # A tuner saves before the first epoch, when there is no epoch to continue.
             elif 0 < current["ready"] == current["processed"] and not _epoch_ended(trainer):
                 _inside_epoch(epochs)
             return None

@@ -141,7 +141,7 @@ class VLMCLI(LightningCLI):
         """Lightning ends the process after Ctrl-C or SIGTERM; here the end says what was saved."""
         try:
             with warnings.catch_warnings():
-                if subcommand != "fit":  # a fit begins at the start; what is scored would be the base model
+                if subcommand != "fit":  # without a last checkpoint, only the base model could be scored
                     warnings.filterwarnings("error", message=".*there is no last checkpoint available")
                 super()._run_subcommand(subcommand)
         except SystemExit as error:
@@ -152,7 +152,7 @@ class VLMCLI(LightningCLI):
         self.summary = FitSummary(self.model, self.datamodule)
         self.trainer.callbacks.append(self.summary)  # type: ignore[attr-defined]
         if self.config.fit.report:
-            # A test comes before the fit, and with it a logger's run.
+            # The test before the fit already starts the logger's run.
             check_selectors(self.model, self.trainer, fits=True)
             self.report = Report(self.trainer, self.model, self.datamodule)
             self.report.before()
@@ -194,11 +194,11 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
         parser_class=Parser,
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},
-        # Our batches are rank-aware by themselves; Lightning's sampler would shuffle and repeat them.
+        # Our batches are rank-aware; Lightning's sampler would shuffle and repeat them.
         trainer_defaults={
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
-            "enable_model_summary": False,  # the plan says more
+            "enable_model_summary": False,  # the table of the plan says more
         },
         seed_everything_default=0,
         auto_configure_optimizers=False,

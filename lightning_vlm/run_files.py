@@ -52,7 +52,7 @@ def pictures_of(trainer: Trainer, folder: Path, since: float) -> list[Path]:
     folders = [folder, folder / "checkpoints"]
     folders += [Path(path).parent for path in checkpoints_of(trainer)]
     files = dict.fromkeys(file for one in folders for file in sorted(one.glob("*.png")))
-    # Some file systems keep whole seconds only.
+    # Some file systems store times in whole seconds only.
     return [file for file in files if file.stat().st_mtime >= since - 1]
 
 

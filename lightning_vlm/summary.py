@@ -36,7 +36,7 @@ class FitSummary(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seconds = time.time() - self._start
-        # Kept, because a test that follows clears them.
+        # These are kept, because a following test clears them.
         self._scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def show(self, trainer: Trainer, folder: Path) -> None:
@@ -56,7 +56,7 @@ class FitSummary(Callback):
             steps = f"{self._seconds:,.0f} s, {trainer.global_step:,} steps"
             each = " on each process" if trainer.world_size > 1 else ""
             print_line("training", f"{steps}, {speed:,.0f} tokens per second{each}")
-        else:  # It never started.
+        else:  # The fit never started.
             print_line("training", f"none; the run was over at step {trainer.global_step:,}")
         checkpoints = checkpoints_of(trainer)
         if not checkpoints:

@@ -59,8 +59,8 @@ class TokenWeightSchedule(Callback):
         self.points: Sequence[dict[str, float]] = DEFAULT_POINTS if points is None else points
         self.between = between
         self._curve = WeightCurve(self.points, between)
-        self._own: KindWeights | None = None  # the module's, while a fit is under way
-        self._now: KindWeights | None = None  # the one in force, likewise
+        self._own: KindWeights | None = None  # the module's own weights, during a fit
+        self._now: KindWeights | None = None  # the weights in force, during a fit
         self._total, self._step = 1, -1
 
     def at(self, progress: float, table: KindWeights) -> KindWeights:
@@ -102,7 +102,7 @@ class TokenWeightSchedule(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: VLMModule, *_: Any) -> None:  # type: ignore[override]
-        # Not as a batch starts: VLMDataModule has asked for its targets by then.
+        # When a batch starts it is too late, because VLMDataModule has computed its targets by then.
         self._enter(trainer, pl_module)
 
     @override

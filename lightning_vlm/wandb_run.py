@@ -30,7 +30,7 @@ def saved_id(checkpoint: str | Path) -> str | None:
     """The id of the run that wrote a checkpoint; None if it wasn't logged there, or this is no checkpoint."""
     try:
         holds = torch.load(checkpoint, map_location="meta", weights_only=True)
-    except Exception:  # What is wrong with the file is said where it is loaded.
+    except Exception:  # A broken file is reported when it is loaded.
         return None
     own = holds.get("lightning_vlm") if isinstance(holds, dict) else None
     found = own.get(KEY) if isinstance(own, dict) else None

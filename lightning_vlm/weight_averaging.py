@@ -110,7 +110,7 @@ def average_what_trains(trainer: Trainer, root: nn.Module, names: Collection[str
             )
         average = TrainedAverage(root, names, callback._average_model)
         callback._average_model = average
-        # Lightning's own go through all parameters, and forget the weights of training at the end.
+        # Lightning's own version loops over all parameters, and loses the training weights at the end.
         callback._swap_models = average.swap  # type: ignore[method-assign]
         callback._copy_average_to_current = average.finish  # type: ignore[method-assign]
 
@@ -135,8 +135,8 @@ def load_averages(trainer: Trainer | None, checkpoint: dict[str, Any], names: Co
     if CURRENT not in checkpoint or trainer is None:
         return
     if trainer.state.fn != TrainerFn.FITTING or ended(trainer, checkpoint):
-        # A module that isn't trained further has the averaged weights, as at the end of a fit. The callback
-        # would give it those of training.
+        # A module that isn't trained further gets the averaged weights, as at the end of a fit. The callback
+        # would give it the training weights.
         checkpoint[CURRENT] = checkpoint["state_dict"]
         return
     checkpoint[CURRENT] = {name: weight for name, weight in checkpoint[CURRENT].items() if name in names}

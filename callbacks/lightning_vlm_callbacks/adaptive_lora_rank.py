@@ -193,7 +193,7 @@ class AdaptiveLoRARank(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        # A module may leave out the step that was to be measured last; the ranks then change after the next.
+        # A module may skip the last step to be measured; the ranks then change after the next one.
         if not self._open and any(self._last < due <= step for due in self._steps):
             self._last = step
             self._change(trainer, pl_module)

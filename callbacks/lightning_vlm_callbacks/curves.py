@@ -46,7 +46,7 @@ def save_curves(
     >>> save_curves(Path(tempfile.mkdtemp(), "loss.png"), curves).stat().st_size > 1000
     True
     """
-    from matplotlib.figure import Figure  # not pyplot: the backend of a program around us stays as it is
+    from matplotlib.figure import Figure  # pyplot would change the backend of the calling program
 
     figure = Figure(figsize=(9, 0.8 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]

@@ -228,7 +228,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only here is all done that belongs to the epoch before, such as the step of a plateau schedule.
+        # Only here the previous epoch is complete, including the step of a plateau schedule.
         if not is_training(trainer):
             return
         if self._random is not None:

@@ -125,7 +125,7 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
     restore_accumulation(trainer)
     if position == "epoch":
         # With max_steps Lightning takes the finished epoch for an unfinished one, and draws one more batch.
-        # In either case it would keep the iterator it has made too early: with other random numbers.
+        # In either case it would keep an iterator that was made too early, with other random numbers.
         loop.on_iteration_done()
         loop.epoch_loop.restarting = False
     elif position is not None and mine["loaders"]:
@@ -139,7 +139,7 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
         loop._restarting = False
         loop.epoch_loop.val_loop.restarting = False
         loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-    if position == "batch":  # plateau schedules step behind `on_train_batch_end`
+    if position == "batch":  # plateau schedules step after `on_train_batch_end`
         loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
     generators = _generators(trainer)
     if len(generators) == len(mine["generators"]):

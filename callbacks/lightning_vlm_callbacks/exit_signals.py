@@ -36,7 +36,7 @@ class ExitSignals:
         self._process, self._speaks = os.getpid(), trainer.is_global_zero
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is another library's
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a library has set another
             self._hold(signal.SIGINT, self._handle)
         self._hold(signal.SIGTERM, self._handle)
         environment = trainer._accelerator_connector.cluster_environment
@@ -62,7 +62,7 @@ class ExitSignals:
         return self._caught
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # in a worker of a loader: the main process decides
+        if os.getpid() != self._process:  # in a loader's worker, as the main process decides
             return
         if number == signal.SIGINT and self._caught == signal.SIGINT:
             self.remove()

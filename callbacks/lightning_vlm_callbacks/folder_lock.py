@@ -54,7 +54,7 @@ class FolderLock:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 _lock(descriptor)
-                if _is_same(descriptor, self.file):  # the last holder may just have deleted it
+                if _is_same(descriptor, self.file):  # the last holder may have just deleted it
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, _holder().encode())
                     return descriptor

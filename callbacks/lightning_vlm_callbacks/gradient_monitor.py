@@ -117,11 +117,11 @@ class GradientMonitor(Callback):
     def _reset(self) -> None:
         self._watch, self._history = Watch(self.limits), History()
         self._skips = 0  # in a row
-        self._closures = 0  # gradients computed in the step that is being made
+        self._closures = 0  # gradients computed in the current step
         self._last: dict[str, dict[str, float]] = {}
-        self._open: Measurement | None = None  # begun before the step that is being made
+        self._open: Measurement | None = None  # begun before the current step
         self._sent: Measurement | None = None  # on its way to the host
-        self._alarm: bool | None = None  # of the step that was read last, until it has been acted on
+        self._alarm: bool | None = None  # for the step that was read last, until it is handled
 
     # Hooks
 
@@ -160,7 +160,7 @@ class GradientMonitor(Callback):
                 "GradientMonitor: found a fused optimizer with a GradScaler, which unscales gradients inside "
                 "the step; set fused=False, or the Trainer's precision to bf16-mixed"
             )
-        # Nesterov's momentum is added to the gradients in place: what is left isn't what was clipped.
+        # Nesterov's momentum is added to the gradients in place, so they aren't the clipped ones any more.
         options = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._clipped_stays = not any(group.get("nesterov") for group in options)
         self._every = self.every_n_steps or trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -223,11 +223,11 @@ class GradientMonitor(Callback):
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
-        self._draw(trainer)  # what is on its way stays unread: a device that failed may never answer
+        self._draw(trainer)  # the pending measurement isn't read, as a device that failed may never answer
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        self._read()  # it belongs to a step that the checkpoint has
+        self._read()  # it belongs to a step that the checkpoint contains
         history = self._history
         thinned = [history.every, history.offered, list(history.points)]
         return {**self._watch.state(), "skips": self._skips, "alarm": self._alarm, "history": thinned}
@@ -254,7 +254,7 @@ class GradientMonitor(Callback):
         self._last.update(found)
         kept = {f"{name}/{key}": one[key] for name, one in found.items() for key in DRAWN if key in one}
         self._history.add(measured.step, kept)
-        if self.on_anomaly != "skip":  # else it was judged before the step
+        if self.on_anomaly != "skip":  # with `skip` the step was judged before it was made
             self._alarm = self._judge(measured.step, {name: one["norm"] for name, one in found.items()})
 
     def _judge(self, step: int, norm_of: Mapping[str, float]) -> bool:
@@ -278,14 +278,14 @@ class GradientMonitor(Callback):
         """Judge a step before it is made, and leave it out if any rank has reason to."""
         norm_of: dict[str, float] = {}
         if measured.gradients:
-            found = norms(measured.gradients).cpu().tolist()  # here the host waits
+            found = norms(measured.gradients).cpu().tolist()  # the host waits here
             for name, places in measured.places.items():
                 norm_of[name] = math.sqrt(sum(found[place] ** 2 for place in places))
         alarm = self._judge(measured.step, norm_of)
         if not trainer.strategy.reduce_boolean_decision(alarm, all=False):
             self._skips = 0
             return False
-        # Optimizers pass over what has no gradient. With zeros, decay and momentum would go on.
+        # Optimizers skip parameters without a gradient. With zeros, decay and momentum would still act.
         optimizer.zero_grad(set_to_none=True)
         self._skips += 1
         if self._skips == MOST_SKIPS:

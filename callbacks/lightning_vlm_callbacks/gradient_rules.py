@@ -62,7 +62,7 @@ class Usual(NamedTuple):
         warm_up = self.seen < WARM_UP
         share = 1 / (self.seen + 1) if warm_up else 1 - ALPHA
         mean = self.mean + share * (norm - self.mean)
-        # Of the warm-up, the variance of all norms so far (Welford); then as in ZClip.
+        # During the warm-up, the variance of all norms so far (Welford); afterwards as in ZClip.
         square = (norm - mean) * (norm - self.mean if warm_up else norm - mean)
         return Usual(self.seen + 1, mean, self.variance + share * (square - self.variance))
 

@@ -38,7 +38,7 @@ def reductions(gradients: list[Tensor]) -> dict[str, Tensor]:
     """
     norm = norms(gradients)
     sums, nonzero, lowest, highest = [], [], [], []
-    for one in gradients:  # each while it is in the cache
+    for one in gradients:  # all statistics of one while it is in the cache
         sums.append(one.sum(dtype=torch.promote_types(one.dtype, torch.float32)))
         nonzero.append(one.count_nonzero())
         if not one.is_cuda:
@@ -76,7 +76,7 @@ def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dic
     found = {
         "norm": total["norm"],
         "mean": mean,
-        "std": math.sqrt(max(variance, 0.0)),  # NaN, being first, stays
+        "std": math.sqrt(max(variance, 0.0)),  # max keeps NaN, because it comes first
         "max": max(rows["max"], key=lambda one: (math.isnan(one), one)),
         "zeros": max(1 - sum(rows["nonzero"]) / count, 0.0),
     }
@@ -168,7 +168,7 @@ class Measurement:
             weights = self._weights()
             self.rows["weight"] = norms(weights)
             self._before = self._copies(weights, spare)
-        self.gradients = []  # they may be set free, if the step is skipped
+        self.gradients = []  # so that they can be freed if the step is skipped
 
     def _copies(self, weights: list[Tensor], spare: dict[int, Tensor]) -> list[Tensor]:
         """Copies of the weights. On a GPU their memory is free for others between steps, and soon had again;

@@ -148,7 +148,7 @@ class GradNorm(Callback):
             raise MisconfigurationException(
                 f"GradNorm: found weights of tasks that {tasks.set_by} changes; expected one of the two"
             )
-        # What requires gradients now may be less than when the run began.
+        # Fewer parameters may require gradients now than when the run began.
         before = self._loaded.get("layer") if self._loaded else None
         name, layer = _layer(pl_module, self.layer, before)
         _refuse_tied(pl_module, name, layer)
@@ -198,14 +198,14 @@ class GradNorm(Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
-        if self._stepped:  # new weights hold already, which are for the next step
+        if self._stepped:  # the new weights for the next step are already set
             raise several_closures("GradNorm", optimizer)
         self._stepped = True
         self._read()
         gradients = self._gradients
         if gradients is None or not gradients.open:
             return
-        if not self._has_loss:  # `training_step` returned None, so that Lightning leaves out the backward
+        if not self._has_loss:  # `training_step` returned None, so Lightning skips the backward
             gradients.stop()
             return
         self._has_loss = False
@@ -227,7 +227,7 @@ class GradNorm(Callback):
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
-        if self._gradients is not None:  # perhaps in the middle of a step, and no teardown follows
+        if self._gradients is not None:  # no teardown follows an exception in a step
             self._gradients.stop()
 
     @override
@@ -263,7 +263,7 @@ class GradNorm(Callback):
         """Move the weights. The host doesn't wait for the device."""
         tasks = self._tasks
         weights = tasks.weights
-        # Before its weight, and as the optimizer gets it: so that norms of different steps compare.
+        # Norms are measured without the task's weight, so that those of different steps are comparable.
         unit = tasks.scale / weights
         if self.unbiased:
             estimate = found.squares.to(weights.dtype) * unit**2
@@ -297,7 +297,7 @@ class GradNorm(Callback):
                 "TaskWeights.total nor set TaskWeights.rows; choose a layer that all tasks go through"
             )
 
-    # What is seen
+    # Logging and pictures
 
     def _table(self, weights: Tensor) -> Tensor:
         """A row for each of `KINDS`, a column for each task."""
@@ -315,7 +315,7 @@ class GradNorm(Callback):
             f"gradnorm/{kind}/{name}": value
             for kind, row in zip(KINDS, table.tolist(), strict=True)
             for name, value in zip(names, row, strict=True)
-            if value == value  # NaN is what isn't known yet
+            if value == value  # NaN means not known yet
         }
         self._history.add(step, values)
         for a, row in enumerate(cosines.tolist()):

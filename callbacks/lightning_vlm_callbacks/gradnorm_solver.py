@@ -62,7 +62,7 @@ def closed_form(
     >>> closed_form(ones, norms, ones, known=ones > 0, alpha=1.0, rate=1.0) * norms
     tensor([1.8182, 1.8182])
     """
-    aim = rates**alpha / torch.where(known, norms, 1)  # but for a factor common to all
+    aim = rates**alpha / torch.where(known, norms, 1)  # up to a factor common to all tasks
     return _with_sum(weights * (aim / weights) ** rate, weights, known)
 
 

@@ -97,7 +97,7 @@ class Interrupts:
             try:
                 self._save(trainer, None)
                 self._say(trainer, name)
-            except MisconfigurationException as error:  # the exception matters more
+            except MisconfigurationException as error:  # the original exception matters more
                 rank_zero_warn(str(error))
 
     def fail(self) -> None:

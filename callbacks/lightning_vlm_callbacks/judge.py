@@ -103,10 +103,10 @@ class Judge:
                 )
             return None
         if self._last is not None and found.data_ptr() == self._last.data_ptr():
-            return None  # Lightning goes on showing what was logged long ago
+            return None  # Lightning keeps metrics that were logged long ago
         self._last = found
         score = found.detach().float()
-        if trainer.world_size > 1:  # it may not have been logged with sync_dist
+        if trainer.world_size > 1:  # the metric may have been logged without sync_dist
             score = trainer.strategy.reduce(score.clone().to(trainer.strategy.root_device), reduce_op="mean")
         self._judged = True
         self.score = float(score)

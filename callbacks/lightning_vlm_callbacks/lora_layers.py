@@ -113,7 +113,7 @@ def set_ranks(
         lora = layers.get(name)
         if lora is None:
             if rank == 0 and name in dict(root.named_modules()):
-                continue  # it is gone already
+                continue  # the layer was removed before
             raise MisconfigurationException(
                 f"ranks: found rank {rank} for {name}, which has no LoRA adapter here; expected a module as "
                 "it was when its training began"
@@ -173,7 +173,7 @@ def _models(root: nn.Module) -> dict[str, Any]:
     for name, one in root.named_modules():
         configs = vars(one).get("peft_config")
         if isinstance(configs, dict):
-            # PEFT's wrapper has the same configs as the model in it, from which names count.
+            # PEFT's wrapper shares its configs with the model inside, and names are relative to that model.
             found = {place: other for place, other in found.items() if other.peft_config is not configs}
             found[name] = one
     return found

@@ -93,7 +93,7 @@ def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimiz
             group["params"] = [one for one in group["params"] if all(one is not other for other in gone)]
         for one in gone:
             optimizer.state.pop(one, None)
-    for one in gone:  # others' lists may still have them
+    for one in gone:  # lists held elsewhere may still contain them
         one.grad = None
         one.requires_grad_(False)
     layer.delete_adapter(adapter)
@@ -149,7 +149,7 @@ def _replace(
             if name in changes and kept.shape == shape and kept.is_floating_point():
                 state[name] = changes[name](_wide(kept)).to(kept.dtype).contiguous()
             else:
-                del optimizer.state[one]  # which begins with an empty one
+                del optimizer.state[one]  # the optimizer then creates new state
                 rank_zero_warn(
                     f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another "
                     "rank: where LoRA's rank changes, its state starts from zero",

@@ -206,7 +206,7 @@ def save(file: Path, bundle: NonFiniteBundle, limit: float) -> str:
     held = {one.name: getattr(bundle, one.name) for one in fields(bundle)}
     weights = None if bundle.weights is None else {name: _cpu(one) for name, one in bundle.weights.items()}
     numpy = bundle.random["numpy"]
-    if numpy is not None:  # its array would need pickle
+    if numpy is not None:  # a NumPy array would need pickle
         kind, keys, *rest = numpy
         numpy = (kind, [int(one) for one in keys], *rest)
     random = {**bundle.random, "numpy": numpy}
@@ -251,7 +251,7 @@ def _unpack(value: Any) -> Any:
     if "__class__" not in value:
         return held
     module, _, name = value["__class__"].partition(":")
-    kind: Any = sys.modules.get(module)  # nothing is imported on behalf of a file
+    kind: Any = sys.modules.get(module)  # a file must not cause an import
     for part in name.split("."):
         kind = getattr(kind, part, None)
     if not isinstance(kind, type):

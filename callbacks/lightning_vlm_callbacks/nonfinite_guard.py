@@ -163,7 +163,7 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not self._window:  # the step has begun: an update that is half made can't be left out
+        if not self._window:  # the step has begun, and a partial update can't be skipped
             raise several_closures("NonFiniteGuard", trainer.optimizers[0])
         self._window[-1].loss = loss.detach()
 
@@ -226,7 +226,7 @@ class NonFiniteGuard(Callback):
         for name, value in state_dict.items():
             setattr(self, name if name == "skipped" else f"_{name}", value)
 
-    # Seeing
+    # Detecting
 
     def _look(self, trainer: Trainer, window: list[MicroBatch], optimizer: Optimizer) -> tuple[bool, bool]:
         """Whether the losses, and the gradients, hold NaN or infinity, on any rank."""
@@ -238,7 +238,7 @@ class NonFiniteGuard(Callback):
         bad = trainer.strategy.reduce((~torch.stack((finite, norm.isfinite()))).float(), reduce_op="max")
         if not bad.any().item():  # the one number that the host waits for
             return False, False
-        # Squares of finite gradients may overflow: look again, exactly.
+        # Squares of finite gradients may overflow, so this is checked exactly.
         bad[1] = float(not all(one.isfinite().all() for one in gradients))
         bad_loss, bad_gradient = trainer.strategy.reduce(bad, reduce_op="max").tolist()
         return bool(bad_loss), bool(bad_gradient)
@@ -247,7 +247,7 @@ class NonFiniteGuard(Callback):
         """Step without gradients, which changes nothing."""
         scaler = active_scaler(trainer)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            # A fused optimizer leaves it to the scaler to look at gradients; it must have before a step.
+            # With a fused optimizer the scaler must check the gradients before the step.
             scaler.unscale_(optimizer)
         self._drop_gradients(pl_module, optimizer)
         self._buffers.restore()

@@ -138,7 +138,7 @@ class _Watch:
             Any, list[tuple[_Call, str]]
         ] = {}  # of each tensor: which calls it goes into or out of
         self._inside: list[_Call] = []
-        self._nodes: list[Any] = []  # alive, so that their ids are theirs
+        self._nodes: list[Any] = []  # kept alive so that ids stay unique
         self._handles: list[Any] = []
         for name, one in root.named_modules():
             before = one.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
@@ -225,7 +225,7 @@ def replay(
                 trial.on_train_batch_start(batch, batch_idx)
             randomness = random_state(device)
             return _diagnose(trial, batch, batch_idx, factor, context), randomness
-    except Exception as error:  # a replay must not end the run that it explains
+    except Exception as error:  # an error in the replay must not end the run
         return Diagnosis("error", error=f"{type(error).__name__}: {error}"), randomness
     finally:
         set_random_state(before, device)

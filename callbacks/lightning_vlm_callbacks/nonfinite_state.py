@@ -70,7 +70,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state["device"], device)
 
 
-# What a bad step changes, or many
+# State that bad steps change
 
 SMALL = 2**16
 """Buffers of so many values are copied for every step, larger ones only if they change."""
@@ -141,7 +141,7 @@ class Snapshots:
     def take(self, step: int, module: nn.Module, optimizer: Optimizer, schedulers: Sequence[Any]) -> None:
         """Copy what the optimizer trains, and its state. The host waits for the device."""
         if self._ring and len(self._ring[-1]["weights"]) != len(_weights(optimizer)):
-            self._ring = []  # more is trained now; there is no way back across that
+            self._ring = []  # more parameters train now, so older copies don't fit
         held = {
             "step": step,
             "weights": _weights(optimizer),
@@ -154,7 +154,7 @@ class Snapshots:
     def go_back(self, module: nn.Module, optimizer: Optimizer, schedulers: Sequence[Any]) -> int:
         """To the oldest copy, which is kept while the newer ones are given up; returns its step."""
         del self._ring[1:]
-        held = _on_cpu(self._ring[0])  # a copy of the copy: an optimizer takes tensors as its own
+        held = _on_cpu(self._ring[0])  # a second copy, because an optimizer keeps the tensors it loads
         buffers = dict(module.named_buffers())
         with torch.no_grad():
             for weight, value in zip(_weights(optimizer), held["weights"], strict=True):
@@ -203,7 +203,7 @@ def trial_copy(module: LightningModule) -> LightningModule:
         outside = [trainer, trainer.datamodule, trainer.strategy, *trainer.optimizers, *trainer.loggers]
         outside += [*trainer.callbacks, trainer.train_dataloader]
         memo.update({id(one): one for one in outside})
-    for below in reversed(list(module.modules())):  # what is inside first
+    for below in reversed(list(module.modules())):  # inner modules first
         memo[id(below)] = _copied(below, memo)
     trial = memo[id(module)]
     if trainer is not None:

@@ -71,7 +71,7 @@ def _folders(trainer: Trainer) -> tuple[Path | None, list[Path]]:
     if not trainer.loggers:
         return Path(trainer.default_root_dir).absolute(), []
     logger = trainer.loggers[0]
-    if isinstance(logger, MLFlowLogger):  # which would ask its server, and only on rank zero
+    if isinstance(logger, MLFlowLogger):  # it would contact its server, and only on rank zero
         return None, []
     version = logger._version if hasattr(logger, "_version") else logger.version
     parent = Path(logger.save_dir or trainer.default_root_dir, str(logger.name or "")).absolute()

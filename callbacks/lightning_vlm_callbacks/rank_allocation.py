@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 __all__ = ["allocate_ranks"]
 
-# A score below this part of the greatest counts as this: no rank is so small that the search can't see it.
+# Scores below this share of the largest count as this share, so that the search can resolve them.
 _LEAST = 1e-12
 
 

@@ -36,7 +36,7 @@ def squared_norms(x: Tensor, dy: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if tokens * (into + out) <= into * out:
             return (torch.bmm(x, x.mT) * torch.bmm(dy, dy.mT)).sum((1, 2))
-        # One by one: a batch of matrices as large as the weight may not fit.
+        # Sample by sample, because a batch of matrices as large as the weight may not fit.
         return torch.stack([(one_dy.T @ one_x).square().sum() for one_x, one_dy in zip(x, dy, strict=True)])
 
 
@@ -77,7 +77,7 @@ class Importance:
         if not all(
             map(math.isfinite, _floats(step, {name: some[0].sum() for name, some in step.items()}).values())
         ):
-            return  # an overflow in half precision, of which the optimizer makes no step either
+            return  # after an overflow in half precision the optimizer makes no step either
         for name, some in step.items():
             old = self.kept.get(name)
             self.kept[name] = some if old is None else [a + b for a, b in zip(old, some, strict=True)]
@@ -206,7 +206,7 @@ class Activation(Importance):
 
     def step(self, scale: float) -> dict[str, list[Tensor]]:
         for name, lora in self.layers.items():
-            if name not in self._met:  # as in a batch without pictures; other ranks may have met it
+            if name not in self._met:  # as in a batch without pictures; other ranks may have used the layer
                 place = lora.a.device if isinstance(lora, Lora) else None
                 layer = lora.layer if isinstance(lora, Lora) else lora
                 wide = layer.in_features

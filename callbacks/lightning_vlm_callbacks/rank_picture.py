@@ -21,7 +21,7 @@ def save_ranks(file: str | Path, history: Sequence[tuple[int, Mapping[str, int]]
     >>> save_ranks(Path(tempfile.mkdtemp(), "ranks.png"), history, 30).stat().st_size > 1000
     True
     """
-    from matplotlib.figure import Figure  # not pyplot: the backend of a program around us stays as it is
+    from matplotlib.figure import Figure  # pyplot would change the backend of the calling program
 
     names = list(history[0][1])
     edges = [step for step, _ in history]

@@ -143,7 +143,7 @@ class RunFiles:
             write(trainer, file)
         except (Exception, CheckpointException) as found:
             error = found
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # in which the others wait
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
         self._agree(trainer, error)
 
     def _publish(self, trainer: Trainer, name: str | None) -> None:

@@ -151,7 +151,7 @@ class Recorder:
             number = trainer.optimizers.index(optimizer)
             name = "grad_norm" if len(trainer.optimizers) == 1 else f"grad_norm/{number}"
             if name in self._numbers:
-                return  # LBFGS, or one like SAM, computes another gradient within the step
+                return  # LBFGS and SAM compute another gradient within the step
             if (norm := gradient_norm(optimizer)) is not None:
                 self._numbers[name] = norm
 
@@ -184,7 +184,7 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
 def _norm_values(gradient: Tensor) -> Tensor:
     """Values that have the 2-norm of a gradient."""
     if gradient.is_sparse:
-        gradient = gradient.coalesce().values()  # an index may be there several times, to be summed
+        gradient = gradient.coalesce().values()  # repeated indices are summed
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient)
-    return gradient.float() if gradient.dtype == torch.float16 else gradient  # whose squares overflow
+    return gradient.float() if gradient.dtype == torch.float16 else gradient  # its squares would overflow

@@ -51,7 +51,7 @@ def validations_ahead(trainer: Trainer) -> float:
         return 0
     interval, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
     if interval is None or not _is_finite(trainer):
-        return math.inf  # by time, or without an end
+        return math.inf  # the run is limited by time, or not at all
     if every is None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         return int(_batches_ahead(trainer) + done) // int(interval) - done // int(interval)

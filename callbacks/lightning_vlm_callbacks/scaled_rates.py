@@ -74,7 +74,7 @@ class ScaledRates:
             scalings.pop(optimizer, None)
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # The `step` of a subclass that calls its parent's has its hooks called twice, one inside the other.
+        # If a subclass's `step` calls its parent's, the hooks are called twice, one call inside the other.
         self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
         if self._depth[optimizer] > 1:
             return

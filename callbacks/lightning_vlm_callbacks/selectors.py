@@ -143,7 +143,7 @@ class _Tree:
             for path in paths:
                 try:
                     found.update((name, self.nodes[name]) for name in self.resolve(path))
-                except _MissingError as miss:  # fine as long as another path of the part has it
+                except _MissingError as miss:  # another path of the part may have it
                     missing.append(miss)
             if not found:
                 raise SelectorError(self.explain(selector, missing[0]))
@@ -173,12 +173,12 @@ class _Tree:
 
     def resolve(self, path: str) -> list[str]:
         """The names that fit a selector without parts. Raises _MissingError if there are none."""
-        if path in self.nodes:  # also a name that holds characters of the grammar
+        if path in self.nodes:  # a name may contain characters of the grammar
             return [path]
         names, globbed = [""], False
         for step in _steps(path):
             if not isinstance(step, str):
-                # A glob also meets modules that are no lists, and leaves them out.
+                # A glob also matches modules that aren't lists, and skips them.
                 lists = [name for name in names if self.size(name)] if globbed else names
                 below = [_join(name, str(i)) for name in lists or names for i in self.items(name, step)]
             elif "*" in step:

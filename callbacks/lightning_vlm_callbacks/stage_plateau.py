@@ -98,7 +98,7 @@ class PlateauWatch:
         if watched is None or watched > stage:
             return set()
         self._progress = _Progress(begun=self._progress.begun)
-        if watched < stage:  # it was overtaken
+        if watched < stage:  # a later stage has begun meanwhile
             return set()
         tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         with torch.no_grad():

@@ -107,7 +107,7 @@ class StagedUnfreezing(Callback):
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise MisconfigurationException(f"layer_decay: found {layer_decay}; expected a number in (0, 1]")
         self.unit, self.warmup_steps, self.layer_decay = unit, warmup_steps, layer_decay
-        # With LoRA, or tied to the embeddings, a head has nothing of its own that trains.
+        # A head with LoRA, or tied to the embeddings, has no trainable parameters of its own.
         self._may_lack = ("head",) if isinstance(stages, str) else ()
         self._plateaus = PlateauWatch()
         self._run = _Run()
@@ -125,12 +125,12 @@ class StagedUnfreezing(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check_selectors(pl_module)  # also of a module that has built itself since `setup`
+        self.check_selectors(pl_module)  # the module may have been built since `setup`
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Only here are the true step and what a checkpoint says known, and all that will train is wrapped.
-        self._end()  # Lightning's tuner comes here twice
+        # Only here the step and the checkpoint's state are known, and DDP has wrapped all that will train.
+        self._end()  # Lightning's tuner calls this twice
         need_initialized("StagedUnfreezing", pl_module)
         need_one_optimizer_inside("StagedUnfreezing", trainer.optimizers)
         run = self._run = _Run(step=trainer.global_step - 1)
@@ -169,7 +169,7 @@ class StagedUnfreezing(Callback):
         stage = stage_at(run.step, run.starts)
         if stage != run.stage:
             self._enter(trainer, pl_module, stage)
-        elif run.validated:  # a module's own on_validation_model_train may have left all in eval mode
+        elif run.validated:  # the module's own on_validation_model_train may leave eval mode on
             hold_modes(pl_module)
         run.validated = False
         if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
@@ -190,7 +190,7 @@ class StagedUnfreezing(Callback):
         if plateau is None or run.starts[after] is not None:
             return
         if self._plateaus.is_due(trainer, pl_module, after, plateau, run.scales[stage]):
-            # A window of accumulation that is under way stays with the stage that it began in.
+            # An accumulation window stays in the stage in which it began.
             run.starts[after] = self._plateaus.begun[after] = run.step + 1
 
     @override
@@ -211,7 +211,7 @@ class StagedUnfreezing(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._plateaus = PlateauWatch(state_dict)
 
-    # What trains when
+    # Stages
 
     def check_selectors(self, root: nn.Module, may_train: set[Parameter] | None = None) -> None:
         """Refuse stages that don't fit a model.

@@ -90,7 +90,7 @@ class TaskGradients:
         self.stop()
         tasks = self.tasks
         self._matrices: Tensor | None = None
-        # Not once for all: a LoRA layer's rank may change between steps.
+        # This is read at each step, because a LoRA layer's rank may change.
         wide, out = int(self.layer.in_features), int(self.layer.out_features)  # type: ignore[arg-type]
         if self._columns is None or self._columns >= wide:
             self._sketch = None
@@ -216,7 +216,7 @@ class TaskGradients:
             )
         if rows.ndim == 2 and not self.packed:
             low, high = torch.where(rows < 0, rows.max(), rows).amin(1), rows.amax(1)
-            if bool((low < high).any()):  # above it: a row of -1 alone
+            if bool((low < high).any()):  # low is above high in a row of only -1
                 raise MisconfigurationException(
                     "rows: found tokens of several tasks in one row, where tokens usually see each other and "
                     "task gradients can't be separated; set packed=True if attention is block-diagonal"

@@ -54,7 +54,7 @@ class TaskWeights(nn.Module):
         if len(weights) != len(names) or not bool((table > 0).all() & table.isfinite().all()):
             raise ValueError(f"weights: found {weights}; expected {len(names)} finite numbers > 0")
         self.register_buffer("weights", table)
-        # No buffers: DDP gives those of the first rank to all, before every forward.
+        # These aren't buffers, because DDP copies the first rank's buffers to all before every forward.
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
         self.scale = torch.ones(())

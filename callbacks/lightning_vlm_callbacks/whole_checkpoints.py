@@ -52,8 +52,8 @@ class WholeCheckpoints(ModelCheckpoint):
         """Forget what belongs to one fit. The best so far and the files belong to all."""
         self._loaded: dict[str, Any] | None = None
         self._random: dict[str, Any] | None = None  # to be set when the next epoch begins
-        self._position: Position | None = None  # while we save
-        self._rewinding = False  # while we save the last whole step inside the next one
+        self._position: Position | None = None  # while saving
+        self._rewinding = False  # while the last whole step is saved during the next one
         self._best_due = self._periodic_due = False
 
     @property
@@ -104,7 +104,7 @@ class WholeCheckpoints(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass  # `on_train_start` does it, where more is known
+        pass  # `on_train_start` does it, when more is known
 
     def _resume(self, trainer: Trainer, state: dict[str, Any]) -> None:
         same_metric = self._judge.resume(state)

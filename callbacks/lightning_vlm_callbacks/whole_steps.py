@@ -52,7 +52,7 @@ def need_whole_steps(who: str, trainer: Trainer, module: LightningModule) -> Non
     need_lightning(who, trainer)
     strategy = trainer.strategy
     whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by name only
+    if not whole or isinstance(strategy, DeepSpeedStrategy):  # it inherits from DDPStrategy
         raise MisconfigurationException(
             f"{who}: found strategy {type(strategy).__name__}, with which no rank may have whole parameters "
             "and gradients; expected one device or DDP"

@@ -128,7 +128,7 @@ class AnswerFile:
     def open(self) -> None:
         """Begin to write."""
         self.lengths = []
-        # A lone surrogate can't be encoded. As an escape it is JSON all the same.
+        # A lone surrogate can't be encoded in UTF-8, but its escape is valid JSON.
         self._file = self.here.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def write(self, answers: Sequence[Prediction]) -> None:
@@ -205,6 +205,6 @@ def _holds_answers(path: Path) -> bool:
         with path.open(encoding="utf-8") as file:
             line = file.readline()
         row = json.loads(line) if line else dict.fromkeys(KEYS)
-    except ValueError:  # no text, or no JSON
+    except ValueError:  # not text, or not JSON
         return False
     return isinstance(row, dict) and set(KEYS) <= row.keys()

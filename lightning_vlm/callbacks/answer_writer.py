@@ -59,7 +59,7 @@ class AnswerWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != TrainerFn.PREDICTING:
             return
-        folder = run_folder(trainer)  # all ranks must ask
+        folder = run_folder(trainer)  # all ranks must call this
         path = Path(self.out).expanduser() if self.out else folder / NAME
         self._file = AnswerFile(path, trainer.global_rank, trainer.world_size)
         self._file.check()
@@ -110,7 +110,7 @@ class AnswerWriter(Callback):
                 f"out: another run has begun to write to {path}, so that the answers of this one "
                 "have another name beside it now; give each run a file of its own"
             )
-        scores = self._scores.compute()  # all ranks must ask
+        scores = self._scores.compute()  # all ranks must call this
         ranks: list[Any] = [(self._file.lengths, self._left_out)]
         if trainer.world_size > 1:
             ranks *= trainer.world_size

@@ -181,7 +181,7 @@ class ChatTemplate:
         if match:
             return match[0]
         inner = pattern.match(between or "")
-        # What begins the first turn too begins the next one here, and ends nothing.
+        # What also begins the first turn belongs to the next turn here, and doesn't end this one.
         if inner and (inner[1] == eos or inner[1] not in begin):
             self._warn(
                 f"ends every answer but the last one of a chat with {inner[1]!r}, so the model would hardly "

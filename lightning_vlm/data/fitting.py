@@ -69,7 +69,7 @@ def longest_fit(rounds: int, limit: int, render: Callable[[int], tuple[int, Sequ
         too_many = rounds
         rounds = min(rounds - 1, max(1, sum(end - _SLACK <= limit for end in ends)))
         expected = ends[rounds - 1]
-    # A template may write less in front of a shorter chat; then more fits than was read off the longer one.
+    # A template may write less in front of a shorter chat, so that more rounds fit than the long one shows.
     while rounds and length < expected and rounds + 1 < too_many:
         longer, _ = render(rounds + 1)
         if longer > limit:

@@ -76,7 +76,7 @@ class HFDataset(Source):
         self._name = path if split is None else f"{path}/{split}"
         self._features = _stored(data.features)
         self._labels = _labels(data.features)
-        self._data = data.with_format("arrow")  # so that pictures stay the bytes they are
+        self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         root = image_root or (str(Path(path).parent) if Path(path).is_file() else path)
         super().__init__(self._name, root, on_bad_sample, columns, allow_urls)
 
@@ -130,7 +130,7 @@ def _load(path: str, config: str | None) -> Any:
     else:
         expected = "a folder of data, a parquet or arrow file, or the name of a data set on the hub"
         raise DataError(path, "", "no such folder", expected)
-    # Copies of a part of a repository don't have the sizes that its README says.
+    # A partial copy of a repository doesn't have the sizes in its README.
     return _tried(
         lambda: datasets.load_dataset(path, config, verification_mode="no_checks"), path, found, expected
     )

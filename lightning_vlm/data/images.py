@@ -21,7 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 _MOST_ENTRIES = 2000
 """How many entries of a folder are compared with the name of a missing picture."""
 
-# A letter alone before the colon is a drive, and Path makes two slashes one.
+# A single letter before the colon is a Windows drive, and Path merges two slashes into one.
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 

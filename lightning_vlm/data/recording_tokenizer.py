@@ -91,8 +91,8 @@ class RecordingTokenizer:
     def _runs(self, text: str) -> list[Run]:
         template, runs = self._template, list[Run]()
         pieces = MARKERS.split(text)  # template, number or None, picture or None, template, ...
-        # What a processor writes behind everything (PaliGemma's a new line) ends the question, also when the
-        # answer is there already.
+        # Text that a processor adds at the end (PaliGemma's adds a new line) belongs to the question, even
+        # when the answer is already there.
         added = pieces[-1][len(self._trailer) :] if pieces[-1].startswith(self._trailer) else ""
         pieces[-1] = pieces[-1].removesuffix(added)
         answer, weight = 0, 1.0  # of the answer that ended just before

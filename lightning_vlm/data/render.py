@@ -108,8 +108,8 @@ class Renderer:
         ids = (self.tokenizer.convert_tokens_to_ids(token) for token in never)
         known = {one for one in ids if one not in (None, self.tokenizer.unk_token_id)}
         self._special = SpecialTokens(any_of(special), np.array(sorted(known), np.int64))
-        # PaliGemma: all before the first answer (type 0) sees itself both ways. Its processor, which makes
-        # labels too, doesn't know where the answers are, and would let them see what they are to say.
+        # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
+        # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
         self._sees_prefix_both_ways = "labels" in processor.model_input_names
         begin = {str(self.tokenizer.bos_token)} - {str(self.tokenizer.eos_token)}
         self.template = ChatTemplate(processor, special - self._placeholders - begin, self._placeholders)
@@ -180,7 +180,7 @@ class Renderer:
             reference = plain_text(turns.pop())
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
-            turns.append(Turn("user", (), kept))  # a greeting alone is asked for with an empty question
+            turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
         _, least = turns_within(turns, self.most_tokens, self.tokenizer)
         if least is not None:
             raise self._too_long(source, f"a prompt of more than {least:,} tokens")
@@ -238,7 +238,7 @@ class Renderer:
         )
         self.processor.tokenizer = recorder
         try:
-            # Any nesting but [[picture, ...]] is refused by one family or another.
+            # Each other nesting than [[picture, ...]] is refused by some family.
             inputs = dict(self.processor(text=[marked], images=[pictures] if pictures else None, **options))
         except UserError:
             raise

@@ -77,7 +77,7 @@ def begin_next_epoch(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     now: Any = loop.epoch_progress.current
     if loop.restarting and now.ready == now.processed:
-        loop.on_iteration_done()  # ends what resuming does to the epoch under way
+        loop.on_iteration_done()  # ends the special handling of a resumed epoch
         loop.epoch_loop.restarting = False
         if now.completed < now.processed:  # saved as it ended
             loop.epoch_progress.increment_completed()
@@ -116,7 +116,7 @@ class ResumableLoader(DataLoader):
         self._finished = batches
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # This runs at the first batch: Lightning asks for an iterator first, and sets the epoch then.
+        # This runs at the first batch, because Lightning sets the epoch only after asking for an iterator.
         batches = self._batches
         batches.skip = 0
         if self._resume and self._resume["epoch"] == batches.epoch:

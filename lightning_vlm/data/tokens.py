@@ -66,7 +66,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Map
     """
     whole = "".join(run.text for run in runs)
     lengths = [len(run.text) for run in runs]
-    # One character more, so that spans may end at the end.
+    # One more character, so that a span may end at the end of the text.
     kinds = np.frombuffer(b"".join(run.kinds for run in runs) + b"\0", np.int8)
     answers = np.append(np.repeat([run.answer for run in runs], lengths), 0)
     words = np.append(np.repeat([run.words for run in runs], lengths), False)
@@ -129,7 +129,7 @@ def _borders(spans: np.ndarray, answers: np.ndarray) -> set[int]:
     long = spans[spans[:, 1] - spans[:, 0] > 1]
     if not len(long):
         return set()
-    # The last token that begins before a border is the only one that may go on behind it.
+    # Only the last token that begins before a border can reach past it.
     token = np.searchsorted(long[:, 0], borders, side="left") - 1
     inside = (token >= 0) & (borders < long[token, 1])
     return set(borders[inside].tolist())

@@ -69,7 +69,7 @@ def held(
 
 def _question(conversation: Conversation) -> Conversation:
     roles = [message.role for message in conversation.messages]
-    asked = roles.index("user")  # a greeting may stand before it
+    asked = roles.index("user")  # a greeting of the assistant may come before it
     stop = roles.index("assistant", asked) if "assistant" in roles[asked:] else len(roles)
     return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
 

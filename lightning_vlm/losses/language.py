@@ -129,7 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             piece = slice(start, start + chunk_size)
             size = min(chunk_size, tokens - start)
             counts = token_weights[piece] != 0
-            # 0 times NaN is NaN, so a token that doesn't count must become harmless before it is touched.
+            # 0 times NaN is NaN, so tokens without weight are replaced before they are multiplied.
             inputs = hidden[piece].to(dtype).masked_fill(~counts[:, None], 0)
             targets = labels[piece].masked_fill(~counts, 0)[:, None]
 
@@ -176,7 +176,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients are numbers by now: without this, a second derivative would silently be missing.
+        # The gradients are constants here. Without this, a second derivative would silently be wrong.
         if torch.is_grad_enabled():
             raise UserError("linear_cross_entropy has no second derivative: found create_graph=True")
         # A scalar would be rounded to the gradient's dtype before it multiplies (a loss scale of 65536
@@ -247,7 +247,7 @@ def head_cross_entropy(
     counts = weights != 0
     inputs = torch.where(counts[:, None], rows, 0)  # as above: 0 times NaN is NaN
     targets = targets.masked_fill(~counts, 0)
-    # PEFT's and bitsandbytes' layers say how wide they are; of others a usual vocabulary is assumed.
+    # Layers of PEFT and bitsandbytes have `out_features`; for others a usual vocabulary is assumed.
     size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17), hidden.device.type)
     chunks = [
         checkpoint(_chunk_losses, head, *chunk, softcap, logit_scale, use_reentrant=False)

@@ -186,7 +186,7 @@ def predict_tokens(
             logits = logits.float() * options.logit_scale
             if options.softcap is not None:
                 logits = options.softcap * torch.tanh(logits / options.softcap)
-            # The first of exponential clocks whose rates are the probabilities; multinomial waits for a GPU.
+            # The first of exponential clocks draws by the probabilities; multinomial would wait for the GPU.
             clocks = torch.empty_like(logits).exponential_(generator=generator)
             logits = logits - clocks.log()
         found.append(logits.argmax(1))

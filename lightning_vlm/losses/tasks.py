@@ -97,7 +97,7 @@ class InverseInitialLoss(FixedWeights):
         self._resumed: Mapping[str, Any] | None = None
 
     def end_step(self, sums: Tensor, counts: Tensor) -> None:
-        if self._initial is None:  # only now is it known which device all this is on
+        if self._initial is None:  # the device is known only now
             self._initial = InitialLosses(len(self.names), self.steps, self.weights.device)
             if self._resumed is not None:
                 self._initial.load_state_dict(self._resumed)

@@ -119,7 +119,7 @@ def _linear_targets(
 ) -> dict[str, nn.Linear]:
     """The linear layers in some modules that a method of PEFT goes into, by name."""
     inside = {id(module) for chosen in modules.values() for module in chosen.modules()}
-    # The out_proj of torch's MultiheadAttention is never called itself: an adapter in it would never learn.
+    # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
     linear = {
         name: module
         for name, module in model.named_modules()
@@ -217,14 +217,14 @@ def _inject(model: PreTrainedModel, chosen: Sequence[_Chosen]) -> None:
     if not (lora or ia3):
         return
     config: LoraConfig | IA3Config = _lora_config(lora) if lora else _ia3_config(ia3)
-    # What changes the base weights must do so alike when a checkpoint, which holds A and B alone, is loaded:
-    # the fast decomposition of `pissa_niter` begins with random directions.
+    # A checkpoint holds only A and B, so the base weights must change in the same way when it is loaded;
+    # but the fast decomposition of `pissa_niter` begins with random directions.
     again = any(settings.changes_base for settings in lora.values())
     with torch.random.fork_rng(devices=[], enabled=again):
         if again:
             torch.manual_seed(0)
         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-    for name, settings in lora.items():  # a LoraConfig has but one dropout
+    for name, settings in lora.items():  # a LoraConfig has only one dropout
         layer: Any = model.get_submodule(name)
         layer.lora_dropout[ADAPTER] = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
     cast_adapter_dtype(model, ADAPTER)

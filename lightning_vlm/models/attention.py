@@ -141,7 +141,7 @@ def use_varlen_attention(model: PreTrainedModel) -> bool:
         Whether the tower does so from now on.
     """
     tower = model.get_encoder(modality="image")
-    if tower is model or tower is model.base_model:  # transformers says so of a model without a tower
+    if tower is model or tower is model.base_model:  # transformers returns these where there is no tower
         return False
     if not tower._supports_flash_attn or tower.config._attn_implementation != "sdpa":
         return False

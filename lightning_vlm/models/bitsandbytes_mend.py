@@ -35,7 +35,7 @@ def mend() -> None:
             rows = (values // block, block) if values % block == 0 else (1, values)
             return kernel.call_boxed(keys, packed, scales, block, kind, rows, dtype).view(shape)
 
-        with warnings.catch_warnings(action="ignore"):  # that there is another kernel
+        with warnings.catch_warnings(action="ignore"):  # the warning that there is another kernel
             library.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True, allow_override=True)
         _libraries.append(library)
 

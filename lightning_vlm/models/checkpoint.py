@@ -30,7 +30,7 @@ def check_file(path: Path, to_resume: bool = False) -> None:
     if not path.exists():
         raise UserError(f"checkpoint {path}: found no such file{_newest_in(path.parent)}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of formats that it then refuses
+        with warnings.catch_warnings(action="ignore"):  # torch warns of formats and then refuses them
             holds = torch.load(path, map_location="meta", weights_only=True)
     except (MemoryError, PermissionError):
         raise

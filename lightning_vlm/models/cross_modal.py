@@ -139,7 +139,7 @@ class CrossModal(nn.Module):
         k, v, there, visible = new
         length = visible.shape[1]
         kept = cache.__dict__.setdefault("_cross_modal", {})
-        if cache.get_seq_length() > length:  # not the first that goes into it
+        if cache.get_seq_length() > length:  # the cache already holds earlier tokens
             if id(self) not in kept:
                 raise UserError(
                     "cross_modal_adapter: the key-value cache holds text whose pictures this model has not "

@@ -75,7 +75,7 @@ def _sample(parameter: Tensor, method: Method | None) -> Tensor:
         sample = data.flatten()[:_SAMPLED]
     else:
         sample = torch.cat([data.flatten()[:_BLOCK], data[0].abs().amax()[None]])
-    return sample.clone().cpu()  # a view would see what training does to it
+    return sample.clone().cpu()  # training would change a view
 
 
 def _codes(sample: Tensor, method: Method) -> Tensor:

@@ -128,7 +128,7 @@ def initial_checks(model: PreTrainedModel, parts: Parts) -> list[Check]:
         measured.append(_Measured("new tokens: off the mean, in deviations", name, off, 0.01))
     if not measured:
         return []
-    values = torch.stack([one.value.double() for one in measured]).tolist()  # the device is asked once
+    values = torch.stack([one.value.double() for one in measured]).tolist()  # one transfer from the device
     lines: dict[str, list[tuple[float, _Measured]]] = defaultdict(list)
     for one, value in zip(measured, values, strict=True):
         lines[one.what].append((value, one))
@@ -167,7 +167,7 @@ def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
     at_zero = {
         adapter
         for adapter, config in configs.items()
-        if getattr(config, "init_lora_weights", None) in (True, "gaussian")  # IA3 has no such thing
+        if getattr(config, "init_lora_weights", None) in (True, "gaussian")  # IA3 doesn't have this setting
     }
     for name, module in model.named_modules():
         layers: Any = module.lora_B if isinstance(module, LoraLayer) else {}

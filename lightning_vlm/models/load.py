@@ -102,7 +102,7 @@ def load_processor(
                 "expected the processor files of an image-text model"
             )
     if chat_template is not None:
-        # Both save it under the same file name, so both must hold the same.
+        # Both save it under the same file name, so their contents must be equal.
         processor.chat_template = processor.tokenizer.chat_template = _template(chat_template)
     return processor
 

@@ -46,7 +46,7 @@ def add_rows(model: PreTrainedModel, rows: range) -> None:
     before, had = embedding.weight.detach(), [len(one) for one in _weights(model)]
     if rows.stop > had[-1]:
         model.resize_token_embeddings(rows.stop, mean_resizing=False)
-        if had[0] > had[-1]:  # Mllama's embeddings have more rows than its head; so they must when reloaded
+        if had[0] > had[-1]:  # Mllama's embeddings need more rows than its head, also when reloaded
             _widen(embedding, before, had[0] - had[-1] + rows.stop)
     model.__dict__["_new_rows"] = rows
     with torch.no_grad():

@@ -46,7 +46,7 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     head vlm.lm_head
     """
     tower = model.get_encoder(modality="image")
-    vision = None if tower is model or tower is model.base_model else tower  # so says a model without one
+    vision = None if tower is model or tower is model.base_model else tower  # these mean that there is none
     language, head = model.get_decoder(), model.get_output_embeddings()
     mergers = [child for name, child in _children(vision) if name in PROJECTOR_INSIDE_VISION]
     named = [module for module in (vision, language, head) if module is not None]

@@ -256,7 +256,7 @@ def refuse_on_quantised(lines: Mapping[str, Line], kind: Kind, quantised: Sequen
     for selector, line in lines.items():
         for part in quantised:
             below = selector.startswith((f"{part}.", f"{part}["))
-            # What is below may be a norm, which stays as it is, and can train.
+            # A module below may be a norm, which isn't quantised and can train.
             problem = quantised_problem(line, kind)
             if problem and (selector == part or (below and line.method != "full")):
                 raise UserError(f"plan[{selector!r}]: {part} will be quantised to {kind}; {problem}")

@@ -45,7 +45,7 @@ def plan_rows(
 def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
     """The rows of `plan_rows` for the terminal. Arguments as there."""
     table = Table()
-    table.add_column(COLUMNS[0], overflow="fold")  # a selector cut short names nothing
+    table.add_column(COLUMNS[0], overflow="fold")  # a shortened selector would be wrong
     for column in COLUMNS[1:4]:
         table.add_column(column)
     for column in COLUMNS[4:]:

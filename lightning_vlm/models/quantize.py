@@ -155,7 +155,7 @@ def bitsandbytes_config(skeleton: PreTrainedModel, quantization: Quantization) -
 
 def quantised_layers(model: nn.Module) -> dict[str, Method]:
     """Names of the layers that bitsandbytes has quantised, and by which method."""
-    if "bitsandbytes" not in sys.modules:  # then it has none, and takes a second to import
+    if "bitsandbytes" not in sys.modules:  # the model has no such layers then, and the import takes a second
         return {}
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
@@ -176,8 +176,8 @@ def prepare(model: PreTrainedModel) -> None:
     for name, method in layers.items():
         layer: Any = model.get_submodule(name)
         if method == "nf4":
-            # On a CPU with AVX512-BF16 a forward without gradients would pack the weights in another way, for
-            # good: later gradients are wrong then, and rows that aren't whole blocks stop it.
+            # On a CPU with AVX512-BF16, a forward without gradients packs the weights for good. Later
+            # gradients would be wrong, and rows that aren't whole blocks would raise an error.
             layer.support_avx512bf16_for_cpu = False
             if layer.bias is not None:  # as its first forward would do
                 layer.bias.data = layer.bias.data.to(layer.compute_dtype)

@@ -96,7 +96,7 @@ def clip_gradients(
     norms = {}
     for name, parameters in groups.items():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # Of an empty list torch makes a zero on the CPU.
+        # For an empty list torch returns a zero on the CPU.
         norms[name] = nn.utils.get_total_norm(gradients).to(parameters[0].device)
         nn.utils.clip_grads_with_norm_(parameters, limits[name], norms[name])
     return norms

@@ -30,7 +30,7 @@ class Schedule(ABC):
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):  # type: ignore[arg-type]  # subclasses are dataclasses
             value = getattr(self, name)
-            # A share of training is easily taken for a number of steps, as other libraries have it.
+            # Users of other libraries may give a number of steps instead of a share.
             if not 0 <= value <= 1:  # also false for NaN
                 raise UserError(
                     f"{type(self).__name__}: found {name}={value}; expected a fraction from 0 to 1 "
@@ -145,7 +145,7 @@ class ThreePhase(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A little more than 1 is rounding: 0.7 + 0.3 of a config may well come out above it.
+        # A sum slightly above 1 is a rounding error, such as that of 0.7 + 0.3.
         if self.warmup + self.refinement > 1 + 1e-9:
             raise UserError(
                 f"ThreePhase: found warmup={self.warmup} and refinement={self.refinement}; "

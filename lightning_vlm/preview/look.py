@@ -68,7 +68,7 @@ def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
     source = data.source("train")
     opened = list(data.left_out.values())
     with warnings.catch_warnings(record=True) as told:
-        if data.processor is None:  # the Trainer would hand it the module's
+        if data.processor is None:  # the Trainer would set that of the module
             data.processor = module.processor
         renderer, whole = data.renderer, Renderer(data.processor)
     read = min(scan, len(source))
@@ -87,7 +87,7 @@ def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
             conversation = source[index]
             example = renderer.example(conversation)
         except DataError as error:
-            # It raises or not just as it would in training.
+            # This raises the same errors as in training.
             data.on_before_batch_transfer(collate([], 0, [error], []), 0)
             length = _whole_length(whole, conversation) if isinstance(error, TooLong) else None
             found.left_out.append(LeftOut(error, length))
@@ -115,7 +115,7 @@ def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
 def learned_weights(module: VLMModule, example: Example) -> Tensor:
     """The weight that each token of a sample has in the loss: Tensor of shape [length], float32."""
     batch = collate([Item(example, None, None)], 0, [], [])
-    targets = module.targets(batch)  # what training asks
+    targets = module.targets(batch)  # the same targets as in training
     weights = torch.zeros(len(example.input_ids))
     weights[targets.positions + 1] = targets.weights
     return weights

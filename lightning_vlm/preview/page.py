@@ -140,7 +140,7 @@ def _picture(number: int, picture: Picture) -> str:
         shapes += f'<text x="{x1 + size / 5:g}" y="{y1 + size:g}" font-size="{size:g}">{place}</text>'
         words += f"<li>in {'an' if answer else 'a'} {kind}: {escape(str(box))}</li>"
     over = f'<svg viewBox="0 0 {wide} {high}" preserveAspectRatio="none">{shapes}</svg>' if shapes else ""
-    # Small pictures are shown larger, with their pixels.
+    # Small pictures are enlarged without smoothing.
     width = max(min(wide, 360), 240 if wide >= high else 240 * wide // high)
     grown = " class=grown" if width > wide else ""
     return (
@@ -226,7 +226,7 @@ def _histogram(preview: Preview, width: int = 720, height: int = 150) -> str:
         for fate in ("kept", "cut", "left_out"):
             tall = getattr(one, fate) / most * height
             if tall:
-                tall = max(tall, 2)  # one of many is still seen
+                tall = max(tall, 2)  # a bar for a single sample stays visible
                 top -= tall
                 shapes += f'<rect class={fate} x="{place * step + 1:.1f}" y="{top:.1f}" '
                 shapes += f'width="{step - 2:.1f}" height="{tall:.1f}" />'

@@ -69,7 +69,7 @@ def places(path: str, name: str, header: Header) -> Iterator[tuple[Place, bytes]
                 pieces.append(piece)
                 yield piece.decode("utf-8", "replace")  # reported when the row is read
 
-        # strict: a quote that nothing closes would else swallow the rest of the file.
+        # Without `strict`, an unclosed quote would swallow the rest of the file.
         reader = csv.reader(lines(), delimiter=header.delimiter, strict=True)
         while True:
             pieces.clear()

@@ -238,7 +238,7 @@ KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
 """Every key that has an effect in some dialect."""
 
 
-@lru_cache(maxsize=256)  # all rows of a file lack the same, and the search is slow
+@lru_cache(maxsize=256)  # the rows of a file lack the same keys, and the search is slow
 def _what_is_lacking(row: tuple[str, ...], has_picture: bool) -> str:
     """What rows with these keys would need to be of the nearest dialects."""
     nearest = ", ".join(_lack(dialect, row, has_picture) for dialect in _nearest(row))

@@ -75,7 +75,7 @@ class _Contents:
         self._source = source
         self._reading = reading
         self._dialect = dialect
-        # Without a column of pictures, `<image>` is a text that spells it.
+        # Without a column of pictures, `<image>` is ordinary text.
         self._split_texts = pictures.in_row or dialect.places_needed
         self._split_parts = bool(pictures.images) and not any(map(_has_picture, turns_read))
         self._parts: list[list[Part]] = []
