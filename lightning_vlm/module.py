@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.exact_resume import restore_accumulation
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
-from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich import print as rich_print
@@ -54,6 +53,7 @@ from lightning_vlm.models.fingerprint import Fingerprint
 from lightning_vlm.models.initial import initial_checks, initial_table, new_weights, refuse_frozen_chance
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
+from lightning_vlm.models.modes import FitModes
 from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, train_new_rows
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
@@ -221,9 +221,7 @@ class VLMModule(LightningModule):
         self._left_out_of_evaluation = LeftOutOfEvaluation()
         self._coverage = GradientCoverage()
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
-        self._may_train: list[torch.nn.Parameter] = []
-        self._held: list[bool] = []  # which of them train, as of the last batch
-        self._in_training: list[torch.nn.Module] = []
+        self._modes = FitModes()
         self._rows: torch.Tensor | None = None  # the task of each sample of the batch in training
         # Only what can be saved without pickling code, and nothing that a person may change on resume. Nor
         # trust_remote_code: a stranger's checkpoint would trust the stranger.
@@ -299,7 +297,7 @@ class VLMModule(LightningModule):
         """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
         self._fit_began = time.time()
         assert self.model is not None
-        self._may_train = [one for one in self.parameters() if one.requires_grad]
+        self._modes.start_fit(self.model)
         self._coverage.start_fit(self, self.model, self.no_gradient_needed)
         self._changes.check_optimizer(self.trainer.optimizers)
         if self.clip is not None:
@@ -323,8 +321,7 @@ class VLMModule(LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, LambdaLR):
                 settle_rates(config.scheduler)
-        self._held = []
-        self._keep_modes()
+        self._modes.keep()
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen = 0
         self._left_out_of_fit.start_fit()
@@ -371,7 +368,7 @@ class VLMModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
-        self._keep_modes()
+        self._modes.keep()
         loss = self._step_loss.add(*self.task_sums(batch))
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
@@ -384,18 +381,6 @@ class VLMModule(LightningModule):
         torch.manual_seed(self.seed_of(batch_idx))  # dropout draws as if this forward hadn't been
         return loss
 
-    def _keep_modes(self) -> None:
-        """What trains is in train mode and what is frozen in eval mode, whatever has changed either.
-
-        transformers loads all in eval mode, projects call `train()` or `eval()`, and callbacks freeze.
-        """
-        assert self.model is not None
-        trains = [one.requires_grad for one in self._may_train]
-        if trains != self._held or not all(one.training for one in self._in_training):
-            hold_modes(self.model)
-            self._held = trains
-            self._in_training = [one for one in self.model.modules() if one.training]
-
     def on_after_backward(self) -> None:
         """Stop the run if something that trains got no gradient."""
         self._coverage.after_backward()
@@ -406,8 +391,7 @@ class VLMModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Say what was left out, and if nothing could be checked."""
-        if self.model is not None:
-            release_modes(self.model)
+        self._modes.end_fit()
         self._task_log.write(self.trainer)
         self._left_out_of_fit.end_fit(self.trainer)
         if self.tokens_seen:
