@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,7 +16,6 @@ from lightning_vlm_callbacks.exact_resume import restore_accumulation
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
-from rich import print as rich_print
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
@@ -50,14 +48,13 @@ from lightning_vlm.models.attention import check_varlen_attention
 from lightning_vlm.models.blocks import compile_blocks
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
 from lightning_vlm.models.fingerprint import Fingerprint
-from lightning_vlm.models.initial import initial_checks, initial_table, new_weights, refuse_frozen_chance
+from lightning_vlm.models.initial import new_weights, refuse_frozen_chance
 from lightning_vlm.models.load import load_model, load_processor
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.modes import FitModes
 from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, train_new_rows
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
-from lightning_vlm.models.plan_table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.quantize import Quantization
 from lightning_vlm.optim import (
     Cosine,
@@ -73,6 +70,7 @@ from lightning_vlm.optim.groups import groups_without_decay
 from lightning_vlm.resume import WINDOW, AccumulationWindow
 from lightning_vlm.resume_changes import RUN, RunChanges
 from lightning_vlm.run_files import pictures_of
+from lightning_vlm.start_report import report_start
 from lightning_vlm.steps import (
     StepClosure,
     StepLoss,
@@ -303,14 +301,7 @@ class VLMModule(LightningModule):
         if self.clip is not None:
             own = self.tasks.parameters() if self.tasks else ()
             self._clip_groups = clip_groups(self, self.clip, own)
-        if self.trainer.is_global_zero:
-            of_plan = self.model, find_parts(self.model), self.adapt
-            rich_print(plan_table(*of_plan))
-            if not self.trainer.ckpt_path:  # what goes on has left its start
-                rich_print(initial_table(initial_checks(*of_plan[:2])))
-            for logger in self.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_table("plan", list(COLUMNS), [list(row) for row in plan_rows(*of_plan)])
+        report_start(self.trainer, self.model, self.adapt)
 
     def on_train_start(self) -> None:
         """Begin to count, and settle how long the schedule is."""
