@@ -65,7 +65,7 @@ from lightning_vlm.optim import (
     parameter_groups,
     settle_rates,
 )
-from lightning_vlm.optim.closures import check_closure, several_calls
+from lightning_vlm.optim.closures import check_closure, no_call, several_calls
 from lightning_vlm.optim.groups import groups_without_decay
 from lightning_vlm.resume import WINDOW, AccumulationWindow
 from lightning_vlm.resume_changes import RUN, RunChanges
@@ -326,7 +326,7 @@ class VLMModule(LightningModule):
         """What a resumed run is compared by."""
         return {
             "adapt": self.adapt,
-            "optimizer": type(self.trainer.optimizers[0]).__name__,
+            "optimizer": self._optimizer_name(),
             "schedule": str(self.schedule),
             "clip": self.clip,
             "token_weights": self.hparams["token_weights"],
@@ -412,30 +412,38 @@ class VLMModule(LightningModule):
         the schedule waits. `global_step` counts it all the same, since lengths of runs are counted so.
         """
         assert optimizer_closure is not None
-        assert self.tasks is not None
-
-        def repeat() -> None:
-            window = self.trainer.accumulate_grad_batches
-            if window > 1:
-                raise UserError(several_calls(type(self.trainer.optimizers[0]).__name__, window))
-            torch.manual_seed(self.seed_of(batch_idx))
-
+        closure = StepClosure(
+            run=optimizer_closure,
+            divide=self._divide_gradients,
+            record=self._record_step,
+            repeat=lambda: self._prepare_repeat(batch_idx),
+        )
         may_be_empty = self._step_loss.targets == 0
-        closure = StepClosure(optimizer_closure, self._divide_gradients, self._record_step, repeat)
         self._step_was_empty = may_be_empty and closure.run_ahead().empty
         if self._step_was_empty:
-            self._task_log.write(self.trainer)
-            log_no_more(self.trainer, ("train/loss", "train/grad_norm"))
-            for parameter in self.parameters():
-                parameter.grad = None
+            self._leave_out_step()
         else:
             super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        step = closure.step
-        if step is None:
-            raise UserError(
-                f"model.optimizer: {type(self.trainer.optimizers[0]).__name__} didn't call the closure that "
-                "its step was given, so that nothing was learned from the batch"
-            )
+        if closure.step is None:
+            raise UserError(no_call(self._optimizer_name()))
+        self._end_step(closure.step, batch_idx)
+
+    def _prepare_repeat(self, batch_idx: int) -> None:
+        """Let an optimizer that calls its closure again get the same dropout."""
+        window = self.trainer.accumulate_grad_batches
+        if window > 1:
+            raise UserError(several_calls(self._optimizer_name(), window))
+        torch.manual_seed(self.seed_of(batch_idx))
+
+    def _leave_out_step(self) -> None:
+        self._task_log.write(self.trainer)
+        log_no_more(self.trainer, ("train/loss", "train/grad_norm"))
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def _end_step(self, step: WholeStep, batch_idx: int) -> None:
+        """Pass on what the step has found, and end its window."""
+        assert self.tasks is not None
         if not step.empty:
             self.tasks.end_step(step.sums, step.counts)
         data = getattr(self.trainer, "datamodule", None)
@@ -443,6 +451,9 @@ class VLMModule(LightningModule):
             data.end_step(step.sums, step.counts, batch_idx)
         self._window.end_step(self.trainer, batch_idx)
         self._left_out_of_fit.end_step(self.trainer, batch_idx, self._step_was_empty, self.targets)
+
+    def _optimizer_name(self) -> str:
+        return type(self.trainer.optimizers[0]).__name__
 
     def _divide_gradients(self) -> WholeStep:
         trainer, tasks = self.trainer, self.tasks

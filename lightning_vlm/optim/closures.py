@@ -68,6 +68,14 @@ def several_calls(name: str, window: int) -> str:
     )
 
 
+def no_call(name: str) -> str:
+    """The message where an optimizer didn't call its closure in a step of a run."""
+    return (
+        f"model.optimizer: {name} didn't call the closure that its step was given, so that nothing was "
+        "learned from the batch"
+    )
+
+
 def _count_calls(trial: Optimizer) -> int | None:
     """How often a step calls its closure; None if the optimizer can't step on one number."""
     calls = 0
