@@ -23,7 +23,7 @@ commands:
 
 options:
   --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
-  --ckpt_path FILE   a checkpoint to go on from, or to score
+  --ckpt_path FILE   a checkpoint to continue from, or to score
   --samples N --scan N --out FILE
                      preview: samples to show, to read for the figures, and where the HTML page goes
   --progress X       preview: show the weights at this progress of training, 0 to 1
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `lightning-vlm`; None takes the process's own.
     Returns:
-        0 if all went well, 2 after an error that the user can mend, 1 after a defect of ours, 130 after
+        0 if all went well, 2 after an error that the user can fix, 1 after a defect of ours, 130 after
         Ctrl-C, 143 after SIGTERM.
         Each error is a message of at most three lines.
     """

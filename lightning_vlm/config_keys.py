@@ -1,7 +1,7 @@
-"""Whether there are the keys and classes that a config names, at any depth, before the parser reads it.
+"""Checks that the keys and classes of a config exist, at any depth, before the parser reads it.
 
-The parser of jsonargparse passes over an unknown key whose value is empty, and tells of other faults without
-their line, so this looks first.
+The parser of jsonargparse ignores an unknown key whose value is empty, and reports other errors without their
+line, so this check comes first.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def no_key(key: str, keys: list[str]) -> str:
 
 
 def _near_key(key: str, keys: list[str]) -> str:
-    """The nearest key: in the same place, then anywhere under the same last name, then of what it lies in."""
+    """The nearest key: in the same place, else with the same last name anywhere, else that of its parent."""
     folder, _, last = key.rpartition(".")
     prefix = f"{folder}." if folder else ""
     near = nearest(last, _siblings(key, keys))
@@ -245,7 +245,7 @@ class _Keys:
     def find(self, node: Node, name: Any, bases: list[type], key: str) -> type | Callable | None:
         """The class of a `class_path`."""
         if not isinstance(name, str):
-            self.fail(node, f"{key}: found a class_path that is no name; expected such as package.Class")
+            self.fail(node, f"{key}: found a class_path that isn't a name; expected package.Class")
         try:
             return find_class(name, bases)
         except ClassNameError as problem:

@@ -44,11 +44,11 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
 
     Args:
         module: Its model need not be loaded yet.
-        trainer: Its callbacks that have a method `check_selectors` are asked as well.
+        trainer: Callbacks with a method `check_selectors` are checked as well.
         fits: Whether the module is going to be trained. Otherwise only the plan matters.
 
     Raises:
-        UserError: A selector of the module's options finds nothing, or what it finds can't be had.
+        UserError: A selector of the module's options finds nothing, or something that can't be adapted.
         SelectorError: A callback's selector finds nothing.
         MisconfigurationException: A callback's selector finds only what the plan has frozen.
     """

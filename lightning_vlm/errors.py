@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence each, no traceback on the command line."""
+"""User errors: one sentence each, without a traceback on the command line."""
 
 
 class UserError(ValueError):
@@ -12,7 +12,7 @@ class DataError(UserError):
         source: Where the sample came from, as `file:line`.
         key: Which key or part of it is wrong, such as `messages[1].role`; empty for the whole line.
         found: What was found there.
-        expected: What is accepted instead, or how to mend it.
+        expected: What is accepted instead, or how to fix it.
 
     >>> print(DataError("train.jsonl:7", "weight", "-1", "a finite number >= 0"))
     train.jsonl:7: weight: found -1; expected a finite number >= 0

@@ -1,4 +1,4 @@
-"""Exceptions of other packages that the user can mend, and what to say of each.
+"""Exceptions of other packages that the user can fix, and the message for each.
 
 `RULES` is read from the top; the first pattern that fits `module.Type: message` of any exception in the chain
 wins. A rule's text may use the groups of its pattern, or be a function that gets the match and the exception.
@@ -93,7 +93,7 @@ RULES: tuple[tuple[str, Text], ...] = (
     ),
     (
         r"DataLoader worker \(pid[^)]*\) (?:is killed by signal: ([^.]+)|exited unexpectedly)",
-        "a data worker ended without a word, often because memory ran out\n"
+        "a data worker ended without an error message, often because memory ran out\n"
         "lower data.num_workers, or set it to 0 to see the error itself",
     ),
     (r"Caught (\w+) in (?:DataLoader worker|pin memory thread)", in_worker),
@@ -189,7 +189,7 @@ RULES: tuple[tuple[str, Text], ...] = (
     (r"Checkpoint file not found: (\S+)", r"ckpt_path: found no such checkpoint \1"),
     (
         r"Trying to restore (?:optimizer|training) state but checkpoint contains only the model",
-        "ckpt_path: the checkpoint holds weights alone, from which no run can go on; "
+        "ckpt_path: the checkpoint holds weights alone, from which no run can be resumed; "
         "give one that was saved without save_weights_only",
     ),
     (

@@ -1,7 +1,8 @@
 """What a person reads when a command fails: at most three lines, the cause first.
 
-An exception is the user's to mend if it is one of ours for that, if `failure_rules` knows it, or if it comes
-from the user's own code. Anything else is taken for a defect of ours, and its traceback is kept in a file.
+An exception is a user error if it is one of our user errors, if `failure_rules` has a rule for it, or if it
+comes from the user's own code. Anything else is treated as a defect of ours, and its traceback is kept in a
+file.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 USER, DEFECT, INTERRUPTED = 2, 1, 130
-"""Exit codes: the user can mend it, we must mend it, Ctrl-C."""
+"""Exit codes: a user error, a defect of ours, Ctrl-C."""
 
 _PACKAGES = ("lightning_vlm", "lightning_vlm_callbacks")
 
@@ -35,7 +36,7 @@ def report(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
 
 
 def explain(error: BaseException) -> str | None:
-    """The message of an exception that the user can mend; None for a defect of ours.
+    """The message of a user error; None for a defect of ours.
 
     >>> from lightning_vlm.errors import UserError
     >>> explain(UserError("data.train: found no samples"))

@@ -1,4 +1,4 @@
-"""What is said after Ctrl-C or SIGTERM: how far the run came, and what was saved."""
+"""The message after Ctrl-C or SIGTERM: how far the run came, and what was saved."""
 
 import os
 
@@ -22,7 +22,7 @@ def interruption(error: SystemExit, trainer: Trainer) -> Interrupted | None:
 
 
 def _saved(by: str, trainer: Trainer) -> str:
-    """One line: where the run stopped, the newest checkpoint, and how to go on from it."""
+    """One line: where the run stopped, the newest checkpoint, and how to continue from it."""
     if trainer.state.fn != TrainerFn.FITTING:
         return f"stopped by {by}"
     found = {
@@ -35,4 +35,4 @@ def _saved(by: str, trainer: Trainer) -> str:
     if not found:
         return f"{stopped}; no checkpoint was saved"
     newest = max(found, key=os.path.getmtime)
-    return f"{stopped}; the newest checkpoint is {newest}; go on from it with --ckpt_path {newest}"
+    return f"{stopped}; the newest checkpoint is {newest}; continue with --ckpt_path {newest}"

@@ -20,7 +20,7 @@ OPEN, CLOSE = "\x02", "\x03"
 
 
 class Parser(LightningArgumentParser):
-    """Raises what it refuses, takes no shortened keys, and takes the path of a data file for a path.
+    """Raises errors, refuses shortened keys, and keeps the path of a data file as a path.
 
     (LightningCLI prints the usage and exits, takes `--model.learning_rate` for `--model.learning_rates`, and
     reads any file that an option names as a config, so that an empty data file means no data.)
@@ -56,7 +56,7 @@ class Parser(LightningArgumentParser):
         raise UserError(f"{self._place(message)}{plain(message, self)}") from ex
 
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
-        """As jsonargparse's, but what a class of ours refuses is said with its key's place in a config."""
+        """As in jsonargparse, but errors of our classes name the place of their key in a config."""
         try:
             return super().instantiate_classes(cfg, **options)
         except UserError as error:

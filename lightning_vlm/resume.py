@@ -152,6 +152,6 @@ def _between_epochs(epochs: dict[str, Any]) -> None:
 
 
 def _inside_epoch(epochs: dict[str, Any]) -> None:
-    """Count an epoch that was stopped before its last batch as one that goes on; Lightning doesn't."""
+    """Count an epoch that was stopped before its last batch as unfinished; Lightning doesn't."""
     for counts in (epochs["total"], epochs["current"]):
         counts["processed"] = counts["completed"] = counts["ready"] - 1

@@ -1,4 +1,4 @@
-"""What differs between a resumed run and the one that it goes on from: a line for each, or a refusal."""
+"""What differs between a resumed run and the run it continues: a line for each, or an error."""
 
 import hashlib
 import os
@@ -96,8 +96,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each value that isn't what it was.
 
     Args:
-        before: As from `describe_run`, out of a checkpoint; of a value that it doesn't know nothing is said.
-        now: Of the run that goes on.
+        before: As from `describe_run`, out of a checkpoint; values that it doesn't have are ignored.
+        now: The same of the resumed run.
 
     >>> changes({"data.batch_size": 8, "data.seed": 0}, {"data.batch_size": 4, "data.seed": 0})
     ['data.batch_size is 4, was 8']
@@ -111,7 +111,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if name != "seed_everything":
             lines.append(f"{name} is {_shown(value)}, was {_shown(was)}")
         elif None not in (was, value):
-            lines.append(f"{name} is {value}, was {was}; dropout goes on with the checkpoint's")
+            lines.append(f"{name} is {value}, was {was}; dropout continues with the checkpoint's")
     return lines
 
 
@@ -142,7 +142,7 @@ def ended(trainer: Trainer, checkpoint: Mapping[str, Any]) -> str | None:
 
 
 class RunChanges:
-    """Compares a run with the one that it goes on from."""
+    """Compares a run with the one that it continues."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
@@ -155,7 +155,7 @@ class RunChanges:
         """Keep what a checkpoint says of its run, and say so if that run has ended.
 
         Args:
-            trainer: Of the run that goes on.
+            trainer: That of the resumed run.
             checkpoint: As Lightning has it.
             facts: Those that were saved in it; none if an older version did.
         """

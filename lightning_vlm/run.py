@@ -79,7 +79,7 @@ class VLMCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and which arguments of their methods are no keys."""
+        """The commands, and which arguments of their methods aren't keys."""
         ours = {
             "preview": {"model", "datamodule"},
             # The command has no use for answers in memory.
@@ -122,7 +122,7 @@ class VLMCLI(LightningCLI):
             self.config.preview.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Rich progress, unless progress is turned off; and what resumes goes on in its run of W&B."""
+        """Add the rich progress bar, unless progress is off; a resumed run continues its run of W&B."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks, bar = trainer.callbacks, trainer.progress_bar_callback  # type: ignore[attr-defined]
         if bar is not None and not isinstance(bar, RichProgressBar):
@@ -134,7 +134,7 @@ class VLMCLI(LightningCLI):
         return trainer
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets the checkpoint's hyperparameters beat the command line without a word. Here the
+        """Lightning lets the checkpoint's hyperparameters silently override the command line. Here the
         config and the command line decide, and weights that don't fit them are an error when they load."""
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -185,7 +185,7 @@ def run(arguments: Sequence[str] | None) -> VLMCLI:
         arguments: The words of the command; None takes those of the process.
 
     Raises:
-        UserError: Something that the user can mend, such as keys or values that the parser refuses.
+        UserError: A user error, such as keys or values that the parser refuses.
     """
     return VLMCLI(
         VLMModule,

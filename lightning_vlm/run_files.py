@@ -11,7 +11,7 @@ from lightning_vlm.terminal import short_path
 
 
 def config_file(folder: Path, logs: bool, command: str) -> Path | None:
-    """Where the config of a run is saved, so that no file of a person or of another run is overwritten.
+    """Where the config of a run is saved, so that no file of the user or of another run is overwritten.
 
     Args:
         folder: Of the run.
@@ -29,7 +29,7 @@ def config_file(folder: Path, logs: bool, command: str) -> Path | None:
 
 
 def checkpoints_of(trainer: Trainer) -> dict[Path, str]:
-    """The checkpoints that a fit has left and a person would use, the best first, each with a note."""
+    """The checkpoints of a fit that a user needs, the best first, each with a note."""
     found: dict[Path, str] = {}
     for callback in trainer.checkpoint_callbacks:
         best, last = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))

@@ -1,4 +1,4 @@
-"""What a person wants to know when `fit` has ended: scores, where everything is, and what to type next."""
+"""The summary after `fit`: scores, where the files are, and what to type next."""
 
 import shlex
 import time

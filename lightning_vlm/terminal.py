@@ -1,4 +1,4 @@
-"""What people read in a terminal: text that can't do anything to it, paths, answers."""
+"""Output for a terminal: text without control characters, paths, answers."""
 
 import os
 import unicodedata

@@ -29,7 +29,7 @@ class TokenWeightSchedule(Callback):
     It changes the table `VLMModule.token_weights` between optimizer steps, not the data: even if rendered
     ahead, a batch gets its weights as its step begins. Progress is optimizer steps made over those of the
     whole run (`total_steps`), a function of `trainer.global_step`. So all micro-batches of a step and all
-    ranks have one table, a resumed run goes on exactly, and there is no state to save.
+    ranks have one table, a resumed run continues exactly, and there is no state to save.
 
     Validation and test keep `model.token_weights`, so that losses of different times can be compared. The
     table in force is logged as `token_weight/instruction` and so on.

@@ -38,7 +38,7 @@ def saved_id(checkpoint: str | Path) -> str | None:
 
 
 def resume_run(trainer: Trainer, checkpoint: str | Path) -> None:
-    """Let a run that resumes go on in the run of Weights & Biases that its checkpoint belongs to.
+    """Let a resumed run continue the run of Weights & Biases that its checkpoint belongs to.
 
     Args:
         trainer: Whose loggers haven't begun. A WandbLogger that was given an id keeps it.
@@ -54,7 +54,7 @@ def resume_run(trainer: Trainer, checkpoint: str | Path) -> None:
     for logger in unnamed:
         # Lightning has no public way to name the run of a logger that is already made.
         logger._id = logger._wandb_init["id"] = found
-    rank_zero_info(f"Weights & Biases: goes on with run {found}; to begin another, set the logger's id")
+    rank_zero_info(f"Weights & Biases: continues run {found}; to begin another, set the logger's id")
 
 
 def _find(trainer: Trainer, checkpoint: str | Path) -> Path | None:

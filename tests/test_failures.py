@@ -177,7 +177,7 @@ def test_ctrl_c_and_sigterm_say_how_far_the_run_came(own_code, capsys):
             capsys, *words, *boom("if args[0].global_step == 2: raise KeyboardInterrupt"), code=130
         )
         saved = Path("saved/x.ckpt").resolve()
-        assert message.endswith(f"the newest checkpoint is {saved}; go on from it with --ckpt_path {saved}")
+        assert message.endswith(f"the newest checkpoint is {saved}; continue with --ckpt_path {saved}")
         ends = boom("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
         message = refused(capsys, *ends, "--trainer.max_steps", "5", code=143)
         assert message.startswith("stopped by SIGTERM after ")

@@ -36,7 +36,7 @@ _MEASURED = 8
 
 
 class AdaptiveLoRARank(Callback):
-    """Moves a budget of rank between the LoRA layers of a model, by what each turns out to need.
+    """Moves a budget of rank between the LoRA layers of a model, by their measured importance.
 
     Begin with one rank for all. From `start` to `until` the importance of layers is measured in the 8 steps
     before each change, and the budget is shared in proportion (`allocate_ranks`). Layers really grow and
@@ -55,15 +55,16 @@ class AdaptiveLoRARank(Callback):
     Args:
         budget: Total rank, or with `unit="parameters"` how many parameters A and B may have in all. None:
             what they have when training begins.
-        min_rank: Of every layer. With 0, a layer may lose its adapter, for good.
-        max_rank: Of every layer. No layer gets more than it is wide.
-        multiple_of: Of which ranks are multiples.
+        min_rank: The least rank of every layer. With 0, a layer may lose its adapter permanently.
+        max_rank: The most rank of every layer. No layer gets more than its width.
+        multiple_of: Ranks are multiples of this.
         importance: `fisher`: how many directions a layer uses, and what they are worth to the loss.
             `sensitivity`: what AdaLoRA measures, of whole layers; it costs least. `activation`: EVA's, which
             looks at inputs only. See the classes in `lightning_vlm_callbacks.rank_importance`.
         start: The first change is after this many steps; below 1 it is a share of the run.
-        every: Steps from one change to the next, alike.
-        until: The last step with a change, alike. The rest of the run trains at fixed ranks.
+        every: Steps from one change to the next; below 1 it is a share of the run.
+        until: The last step with a change; below 1 it is a share of the run. Later steps train at fixed
+        ranks.
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
         unit: Of the budget.
         picture: Draw `ranks.png` at the end.

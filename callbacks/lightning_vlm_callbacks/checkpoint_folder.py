@@ -19,7 +19,7 @@ def name_of(step: int, version: int = 1) -> str:
 
     Args:
         step: The number of optimizer steps made.
-        version: Above 1 if steps are counted from 0 again in a folder that goes on to be used.
+        version: Above 1 if steps are counted from 0 again in the same folder.
 
     >>> name_of(120), name_of(120, 2)
     ('step-00000120.ckpt', 'step-00000120-v2.ckpt')
@@ -89,7 +89,7 @@ class CheckpointFolder:
         self.path = path
 
     def clear_unfinished(self) -> None:
-        """Delete what a killed run has left half written."""
+        """Delete files that a killed run left unfinished."""
         for one in self.path.glob(f"{UNFINISHED}*"):
             _delete(one)
 

@@ -30,14 +30,14 @@ __all__ = ["EarlyStopCheckpoint"]
 class EarlyStopCheckpoint(WholeCheckpoints):
     """Keeps the best, the latest and periodic checkpoints, and stops when there is no more progress.
 
-    One decision makes a checkpoint the best and starts the waiting over, so that what is kept and when to
-    stop can't disagree. In `dirpath` are `step-00000120.ckpt`, ..., the links `best.ckpt` and `latest.ckpt`,
-    `history.csv` (losses, learning rates and norms of the gradient) and at the end `history.png`. Whenever
-    the run is killed, `latest.ckpt` is whole.
+    One decision both makes a checkpoint the best and resets the patience, so that the best checkpoint and
+    the early stop can't disagree. In `dirpath` are `step-00000120.ckpt`, ..., the links `best.ckpt` and
+    `latest.ckpt`, `history.csv` (losses, learning rates and norms of the gradient) and at the end
+    `history.png`. `latest.ckpt` is complete even if the run is killed.
 
-    From our checkpoints a run goes on bit for bit as if it had never ended: they hold the random states of
-    all ranks. Inside an epoch this needs loaders that know where they are (`state_dict`), such as torchdata's
-    `StatefulDataLoader` or those of `VLMDataModule`; and validation at whole optimizer steps.
+    A run resumed from our checkpoints continues bit for bit as if it had never stopped: they hold the random
+    states of all ranks. Inside an epoch this needs loaders that save their position (`state_dict`), such as
+    torchdata's `StatefulDataLoader` or those of `VLMDataModule`; and validation at whole optimizer steps.
 
     A run that is interrupted by Ctrl-C, SIGTERM or an exception is saved as it was after its last whole
     optimizer step; with several processes a signal waits for the end of a step or a validation, and an
@@ -48,14 +48,14 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     runs of the logger's name. If there is none yet, the run starts from scratch, so that a SLURM job can
     always give it. `ckpt_path="best"` finds the best, in a new process only with `dirpath`.
 
-    A second fit of the same callback goes on: the best so far, its file and the waiting stay.
+    A second fit with the same callback keeps the best so far, its file and the patience used up.
 
     It derives from ModelCheckpoint so that Lightning's loggers, such as `WandbLogger(log_model=True)`, treat
     its files as checkpoints. It does all the work itself.
 
     Args:
         monitor: The metric to judge by, after each validation, or at each epoch's end if no validation comes.
-            None judges nothing: there is no best, and no early stop.
+            With None there is no best checkpoint and no early stop.
         mode: Whether less or more of it is better.
         patience: Stop when this many scores in a row aren't better; None never stops.
         min_delta: How much better a score must be.
@@ -156,7 +156,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         if inside and (unsure := unsure_loaders(trainer)):
             rank_zero_warn(
                 "EarlyStopCheckpoint: checkpoints inside an epoch were asked for, but the training data "
-                f"come from {unsure[0]}, which can't go on inside one exactly. Use torchdata."
+                f"come from {unsure[0]}, which can't resume inside one exactly. Use torchdata."
                 "stateful_dataloader.StatefulDataLoader or VLMDataModule, or save at the ends of epochs only"
             )
 

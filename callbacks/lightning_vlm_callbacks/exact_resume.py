@@ -1,4 +1,4 @@
-"""What a Lightning checkpoint lacks to go on exactly as if the run had never ended.
+"""What a Lightning checkpoint lacks to resume exactly as if the run had never stopped.
 
 Lightning keeps weights, optimizers, schedules, counters, and the state of rank 0's loaders. Here are kept,
 for every rank, its random states and loaders; and the last metrics, which plateau schedules read.
@@ -76,9 +76,9 @@ def _resumable(loader: Any) -> bool:
 
 
 def unsure_loaders(trainer: Trainer) -> list[str]:
-    """The kinds of training loaders that can't go on exactly inside an epoch.
+    """The kinds of training loaders that can't resume exactly inside an epoch.
 
-    Those that don't know where they are, and those without a length: of these Lightning draws one batch
+    Those that don't save their position, and those without a length: from these Lightning draws one batch
     ahead, which is lost.
     """
     unsure = [one for one in _loaders(trainer) if not (_resumable(one) and hasattr(one, "__len__"))]

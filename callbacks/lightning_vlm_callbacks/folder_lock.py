@@ -16,8 +16,8 @@ __all__ = ["FolderLock", "LockedError", "is_locked"]
 NAME = ".run.lock"
 
 _held: dict[tuple[int, Path], list["FolderLock"]] = {}
-"""By process and folder. A process has one open file for each lock, because POSIX ends a lock when any file
-that the process has opened on it is closed. A forked process holds nothing of its parent's."""
+"""By process and folder. A process has one open file for each lock, because POSIX ends a lock when the
+process closes any file opened on it. A forked process doesn't hold its parent's locks."""
 
 
 class LockedError(Exception):

@@ -57,7 +57,7 @@ class GradientMonitor(Callback):
       error.
 
     Of an optimizer that computes several gradients in a step, such as LBFGS, the first is measured, without
-    `clipped_norm`; `skip` can't be had with it. Complex gradients count as their real and imaginary parts.
+    `clipped_norm`; `skip` isn't possible with it. Complex gradients count as their real and imaginary parts.
 
     Under `precision="16-mixed"` infinite gradients aren't unusual: the GradScaler skips such steps.
 

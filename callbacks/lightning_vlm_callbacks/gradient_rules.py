@@ -96,7 +96,7 @@ def anomaly(norm: float | None, usual: Usual, dead_for: int, limits: Limits) -> 
 
 
 class Watch:
-    """Judges the norms of groups step after step; knows what is usual, and counts what isn't.
+    """Judges the norms of groups at each step, keeps running norms, and counts anomalies.
 
     Args:
         limits: For all groups.

@@ -47,27 +47,27 @@ class GradNorm(Callback):
     belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as that
     layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples change one
     another: batch norms that train and tied weights are refused; experts with a shared capacity and losses
-    across the batch would be wrong without a word. If tasks share inputs (`total`), there is a backward pass
-    for each task, so set `every_n_steps`.
+    across the batch would silently give wrong norms. If tasks share inputs (`total`), there is a backward
+    pass for each task, so set `every_n_steps`.
 
     A task that isn't in a step keeps its last norm and loss; one that has never been seen, whose gradient is
     exactly zero, or isn't finite, keeps its weight.
 
     Args:
-        alpha: How strongly tasks that are behind are pulled on: 0 makes all norms equal; the paper has 1.5
-            for tasks that differ much and 0.12 for tasks alike.
+        alpha: How strongly tasks that are behind are favoured. 0 makes all norms equal; the paper uses 1.5
+            for tasks that differ much and 0.12 for similar tasks.
         layer: Selector of one linear layer, shared by all tasks and late. None: the last LoRA B inside a list
             of layers, else the last linear layer inside one. (LoRA's A has no gradient at its start.)
-        every_n_steps: Optimizer steps from one change of weights to the next.
-        solver: `closed_form` goes a share of the way to where the weights would come to rest, `paper` makes a
-            step of the paper's gradient descent. Both in logarithms of the weights, whose units cancel.
+        every_n_steps: How many optimizer steps lie between changes of the weights.
+        solver: `closed_form` moves the weights a share of the way to where they would converge; `paper` makes
+            a step of the paper's gradient descent. Both work on the logarithms of the weights.
         rate: That share, or the learning rate.
-        initial_losses: L(0) by task where theory knows it, such as log C of C classes. Else L(0) is the mean
-            of the first `initial_steps` measured losses.
-        initial_steps: See there.
-        unbiased: Take the noise of small batches out of the norms, which makes rare tasks look large: what
-            micro-batches and ranks agree on counts, averaged over about 10 measurements. Each task needs two
-            of them in a step now and then.
+        initial_losses: L(0) by task where it is known in theory, such as log C for C classes. Else L(0) is
+            the mean of the first `initial_steps` measured losses.
+        initial_steps: See `initial_losses`.
+        unbiased: Remove the noise of small batches from the norms, which makes the gradients of rare tasks
+            look large. Only what micro-batches and ranks have in common counts, averaged over about 10
+            measurements. So each task must sometimes occur in two micro-batches or ranks of a step.
         packed: Rows hold several samples that do not see each other (block-diagonal attention).
         sketch: Width of a random projection of the gradients, for a layer too large to keep a copy per task.
         picture: Draw `gradnorm.png` at the end.
@@ -393,7 +393,7 @@ def _layer(root: nn.Module, selector: str | None, before: str | None = None) -> 
             return names[-1], inside[names[-1]]
     linear = [name for name, one in root.named_modules() if isinstance(one, nn.Linear)]
     raise MisconfigurationException(
-        "GradNorm: found no linear layer inside a list of layers, and can't tell which one all tasks share; "
+        "GradNorm: found no linear layer inside a list of layers, and can't know which one all tasks share; "
         f"set layer to one of {', '.join(linear) or 'the linear layers, of which there are none'}"
     )
 

@@ -110,5 +110,5 @@ class Interrupts:
         rank_zero_info(
             f"EarlyStopCheckpoint: saved step {self.last.step or trainer.global_step} for {why}; resume with "
             'ckpt_path="last"'
-            + (f", though {unsure[0]} can't go on exactly inside an epoch" if unsure and inside else "")
+            + (f", though {unsure[0]} can't resume exactly inside an epoch" if unsure and inside else "")
         )

@@ -105,7 +105,7 @@ def set_ranks(
         The names of the layers whose rank was another.
 
     Raises:
-        MisconfigurationException: There is no such layer, or its adapter is gone.
+        MisconfigurationException: There is no such layer, or its adapter was removed.
     """
     layers, changed, optimizers = lora_layers(root), [], list(optimizers)
     configs = _configs(root, layers)

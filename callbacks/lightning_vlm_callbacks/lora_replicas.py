@@ -39,7 +39,7 @@ def ranks_before_weights(root: LightningModule) -> Callable[[], None]:
     does a little more for a while.
 
     Returns:
-        What makes an end of it.
+        A function that unwraps it.
     """
     own, hook = vars(root).get("on_load_checkpoint"), root.on_load_checkpoint
 

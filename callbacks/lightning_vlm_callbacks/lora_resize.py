@@ -37,11 +37,11 @@ def resize_lora(
     LoRA begins: a direction that isn't used yet still learns, and a step of Adam changes as much as before.
     The scale α/r (rsLoRA: α/√r) stays, so α changes.
 
-    Parameters stay the same objects: groups, schedulers, hooks and everyone's lists of them go on. They lose
-    their gradient. Adam's moments (and SGD's momentum) go along: turned like the gradients where the layer
-    shrinks, the second moments element by element; new ones get no momentum, and the mean of the others'
-    second moments: with 0 a first step late in a run would be three times the learning rate. State of any
-    other kind in the parameter's shape, or quantised, starts from zero, with a warning.
+    Parameters stay the same objects: groups, schedulers, hooks and lists that hold them stay valid. Their
+    gradient is dropped. Adam's moments (and SGD's momentum) are transformed with them: like the gradients
+    where the layer shrinks, the second moments element by element. New directions get no momentum, and the
+    mean of the other second moments, as with 0 a first step late in a run would be three times the learning
+    rate. State of any other kind in the parameter's shape, or quantised, starts from zero, with a warning.
 
     Args:
         layer: A `peft.tuners.lora.Linear` or one for bitsandbytes, unmerged.
@@ -80,7 +80,7 @@ def resize_lora(
 
 
 def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimizer] = ()) -> None:
-    """Take the adapter out of a layer, which then computes what its base does. There is no way back.
+    """Take the adapter out of a layer, which then computes the same as its base layer. This can't be undone.
 
     Args:
         layer: As for `resize_lora`.
@@ -139,7 +139,7 @@ def _grow(
 def _replace(
     one: Parameter, value: Tensor, optimizers: list[Optimizer], first: Change, second: Change
 ) -> None:
-    """Put another matrix into a parameter, and change what optimizers keep of it alike."""
+    """Put another matrix into a parameter, and change the optimizer state of it in the same way."""
     shape, changes = one.shape, {**dict.fromkeys(_FIRST, first), **dict.fromkeys(_SECOND, second)}
     for optimizer in optimizers:
         state = optimizer.state.get(one, {})

@@ -1,4 +1,4 @@
-"""Finds NaN and infinity before they reach the weights, says where they come from, and goes on."""
+"""Finds NaN and infinity before they reach the weights, reports where they come from, and continues."""
 
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class NonFiniteGuard(Callback):
     Going back and leaving out batches is PaLM's remedy (https://arxiv.org/abs/2204.02311, section 5.1).
 
     Args:
-        on_nonfinite: `skip` leaves the update out. `rollback` also goes back to an earlier state of weights,
+        on_nonfinite: `skip` skips the update. `rollback` also goes back to an earlier state of weights,
             buffers, optimizer and schedules, and leaves out the updates of the next steps. `stop` leaves the
             update out and raises NonFiniteError.
         max_in_a_row: So many bad steps in a row stop the run with NonFiniteError; with `rollback`, so many
@@ -267,7 +267,7 @@ class NonFiniteGuard(Callback):
         window: list[MicroBatch],
         bad_loss: bool,
     ) -> None:
-        """A bad step: leave it out, explain it, go on or stop."""
+        """Skip and explain a bad step, then continue or stop."""
         what = f"{'the loss' if bad_loss else 'a gradient'} is NaN or infinite"
         event = Event(what, "The update of this step was left out on all ranks.", _bad_gradients(pl_module))
         self._leave_out(trainer, pl_module, optimizer)

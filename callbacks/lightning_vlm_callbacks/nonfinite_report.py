@@ -1,4 +1,4 @@
-"""Runs a bad step again and writes about it: a page for people, and the bundle beside it."""
+"""Runs a bad step again and writes a readable report, with the bundle beside it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -87,9 +87,9 @@ class _Kept:
 class KeptBuffers:
     """The buffers of a module, such as BatchNorm's statistics, as they were before a step.
 
-    A forward on bad data spoils them for good, even if the update is left out. Small ones are copied whether
-    they have changed or not (BatchNorm changes its own without their version telling). A large one that the
-    first step doesn't change is taken for a constant, such as quantized weights, and its copy given up.
+    A forward on bad data would corrupt them, even if the update is skipped. Small ones are always copied, as
+    BatchNorm changes its buffers without changing their version. A large one that the first step doesn't
+    change is treated as a constant, such as quantised weights, and its copy is freed.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -21,8 +21,8 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
 
     It is looked for in `dirpath`; else in the run's folder, if the logger has a fixed version or id or there
     is no logger; else in the folders of all runs of the logger's name. Of several the newest counts, but
-    those of runs that are going on are left out, and in a SLURM job those that the same job has written come
-    first, so that the jobs of a sweep that are requeued together each go on with their own.
+    those of runs that are still running are ignored. In a SLURM job those of the same job come first,
+    so that the jobs of a sweep that are requeued together each continue their own.
 
     Args:
         trainer: Whose logger says where to look. Nothing of it is started.

@@ -80,8 +80,8 @@ def change_steps(
         trainer: Whose run it is.
         module: That it trains.
         start: The first one; below 1 a share of the run, else steps.
-        every: From one to the next, alike.
-        until: The last one, alike.
+        every: From one to the next; below 1 a share of the run, else steps.
+        until: The last one; below 1 a share of the run, else steps.
 
     Raises:
         MisconfigurationException: They lie beyond the end of the run, or it has none and shares are given; or
@@ -112,7 +112,7 @@ def change_steps(
 def group_layers(
     root: nn.Module, layers: Mapping[str, Lora], groups: Mapping[str, float] | None
 ) -> dict[str, list[str]]:
-    """The names of layers by group; all are one where no groups are asked for.
+    """The names of layers by group; without groups, all layers are one group.
 
     Args:
         root: The module that selectors speak of.

@@ -103,9 +103,9 @@ class Fisher(Importance):
     """How many directions a layer uses, times the root of what the largest is worth to the loss.
 
     The first is the stable rank of `s B A`, Σσ² / σ₁², to which little ones add nothing. The second is σ₁ √F,
-    to second order the root of what losing that direction costs: it tells noise from what was learned. F is
-    the empirical Fisher information of the layer's weights, on average: the sum over samples of their squared
-    gradients, exact for each sample, though it takes one backward.
+    to second order the root of what losing that direction costs: it separates noise from what was learned. F
+    is the empirical Fisher information of the layer's weights, on average: the sum over samples of their
+    squared gradients, exact for each sample, though it takes one backward.
 
     F alone says how much a layer matters and not how much rank it needs: with it a problem of known ranks
     went no better than with equal ranks. The stable rank alone gives rank to layers that need none.

@@ -147,7 +147,7 @@ class RunFiles:
         self._agree(trainer, error)
 
     def _publish(self, trainer: Trainer, name: str | None) -> None:
-        """What has to be on the disk before `latest` says so comes first, and deleting last."""
+        """Write the files before the link `latest`, and delete old ones last."""
         folder, kept, error = self.folder, self.kept, None
         assert folder is not None
         try:

@@ -49,7 +49,7 @@ class RunHistory:
         Args:
             numbers: Always kept.
             metrics: All there are: kept are those with the right names that are new since the last call, for
-                Lightning goes on showing what was logged long ago.
+                Lightning keeps showing metrics that were logged long ago.
         """
         new = {
             name: value.detach()
@@ -81,7 +81,7 @@ class RunHistory:
         return out.getvalue().rstrip("\n")
 
     def load(self, file: Path, last: int) -> None:
-        """Read the rows of a run up to a step. A run that goes on from there writes the others again."""
+        """Read the rows of a run up to a step. A run resumed there writes the later rows again."""
         if not file.is_file():
             return
         with file.open(encoding="utf-8", newline="") as lines:

@@ -112,7 +112,7 @@ def select_parameters(
 
 
 class _MissingError(Exception):
-    """Below the module `place` there is no `path`. The message is costly, so it is made late."""
+    """The module `place` has no `path` below it. The message is costly, so it is made later."""
 
     def __init__(self, place: str, path: str) -> None:
         self.place, self.path = place, path

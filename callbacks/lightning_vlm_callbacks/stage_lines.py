@@ -1,4 +1,4 @@
-"""What the stages train in a model: selectors made parameters and scales, and the table that tells it."""
+"""What the stages train in a model: selectors turned into parameters and scales, and a table of them."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -145,7 +145,7 @@ def table(
     lines: Sequence[Sequence[Line]],
     rates: Mapping[Parameter, float],
 ) -> str:
-    """What trains when, for people; the parameters of no stage under "never"."""
+    """A table of what trains when; parameters of no stage are under "never"."""
     rows = [("stage", "from step", "trains", "scale", "parameters", "learning rate")]
     for i, (stage, start) in enumerate(zip(stages, starts, strict=True)):
         waits = stage.on_plateau is not None and start is None

@@ -30,7 +30,7 @@ class PlateauWatch:
     """Looks at the metric that the next stage waits for, and keeps the weights of its best value.
 
     Args:
-        state: What `state` gave, to go on from there; None begins with nothing.
+        state: As from `state`, to continue from there; None starts empty.
     """
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
@@ -58,7 +58,7 @@ class PlateauWatch:
 
         Args:
             trainer: Has the metric.
-            root: Its weights are kept if they are the best so far, and will be wanted.
+            root: Its weights are kept if they are the best so far and `from_best` needs them.
             stage: The stage that waits.
             plateau: What it waits for.
             trains: What the stage before it trains.
@@ -117,7 +117,7 @@ def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, 
 
 
 def _of_first_process(trainer: Trainer, monitor: str) -> float:
-    """The metric of the first process, so that all decide alike."""
+    """The metric of the first process, so that all make the same decision."""
     logged = trainer.callback_metrics
     if monitor not in logged:
         have = ", ".join(sorted(logged)) or "none"

@@ -64,7 +64,7 @@ class StagedUnfreezing(Callback):
     synchronised.
 
     A stage begins between two optimizer steps and is a function of `trainer.global_step`, so a resumed run
-    goes on as the uninterrupted one. Only what a metric has decided is saved; stages given on resume win.
+    continues like the uninterrupted one. Only what a metric has decided is saved; stages given on resume win.
 
     Lightning's `BaseFinetuning` adds optimizer groups instead, which breaks schedulers, DDP and resume.
 

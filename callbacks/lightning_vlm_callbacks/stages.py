@@ -1,4 +1,4 @@
-"""Stages of training: ready plans, what a person may write, and when each stage begins."""
+"""Stages of training: ready plans, checks of given stages, and when each stage begins."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ class Stage(NamedTuple):
 
 
 def plan(name: str) -> list[dict[str, Any]]:
-    """A ready plan, as a list to print and edit. It speaks of the parts of a vision-language model.
+    """A ready plan, as a list to print and edit. Plans name the parts of a vision-language model.
 
     - `projector-then-language`: LLaVA's two stages (Liu et al. 2023, https://arxiv.org/abs/2304.08485) in one
       run. LLaVA has data and a learning rate for each; the share of 0.2 is ours.
@@ -80,8 +80,8 @@ def plan(name: str) -> list[dict[str, Any]]:
       (2e-4, 5e-5, 1e-5): with lr 2e-4 the rates are the paper's. Its data and picture sizes change between
       stages too, which is not in a plan.
 
-    `head` counts only where the module lets it train: with LoRA or weights tied to the embeddings it has
-    nothing of its own, and a plan that is asked for by name then leaves it out.
+    `head` counts only where the module lets it train. With LoRA or weights tied to the embeddings it has no
+    trainable parameters of its own, and a ready plan then leaves it out.
 
     Args:
         name: One of `PLANS`.
@@ -100,7 +100,7 @@ def plan(name: str) -> list[dict[str, Any]]:
 
 
 def parse(stages: Sequence[Mapping[str, Any]] | str, unit: Unit) -> list[Stage]:
-    """Stages as written by a person, checked.
+    """Check stages from a config.
 
     Raises:
         MisconfigurationException: Says which key of which stage is wrong, and what would be right.

@@ -34,7 +34,7 @@ def decide(rule: Rule, standing: Standing, score: float) -> Decision:
     """What a new score means: the one place where that is decided.
 
     Args:
-        score: NaN and infinities are no improvement, nor do they stand in the way of one.
+        score: NaN and infinities are never an improvement, and a finite score after them can be one.
 
     >>> rule = Rule(patience=2)
     >>> decide(rule, Standing(), float("nan"))

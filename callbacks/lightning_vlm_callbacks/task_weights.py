@@ -61,8 +61,8 @@ class TaskWeights(nn.Module):
         """What the loss that backward starts from must be multiplied by to be the step's loss, known by the
         end of the step's last backward. For modules that return sums, and divide gradients themselves."""
         self.rows: Tensor | None = None
-        """The task of each row (the first dimension, or the first two) of what the layers get in the forward
-        to come, -1 where there is none; int64, on the CPU: the host must know. None if tasks share rows."""
+        """The task of each row (the first dimension, or the first two) of the layers' inputs in the next
+        forward, -1 where there is none; int64, on the CPU, as the host reads it. None if tasks share rows."""
         self.set_by: str | None = None
         """What changes the weights in the course of training, in a few words; None if nothing does."""
         self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None

@@ -30,7 +30,7 @@ __all__ = ["WholeCheckpoints"]
 
 
 class WholeCheckpoints(ModelCheckpoint):
-    """What is saved, and how a run goes on from it; a subclass says when.
+    """What is saved, and how a run resumes from it; a subclass decides when.
 
     Args:
         judge: Knows the best score so far.

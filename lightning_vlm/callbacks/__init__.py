@@ -1,1 +1,1 @@
-"""Callbacks that know what a token or an answer is; `lightning_vlm_callbacks` has those for any project."""
+"""Callbacks that work on tokens and answers; `lightning_vlm_callbacks` has those for any project."""

@@ -97,7 +97,7 @@ class AnswerFile:
             raise UserError(f"out: found the folder {self.path}; expected the name of a file in it")
         if self.path.exists() and not _holds_answers(self.path):
             raise UserError(
-                f"out: found {self.path}, which is no file of answers and stays as it is; name another file"
+                f"out: found {self.path}, which isn't a file of answers and stays as it is; name another file"
             )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

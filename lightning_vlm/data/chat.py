@@ -159,12 +159,12 @@ class ChatTemplate:
         return begin or prompt
 
     def _check_beginning(self) -> None:
-        """Warn of a template that begins the answers in a chat otherwise than it asks for one."""
+        """Warn if answers in a chat begin differently from the generation prompt."""
         before = self._trial("user", "assistant")[1]
         if self._gap(before) is None:
             self._warn(
                 f"begins an answer with {before!r}, but asks for one with {self._generation_prompt!r}, so "
-                f"the model would be asked otherwise than it was trained; {_OTHER}"
+                f"the prompt of a new answer would differ from training; {_OTHER}"
             )
 
     def _find_end_of_turn(self, special: set[str], eos: str) -> str:

@@ -74,7 +74,7 @@ def _download(url: str) -> bytes:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection that is closed before anything is asked if its address may not be."""
+    """A connection that is closed before any request if its address isn't allowed."""
 
     def __init__(self, *given: Any, must_be_public: bool = False, **more: Any) -> None:
         super().__init__(*given, **more)

@@ -26,7 +26,7 @@ _AT_ONCE = 1000
 class HFDataset(Source):
     """A Hugging Face data set (needs the extra `lightning-vlm[datasets]`).
 
-    Its rows may be of any dialect that `read` knows. Pictures may be what `datasets.Image` stores, at any
+    Its rows may be of any dialect that `read` supports. Pictures may be what `datasets.Image` stores, at any
     depth, bytes, or paths below the image root. Nulls count as absent.
 
     Args:
@@ -125,7 +125,7 @@ def _load(path: str, config: str | None) -> Any:
         found = "a folder that can't be read"
         expected = "one that `save_to_disk` of datasets wrote, or a copy of a data set of the hub"
     elif is_hub_name(path):
-        found = "no such file or folder, and no data set on the hub that can be had"
+        found = "no such file or folder, and no data set on the hub that can be loaded"
         expected = "the path of a data file or folder, or a name on the hub that can be reached from here"
     else:
         expected = "a folder of data, a parquet or arrow file, or the name of a data set on the hub"

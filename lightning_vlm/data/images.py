@@ -16,7 +16,7 @@ from lightning_vlm.data.fetching import fetch
 from lightning_vlm.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-"""What is opened. Pillow knows more, but some of those run other programs (EPS) or are not pictures."""
+"""The formats that are opened. Pillow supports more, but some run other programs (EPS) or aren't pictures."""
 
 _MOST_ENTRIES = 2000
 """How many entries of a folder are compared with the name of a missing picture."""

@@ -79,7 +79,7 @@ class TaskBatches(Batches):
             yield [self._index(place) for place in range(first, first + self.batch_size)]
 
     def begin(self, passed: int) -> None:
-        """Begin an epoch, or go on in one.
+        """Begin an epoch, or continue one.
 
         Args:
             passed: How many samples, on all ranks, were handed out in the epoch before.

@@ -89,7 +89,7 @@ def _size_of_format(most: int, form: Any, values: Any, sign: str) -> int:
 
 
 def size_of_call(most: int, function: Any, args: tuple, kwargs: Mapping[str, Any]) -> int:
-    """How large the result of a method will be, at most; 0 where it is no larger than what it is made of."""
+    """The largest size that a method's result can have; 0 if it can't be larger than its inputs."""
     name = getattr(function, "__name__", "")
     owner = getattr(function, "__self__", getattr(getattr(function, "__wrapped__", None), "__self__", None))
     if isinstance(owner, int):  # to_bytes

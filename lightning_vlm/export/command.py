@@ -30,11 +30,11 @@ from lightning_vlm.parser import Parser
 
 
 class Written(NamedTuple):
-    """A folder that isn't proved yet, and what is known of it.
+    """A folder that isn't verified yet, and what is known about it.
 
     Args:
         case: What it must be.
-        rows: What to tell of it: a few words, and a figure.
+        rows: What to print about it: a few words, and a figure.
     """
 
     case: Case
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> None:
         words: What stands after `lightning-vlm export`.
 
     Raises:
-        UserError: Something that the user can mend, or a folder that isn't what was trained. Then nothing is
+        UserError: A user error, or a folder that isn't what was trained. Then nothing is
             left behind.
     """
     given = _parser().parse_args(list(words))
@@ -253,7 +253,7 @@ def _parser() -> Parser:
         "--check_quantized",
         "--check-quantized",
         metavar="METHOD",
-        help="nf4 or int8: tell what quantising loses.",
+        help="nf4 or int8: report what quantising loses.",
     )
     add("--trust_remote_code", action="store_true", help="Run Python code that comes with the model.")
     return parser

@@ -1,4 +1,4 @@
-"""Whether an exported folder is the model that was trained: asked in a process that knows nothing of us."""
+"""Checks in a fresh process, with only transformers and PEFT, that an export equals the trained model."""
 
 import subprocess
 import sys
@@ -24,8 +24,8 @@ class Case(NamedTuple):
 
     Args:
         folder: Of an exported model or adapters.
-        held: What was asked.
-        answers: What the model that was trained made of it, in float32, as from `prover.answer`.
+        held: The inputs of the comparison.
+        answers: The trained model's outputs for them, in float32, as from `prover.answer`.
         processor: As from `prover.settings`.
         ties: As from `prover.ties`; for a whole model.
         bits: As from `prover.bits`; for a whole model.

@@ -1,4 +1,4 @@
-"""Scheduled sampling for transformers: a model learns to go on from its own words."""
+"""Scheduled sampling for transformers: a model learns to continue its own words."""
 
 import math
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class ScheduledSampling(Callback):
     masks stay as they are, `batch.targets` too; only `batch.inputs["input_ids"]` changes, in place.
 
     The probability is a function of `trainer.global_step`, the same for all micro-batches of a step; what is
-    drawn, of seed, epoch, batch and rank, as dropout is. So a resumed run goes on exactly. While the
+    drawn, of seed, epoch, batch and rank, as dropout is. So a resumed run continues exactly. While the
     probability is 0 nothing is done: the step is the ordinary one, bit for bit.
 
     Each step takes one more forward pass, pictures and all: `benchmarks/scheduled_sampling.py` measures it.

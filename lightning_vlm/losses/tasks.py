@@ -1,4 +1,4 @@
-"""How much each task weighs in the loss of a `VLMModule`, and what is said of tasks while it trains."""
+"""The weights of tasks in the loss of a `VLMModule`, and what is logged of tasks while it trains."""
 
 import difflib
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""What is measured: text scores, sums per task, and how far one gets without looking."""
+"""Metrics: scores of texts, sums per task, and baselines that don't use the pictures."""

@@ -14,7 +14,7 @@ from lightning_vlm.nearest import did_you_mean
 
 
 def check_generation(generation: Mapping[str, Any] | None) -> None:
-    """Refuse arguments that `generate` doesn't know, which it would say only at the first validation.
+    """Refuse arguments unknown to `generate`, which would itself raise only at the first validation.
 
     Raises:
         UserError: An unknown key; the message has the nearest one.

@@ -1,4 +1,4 @@
-"""How far one gets without looking: the numbers that a model's score must be read beside."""
+"""Baselines that don't use the pictures, to compare a model's scores with."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

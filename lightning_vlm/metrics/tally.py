@@ -9,7 +9,7 @@ class TaskTally:
     """Adds up named numbers for each task, such as a loss sum, a weight sum, a count.
 
     Not a torchmetrics `Metric`: its states have names fixed at the start and are reduced one by one across
-    ranks, so a task that one rank alone has met would leave that rank waiting for the others for ever. Here
+    ranks, so a task that only one rank has seen would make that rank wait for the others for ever. Here
     one gather takes what each rank has.
 
     >>> tally = TaskTally()

@@ -44,8 +44,9 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
 
     Afterwards exactly the adapters and the parameters under `full` train; everything that the plan doesn't
     name is frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in
-    half precision are float32, as from `get_peft_model`. The model computes what it did before, bit for bit
-    but for LoRA with `init` of `pissa`, `olora` or `orthogonal`, and DoRA in half precision: up to rounding.
+    half precision are float32, as from `get_peft_model`. The model's output stays the same bit for
+    bit; with LoRA whose `init` is `pissa`, `olora` or `orthogonal`, and DoRA in half precision, up to
+    rounding.
 
     Args:
         model: As from `load_model`; keeps its class.
@@ -153,7 +154,7 @@ def _refuse_ia3(selector: str, settings: IA3, have: Sequence[str]) -> None:
     if fused:
         raise UserError(
             f"plan[{selector!r}]: ia3 scales keys and values, but {fused[0]!r} makes queries, keys and "
-            "values at once, which PEFT can't tell apart; use lora there, or name other modules"
+            "values at once, which PEFT can't separate; use lora there, or name other modules"
         )
     for name in settings.feedforward or []:
         if settings.modules is not None and name not in settings.modules:

@@ -56,23 +56,23 @@ class Bottleneck(nn.Module):
         return (self.settings.scale * self.up(inner)).to(x.dtype)
 
     def after(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of a layer: what it puts out, and what this makes of it."""
+        """Forward hook of a layer: adds what the adapter computes from the layer's output."""
         return with_first(output, lambda x: x + self(x))
 
     def beside(self, mlp: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of an MLP: what it puts out, and what this makes of what it was given."""
+        """Forward hook of an MLP: adds what the adapter computes from the MLP's input."""
         return with_first(output, lambda x: x + self(args[0]))
 
 
 def with_first(output: Any, change: Any) -> Any:
-    """What a layer puts out with its hidden states changed: a tensor, or the first of a tuple."""
+    """A layer's output with changed hidden states, which are the output itself or the first of a tuple."""
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottleneck | CrossModal]:
-    """Make adapters for layers, or say why they can't be had. Nothing of the model changes.
+    """Make adapters for layers, or refuse those that can't work. The model isn't changed.
 
-    The weights are float32 for models in half precision too, as PEFT has it.
+    The weights are float32 for models in half precision too, as in PEFT.
 
     Args:
         model: Any of our families.

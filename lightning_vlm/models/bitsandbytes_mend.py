@@ -3,7 +3,7 @@
 They are scaled in blocks of 64 values, row after row, and a block may reach into the next row. The CPU kernel
 of bitsandbytes (0.50.2 here) takes each row to begin with a block of its own. So wherever rows are not whole
 blocks, such as in layers with 160 or 4,304 inputs, it multiplies by the scales of other blocks: the weights
-are wrong by about four times what 4 bits cost, forward and backward, without a word. On GPUs all is well.
+are wrong by about four times what 4 bits cost, forward and backward, without a warning. GPUs aren't affected.
 """
 
 import math

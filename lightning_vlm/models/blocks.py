@@ -9,9 +9,9 @@ from lightning_vlm.models.parts import find_parts
 def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> int:
     """Compile each block of the tower and of the language model with `torch.compile`.
 
-    Blocks are alike, so that one compilation serves all of a kind, and what lies between them (pictures of
-    many sizes, loss in chunks) stays as it is. Lengths may change from batch to batch. Names of parameters,
-    hooks and gradient checkpointing stay as they are.
+    Blocks have the same structure, so that one compilation serves all of a kind. The code between them
+    (pictures of many sizes, loss in chunks) isn't compiled. Lengths may change from batch to batch. Names of
+    parameters, hooks and gradient checkpointing stay as they are.
 
     Args:
         model: Loaded and adapted.

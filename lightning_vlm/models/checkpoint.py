@@ -19,11 +19,11 @@ def check_file(path: Path, to_resume: bool = False) -> None:
 
     Args:
         path: The file.
-        to_resume: A run is to go on from it, for which weights alone don't do.
+        to_resume: Whether a run will be resumed from it, for which weights alone aren't enough.
 
     Raises:
         UserError: It isn't there, can't be read, holds pickled code, isn't a checkpoint, or holds weights
-            alone where a run is to go on from it.
+            alone where a run will be resumed from it.
     """
     if path.is_dir():
         raise UserError(f"checkpoint {path}: found a folder{_newest_in(path)}")
@@ -43,7 +43,7 @@ def check_file(path: Path, to_resume: bool = False) -> None:
         )
     if to_resume and not {"optimizer_states", "lr_schedulers", "loops"} <= holds.keys():
         raise UserError(
-            f"checkpoint {path}: found weights alone (save_weights_only), from which a run can't go on; "
+            f"checkpoint {path}: found weights alone (save_weights_only), from which a run can't be resumed; "
             "expected a checkpoint with the optimizer's state"
         )
 

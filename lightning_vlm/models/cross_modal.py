@@ -16,10 +16,10 @@ class Seen(NamedTuple):
     """What the pictures of a batch are to the language model. N is the most picture tokens of any row.
 
     Args:
-        features: What the projector made of them: Tensor of shape [batch, N, width].
+        features: The projector's output for them: Tensor of shape [batch, N, width].
         there: Which of them a row has, the rest being padding: Tensor of shape [batch, N], bool.
         visible: Which of them each position may look at, those before it: [batch, length, N], bool.
-        text: Which positions are no picture: [batch, length], bool.
+        text: Which positions aren't a picture: [batch, length], bool.
     """
 
     features: Tensor

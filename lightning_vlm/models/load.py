@@ -132,8 +132,8 @@ def load_model(
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
             chooses, with one kernel call a layer for all pictures in towers that allow it (`attention.py`).
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
-            memory. It acts only on modules in train mode; a warning tells where a family has none.
-        quantization: What is quantised as it is loaded; None: nothing. All else has `dtype`.
+            memory. It acts only on modules in train mode; a warning says so if a family doesn't support it.
+        quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
 

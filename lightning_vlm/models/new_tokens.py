@@ -16,7 +16,7 @@ from lightning_vlm.errors import UserError
 
 
 def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
-    """Let a processor's tokenizer know new tokens. They are words, not special: an answer may hold them.
+    """Add new tokens to a processor's tokenizer. They are words, not special: an answer may hold them.
 
     Returns:
         Their ids, in order.
@@ -29,7 +29,7 @@ def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
     for at, token in enumerate(tokens):
         if not token or token in known or token in tokens[:at]:
             found = "twice" if token in tokens[:at] else "as a token that the model has" if token else "empty"
-            raise UserError(f"new_tokens: found {token!r} {found}; expected words that are no tokens yet")
+            raise UserError(f"new_tokens: found {token!r} {found}; expected words that aren't tokens yet")
     first = len(tokenizer)
     tokenizer.add_tokens(list(tokens))
     return range(first, first + len(tokens))
@@ -60,7 +60,7 @@ def add_rows(model: PreTrainedModel, rows: range) -> None:
 
 
 def train_new_rows(model: PreTrainedModel) -> None:
-    """Let the new rows train, and no others of their matrices; what trains as a whole goes on so.
+    """Let only the new rows of their matrices train; a matrix that already trains as a whole stays so.
 
     The optimizer's state still is as large as the matrices. Their old rows stay bit for bit: gradients there
     are zero, and weight decay, which moves rows without gradient too, is off for these matrices.

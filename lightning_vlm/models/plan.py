@@ -243,7 +243,7 @@ def quantised_problem(line: Line, kind: Kind) -> str | None:
 
 
 def refuse_on_quantised(lines: Mapping[str, Line], kind: Kind, quantised: Sequence[str]) -> None:
-    """Refuse what can't work on weights that will be quantised, as far as selectors tell without a model.
+    """Refuse what can't work on weights that will be quantised, as far as selectors show it without a model.
 
     Args:
         lines: As from `read_plan`.

@@ -133,7 +133,7 @@ class Preview:
         return sorted(rows, key=lambda row: (-row.samples, row.name))
 
     def by_kind(self) -> dict[Kind, Row]:
-        """Figures of each kind; `samples` are those that have it."""
+        """Figures of each kind; `samples` counts the samples that have it."""
         rows = {}
         for kind in Kind:
             having = [fact for fact in self.facts if fact.tokens[kind]]

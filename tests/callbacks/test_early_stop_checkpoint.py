@@ -322,7 +322,7 @@ def test_mistakes(options, message):
 
 
 def test_loaders_that_forget_where_they_are(run):
-    with pytest.warns(UserWarning, match="DataLoader, which can't go on inside one exactly"):
+    with pytest.warns(UserWarning, match="DataLoader, which can't resume inside one exactly"):
         run(every_n_steps=3, data={"stateful": False}, trainer={"max_epochs": 1})
 
 

@@ -124,7 +124,7 @@ CHECKPOINTS = {
     "the beginning of a zip": (b"PK\x03\x04" + bytes(99), "a file that is cut short"),
     "text": (b"hello", "no file that torch.save wrote"),
     "pickled code": (saved(hyper_parameters=Evil()), "pickled code, which is not run"),
-    "weights alone": (saved(), "weights alone (save_weights_only), from which a run can't go on"),
+    "weights alone": (saved(), "weights alone (save_weights_only), from which a run can't be resumed"),
 }
 
 

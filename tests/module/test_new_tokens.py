@@ -88,7 +88,7 @@ def test_rows_to_spare_are_used(folder):
     [([""], "'' empty"), (["<a>", "<a>"], "'<a>' twice"), (["</s>"], "'</s>' as a token that the model has")],
 )
 def test_what_is_no_new_token(folder, tokens, said):
-    with pytest.raises(UserError, match=f"new_tokens: found {said}; expected words that are no tokens yet"):
+    with pytest.raises(UserError, match=f"new_tokens: found {said}; expected words that aren't tokens yet"):
         VLMModule(str(folder("llava")), new_tokens=tokens).configure_model()
 
 

@@ -113,7 +113,7 @@ CASES = {
         ],
     ),
     "precision": ({"precision": "bf16-mixed"}, ["trainer.precision is bf16-mixed, was 32-true"]),
-    "seed": ({"seed": 2}, ["seed_everything is 2, was 1; dropout goes on with the checkpoint's"]),
+    "seed": ({"seed": 2}, ["seed_everything is 2, was 1; dropout continues with the checkpoint's"]),
 }
 
 

@@ -30,7 +30,7 @@ class Dialect:
     """One way to write a sample.
 
     Args:
-        name: Who writes it so.
+        name: The project or format that writes samples in this way.
         needs: The keys that a row must have.
         turns: Reads the turns of a row.
         optional: Further keys that it reads.

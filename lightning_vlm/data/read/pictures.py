@@ -52,7 +52,7 @@ class RowPictures:
         self.asked = 0
 
     def next(self) -> Part:
-        """The next picture. One too many is reported at the end, when it is known how many are asked for."""
+        """The next picture. Missing pictures are reported at the end, when their number is known."""
         self.asked += 1
         return self.images[self.asked - 1] if self.asked <= len(self.images) else Text("")
 

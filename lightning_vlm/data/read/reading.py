@@ -1,4 +1,4 @@
-"""What every step of reading a row needs to know, and what it has to say at the end."""
+"""The settings that every step of reading a row needs, and the notes to report at the end."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
