@@ -83,10 +83,13 @@ class GradientCoverage:
         """
         if not self._is_watching:
             return
-        self._is_watching = False
         for hook in self._hooks:
             hook.remove()
-        _refuse_without_gradient(list(self._not_reached))
+        names = list(self._not_reached)
+        self._is_watching = False
+        self._hooks = []
+        self._not_reached = {}
+        _refuse_without_gradient(names)
 
     def end_fit(self) -> None:
         """Warn if nothing could be checked."""

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.exact_resume import restore_accumulation
 from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
@@ -44,7 +43,7 @@ from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.score_table import print_scores, take_over_printing
 from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.adapt import adapt, trained_buffers
-from lightning_vlm.models.attention import check_varlen_attention
+from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.blocks import compile_blocks
 from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
 from lightning_vlm.models.fingerprint import Fingerprint
@@ -83,8 +82,8 @@ from lightning_vlm.steps import (
 )
 from lightning_vlm.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
 from lightning_vlm.weight_averaging import (
+    FrozenWeightsWarning,
     average_what_trains,
-    frozen_weights_in,
     load_averages,
     save_averages,
 )
@@ -201,12 +200,12 @@ class VLMModule(LightningModule):
         self.predictions: list[Prediction] = []
         """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
-        self._attention_checked = False
+        self._varlen_attention = VarlenAttentionCheck()
         self._base: Fingerprint | None = None
         self._fit_began = 0.0
         self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
-        self._frozen_checked = False
+        self._frozen_weights = FrozenWeightsWarning()
         self._buffer_names: list[str] = []  # of the model, such as statistics of norms that train
         self._seed: int | None = None
         self._scores = Scores()
@@ -343,14 +342,9 @@ class VLMModule(LightningModule):
         self._step_loss.targets += targets
         self.tokens_seen += batch.tokens
         self._left_out_of_fit.add(batch, targets, batch_idx)
-        if not self._attention_checked and _has_pictures(batch.inputs):
-            self._attention_checked = True
+        if _has_pictures(batch.inputs):
             assert self.model is not None
-            distance = check_varlen_attention(self.model, batch.inputs)
-            if distance is not None:
-                rank_zero_info(
-                    f"The vision tower attends with FlashAttention; it is {distance:.1%} from sdpa here"
-                )
+            self._varlen_attention.check_once(self.model, batch.inputs)
 
     def seed_of(self, batch_idx: int, use: str = "") -> int:
         """A seed for one use of chance in a training batch: its place in the run and the rank decide."""
@@ -641,23 +635,12 @@ class VLMModule(LightningModule):
             own[KEY] = wandb_id
         if self.tasks is not None:
             own["tasks"] = {**self.tasks.state(), "log": self._task_log.state_dict()}
-        self._warn_of_frozen_weights(checkpoint)
+        frozen = {name for name, _ in self.named_parameters()} - self._ever_trains
+        self._frozen_weights.warn_once(checkpoint, frozen)
         own["buffers"] = self._window.buffers(self._trained_buffers())
         if self.trainer.state.fn == TrainerFn.FITTING:
             own[WINDOW] = self._window.save(self.trainer, checkpoint)
             own[RUN] = self._changes.facts
-
-    def _warn_of_frozen_weights(self, checkpoint: dict[str, Any]) -> None:
-        """Say once which callback puts the base model into every checkpoint."""
-        if self._frozen_checked:
-            return
-        self._frozen_checked = True
-        frozen = {name for name, _ in self.named_parameters()} - self._ever_trains
-        for where, size in frozen_weights_in(checkpoint, frozen).items():
-            rank_zero_warn(
-                f"{where} puts {size / 2**20:,.1f} MiB of the frozen base model into every checkpoint; a "
-                "callback that keeps weights should keep those that train, as WeightAveraging does here"
-            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""

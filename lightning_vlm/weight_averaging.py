@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_vlm_callbacks import AdaptiveLoRARank
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -147,6 +147,24 @@ def load_averages(trainer: Trainer | None, checkpoint: dict[str, Any], names: Co
             "on from the weights that aren't averaged"
         )
         checkpoint["state_dict"] = checkpoint[CURRENT]
+
+
+class FrozenWeightsWarning:
+    """Says once which callback puts the frozen base model into every checkpoint."""
+
+    def __init__(self) -> None:
+        self._is_done = False
+
+    def warn_once(self, checkpoint: Mapping[str, Any], frozen: Collection[str]) -> None:
+        """Look at the first checkpoint that it is given. Arguments as for `frozen_weights_in`."""
+        if self._is_done:
+            return
+        self._is_done = True
+        for where, size in frozen_weights_in(checkpoint, frozen).items():
+            rank_zero_warn(
+                f"{where} puts {size / 2**20:,.1f} MiB of the frozen base model into every checkpoint; a "
+                "callback that keeps weights should keep those that train, as WeightAveraging does here"
+            )
 
 
 def frozen_weights_in(checkpoint: Mapping[str, Any], frozen: Collection[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
@@ -150,6 +151,24 @@ def use_varlen_attention(model: PreTrainedModel) -> bool:
     # The public setter would look for a package or a kernel of this name.
     tower.config._attn_implementation_internal = NAME
     return True
+
+
+class VarlenAttentionCheck:
+    """Checks the vision tower's attention on the first batch with pictures."""
+
+    def __init__(self) -> None:
+        self._is_done = False
+
+    def check_once(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+        """Call `check_varlen_attention` the first time only, and say what it found. Arguments as there."""
+        if self._is_done:
+            return
+        self._is_done = True
+        distance = check_varlen_attention(model, inputs)
+        if distance is not None:
+            rank_zero_info(
+                f"The vision tower attends with FlashAttention; it is {distance:.1%} from sdpa here"
+            )
 
 
 def check_varlen_attention(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float | None:
