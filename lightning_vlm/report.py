@@ -23,7 +23,7 @@ SHOWN = 24
 
 
 class Report:
-    """Scores the test data before and after training, and shows both beside what blind guessing gets.
+    """Scores the test data before and after training, and shows both beside blind baselines.
 
     Args:
         trainer: Its log folder gets the picture.

@@ -44,7 +44,7 @@ class AccumulationWindow:
             loader.count_steps()
 
     def start_batch(self, trainer: Trainer, buffers: Mapping[str, Tensor]) -> None:
-        """Remember how far the run was if this batch is the first of its window.
+        """Remember the progress of the run if this batch is the first of its window.
 
         Args:
             trainer: That trains.

@@ -67,7 +67,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
-"""What Lightning takes for `ckpt_path` besides a file here."""
+"""Values of `ckpt_path` that Lightning accepts and that aren't local files."""
 
 
 class VLMCLI(LightningCLI):

@@ -92,7 +92,7 @@ def average_what_trains(trainer: Trainer, root: nn.Module, names: Collection[str
         names: Of the parameters that ever train.
 
     Raises:
-        UserError: A callback that can't be right beside a frozen base model, or beside AdaptiveLoRARank.
+        UserError: A callback that can't work with a frozen base model, or with AdaptiveLoRARank.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):

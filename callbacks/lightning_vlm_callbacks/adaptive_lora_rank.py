@@ -64,7 +64,7 @@ class AdaptiveLoRARank(Callback):
         start: The first change is after this many steps; below 1 it is a share of the run.
         every: Steps from one change to the next; below 1 it is a share of the run.
         until: The last step with a change; below 1 it is a share of the run. Later steps train at fixed
-        ranks.
+            ranks.
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
         unit: Of the budget.
         picture: Draw `ranks.png` at the end.

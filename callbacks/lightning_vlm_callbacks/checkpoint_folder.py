@@ -1,4 +1,4 @@
-"""A folder of checkpoints in which everything appears whole or not at all, whenever the machine dies."""
+"""A folder of checkpoints in which files appear whole or not at all, even if the machine crashes."""
 
 import os
 import re
@@ -11,7 +11,7 @@ __all__ = ["CheckpointFolder", "Kept", "name_of", "step_of"]
 
 BEST, LATEST = "best.ckpt", "latest.ckpt"
 UNFINISHED = ".unfinished-"
-"""How names begin of what is being written. Nothing that looks for checkpoints takes them for one."""
+"""The prefix of names of unfinished files, which no search for checkpoints matches."""
 
 
 def name_of(step: int, version: int = 1) -> str:

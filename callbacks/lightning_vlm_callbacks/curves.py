@@ -14,7 +14,8 @@ def need_matplotlib(wish: str) -> None:
     """Say at setup, not at the end of a run, that a picture can't be drawn.
 
     Args:
-        wish: What asks for it and how to do without, such as "GradientMonitor(picture=False)".
+        wish: The option that needs matplotlib, set so that it doesn't, such as
+            "GradientMonitor(picture=False)".
 
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.

@@ -74,7 +74,7 @@ def anomaly(norm: float | None, usual: Usual, dead_for: int, limits: Limits) -> 
         norm: Of the gradient; None if there is none.
         usual: From the steps before.
         dead_for: Steps in a row, this one included, without gradient or with nothing but zeros.
-        limits: See there.
+        limits: See `Limits`.
     Returns:
         `nan`: an element is NaN or infinite. `exploding`: the norm is above `max_norm`, or more than `max_z`
         standard deviations above the mean. `dead`: `dead_for` has reached `dead_after`. `vanishing`: the norm
@@ -100,7 +100,7 @@ class Watch:
 
     Args:
         limits: For all groups.
-        scaled: Whether a GradScaler deals with what is `nan`, which then is nothing unusual.
+        scaled: Whether a GradScaler handles gradients that are `nan`, which then aren't an anomaly.
 
     >>> watch = Watch(Limits(max_norm=100.0, max_z=6.0, min_norm=1e-7, dead_after=10))
     >>> watch.judge(0, {"head": 512.0, "stem": 1.0})

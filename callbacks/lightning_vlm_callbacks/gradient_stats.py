@@ -90,7 +90,8 @@ def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dic
 def octaves(gradients: list[Tensor]) -> Tensor:
     """How many elements of a sample have each order of magnitude: a histogram of log2|g|.
 
-    Gradients span many orders, of which a linear axis shows one; and fixed edges need no look at the data.
+    Gradients span many orders of magnitude, which need a logarithmic axis; fixed edges don't depend on the
+    data.
 
     Args:
         gradients: Of one group, dense, on one device. Of a large group every k-th element is taken.
@@ -157,8 +158,8 @@ class Measurement:
         """Measure the gradients before they are clipped.
 
         Args:
-            histogram: Whether `octaves` are wanted.
-            spare: Where copies of the weights may be kept from step to step; None if none are wanted.
+            histogram: Whether to compute `octaves`.
+            spare: Where copies of the weights are kept from step to step; None for no copies.
         """
         self.rows = reductions(self.gradients)
         if histogram:
@@ -247,7 +248,7 @@ class History:
         self.points: list[tuple[int, dict[str, float]]] = []
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the values of a step, if its turn has come."""
+        """Keep the values of a step, if it is one of those to keep."""
         if self.offered % self.every == 0:
             self.points.append((step, dict(values)))
         self.offered += 1

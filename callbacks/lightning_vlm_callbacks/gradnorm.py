@@ -43,9 +43,9 @@ class GradNorm(Callback):
     Weights are positive, and their sum is the number of tasks, so that they don't change the learning rate.
     New weights count from the next step on.
 
-    Works with any module that has a `TaskWeights`: see there for the two lines that it takes. If each sample
-    belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as that
-    layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples change one
+    Works with any module that has a `TaskWeights`: its docstring shows the two lines that are needed. If each
+    sample belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as
+    that layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples change one
     another: batch norms that train and tied weights are refused; experts with a shared capacity and losses
     across the batch would silently give wrong norms. If tasks share inputs (`total`), there is a backward
     pass for each task, so set `every_n_steps`.
@@ -306,7 +306,7 @@ class GradNorm(Callback):
         return torch.stack((weights, self._norms, weights * self._norms, rates))
 
     def _read(self) -> None:
-        """Log what was measured a step ago. Here the host waits, as often as anything is logged."""
+        """Log what was measured a step ago. The host waits here, at steps that log."""
         if self._pending is None:
             return
         (step, table, cosines), self._pending = self._pending, None

@@ -14,7 +14,7 @@ def relative_rates(losses: Tensor, initial: Tensor, known: Tensor) -> Tensor:
         initial: L(0), shape [tasks].
         known: Which tasks have both, bool, shape [tasks].
     Returns:
-        Tensor of shape [tasks]: 1 where nothing is known. Above 1: it has fallen less than the others.
+        Tensor of shape [tasks]: above 1 if the loss has fallen less than the others', 1 if it isn't known.
 
     >>> relative_rates(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]), torch.tensor([True, True]))
     tensor([0.5000, 1.5000])
@@ -33,7 +33,7 @@ def weight_gradient(weights: Tensor, norms: Tensor, rates: Tensor, alpha: float)
         weights: w, shape [tasks].
         norms: n, those of the gradients of tasks before their weights; shape [tasks].
         rates: r, shape [tasks].
-        alpha: How strongly tasks that are behind are pulled on.
+        alpha: How strongly tasks that are behind are favoured.
 
     >>> ones = torch.ones(2)
     >>> weight_gradient(ones, torch.tensor([1.0, 3.0]), ones, 1.0)

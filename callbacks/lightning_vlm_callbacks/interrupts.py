@@ -101,7 +101,7 @@ class Interrupts:
                 rank_zero_warn(str(error))
 
     def fail(self) -> None:
-        """Saving has failed, so nothing more is saved."""
+        """Save nothing more, because saving has failed."""
         self._done = True
 
     def _say(self, trainer: Trainer, why: str) -> None:

@@ -53,7 +53,7 @@ class Judge:
         self.due = False
         """Whether there was a validation since the last judgement."""
         self._last: Tensor | None = None
-        """The metric that was judged last. As it is held, nothing else can be where it is."""
+        """The metric that was judged last. It is kept alive so that its address stays unique."""
         self._validates = True
         self._judged = False
 

@@ -115,8 +115,8 @@ def set_ranks(
             if rank == 0 and name in dict(root.named_modules()):
                 continue  # the layer was removed before
             raise MisconfigurationException(
-                f"ranks: found rank {rank} for {name}, which has no LoRA adapter here; expected a module as "
-                "it was when its training began"
+                f"ranks: found rank {rank} for {name}, which has no LoRA adapter here; expected the module "
+                "as it was when training began"
             )
         if rank == lora.rank:
             continue

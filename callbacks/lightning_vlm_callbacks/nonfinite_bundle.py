@@ -30,7 +30,7 @@ _DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
 
 
 def keep_structure(batch: Any) -> Any:
-    """The same tensors in new containers: a training_step may take things out of its batch.
+    """The same tensors in new containers, because a training_step may remove items from its batch.
 
     >>> batch = {"labels": [1, 2]}
     >>> kept = keep_structure(batch)
@@ -117,7 +117,7 @@ def _last(path: str) -> str:
 
 @dataclass
 class NonFiniteBundle:
-    """A micro-batch that gave NaN or infinity, with what it takes to run it again.
+    """A micro-batch that gave NaN or infinity, with the data needed to run it again.
 
     Args:
         batch: As training_step got it, on the CPU. Things that are neither containers, tensors, numbers nor

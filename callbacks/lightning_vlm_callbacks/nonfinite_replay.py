@@ -1,4 +1,4 @@
-"""One training step run again, on a copy, to see where NaN or infinity begins. Nothing of it stays."""
+"""Runs a training step again on a copy, to find where NaN or infinity begins. The copy is discarded."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext

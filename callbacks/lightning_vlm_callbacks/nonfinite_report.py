@@ -18,7 +18,7 @@ __all__ = ["Event", "MicroBatch", "active_scaler", "advice", "write_report"]
 
 @dataclass
 class MicroBatch:
-    """What it takes to run a training_step again."""
+    """The data needed to run a training_step again."""
 
     batch: Any
     batch_idx: int

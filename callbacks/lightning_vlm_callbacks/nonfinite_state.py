@@ -1,4 +1,4 @@
-"""What a run holds, kept and given back: random states, buffers, weights; and a module to try things on."""
+"""Saves and restores random states, buffers and weights of a run, and copies a module for trials."""
 
 import copy
 import random
@@ -152,7 +152,7 @@ class Snapshots:
         self._ring = [*self._ring, _on_cpu(held)][-self._size :]
 
     def go_back(self, module: nn.Module, optimizer: Optimizer, schedulers: Sequence[Any]) -> int:
-        """To the oldest copy, which is kept while the newer ones are given up; returns its step."""
+        """Go back to the oldest copy, which is kept, and drop the newer ones; return its step."""
         del self._ring[1:]
         held = _on_cpu(self._ring[0])  # a second copy, because an optimizer keeps the tensors it loads
         buffers = dict(module.named_buffers())

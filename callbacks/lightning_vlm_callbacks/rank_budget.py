@@ -23,7 +23,7 @@ class Bounds(NamedTuple):
     Args:
         min_rank: Of every layer.
         max_rank: Of every layer.
-        multiple_of: Of which all ranks are multiples.
+        multiple_of: All ranks are multiples of this.
         parameters: Whether budgets are numbers of parameters, else total ranks.
     """
 

@@ -65,7 +65,7 @@ class RunHistory:
         self._last.update(metrics)
 
     def _is_last(self, name: str, value: Tensor) -> bool:
-        """As the last one is still held, nothing else can be where it is."""
+        """The last one is kept alive so that its address stays unique."""
         return name in self._last and self._last[name].data_ptr() == value.data_ptr()
 
     def text(self) -> str:

@@ -1,4 +1,4 @@
-"""Learning rates scaled by parameter, so that neither schedulers nor checkpoints notice."""
+"""Learning rates scaled by parameter, without effect on schedulers and checkpoints."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

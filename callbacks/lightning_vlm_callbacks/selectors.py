@@ -10,8 +10,8 @@
 | `vision`, `language.layers[-2:].mlp` | a part: a short name that the model gives to its own paths |
 
 Several selectors are a union. A list of layers is any module with children named 0, 1, 2, ...; a slice must
-lie inside it, since `[24:32]` of a model with 28 layers is a mistake more often than a wish. A selector that
-finds nothing is an error: a misspelled name must not freeze or train the wrong thing in silence.
+lie inside it, since `[24:32]` of a model with 28 layers is usually a mistake. A selector that
+finds nothing is an error: a misspelled name must not silently freeze or train the wrong module.
 
 A shared module or parameter is found under each of its names (`lm_head.weight` finds a tied weight) and given
 back under the first, which is the one in `named_modules()` and `named_parameters()`.

@@ -18,7 +18,7 @@ __all__ = ["check_moments"]
 
 
 def check_moments(trainer: Trainer, stages: Sequence[Stage], starts: Sequence[int | None]) -> None:
-    """Refuse stages that wait for validations of which there are none; say so if others come too late.
+    """Refuse stages that wait for validations in a run without any; warn about stages that come too late.
 
     Args:
         trainer: Whose run begins.

@@ -1,4 +1,4 @@
-"""Which runs can't be trained in stages, and which callbacks beside it are worth a word."""
+"""Which runs can't be trained in stages, and which other callbacks need a warning."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, LearningRateMonitor

@@ -64,7 +64,7 @@ class PlateauWatch:
             trains: What the stage before it trains.
 
         Returns:
-            Whether the stage's time has come.
+            Whether the stage begins now.
 
         Raises:
             MisconfigurationException: The metric isn't logged.
@@ -108,7 +108,7 @@ class PlateauWatch:
 
 
 def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, Tensor]:
-    """What trains, and the buffers (norm statistics) of modules that have something of it."""
+    """The trained parameters, and the buffers (norm statistics) of modules that contain some."""
     tensors: dict[str, Tensor] = {name: one for name, one in root.named_parameters() if one in trains}
     for place, module in root.named_modules():
         if any(parameter in trains for parameter in module.parameters()):

@@ -157,7 +157,7 @@ def task_weights_of(module: nn.Module) -> TaskWeights:
 
 
 class InitialLosses:
-    """L(0) of each task: the mean of its first losses, since one alone is noisy. Nothing waits for a device.
+    """L(0) of each task: the mean of its first losses, since a single one is noisy.
 
     Args:
         tasks: How many there are.

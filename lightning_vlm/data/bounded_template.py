@@ -26,7 +26,7 @@ from lightning_vlm.data.template_sizes import (
 )
 
 MOST_CHARACTERS = 1_000_000
-"""What a template may write beside the texts."""
+"""How many characters a template may write in addition to the texts."""
 MOST_STEPS = 200_000
 """Rounds of loops, calls, operators and filters that it may run; one of real use takes some twenty a turn."""
 PER_CHARACTER = 10

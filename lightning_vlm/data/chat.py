@@ -19,7 +19,7 @@ from lightning_vlm.errors import DataError, UserError
 _MARKER = re.compile("\ue000(\\d+)\ue001")
 _OTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
 _PATTERNS = 1000
-"""Orders of roles of which it is remembered whether the template writes them."""
+"""How many orders of roles are cached, with whether the template accepts them."""
 
 
 class ChatTemplate:

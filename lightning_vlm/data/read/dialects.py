@@ -138,7 +138,7 @@ def _answer(row: Row, source: str, key: str, reading: Reading) -> list[Turn]:
 
 
 def _most_common(values: list[Any], source: str, key: str, reading: Reading) -> str:
-    """The one that stands there most often, and the first of those that do so equally often."""
+    """The most frequent one; of equally frequent ones, the first."""
     texts = []
     for index, value in enumerate(values):
         if isinstance(value, dict):

@@ -156,7 +156,7 @@ def _file_url(url: str, source: str, key: str) -> str:
 
 
 def _decoded(text: str) -> bytes | None:
-    """The bytes that a text says in base64 if they begin as a picture does; None for anything else."""
+    """The bytes of a text in base64 if they begin like a picture; None for any other text."""
     if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text):
         return None
     try:
