@@ -91,10 +91,11 @@ class GradientCoverage:
         self._not_reached = {}
         _refuse_without_gradient(names)
 
-    def end_fit(self) -> None:
-        """Warn if nothing could be checked."""
-        if not self._trained:
+    def end_fit(self, anything_seen: bool) -> None:
+        """Warn if the fit has seen batches, but none that could be checked."""
+        if anything_seen and not self._trained:
             rank_zero_warn("no batch had a picture, so nothing showed whether all that trains does learn")
+        self._trained = 0
 
     def _watch(self) -> None:
         assert self._root is not None

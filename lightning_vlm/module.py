@@ -379,8 +379,7 @@ class VLMModule(LightningModule):
         self._modes.end_fit()
         self._task_log.write(self.trainer)
         self._left_out_of_fit.end_fit(self.trainer)
-        if self.tokens_seen:
-            self._coverage.end_fit()
+        self._coverage.end_fit(anything_seen=self.tokens_seen > 0)
 
     def teardown(self, stage: str) -> None:
         """Print the scores of `validate` and `test`, and send the pictures that callbacks have drawn in a fit

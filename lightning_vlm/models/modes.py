@@ -33,7 +33,8 @@ class FitModes:
 
     def keep(self) -> None:
         """Set modes again if what trains has changed, or if something that trains has left train mode."""
-        assert self._model is not None
+        if self._model is None:  # a tuner's trial comes before the start of the fit
+            return
         trained = [parameter.requires_grad for parameter in self._may_train]
         if trained == self._trained and all(module.training for module in self._in_training):
             return
@@ -43,5 +44,7 @@ class FitModes:
 
     def end_fit(self) -> None:
         """Let `train()` work on frozen modules again."""
-        if self._model is not None:
-            release_modes(self._model)
+        if self._model is None:
+            return
+        release_modes(self._model)
+        self._trained = None
