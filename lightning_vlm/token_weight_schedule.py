@@ -40,7 +40,7 @@ class TokenWeightSchedule(Callback):
     Args:
         points: As in `WeightCurve`: `[{at: 0, instruction: 1.0}, {at: 0.5, instruction: 0.0}]`. None is
             `DEFAULT_POINTS`.
-        between: Likewise: `steps`, `linear` or `smooth`.
+        between: As in `WeightCurve`: `steps`, `linear` or `smooth`.
 
     Raises:
         UserError: Points that make no sense, alone or with the module's own table; a module that isn't a

@@ -77,7 +77,7 @@ def note_other_run(trainer: Trainer, saved: str | None) -> None:
     now = run_id(trainer)
     if saved and now and saved != now:
         rank_zero_info(
-            f"Weights & Biases: the checkpoint belongs to run {saved}, this is run {now}; to go on in the "
+            f"Weights & Biases: the checkpoint belongs to run {saved}, this is run {now}; to continue the "
             f"same one, make the logger with id={saved!r}"
         )
 

@@ -42,7 +42,8 @@ class AdaptiveLoRARank(Callback):
     before each change, and the budget is shared in proportion (`allocate_ranks`). Layers really grow and
     shrink, with their optimizer state: growing changes nothing that is computed, shrinking leaves the nearest
     matrix of its rank (`resize_lora`). Parameters stay the same objects, so that optimizer groups, schedulers
-    and hooks go on; under DDP the module is wrapped again. What another callback has frozen keeps its rank.
+    and hooks stay valid; under DDP the module is wrapped again. What another callback has frozen keeps its
+    rank.
 
     For any module with plain LoRA of PEFT around linear layers, those of bitsandbytes too. Ranks are in the
     checkpoint; on resume, layers get them before the weights are loaded (for `load_from_checkpoint` see
@@ -297,7 +298,7 @@ class AdaptiveLoRARank(Callback):
             name = wrong[0] if wrong else next(name for name in layers if name not in ranks)
             raise MisconfigurationException(
                 f"AdaptiveLoRARank: found {name} with rank {layers[name].rank if name in layers else 0}, but "
-                f"the checkpoint has {ranks.get(name, 'none')}; go on with the same model"
+                f"the checkpoint has {ranks.get(name, 'none')}; continue with the same model"
             )
         self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
         if self.budget is None:

@@ -87,7 +87,8 @@ class ExitSignals:
         return int(trainer.strategy.reduce(number, reduce_op="max")) or None
 
     def leave(self, number: int) -> None:
-        """Do what the signal would have done. SLURM's requeue signal lets the run go on until SLURM ends it.
+        """Do what the signal would have done. After SLURM's requeue signal the run continues until SLURM ends
+        it.
 
         Raises:
             KeyboardInterrupt: For SIGINT.

@@ -50,10 +50,10 @@ class GradientMonitor(Callback):
     `gradient_rules.anomaly`. The first of a kind and group is reported at once; all are counted, and the
     counts are reported at the end. At `nan` and `exploding`
 
-    - `warn` does no more;
+    - `warn` only warns;
     - `stop` ends the run after the next step;
-    - `skip` leaves out the step: weights and optimizer state stay as they are on all ranks, while schedule
-      and step number go on. For this the host waits for the norms at every step. 20 skips in a row are an
+    - `skip` skips the step: weights and optimizer state stay as they are on all ranks, while schedule
+      and step number continue. For this the host waits for the norms at every step. 20 skips in a row are an
       error.
 
     Of an optimizer that computes several gradients in a step, such as LBFGS, the first is measured, without

@@ -345,7 +345,7 @@ class GradNorm(Callback):
         if state["tasks"] != list(self._tasks.names):
             raise MisconfigurationException(
                 f"GradNorm: found tasks {', '.join(self._tasks.names)}, but the checkpoint has "
-                f"{', '.join(state['tasks'])}; go on with the same data, or start a new run"
+                f"{', '.join(state['tasks'])}; continue with the same data, or start a new run"
             )
         device = self._tasks.weights.device
         self._tasks.weights.copy_(state["weights"])

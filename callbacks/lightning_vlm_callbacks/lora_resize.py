@@ -33,9 +33,9 @@ def resize_lora(
 
     Growing doesn't change what the layer computes: B gets columns of zeros, A rows as PEFT begins with.
     Shrinking leaves the nearest matrix of that rank to `B A` (Eckart and Young): QR of both, SVD of r × r.
-    B has the singular values and A orthogonal rows of the length that its rows had, so that both go on as
-    LoRA begins: a direction that isn't used yet still learns, and a step of Adam changes as much as before.
-    The scale α/r (rsLoRA: α/√r) stays, so α changes.
+    B gets the singular values and A orthogonal rows of the same length as before, as in a new LoRA layer:
+    unused directions still learn, and a step of Adam changes as much as before. The scale α/r (rsLoRA: α/√r)
+    stays, so α changes.
 
     Parameters stay the same objects: groups, schedulers, hooks and lists that hold them stay valid. Their
     gradient is dropped. Adam's moments (and SGD's momentum) are transformed with them: like the gradients

@@ -44,7 +44,7 @@ class NonFiniteGuard(Callback):
     at the losses of all micro-batches and at the gradients. Ranks agree, so replicas stay equal. A skipped
     step has no gradients at all: weights, momentum and step counts of the optimizer, and buffers such as the
     statistics of BatchNorm, stay bit for bit as they were. Schedules, `global_step` and what a module keeps
-    for itself, such as its metrics, go on.
+    for itself, such as its metrics, continue.
 
     The micro-batch is then run once more, with the same random numbers, on a copy of the module that shares
     the weights: that names the first module that made NaN or infinity of finite inputs, or the first whose
@@ -55,7 +55,7 @@ class NonFiniteGuard(Callback):
     because all ranks must agree on whether to step. Nothing is read for a micro-batch. References to the
     window's micro-batches are held until its step, so under accumulation they stay on the device together.
 
-    Under float16 a GradScaler leaves out steps whose scaled gradients overflow, which is no anomaly; one that
+    Under float16 a GradScaler skips steps whose scaled gradients overflow, which isn't an anomaly; one that
     shrinks again and again is reported, once. A compiled module is reported as one module.
 
     Going back and leaving out batches is PaLM's remedy (https://arxiv.org/abs/2204.02311, section 5.1).

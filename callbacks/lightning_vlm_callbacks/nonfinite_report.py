@@ -164,7 +164,7 @@ def advice(diagnosis: Diagnosis, data: Sequence[str], precision: str) -> list[st
     if any("nothing is supervised" in one for one in data):
         steps.append("A mean over no tokens is 0/0: leave out samples of which nothing is learned.")
     elif data:
-        steps.append("Mend or leave out the samples named above.")
+        steps.append("Fix or leave out the samples named above.")
     if diagnosis.broken:
         steps.append(
             "The weights themselves are bad, and were before this batch: go back to an earlier checkpoint "

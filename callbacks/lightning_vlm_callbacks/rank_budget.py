@@ -46,7 +46,7 @@ def ranks_within(
         scores: By layer.
         layers: The same ones.
         budget: What they may cost.
-        bounds: See there.
+        bounds: The bounds of ranks.
 
     Raises:
         MisconfigurationException: As in `allocate_ranks`.

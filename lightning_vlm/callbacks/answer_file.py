@@ -161,7 +161,7 @@ class AnswerFile:
             lengths: The `lengths` of each process. Its batches take turns with those of the others.
 
         Raises:
-            UserError: A part isn't to be seen from here, as on machines that share no disk.
+            UserError: The part of another process can't be read, as on machines without a shared disk.
         """
         if self.world == 1:
             return

@@ -1,4 +1,4 @@
-"""What a chat template makes of the turns of a conversation."""
+"""The text that a chat template writes for the turns of a conversation."""
 
 import itertools
 import re

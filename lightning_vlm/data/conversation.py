@@ -62,8 +62,8 @@ class Message:
     """One turn.
 
     Args:
-        role: Who speaks.
-        parts: What is said, in reading order.
+        role: The speaker.
+        parts: The contents, in reading order.
         weight: Multiplies the weight of each token of an answer in the loss. 0 keeps the turn as context
             that is never learned. It has no effect on turns of the user or the system.
 

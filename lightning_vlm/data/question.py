@@ -1,4 +1,4 @@
-"""The prompt of a sample in words, for people who read its answer."""
+"""The prompt of a sample as readable text, to show beside its answer."""
 
 import os
 from typing import NamedTuple

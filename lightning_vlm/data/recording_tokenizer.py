@@ -1,4 +1,4 @@
-"""A tokenizer that knows who wrote each character, and so the kind and the weight of each token."""
+"""A tokenizer that records the origin of each character, and so the kind and weight of each token."""
 
 import itertools
 import re

@@ -78,8 +78,8 @@ class Renderer:
     white space that the template puts between the generation prompt and the words, since the model must write
     it when it answers. Nothing else is response. For ordinary text the ids are those of the processor's own
     `apply_chat_template`. Text that spells a special token or a picture's placeholder stays text; where the
-    tokenizer would join an answer with what the template writes around it, the answer is tokenized by
-    itself, as generation would write it. Likewise where two turns of different weights meet in one token. A
+    tokenizer would join an answer with what the template writes around it, the answer is tokenized
+    alone, as generation would write it. The same holds where two turns of different weights share a token. A
     template that writes no end-of-turn token gets a warning.
 
     Turns in other orders than question and answer are written as the template takes them; see `arrange`.

@@ -35,7 +35,7 @@ class Batches(DistributedSampler):
     """
 
     how = "each sample once"
-    """By what samples are chosen, in words: what a checkpoint compares."""
+    """How samples are chosen, in words; a resumed run compares it with the checkpoint's."""
 
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int, world: int) -> None:
         super().__init__(range(size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ class TaskSampling:
     def read(cls, given: "TaskSampling | Mapping[str, Any] | str | None") -> "TaskSampling | None":
         """From what a config or Python has: an object, its keys, or a word.
 
-        `uniform` draws all tasks alike, `grouped` draws batches of one task by size.
+        `uniform` draws all tasks equally often, `grouped` draws batches of one task by size.
 
         Raises:
             UserError: Another word, or a key that there isn't.

@@ -28,7 +28,7 @@ class Turn(NamedTuple):
     """What is written as one turn of a chat.
 
     Args:
-        role: Who speaks.
+        role: The speaker.
         messages: One message; several of one role that were merged; none for an empty turn that was added.
         first: Where the first of them stands in the conversation.
     """

@@ -16,11 +16,11 @@ from lightning_vlm.data.turns import Turn, arrange, text_spans
 
 
 class Held(NamedTuple):
-    """A question as training renders it, and as anybody else would put it.
+    """A question as training renders it, and as messages for `apply_chat_template`.
 
     Args:
         source: Where it came from.
-        inputs: What training makes of it, a batch of one.
+        inputs: The batch of one that training would get.
         chat: What `apply_chat_template` takes; pictures are PNG files.
     """
 

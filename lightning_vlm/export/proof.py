@@ -111,7 +111,7 @@ def differences(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str,
 
     Args:
         ours: As from `prover.answer`.
-        theirs: Likewise.
+        theirs: Those of the exported model, in the same form.
     Returns:
         What is wrong in a few words, or nothing; and how far logits are off at most, as a share of the
         largest. Where two tokens are equally likely up to rounding, either is right, and the answer is not

@@ -17,7 +17,7 @@ KEPT = 64
 
 
 def answer(model: Any, inputs: Mapping[str, Any], new_tokens: int) -> dict[str, Any]:
-    """What a model makes of one prompt.
+    """A model's outputs for one prompt.
 
     Args:
         model: As from `AutoModelForImageTextToText`.
@@ -149,8 +149,8 @@ def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _mend_torchvision(file: str) -> Any:
-    """The published torchvision doesn't import beside a CPU-only torch. This mends it there and
-    changes nothing elsewhere. The mend is loaded as a single file, so that the rest of our package isn't."""
+    """The published torchvision doesn't import beside a CPU-only torch. This fixes it there and
+    changes nothing elsewhere. The fix is loaded as a single file, so that the rest of our package isn't."""
     spec = importlib.util.spec_from_file_location("torchvision_mend", file)
     assert spec is not None
     assert spec.loader is not None

@@ -57,11 +57,11 @@ def load_trained(asked: Asked) -> Trained:
     """Load the base model again, adapt it as in training, and give it the checkpoint's weights.
 
     Args:
-        asked: See there.
+        asked: The request of the command.
 
     Raises:
-        UserError: It is no checkpoint of a `VLMModule`, its base model can't be had or is another one now, or
-            its plan can't be exported so.
+        UserError: The file isn't a checkpoint of a `VLMModule`, its base model can't be loaded or has
+            changed, or its plan can't be exported in this form.
     """
     check_file(asked.checkpoint)
     saved = torch.load(asked.checkpoint, map_location="cpu", weights_only=True)

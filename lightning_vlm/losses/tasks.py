@@ -64,13 +64,13 @@ class FixedWeights(TaskWeights):
         was, names = state.get("how", FixedWeights.how), state.get("names", [])
         if was != self.how:
             raise UserError(
-                f"model.task_weights: found {self.how}, but the checkpoint was trained with {was}; go on "
+                f"model.task_weights: found {self.how}, but the checkpoint was trained with {was}; continue "
                 "with the same, or start a new run"
             )
         if self.how in LEARNED and names != list(self.names):
             raise UserError(
                 f"model.task_weights {self.how}: found tasks {', '.join(self.names)}, but the checkpoint has "
-                f"{', '.join(names)}; go on with the same data, or start a new run"
+                f"{', '.join(names)}; continue with the same data, or start a new run"
             )
         self.resume(state)
 

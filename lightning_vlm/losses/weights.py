@@ -86,7 +86,7 @@ def token_weights(
         kinds: Tensor of shape [batch, sequence], int8, values of `Kind`.
         table: The weight of each kind.
         sample_weights: Tensor of shape [batch], floating-point, on the device of `kinds`.
-        turn_weights: Tensor of shape [batch, sequence], floating-point, likewise; None: all are 1.
+        turn_weights: Tensor of shape [batch, sequence], floating-point, on the same device; None: all are 1.
     Returns:
         Tensor of shape [batch, sequence], float32. The host never waits for the device.
 

@@ -81,7 +81,7 @@ def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottle
         Path of a layer -> its adapter, as for `attach`.
 
     Raises:
-        UserError: A parallel adapter where there is no MLP, or cross-modal ones that this model can't have.
+        UserError: A parallel adapter where there is no MLP, or a model that can't have cross-modal ones.
     """
     built: dict[str, Bottleneck | CrossModal] = {}
     for path, line in lines.items():
@@ -101,10 +101,10 @@ def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottle
 
 
 def attach(model: PreTrainedModel, adapters: Mapping[str, Bottleneck | CrossModal]) -> None:
-    """Put adapters into a model, whose output doesn't change by that. Works in place.
+    """Put adapters into a model in place, without changing its output.
 
-    A layer gets a module beside its own, and a hook; no name of anything else changes. The hook is the first
-    of all: transformers' own, which collect hidden states, then collect what the adapter makes of them.
+    A layer gets another submodule and a hook; no other name changes. The hook runs first, so that the hooks
+    of transformers, which collect hidden states, see the adapter's output.
 
     Args:
         model: As for `build`.

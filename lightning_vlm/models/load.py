@@ -82,8 +82,8 @@ def load_processor(
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
-        chat_template: Takes the place of the model's own: a Jinja template, or the path of a file with one.
-            A model without template loads without complaint; who renders chats has to ask for one.
+        chat_template: Replaces the model's own: a Jinja template, or the path of a file with one.
+            A model without a template loads; rendering a chat then needs one.
 
     Returns:
         The processor, with `tokenizer` and `image_processor`.

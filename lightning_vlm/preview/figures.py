@@ -35,7 +35,7 @@ class Fact(NamedTuple):
         pictures: How many it has.
         cut: How many of its messages did not fit into `max_length`.
         tokens: Tensor of shape [kinds], int64: its tokens of each kind.
-        learned: Likewise, those with weight.
+        learned: Tensor of shape [kinds], int64: those of them with weight.
         weight: Tensor of shape [kinds], float64: the weight of each kind.
         changes: What was done to its turns, each in a sentence.
     """

@@ -1,1 +1,1 @@
-"""Mends for other packages, each only where that package is really broken."""
+"""Fixes for other packages, each applied only where that package is broken."""

@@ -6,7 +6,7 @@ transformers, torchmetrics and lightning stop with it. Nothing here needs those 
 names: with the two schemas defined, torchvision imports and its transforms work (compiled `nms` and
 `roi_align` still don't).
 
-The mend waits as a finder for the first `import torchvision` and acts only if torch has no CUDA and
+The fix waits as a finder for the first `import torchvision` and acts only if torch has no CUDA and
 torchvision's own library really fails to load. It costs nothing until then, so `lightning-vlm --help` stays
 fast. `import lightning_vlm_callbacks` (or `lightning_vlm`) must come before `import lightning` for it to help
 there: a Lightning that has failed to import runs none of our code.

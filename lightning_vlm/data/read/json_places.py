@@ -26,7 +26,7 @@ class Place(NamedTuple):
     end: int
     line: int
     number: int
-    """0 if the file is no array."""
+    """0 if the file isn't an array."""
 
     def name(self, path: str) -> str:
         """`file:line`; in an array, where several may share a line, with the record's index too."""

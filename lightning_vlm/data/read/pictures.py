@@ -91,7 +91,7 @@ def picture_of(value: Any, source: str, key: str, reading: Reading) -> Image:
     """One picture, however it is written.
 
     Raises:
-        DataError: What is written there is no picture, no such file exists, or it is a URL and URLs aren't
+        DataError: The value isn't a picture, no such file exists, or it is a URL and URLs aren't
             allowed.
     """
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:

@@ -38,7 +38,7 @@ class Turn(NamedTuple):
     """One turn of a row.
 
     Args:
-        role: Who speaks.
+        role: The speaker.
         content: A text, or a list of parts.
         key: Where the content stands in the row.
         role_key: Where the role stands.
