@@ -66,7 +66,7 @@ SETTINGS = {
     ),
     "best": (
         ["--ckpt_path", "best"],
-        "ckpt_path: best is known only to the run that chose it; give the file itself",
+        "--ckpt_path best: found no EarlyStopCheckpoint in the config; give the path of a checkpoint",
     ),
     "hpc": (["--ckpt_path", "hpc"], "ckpt_path: hpc is a checkpoint that SLURM made"),
     "a bucket": (["--ckpt_path", "s3://bucket/x.ckpt"], "this path needs the package s3fs"),

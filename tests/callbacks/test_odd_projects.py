@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core import rank_zero
 from lightning_vlm_callbacks import (
     AdaptiveLoRARank,
     EarlyStopCheckpoint,
@@ -237,10 +238,12 @@ def test_right_or_refused(kind, tmp_path):
         assert str(error.value).startswith((type(callback).__name__, "found optimizer LBFGS")), name
 
 
-def test_a_trainer_of_the_other_package(tmp_path):
+def test_a_trainer_of_the_other_package(tmp_path, monkeypatch):
     """`pytorch_lightning` has the same classes under other names, so that no isinstance finds them."""
+    # Importing it sends what both packages say on rank zero to its own logger, in all later tests too.
+    monkeypatch.setattr(rank_zero, "log", rank_zero.log)
     other = pytest.importorskip("pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "level", logging.ERROR)
     module = type("Other", (other.LightningModule,), dict(vars(Plain)))
     module.__init__ = lambda self: other.LightningModule.__init__(self)
     for make in (*CALLBACKS.values(), lambda folder: AdaptiveLoRARank(dirpath=folder)):

@@ -126,7 +126,7 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
         trainer(max_epochs=2).fit(Reads(processor), data)
     said = [record.getMessage() for record in caplog.records if "turn" in record.getMessage()]
     dropped = (
-        "turns come after the last answer; they are dropped, because there is nothing to learn after it."
+        "turns come after the last answer; they are dropped, because nothing is learned after it."
     )
     apart = "several turns of one role come in a row; they are kept apart, as the chat template writes them."
     assert said == [

@@ -301,7 +301,7 @@ def test_a_turn_that_the_template_leaves_out_is_refused(renderer_of, model, temp
 
 def test_pixtral_asks_with_no_system_turn_of_parts(renderer_of):
     asked = replace(TALKS["system"], messages=TALKS["system"].messages[:2])
-    with pytest.raises(DataError, match=r"a conversation that the chat template refuses .*concatenate"):
+    with pytest.raises(DataError, match=r"a conversation at which the chat template fails .*concatenate"):
         renderer_of("pixtral").prompt(asked)
 
 
