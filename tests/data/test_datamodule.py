@@ -125,9 +125,7 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(max_epochs=2).fit(Reads(processor), data)
     said = [record.getMessage() for record in caplog.records if "turn" in record.getMessage()]
-    dropped = (
-        "turns come after the last answer; they are dropped, because nothing is learned after it."
-    )
+    dropped = "turns come after the last answer; they are dropped, because nothing is learned after it."
     apart = "several turns of one role come in a row; they are kept apart, as the chat template writes them."
     assert said == [
         f"{path}:2: {dropped} Others like it are counted.",
