@@ -93,7 +93,7 @@ def test_new_weights_must_train(tiny_folder, tmp_path):
 
     lora = {"language": {"lora": {"r": 2}}, "projector": {"lora": {"r": 2}}}
     with pytest.raises(
-        UserError, match=r"files lack model\..*, \.\.\. \(6 in all\): they would stay as chance"
+        UserError, match=r"files lack model\..*, \.\.\. \(6 in all\): they would stay randomly"
     ):
         refuse_frozen_chance(adapted(lora))
     model = adapted({"projector": "full"})

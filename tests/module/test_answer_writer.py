@@ -203,7 +203,7 @@ def test_parts_of_a_stopped_run_are_kept(tmp_path):
 def test_only_answers_give_way(tmp_path, text):
     file = tmp_path / "mine.jsonl"
     file.write_text(text)
-    with pytest.raises(UserError, match="no file of answers"):
+    with pytest.raises(UserError, match="isn't a file of answers"):
         AnswerFile(file).check()
     with pytest.raises(UserError, match="found the folder"):
         AnswerFile(tmp_path).check()
