@@ -94,8 +94,8 @@ class VLMModule(LightningModule):
 
     The loss is Σ wℓ / Σ w over all tokens of an optimizer step: every micro-batch of the accumulation window,
     every rank. So batch 8 equals 4×2 accumulated equals 2 ranks × 4. (Lightning and transformers average
-    averages, and the seed, 3.2.1, does too.) Micro-batches give sums; the gradients are divided once, before
-    callbacks see them in `on_before_optimizer_step` and before they are clipped.
+    the averages of micro-batches.) Micro-batches give sums; the gradients are divided once, before callbacks
+    see them in `on_before_optimizer_step` and before they are clipped.
 
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, the small model inside this
@@ -159,7 +159,7 @@ class VLMModule(LightningModule):
     ) -> None:
         super().__init__()
         self.name_or_path, self.adapt = name_or_path, expand(adapt)
-        lines = read_plan(self.adapt)  # what is wrong with it by itself needs no model to be told
+        lines = read_plan(self.adapt)  # a plan that no model could have is refused before one is loaded
         self.optimizer = optimizer or _adamw
         self.learning_rates = learning_rates or {}
         self.schedule = schedule or Cosine(warmup=0.03)

@@ -150,7 +150,7 @@ class VLMDataModule(LightningDataModule):
         return self.source("train").task_table()
 
     def setup(self, stage: str) -> None:
-        """Open what the stage needs, so that bad data is told before anything runs."""
+        """Open what the stage needs, so that bad data fails before anything runs."""
         stage = TrainerFn(stage).value  # in messages the enum would have another name
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit:
@@ -331,7 +331,7 @@ class _Rendered(Dataset):
                 continue
             try:
                 item, shorter = self._item(index)
-            except DataError as error:  # told in the main process, where it keeps its one-line message
+            except DataError as error:  # the main process raises it, so that its message stays one line
                 left_out.append(error)
                 continue
             items.append(item)
