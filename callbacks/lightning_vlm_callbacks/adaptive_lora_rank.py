@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm_callbacks.curves import need_matplotlib
-from lightning_vlm_callbacks.lora_layers import RANKS, Lora, lora_layers, set_ranks, told
+from lightning_vlm_callbacks.lora_layers import RANKS, Lora, describe_ranks, lora_layers, set_ranks
 from lightning_vlm_callbacks.lora_replicas import ranks_before_weights, wrap_anew
 from lightning_vlm_callbacks.rank_allocation import check_bounds
 from lightning_vlm_callbacks.rank_budget import Bounds, change_steps, group_layers, ranks_within, shares
@@ -163,7 +163,7 @@ class AdaptiveLoRARank(Callback):
         self._open = False
         shown = ", ".join(map(str, self._steps[:3])) + (" ..." if len(self._steps) > 3 else "")
         rank_zero_info(
-            f"AdaptiveLoRARank: {len(layers)} LoRA layers, {told(layers)}; ranks change after "
+            f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
             f"{len(self._steps)} steps: {shown}"
         )
         if self._history[-1][0] < trainer.global_step in self._steps:
@@ -259,7 +259,7 @@ class AdaptiveLoRARank(Callback):
         self._history.append((trainer.global_step, ranks))
         rank_zero_info(
             f"AdaptiveLoRARank: step {trainer.global_step}, {len(changed)} of {len(ranks)} layers changed; "
-            f"{told(layers)}"
+            f"{describe_ranks(layers)}"
         )
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
         values = {"changed": float(len(changed)), "parameters": float(parameters)}

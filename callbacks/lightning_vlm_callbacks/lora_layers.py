@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.lora_resize import drop_lora, resize_lora
 
-__all__ = ["RANKS", "Lora", "fit_ranks", "lora_layers", "set_ranks", "told"]
+__all__ = ["RANKS", "Lora", "describe_ranks", "fit_ranks", "lora_layers", "set_ranks"]
 
 RANKS = "lora_ranks"
 """Where a checkpoint has the ranks of its LoRA layers, by name; 0 where the adapter is gone."""
@@ -153,7 +153,7 @@ def fit_ranks(root: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     set_ranks(root, ranks)
 
 
-def told(layers: Mapping[str, Lora]) -> str:
+def describe_ranks(layers: Mapping[str, Lora]) -> str:
     """The ranks of layers in a few words."""
     ranks = {name: lora.rank for name, lora in layers.items()}
     low, high = min(ranks.values()), max(ranks.values())

@@ -314,16 +314,16 @@ class NonFiniteGuard(Callback):
         if self._explained >= self.max_bundles:
             return line
         self._explained += 1
-        told, found = "", False
+        report, found = "", False
         if not ranks or trainer.global_rank in ranks:
             try:
-                told, found = write_report(
+                report, found = write_report(
                     self._folder, self.max_bundle_mib, trainer, pl_module, mine or window, event
                 )
             except Exception as error:  # the other ranks wait, and the run can go on without a report
-                told = f"no report could be written: {type(error).__name__}: {error}"
+                report = f"no report could be written: {type(error).__name__}: {error}"
         ranks = _ranks_with(trainer, found) or ranks or [0]
-        return f"{line}; {trainer.strategy.broadcast(told, src=ranks[0])}"
+        return f"{line}; {trainer.strategy.broadcast(report, src=ranks[0])}"
 
 
 def _ranks_with(trainer: Trainer, flag: bool) -> list[int]:

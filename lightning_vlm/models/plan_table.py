@@ -64,12 +64,12 @@ def _method(line: Line) -> str:
     if settings is None:
         return line.method
     defaults = type(settings)()
-    told = [
+    details = [
         f"{key}={value}" if not isinstance(value, bool) else key
         for key, value in settings._asdict().items()
         if value != getattr(defaults, key) and key not in ("r", "alpha", "modules", "feedforward")
     ]
-    return " ".join((line.method, *told))
+    return " ".join((line.method, *details))
 
 
 def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:

@@ -84,8 +84,8 @@ class Seer(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Logits of shapes and colours, and boxes."""
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
-        told = self.head(self.norm(states.mean(1)))
-        return told.split([len(_SHAPES), len(_COLOURS), 4], dim=1)
+        features = self.head(self.norm(states.mean(1)))
+        return features.split([len(_SHAPES), len(_COLOURS), 4], dim=1)
 
 
 def teach(directory: Path, pictures: int = PICTURES) -> dict[str, float]:

@@ -67,12 +67,12 @@ def look(
 def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Preview:
     source = data.source("train")
     opened = list(data.left_out.values())
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # the Trainer would set that of the module
             data.processor = module.processor
         renderer, whole = data.renderer, Renderer(data.processor)
     read = min(scan, len(source))
-    notes = list(dict.fromkeys(str(one.message) for one in told))
+    notes = list(dict.fromkeys(str(one.message) for one in caught))
     found = Preview(
         module.name_or_path, len(source), read, module.token_weights, data.max_length, opened, notes=notes
     )
