@@ -50,6 +50,8 @@ def test_no_file_and_no_samples(reader):
             reader("empty.json")
     with pytest.raises(DataError, match=r"^missing.jsonl: found no such file; expected a file with one JSON"):
         reader("missing.jsonl")
+    with pytest.raises(DataError, match=r"no such file; .*; did you mean empty\.json\?$"):
+        reader("emty.json")
     with pytest.raises(DataError, match="null byte"):
         reader("a\0b")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from lightning_vlm.data.images import shorten
 from lightning_vlm.data.read.dialects import find_dialect
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import did_you_mean
 
 _BOM = b"\xef\xbb\xbf"
 _LAYOUT = "one JSON object a line, or one JSON array of objects"
@@ -69,6 +71,14 @@ def places(path: str, name: str | None = None) -> Iterator[tuple[Place, bytes]]:
                 yield Place(start, start + len(line), number, 0), line
 
 
+def _near_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+        return did_you_mean(name, os.listdir(folder or "."))
+    except OSError:  # the folder isn't there either
+        return ""
+
+
 def open_file(path: str, name: str, layout: str) -> BinaryIO:
     """Open a data file.
 
@@ -78,7 +88,8 @@ def open_file(path: str, name: str, layout: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise DataError(name, "", "no such file", f"a file with {layout}") from None
+        expected = f"a file with {layout}{_near_file(path)}"
+        raise DataError(name, "", "no such file", expected) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError(name, "", f"what can't be opened ({error})", f"a file with {layout}") from None
 
