@@ -133,7 +133,8 @@ class Renderer:
         source, messages = conversation.source, conversation.messages
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
-            raise DataError(source, "messages", "no assistant turn", "at least one answer to learn from")
+            expected = "an answer to learn from (data.columns says which column it is in)"
+            raise DataError(source, "messages", "no assistant turn", expected)
         learned = messages[: answers[-1] + 1]
         turns, changes = arrange(learned, self.template.writes)
         changes += (TRAILING,) if len(learned) < len(messages) else ()
