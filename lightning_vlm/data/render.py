@@ -133,7 +133,7 @@ class Renderer:
         source, messages = conversation.source, conversation.messages
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
-            expected = "an answer to learn from (data.columns says which column it is in)"
+            expected = "at least one answer to learn from (data.columns says which column it is in)"
             raise DataError(source, "messages", "no assistant turn", expected)
         learned = messages[: answers[-1] + 1]
         turns, changes = arrange(learned, self.template.writes)
