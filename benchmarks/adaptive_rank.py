@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Message, Slice, Text
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.easy_vqa import EasyVQA
+from lightning_vlm.data.read.easy_vqa import EasyVQA
 from lightning_vlm.optim import Cosine
 
 KNOWN = (1, 1, 2, 2, 4, 4, 8, 8, 12, 16, 18, 20)

@@ -27,8 +27,8 @@ import torch
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.kinds import Kind
-from lightning_vlm.models.tiny import FAMILIES
-from lightning_vlm.models.tiny.family import make_tokenizer
+from tests.support.tiny import FAMILIES
+from tests.support.tiny.family import make_tokenizer
 
 # isort: split
 from lightning.pytorch import Callback, Trainer  # after ours, which mends a CPU-only torch

@@ -40,8 +40,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlm.data.conversation import Conversations, Slice
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.easy_vqa import EasyVQA
-from lightning_vlm.models import shipped, tiny
+from lightning_vlm.data.read.easy_vqa import EasyVQA
+from tests.support import tiny
+from tools import shipped
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "32 bits": {"dtype": "float32", "precision": "32-true"},

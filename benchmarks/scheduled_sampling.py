@@ -25,8 +25,8 @@ from lightning_vlm import VLMDataModule, VLMModule
 # isort: split
 from lightning.pytorch import Callback, Trainer
 
+from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.losses.scheduled_sampling import ScheduledSampling
 
 BATCH, WARM, PROBABILITY = 32, 8, 0.25
 CONTENDERS = ("plain", "likeliest", "drawn", "all logits")

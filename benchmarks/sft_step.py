@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_vlm import VLMDataModule, VLMModule
-from lightning_vlm.data.collate import Batch, Item, collate
+from lightning_vlm.data.batch.collate import Batch, Item, collate
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.kinds import Kind
-from lightning_vlm.models import shipped
-from lightning_vlm.models.tiny import build
+from tests.support.tiny import build
+from tools import shipped
 
 BATCH, WARM, LEARNING_RATE = 32, 10, 1e-4
 CONTENDERS = ("limit", "Trainer", "TRL", "ours")

@@ -29,7 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models import shipped
+from tools import shipped
 
 STEPS, PARTS = 4, ("vision", "projector", "language", "head")
 TRAINED = {

@@ -1,40 +1,43 @@
 """Fine-tune vision-language models with PyTorch Lightning, right to the token.
 
-`VLMModule`, `VLMDataModule` and `AnswerWriter` are imported when first asked for, so that
-`lightning-vlm --help` stays fast.
+The public classes are imported when first asked for, so that `lightning-vlm --help` stays fast.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import lightning_vlm_callbacks  # noqa: F401  # before Lightning, as it makes torchvision importable for it
 
-from lightning_vlm import quiet
+from lightning_vlm.compat import quiet
 
 if TYPE_CHECKING:
     from lightning_vlm.callbacks.answer_writer import AnswerWriter
+    from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
+    from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
     from lightning_vlm.data.datamodule import VLMDataModule
     from lightning_vlm.module import VLMModule
 
-__all__ = ["AnswerWriter", "VLMDataModule", "VLMModule"]
+__all__ = ["AnswerWriter", "ScheduledSampling", "TokenWeightSchedule", "VLMDataModule", "VLMModule"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "AnswerWriter": "callbacks.answer_writer",
+    "ScheduledSampling": "callbacks.scheduled_sampling",
+    "TokenWeightSchedule": "callbacks.token_weight_schedule",
+    "VLMDataModule": "data.datamodule",
+    "VLMModule": "module",
+}
+"""Public name -> the module that it is in."""
 
 quiet.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VLMModule":
-        from lightning_vlm.module import VLMModule
-
-        return VLMModule
-    if name == "VLMDataModule":
-        from lightning_vlm.data.datamodule import VLMDataModule
-
-        return VLMDataModule
-    if name == "AnswerWriter":
-        from lightning_vlm.callbacks.answer_writer import AnswerWriter
-
-        return AnswerWriter
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

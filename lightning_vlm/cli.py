@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_vlm.commands import COMMANDS
 from lightning_vlm.errors import Interrupted
-from lightning_vlm.failures import INTERRUPTED, USER, report
+from lightning_vlm.failures.describe import INTERRUPTED, USER, report
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(f"found {words[0]} before the command; write lightning-vlm {later} first")
         hint = did_you_mean(words[0], COMMANDS)
         return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
-    from lightning_vlm import quiet
+    from lightning_vlm.compat import quiet
 
     quiet.install_for_command(words[0])
     try:

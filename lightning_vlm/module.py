@@ -11,21 +11,19 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from lightning_vlm_callbacks.exact_resume import restore_accumulation
-from lightning_vlm_callbacks.lora_layers import RANKS, fit_ranks
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, fit_ranks
+from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import restore_accumulation
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.collate import Batch, Targets, rows_alike
+from lightning_vlm.data.batch.collate import Batch, Targets, rows_alike
+from lightning_vlm.data.batch.left_out_watch import LeftOutOfEvaluation, LeftOutOfFit
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.left_out_watch import LeftOutOfEvaluation, LeftOutOfFit
-from lightning_vlm.data.templates import TEMPLATES, chat_template
-from lightning_vlm.early_checks import check_selectors
+from lightning_vlm.data.render.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.gradient_coverage import GradientCoverage
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
     OTHER,
@@ -42,19 +40,19 @@ from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weight
 from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.score_table import print_scores, take_over_printing
 from lightning_vlm.metrics.scores import Prediction, Scores
-from lightning_vlm.models.adapt import adapt, trained_buffers
 from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.blocks import compile_blocks
-from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
-from lightning_vlm.models.fingerprint import Fingerprint
-from lightning_vlm.models.initial import new_weights, refuse_frozen_chance
-from lightning_vlm.models.load import load_model, load_processor
+from lightning_vlm.models.loading.checkpoint import base_of, check_base, check_keys
+from lightning_vlm.models.loading.fingerprint import Fingerprint
+from lightning_vlm.models.loading.initial import new_weights, refuse_frozen_chance
+from lightning_vlm.models.loading.load import load_model, load_processor
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.modes import FitModes
-from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, train_new_rows
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan import expand, read_plan, refuse_on_quantised
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.plan.adapt import adapt, trained_buffers
+from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, train_new_rows
+from lightning_vlm.models.plan.plan import expand, read_plan, refuse_on_quantised
 from lightning_vlm.optim import (
     Cosine,
     Schedule,
@@ -66,11 +64,10 @@ from lightning_vlm.optim import (
 )
 from lightning_vlm.optim.closures import check_closure, no_call, several_calls
 from lightning_vlm.optim.groups import groups_without_decay
-from lightning_vlm.resume import WINDOW, AccumulationWindow
-from lightning_vlm.resume_changes import RUN, RunChanges
-from lightning_vlm.run_files import pictures_of
-from lightning_vlm.start_report import report_start
-from lightning_vlm.steps import (
+from lightning_vlm.outputs.run_files import pictures_of
+from lightning_vlm.outputs.start_report import report_start
+from lightning_vlm.outputs.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
+from lightning_vlm.step import (
     StepClosure,
     StepLoss,
     WholeStep,
@@ -80,8 +77,11 @@ from lightning_vlm.steps import (
     total_steps,
     zero_touch,
 )
-from lightning_vlm.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
-from lightning_vlm.weight_averaging import (
+from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.resume import WINDOW, AccumulationWindow
+from lightning_vlm.training.resume_changes import RUN, RunChanges
+from lightning_vlm.training.weight_averaging import (
     FrozenWeightsWarning,
     average_what_trains,
     load_averages,

@@ -4,16 +4,19 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_vlm.class_names import ClassNameError, class_types, find_class, is_settings, takes_text
 from lightning_vlm.commands import COMMANDS
-from lightning_vlm.config_file import Config, find, read_config
-from lightning_vlm.config_keys import check_config, check_value, no_key
+from lightning_vlm.config.class_names import ClassNameError, class_types, find_class, is_settings, takes_text
+from lightning_vlm.config.keys import check_config, check_value, no_key
+from lightning_vlm.config.moved import modernize
+from lightning_vlm.config.type_words import choices, describe
+from lightning_vlm.config.yaml_file import Config, find, read_config
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import did_you_mean
-from lightning_vlm.type_words import choices, describe
 
 OPEN, CLOSE = "\x02", "\x03"
 """They enclose the message of a parser inside of another, which quotes it among other things."""
@@ -116,8 +119,13 @@ class StrictConfigFile(ActionConfigFile):
         """Check the file and merge it."""
         if isinstance(values, str) and "://" not in values:
             config = read_config(values)
+            before = yaml.serialize(config.root)
+            for sentence in modernize(config.root):
+                rank_zero_warn(f"{config.name}: {sentence}")
             check_config(config, parser)
             parser.configs.append(config)
+            if (after := yaml.serialize(config.root)) != before:
+                values = after
         super().__call__(parser, cfg, values, option_string)
 
 

@@ -22,23 +22,23 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 )
 from lightning_vlm_callbacks.runs import run_folder
 
-from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # so that configs can name it
+from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # likewise
+from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
-from lightning_vlm.data.easy_vqa import EasyVQA  # noqa: F401  # likewise
-from lightning_vlm.early_checks import check_selectors
+from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.errors import UserError
-from lightning_vlm.interrupt import interruption
-from lightning_vlm.losses.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
-from lightning_vlm.models.checkpoint import check_file
+from lightning_vlm.failures.interrupt import interruption
+from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.module import VLMModule
+from lightning_vlm.outputs.run_files import config_file
+from lightning_vlm.outputs.score_report import Report
+from lightning_vlm.outputs.summary import FitSummary
+from lightning_vlm.outputs.wandb_run import resume_run
 from lightning_vlm.parser import Parser, check_words
-from lightning_vlm.report import Report
-from lightning_vlm.run_files import config_file
-from lightning_vlm.summary import FitSummary
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.trainer import VLMTrainer
-from lightning_vlm.wandb_run import resume_run
+from lightning_vlm.training.early_checks import check_selectors
 
 
 class SaveConfig(SaveConfigCallback):

@@ -7,12 +7,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_vlm.callbacks.answer_writer import SHOWN, AnswerWriter
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
+from lightning_vlm.inspect import page, terminal
+from lightning_vlm.inspect.look import look
 from lightning_vlm.module import VLMModule
-from lightning_vlm.preview import page, terminal
-from lightning_vlm.preview.look import look
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 
 class VLMTrainer(Trainer):

@@ -24,7 +24,8 @@ import lightning.pytorch  # noqa: F401
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of the tiny model of a family, or of the untrained `shipped` one; made when first asked for."""
-    from lightning_vlm.models import shipped, tiny
+    from tests.support import tiny
+    from tools import shipped
 
     folders: dict[str, Path] = {}
 
@@ -42,7 +43,7 @@ def processor_of(model_folder):
     """A new processor of a family, or of the `shipped` model; with a ready chat template if one is named."""
     from transformers import AutoProcessor
 
-    from lightning_vlm.data.templates import chat_template
+    from lightning_vlm.data.render.templates import chat_template
 
     def load(name, template=None):
         processor = AutoProcessor.from_pretrained(model_folder(name))
@@ -132,7 +133,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Count tests by family and check."""
-    from lightning_vlm.models.tiny import FAMILIES
+    from tests.support.tiny import FAMILIES
 
     report = yield
     values = getattr(item, "callspec", None) and item.callspec.params.values()
@@ -150,7 +151,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     file = session.config.getoption("--families")
     if not file:
         return
-    from lightning_vlm.models.tiny import FAMILIES
+    from tests.support.tiny import FAMILIES
 
     rows = [["family", *CHECKS], ["---"] * (1 + len(CHECKS))]
     for family in FAMILIES:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_vlm.cli import main
-from lightning_vlm.models import shipped
+from tools import shipped
 
 
 @pytest.fixture(scope="module")

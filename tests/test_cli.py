@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from lightning_vlm.cli import main
-from lightning_vlm.models import shipped
+from tools import shipped
 
 
 @pytest.fixture(scope="module")

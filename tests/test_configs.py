@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vlm.cli import main
-from lightning_vlm.models import shipped
+from tools import shipped
 
 ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))

@@ -20,7 +20,7 @@ from lightning_vlm.export import command
 from lightning_vlm.export.merge import merge, wrong_weights
 from lightning_vlm.export.proof import prove
 from lightning_vlm.export.trained import Asked, load_trained
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA with rank_pattern")
 LORA = {"projector": "full", "language": {"lora": {"r": 2}}}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_vlm.cli import main
 from lightning_vlm.errors import DataError, UserError
-from lightning_vlm.failures import DEFECT, USER, explain, report
+from lightning_vlm.failures.describe import DEFECT, USER, explain, report
 from lightning_vlm.models.parts import find_parts
 
 FIT = (

@@ -57,7 +57,7 @@ print(StagedUnfreezing.__module__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "lightning_vlm_callbacks.staged_unfreezing"
+    assert done.stdout.strip() == "lightning_vlm_callbacks.staged_unfreezing.callback"
 
 
 def test_lightning_imports_after_it_has_failed():
@@ -85,7 +85,7 @@ def test_dir_shows_the_public_names():
 
 
 def test_the_table_of_families_has_each():
-    from lightning_vlm.models.tiny import FAMILIES
+    from tests.support.tiny import FAMILIES
 
     table = (Path(__file__).parent.parent / "docs/families.md").read_text("utf-8")
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]

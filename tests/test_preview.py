@@ -19,19 +19,19 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.cli import main
 from lightning_vlm.data.conversation import Box, Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.inspect import terminal
+from lightning_vlm.inspect.look import choose, look
+from lightning_vlm.inspect.page import page
+from lightning_vlm.inspect.tokens import Piece, pieces
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
-from lightning_vlm.models.load import SHIPPED
-from lightning_vlm.preview import terminal
-from lightning_vlm.preview.look import choose, look
-from lightning_vlm.preview.page import page
-from lightning_vlm.preview.tokens import Piece, pieces
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
+from lightning_vlm.models.loading.load import SHIPPED
 
 END = "<|im_end|>"
 NASTY = (

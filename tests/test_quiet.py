@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from lightning_vlm import quiet
+from lightning_vlm.compat import quiet
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
-from lightning_vlm import quiet
 from lightning_vlm.cli import COMMANDS, main
+from lightning_vlm.compat import quiet
 
 # A run of two steps is too short for much of what they ask for, and says so.
 pytestmark = [

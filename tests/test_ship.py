@@ -3,10 +3,10 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lightning_vlm import VLMDataModule, VLMModule, ship
+from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import TASKS, Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import shipped
+from tools import ship, shipped
 
 
 def test_what_was_trained_is_what_plain_transformers_loads(tmp_path):

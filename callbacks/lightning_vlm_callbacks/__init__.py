@@ -11,12 +11,12 @@ from lightning_vlm_callbacks.compat import torchvision as _torchvision
 
 if TYPE_CHECKING:
     from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
+    from lightning_vlm_callbacks.adaptive_lora_rank.allocation import allocate_ranks
     from lightning_vlm_callbacks.early_stop_checkpoint import EarlyStopCheckpoint
     from lightning_vlm_callbacks.gradient_monitor import GradientMonitor
     from lightning_vlm_callbacks.gradnorm import GradNorm
-    from lightning_vlm_callbacks.nonfinite_bundle import NonFiniteBundle
     from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
-    from lightning_vlm_callbacks.rank_allocation import allocate_ranks
+    from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle
     from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
     from lightning_vlm_callbacks.task_weights import TaskWeights
 
@@ -37,11 +37,11 @@ _MODULES = {
     "EarlyStopCheckpoint": "early_stop_checkpoint",
     "GradNorm": "gradnorm",
     "GradientMonitor": "gradient_monitor",
-    "NonFiniteBundle": "nonfinite_bundle",
+    "NonFiniteBundle": "nonfinite_guard.bundle",
     "NonFiniteGuard": "nonfinite_guard",
     "StagedUnfreezing": "staged_unfreezing",
     "TaskWeights": "task_weights",
-    "allocate_ranks": "rank_allocation",
+    "allocate_ranks": "adaptive_lora_rank.allocation",
 }
 """Public name -> the module that it is in."""
 

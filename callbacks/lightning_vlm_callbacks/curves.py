@@ -1,10 +1,11 @@
 """Pictures of curves over steps, for the callbacks that save one. Needs matplotlib, and only here."""
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["need_matplotlib", "save_curves"]
+__all__ = ["History", "need_matplotlib", "save_curves"]
 
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values, equally many."""
@@ -75,3 +76,30 @@ def save_curves(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+class History:
+    """Values over steps, thinned out evenly when there are too many.
+
+    >>> history = History(most=4)
+    >>> for step in range(10):
+    ...     history.add(step, {"all": step / 10})
+    >>> history.curve("all")
+    ([0, 4, 8], [0.0, 0.4, 0.8])
+    """
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most, self.every, self.offered = most, 1, 0
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep the values of a step, if it is one of those to keep."""
+        if self.offered % self.every == 0:
+            self.points.append((step, dict(values)))
+        self.offered += 1
+        if len(self.points) > self.most:
+            self.points, self.every = self.points[::2], 2 * self.every
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps, and the values of one name; NaN where a step has none."""
+        return [step for step, _ in self.points], [values.get(name, math.nan) for _, values in self.points]

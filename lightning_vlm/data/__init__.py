@@ -1,1 +1,1 @@
-"""From a line of JSON to a batch: conversations, readers, exact masks, collating."""
+"""From a row of a file to a batch: reading, rendering with exact masks, batches; and the drawn data."""

@@ -14,16 +14,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.collate import Batch, Item, Targets, collate
+from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
+from lightning_vlm.data.batch.left_out import SampleCounts
+from lightning_vlm.data.batch.sampling import (
+    NOTHING,
+    Batches,
+    ResumableLoader,
+    begin_next_epoch,
+    load_saved_state,
+)
+from lightning_vlm.data.batch.task_batches import TaskBatches
+from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.faults import together
-from lightning_vlm.data.left_out import SampleCounts
-from lightning_vlm.data.readers import read
-from lightning_vlm.data.render import Example, Renderer, TooLong
-from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch, load_saved_state
+from lightning_vlm.data.read.readers import read
+from lightning_vlm.data.render.renderer import Example, Renderer, TooLong
 from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
-from lightning_vlm.data.task_batches import TaskBatches
-from lightning_vlm.data.task_sampling import TaskSampling
 from lightning_vlm.errors import DataError, UserError
 
 

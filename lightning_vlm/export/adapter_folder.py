@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.trained import ADAPTER_ONLY, Trained
-from lightning_vlm.models.adapt import ADAPTER, trainable_names
-from lightning_vlm.models.adapters import BOTTLENECK, CROSS_MODAL, save_adapters
+from lightning_vlm.models.adapters.layers import BOTTLENECK, CROSS_MODAL, save_adapters
 from lightning_vlm.models.parts import head_is_tied
+from lightning_vlm.models.plan.adapt import ADAPTER, trainable_names
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -30,7 +30,7 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
     finds all by full names, so nothing lands elsewhere. PiSSA and OLoRA, which have moved the base weights,
     become LoRA of twice the rank on the original ones, as PEFT converts them: `B A - B₀ A₀`. Our own
     adapters, and without any of PEFT's also what trained in full, are in `vlm_adapters.*`; a folder with
-    these is loaded with `lightning_vlm.models.adapters.load_adapters` after PEFT's part.
+    these is loaded with `lightning_vlm.models.adapters.layers.load_adapters` after PEFT's part.
 
     Args:
         trained: The model.

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from lightning_vlm.data.conversation import Conversations
-from lightning_vlm.data.readers import read
+from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
 from lightning_vlm.export import prover
 from lightning_vlm.export.adapter_folder import save_adapter_only
@@ -23,9 +23,9 @@ from lightning_vlm.export.proof import NEW_TOKENS, Case, Proof, differences, pro
 from lightning_vlm.export.quantized import check_quantized
 from lightning_vlm.export.snippet import loading_lines
 from lightning_vlm.export.trained import ADAPTER_ONLY, Asked, Trained, load_trained
-from lightning_vlm.models.adapters import adapters_of
-from lightning_vlm.models.load import resolve
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.adapters.layers import adapters_of
+from lightning_vlm.models.loading.load import resolve
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.parser import Parser
 
 

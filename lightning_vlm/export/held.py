@@ -11,8 +11,8 @@ from transformers import ProcessorMixin
 from lightning_vlm.data.conversation import Conversation, Image
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render import Renderer
-from lightning_vlm.data.turns import Turn, arrange, text_spans
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.turns import Turn, arrange, text_spans
 
 
 class Held(NamedTuple):

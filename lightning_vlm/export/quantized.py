@@ -9,7 +9,7 @@ from rich.table import Table
 from lightning_vlm.data.conversation import Conversations, Slice
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.module import VLMModule
 
 _SCORED = 200

@@ -26,7 +26,10 @@ def loading_lines(out: Path, case: Case) -> list[str]:
         imports.append("from peft import PeftModel")
         lines.append(f"model = PeftModel.from_pretrained(model, {folder})")
     if case.adapters:
-        imports += ["from pathlib import Path", "from lightning_vlm.models.adapters import load_adapters"]
+        imports += [
+            "from pathlib import Path",
+            "from lightning_vlm.models.adapters import load_adapters",
+        ]
         inner = "model" if case.adapters == "ours" else "model.get_base_model()"
         lines.append(f"load_adapters({inner}, Path({folder}))")
     lines.append(f"processor = AutoProcessor.from_pretrained({', '.join([folder, *options])})")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.checkpoint import check_file
-from lightning_vlm.models.plan import Line, Lora, read_plan
+from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.models.plan.plan import Line, Lora, read_plan
 from lightning_vlm.module import VLMModule
 
 _KNOWN = ("adapt", "token_weights", "chat_template", "revision", "dtype", "new_tokens")

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.collate import Batch, rows_alike
+from lightning_vlm.data.batch.collate import Batch, rows_alike
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction

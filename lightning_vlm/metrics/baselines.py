@@ -21,7 +21,7 @@ def blind_baselines(train: Sequence[Conversation], test: Sequence[Conversation])
     Raises:
         UserError: No conversations, or one with more than one round.
 
-    >>> from lightning_vlm.data.easy_vqa import EasyVQA
+    >>> from lightning_vlm.data.read.easy_vqa import EasyVQA
     >>> scores = blind_baselines(EasyVQA("train"), EasyVQA("test"))
     >>> {name: round(score, 2) for name, score in scores.items()}
     {'most frequent answer': 0.37, 'most frequent answer per question': 0.67}

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.terminal import print_line, say, visible
+from lightning_vlm.outputs.terminal import print_line, say, visible
 
 SCORES = {
     "exact_match": "exact match",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.metrics.ranking import Candidate
 from lightning_vlm.metrics.tally import TaskTally
 from lightning_vlm.metrics.text import exact_match, token_f1

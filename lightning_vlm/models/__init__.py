@@ -1,1 +1,1 @@
-"""Models: loading, their parts, what of them trains, and small ones for tests."""
+"""Models: loading, their parts, what of them trains, and the small one inside the package."""

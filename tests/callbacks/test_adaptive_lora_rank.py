@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import AdaptiveLoRARank
-from lightning_vlm_callbacks.lora_layers import fit_ranks, lora_layers
-from lightning_vlm_callbacks.rank_importance import Sensitivity
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import Sensitivity
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import fit_ranks, lora_layers
 from lightning_vlm_callbacks.selectors import SelectorError
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
@@ -248,7 +248,7 @@ def test_a_layer_that_grows_twice_gets_other_directions(fit, monkeypatch):
     def more(scores, layers, *_):
         return {name: lora.rank + 2 for name, lora in layers.items()}
 
-    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.ranks_within", more)
+    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.callback.ranks_within", more)
     module = Module(optimizer=lambda some, lr: torch.optim.SGD(some, lr=0.0))
     fit(module, quiet())
     for lora in lora_layers(module).values():

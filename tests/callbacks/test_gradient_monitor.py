@@ -17,10 +17,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradientMonitor
-from lightning_vlm_callbacks.gradient_rules import Limits, Usual, Watch, anomaly
-from lightning_vlm_callbacks.gradient_stats import (
+from lightning_vlm_callbacks.curves import History
+from lightning_vlm_callbacks.gradient_monitor.rules import Limits, Usual, Watch, anomaly
+from lightning_vlm_callbacks.gradient_monitor.statistics import (
     OCTAVES,
-    History,
     Measurement,
     octaves,
     reductions,
@@ -1046,7 +1046,7 @@ trainer:
 def test_the_picture(fit, tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        "lightning_vlm_callbacks.gradient_monitor.save_curves",
+        "lightning_vlm_callbacks.gradient_monitor.callback.save_curves",
         lambda file, panels, marks, log: drawn.update(file=file, panels=panels, marks=marks, log=log),
     )
     poison = Poison("head.bias", {5: math.nan})

@@ -15,9 +15,9 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradNorm, StagedUnfreezing, TaskWeights
-from lightning_vlm_callbacks.gradnorm_solver import closed_form, paper, relative_rates, weight_gradient
+from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper, relative_rates, weight_gradient
+from lightning_vlm_callbacks.gradnorm.task_gradients import TaskGradients
 from lightning_vlm_callbacks.selectors import SelectorError
-from lightning_vlm_callbacks.task_gradients import TaskGradients
 from lightning_vlm_callbacks.task_weights import InitialLosses
 from torch import nn
 from torch.utils.checkpoint import checkpoint

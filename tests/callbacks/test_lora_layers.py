@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.lora_layers import lora_layers, set_ranks
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import lora_layers, set_ranks
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 
@@ -141,6 +141,6 @@ def test_a_model_without_lora():
 
 
 def test_without_peft(monkeypatch):
-    monkeypatch.setattr("lightning_vlm_callbacks.lora_layers.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.lora_layers.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install peft"):
         lora_layers(Net())

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.lora_resize import drop_lora, resize_lora
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_resize import drop_lora, resize_lora
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 

@@ -21,11 +21,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import NonFiniteBundle, NonFiniteGuard
-from lightning_vlm_callbacks.nonfinite_bundle import check_batch, save
-from lightning_vlm_callbacks.nonfinite_guard import MAX_LINES, NonFiniteError
-from lightning_vlm_callbacks.nonfinite_replay import Diagnosis, replay
-from lightning_vlm_callbacks.nonfinite_report import advice
-from lightning_vlm_callbacks.nonfinite_state import KeptBuffers, random_state, tensors, trial_copy
+from lightning_vlm_callbacks.nonfinite_guard.bundle import check_batch, save
+from lightning_vlm_callbacks.nonfinite_guard.callback import MAX_LINES, NonFiniteError
+from lightning_vlm_callbacks.nonfinite_guard.replay import Diagnosis, replay
+from lightning_vlm_callbacks.nonfinite_guard.report import advice
+from lightning_vlm_callbacks.nonfinite_guard.state import KeptBuffers, random_state, tensors, trial_copy
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader

@@ -20,7 +20,7 @@ from lightning_vlm_callbacks import (
     StagedUnfreezing,
     TaskWeights,
 )
-from lightning_vlm_callbacks.scaled_rates import ScaledRates
+from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates
 from torch import nn
 from torch.utils.data import DataLoader
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.rank_allocation import allocate_ranks
+from lightning_vlm_callbacks.adaptive_lora_rank.allocation import allocate_ranks
 
 
 @st.composite

@@ -6,9 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.importance_before import importance_before
-from lightning_vlm_callbacks.lora_layers import lora_layers
-from lightning_vlm_callbacks.rank_importance import Activation, Fisher, Sensitivity, squared_norms
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import (
+    Activation,
+    Fisher,
+    Sensitivity,
+    squared_norms,
+)
+from lightning_vlm_callbacks.adaptive_lora_rank.importance_before import importance_before
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import lora_layers
 from peft import EvaConfig, LoraConfig, get_peft_model
 from peft.tuners.adalora.layer import RankAllocator
 from peft.tuners.lora.eva import get_eva_state_dict

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import EarlyStopCheckpoint
-from lightning_vlm_callbacks.run_history import gradient_norm
+from lightning_vlm_callbacks.early_stop_checkpoint.run_history import gradient_norm
 
 
 class Scores(LightningModule):

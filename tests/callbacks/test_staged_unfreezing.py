@@ -18,10 +18,10 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import StagedUnfreezing
-from lightning_vlm_callbacks.scaled_rates import ScaledRates
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
-from lightning_vlm_callbacks.stage_lines import depth_factors
-from lightning_vlm_callbacks.stages import (
+from lightning_vlm_callbacks.staged_unfreezing.entries import depth_factors
+from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates
+from lightning_vlm_callbacks.staged_unfreezing.stages import (
     PLANS,
     Plateau,
     first_step,
@@ -402,7 +402,7 @@ def test_a_validation_that_a_resumed_run_does_first(classifier, monkeypatch):
         {"at": 5, "train": {"head": 1.0}},
     ]
     model = classifier()
-    monkeypatch.setattr("lightning_vlm_callbacks.staged_unfreezing.check_moments", lambda *_: None)
+    monkeypatch.setattr("lightning_vlm_callbacks.staged_unfreezing.callback.check_moments", lambda *_: None)
     trainer = stub(model, global_step=5, sanity_checking=True)
     staged = StagedUnfreezing(stages, "step")
     # As if another stage had been waited for, in a list of stages that was changed since.

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
-from lightning_vlm.data.readers import LLaVA, Messages, OpenAIMessages, read
+from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -11,12 +11,12 @@ import pytest
 from torch.utils.data import DataLoader
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lightning_vlm.data.bounded_template import BoundedTemplate
 from lightning_vlm.data.conversation import Conversation, Message, Text
-from lightning_vlm.data.render import Renderer
-from lightning_vlm.data.templates import TEMPLATES
+from lightning_vlm.data.render.bounded_template import BoundedTemplate
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import DataError, UserError
-from lightning_vlm.models.tiny import FAMILIES
+from tests.support.tiny import FAMILIES
 
 MESSAGES = [
     {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
-from lightning_vlm.data.render import Renderer
-from lightning_vlm.data.stripped_texts import match_stripped
-from lightning_vlm.data.turns import Turn, text_spans
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.stripped_texts import match_stripped
+from lightning_vlm.data.render.turns import Turn, text_spans
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
 

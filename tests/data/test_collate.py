@@ -10,12 +10,12 @@ from lightning.fabric.utilities import move_data_to_device
 from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.collate import Item, collate, rows_alike
+from lightning_vlm.data.batch.collate import Item, collate, rows_alike
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
-from lightning_vlm.data.render import Renderer
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.models.tiny import FAMILIES
+from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.read.dialects import DIALECTS
-from lightning_vlm.data.readers import DataFile, Messages, read
+from lightning_vlm.data.read.readers import DataFile, Messages, read
 from lightning_vlm.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("folder")

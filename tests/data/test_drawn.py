@@ -11,12 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from lightning_vlm.data import drawn_scenes
 from lightning_vlm.data.conversation import Box, Image, Text
-from lightning_vlm.data.drawn import TASKS, Drawn, contact_sheet
-from lightning_vlm.data.drawn_scenes import Seen, Thing, draw, layout
-from lightning_vlm.data.drawn_talk import talk
-from lightning_vlm.data.drawn_vocabulary import SHADES, SHAPES
+from lightning_vlm.data.drawn import TASKS, Drawn
+from lightning_vlm.data.drawn import scenes as drawn_scenes
+from lightning_vlm.data.drawn.scenes import Seen, Thing, draw, layout
+from lightning_vlm.data.drawn.source import contact_sheet
+from lightning_vlm.data.drawn.talk import talk
+from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES
 from lightning_vlm.errors import UserError
 
 

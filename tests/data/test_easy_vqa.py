@@ -1,8 +1,8 @@
 import PIL.Image
 import pytest
 
-from lightning_vlm.data import easy_vqa as module
-from lightning_vlm.data.easy_vqa import EasyVQA
+from lightning_vlm.data.read import easy_vqa as module
+from lightning_vlm.data.read.easy_vqa import EasyVQA
 from lightning_vlm.errors import UserError
 
 package = pytest.importorskip("easy_vqa")

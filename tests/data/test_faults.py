@@ -10,7 +10,7 @@ import pytest
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.faults import SHOWN, BadSamplesError
 from lightning_vlm.data.images import where_instead
-from lightning_vlm.data.readers import DataFile, Messages, read
+from lightning_vlm.data.read.readers import DataFile, Messages, read
 from lightning_vlm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.readers import DataFile, HFDataset, read
+from lightning_vlm.data.read.readers import DataFile, HFDataset, read
 from lightning_vlm.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -9,13 +9,14 @@ import PIL.Image
 import pytest
 import torch
 
-from lightning_vlm.data import fitting, render
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render import Renderer, TooLong
-from lightning_vlm.data.turns import Turn
+from lightning_vlm.data.render import fitting
+from lightning_vlm.data.render import renderer as render
+from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
-from lightning_vlm.models.tiny import FAMILIES
+from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 MODELS = (*FAMILIES, "shipped")

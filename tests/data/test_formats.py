@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_vlm.data.readers import Messages, OpenAIMessages
+from lightning_vlm.data.read.readers import Messages, OpenAIMessages
 from lightning_vlm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -5,11 +5,11 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from lightning_vlm.data import hf_dataset
 from lightning_vlm.data.conversation import Image, Text
-from lightning_vlm.data.hf_dataset import HFDataset
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.readers import read
+from lightning_vlm.data.read import hf_dataset
+from lightning_vlm.data.read.hf_dataset import HFDataset
+from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import DataError, UserError
 
 datasets = pytest.importorskip("datasets")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_vlm.data.readers import LLaVA, Messages, OpenAIMessages, read
+from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -8,9 +8,9 @@ from jsonargparse import ArgumentParser
 from torch.utils.data import DataLoader
 
 from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Message, Slice, Text
-from lightning_vlm.data.hf_dataset import HFDataset
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.readers import LLaVA, Messages, OpenAIMessages, read
+from lightning_vlm.data.read.hf_dataset import HFDataset
+from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.data.source import skip_summary, write_skip_report
 from lightning_vlm.errors import DataError, UserError
 

@@ -13,11 +13,11 @@ from tokenizers import processors
 
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render import Renderer, TooLong
-from lightning_vlm.data.templates import TEMPLATES
+from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.models.tiny import FAMILIES
+from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 MODELS = (*FAMILIES, "shipped")

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
+from lightning_vlm.data.batch.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
 from lightning_vlm.errors import UserError
 
 

@@ -9,10 +9,10 @@ import torch
 from scipy.stats import chisquare
 from torch.utils.data import Dataset
 
+from lightning_vlm.data.batch.sampling import ResumableLoader
+from lightning_vlm.data.batch.task_batches import TaskBatches
+from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
-from lightning_vlm.data.sampling import ResumableLoader
-from lightning_vlm.data.task_batches import TaskBatches
-from lightning_vlm.data.task_sampling import LossShares, TaskSampling
 from lightning_vlm.errors import UserError
 
 SIZES = {"caption": 60, "vqa": 30, "ocr": 10}

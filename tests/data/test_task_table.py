@@ -7,8 +7,8 @@ import pytest
 
 from lightning_vlm.data.conversation import Chain, Conversations, Slice, TaskTable
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.easy_vqa import EasyVQA
-from lightning_vlm.data.readers import read
+from lightning_vlm.data.read.easy_vqa import EasyVQA
+from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
 
 

@@ -11,9 +11,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from lightning_vlm.data.templates import STEPS, TEMPLATES, chat_template
+from lightning_vlm.data.render.templates import STEPS, TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import shipped
+from tools import shipped
 
 PICTURE = {"type": "image", "image": PIL.Image.new("RGB", (64, 64), "red")}
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from jinja2 import TemplateError
 
-from lightning_vlm.data.collate import Item, collate
+from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render import Renderer
-from lightning_vlm.data.turns import GREETING, KEPT_APART, MERGED, TRAILING
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING
 from lightning_vlm.errors import DataError
 from lightning_vlm.export.held import held
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
-from lightning_vlm.models.tiny import FAMILIES
+from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 MODELS = (*FAMILIES, "shipped")

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_vlm.data.collate import Targets
-from lightning_vlm.errors import UserError
-from lightning_vlm.kinds import Kind
-from lightning_vlm.losses.scheduled_sampling import (
+from lightning_vlm.callbacks.scheduled_sampling import (
     ScheduledSampling,
     predict_tokens,
     replaced,
     replacement_probability,
 )
+from lightning_vlm.data.batch.collate import Targets
+from lightning_vlm.errors import UserError
+from lightning_vlm.kinds import Kind
 from lightning_vlm.models.logits import LogitOptions
 
 PLAIN = LogitOptions(None, 1.0)

@@ -1,7 +1,7 @@
 import pytest
 
 from lightning_vlm.data.conversation import Conversation, Message, Text
-from lightning_vlm.data.easy_vqa import EasyVQA
+from lightning_vlm.data.read.easy_vqa import EasyVQA
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
 

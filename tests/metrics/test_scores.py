@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_vlm.data.collate import Batch, Targets
+from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.metrics.scores import Prediction, Scores
 
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_vlm.data.templates import chat_template
+from lightning_vlm.data.render.templates import chat_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, trainable_names
-from lightning_vlm.models.load import load_model, load_vlm
+from lightning_vlm.models.loading.load import load_model, load_vlm
 from lightning_vlm.models.parts import find_parts, parameters_by_part
+from lightning_vlm.models.plan.adapt import adapt, trainable_names
+from tests.support import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]

@@ -9,16 +9,16 @@ from lightning_vlm_callbacks.modes import set_modes
 from torch import nn
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.adapt import adapt, trainable_names
-from lightning_vlm.models.adapters import (
+from lightning_vlm.models.adapters.layers import (
     Bottleneck,
     adapters_of,
     load_adapters,
     save_adapters,
 )
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, parameters_by_part
-from lightning_vlm.models.plan import Adapter
+from lightning_vlm.models.plan.adapt import adapt, trainable_names
+from lightning_vlm.models.plan.plan import Adapter
 
 SEQUENTIAL = {"adapter": {"reduction": 4}}
 PARALLEL = {"adapter": {"reduction": 4, "kind": "parallel", "scale": 2.0}}

@@ -6,8 +6,10 @@ import torch
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import attention, blocks, load, tiny
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models import attention, blocks
+from lightning_vlm.models.loading import load
+from lightning_vlm.models.loading.load import load_model
+from tests.support import tiny
 
 PACKS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "pixtral", "mistral3"}
 """Families whose towers put several pictures into one row."""

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.checkpoint import check_file
-from lightning_vlm.models.load import load_model, load_processor, resolve
+from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.models.loading.load import load_model, load_processor, resolve
 
 
 def cut(model):

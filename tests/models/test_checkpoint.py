@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.checkpoint import base_of, check_base, check_keys
-from lightning_vlm.models.fingerprint import Fingerprint
-from lightning_vlm.models.load import load_model
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.loading.checkpoint import base_of, check_base, check_keys
+from lightning_vlm.models.loading.fingerprint import Fingerprint
+from lightning_vlm.models.loading.load import load_model
+from lightning_vlm.models.loading.quantize import Quantization
+from tests.support import tiny
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm", "qwen2_5_vl"])

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, trainable_names
-from lightning_vlm.models.adapters import adapters_of
-from lightning_vlm.models.cross_modal import CrossModal, look
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.adapters.cross_modal import CrossModal, look
+from lightning_vlm.models.adapters.layers import adapters_of
+from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan import CrossModalAdapter
+from lightning_vlm.models.plan.adapt import adapt, trainable_names
+from lightning_vlm.models.plan.plan import CrossModalAdapter
+from tests.support import tiny
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
 NEEDS_PICTURES = ("paligemma",)

@@ -9,17 +9,17 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt
-from lightning_vlm.models.fingerprint import Fingerprint
-from lightning_vlm.models.initial import (
+from lightning_vlm.models.loading.fingerprint import Fingerprint
+from lightning_vlm.models.loading.initial import (
     initial_checks,
     initial_table,
     new_weights,
     refuse_frozen_chance,
 )
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, parameters_by_part
+from lightning_vlm.models.plan.adapt import adapt
+from tests.support import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
 

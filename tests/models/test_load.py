@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import load, shipped, tiny
-from lightning_vlm.models.load import LoadedVLM, load_model, load_processor, load_vlm
+from lightning_vlm.models.loading import load
+from lightning_vlm.models.loading.load import LoadedVLM, load_model, load_processor, load_vlm
+from tests.support import tiny
+from tools import shipped
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]

@@ -10,11 +10,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt, trainable_names
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.loading.load import load_model
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.plan.adapt import adapt, trainable_names
+from tests.support import tiny
 
 EARLY = ("llava", "llava_next")  # their features leave the tower one layer early
 FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # queries, keys and values of the tower are one layer

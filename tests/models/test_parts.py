@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import parts, shipped, tiny
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models import parts, shipped
+from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, head_is_tied, parameters_by_part
+from tests.support import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]

@@ -6,8 +6,16 @@ import pytest
 
 from lightning_vlm import VLMModule
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.plan import SHORTCUTS, Adapter, Line, Lora, expand, quantised_problem, read_plan
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.models.plan.plan import (
+    SHORTCUTS,
+    Adapter,
+    Line,
+    Lora,
+    expand,
+    quantised_problem,
+    read_plan,
+)
 
 MISTAKES = [
     ({"language": "lorra"}, "plan['language']: found method 'lorra'; did you mean 'lora'?"),

@@ -5,13 +5,13 @@ import re
 import pytest
 from rich.console import Console
 
-from lightning_vlm.models import tiny
-from lightning_vlm.models.adapt import adapt
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.loading.load import load_model
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan import expand
-from lightning_vlm.models.plan_table import plan_rows, plan_table
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.plan.adapt import adapt
+from lightning_vlm.models.plan.plan import expand
+from lightning_vlm.models.plan.table import plan_rows, plan_table
+from tests.support import tiny
 
 
 def adapted(folder, plan):

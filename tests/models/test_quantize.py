@@ -13,11 +13,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import quantize, tiny
-from lightning_vlm.models.fingerprint import Fingerprint
-from lightning_vlm.models.load import load_model, load_vlm
+from lightning_vlm.models.loading import quantize
+from lightning_vlm.models.loading.fingerprint import Fingerprint
+from lightning_vlm.models.loading.load import load_model, load_vlm
+from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, quantised_layers
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.quantize import Quantization, bitsandbytes_config, quantised_layers
+from tests.support import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
 KINDS = {"nf4": Linear4bit, "int8": Linear8bitLt}

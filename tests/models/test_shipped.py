@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lightning_vlm.data.conversation import Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import shipped
+from tools import shipped
 
 
 @pytest.fixture(scope="module")

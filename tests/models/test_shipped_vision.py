@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_vlm.data.drawn_scenes import draw, layout
-from lightning_vlm.data.drawn_vocabulary import SHADES, SHAPES
+from lightning_vlm.data.drawn.scenes import draw, layout
+from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import shipped, shipped_vision
+from tools import shipped, shipped_vision
 
 
 def test_pictures_are_what_was_drawn():

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.templates import chat_template
+from lightning_vlm.data.render.templates import chat_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]

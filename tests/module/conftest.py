@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.conversation import Conversation, Conversations, Message, Text
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 
 class Listed(Conversations):

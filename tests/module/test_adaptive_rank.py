@@ -7,16 +7,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_vlm_callbacks import GradNorm
-from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
-from lightning_vlm_callbacks.lora_layers import RANKS, lora_layers
+from lightning_vlm_callbacks import AdaptiveLoRARank, GradNorm
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, lora_layers
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.optim import Constant
 
 

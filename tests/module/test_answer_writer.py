@@ -11,11 +11,11 @@ from lightning.pytorch import Callback
 from lightning_vlm import AnswerWriter, VLMDataModule
 from lightning_vlm.callbacks.answer_file import KEYS, AnswerFile, answer_row
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
-from lightning_vlm.data.question import question_of
+from lightning_vlm.data.render.question import question_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate
 from lightning_vlm.metrics.scores import Prediction
-from lightning_vlm.terminal import answer_blocks, say
+from lightning_vlm.outputs.terminal import answer_blocks, say
 
 SEVERAL = {"max_new_tokens": 4, "num_beams": 2, "num_return_sequences": 2}
 

@@ -11,8 +11,8 @@ from torch import nn
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.load import load_model
+from lightning_vlm.models.loading.load import load_model
+from tests.support import tiny
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}
 

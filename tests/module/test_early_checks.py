@@ -7,12 +7,12 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import AdaptiveLoRARank, GradientMonitor, GradNorm, StagedUnfreezing
 from lightning_vlm_callbacks.selectors import SelectorError
-from lightning_vlm_callbacks.stages import PLANS
+from lightning_vlm_callbacks.staged_unfreezing.stages import PLANS
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.early_checks import check_selectors
 from lightning_vlm.errors import UserError
+from lightning_vlm.training.early_checks import check_selectors
 
 WHOLE = {"vision": "full", "projector": "full", "language": {"lora": {"r": 2}}}
 

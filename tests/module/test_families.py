@@ -9,7 +9,7 @@ from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = tuple(tiny.FAMILIES)
 FULL = {"vision": "full", "projector": "full", "language": "full"}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
 

@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException, start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 PLANS = {
     "lora": {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}},

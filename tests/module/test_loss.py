@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.collate import Batch
+from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = tuple(tiny.FAMILIES)
 ONES = KindWeights(box=1.0, entity=1.0)

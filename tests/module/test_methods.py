@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models.plan_table import COLUMNS
+from lightning_vlm.models.plan.table import COLUMNS
 
 PLANS = {
     "dora": {"language": {"lora": {"r": 2, "dora": True, "dropout": 0.2}}},

@@ -13,10 +13,10 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.conversation import Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.load import load_model, load_processor
-from lightning_vlm.models.new_tokens import add_rows, add_to_tokenizer, new_rows
+from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import head_is_tied
+from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_rows
+from tests.support import tiny
 
 TOKENS = ["<loc_1>", "<loc_2>"]
 LORA = {"language": {"lora": {"r": 2}}}

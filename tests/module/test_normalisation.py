@@ -13,8 +13,8 @@ from torch.multiprocessing import start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.models import tiny
 from lightning_vlm.optim import Constant
+from tests.support import tiny
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}, "vision.layers[0:2]": {"lora": {"r": 4}}}
 SPLITS = {"whole": (8, 1), "accumulated": (4, 2), "one by one": (1, 8)}

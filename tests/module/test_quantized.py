@@ -16,9 +16,9 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import tiny
-from lightning_vlm.models.quantize import Quantization, quantised_layers
+from lightning_vlm.models.loading.quantize import Quantization, quantised_layers
 from lightning_vlm.optim import Constant
+from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 FAMILIES = tuple(tiny.FAMILIES)

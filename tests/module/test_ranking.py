@@ -7,12 +7,12 @@ import torch
 from transformers.utils import logging
 
 from lightning_vlm import VLMDataModule
-from lightning_vlm.data.collate import rows_alike
+from lightning_vlm.data.batch.collate import rows_alike
 from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import length_score
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = tuple(tiny.FAMILIES)
 BEAMS = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 6, "length_penalty": 0.6}

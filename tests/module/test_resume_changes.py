@@ -10,8 +10,8 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.task_sampling import TaskSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Constant, Linear

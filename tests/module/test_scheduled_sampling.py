@@ -11,11 +11,11 @@ from tokenizers import AddedToken
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling, never_written
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.losses.scheduled_sampling import ScheduledSampling, never_written
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = tuple(tiny.FAMILIES)
 PLAN = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}

@@ -13,7 +13,7 @@ from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
 from lightning_vlm.metrics.text import exact_match, token_f1
-from lightning_vlm.models import tiny
+from tests.support import tiny
 
 FAMILIES = tuple(tiny.FAMILIES)
 LENGTH = 6

@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationSchedule
 from lightning_vlm_callbacks import EarlyStopCheckpoint
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.render import Renderer
-from lightning_vlm.data.task_sampling import TaskSampling
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.optim import Constant
 
 HARD = TaskSampling(score="hard", every_n_samples=6, floor=0.1)

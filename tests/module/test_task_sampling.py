@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.drawn import Drawn
-from lightning_vlm.data.task_sampling import TaskSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.optim import Constant
 

@@ -19,9 +19,9 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.tasks import make_task_weights
 from lightning_vlm.losses.weights import token_weights
-from lightning_vlm.models import tiny
-from lightning_vlm.models.quantize import Quantization
+from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.optim import Constant
+from tests.support import tiny
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}}
 TASKS = ("vqa", "ocr", "caption")

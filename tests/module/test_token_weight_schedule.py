@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.losses.scheduled_sampling import ScheduledSampling
 from lightning_vlm.losses.weights import KindWeights
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}
 HALF = [{"at": 0, "instruction": 1.0}, {"at": 0.5, "instruction": 0.0}]
@@ -197,8 +197,8 @@ def test_what_is_refused(module, make_quiet):
 def test_from_a_config(folder, tmp_path, monkeypatch, capsys):
     """With scheduled sampling beside it; and a mistake is told in one line."""
     monkeypatch.chdir(tmp_path)
-    here = "lightning_vlm.token_weight_schedule.TokenWeightSchedule"
-    sampling = "lightning_vlm.losses.scheduled_sampling.ScheduledSampling"
+    here = "lightning_vlm.callbacks.token_weight_schedule.TokenWeightSchedule"
+    sampling = "lightning_vlm.callbacks.scheduled_sampling.ScheduledSampling"
     config = {
         "model": {"name_or_path": str(folder("shipped")), "adapt": PLAN},
         "data": {

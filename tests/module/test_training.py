@@ -17,7 +17,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Linear
-from lightning_vlm.steps import refuse_unsuited
+from lightning_vlm.step import refuse_unsuited
 
 LORA = {"lora": {"r": 2}}
 

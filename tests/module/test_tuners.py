@@ -8,10 +8,10 @@ from lightning.pytorch.tuner import Tuner
 from lightning_vlm_callbacks import AdaptiveLoRARank, StagedUnfreezing
 
 from lightning_vlm import VLMDataModule
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.optim import Linear
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}}
 

@@ -6,8 +6,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_vlm import VLMDataModule
-from lightning_vlm.losses.scheduled_sampling import ScheduledSampling
-from lightning_vlm.token_weight_schedule import TokenWeightSchedule
+from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
+from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 
 PLAN = {"language": {"lora": {"r": 4}}}
 

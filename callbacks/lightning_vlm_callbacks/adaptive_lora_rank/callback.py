@@ -1,0 +1,329 @@
+"""LoRA's rank moves to the layers that need it while the model trains."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_vlm_callbacks.adaptive_lora_rank.allocation import check_bounds
+from lightning_vlm_callbacks.adaptive_lora_rank.budget import (
+    Bounds,
+    change_steps,
+    group_layers,
+    ranks_within,
+    shares,
+)
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import Activation, Fisher, Importance, Sensitivity
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
+    RANKS,
+    Lora,
+    describe_ranks,
+    lora_layers,
+    set_ranks,
+)
+from lightning_vlm_callbacks.adaptive_lora_rank.picture import save_ranks
+from lightning_vlm_callbacks.adaptive_lora_rank.replicas import ranks_before_weights, wrap_anew
+from lightning_vlm_callbacks.curves import need_matplotlib
+from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.selectors import select_modules
+from lightning_vlm_callbacks.whole_steps import (
+    need_initialized,
+    need_lightning,
+    need_one_closure,
+    need_one_optimizer_inside,
+    need_whole_steps,
+)
+
+__all__ = ["AdaptiveLoRARank"]
+
+_MEASURED = 8
+"""Steps before a change in which importance is measured."""
+
+
+class AdaptiveLoRARank(Callback):
+    """Moves a budget of rank between the LoRA layers of a model, by their measured importance.
+
+    Begin with one rank for all. From `start` to `until` the importance of layers is measured in the 8 steps
+    before each change, and the budget is shared in proportion (`allocate_ranks`). Layers really grow and
+    shrink, with their optimizer state: growing changes nothing that is computed, shrinking leaves the nearest
+    matrix of its rank (`resize_lora`). Parameters stay the same objects, so that optimizer groups, schedulers
+    and hooks stay valid; under DDP the module is wrapped again. What another callback has frozen keeps its
+    rank.
+
+    For any module with plain LoRA of PEFT around linear layers, those of bitsandbytes too. Ranks are in the
+    checkpoint; on resume, layers get them before the weights are loaded (for `load_from_checkpoint` see
+    `fit_ranks` in `lora_layers.py`). PEFT's config is kept up to date, so that it loads what it saves.
+
+    The idea is that of AdaLoRA (Zhang et al. 2023, https://arxiv.org/abs/2303.10512). PEFT's AdaLoRA masks
+    directions and frees no memory, needs a call in the training loop and doesn't save its state.
+
+    Args:
+        budget: Total rank, or with `unit="parameters"` how many parameters A and B may have in all. None:
+            what they have when training begins.
+        min_rank: The least rank of every layer. With 0, a layer may lose its adapter permanently.
+        max_rank: The most rank of every layer. No layer gets more than its width.
+        multiple_of: Ranks are multiples of this.
+        importance: `fisher`: how many directions a layer uses, and what they are worth to the loss.
+            `sensitivity`: what AdaLoRA measures, of whole layers; it costs least. `activation`: EVA's, which
+            looks at inputs only. See the classes in `lightning_vlm_callbacks.adaptive_lora_rank.importance`.
+        start: The first change is after this many steps; below 1 it is a share of the run.
+        every: Steps from one change to the next; below 1 it is a share of the run.
+        until: The last step with a change; below 1 it is a share of the run. Later steps train at fixed
+            ranks.
+        groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
+        unit: Of the budget.
+        picture: Draw `ranks.png` at the end.
+        dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
+
+    Raises:
+        MisconfigurationException: An argument is out of range. Or, when the fit begins: there are no LoRA
+            layers, or such as can't be resized (DoRA); the budget is less than `min_rank` needs; the schedule
+            lies beyond the end of the run; one device or DDP isn't the strategy.
+        SelectorError: A group's selector finds nothing.
+        ModuleNotFoundError: PEFT isn't installed, or `picture` without matplotlib.
+    """
+
+    def __init__(
+        self,
+        budget: int | None = None,
+        min_rank: int = 4,
+        max_rank: int = 64,
+        multiple_of: int = 4,
+        importance: Literal["fisher", "sensitivity", "activation"] = "fisher",
+        start: float = 0.1,
+        every: float = 0.05,
+        until: float = 0.7,
+        groups: dict[str, float] | None = None,
+        unit: Literal["rank", "parameters"] = "rank",
+        picture: bool = True,
+        dirpath: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_bounds(min_rank, max_rank, multiple_of)
+        if budget is not None and budget < 1:
+            raise MisconfigurationException(f"budget: found {budget}; expected 1 or more, or None")
+        if importance not in ("fisher", "sensitivity", "activation"):
+            raise MisconfigurationException(
+                f"importance: found {importance!r}; expected fisher, sensitivity or activation"
+            )
+        if unit not in ("rank", "parameters"):
+            raise MisconfigurationException(f"unit: found {unit!r}; expected rank or parameters")
+        for name, one in {"start": start, "every": every, "until": until}.items():
+            if not one > 0 or (one > 1 and one != int(one)):
+                raise MisconfigurationException(
+                    f"{name}: found {one}; expected a share of the run below 1, or a number of steps"
+                )
+        for selector, share in (groups or {}).items():
+            if not share > 0:
+                raise MisconfigurationException(f"groups[{selector!r}]: found {share}; expected a number > 0")
+        self.budget, self.importance, self.groups = budget, importance, groups
+        self.bounds = Bounds(min_rank, max_rank, multiple_of, unit == "parameters")
+        self.start, self.every, self.until = start, every, until
+        self.picture, self.dirpath = picture, dirpath
+        self._loaded: dict[str, Any] | None = None
+        self._undo: Callable[[], None] | None = None
+        self._importance: Importance | None = None
+        self._history: list[tuple[int, dict[str, int]]] = []
+
+    # Hooks
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        need_lightning("AdaptiveLoRARank", trainer)
+        self._end()
+        self._undo = ranks_before_weights(pl_module)
+        if stage != "fit":
+            return
+        need_whole_steps("AdaptiveLoRARank", trainer, pl_module)
+        if self.picture:
+            need_matplotlib("AdaptiveLoRARank(picture=False)")
+        self._folder = run_folder(trainer, self.dirpath)
+
+    def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
+        """Raise a SelectorError if a group finds nothing in a model; `may_train` doesn't matter here."""
+        select_modules(root, list(self.groups or {}))
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        need_initialized("AdaptiveLoRARank", pl_module)
+        need_one_closure("AdaptiveLoRARank", trainer.optimizers)
+        need_one_optimizer_inside("AdaptiveLoRARank", trainer.optimizers)
+        layers = lora_layers(pl_module)
+        if not layers:
+            raise MisconfigurationException(
+                "AdaptiveLoRARank: found no linear layer with LoRA; expected PEFT's adapters in the module "
+                "when training begins"
+            )
+        ranks = {name: lora.rank for name, lora in layers.items()}
+        self._history, self._last = [(trainer.global_step, ranks)], trainer.global_step
+        self._budget = self.bounds.cost(layers) if self.budget is None else self.budget
+        self._importance = self._new_importance(layers)
+        if self._loaded is not None:
+            self._restore(self._loaded, layers)
+            self._loaded = None
+        self._groups = group_layers(pl_module, layers, self.groups)
+        self._share(layers, dict.fromkeys(layers, 0.0))  # refuses a budget that can't be met
+        self._steps = change_steps(trainer, pl_module, self.start, self.every, self.until)
+        self._open = False
+        shown = ", ".join(map(str, self._steps[:3])) + (" ..." if len(self._steps) > 3 else "")
+        rank_zero_info(
+            f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
+            f"{len(self._steps)} steps: {shown}"
+        )
+        if self._history[-1][0] < trainer.global_step in self._steps:
+            # The checkpoint was saved after the step and before the change that follows it.
+            self._change(trainer, pl_module)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        done = trainer.global_step + 1
+        if not self._open and any(step - _MEASURED < done <= step for step in self._steps):
+            assert self._importance is not None
+            self._importance.begin()
+            self._open = True
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
+    ) -> None:
+        if self._open:
+            assert self._importance is not None
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self._importance.end(1.0 if scaler is None else scaler.get_scale(), trainer.world_size)
+            self._open = False
+
+    @override
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        # A module may skip the last step to be measured; the ranks then change after the next one.
+        if not self._open and any(self._last < due <= step for due in self._steps):
+            self._last = step
+            self._change(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        rows = [[step, name, rank] for step, ranks in self._history for name, rank in ranks.items()]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("adaptive_lora_rank/ranks", ["step", "layer", "rank"], rows)
+        if self.picture and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_ranks(self._folder / "ranks.png", self._history, trainer.global_step)
+
+    @override
+    def on_exception(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
+    ) -> None:
+        self._end()
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._end()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        if self._history:
+            checkpoint[RANKS] = dict(self._history[-1][1])
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._importance is None:
+            return self._loaded or {}
+        return {
+            "budget": self._budget,
+            "history": [[step, dict(ranks)] for step, ranks in self._history],
+            "kept": {name: [one.clone() for one in kept] for name, kept in self._importance.kept.items()},
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict or None
+
+    # A change
+
+    def _change(self, trainer: "pl.Trainer", root: "pl.LightningModule") -> None:
+        """Measure, share, resize. All ranks of a distributed run do the same."""
+        importance = self._importance
+        assert importance is not None
+        layers = lora_layers(root)
+        total = sum(lora.rank for lora in layers.values())
+        scores = importance.scores(layers, total)
+        wanted = trainer.strategy.broadcast(self._share(layers, scores))
+        changed = set_ranks(root, wanted, trainer.optimizers, seed=trainer.global_step)
+        importance.kept.clear()
+        importance.layers = layers = lora_layers(root)
+        if changed:
+            wrap_anew(trainer, root, [layers[name] for name in changed if name in layers])
+        ranks = {**self._history[-1][1], **wanted}
+        self._history.append((trainer.global_step, ranks))
+        rank_zero_info(
+            f"AdaptiveLoRARank: step {trainer.global_step}, {len(changed)} of {len(ranks)} layers changed; "
+            f"{describe_ranks(layers)}"
+        )
+        parameters = sum(lora.rank * lora.cost for lora in layers.values())
+        values = {"changed": float(len(changed)), "parameters": float(parameters)}
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {f"adaptive_lora_rank/{key}": one for key, one in values.items()}, step=trainer.global_step
+            )
+
+    def _share(self, layers: Mapping[str, Lora], scores: Mapping[str, float]) -> dict[str, int]:
+        """Ranks of the layers that train, group by group; frozen ones keep theirs, which counts."""
+        wanted: dict[str, int] = {}
+        sizes = shares(self._budget, list(self.groups.values()) if self.groups else [1.0])
+        for (group, names), budget in zip(self._groups.items(), sizes, strict=True):
+            there = {name: layers[name] for name in names if name in layers}
+            train = {name: lora for name, lora in there.items() if lora.a.requires_grad}
+            frozen = {name: lora for name, lora in there.items() if name not in train}
+            mine = {name: scores[name] for name in train}
+            try:
+                wanted |= ranks_within(mine, train, budget - self.bounds.cost(frozen), self.bounds)
+            except MisconfigurationException as error:
+                where = f"groups[{group!r}]: " if group else ""
+                raise MisconfigurationException(f"AdaptiveLoRARank: {where}{error}") from None
+        return wanted
+
+    # Begin, go on, end
+
+    def _new_importance(self, layers: Mapping[str, Lora]) -> Importance:
+        if self.importance == "activation":
+            return Activation(layers, self.bounds.max_rank + 8)
+        return Fisher(layers) if self.importance == "fisher" else Sensitivity(layers)
+
+    def _restore(self, state: Mapping[str, Any], layers: Mapping[str, Lora]) -> None:
+        ranks = state["history"][-1][1]
+        wrong = [name for name, rank in ranks.items() if rank != (layers[name].rank if name in layers else 0)]
+        if wrong or not layers.keys() <= ranks.keys():
+            name = wrong[0] if wrong else next(name for name in layers if name not in ranks)
+            raise MisconfigurationException(
+                f"AdaptiveLoRARank: found {name} with rank {layers[name].rank if name in layers else 0}, but "
+                f"the checkpoint has {ranks.get(name, 'none')}; continue with the same model"
+            )
+        self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
+        if self.budget is None:
+            self._budget = state["budget"]
+        assert self._importance is not None
+        self._importance.kept = {
+            name: [one.to(layers[name].a.device).clone() for one in kept]
+            for name, kept in state["kept"].items()
+        }
+
+    def _end(self) -> None:
+        """Leave the module as it was found, but its ranks."""
+        if self._importance is not None:
+            self._importance.stop()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None

@@ -1,0 +1,56 @@
+"""LoRA layers that change their rank: under DDP, and in a module that loads a checkpoint."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import Lora, fit_ranks
+
+__all__ = ["ranks_before_weights", "wrap_anew"]
+
+
+def wrap_anew(trainer: Trainer, root: LightningModule, changed: Iterable[Lora]) -> None:
+    """Under DDP: a wrapper that knows the new shapes, and the first process's state in all.
+
+    The old wrapper goes, and with it its hooks on parameters: it would wait for gradients of the old shapes.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy):
+        return
+    strategy.model = root
+    strategy.configure_ddp()  # which sends the parameters
+    for optimizer in trainer.optimizers:
+        for lora in changed:
+            for one in (lora.a, lora.b):
+                for kept in optimizer.state.get(one, {}).values():
+                    if isinstance(kept, Tensor) and kept.shape == one.shape:
+                        torch.distributed.broadcast(kept, 0)
+
+
+def ranks_before_weights(root: LightningModule) -> Callable[[], None]:
+    """Let a module take the ranks of each checkpoint that it loads.
+
+    Lightning calls a callback's own hook only after the weights are loaded, the module's before: so that one
+    does a little more for a while.
+
+    Returns:
+        A function that unwraps it.
+    """
+    own, hook = vars(root).get("on_load_checkpoint"), root.on_load_checkpoint
+
+    def with_ranks(checkpoint: dict[str, Any]) -> None:
+        hook(checkpoint)
+        fit_ranks(root, checkpoint)
+
+    def undo() -> None:
+        vars(root).pop("on_load_checkpoint", None)
+        if own is not None:
+            vars(root)["on_load_checkpoint"] = own
+
+    vars(root)["on_load_checkpoint"] = with_ranks
+    return undo

@@ -1,0 +1,114 @@
+"""A run that is interrupted is saved as it was after its last whole optimizer step."""
+
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import Position, unsure_loaders
+from lightning_vlm_callbacks.early_stop_checkpoint.exit_signals import ExitSignals
+from lightning_vlm_callbacks.early_stop_checkpoint.last_step import LastStep
+
+__all__ = ["Interrupts"]
+
+
+class Interrupts:
+    """Decides whether a run that is interrupted can be saved, and how.
+
+    Args:
+        enabled: Whether anything is to be saved then.
+        save: Saves the run as it is now, at a position, or for None as it was after its last whole step.
+        at: Lets everything else that is saved inside of it say the same.
+    """
+
+    def __init__(
+        self,
+        enabled: bool,
+        save: Callable[[Trainer, Position | None], None],
+        at: Callable[[Position | None], AbstractContextManager[None]],
+    ) -> None:
+        self.enabled, self._save, self._at = enabled, save, at
+        self.last = LastStep()
+        self._signals = ExitSignals()
+        self._first = 0
+        self._done = False
+
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Called when training begins."""
+        self.last, self._first, self._done = LastStep(), trainer.global_step, False
+        if self.enabled:
+            self._signals.install(trainer)
+            self.last.find_buffers(module)
+
+    def end(self) -> None:
+        """Called when training ends in any way."""
+        self._signals.remove()
+
+    def keep(self, trainer: Trainer, module: LightningModule, position: Position) -> None:
+        """Called after each whole step, and when an epoch begins.
+
+        Several processes don't need it: they are saved only where they are whole.
+        """
+        self.last.stepping = False
+        if self.enabled and trainer.world_size == 1:
+            self.last.take(trainer, module, position)
+
+    def leave_if_asked(self, trainer: Trainer, position: Position | None) -> None:
+        """If a signal was caught, save the run and let the signal end it.
+
+        Args:
+            trainer: All of its ranks must ask, at places where they are together.
+            position: Where the run is whole; None inside of a step or a validation.
+        """
+        number = self._signals.caught(trainer) if self.enabled else None
+        if number is None:
+            return
+        if trainer.global_step > self._first:
+            self._save(trainer, position)
+            self._say(trainer, signal.Signals(number).name)
+        self._done = True
+        with self._at(position):  # because Lightning's handler saves too
+            self._signals.leave(number)
+        self._done = False  # SLURM has been asked to requeue the job, and ends it later
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Save what was whole before an exception."""
+        caught = self._signals.remove()
+        insists = caught == signal.SIGINT and isinstance(exception, KeyboardInterrupt)
+        if self._done or insists or not self.enabled or trainer.global_step == self._first:
+            return
+        name = type(exception).__name__
+        if trainer.world_size > 1:
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: nothing was saved for {name}, which may have struck one process only; "
+                "latest.ckpt is the last whole checkpoint"
+            )
+            return
+        self.last.complete(trainer, module)
+        if self.last.stepping:
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: {name} struck in the middle of an optimizer step, after which weights "
+                "can't be saved; latest.ckpt is the last whole checkpoint"
+            )
+        elif self.last.step is not None and self.last.step > self._first:
+            try:
+                self._save(trainer, None)
+                self._say(trainer, name)
+            except MisconfigurationException as error:  # the original exception matters more
+                rank_zero_warn(str(error))
+
+    def fail(self) -> None:
+        """Save nothing more, because saving has failed."""
+        self._done = True
+
+    def _say(self, trainer: Trainer, why: str) -> None:
+        unsure = unsure_loaders(trainer)
+        inside = trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
+        rank_zero_info(
+            f"EarlyStopCheckpoint: saved step {self.last.step or trainer.global_step} for {why}; resume with "
+            'ckpt_path="last"'
+            + (f", though {unsure[0]} can't resume exactly inside an epoch" if unsure and inside else "")
+        )

@@ -1,0 +1,145 @@
+"""When a score is judged, and what of it never comes in a run."""
+
+import math
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_vlm_callbacks.early_stop_checkpoint.run_files import check_numbers
+from lightning_vlm_callbacks.run_length import epochs_ahead, validations_ahead, why_no_validation
+from lightning_vlm_callbacks.stop_rule import Decision, Rule, Standing, decide
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Looks at the monitored metric after each validation, or at the end of each epoch if none comes.
+
+    Args:
+        monitor: The metric; None judges nothing.
+        mode: Whether less or more of it is better.
+        patience: Stop when this many scores in a row aren't better; None never stops.
+        min_delta: How much better a score must be.
+        strict: Whether a metric that isn't there is an error.
+
+    Raises:
+        MisconfigurationException: A number that makes no sense, or a patience without a metric.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None,
+        mode: Literal["min", "max"],
+        patience: int | None,
+        min_delta: float,
+        strict: bool,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise MisconfigurationException(
+                f"EarlyStopCheckpoint: found mode {mode!r}; expected 'min' or 'max'"
+            )
+        if patience is not None and monitor is None:
+            raise MisconfigurationException(
+                f"EarlyStopCheckpoint: found patience {patience} without a metric to wait for; set monitor"
+            )
+        check_numbers(0, patience=patience, min_delta=min_delta)
+        self.monitor, self.rule, self.strict = monitor, Rule(mode, min_delta, patience), strict
+        self.standing = Standing()
+        self.score: float | None = None
+        """The last score that was judged."""
+        self.due = False
+        """Whether there was a validation since the last judgement."""
+        self._last: Tensor | None = None
+        """The metric that was judged last. It is kept alive so that its address stays unique."""
+        self._validates = True
+        self._judged = False
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Find out when the metric is judged, and say what of the rule can't happen in this run."""
+        self.due = self._judged = False
+        if self.monitor is None:
+            return
+        ahead = validations_ahead(trainer)
+        self._validates = ahead > 0
+        moment = "after a validation"
+        if not self._validates:
+            ahead, moment = max(epochs_ahead(trainer), 1), "at an epoch's end"
+            rank_zero_info(
+                f"EarlyStopCheckpoint: no validation comes in this run ({why_no_validation(trainer)}), so "
+                f"{self.monitor} is judged at the end of each epoch"
+            )
+        patience = self.rule.patience
+        if patience is not None:
+            needed = max(patience, 1) - self.standing.waited + (self.standing.best is None)
+            if ahead < needed:
+                rank_zero_warn(
+                    f"EarlyStopCheckpoint: patience {patience} stops nothing in this run, where "
+                    f"{self.monitor} is judged {ahead:g} times {moment}; set a smaller one"
+                )
+
+    def on_train_epoch_end(self, trainer: Trainer) -> Decision | None:
+        """Judge what hasn't been judged inside the epoch."""
+        return self.judge(trainer) if self.due or not self._validates else None
+
+    def judge(self, trainer: Trainer) -> Decision | None:
+        """The decision, the same on all ranks; None if there is nothing to judge.
+
+        Raises:
+            MisconfigurationException: The metric isn't there, and `strict`.
+        """
+        self.due = False
+        if self.monitor is None:
+            return None
+        metrics = trainer.callback_metrics
+        found: Any = metrics.get(self.monitor)
+        if found is None:
+            if self.strict:
+                raise MisconfigurationException(
+                    f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step "
+                    f"{trainer.global_step}; there are: {', '.join(sorted(metrics)) or 'none'}"
+                )
+            return None
+        if self._last is not None and found.data_ptr() == self._last.data_ptr():
+            return None  # Lightning keeps metrics that were logged long ago
+        self._last = found
+        score = found.detach().float()
+        if trainer.world_size > 1:  # the metric may have been logged without sync_dist
+            score = trainer.strategy.reduce(score.clone().to(trainer.strategy.root_device), reduce_op="mean")
+        self._judged = True
+        self.score = float(score)
+        decision = decide(self.rule, self.standing, self.score)
+        self.standing = decision.standing
+        return decision
+
+    def add_old(self, trainer: Trainer) -> None:
+        """What is shown now was judged before the run was saved."""
+        self._last = trainer.callback_metrics.get(self.monitor or "")
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Say so if the metric never came."""
+        if self.monitor is not None and not self.strict and not self._judged:
+            there = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: {self.monitor} was never logged where it is judged, so there is no "
+                f"best checkpoint; there are: {there}"
+            )
+
+    def resume(self, state: dict[str, Any]) -> bool:
+        """Take over the standing of an earlier run.
+
+        Returns:
+            Whether it was judged by the same metric, so that its best score counts.
+        """
+        if (state["monitor"], state["mode"]) == (self.monitor, self.rule.mode):
+            self.standing = Standing(state["best"], state["waited"])
+            return True
+        if state["best"] is not None and not math.isnan(state["best"]):
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: the checkpoint was judged by {state['monitor']} ({state['mode']}), "
+                f"now it is {self.monitor} ({self.rule.mode}); the best score so far, {state['best']:g}, "
+                "can't be compared and is forgotten"
+            )
+        return False

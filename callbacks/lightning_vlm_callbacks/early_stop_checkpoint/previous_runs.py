@@ -1,0 +1,82 @@
+"""Which checkpoint `ckpt_path="last"` and `"best"` mean in a new process."""
+
+import os
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import LATEST
+from lightning_vlm_callbacks.folder_lock import is_locked
+
+__all__ = ["JOB", "find_checkpoint", "slurm_job"]
+
+JOB = ".slurm-job"
+"""The file beside checkpoints that says which SLURM job has written them."""
+
+
+def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> Path | None:
+    """The checkpoint that a link of an earlier run points at.
+
+    It is looked for in `dirpath`; else in the run's folder, if the logger has a fixed version or id or there
+    is no logger; else in the folders of all runs of the logger's name. Of several the newest counts, but
+    those of runs that are still running are ignored. In a SLURM job those of the same job come first,
+    so that the jobs of a sweep that are requeued together each continue their own.
+
+    Args:
+        trainer: Whose logger says where to look. Nothing of it is started.
+        dirpath: Of the callback.
+        link: The name of the link.
+
+    Returns:
+        The file or folder; None if there is none.
+    """
+    if dirpath is not None:
+        return _target(Path(dirpath).expanduser().absolute() / link)
+    own, others = _folders(trainer)
+    if own is not None and (found := _target(own / "checkpoints" / link)):
+        return found
+    candidates = [folder / "checkpoints" for folder in others if not is_locked(folder)]
+    links = [folder / link for folder in candidates if _target(folder / link)]
+    of_this_job = [one for one in links if slurm_job() and _job_of(one.parent) == slurm_job()]
+    newest = max(of_this_job or links, key=lambda one: one.stat().st_mtime, default=None)
+    if newest is None:
+        return None
+    file, word = newest.resolve(), "last" if link == LATEST else newest.stem
+    whose = "of this SLURM job" if of_this_job else "of the newest earlier run"
+    rank_zero_info(f"EarlyStopCheckpoint: ckpt_path {word} is {file}, {whose}")
+    return file
+
+
+def slurm_job() -> str:
+    """What names this job, also after it is requeued; empty outside of SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _target(link: Path) -> Path | None:
+    return link.resolve() if link.exists() else None
+
+
+def _job_of(folder: Path) -> str:
+    file = folder / JOB
+    return file.read_text("utf-8").strip() if file.is_file() else ""
+
+
+def _folders(trainer: Trainer) -> tuple[Path | None, list[Path]]:
+    """The run's folder if it is known before the logger begins, else those of its logger's name."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir).absolute(), []
+    logger = trainer.loggers[0]
+    if isinstance(logger, MLFlowLogger):  # it would contact its server, and only on rank zero
+        return None, []
+    version = logger._version if hasattr(logger, "_version") else logger.version
+    parent = Path(logger.save_dir or trainer.default_root_dir, str(logger.name or "")).absolute()
+    if version is not None:
+        folder = parent / (version if isinstance(version, str) else f"version_{version}")
+        if isinstance(version, str) or folder.is_dir():
+            return folder, []
+    return None, [folder for folder in parent.glob("*") if folder.is_dir()]

@@ -1,0 +1,194 @@
+"""A ModelCheckpoint whose files are whole, resume exactly, and are found again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import proxy
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
+from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
+    Position,
+    capture,
+    gather,
+    go_on,
+    mend_progress,
+    set_random_state,
+)
+from lightning_vlm_callbacks.early_stop_checkpoint.interrupts import Interrupts
+from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
+from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
+from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles
+
+__all__ = ["WholeCheckpoints"]
+
+
+class WholeCheckpoints(ModelCheckpoint):
+    """What is saved, and how a run resumes from it; a subclass decides when.
+
+    Args:
+        judge: Knows the best score so far.
+        files: Writes the files.
+        save_on_exit: Save when the run is interrupted.
+        dirpath: The folder that the user chose.
+    """
+
+    def __init__(self, judge: Judge, files: RunFiles, save_on_exit: bool, dirpath: str | None) -> None:
+        super().__init__(monitor=judge.monitor, mode=judge.rule.mode, save_last=True)
+        self.dirpath = dirpath
+        self._judge, self._files = judge, files
+        self._interrupts = Interrupts(save_on_exit, self._save, self._at)
+        link = Path(dirpath or "", BEST)
+        self.best_model_path = str(link.resolve()) if dirpath and link.exists() else ""
+        self._forget_fit()
+
+    def _forget_fit(self) -> None:
+        """Forget what belongs to one fit. The best so far and the files belong to all."""
+        self._loaded: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = None  # to be set when the next epoch begins
+        self._position: Position | None = None  # while saving
+        self._rewinding = False  # while the last whole step is saved during the next one
+        self._best_due = self._periodic_due = False
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
+
+    # State
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        files, periodic, best = self._files.kept
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best": self._judge.standing.best,
+            "waited": self._judge.standing.waited,
+            "kept": [list(files), list(periodic), best],
+            "folder": str(self._files.folder.path) if self._files.folder is not None else None,
+        }
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Every rank comes here, also when another callback saves.
+        last = self._interrupts.last
+        position = last.position if self._rewinding else self._position
+        mine = last.rewind(checkpoint) if self._rewinding else capture(trainer)
+        state = checkpoint["callbacks"][self.state_key]
+        state["position"] = position
+        state["ranks"] = gather(trainer, mine)
+        state["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
+        if position is not None:
+            mend_progress(checkpoint, position)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        states = checkpoint["callbacks"]
+        taken = {other.state_key for other in trainer.callbacks}  # type: ignore[attr-defined]
+        ours = [key for key in states if key.startswith(f"{type(self).__qualname__}{{") and key not in taken]
+        key = self.state_key if self.state_key in states else ours[0] if len(ours) == 1 else None
+        self._loaded = None if key is None else states[key]
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass  # `on_train_start` does it, when more is known
+
+    def _resume(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        same_metric = self._judge.resume(state)
+        self._files.resume(trainer, state, same_metric)
+        device = trainer.strategy.root_device
+        trainer.callback_metrics.update({name: value.to(device) for name, value in state["metrics"].items()})
+        self._files.recorder.history.add_old(trainer.callback_metrics)
+        self._judge.add_old(trainer)
+        if len(state["ranks"]) != trainer.world_size:
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: found a checkpoint of {len(state['ranks'])} processes, now there are "
+                f"{trainer.world_size}; random states belong to one process each, so they are not restored"
+            )
+            return
+        mine = state["ranks"][trainer.global_rank]
+        go_on(trainer, mine, state["position"])
+        if state["position"] == "epoch":
+            self._random = mine["random"]
+        else:
+            set_random_state(mine["random"])
+
+    # Save
+
+    def _save(self, trainer: Trainer, position: Position | None) -> None:
+        """Save the run as it is, or for None as it was after its last whole step."""
+        last = self._interrupts.last
+        step = last.step if position is None and last.step is not None else trainer.global_step
+        best, periodic = self._best_due, self._periodic_due
+        self._best_due = self._periodic_due = False
+        try:
+            with self._at(position):
+                self._files.save(trainer, step, best, periodic, self._write)
+        except BaseException:
+            self._interrupts.fail()
+            raise
+        self._update_paths()
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+
+    @contextmanager
+    def _at(self, position: Position | None) -> Iterator[None]:
+        """What is saved inside of it says where the run is, or for None is as it was after the last step."""
+        self._position, self._rewinding = position, position is None
+        try:
+            yield
+        finally:
+            self._position, self._rewinding = None, False
+
+    def _write(self, trainer: Trainer, file: Path) -> None:
+        trainer.save_checkpoint(file, weights_only=False)
+
+    def _update_paths(self) -> None:
+        """What Lightning and its loggers read of a ModelCheckpoint."""
+        kept = self._files.kept
+        self.best_model_path = self._files.path_of(kept.best)
+        self.last_model_path = self._files.path_of(kept.latest)
+        self.best_model_score = self._judge.standing.best  # type: ignore[assignment]
+        self.current_score = self._judge.score  # type: ignore[assignment]
+        self.best_k_models = {}
+        if kept.best is not None and self.best_model_score is not None:
+            self.best_k_models[self.best_model_path] = self.best_model_score
+
+    def find_best(self, trainer: Trainer) -> str:
+        """Look for the best checkpoint of earlier runs, for `ckpt_path="best"` in a new process.
+
+        Lightning asks for `best_model_path` without saying which Trainer it is for, so that without `dirpath`
+        this must be called first; `lightning-vlm` does.
+
+        Args:
+            trainer: Its logger says where to look, if this has no `dirpath`.
+
+        Returns:
+            The path, which is `best_model_path` from now on; empty if there is none.
+        """
+        if not self.best_model_path:
+            found = find_checkpoint(trainer, self.dirpath, BEST)
+            self.best_model_path = "" if found is None else str(found)
+        return self.best_model_path
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Where Lightning looks for `ckpt_path="last"`."""
+        if self.last_model_path:
+            return {self.last_model_path}
+        found = find_checkpoint(trainer, self.dirpath, LATEST)
+        return set() if found is None else {str(found)}

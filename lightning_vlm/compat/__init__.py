@@ -1,0 +1,1 @@
+"""Fixes for other packages, each applied only where that package is broken."""

@@ -1,0 +1,71 @@
+"""Configs that were saved by earlier versions: what has moved is found, and what is gone is left out."""
+
+from collections.abc import Iterator
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+MOVED = {
+    "lightning_vlm.data.easy_vqa.EasyVQA": "lightning_vlm.data.read.easy_vqa.EasyVQA",
+    "lightning_vlm.data.hf_dataset.HFDataset": "lightning_vlm.data.read.hf_dataset.HFDataset",
+    "lightning_vlm.losses.scheduled_sampling.ScheduledSampling": "lightning_vlm.ScheduledSampling",
+    "lightning_vlm.token_weight_schedule.TokenWeightSchedule": "lightning_vlm.TokenWeightSchedule",
+}
+"""Class paths of earlier versions, and where those classes are now."""
+
+REMOVED: dict[str, dict[str, tuple[str, str]]] = {}
+"""Class name -> key that it no longer has -> the key's default, as YAML writes it, and what to do instead."""
+
+
+def modernize(root: Node) -> list[str]:
+    """Bring a config that an earlier version saved up to date, in place.
+
+    A saved config holds all defaults. So a removed key goes without a word if it has its old default.
+
+    Args:
+        root: The nodes of the config.
+
+    Returns:
+        A sentence for each removed key that was set to something else, and so no longer has an effect.
+
+    >>> import yaml
+    >>> root = yaml.compose("{class_path: lightning_vlm.token_weight_schedule.TokenWeightSchedule}")
+    >>> modernize(root)
+    []
+    >>> yaml.serialize(root)
+    '{class_path: lightning_vlm.TokenWeightSchedule}\\n'
+    """
+    sentences: list[str] = []
+    for node in _mappings(root):
+        values = {key.value: value for key, value in node.value}
+        path = values.get("class_path")
+        if not isinstance(path, ScalarNode):
+            continue
+        path.value = MOVED.get(path.value, path.value)
+        name = path.value.rpartition(".")[2]
+        arguments = values.get("init_args")
+        if name in REMOVED and isinstance(arguments, MappingNode):
+            sentences += _drop_keys(arguments, name)
+    return sentences
+
+
+def _mappings(node: Node) -> Iterator[MappingNode]:
+    if isinstance(node, MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value)
+    elif isinstance(node, SequenceNode):
+        for item in node.value:
+            yield from _mappings(item)
+
+
+def _drop_keys(arguments: MappingNode, name: str) -> Iterator[str]:
+    """Remove the keys that a class no longer has."""
+    kept = []
+    for key, value in arguments.value:
+        if key.value not in REMOVED[name]:
+            kept.append((key, value))
+            continue
+        default, instead = REMOVED[name][key.value]
+        if not isinstance(value, ScalarNode) or value.value != default:
+            yield f"{name} no longer has the key {key.value}, which is ignored; {instead}"
+    arguments.value = kept

@@ -1,0 +1,246 @@
+"""Data files and folders as sources: sequences of conversations, one class for each format."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_vlm.data.conversation import Chain, Conversation, Conversations
+from lightning_vlm.data.fields import names
+from lightning_vlm.data.read import csv_places, json_places
+from lightning_vlm.data.read.folders import (
+    PREFERRED,
+    TABLE_FILES,
+    TEXT_FILES,
+    UNREADABLE_FILES,
+    choose_split,
+    is_saved,
+    text_files,
+)
+from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
+from lightning_vlm.data.read.json_places import Place
+from lightning_vlm.data.read.reading import Reading, say
+from lightning_vlm.data.read.rows import any_conversation, own_conversation
+from lightning_vlm.data.read.unpacked import plain_file
+from lightning_vlm.data.source import OnBadSample, Source
+from lightning_vlm.errors import DataError
+
+_TABLES = (".csv", ".tsv")
+
+
+class DataFile(Source):
+    r"""A file of samples in any dialect: JSON, JSON lines, CSV or TSV, each also as `.gz`.
+
+    Each row is read alone, so that one file may hold several dialects. `read` says which there are.
+
+    Args:
+        path: The file.
+        image_root: The folder that holds the pictures. Nothing outside it is ever opened. None is the folder
+            of the file.
+        on_bad_sample: `raise` reports all bad samples in one error; `skip` leaves them out and lists them in
+            `skipped`. A file that can't be read as a whole is an error either way.
+        columns: Our names for keys -> the names that they have in the file, such as
+            `{question: query, image: img}`.
+        allow_urls: Whether pictures may be fetched from http and https addresses.
+
+    Raises:
+        DataError: Bad samples, each with its `file:line`, its key, what was found and what to write; no
+            samples; no such file; or an array that breaks off, even with `skip`.
+        UserError: A wrong argument, or a file with bad samples only.
+
+    >>> import json, tempfile
+    >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
+    >>> _ = path.write_text(json.dumps({"query": "What is this?", "response": "A cat."}))
+    >>> [turn.parts[0].text for turn in DataFile(str(path))[0].messages]
+    ['What is this?', 'A cat.']
+    """
+
+    width = len(Place._fields)
+
+    def __init__(
+        self,
+        path: str,
+        image_root: str | None = None,
+        on_bad_sample: OnBadSample = "raise",
+        columns: Mapping[str, str] | None = None,
+        allow_urls: bool = False,
+    ) -> None:
+        self.path = path = os.fspath(path)
+        self._file = plain_file(path)
+        self._header: csv_places.Header | None = None
+        if Path(self._file).suffix.lower() in _TABLES:
+            tabs = self._file.lower().endswith(".tsv")
+            self._header = csv_places.header_of(self._file, path, tabs)
+        super().__init__(path, image_root or str(Path(path).parent), on_bad_sample, columns, allow_urls)
+
+    def _records(self) -> Iterator[tuple[Place, bytes]]:
+        if self._header is None:
+            return json_places.places(self._file, self.path)
+        return csv_places.places(self._file, self.path, self._header)
+
+    def _record(self, place: tuple[int, ...]) -> bytes:
+        where = Place(*place)
+        with open(self._file, "rb") as file:
+            file.seek(where.start)
+            return file.read(where.end - where.start)
+
+    def _build(self, place: tuple[int, ...], record: bytes, reading: Reading) -> Conversation:
+        source = Place(*place).name(self.path)
+        if self._header is None:
+            return self._conversation(json_places.parse(record, source), source, reading)
+        return self._conversation(csv_places.parse(record, source, self._header), source, reading)
+
+    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
+        return any_conversation(row, source, reading)
+
+
+class Messages(DataFile):
+    r"""Our own format: one JSON object a line, or one JSON array of objects.
+
+    A turn's content is a text, or a list of parts:
+
+    - `{"type": "text", "text": "..."}`: words, taken literally: `<image>` is no picture here.
+    - `{"type": "image", "path": "..."}` or `{"type": "image", "base64": "..."}`: a picture.
+    - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
+    - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
+
+    Beside `messages` there may be `task` (a name) and `weight` (a number from 0 to a million), and beside
+    `role` and `content` a `weight` of the turn. Any other key is an error. An optional system turn comes
+    first, then user and assistant turns, usually in alternation; a sample that ends with a user turn is a
+    prompt.
+
+    Args and errors: as `DataFile`.
+
+    >>> import json, tempfile
+    >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
+    >>> sample = {
+    ...     "messages": [
+    ...         {"role": "user", "content": "Where does the cat sit, at most?"},
+    ...         {"role": "assistant", "content": [
+    ...             {"type": "text", "text": "The "},
+    ...             {"type": "entity", "text": "cat"},
+    ...             {"type": "text", "text": " sits at "},
+    ...             {"type": "box", "box": [0.1, 0.2, 0.5, 0.8]},
+    ...         ]},
+    ...     ],
+    ...     "task": "grounding",
+    ...     "weight": 2.0,
+    ... }
+    >>> _ = path.write_text(json.dumps(sample) + "\n")
+    >>> Messages(str(path))[0].messages[1].parts[1]
+    Text(text='cat', entity=True)
+    """
+
+    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
+        return own_conversation(row, source, reading)
+
+
+class OpenAIMessages(DataFile):
+    r"""Chats as OpenAI, TRL, LLaMA-Factory and ms-swift write them: rows that must have `messages`.
+
+    A turn's content is a text, or a list of parts. A part is `{"type": "text", "text": "..."}` or a picture
+    such as `{"type": "image_url", "image_url": {"url": "..."}}` or `{"type": "image", "image": "..."}`: the
+    path of a file below the image root, `file://...`, base64, or with `allow_urls` an address. Pictures may
+    also stand beside the turns in `images` or `image`; then a part `{"type": "image"}`, or `<image>` in a
+    text, is the place of the next one, and without any place they stand before the first question.
+
+    `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`. `task`
+    and `weight` are read as in `Messages`. Further keys are ignored, with a line that names them, but tools,
+    videos and sound are refused. Nulls count as absent.
+
+    Args and errors: as `DataFile`.
+
+    >>> import json, tempfile
+    >>> path = Path(tempfile.mkdtemp(), "pets.jsonl")
+    >>> sample = {"messages": [
+    ...     {"role": "user", "content": [
+    ...         {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+    ...         {"type": "text", "text": "What is this?"},
+    ...     ]},
+    ...     {"role": "assistant", "content": "A cat."},
+    ... ]}
+    >>> _ = path.write_text(json.dumps(sample) + "\n")
+    >>> OpenAIMessages(str(path))[0].images[0].data
+    b'\x89PNG\r\n\x1a\n'
+    """
+
+    needs = "messages"
+
+
+class LLaVA(DataFile):
+    r"""The format of LLaVA and ShareGPT: rows that must have `conversations`.
+
+    They are a list of turns `{"from": ..., "value": ...}`, from `human` or `user`, `gpt` or `assistant`,
+    `system`; or with `role` and `content` as in `OpenAIMessages`. The pictures of a sample are in `image` or
+    `images`, a path or a list of paths; the first `<image>` in the words stands for the first, and so on, and
+    there must be as many of them as pictures (a sample without pictures can't spell `<image>`). LLaVA sets
+    placeholders apart by newlines, which model templates don't: one newline after each is dropped, and one
+    before those that end a turn.
+
+    A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`. Further keys
+    (`id`, `width`, ...) are ignored, with a line that names them, but videos, sound and tools are refused.
+
+    Args and errors: as `DataFile`. In an array, the place of a sample is `file:line[number]`, counted from 0.
+
+    >>> import json, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "cat.jpg").touch()
+    >>> turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]
+    >>> _ = (folder / "pets.json").write_text(json.dumps([{"image": "cat.jpg", "conversations": turns}]))
+    >>> LLaVA(str(folder / "pets.json"))[0].messages[0].parts[1]
+    Text(text='What is this?', entity=False)
+    """
+
+    needs = "conversations"
+
+
+def read(
+    path: str,
+    image_root: str | None = None,
+    on_bad_sample: OnBadSample = "raise",
+    columns: Mapping[str, str] | None = None,
+    allow_urls: bool = False,
+    split: str = "train",
+) -> Conversations:
+    """Open data of any supported format, which is found by looking at each row.
+
+    Files: JSON lines, JSON (an array, or an object with one list of objects), CSV and TSV, each also as
+    `.gz`, parquet and arrow. Folders: what `save_to_disk` of `datasets` wrote, a copy of a repository of the
+    hub, pictures with a `metadata.jsonl` or `.csv`. A name such as `HuggingFaceM4/the_cauldron` is asked for
+    on the hub. `lightning_vlm.data.read.dialects` is the table of what rows may look like.
+
+    Args:
+        path: The file, folder or name.
+        image_root: As in `DataFile`.
+        on_bad_sample: As in `DataFile`.
+        columns: As in `DataFile`.
+        allow_urls: As in `DataFile`.
+        split: Which of several splits is read: the one for `train`, `val`, `test` or `predict`, or the one
+            with this name.
+
+    Raises:
+        DataError: As in `DataFile`; also for rows that no dialect fits.
+        UserError: As in `DataFile`; also if there are several splits and none for this.
+    """
+    path = os.fspath(path)
+    options: dict[str, Any] = {"image_root": image_root, "on_bad_sample": on_bad_sample}
+    options |= {"columns": columns, "allow_urls": allow_urls}
+    preferred = PREFERRED.get(split, (split,))
+    suffix = Path(path).suffix.lower()
+    files = text_files(path) if os.path.isdir(path) and not is_saved(path) else {}
+    if files:
+        chosen = choose_split(files, preferred, path)
+        if len(files) > 1:
+            say(f"{path}: the split '{chosen}' is read, of {names(files)}")
+        sources: list[Conversations] = [DataFile(file, **options) for file in files[chosen]]
+        return sources[0] if len(sources) == 1 else Chain(sources)
+    if os.path.isdir(path) or suffix in TABLE_FILES or is_hub_name(path):
+        if suffix in TABLE_FILES and not os.path.isfile(path):
+            raise DataError(path, "", "no such file", f"a {suffix} file")
+        return HFDataset(path, preferred=preferred, **options)
+    if suffix in UNREADABLE_FILES:
+        readable = ", ".join((*TEXT_FILES, *TABLE_FILES))
+        raise DataError(
+            path, "", f"a file of the type {suffix}", f"one of {readable}, or a folder with such files"
+        )
+    return DataFile(path, **options)

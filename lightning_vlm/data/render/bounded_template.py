@@ -1,0 +1,262 @@
+"""Chat templates rendered as transformers renders them, with bounds on their work and on what they write.
+
+A template is a program that comes with a model or from a config, and it runs for each sample. One that never
+ends or writes a gigabyte would hang or kill a process, in data workers too, where no signal can stop it. So
+each loop, call, operator and filter is counted while the template runs, and it is stopped at a limit.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Template, nodes
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+from transformers.utils import chat_template_utils
+
+from lightning_vlm.data.render.template_sizes import (
+    TemplateLimit,
+    size_of,
+    size_of_call,
+    size_of_filter,
+    size_of_operation,
+)
+
+MOST_CHARACTERS = 1_000_000
+"""How many characters a template may write in addition to the texts."""
+MOST_STEPS = 200_000
+"""Rounds of loops, calls, operators and filters that it may run; one of real use takes some twenty a turn."""
+PER_CHARACTER = 10
+"""How many more characters and steps for each character of the texts."""
+SECONDS = 10.0
+"""Processor time of one rendering. Steps come first; this stops single steps that cost too much."""
+
+
+class BoundedTemplate:
+    """A Jinja template, compiled as transformers compiles chat templates.
+
+    Args:
+        text: The template.
+        now: The time that `strftime_now` gives, so that all samples of a run get the same date.
+
+    Raises:
+        jinja2.TemplateSyntaxError: It can't be compiled.
+
+    >>> BoundedTemplate("{% for m in messages %}{{ m.role }} {% endfor %}").render([{"role": "user"}])
+    'user '
+    >>> BoundedTemplate("{{ 'a' * 10**9 }}").render([])
+    Traceback (most recent call last):
+    lightning_vlm.data.render.template_sizes.TemplateLimit: it writes more than 1,000,000 characters
+    """
+
+    def __init__(self, text: str, now: datetime | None = None) -> None:
+        self.text, self.now = text, now or datetime.now()
+        self._environment = _Environment(self.now)
+        self._environment.meter.reset(0)  # constants are computed while compiling
+        tree = _Metering().visit(self._environment.parse(text))
+        code = self._environment.compile(tree)
+        self._template = Template.from_code(self._environment, code, self._environment.make_globals(None))
+
+    def __reduce__(self) -> tuple:
+        # Compiled code can't be pickled for a data worker that doesn't fork.
+        return type(self), (self.text, self.now)
+
+    @property
+    def asked_for_date(self) -> bool:
+        """Whether a rendering has used `strftime_now`."""
+        return self._environment.asked_for_date
+
+    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+        """The text that the template makes of some messages.
+
+        Args:
+            messages: As of `apply_chat_template`: dictionaries, lists and texts.
+            variables: What else the template may read, such as `add_generation_prompt`.
+
+        Raises:
+            TemplateLimit: It takes too many steps or writes too much.
+            Exception: Any error that the template raises.
+        """
+        self._environment.meter.reset(size_of(messages, 10**12))
+        return self._template.render(messages=messages, tools=None, documents=None, **variables)
+
+
+class _Meter:
+    """Counts what a template does."""
+
+    def reset(self, characters: int) -> None:
+        """Begin a rendering of texts of so many characters."""
+        more = PER_CHARACTER * characters
+        self.most = self._characters_left = MOST_CHARACTERS + more
+        self._most_steps = self._steps_left = MOST_STEPS + more
+        self._checks = 0
+        self._deadline = time.thread_time() + SECONDS * self._most_steps / MOST_STEPS
+
+    def step(self, size: int = 0) -> None:
+        """Count a step that makes something of a size.
+
+        Raises:
+            TemplateLimit: It is larger than anything may be, or one step too many.
+        """
+        if size > self.most:
+            raise TemplateLimit(f"it writes more than {self.most:,} characters")
+        self._steps_left -= 1 + (size >> 6)
+        if self._steps_left < 0:
+            raise TemplateLimit(f"it takes more than {self._most_steps:,} steps")
+        self._checks += 1
+        if not self._checks & 15 and time.thread_time() > self._deadline:
+            raise TemplateLimit("it takes too long")
+
+    def write(self, size: int) -> None:
+        """Count characters that are written, to a macro's own text or the whole one."""
+        self.step(size)
+        self._characters_left -= size
+        if self._characters_left < 0:
+            raise TemplateLimit(f"it writes more than {self.most:,} characters")
+
+    def made(self, value: Any) -> Any:
+        """Count a value; returns it."""
+        self.step(len(value) if isinstance(value, str | bytes | list | tuple | dict) else 0)
+        return value
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The environment of transformers' chat templates, with a meter."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self, now: datetime) -> None:
+        # The function is private, but only it knows what chat templates may use.
+        theirs = chat_template_utils._compile_jinja_template("").environment
+        super().__init__(
+            trim_blocks=theirs.trim_blocks,
+            lstrip_blocks=theirs.lstrip_blocks,
+            extensions=[type(extension) for extension in theirs.extensions.values()],
+        )
+        self.meter, self.asked_for_date, self._now = _Meter(), False, now
+        self.filters = {name: self._metered(name, function) for name, function in theirs.filters.items()}
+        self.filters["random"] = _refuse_chance
+        self.tests.update(theirs.tests)
+        self.globals.update(theirs.globals)
+        self.globals["strftime_now"] = self._strftime
+        self.globals["lipsum"] = _refuse_chance
+
+    def tick(self, literal: int) -> None:
+        """Begin a round of a loop or the body of a macro, with so many characters of its own."""
+        self.meter.write(literal)
+
+    def counted(self, value: Any) -> Any:
+        """The value of a loop's condition, or a slice."""
+        return self.meter.made(value)
+
+    def compared(self, value: Any) -> Any:
+        """The left side of a comparison; lists in lists may hold one another many times over."""
+        self.meter.step(size_of(value, self.meter.most) if isinstance(value, list | tuple | dict) else 0)
+        return value
+
+    def written(self, value: Any) -> Any:
+        """A value that is about to be written."""
+        self.meter.write(size_of(value, self.meter.most))
+        return value
+
+    def joined(self, *values: Any) -> str:
+        """Jinja's operator ~."""
+        self.meter.step(sum(size_of(value, self.meter.most) for value in values))
+        return "".join(map(str, values))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        self.meter.step(size_of_operation(self.meter.most, operator, left, right))
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        # The names are Jinja's own trick: a template may use any name for its keyword arguments.
+        meter = __self.meter
+        if isinstance(__obj, Macro):
+            meter.step()
+        else:
+            meter.step(size_of_call(meter.most, __obj, args, kwargs))
+        return meter.made(super().call(__context, __obj, *args, **kwargs))
+
+    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that is counted."""
+        own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context stands before the value
+
+        @functools.wraps(function)
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            self.meter.step(size_of_filter(self.meter.most, name, args[own:], kwargs))
+            return self.meter.made(function(*args, **kwargs))
+
+        return metered
+
+    def _strftime(self, form: str) -> str:
+        self.asked_for_date = True
+        return self._now.strftime(form)
+
+
+class _Metering(NodeTransformer):
+    """Puts the meter into a parsed template. What is rendered stays the same."""
+
+    def visit_For(self, node: Any) -> nodes.Node:  # noqa: N802
+        if node.test is not None:
+            node.test = _call("counted", [node.test], node)
+        return self._count_body(node)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
+        return self._count_body(node)
+
+    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
+        return self._count_body(node)
+
+    def visit_Output(self, node: Any) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        literal = (nodes.TemplateData, nodes.Const)
+        written: list[nodes.Expr] = []
+        for child in node.nodes:
+            written.append(child if isinstance(child, literal) else _call("written", [child], child))
+        node.nodes = written
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("counted", [node], node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.expr, nodes.Const):
+            node.expr = _call("compared", [node.expr], node)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("joined", node.nodes, node)
+
+    def _count_body(self, node: Any) -> nodes.Node:
+        literal = sum(map(_literal_length, node.body))
+        self.generic_visit(node)
+        tick = _call("tick", [nodes.Const(literal, lineno=node.lineno)], node)
+        node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
+        return node
+
+
+def _call(method: str, arguments: list[nodes.Expr], at: nodes.Node) -> nodes.Call:
+    """A call of one of the environment's methods."""
+    function = nodes.EnvironmentAttribute(method, lineno=at.lineno)
+    return nodes.Call(function, arguments, [], None, None, lineno=at.lineno)
+
+
+def _literal_length(node: nodes.Node) -> int:
+    """The characters of a template's own that a node writes; bodies with a tick of their own don't count."""
+    if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
+        return 0
+    if isinstance(node, nodes.TemplateData):
+        return len(node.data)
+    if isinstance(node, nodes.Const):
+        return len(node.value) if isinstance(node.value, str) else 0
+    return sum(map(_literal_length, node.iter_child_nodes()))
+
+
+def _refuse_chance(*_: Any, **__: Any) -> None:
+    raise TemplateLimit("it writes something else each time (random)")

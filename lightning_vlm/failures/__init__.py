@@ -1,0 +1,1 @@
+"""What a person reads when something fails: at most three lines, the cause first."""

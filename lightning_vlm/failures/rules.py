@@ -1,0 +1,220 @@
+"""Exceptions of other packages that the user can fix, and the message for each.
+
+`RULES` is read from the top; the first pattern that fits `module.Type: message` of any exception in the chain
+wins. A rule's text may use the groups of its pattern, or be a function that gets the match and the exception.
+`PLACES` are files whose exceptions are about the user's settings and whose words serve as they are.
+"""
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
+
+from lightning_vlm.failures.texts import (
+    LOGIN,
+    PORT,
+    in_rank,
+    in_worker,
+    no_accelerator,
+    no_gpu,
+    no_module,
+    no_package,
+    no_strategy,
+    out_of_memory,
+    refused_by_system,
+)
+
+Text = str | Callable[[re.Match[str], BaseException], str]
+
+
+def known(causes: Sequence[BaseException]) -> str | None:
+    """The message for the first rule that one of some exceptions fits, or None.
+
+    Args:
+        causes: An exception, and those that it came from.
+
+    >>> known([ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install`")])
+    "this needs the package mlflow, which isn't installed; pip install 'mlflow>=1.0.0'"
+    """
+    described = [(f"{_name(cause)}: {cause}", cause) for cause in causes]
+    for pattern, text in RULES:
+        for description, cause in described:
+            if found := re.search(pattern, description, re.DOTALL):
+                message = found.expand(text) if isinstance(text, str) else text(found, cause)
+                return f"{_class_of(causes)}{message}"
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return refused_by_system(cause)
+    for cause in reversed(causes):
+        if isinstance(cause, Exception) and (place := _place(cause)) is not None:
+            return f"{_class_of(causes) or place}{_first_words(cause)}\n--debug shows the whole traceback"
+    if prefix := _class_of(causes):  # its constructor refuses what the config gives it
+        return f"{prefix}{_first_words(causes[-1])}\n--debug shows the whole traceback"
+    return None
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _class_of(causes: Sequence[BaseException]) -> str:
+    """`Name: ` of the class of a config in whose construction it happened; or nothing."""
+    for cause in causes:
+        if found := re.search(r"Problem with given class_path '(?:[\w.]+\.)?(\w+)'", str(cause)):
+            return f"{found[1]}: "
+    return ""
+
+
+def _first_words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 400 else f"{text[:399]}…"
+    return text or type(error).__name__
+
+
+def _place(error: BaseException) -> str | None:
+    """The beginning of a message for an exception of one of `PLACES`; None for other places."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return None
+    where = f"{frames[-1].filename.replace(chr(92), '/')}:{frames[-1].name}"
+    return next((start for pattern, start in PLACES if re.search(pattern, where)), None)
+
+
+RULES: tuple[tuple[str, Text], ...] = (
+    # Memory
+    (
+        r"OutOfMemoryError|builtins\.MemoryError|can't allocate memory|out of memory|not enough memory"
+        r"|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory",
+        out_of_memory,
+    ),
+    (
+        r"DataLoader worker \(pid[^)]*\) is killed by signal: (?:Bus error|Killed)",
+        "a data worker was killed: shared memory (/dev/shm) or memory ran out\n"
+        "lower data.num_workers or data.batch_size, or give the container more with --shm-size",
+    ),
+    (
+        r"DataLoader worker \(pid[^)]*\) (?:is killed by signal: ([^.]+)|exited unexpectedly)",
+        "a data worker ended without an error message, often because memory ran out\n"
+        "lower data.num_workers, or set it to 0 to see the error itself",
+    ),
+    (r"Caught (\w+) in (?:DataLoader worker|pin memory thread)", in_worker),
+    (r"-- Process (\d+) terminated with the following error", in_rank),
+    (
+        r"ProcessExitedException: process (\d+) terminated with (?:signal|exit code) (\S+)",
+        r"process \1 was ended from outside (\2), often because memory ran out; lower data.batch_size",
+    ),
+    # Devices, strategies, precision
+    (r"invalid strategy name: `strategy='([^']*)'`", no_strategy),
+    (r"invalid accelerator name: `accelerator='([^']*)'`\. Available names are: ([^.]+)", no_accelerator),
+    (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", no_gpu),
+    (
+        r"`devices` selected with|`Trainer\(devices=.*value is not a valid input",
+        r"trainer.devices: expected a number of at least 1, or auto",
+    ),
+    (
+        r"You requested gpu: (\[[^\]]*\]).*only has: (\[[^\]]*\])",
+        r"trainer.devices: asked for the GPUs \1, but the machine has \2",
+    ),
+    (
+        r"The strategy `(\w+)` requires a GPU",
+        r"trainer.strategy: \1 needs GPUs, and isn't one that a VLMModule runs with; expected auto or ddp",
+    ),
+    (r"XLAStrategy\.__init__\(\) missing", "trainer.strategy: it needs a TPU; expected auto or ddp"),
+    (
+        r"not implemented for '(Half|BFloat16)'",
+        r"the device can't compute in \1; choose another trainer.precision, such as 32-true",
+    ),
+    (
+        r"CUDA driver version is insufficient|no kernel image is available|driver on your system is too old",
+        "the GPU or its driver doesn't fit this torch; update the driver, or install a torch built for it",
+    ),
+    (r"Torch not compiled with CUDA enabled", no_gpu),
+    (r"EADDRINUSE|[Aa]ddress already in use", PORT),
+    (
+        r"(?:Timed out|timed out|timeout).*(?:ranks|clients|store|barrier|collective)",
+        "the processes of the run lost one another; further up is the error of the one that ended first",
+    ),
+    (
+        r"Connection closed by peer|NCCL communicator was aborted|remote process exited",
+        "another process of the run ended first; its own message says why",
+    ),
+    (
+        r"PicklingError|[Cc]an't pickle|cannot pickle",
+        "something in this run can't be sent to another process; use trainer.strategy: ddp instead of "
+        "ddp_spawn, and data.num_workers: 0 with a data set of your own",
+    ),
+    # Packages
+    (
+        r"Neither `tensorboard` nor `tensorboardX` is available",
+        "this needs the package tensorboard, which isn't installed; pip install it, or use CSVLogger",
+    ),
+    (r"Requirement '([^']+)' not met", no_package),
+    (
+        r"To use the `DeepSpeedStrategy`",
+        "trainer.strategy: a VLMModule doesn't run with deepspeed; expected auto or ddp",
+    ),
+    (r"Install (\w+) to access", r"this path needs the package \1, which isn't installed; pip install \1"),
+    (r"ModuleNotFoundError: No module named '(?!lightning_vlm)([\w.]+)'", no_module),
+    (
+        r"requires the ([\w-]+) library but",
+        r"this needs the package \1, which isn't installed; pip install \1",
+    ),
+    # Weights & Biases, the hub
+    (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login|Unauthenticated)", LOGIN),
+    (
+        r"wandb\.errors\.\S*?(\w+): (.+?)(?:\n|$)",
+        r"Weights & Biases: \2\nlog into a folder with offline: true among the logger's init_args",
+    ),
+    (
+        r"GatedRepoError|gated repo",
+        "the repository is gated; ask for access on its page, then run hf auth login",
+    ),
+    (
+        r"ConnectionError|ConnectError|ConnectTimeout|MaxRetryError|OfflineModeIsEnabled|service not known",
+        "the network can't be reached; check the connection, or use a folder on this machine",
+    ),
+    # Checkpoints
+    (
+        r'\(ckpt_path="best"\)` (?:is set but|with `fast_dev_run)',
+        "ckpt_path: best is known only to the run that chose it; give the file itself, "
+        "such as --ckpt_path runs/best.ckpt",
+    ),
+    (
+        r'\(ckpt_path="hpc"\)` is set but',
+        "ckpt_path: hpc is a checkpoint that SLURM made this run save, and there is none; give a file",
+    ),
+    (
+        r"there is no last checkpoint available",
+        "ckpt_path: found no last checkpoint in the folders of the callbacks that save; give the file itself",
+    ),
+    (r"Checkpoint file not found: (\S+)", r"ckpt_path: found no such checkpoint \1"),
+    (
+        r"Trying to restore (?:optimizer|training) state but checkpoint contains only the model",
+        "ckpt_path: the checkpoint holds weights alone, from which no run can be resumed; "
+        "give one that was saved without save_weights_only",
+    ),
+    (
+        r"UnpicklingError|PytorchStreamReader|EOFError: Ran out of input",
+        "a checkpoint can't be read; it may be cut short, or hold pickled code, which isn't run",
+    ),
+    (r"SafetensorError: (.+?)(?:\n|$)", r"a safetensors file can't be read (\1); copy or download it again"),
+    # Settings
+    (
+        r"The following `model_kwargs` are not used by the model: \['(\w+)'",
+        r"model.generation: there is no key \1",
+    ),
+    (r"builtins\.BrokenPipeError", "nothing reads the output any more"),
+)
+
+PLACES: tuple[tuple[str, str], ...] = (
+    (r"lightning/(pytorch|fabric)/(trainer/(connectors|setup|configuration)|accelerators|strategies)", ""),
+    (r"lightning/(pytorch|fabric)/(callbacks|loggers|profilers|plugins|tuner)/", ""),
+    (r"lightning/pytorch/loops/fit_loop\.py:setup_data", ""),
+    (r"lightning/fabric/utilities/(seed|device_parser|cloud_io|registry)\.py", ""),
+    (r"lightning/fabric/utilities/seed\.py", "seed_everything: "),
+    (r"torch/utils/data/dataloader\.py:__init__", "data: "),
+    (r"(torch|bitsandbytes)/optim/\w+\.py:__init__", "model.optimizer: "),
+    (r"torch/optim/lr_scheduler\.py:__init__", "model.schedule: "),
+    (r"transformers/generation/\w+\.py", "model.generation: "),
+    (r"/wandb/", "Weights & Biases: "),
+)
+"""Where an exception is raised (file and function), and how the message about it begins."""

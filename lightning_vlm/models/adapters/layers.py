@@ -1,0 +1,205 @@
+"""Our own adapters: bottlenecks beside or after a layer, put in with a hook, saved in files of their own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.adapters.cross_modal import CrossModal, refuse_cross_modal, show_pictures
+from lightning_vlm.models.plan.plan import Adapter, CrossModalAdapter, Line, read_plan
+
+BOTTLENECK, CROSS_MODAL = "adapter_bottleneck", "adapter_cross_modal"
+"""Names of the modules that a layer gets. No weight decay for what is in `adapter_...`."""
+WEIGHTS, SETTINGS = "vlm_adapters.safetensors", "vlm_adapters.json"
+"""The files of a folder with adapters."""
+_MLP = ("mlp", "feed_forward")
+"""What the families call the MLP of a layer."""
+
+
+class Bottleneck(nn.Module):
+    """Adds `scale · up(gelu(down(norm(x))))`, in the width of the layer: zero at the start (`up` is zero).
+
+    Sequential (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751): x is what the layer puts out. Parallel
+    (He et al. 2021, https://arxiv.org/abs/2110.04366): x is what goes into the layer's MLP, and the sum is
+    what its MLP puts out. As `up` starts at zero, the model is unchanged before the adapter has learned
+    anything.
+
+    Args:
+        width: Of the layer.
+        settings: As in the plan.
+    """
+
+    def __init__(self, width: int, settings: Adapter) -> None:
+        super().__init__()
+        self.settings = settings
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, max(1, width // settings.reduction))
+        self.up = nn.Linear(self.down.out_features, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added.
+
+        Args:
+            x: Tensor of shape [..., width], of any floating dtype; computed in that of the weights.
+        Returns:
+            Shape and dtype of `x`.
+        """
+        inner = nn.functional.gelu(self.down(self.norm(x.to(self.norm.weight.dtype))))
+        return (self.settings.scale * self.up(inner)).to(x.dtype)
+
+    def after(self, layer: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook of a layer: adds what the adapter computes from the layer's output."""
+        return with_first(output, lambda x: x + self(x))
+
+    def beside(self, mlp: nn.Module, args: Any, output: Any) -> Any:
+        """Forward hook of an MLP: adds what the adapter computes from the MLP's input."""
+        return with_first(output, lambda x: x + self(args[0]))
+
+
+def with_first(output: Any, change: Any) -> Any:
+    """A layer's output with changed hidden states, which are the output itself or the first of a tuple."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottleneck | CrossModal]:
+    """Make adapters for layers, or refuse those that can't work. The model isn't changed.
+
+    The weights are float32 for models in half precision too, as in PEFT.
+
+    Args:
+        model: Any of our families.
+        lines: Path of a layer -> its line of the plan, `adapter` or `cross_modal_adapter`.
+    Returns:
+        Path of a layer -> its adapter, as for `attach`.
+
+    Raises:
+        UserError: A parallel adapter where there is no MLP, or a model that can't have cross-modal ones.
+    """
+    built: dict[str, Bottleneck | CrossModal] = {}
+    for path, line in lines.items():
+        layer = model.get_submodule(path)
+        linear = next((module for module in layer.modules() if isinstance(module, nn.Linear)), None)
+        if linear is None:
+            raise UserError(f"plan: {path!r} has no linear layer; expected a layer of a transformer")
+        width, device = linear.in_features, linear.weight.device
+        if isinstance(line.settings, CrossModalAdapter):
+            refuse_cross_modal(model, path)
+            built[path] = CrossModal(width, line.settings).to(device)
+        elif isinstance(line.settings, Adapter):
+            if line.settings.kind == "parallel":
+                _mlp(path, layer)
+            built[path] = Bottleneck(width, line.settings).to(device)
+    return built
+
+
+def attach(model: PreTrainedModel, adapters: Mapping[str, Bottleneck | CrossModal]) -> None:
+    """Put adapters into a model in place, without changing its output.
+
+    A layer gets another submodule and a hook; no other name changes. The hook runs first, so that the hooks
+    of transformers, which collect hidden states, see the adapter's output.
+
+    Args:
+        model: As for `build`.
+        adapters: As `build` made them.
+    """
+    for path, adapter in adapters.items():
+        layer = model.get_submodule(path)
+        if isinstance(adapter, CrossModal):
+            layer.register_forward_hook(adapter.after, prepend=True, with_kwargs=True)
+            layer.register_module(CROSS_MODAL, adapter)
+            continue
+        if adapter.settings.kind == "sequential":
+            layer.register_forward_hook(adapter.after, prepend=True)
+        else:
+            _mlp(path, layer).register_forward_hook(adapter.beside, prepend=True)
+        layer.register_module(BOTTLENECK, adapter)
+    show_pictures(model, [one for one in adapters.values() if isinstance(one, CrossModal)])
+
+
+def adapters_of(model: nn.Module) -> dict[str, Bottleneck | CrossModal]:
+    """The adapters in a model by the path of their layer, in its order."""
+    return {
+        name.rpartition(".")[0]: module
+        for name, module in model.named_modules()
+        if isinstance(module, Bottleneck | CrossModal)
+    }
+
+
+def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) -> list[str]:
+    """Save the adapters of a model, and what is needed to make them again.
+
+    Args:
+        model: After `adapt`.
+        folder: Where to; made if missing.
+        beside: Names of other parameters to save with them.
+    Returns:
+        The names of the files: none if the model has no such adapters.
+    """
+    adapters = adapters_of(model)
+    if not adapters:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {Bottleneck: "adapter", CrossModal: "cross_modal_adapter"}
+    lines = {path: {names[type(one)]: one.settings._asdict()} for path, one in adapters.items()}
+    settings = {"adapters": lines, "weights": sorted(beside)}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    weights = {
+        f"{path}.{name}": weight.detach().contiguous()
+        for path, one in adapters.items()
+        for name, weight in one.state_dict().items()
+    }
+    weights |= {name: model.get_parameter(name).detach().contiguous() for name in beside}
+    save_file(weights, folder / WEIGHTS)
+    return [WEIGHTS, SETTINGS]
+
+
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Give a base model the adapters of a folder, and the weights that were saved with them.
+
+    Args:
+        model: The base model that they were trained on, without them.
+        folder: As `save_adapters` wrote it.
+
+    Raises:
+        UserError: No such files, or adapters of another model.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS).read_text("utf-8"))
+        lines, beside = read_plan(settings["adapters"]), settings["weights"]
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}: found no adapters of ours ({error}); expected {SETTINGS}") from error
+    missing = [path for path in lines if path not in dict(model.named_modules())]
+    if missing:
+        raise UserError(f"{folder}: the model has no {missing[0]!r}; give the base that they were trained on")
+    adapters = build(model, lines)
+    own = {f"{path}.{name}": w for path, one in adapters.items() for name, w in one.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    own |= {name: parameters[name] for name in beside if name in parameters}
+    wrong = [name for name in own | weights if name not in own or name not in weights]
+    wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if wrong:
+        raise UserError(f"{folder}: {min(wrong)!r} doesn't fit; give the base that they were trained on")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
+    attach(model, adapters)
+
+
+def _mlp(path: str, layer: nn.Module) -> nn.Module:
+    for name, child in layer.named_children():
+        if name in _MLP:
+            return child
+    have = ", ".join(name for name, _ in layer.named_children())
+    raise UserError(
+        f"plan: {path!r} has no MLP ({' or '.join(_MLP)}) for a parallel adapter; it has: {have}; "
+        "use kind: sequential"
+    )

@@ -1,0 +1,1 @@
+"""Loading a model, and what its files, its checkpoints and its quantised weights are."""

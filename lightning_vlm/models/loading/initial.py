@@ -1,0 +1,195 @@
+"""Weights that a checkpoint lacks, and whether all that is about to be trained starts as it should.
+
+Only weights that the checkpoint doesn't have are initialised: a pretrained projector keeps what it has
+learned, and LoRA's B keeps its value where training goes on.
+"""
+
+import inspect
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from lightning_vlm_callbacks.selectors import select_parameters
+from peft.tuners.lora import LoraLayer
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.parts import Parts
+from lightning_vlm.models.plan.new_tokens import off_mean
+
+LAYER_SCALE = 1e-4
+"""New layer scales start at this value, as in the deepest models of CaiT (https://arxiv.org/abs/2103.17239)."""
+_IS_LAYER_SCALE = re.compile(r"(^|\.)(layer_?scale\w*|lambda_[12]|ls[12])(\.|$)")
+_LARGE = 0.02
+"""The limit for the standard deviation of a projector's weights: what Xavier gives where widths add up
+to 5,000. Narrower ones need more, and training adds some, so three times what Xavier gives is fine too."""
+
+
+class Check(NamedTuple):
+    """One line of the table: the worst of all weights that it is about.
+
+    Args:
+        what: What is checked.
+        weights: How many weights were looked at.
+        found: The largest value.
+        limit: The most that it should be.
+        worst: Name of the weight that has it.
+    """
+
+    what: str
+    weights: int
+    found: float
+    limit: float
+    worst: str
+
+    @property
+    def fine(self) -> bool:
+        """Whether all are within their limits."""
+        return self.found <= self.limit
+
+
+class _Measured(NamedTuple):
+    what: str
+    name: str
+    value: Tensor
+    limit: float
+
+
+def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) -> None:
+    """Give values to weights that the checkpoint lacks, in place, and remember them for `new_weights`.
+
+    In the projector matrices are drawn by Glorot and Bengio (2010), "Xavier", uniformly. Layer scales are
+    `LAYER_SCALE`. All else stays as transformers draws it: norms start as the identity, biases at zero.
+
+    Args:
+        model: Just loaded.
+        missing: Names of the parameters that its checkpoint lacks.
+        parts: As from `find_parts(model)`.
+    """
+    weights = dict(model.named_parameters())
+    new = {name: weights[name] for name in missing if name in weights}
+    model.__dict__["_new_weights"] = new
+    projector = select_parameters(model, ["projector"], parts) if new and parts["projector"] else {}
+    with torch.no_grad():
+        for name, weight in new.items():
+            if _IS_LAYER_SCALE.search(name):
+                weight.fill_(LAYER_SCALE)
+            elif name in projector and weight.ndim > 1 and weight.is_floating_point():
+                nn.init.xavier_uniform_(weight)
+
+
+def new_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the model's checkpoint lacked, by the names that they had when it was loaded."""
+    return dict(model.__dict__.get("_new_weights", {}))
+
+
+def refuse_frozen_chance(model: PreTrainedModel, excused: Collection[int] = ()) -> None:
+    """Refuse to leave new weights as they are.
+
+    Args:
+        model: Adapted.
+        excused: Identities of parameters that may stay.
+
+    Raises:
+        UserError: A weight that the checkpoint lacks doesn't train.
+    """
+    left = [
+        name for name, one in new_weights(model).items() if not one.requires_grad and id(one) not in excused
+    ]
+    if left:
+        shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")
+        raise UserError(
+            f"the model's files lack {shown}: they would stay randomly initialised; let them train in "
+            "model.adapt (`projector: full`), or list them in model.no_gradient_needed if nothing uses them"
+        )
+
+
+def initial_checks(model: PreTrainedModel, parts: Parts) -> list[Check]:
+    """Measure what should hold before training; what the model doesn't have is left out.
+
+    Args:
+        model: Adapted, not yet trained.
+        parts: As from `find_parts(model)`.
+
+    >>> import tempfile, pathlib
+    >>> from lightning_vlm.models import load, parts, tiny
+    >>> model = load.load_model(tiny.build("llava", pathlib.Path(tempfile.mkdtemp())))
+    >>> (check,) = initial_checks(model, parts.find_parts(model))
+    >>> check.what, check.weights, check.fine
+    ('projector: standard deviation', 2, True)
+    """
+    measured = [*_projector(model, parts), *_lora(model), *_new(model)]
+    for name, off in zip(("embeddings", "head"), off_mean(model), strict=False):
+        measured.append(_Measured("new tokens: off the mean, in deviations", name, off, 0.01))
+    if not measured:
+        return []
+    values = torch.stack([one.value.double() for one in measured]).tolist()  # one transfer from the device
+    lines: dict[str, list[tuple[float, _Measured]]] = defaultdict(list)
+    for one, value in zip(measured, values, strict=True):
+        lines[one.what].append((value, one))
+    checks = []
+    for what, found in lines.items():
+        # Beyond its limit by most; NaN is beyond any.
+        value, worst = max(
+            found, key=lambda pair: math.inf if pair[0] != pair[0] else pair[0] - pair[1].limit
+        )
+        checks.append(Check(what, len(found), value, worst.limit, worst.name))
+    return checks
+
+
+def initial_table(checks: Collection[Check]) -> Table:
+    """The checks, for the terminal."""
+    table = Table("at the start", "weights", "largest", "at most", "")
+    for one in checks:
+        verdict = "ok" if one.fine else f"look: {one.worst}"
+        table.add_row(one.what, str(one.weights), f"{one.found:.2g}", f"{one.limit:.2g}", verdict)
+    return table
+
+
+def _projector(model: PreTrainedModel, parts: Parts) -> Iterator[_Measured]:
+    if not parts["projector"]:
+        return
+    for name, weight in select_parameters(model, ["projector"], parts).items():
+        if weight.ndim > 1 and weight.is_floating_point() and ".lora_" not in name:
+            rows, columns = weight.shape[0], weight[0].numel()
+            limit = max(_LARGE, 3 * math.sqrt(2 / (rows + columns)))
+            yield _Measured("projector: standard deviation", name, weight.detach().float().std(), limit)
+
+
+def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
+    """B, where it begins at zero: not by PiSSA, OLoRA, and orthogonal matrices, whose start is elsewhere."""
+    configs: dict[str, Any] = getattr(model, "peft_config", {})
+    at_zero = {
+        adapter
+        for adapter, config in configs.items()
+        if getattr(config, "init_lora_weights", None) in (True, "gaussian")  # IA3 doesn't have this setting
+    }
+    for name, module in model.named_modules():
+        layers: Any = module.lora_B if isinstance(module, LoraLayer) else {}
+        for adapter in at_zero & set(layers):
+            yield _Measured("LoRA: B", name, layers[adapter].weight.detach().abs().amax().float(), 0.0)
+
+
+def _new(model: PreTrainedModel) -> Iterator[_Measured]:
+    """Norms and layer scales that the model's files lack."""
+    new = {id(one): name for name, one in new_weights(model).items()}
+    for module in model.modules() if new else ():
+        for key, weight in module.named_parameters(recurse=False):
+            if id(weight) not in new or not weight.is_floating_point():
+                continue
+            name, value = new[id(weight)], weight.detach().float()
+            if _IS_LAYER_SCALE.search(name):
+                yield _Measured("new layer scales: off 1e-4", name, (value - LAYER_SCALE).abs().amax(), 1e-6)
+            elif "norm" in type(module).__name__.lower():
+                one = 0.0 if key == "bias" or _adds_one(type(module)) else 1.0
+                yield _Measured("new norms: off the identity", name, (value - one).abs().amax(), 0.0)
+
+
+def _adds_one(kind: type[nn.Module]) -> bool:
+    """Whether a norm scales by one more than its weight, as Gemma's."""
+    return re.search(r"1(\.0)? \+ self\.weight", inspect.getsource(kind)) is not None

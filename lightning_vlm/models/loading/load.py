@@ -1,0 +1,253 @@
+"""Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
+
+import difflib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from lightning_vlm.data.images import shorten
+from lightning_vlm.data.render.templates import TEMPLATES
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.attention import use_varlen_attention
+from lightning_vlm.models.loading.failures import why_not_loaded
+from lightning_vlm.models.loading.initial import start_new
+from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
+from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.shipped import SHIPPED
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class LoadedVLM(NamedTuple):
+    """A model and the processor that makes its inputs."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+
+def load_vlm(
+    name_or_path: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedVLM:
+    """Load a model together with its processor. Arguments and errors as in `load_model`, `load_processor`."""
+    processor = load_processor(
+        name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        chat_template=chat_template,
+    )
+    model = load_model(
+        name_or_path,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        gradient_checkpointing=gradient_checkpointing,
+        quantization=quantization,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return LoadedVLM(model, processor)
+
+
+def load_processor(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+) -> ProcessorMixin:
+    """Load tokenizer, image processor and chat template.
+
+    Args:
+        name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+        chat_template: Replaces the model's own: a Jinja template, or the path of a file with one.
+            A model without a template loads; rendering a chat then needs one.
+
+    Returns:
+        The processor, with `tokenizer` and `image_processor`.
+
+    Raises:
+        UserError: Nothing there to load, no image processor or tokenizer with it, or no such template file.
+    """
+    with _explained(name_or_path):
+        processor: Any = AutoProcessor.from_pretrained(
+            resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
+        )
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise UserError(
+                f"model {str(name_or_path)!r}: found a {type(processor).__name__} without {part}; "
+                "expected the processor files of an image-text model"
+            )
+    if chat_template is not None:
+        # Both save it under the same file name, so their contents must be equal.
+        processor.chat_template = processor.tokenizer.chat_template = _template(chat_template)
+    return processor
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
+    gradient_checkpointing: bool = False,
+    quantization: Quantization | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load an image-text model in its own class.
+
+    The forward pass keeps no key-value cache (`generate` still does). Gradient checkpointing is the kind that
+    is not reentrant: adapters learn under it in the vision tower too, though nothing that enters the tower
+    has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
+    needs: it would keep the activations of a frozen tower and send the backward pass through it.
+
+    What the files lack is new and starts as `start_new` says; `new_weights` names it.
+
+    Args:
+        name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
+        dtype: Of the weights; `auto` is the one that they were saved in.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
+            chooses, with one kernel call a layer for all pictures in towers that allow it (`attention.py`).
+        gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
+            memory. It acts only on modules in train mode; a warning says so if a family doesn't support it.
+        quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
+        revision: Commit, branch or tag on the hub.
+        trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+
+    Returns:
+        The model, in eval mode and with every parameter trainable, as `from_pretrained` gives it.
+
+    Raises:
+        UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
+            `quantization` names what can't be quantised.
+    """
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    path, config = resolve(name_or_path), _config(name_or_path, **where)
+    options: dict[str, Any] = {}
+    automatic = attn_implementation in (None, "auto")
+    if not automatic:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        refuse_quantised(config)
+        skeleton = model_without_weights(name_or_path, **where)
+        options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
+    with _explained(name_or_path):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **options, **where
+        )
+        model, found = loaded
+        if gradient_checkpointing:
+            # The name up to transformers 5.17, which newer ones warn of.
+            old = getattr(model, "gradient_checkpointing_enable", None)
+            enable: Any = getattr(model, "activation_checkpointing_enable", old)
+            enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # transformers has switched that on; see above
+            _warn_where_none(model)
+            if quantization is not None and quantization.method == "int8":
+                warnings.warn(
+                    "gradient_checkpointing: int8 layers keep what goes into them all the same; nf4 doesn't",
+                    stacklevel=2,
+                )
+    if automatic:
+        use_varlen_attention(model)
+    prepare(model)
+    start_new(model, found["missing_keys"], find_parts(model))
+    for part in (model.config, model.config.get_text_config()):
+        part.use_cache = False
+    model.generation_config.use_cache = True
+    return model
+
+
+def model_without_weights(
+    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The modules of a model on the meta device, where they take neither memory nor time.
+
+    Arguments and errors as in `load_model`.
+    """
+    config = _config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    with _explained(name_or_path), torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
+    """The configuration of a model that reads images."""
+    with _explained(name_or_path):
+        config = AutoConfig.from_pretrained(resolve(name_or_path), **where)
+    remote = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and not remote:
+        raise UserError(
+            f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
+            "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
+        )
+    return config
+
+
+def _warn_where_none(model: PreTrainedModel) -> None:
+    """Say so where gradient checkpointing changes nothing (Mllama's vision)."""
+    parts = find_parts(model)
+    for part in ("vision", "language"):
+        for blocks in map(model.get_submodule, parts[f"{part}.layers"]):
+            if not any(isinstance(module, GradientCheckpointingLayer) for module in blocks.modules()):
+                name = type(next(blocks.children())).__name__
+                warnings.warn(
+                    f"gradient_checkpointing: {name} in {part} doesn't support it and keeps all activations",
+                    stacklevel=3,
+                )
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """What transformers finds a model by: of a shipped one its folder, else as given."""
+    return str(SHIPPED.get(str(name_or_path), name_or_path))
+
+
+def _template(text_or_path: str) -> str:
+    if "{" in text_or_path:
+        return text_or_path
+    expected = "expected a ready template, a Jinja template or the path of a file with one"
+    try:
+        text = Path(text_or_path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a null byte
+        near = difflib.get_close_matches(text_or_path, TEMPLATES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" ({', '.join(TEMPLATES)} are ready)"
+        why = " (a file that is no text)" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"chat_template: found {shorten(text_or_path)}{why}; {expected}{hint}") from None
+    if not text.strip():
+        raise UserError(f"chat_template: found {shorten(text_or_path)}, which is an empty file; {expected}")
+    return text
+
+
+@contextmanager
+def _explained(name_or_path: str | Path) -> Iterator[None]:
+    """Turn an error that transformers raises while loading into one sentence."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model {str(name_or_path)!r}: {why_not_loaded(resolve(name_or_path), error)}"
+        ) from error

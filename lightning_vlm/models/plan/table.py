@@ -1,0 +1,104 @@
+"""The table of a plan: what it made of a model, for the terminal and for Weights & Biases."""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from lightning_vlm_callbacks.selectors import select_parameters
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_vlm.models.parts import Parts
+from lightning_vlm.models.plan.plan import Line, Lora, Plan, read_plan
+
+COLUMNS = ("part", "layers", "method", "rank", "trainable", "share")
+
+
+def plan_rows(
+    model: PreTrainedModel, parts: Parts, plan: Plan
+) -> list[tuple[str, str, str, str, int, float]]:
+    """What `adapt` has made of a plan.
+
+    Args:
+        model: After `adapt`.
+        parts: As for `adapt`.
+        plan: As for `adapt`.
+
+    Returns:
+        A row of `COLUMNS` per selector: the part, which of its layers, method, rank, trainable parameters,
+        and their share of those that it names. Then one for what the plan doesn't name, and one for all.
+    """
+    rows = []
+    named: set[int] = set()
+    for selector, line in read_plan(plan).items():
+        parameters = select_parameters(model, [selector], parts)
+        named.update(map(id, parameters.values()))
+        rank = str(line.settings.r) if isinstance(line.settings, Lora) else ""
+        layers = _layers(parameters, parts)
+        rows.append((selector, layers, _method(line), rank, *_counts(parameters.values())))
+    rest = {name: weight for name, weight in model.named_parameters() if id(weight) not in named}
+    if rest:
+        rows.append(("(not named)", _layers(rest, parts), "frozen", "", *_counts(rest.values())))
+    return [*rows, ("all", "", "", "", *_counts(model.parameters()))]
+
+
+def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
+    """The rows of `plan_rows` for the terminal. Arguments as there."""
+    table = Table()
+    table.add_column(COLUMNS[0], overflow="fold")  # a shortened selector would be wrong
+    for column in COLUMNS[1:4]:
+        table.add_column(column)
+    for column in COLUMNS[4:]:
+        table.add_column(column, justify="right")
+    *rows, whole = plan_rows(model, parts, plan)
+    for part, layers, method, rank, trainable, share in rows:
+        table.add_row(part, layers, method, rank, f"{trainable:,}", f"{share:.2%}")
+    table.add_section()
+    table.add_row(*whole[:4], f"{whole[4]:,}", f"{whole[5]:.2%}")
+    return table
+
+
+def _method(line: Line) -> str:
+    """The method, with what makes it another one."""
+    settings = line.settings
+    if settings is None:
+        return line.method
+    defaults = type(settings)()
+    details = [
+        f"{key}={value}" if not isinstance(value, bool) else key
+        for key, value in settings._asdict().items()
+        if value != getattr(defaults, key) and key not in ("r", "alpha", "modules", "feedforward")
+    ]
+    return " ".join((line.method, *details))
+
+
+def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
+    sizes = [(_size(weight), weight.requires_grad) for weight in parameters]
+    trains, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
+    return trains, trains / max(total, 1)
+
+
+def _size(weight: nn.Parameter) -> int:
+    state = getattr(weight, "quant_state", None)  # of bitsandbytes: two weights of 4 bits in a byte
+    return weight.numel() if state is None else state.shape.numel()
+
+
+def _layers(names: Collection[str], parts: Parts) -> str:
+    """Which items of the lists of layers some parameters are in: `language 0-7, 24-31`.
+
+    >>> _layers(["m.h.0.w", "m.h.1.w", "m.h.3.w", "m.h.10.w"], {"language.layers": ["m.h"]})
+    'language 0-1, 3, 10'
+    """
+    text = []
+    for part in ("vision", "language"):
+        for path in parts.get(f"{part}.layers", []):
+            inside = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names)
+            if numbers := sorted({int(found[1]) for found in inside if found}):
+                text.append(f"{part} {_ranges(numbers)}")
+    return ", ".join(text)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in zip(starts, ends, strict=True))

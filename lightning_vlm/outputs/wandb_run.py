@@ -1,0 +1,96 @@
+"""A run on Weights & Biases: which one a checkpoint belongs to, and the pictures that it gets."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from lightning_vlm_callbacks import EarlyStopCheckpoint
+from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
+from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
+
+KEY = "wandb_id"
+"""Where a checkpoint of ours keeps the id of its run."""
+
+
+def loggers_of(trainer: Trainer) -> list[WandbLogger]:
+    """Those that send to Weights & Biases."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def run_id(trainer: Trainer) -> str | None:
+    """The id of a Trainer's run; None without a WandbLogger."""
+    ids = [logger.version for logger in loggers_of(trainer)]
+    return ids[0] if ids else None
+
+
+def saved_id(checkpoint: str | Path) -> str | None:
+    """The id of the run that wrote a checkpoint; None if it wasn't logged there, or this is no checkpoint."""
+    try:
+        holds = torch.load(checkpoint, map_location="meta", weights_only=True)
+    except Exception:  # A broken file is reported when it is loaded.
+        return None
+    own = holds.get("lightning_vlm") if isinstance(holds, dict) else None
+    found = own.get(KEY) if isinstance(own, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def resume_run(trainer: Trainer, checkpoint: str | Path) -> None:
+    """Let a resumed run continue the run of Weights & Biases that its checkpoint belongs to.
+
+    Args:
+        trainer: Whose loggers haven't begun. A WandbLogger that was given an id keeps it.
+        checkpoint: What is resumed: a file, or `last` or `best` of an EarlyStopCheckpoint.
+    """
+    unnamed = [logger for logger in loggers_of(trainer) if logger.version is None]
+    if not unnamed or not trainer.is_global_zero:
+        return
+    file = _find(trainer, checkpoint)
+    found = None if file is None else saved_id(file)
+    if found is None:
+        return
+    for logger in unnamed:
+        # Lightning has no public way to name the run of a logger that is already made.
+        logger._id = logger._wandb_init["id"] = found
+    rank_zero_info(f"Weights & Biases: continues run {found}; to begin another, set the logger's id")
+
+
+def _find(trainer: Trainer, checkpoint: str | Path) -> Path | None:
+    if checkpoint not in ("last", "best"):
+        return Path(checkpoint)
+    link = LATEST if checkpoint == "last" else BEST
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, EarlyStopCheckpoint):
+            return find_checkpoint(trainer, callback.dirpath, link)
+    return None
+
+
+def note_other_run(trainer: Trainer, saved: str | None) -> None:
+    """Say that a resumed run logs to another run than the one before, as a logger's id can't be changed.
+
+    Args:
+        trainer: That resumes.
+        saved: The id in the checkpoint.
+    """
+    now = run_id(trainer)
+    if saved and now and saved != now:
+        rank_zero_info(
+            f"Weights & Biases: the checkpoint belongs to run {saved}, this is run {now}; to continue the "
+            f"same one, make the logger with id={saved!r}"
+        )
+
+
+def send_pictures(trainer: Trainer, files: Iterable[Path]) -> None:
+    """Show pictures in a run, each under its name.
+
+    Args:
+        trainer: Whose loggers get them, on rank zero.
+        files: PNG files.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in loggers_of(trainer):
+        for file in files:
+            logger.log_image(f"pictures/{file.stem}", [str(file)])

@@ -1,0 +1,90 @@
+"""Mistakes in a plan that are found before a logger begins a run.
+
+Lightning opens its loggers before any `setup` hook, and models are loaded only after those. A misspelt
+selector would then be found when a run of Weights & Biases exists already. So selectors are tried on a model
+without weights first, which takes a fraction of a second.
+"""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.loading.load import model_without_weights
+from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.plan.adapt import adapt
+from lightning_vlm.optim import clip_groups, parameter_groups
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
+
+__all__ = ["check_selectors"]
+
+
+class _Root(nn.Module):
+    """What selectors start from, as in a `VLMModule`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = find_parts(model, prefix="model.")
+
+
+def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> None:
+    """Refuse selectors of a plan, learning rates, clipping or stages that don't fit the model.
+
+    It does nothing where no logger would begin, or where the model can't be known without being loaded. What
+    it passes over is found when the model is loaded.
+
+    Args:
+        module: Its model need not be loaded yet.
+        trainer: Callbacks with a method `check_selectors` are checked as well.
+        fits: Whether the module is going to be trained. Otherwise only the plan matters.
+
+    Raises:
+        UserError: A selector of the module's options finds nothing, or something that can't be adapted.
+        SelectorError: A callback's selector finds nothing.
+        MisconfigurationException: A callback's selector finds only what the plan has frozen.
+    """
+    if module.model is not None or not trainer.loggers:
+        return
+    root = _adapted_skeleton(module)
+    if root is None or not fits:
+        return
+    if module.new_tokens or module.task_weights == "uncertainty":
+        return  # These add parameters that train, once the tokenizer and the data are known.
+    parameter_groups(root, 1.0, 0.0, module.learning_rates)
+    if module.clip is not None:
+        clip_groups(root, module.clip, ())
+    try:
+        select_parameters(root, module.no_gradient_needed)
+    except SelectorError as error:
+        raise UserError(f"no_gradient_needed: {error}") from None
+    trains = {parameter for parameter in root.parameters() if parameter.requires_grad}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        check = getattr(callback, "check_selectors", None)
+        if check is not None:
+            check(root, trains)
+
+
+def _adapted_skeleton(module: "VLMModule") -> _Root | None:
+    """The module's model as it will be trained, on the meta device; None where that can't be made."""
+    # This leaves no trace: random numbers stay as they are, and warnings come when the model is loaded.
+    with isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            where = {key: module._model_options[key] for key in ("revision", "trust_remote_code")}
+            model = model_without_weights(module.name_or_path, **where)
+            with torch.device("meta"):
+                adapt(model, module.adapt, find_parts(model))
+        except UserError:
+            raise
+        except Exception:  # Some initial values, such as those of PiSSA, are made from weights.
+            return None
+    return _Root(model)

@@ -1,0 +1,94 @@
+"""Tiny real models of the published families, with random weights, for tests.
+
+Everything but the size is real: classes, configuration, processor and chat template (in the shape of the
+published ones, in our own words). Those of SmolVLM, Idefics3, Qwen2-VL, Qwen3-VL, Gemma 3 and Pixtral were
+rendered beside copies of the published ones and gave the same text for system turns, pictures, several turns
+and prompts; tools and video are left out. Adding a family is adding a row to `FAMILIES`.
+"""
+
+import difflib
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+
+from lightning_vlm.errors import UserError
+from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
+from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
+from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
+from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
+from tests.support.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
+from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+
+__all__ = ["FAMILIES", "Family", "build"]
+
+FAMILIES: dict[str, Family] = {
+    "llava": LLAVA,
+    "llava_next": LLAVA_NEXT,
+    "llava_onevision": LLAVA_ONEVISION,
+    "smolvlm": SMOLVLM,
+    "idefics3": IDEFICS3,
+    "qwen2_vl": QWEN2_VL,
+    "qwen2_5_vl": QWEN2_5_VL,
+    "qwen3_vl": QWEN3_VL,
+    "paligemma": PALIGEMMA,
+    "gemma3": GEMMA3,
+    "internvl": INTERNVL,
+    "pixtral": PIXTRAL,
+    "mistral3": MISTRAL3,
+    "mllama": MLLAMA,
+}
+"""The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
+
+
+def build(family: str, directory: Path, seed: int = 0) -> Path:
+    """Save a tiny model of a family: weights, configuration, tokenizer, processor, template.
+
+    Args:
+        family: A key of `FAMILIES`.
+        directory: Where to save it; made if missing.
+        seed: Chooses the random weights.
+    Returns:
+        The directory, loadable by `AutoProcessor` and `AutoModelForImageTextToText`.
+    Raises:
+        UserError: There is no such family.
+
+    >>> import tempfile
+    >>> folder = build("llava", Path(tempfile.mkdtemp()))
+    >>> AutoModelForImageTextToText.from_pretrained(folder).num_parameters() < 500_000
+    True
+    """
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, n=3, cutoff=0.4) or sorted(FAMILIES)
+        raise UserError(f"found no tiny model {family!r}; expected one of: {', '.join(near)}")
+    row = FAMILIES[family]
+    tokenizer = make_tokenizer(row)
+    processor = row.processor(tokenizer, row.template)  # some add tokens to the tokenizer
+    ids = tokenizer.get_vocab()
+    text = {
+        **TEXT_SIZE,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": ids[row.pad],
+        "eos_token_id": ids[row.eos],
+        "bos_token_id": ids[row.bos] if row.bos else None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(row.config(ids, text), dtype=torch.float32)
+        _open_gates(model)
+    model.generation_config = GenerationConfig(
+        pad_token_id=ids[row.pad],
+        bos_token_id=text["bos_token_id"],
+        eos_token_id=[ids[token] for token in (row.eos, *row.also_ends)],
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return Path(directory)
+
+
+def _open_gates(model: PreTrainedModel) -> None:
+    """Give values to weights that start as nothing but zeros: no picture would come through them."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if not weight.any() and (weight.ndim > 1 or weight.numel() == 1):
+                weight.normal_(std=0.2)

@@ -1,0 +1,96 @@
+"""The Idefics line: a picture is seen whole and in tiles, each with its place written before it."""
+
+from typing import Any
+
+from transformers import (
+    Idefics3Config,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    SmolVLMConfig,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from tests.support.tiny.family import VISION_SIZE, Family, Ids
+
+_TILES = (
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
+)
+_SIZES: dict[str, Any] = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+"""Pictures become at most 2×2 tiles and an overview, of 4 tokens each."""
+
+
+def _template(begin: str) -> str:
+    return (
+        begin + "{% for message in messages %}"
+        "{{ message.role | capitalize + (':' if message.content[0].type == 'image' else ': ') }}"
+        "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
+        "{{ '<end_of_utterance>\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+
+
+def _config(kind: Any) -> Any:
+    def make(ids: Ids, text: dict) -> PretrainedConfig:
+        return kind(
+            vision_config={**VISION_SIZE, "image_size": 32, "patch_size": 8},
+            text_config={"model_type": "llama", **text},
+            image_token_id=ids["<image>"],
+            pad_token_id=text["pad_token_id"],
+            scale_factor=2,
+        )
+
+    return make
+
+
+# --- SmolVLM: one start token for the whole chat; a space after the colon only before text -----------------
+def _smolvlm_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    return SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(**_SIZES),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(**_SIZES),
+        image_seq_len=4,
+        chat_template=template,
+    )
+
+
+SMOLVLM = Family(
+    pad="<|im_end|>",
+    eos="<end_of_utterance>",
+    bos="<|im_start|>",
+    special=_TILES,
+    template=_template("<|im_start|>"),
+    config=_config(SmolVLMConfig),
+    processor=_smolvlm_processor,
+)
+
+
+# --- Idefics3: as SmolVLM, after Llama 3's begin token; turns end in a token that isn't the tokenizer's eos
+def _idefics3_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    return Idefics3Processor(
+        image_processor=Idefics3ImageProcessor(**_SIZES),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=template,
+    )
+
+
+IDEFICS3 = Family(
+    pad="<|finetune_right_pad_id|>",
+    eos="<|end_of_text|>",
+    bos="<|begin_of_text|>",
+    special=("<end_of_utterance>", *_TILES),
+    template=_template("<|begin_of_text|>"),
+    config=_config(Idefics3Config),
+    processor=_idefics3_processor,
+    adds_bos=True,
+    also_ends=("<end_of_utterance>",),
+)

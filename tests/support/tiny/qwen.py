@@ -1,0 +1,158 @@
+"""The Qwen-VL line: pictures of any size, positions in three axes."""
+
+from typing import Any
+
+from transformers import (
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from tests.support.tiny.family import Family, Ids
+
+_SYSTEM = (
+    "{% if messages[0].role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+)
+
+
+def _chatml(writes: str = "true", shows: str = "true") -> str:
+    """ChatML of the messages that it writes, with the pictures of those that it shows: Jinja conditions."""
+    return (
+        "{% for message in messages %}{% if " + writes + " %}"
+        "{{ '<|im_start|>' + message.role + '\n' }}"
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for part in message.content %}"
+        "{% if part.type != 'image' %}{{ part.text }}"
+        "{% elif " + shows + " %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
+        "{% endfor %}{% endif %}"
+        "{{ '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def _ids(ids: Ids) -> dict[str, Any]:
+    return {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
+def _rope(text: dict, **more: Any) -> dict:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3], **more}
+    return {**text, "rope_parameters": rope}
+
+
+def _processor(processor: Any, video: Any, side: int) -> Any:
+    """Between 4 and 9 tokens a picture, of `side` × `side` pixels each."""
+
+    def make(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+        pixels: dict[str, Any] = {"min_pixels": 4 * side**2, "max_pixels": 9 * side**2}
+        images = Qwen2VLImageProcessor(patch_size=side // 2, **pixels)
+        videos = video(patch_size=side // 2, **pixels)
+        return processor(
+            image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=template
+        )
+
+    return make
+
+
+def _family(config: Any, processor: Any, template: str) -> Family:
+    return Family(
+        pad="<|endoftext|>",
+        eos="<|im_end|>",
+        bos=None,
+        special=("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+        template=template,
+        config=config,
+        processor=processor,
+        also_ends=("<|endoftext|>",),
+    )
+
+
+# --- Qwen2-VL: ChatML with a system prompt of its own where none is given ----------------------------------
+def _qwen2_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return Qwen2VLConfig(
+        vision_config={
+            "embed_dim": 48,
+            "hidden_size": text["hidden_size"],
+            "depth": 2,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+        },
+        text_config=_rope(text),
+        tie_word_embeddings=True,
+        **_ids(ids),
+    )
+
+
+QWEN2_VL = _family(
+    _qwen2_vl_config, _processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
+)
+
+
+# --- Qwen2.5-VL: as Qwen2-VL --------------------------------------------------------------------------------
+def _qwen2_5_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return Qwen2_5_VLConfig(
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "depth": 2,
+            "num_heads": 4,
+            "patch_size": 14,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": text["hidden_size"],
+        },
+        text_config=_rope(text),
+        tie_word_embeddings=True,
+        **_ids(ids),
+    )
+
+
+QWEN2_5_VL = _family(
+    _qwen2_5_vl_config, _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
+)
+
+
+# --- Qwen3-VL: ChatML without a system prompt of its own; a system turn only where it is first, and pictures
+# --- only in questions: it leaves out others
+_QWEN3_VL_TEMPLATE = _chatml("message.role != 'system' or loop.first", "message.role == 'user'")
+
+
+def _qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
+    """Features of the tower's first block enter the language model's first layer (DeepStack)."""
+    return Qwen3VLConfig(
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "depth": 2,
+            "num_heads": 4,
+            "patch_size": 16,
+            "out_hidden_size": text["hidden_size"],
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [0],
+        },
+        text_config={**_rope(text, mrope_interleaved=True), "head_dim": 16},
+        tie_word_embeddings=True,
+        **_ids(ids),
+    )
+
+
+QWEN3_VL = _family(
+    _qwen3_vl_config, _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), _QWEN3_VL_TEMPLATE
+)
