@@ -39,3 +39,18 @@ def words():
     return lambda conversation: [
         (turn.role, [short(one) for one in turn.parts]) for turn in conversation.messages
     ]
+
+
+@pytest.fixture(scope="module")
+def renderer_of(processor_of):
+    """The renderer of a model and a template; each is made once."""
+    from lightning_vlm.data.render.renderer import Renderer
+
+    made = {}
+
+    def renderer(model, template=None):
+        if (model, template) not in made:
+            made[model, template] = Renderer(processor_of(model, template))
+        return made[model, template]
+
+    return renderer

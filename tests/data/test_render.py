@@ -17,6 +17,7 @@ from lightning_vlm.data.render.renderer import Renderer, TooLong
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
+from tests.support.rendering import END, GAPS, assert_like, processor_inputs, supervised
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -41,25 +42,7 @@ def templates_of(model):
 EVERY = [(model, template) for model in MODELS for template in templates_of(model)]
 REFUSED = [("pixtral", None, "system")]  # its template writes no system turn where an answer ends the chat
 FIRST = [(model, templates_of(model)[0]) for model in MODELS]
-END = {  # of the families' own templates; ready ones write the tokenizer's end token
-    "llava": "",
-    "llava_next": "</s>",
-    "llava_onevision": "<|im_end|>",
-    "smolvlm": "<end_of_utterance>",
-    "idefics3": "<end_of_utterance>",
-    "qwen2_vl": "<|im_end|>",
-    "qwen2_5_vl": "<|im_end|>",
-    "qwen3_vl": "<|im_end|>",
-    "gemma3": "<end_of_turn>",
-    "internvl": "<|im_end|>",
-    "mistral3": "</s>",
-    "pixtral": "</s>",
-    "mllama": "<|eot_id|>",
-    "shipped": "<|im_end|>",
-}
-GAPS = ("llava", "llava_next", "smolvlm", "idefics3")  # their own write a space before an answer
 STRIPS = ("gemma3",)  # its own template strips texts
-ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
 
 
 def picture(width=64, height=64, colour="red"):
@@ -114,57 +97,6 @@ def for_model(model, conversation):
 def answers_of(conversation):
     turns = (m for m in conversation.messages if m.role == "assistant")
     return ["".join(p.text if isinstance(p, Text) else str(p) for p in m.parts) for m in turns]
-
-
-def supervised(renderer, example):
-    """The text of each unbroken stretch of supervised tokens."""
-    stretches, before = [], False
-    for token, kind in zip(example.input_ids.tolist(), example.kinds.tolist(), strict=True):
-        if kind in ANSWERED:
-            if not before:
-                stretches.append([])
-            stretches[-1].append(token)
-        before = kind in ANSWERED
-    return [renderer.tokenizer.decode(one, clean_up_tokenization_spaces=False) for one in stretches]
-
-
-@pytest.fixture(scope="module")
-def renderer_of(processor_of):
-    made = {}
-
-    def renderer(model, template=None):
-        if (model, template) not in made:
-            made[model, template] = Renderer(processor_of(model, template))
-        return made[model, template]
-
-    return renderer
-
-
-def own(renderer, conversation, **options):
-    """What the processor itself makes of a conversation, neighbouring texts joined."""
-    turns = []
-    for message in conversation.messages:
-        content = []
-        for part in message.parts:
-            if isinstance(part, Image):
-                content.append({"type": "image", "image": load_image(part, "", "")})
-            elif content and content[-1]["type"] == "text":
-                content[-1]["text"] += part.text if isinstance(part, Text) else str(part)
-            else:
-                content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
-        turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
-    batch = renderer.processor.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
-    return {name: value for name, value in batch.items() if name != "labels"}
-
-
-def assert_like(example, batch):
-    """Ids, and all else that the model gets."""
-    assert {"input_ids", *example.inputs} == batch.keys()
-    assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
-    for name, value in example.inputs.items():
-        assert torch.equal(value, batch[name]), name
 
 
 def cases(names=TALKS, models=EVERY):
@@ -227,7 +159,7 @@ def test_inputs_are_the_processors_own(renderer_of, model, template, name):
         pytest.skip(
             "its processor takes an answer by itself: see test_paligemma_sees_only_its_question_both_ways"
         )
-    assert_like(renderer.example(conversation), own(renderer, conversation))
+    assert_like(renderer.example(conversation), processor_inputs(renderer, conversation))
 
 
 @cases()
@@ -240,7 +172,7 @@ def test_the_prompt_is_how_the_full_ids_begin(renderer_of, model, template, name
     assert reference == answers_of(conversation)[-1]
     asked = Conversation(conversation.messages[:-1])
     if name in ORDINARY and (model != "paligemma" or not answers_of(asked)):
-        assert_like(prompt, own(renderer, asked, add_generation_prompt=True))
+        assert_like(prompt, processor_inputs(renderer, asked, add_generation_prompt=True))
 
 
 def test_paligemma_sees_only_its_question_both_ways(renderer_of):
@@ -317,7 +249,7 @@ def test_a_processor_may_ask_for_the_tokens_of_its_pictures(processor_of, monkey
     monkeypatch.setattr(type(processor), "return_mm_token_type_ids", True)
     renderer, conversation = Renderer(processor), TALKS["interleaved"]
     example = renderer.example(conversation)
-    assert_like(example, own(renderer, conversation))
+    assert_like(example, processor_inputs(renderer, conversation))
     assert ((example.kinds == Kind.IMAGE) == example.inputs["mm_token_type_ids"][0].bool()).all()
 
 

@@ -10,36 +10,18 @@ from jinja2 import TemplateError
 
 from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
-from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING
 from lightning_vlm.errors import DataError
 from lightning_vlm.export.held import held
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
+from tests.support.rendering import END, GAPS, assert_like, processor_inputs, supervised
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 MODELS = (*FAMILIES, "shipped")
 FIRST = [(model, "plain" if model == "paligemma" else None) for model in MODELS]
-END = {  # of the families' own templates; ready ones write the tokenizer's end token
-    "llava": "",
-    "llava_next": "</s>",
-    "llava_onevision": "<|im_end|>",
-    "smolvlm": "<end_of_utterance>",
-    "idefics3": "<end_of_utterance>",
-    "qwen2_vl": "<|im_end|>",
-    "qwen2_5_vl": "<|im_end|>",
-    "qwen3_vl": "<|im_end|>",
-    "gemma3": "<end_of_turn>",
-    "internvl": "<|im_end|>",
-    "mistral3": "</s>",
-    "pixtral": "</s>",
-    "mllama": "<|eot_id|>",
-    "shipped": "<|im_end|>",
-}
-GAPS = ("llava", "llava_next", "smolvlm", "idefics3")  # their own write a space before an answer
-ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
 FILE = io.BytesIO()
 PIL.Image.new("RGB", (64, 64), "red").save(FILE, "PNG")
 PICTURE = Image(data=FILE.getvalue())
@@ -59,57 +41,6 @@ def chat(order, weights=None, picture=False, source="chat.jsonl:1"):
         place = order.index("u")
         messages[place] = replace(messages[place], parts=(PICTURE, *messages[place].parts))
     return Conversation(tuple(messages), source=source)
-
-
-def supervised(renderer, example):
-    """The text of each unbroken stretch of supervised tokens."""
-    stretches, before = [], False
-    for token, kind in zip(example.input_ids.tolist(), example.kinds.tolist(), strict=True):
-        if kind in ANSWERED:
-            if not before:
-                stretches.append([])
-            stretches[-1].append(token)
-        before = kind in ANSWERED
-    return [renderer.tokenizer.decode(one, clean_up_tokenization_spaces=False) for one in stretches]
-
-
-@pytest.fixture(scope="module")
-def renderer_of(processor_of):
-    made = {}
-
-    def renderer(model, template=None):
-        if (model, template) not in made:
-            made[model, template] = Renderer(processor_of(model, template))
-        return made[model, template]
-
-    return renderer
-
-
-def own(renderer, conversation, **options):
-    """What the processor itself makes of a conversation, neighbouring texts joined."""
-    turns = []
-    for message in conversation.messages:
-        content = []
-        for part in message.parts:
-            if isinstance(part, Image):
-                content.append({"type": "image", "image": load_image(part, "", "")})
-            elif content and content[-1]["type"] == "text":
-                content[-1]["text"] += part.text if isinstance(part, Text) else str(part)
-            else:
-                content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
-        turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
-    batch = renderer.processor.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
-    return {name: value for name, value in batch.items() if name != "labels"}
-
-
-def assert_like(example, batch):
-    """Ids, and all else that the model gets."""
-    assert {"input_ids", *example.inputs} == batch.keys()
-    assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
-    for name, value in example.inputs.items():
-        assert torch.equal(value, batch[name]), name
 
 
 def takes(renderer, conversation):
@@ -173,7 +104,7 @@ def test_other_orders_are_written_as_the_template_does(renderer_of, model, templ
     assert supervised(renderer, example) == answers
     # LLaVA-NeXT's tokenizer would join the space that its template writes with the first word of an answer.
     if model != "paligemma" and not (model == "llava_next" and (greets or "aa" in order)):
-        assert_like(example, own(renderer, written))
+        assert_like(example, processor_inputs(renderer, written))
 
 
 @pytest.mark.parametrize(("model", "template"), FIRST)
@@ -323,7 +254,7 @@ def test_pictures_between_merged_turns_get_no_new_line(renderer_of):
     example = renderer_of("gemma3").example(Conversation((first, second, third, answer)))
     one = Message("user", (Text("Look:"), PICTURE, Text("What?")))
     assert example.changes == (MERGED,)
-    assert_like(example, own(renderer_of("gemma3"), Conversation((one, answer))))
+    assert_like(example, processor_inputs(renderer_of("gemma3"), Conversation((one, answer))))
 
 
 @pytest.mark.parametrize("model", ["gemma3", "qwen2_5_vl"])

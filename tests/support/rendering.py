@@ -1,0 +1,66 @@
+"""What the tests of rendering share: what families write, and what a processor makes by itself."""
+
+import torch
+
+from lightning_vlm.data.conversation import Image, Text
+from lightning_vlm.data.images import load_image
+from lightning_vlm.kinds import Kind
+
+END = {  # of the families' own templates; ready ones write the tokenizer's end token
+    "llava": "",
+    "llava_next": "</s>",
+    "llava_onevision": "<|im_end|>",
+    "smolvlm": "<end_of_utterance>",
+    "idefics3": "<end_of_utterance>",
+    "qwen2_vl": "<|im_end|>",
+    "qwen2_5_vl": "<|im_end|>",
+    "qwen3_vl": "<|im_end|>",
+    "gemma3": "<end_of_turn>",
+    "internvl": "<|im_end|>",
+    "mistral3": "</s>",
+    "pixtral": "</s>",
+    "mllama": "<|eot_id|>",
+    "shipped": "<|im_end|>",
+}
+GAPS = ("llava", "llava_next", "smolvlm", "idefics3")
+"""Families whose own templates write a space before an answer."""
+ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
+
+
+def supervised(renderer, example):
+    """The text of each unbroken stretch of supervised tokens."""
+    stretches, before = [], False
+    for token, kind in zip(example.input_ids.tolist(), example.kinds.tolist(), strict=True):
+        if kind in ANSWERED:
+            if not before:
+                stretches.append([])
+            stretches[-1].append(token)
+        before = kind in ANSWERED
+    return [renderer.tokenizer.decode(tokens, clean_up_tokenization_spaces=False) for tokens in stretches]
+
+
+def processor_inputs(renderer, conversation, **options):
+    """The processor's own inputs for a conversation, with neighbouring texts joined."""
+    turns = []
+    for message in conversation.messages:
+        content = []
+        for part in message.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image", "image": load_image(part, "", "")})
+            elif content and content[-1]["type"] == "text":
+                content[-1]["text"] += part.text if isinstance(part, Text) else str(part)
+            else:
+                content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
+        turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
+    batch = renderer.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def assert_like(example, batch):
+    """Compare the ids, and all else that the model gets."""
+    assert {"input_ids", *example.inputs} == batch.keys()
+    assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
+    for name, value in example.inputs.items():
+        assert torch.equal(value, batch[name]), name
