@@ -26,10 +26,10 @@ from lightning_vlm.data.batch.sampling import (
 from lightning_vlm.data.batch.task_batches import TaskBatches
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
-from lightning_vlm.data.faults import together
+from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
+from lightning_vlm.data.read.source import OnBadSample, skip_summary, write_skip_report
 from lightning_vlm.data.render.renderer import Example, Renderer, TooLong
-from lightning_vlm.data.source import OnBadSample, skip_summary, write_skip_report
 from lightning_vlm.errors import DataError, UserError
 
 

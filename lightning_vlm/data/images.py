@@ -12,7 +12,7 @@ import PIL.Image
 from PIL import ImageOps
 
 from lightning_vlm.data.conversation import Image
-from lightning_vlm.data.read.fetching import fetch
+from lightning_vlm.data.fetching import fetch
 from lightning_vlm.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")

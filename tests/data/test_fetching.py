@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vlm.data import fetching
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.read import fetching
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import DataError
 

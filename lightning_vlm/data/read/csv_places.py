@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lightning_vlm.data.fields import names, show
+from lightning_vlm.data.read.fields import names, show
 from lightning_vlm.data.read.json_places import Place, open_file
 from lightning_vlm.errors import DataError
 

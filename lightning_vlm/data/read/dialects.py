@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
-from lightning_vlm.data.fields import is_number, json_list, names, show
+from lightning_vlm.data.read.fields import is_number, json_list, names, show
 from lightning_vlm.data.read.pictures import COLUMNS, is_empty
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn

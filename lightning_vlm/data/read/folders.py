@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lightning_vlm.data.fields import names
+from lightning_vlm.data.read.fields import names
 from lightning_vlm.errors import UserError
 
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")

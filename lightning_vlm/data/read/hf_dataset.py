@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_vlm.data.conversation import Conversation
-from lightning_vlm.data.fields import names
+from lightning_vlm.data.read.fields import names
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
 from lightning_vlm.data.read.reading import Reading, say
 from lightning_vlm.data.read.rows import any_conversation
-from lightning_vlm.data.source import OnBadSample, Source
+from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.errors import DataError, UserError
 
 if TYPE_CHECKING:

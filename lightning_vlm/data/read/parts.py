@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_vlm.data.conversation import Box, Part, Text
-from lightning_vlm.data.fields import box_of, check_known_key, keys, part_type, show, text_of
+from lightning_vlm.data.read.fields import box_of, check_known_key, keys, part_type, show, text_of
 from lightning_vlm.data.read.pictures import RowPictures, from_base64, picture_of
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.errors import DataError

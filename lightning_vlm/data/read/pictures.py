@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import PIL.Image
 
 from lightning_vlm.data.conversation import Image, Part, Text
-from lightning_vlm.data.fields import json_list, show, text_of
 from lightning_vlm.data.images import shorten
+from lightning_vlm.data.read.fields import json_list, show, text_of
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.errors import DataError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vlm.data.conversation import Chain, Conversation, Conversations
-from lightning_vlm.data.fields import names
 from lightning_vlm.data.read import csv_places, json_places
+from lightning_vlm.data.read.fields import names
 from lightning_vlm.data.read.folders import (
     PREFERRED,
     TABLE_FILES,
@@ -21,8 +21,8 @@ from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
 from lightning_vlm.data.read.json_places import Place
 from lightning_vlm.data.read.reading import Reading, say
 from lightning_vlm.data.read.rows import any_conversation, own_conversation
+from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.read.unpacked import plain_file
-from lightning_vlm.data.source import OnBadSample, Source
 from lightning_vlm.errors import DataError
 
 _TABLES = (".csv", ".tsv")

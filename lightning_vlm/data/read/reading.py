@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Image
-from lightning_vlm.data.fields import names
+from lightning_vlm.data.read.fields import names
 
 Look: TypeAlias = Callable[[Image, str, str], object]
 """Called with a picture, its `file:line` and its key."""

@@ -4,8 +4,17 @@ import re
 from typing import Any
 
 from lightning_vlm.data.conversation import Conversation, Image, Message, Part, Text
-from lightning_vlm.data.fields import check_known_key, keys, near, number_of, role_of, show, text_of, turns
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, Dialect, Row, dialect_of
+from lightning_vlm.data.read.fields import (
+    check_known_key,
+    keys,
+    near,
+    number_of,
+    role_of,
+    show,
+    text_of,
+    turns,
+)
 from lightning_vlm.data.read.parts import any_part, is_picture, own_part
 from lightning_vlm.data.read.pictures import COLUMNS, RowPictures
 from lightning_vlm.data.read.reading import Reading

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_vlm.data.conversation import Role, check_weight
-from lightning_vlm.data.fields import check_known_key, is_number, json_list, number_of, role_of, show, turns
+from lightning_vlm.data.read.fields import (
+    check_known_key,
+    is_number,
+    json_list,
+    number_of,
+    role_of,
+    show,
+    turns,
+)
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.errors import DataError
 

@@ -11,7 +11,7 @@ from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Mes
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.read.hf_dataset import HFDataset
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
-from lightning_vlm.data.source import skip_summary, write_skip_report
+from lightning_vlm.data.read.source import skip_summary, write_skip_report
 from lightning_vlm.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("folder")

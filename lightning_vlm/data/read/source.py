@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
-from lightning_vlm.data.faults import Faults
-from lightning_vlm.data.fields import names, near
 from lightning_vlm.data.read.dialects import KNOWN
+from lightning_vlm.data.read.faults import Faults
+from lightning_vlm.data.read.fields import names, near
 from lightning_vlm.data.read.reading import Notes, Reading, say
 from lightning_vlm.errors import DataError, UserError
 
