@@ -1,13 +1,15 @@
 """Optimizer steps: how many a run has, and the loss of each."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning_vlm_callbacks.run_length import steps_of_run
 from torch import Tensor, nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -201,21 +203,13 @@ def total_steps(trainer: Trainer) -> int:
         UserError: It has no end.
     """
     data = getattr(trainer, "datamodule", None)
-    limit = trainer.max_steps if trainer.max_steps != -1 else None
-    if trainer.max_epochs in (None, -1):
-        if limit is None:
-            raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
-        return limit
-    if not isinstance(data, VLMDataModule):
-        # Lightning then forgets where a resumed loader was; our data module knows its length itself.
-        return int(trainer.estimated_stepping_batches)
-    windows = [trainer.accumulate_grad_batches] * (trainer.max_epochs or 0)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            windows = [callback.get_accumulate_grad_batches(epoch) for epoch in range(len(windows))]
-    of_window = {
-        window: data.steps_per_epoch(trainer.world_size, window, trainer.limit_train_batches)
-        for window in set(windows)
-    }
-    steps = sum(of_window[window] for window in windows)
-    return steps if limit is None else min(limit, steps)
+    batches = None
+    if isinstance(data, VLMDataModule):
+        # A loader made now would not be the one that a resumed run continues with.
+        batches = data.batches_per_epoch(trainer.world_size, trainer.limit_train_batches)
+    elif trainer.max_epochs not in (None, -1) and trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    steps = steps_of_run(trainer, batches)
+    if steps == math.inf:
+        raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
+    return int(steps)

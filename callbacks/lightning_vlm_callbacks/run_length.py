@@ -1,14 +1,20 @@
-"""How much of a fit lies ahead: optimizer steps, epochs and validations."""
+"""How long a fit is, in optimizer steps, epochs and validations. Nothing else counts them."""
 
 import math
+from typing import Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
+    "Unit",
     "epochs_ahead",
+    "first_step_at",
     "has_validation_data",
+    "share_of_steps",
+    "steps_of_epoch",
     "steps_of_run",
     "validations_ahead",
     "warn_if_beyond",
@@ -16,8 +22,16 @@ __all__ = [
 ]
 
 
-def steps_of_run(trainer: Trainer) -> float:
-    """Optimizer steps of the whole run, resumed or not, known from `on_train_start` on.
+Unit = Literal["fraction", "step", "epoch"]
+
+
+def steps_of_run(trainer: Trainer, batches: float | None = None) -> float:
+    """Optimizer steps of the whole run, resumed or not.
+
+    Args:
+        trainer: Whose run it is.
+        batches: The batches of an epoch on one rank; None takes `trainer.num_training_batches`, known from
+            `on_train_start` on.
 
     Returns:
         Infinity if the run has no end, or if its length isn't known.
@@ -27,10 +41,69 @@ def steps_of_run(trainer: Trainer) -> float:
         return limit
     total: float = 0
     for epoch in range(trainer.max_epochs or 0):
-        total += _steps_of_epoch(trainer, epoch)
+        total += steps_of_epoch(trainer, epoch, batches)
         if total >= limit or total == math.inf:
             break
     return min(limit, total)
+
+
+def steps_of_epoch(trainer: Trainer, epoch: int, batches: float | None = None) -> float:
+    """Optimizer steps of an epoch that isn't cut short.
+
+    Args:
+        trainer: Whose run it is.
+        epoch: Its number, since GradientAccumulationScheduler may give each epoch another window.
+        batches: As for `steps_of_run`.
+
+    Returns:
+        Infinity if the loader has no length.
+    """
+    if batches is None:
+        batches = trainer.num_training_batches
+    if batches == math.inf:
+        return math.inf
+    return math.ceil(batches / _window(trainer, epoch))
+
+
+def share_of_steps(share: float, steps: float) -> int:
+    """The first step at which a share of the steps, or more, has been made.
+
+    >>> share_of_steps(0.55, 100)
+    55
+    """
+    return math.ceil(round(share * steps, 6))  # 0.55 * 100 is a little more than 55 in floating point
+
+
+def first_step_at(trainer: Trainer, at: float, unit: Unit) -> int:
+    """The first optimizer step at which a run has come as far as `at`, known from `on_train_start` on.
+
+    Args:
+        trainer: Whose run it is, resumed or not.
+        at: A fraction of the run, optimizer steps, or epochs (2.5 is in the middle of the third).
+        unit: Which of the three.
+
+    Raises:
+        MisconfigurationException: The run has no end, or an epoch no length, that the unit needs.
+    """
+    if unit == "step":
+        return int(at)
+    if unit == "fraction":
+        return share_of_steps(at, _known(trainer, steps_of_run(trainer)))
+    whole = int(at)
+    steps = [_known(trainer, steps_of_epoch(trainer, epoch)) for epoch in range(whole + 1)]
+    return sum(steps[:whole]) + share_of_steps(at - whole, steps[whole])
+
+
+def _known(trainer: Trainer, steps: float) -> int:
+    if steps != math.inf:
+        return int(steps)
+    if trainer.num_training_batches == math.inf:
+        raise MisconfigurationException(
+            "unit: found a loader without a length, so that an epoch isn't known; use unit: step"
+        )
+    raise MisconfigurationException(
+        "unit: found fraction, but the run has no end; set max_steps or max_epochs"
+    )
 
 
 def epochs_ahead(trainer: Trainer) -> float:
@@ -74,7 +147,7 @@ def warn_if_beyond(trainer: Trainer, option: str, every: int | None, consequence
     """
     steps = steps_of_run(trainer)
     if every is not None and every > steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        rank_zero_warn(f"{option} {every} is longer than this run of {steps:g} steps, so {consequence}")
+        rank_zero_warn(f"{option} {every} is longer than this run of {int(steps)} steps, so {consequence}")
 
 
 def why_no_validation(trainer: Trainer) -> str:
@@ -108,13 +181,6 @@ def _is_finite(trainer: Trainer) -> bool:
     return 0 < trainer.num_training_batches < math.inf and steps_of_run(trainer) != math.inf
 
 
-def _steps_of_epoch(trainer: Trainer, epoch: int) -> float:
-    batches = trainer.num_training_batches
-    if batches == math.inf:
-        return math.inf
-    return math.ceil(batches / _window(trainer, epoch))
-
-
 def _window(trainer: Trainer, epoch: int) -> int:
     """Micro-batches in an optimizer step."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -128,7 +194,7 @@ def _epochs(trainer: Trainer) -> list[tuple[int, bool]]:
     found: list[tuple[int, bool]] = []
     steps, last, epoch = 0.0, steps_of_run(trainer), 0
     while steps < last:
-        steps += _steps_of_epoch(trainer, epoch)
+        steps += steps_of_epoch(trainer, epoch)
         if epoch >= trainer.current_epoch and steps > trainer.global_step:
             found.append((epoch, steps <= last))
         epoch += 1
@@ -138,13 +204,13 @@ def _epochs(trainer: Trainer) -> list[tuple[int, bool]]:
 def _batches_of_epochs(trainer: Trainer) -> list[tuple[int, int]]:
     """The epochs that end from now on, and how many batches they have by then."""
     found, last = [], steps_of_run(trainer)
-    before = sum(_steps_of_epoch(trainer, epoch) for epoch in range(trainer.current_epoch))
+    before = sum(steps_of_epoch(trainer, epoch) for epoch in range(trainer.current_epoch))
     for epoch, whole in _epochs(trainer):
         batches = int(trainer.num_training_batches)
         if not whole:
             batches = min(batches, int(last - before) * _window(trainer, epoch))
         found.append((epoch, batches))
-        before += _steps_of_epoch(trainer, epoch)
+        before += steps_of_epoch(trainer, epoch)
     return found
 
 

@@ -181,17 +181,15 @@ class VLMDataModule(LightningDataModule):
             self.sampling.scores(self.task_table)
         assert self.renderer
 
-    def steps_per_epoch(self, world: int, accumulate: int, limit: int | float = 1.0) -> int:
-        """Optimizer steps in one epoch of training data.
+    def batches_per_epoch(self, world: int, limit: int | float = 1.0) -> int:
+        """Batches of training data that each process gets in an epoch.
 
         Args:
             world: Number of processes.
-            accumulate: Micro-batches in a step.
             limit: The Trainer's `limit_train_batches`.
         """
         batches = len(Batches(len(self.source("train")), self.batch_size, False, 0, 0, world))
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-        return -(-batches // accumulate)
+        return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches to learn from."""

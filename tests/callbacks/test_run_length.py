@@ -1,6 +1,7 @@
 """How much of a fit lies ahead, compared with what Lightning then does."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import EarlyStopCheckpoint, GradientMonitor, NonFiniteGuard, StagedUnfreezing
 from lightning_vlm_callbacks.run_length import (
     epochs_ahead,
+    share_of_steps,
     steps_of_run,
     validations_ahead,
     why_no_validation,
@@ -102,6 +104,14 @@ def test_what_nobody_knows(make_trainer):
     )
     assert count.expected == [0, math.inf, math.inf]
     assert count.why == "the validation data are empty"
+
+
+def test_a_share_of_steps_is_the_first_step_at_or_past_it():
+    for total in (1, 3, 7, 100, 999):
+        for hundredths in range(100):
+            share = Fraction(hundredths, 100)
+            wanted = next(step for step in range(total + 1) if Fraction(step, total) >= share)
+            assert share_of_steps(hundredths / 100, total) == wanted
 
 
 class AtRest(LightningModule):

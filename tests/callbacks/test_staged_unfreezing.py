@@ -5,7 +5,6 @@ import gc
 import math
 import weakref
 from copy import deepcopy
-from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -24,7 +23,6 @@ from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates
 from lightning_vlm_callbacks.staged_unfreezing.stages import (
     PLANS,
     Plateau,
-    first_step,
     improved,
     plan,
     trains_since,
@@ -794,13 +792,6 @@ def test_epochs_and_fractions_are_the_loops_own(classifier, digits, make_trainer
         trainer.fit(classifier(), digits.Digits())
     # Of 12 steps, 9 / 12 >= 0.7 > 8 / 12; or of 6, where they end the run.
     assert seen == {1: (1, 0, 4), 1.5: (1, 4, 8), 0.25: (0, 6, 3), 0.7: (1, 5, 9), 0.5: (0, 6, 3)}
-
-
-def test_first_step_is_the_first_at_or_past_it():
-    for total in (1, 3, 7, 100, 999):
-        for hundredths in range(100):
-            wanted = next(s for s in range(total + 1) if Fraction(s, total) >= Fraction(hundredths, 100))
-            assert first_step(hundredths / 100, "fraction", lambda total=total: total, None) == wanted
 
 
 def test_warm_up_begins_with_each_unbroken_run_of_stages():

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -177,16 +178,16 @@ def test_overfit_batches_is_refused(lines, processor):
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("limit", [1.0, 0.5, 2, 100])
-def test_steps_per_epoch_are_those_that_the_trainer_makes(lines, processor, accumulate, limit):
+def test_batches_per_epoch_are_those_that_the_trainer_takes(lines, processor, accumulate, limit):
     data = VLMDataModule(train=lines(), batch_size=1)
     made = trainer(accumulate_grad_batches=accumulate, limit_train_batches=limit)
     made.fit(Reads(processor), data)
-    assert data.steps_per_epoch(1, accumulate, limit) == made.global_step
+    assert math.ceil(data.batches_per_epoch(1, limit) / accumulate) == made.global_step
 
 
-def test_steps_per_epoch_of_several_ranks(lines):
+def test_batches_per_epoch_of_several_ranks(lines):
     data = VLMDataModule(train=lines(), batch_size=2)
-    assert [data.steps_per_epoch(world, 1) for world in (1, 2, 3, 4)] == [3, 2, 1, 1]
+    assert [data.batches_per_epoch(world) for world in (1, 2, 3, 4)] == [3, 2, 1, 1]
 
 
 @pytest.mark.parametrize("stage", ["test", "predict", "validate"])

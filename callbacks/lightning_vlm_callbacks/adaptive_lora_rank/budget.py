@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_vlm_callbacks.adaptive_lora_rank.allocation import allocate_ranks
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import Lora
+from lightning_vlm_callbacks.run_length import share_of_steps, steps_of_run
 from lightning_vlm_callbacks.selectors import select_modules
-from lightning_vlm_callbacks.staged_unfreezing.stages import first_steps
 
-__all__ = ["Bounds", "change_steps", "group_layers", "ranks_within", "shares"]
+__all__ = ["Bounds", "group_layers", "rank_update_steps", "ranks_within", "shares"]
 
 
 class Bounds(NamedTuple):
@@ -71,38 +71,35 @@ def ranks_within(
     return {name: ranks[name] for name in scores}
 
 
-def change_steps(
-    trainer: Trainer, module: LightningModule, start: float, every: float, until: float
-) -> list[int]:
+def rank_update_steps(trainer: Trainer, start: float, every: float, until: float) -> list[int]:
     """The numbers of steps made after which ranks may change.
 
     Args:
         trainer: Whose run it is.
-        module: That it trains.
         start: The first one; below 1 a share of the run, else steps.
         every: From one to the next; below 1 a share of the run, else steps.
         until: The last one; below 1 a share of the run, else steps.
 
     Raises:
-        MisconfigurationException: They lie beyond the end of the run, or it has none and shares are given; or
-            no step is among them.
+        MisconfigurationException: They lie beyond the end of the run, or shares are given of a run whose
+            length isn't known; or no step is among them.
     """
-    endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
-    shares = [one for one in (start, every, until) if one < 1]
-    if endless and shares:
+    total = steps_of_run(trainer)
+    shares = [value for value in (start, every, until) if value < 1]
+    if shares and total == math.inf:
         raise MisconfigurationException(
             f"start, every, until: found {shares[0]}, a share of a run that has no end; set max_steps or "
             "max_epochs, or give numbers of steps"
         )
-    total = math.inf if endless else first_steps(trainer, module, [1.0], "fraction")[0]
     first, step, last = (
-        math.ceil(round(one * total, 6)) if one < 1 else int(one) for one in (start, every, until)
+        share_of_steps(value, total) if value < 1 else int(value) for value in (start, every, until)
     )
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         last = min(last, int(total))
     elif last > total:
         raise MisconfigurationException(
-            f"until: found {last}, but the run has {total} steps; expected a step in it, or a share below 1"
+            f"until: found {last}, but the run has {int(total)} steps; expected a step in it, or a share "
+            "below 1"
         )
     elif first > last:
         raise MisconfigurationException(f"start: found step {first}, which is after until ({last})")

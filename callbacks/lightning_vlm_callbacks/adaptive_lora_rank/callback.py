@@ -15,8 +15,8 @@ from typing_extensions import override
 from lightning_vlm_callbacks.adaptive_lora_rank.allocation import check_bounds
 from lightning_vlm_callbacks.adaptive_lora_rank.budget import (
     Bounds,
-    change_steps,
     group_layers,
+    rank_update_steps,
     ranks_within,
     shares,
 )
@@ -170,7 +170,7 @@ class AdaptiveLoRARank(Callback):
             self._loaded = None
         self._groups = group_layers(pl_module, layers, self.groups)
         self._share(layers, dict.fromkeys(layers, 0.0))  # refuses a budget that can't be met
-        self._steps = change_steps(trainer, pl_module, self.start, self.every, self.until)
+        self._steps = rank_update_steps(trainer, self.start, self.every, self.until)
         self._open = False
         shown = ", ".join(map(str, self._steps[:3])) + (" ..." if len(self._steps) > 3 else "")
         rank_zero_info(

@@ -1,7 +1,7 @@
 """Parts of a model begin to train, stop, or change their learning rate in the course of one run."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.run_length import Unit, first_step_at
 from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.staged_unfreezing.entries import Line, resolve, scales_by_selector, table
 from lightning_vlm_callbacks.staged_unfreezing.moments import check_moments
@@ -21,7 +22,6 @@ from lightning_vlm_callbacks.staged_unfreezing.needs import explain_learning_rat
 from lightning_vlm_callbacks.staged_unfreezing.plateau import PlateauWatch
 from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates, learning_rates
 from lightning_vlm_callbacks.staged_unfreezing.stages import (
-    first_steps,
     parse,
     stage_at,
     trains_since,
@@ -102,7 +102,7 @@ class StagedUnfreezing(Callback):
     def __init__(
         self,
         stages: list[dict[str, Any]] | str,
-        unit: Literal["fraction", "step", "epoch"] = "fraction",
+        unit: Unit = "fraction",
         warmup_steps: int = 0,
         layer_decay: float | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class StagedUnfreezing(Callback):
         self._plateaus.new_fit()
         run.modes = {module: module.training for module in pl_module.modules()}
         run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
-        run.starts = self._starts(trainer, pl_module)
+        run.starts = self._starts(trainer)
         check_moments(trainer, self.stages, run.starts)
         ever = set(run.ever.values())
         run.lines = resolve(pl_module, self.stages, ever, self.layer_decay, self._may_lack)
@@ -234,11 +234,14 @@ class StagedUnfreezing(Callback):
         trains = set(root.parameters()) if may_train is None else may_train
         resolve(root, self.stages, trains, None, self._may_lack)
 
-    def _starts(self, trainer: Trainer, module: LightningModule) -> list[int | None]:
+    def _starts(self, trainer: Trainer) -> list[int | None]:
         """The first step of each stage, None where a metric hasn't decided yet."""
-        ats = {i: stage.at for i, stage in enumerate(self.stages) if stage.at is not None}
-        known = dict(zip(ats, first_steps(trainer, module, list(ats.values()), self.unit), strict=True))
-        return [{**self._plateaus.begun, **known}.get(i) for i in range(len(self.stages))]
+        return [
+            self._plateaus.begun.get(number)
+            if stage.at is None
+            else first_step_at(trainer, stage.at, self.unit)
+            for number, stage in enumerate(self.stages)
+        ]
 
     def _enter(self, trainer: Trainer, root: LightningModule, stage: int) -> None:
         """Train what a stage trains and nothing else, from the next batch on."""

@@ -1,19 +1,17 @@
 """Stages of training: ready plans, checks of given stages, and when each stage begins."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-__all__ = ["PLANS", "Plateau", "Stage", "plan"]
+from lightning_vlm_callbacks.run_length import Unit
 
-Unit = Literal["fraction", "step", "epoch"]
+__all__ = ["PLANS", "Plateau", "Stage", "plan"]
 
 PLANS: dict[str, list[dict[str, Any]]] = {
     "projector-then-language": [
@@ -163,71 +161,6 @@ def _plateau(where: str, keys: Any) -> Plateau:
     if not isinstance(plateau.from_best, bool):
         _refuse(f"{where}: from_best", plateau.from_best, "true or false")
     return plateau
-
-
-def first_steps(trainer: Trainer, module: LightningModule, ats: Sequence[float], unit: Unit) -> list[int]:
-    """`first_step` of each of `ats`, in the run of a Trainer, whether resumed or not.
-
-    Raises:
-        MisconfigurationException: The run has no end or length that the unit needs.
-    """
-
-    def of_epoch(epoch: int) -> int:
-        return _steps_of_epoch(trainer, module, epoch)
-
-    def of_run() -> int:
-        return _steps_of_run(trainer, of_epoch)
-
-    return [first_step(at, unit, of_run, of_epoch) for at in ats]
-
-
-def _steps_of_epoch(trainer: Trainer, module: LightningModule, epoch: int) -> int:
-    """Optimizer steps of an epoch."""
-    batches = trainer.num_training_batches
-    if not module.automatic_optimization or batches == math.inf:
-        why = "a loader without a length" if module.automatic_optimization else "manual optimization"
-        raise MisconfigurationException(f"unit: found {why}, so that an epoch isn't known; use unit: step")
-    window = trainer.accumulate_grad_batches
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            window = callback.get_accumulate_grad_batches(epoch)
-    return math.ceil(batches / window)
-
-
-def _steps_of_run(trainer: Trainer, of_epoch: Callable[[int], int]) -> int:
-    """Optimizer steps of the whole run, resumed or not."""
-    limit, epochs = trainer.max_steps, trainer.max_epochs
-    if limit != -1 and (epochs in (None, -1) or trainer.num_training_batches == math.inf):
-        return limit
-    if epochs in (None, -1):
-        raise MisconfigurationException(
-            "unit: found fraction, but the run has no end; set max_steps or max_epochs"
-        )
-    total = sum(map(of_epoch, range(epochs or 0)))
-    return total if limit == -1 else min(limit, total)
-
-
-def first_step(at: float, unit: Unit, total: Callable[[], int], epoch: Callable[[int], int]) -> int:
-    """The first optimizer step at which progress is `at` or more.
-
-    Args:
-        at: In the unit.
-        unit: Of `at`.
-        total: Gives the steps of the whole run.
-        epoch: Gives the steps of an epoch.
-
-    >>> first_step(0.55, "fraction", lambda: 100, lambda epoch: 10)
-    55
-    >>> first_step(2.5, "epoch", lambda: 100, lambda epoch: 10)
-    25
-    """
-    # 0.55 * 100 is a little more than 55 in floating point.
-    if unit == "fraction":
-        return math.ceil(round(at * total(), 6))
-    if unit == "step":
-        return int(at)
-    whole = int(at)
-    return sum(map(epoch, range(whole))) + math.ceil(round((at - whole) * epoch(whole), 6))
 
 
 def stage_at(step: int, starts: Sequence[int | None]) -> int:
