@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs; each makes .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-# Written last, so that an interrupted installation is taken up again.
+# Written last, so that an interrupted installation is repeated.
 INSTALLED := .venv/installed
 
 # Two cores shared by several processes: waiting threads must sleep, not spin (measured 7 times faster).
@@ -18,14 +18,16 @@ help: ## Show this list
 demo: $(INSTALLED) ## Fine-tune the small model that comes along on easy-VQA (some minutes on two cores)
 	$(BIN)/lightning-vlm fit --config configs/quickstart.yaml
 
-test: $(INSTALLED) ## Run all tests, those in the docstrings too
-	$(BIN)/pytest
+test: $(INSTALLED) ## Run all tests, those in the docstrings too, on all cores; ends with the ten slowest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
-lint: $(INSTALLED) ## Check style, types, and which module may import which
+lint: $(INSTALLED) ## Check style, types, which module may import which, names and words; print figures
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy lightning_vlm callbacks/lightning_vlm_callbacks
+	$(BIN)/mypy lightning_vlm callbacks/lightning_vlm_callbacks tools
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.house_rules
+	$(BIN)/python -m tools.figures
 
 bench: .venv/bench ## Run each benchmark against its rivals (half an hour on two cores)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -7,6 +7,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a worker for each core, so that more threads in one would only wait for those of another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -128,6 +131,12 @@ _failed: set[tuple[str, str]] = set()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--families", metavar="FILE", help="write the table of model families and checks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to count tests that run in other processes."""
+    if config.getoption("--families") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--families counts tests in one process; leave out --numprocesses")
 
 
 @pytest.hookimpl(wrapper=True)
