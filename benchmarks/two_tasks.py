@@ -73,8 +73,8 @@ class Two(LightningModule):
         each = torch.nn.functional.one_hot(of, len(NAMES)).float()
         self.step = losses.detach() @ each, each.sum(0)
         loss = (self.tasks.weights[of] * losses).mean()
-        pull = self.tasks.pull(*self.step)
-        return loss if pull is None else loss + pull / len(of)
+        regularizer = self.tasks.regularizer(*self.step)
+        return loss if regularizer is None else loss + regularizer / len(of)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         own = [*self.trunk.parameters(), *self.heads.parameters()]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.collate import Batch, Targets, rows_alike
+from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
 from lightning_vlm.data.batch.left_out_watch import LeftOutOfEvaluation, LeftOutOfFit
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.render.templates import TEMPLATES, chat_template
@@ -33,7 +33,7 @@ from lightning_vlm.losses.tasks import (
     Weighting,
     check_weighting,
     make_task_weights,
-    number_of,
+    task_index,
     task_weights_for,
 )
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
@@ -44,7 +44,7 @@ from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.blocks import compile_blocks
 from lightning_vlm.models.loading.checkpoint import base_of, check_base, check_keys
 from lightning_vlm.models.loading.fingerprint import Fingerprint
-from lightning_vlm.models.loading.initial import new_weights, refuse_frozen_chance
+from lightning_vlm.models.loading.initial import check_missing_weights_train, missing_weights
 from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.logits import logit_options
@@ -75,7 +75,7 @@ from lightning_vlm.step import (
     refuse_rate_finder,
     refuse_unsuited,
     total_steps,
-    zero_touch,
+    zero_loss,
 )
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.gradient_coverage import GradientCoverage
@@ -273,9 +273,9 @@ class VLMModule(LightningModule):
         self.parts = find_parts(model, prefix="model.")
         self._ever_trains = {name for name, one in model.named_parameters("model") if one.requires_grad}
         self._buffer_names = list(trained_buffers(model))
-        if new_weights(model):
+        if missing_weights(model):
             excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
-            refuse_frozen_chance(model, set(map(id, excused.values())))
+            check_missing_weights_train(model, set(map(id, excused.values())))
 
     def setup(self, stage: str) -> None:
         """Refuse what would be silently wrong, and learn which tasks there are."""
@@ -357,7 +357,7 @@ class VLMModule(LightningModule):
         loss = self._step_loss.add(*self.task_sums(batch))
         if not _has_pictures(batch.inputs):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
-            return loss + zero_touch(self.parameters())
+            return loss + zero_loss(self.parameters())
         self._coverage.before_backward(lambda: self._loss_once_more(batch, batch_idx))
         return loss
 
@@ -531,7 +531,7 @@ class VLMModule(LightningModule):
         if self.tasks is None:  # outside of a fit, where no task has a weight
             self.tasks = make_task_weights(None, [OTHER]).to(self.device)
         tasks, targets = self.tasks, batch.targets or self.targets(batch)
-        self._rows = torch.tensor([number_of(task, tasks.names) for task in batch.tasks] or [-1])
+        self._rows = torch.tensor([task_index(task, tasks.names) for task in batch.tasks] or [-1])
         length = batch.inputs["input_ids"].shape[1]
         of = self._rows.to(self.device, non_blocking=True)[targets.positions // length]
         weights = targets.weights * tasks.weights[of]
@@ -541,15 +541,15 @@ class VLMModule(LightningModule):
         counts = zeros.index_add(0, of, targets.weights)
         self._rows = None
         tasks.add(sums, counts)
-        pull = tasks.pull(sums, counts)
-        return loss.loss_sum if pull is None else loss.loss_sum + pull, sums, counts
+        regularizer = tasks.regularizer(sums, counts)
+        return loss.loss_sum if regularizer is None else loss.loss_sum + regularizer, sums, counts
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head gets: a Tensor of shape [batch, length, hidden]."""
         assert self.model is not None
         base = getattr(self.model, self.model.base_model_prefix)
         rows, hiddens = [], []
-        for some, inputs in rows_alike(batch.inputs):
+        for some, inputs in split_by_image_count(batch.inputs):
             rows.append(some)
             if self.tasks is not None and self._rows is not None:
                 self.tasks.rows = self._rows[some]
@@ -659,7 +659,7 @@ class VLMModule(LightningModule):
             self._changes.load(self.trainer, checkpoint, own.get(RUN, {}))
         if self.tasks is not None and self.trainer.state.fn == TrainerFn.FITTING:
             note_other_run(self.trainer, own.get(KEY))
-            self.tasks.go_on(own.get("tasks", {}))
+            self.tasks.load_state(own.get("tasks", {}))
             self._task_log.load_state_dict(own.get("tasks", {}).get("log", {}))
 
     def load_state_dict(

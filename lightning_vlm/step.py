@@ -151,7 +151,7 @@ def log_no_more(trainer: Trainer, names: tuple[str, ...]) -> None:
             result.has_reset = True  # until it is logged again
 
 
-def zero_touch(parameters: Iterable[nn.Parameter]) -> Tensor:
+def zero_loss(parameters: Iterable[nn.Parameter]) -> Tensor:
     """A zero whose backward reaches all parameters that train, so that DDP waits for none of them."""
     # One value of each: a sum over all could overflow, and 0 times infinity is NaN.
     return 0 * torch.stack([one.flatten()[0].float() for one in parameters if one.requires_grad]).sum()

@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
-from lightning_vlm.losses.language import _default_chunk
+from lightning_vlm.losses.language import default_chunk_size
 from lightning_vlm.models.logits import LogitOptions, logit_options
 from lightning_vlm.module import VLMModule
 from lightning_vlm.step import total_steps
@@ -178,7 +178,7 @@ def predict_tokens(
     >>> predict_tokens(torch.eye(3), nn.Identity(), LogitOptions(None, 1.0))
     tensor([0, 1, 2])
     """
-    size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17), hidden.device.type)
+    size = chunk_size or default_chunk_size(getattr(head, "out_features", 2**17), hidden.device.type)
     found = []
     for chunk in hidden.split(size):
         logits = head(chunk)

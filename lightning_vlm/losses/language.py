@@ -86,7 +86,7 @@ def linear_cross_entropy(
     device, dtype = hidden.device.type, hidden.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    chunk_size = chunk_size or _default_chunk(len(weight), hidden.device.type)
+    chunk_size = chunk_size or default_chunk_size(len(weight), hidden.device.type)
     # Inside, the grad mode is always off.
     options = softcap, logit_scale, chunk_size, dtype, torch.is_grad_enabled()
     loss_sum, token_losses = _LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
@@ -248,7 +248,7 @@ def head_cross_entropy(
     inputs = torch.where(counts[:, None], rows, 0)  # as above: 0 times NaN is NaN
     targets = targets.masked_fill(~counts, 0)
     # Layers of PEFT and bitsandbytes have `out_features`; for others a usual vocabulary is assumed.
-    size = chunk_size or _default_chunk(getattr(head, "out_features", 2**17), hidden.device.type)
+    size = chunk_size or default_chunk_size(getattr(head, "out_features", 2**17), hidden.device.type)
     chunks = [
         checkpoint(_chunk_losses, head, *chunk, softcap, logit_scale, use_reentrant=False)
         for chunk in zip(inputs.split(size), targets.split(size), strict=True)
@@ -276,7 +276,7 @@ def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def _default_chunk(vocabulary: int, device: str) -> int:
+def default_chunk_size(vocabulary: int, device: str) -> int:
     return max(
         64, CHUNK_LOGITS.get(device, 2**25) // vocabulary
     )  # fewer rows would waste the matrix multiplication

@@ -25,9 +25,9 @@ LARGEST_LOG_VARIANCE = 6.9
 class FixedWeights(TaskWeights):
     """Weights that stay, unless a callback such as GradNorm changes them. The others derive from it."""
 
-    how = "fixed"
+    method = "fixed"
 
-    def pull(self, sums: Tensor, counts: Tensor) -> Tensor | None:
+    def regularizer(self, sums: Tensor, counts: Tensor) -> Tensor | None:
         """A zero to add to a micro-batch's loss, through which backward reaches what the weights learn by.
 
         Args:
@@ -53,24 +53,24 @@ class FixedWeights(TaskWeights):
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"how": self.how, "names": list(self.names), **self.progress()}
+        return {"how": self.method, "names": list(self.names), **self.progress()}
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint. Fixed weights may be others than they were.
 
         Raises:
             UserError: The checkpoint's weights were found in another way, or for other tasks.
         """
-        was, names = state.get("how", FixedWeights.how), state.get("names", [])
-        if was != self.how:
+        was, names = state.get("how", FixedWeights.method), state.get("names", [])
+        if was != self.method:
             raise UserError(
-                f"model.task_weights: found {self.how}, but the checkpoint was trained with {was}; continue "
-                "with the same, or start a new run"
+                f"model.task_weights: found {self.method}, but the checkpoint was trained with {was}; "
+                "continue with the same, or start a new run"
             )
-        if self.how in LEARNED and names != list(self.names):
+        if self.method in LEARNED and names != list(self.names):
             raise UserError(
-                f"model.task_weights {self.how}: found tasks {', '.join(self.names)}, but the checkpoint has "
-                f"{', '.join(names)}; continue with the same data, or start a new run"
+                f"model.task_weights {self.method}: found tasks {', '.join(self.names)}, but the checkpoint "
+                f"has {', '.join(names)}; continue with the same data, or start a new run"
             )
         self.resume(state)
 
@@ -87,7 +87,7 @@ class InverseInitialLoss(FixedWeights):
     tensor([0.9463, 0.7393, 1.3143])
     """
 
-    how = "inverse_initial_loss"
+    method = "inverse_initial_loss"
     steps = 10
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -128,12 +128,12 @@ class Uncertainty(FixedWeights):
     no decay, and no part in the clipped norm. Learning log σ² rather than σ keeps σ² above 0.
 
     >>> tasks = Uncertainty(["caption", "vqa"])
-    >>> tasks.pull(torch.tensor([4.0, 0.1]), torch.ones(2)).backward()
+    >>> tasks.regularizer(torch.tensor([4.0, 0.1]), torch.ones(2)).backward()
     >>> tasks.log_variances.grad
     tensor([-3.5000,  0.4000])
     """
 
-    how = "uncertainty"
+    method = "uncertainty"
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(names)
@@ -142,7 +142,7 @@ class Uncertainty(FixedWeights):
         """Parameter of shape [tasks]: s."""
         self._warned = False
 
-    def pull(self, sums: Tensor, counts: Tensor) -> Tensor | None:
+    def regularizer(self, sums: Tensor, counts: Tensor) -> Tensor | None:
         s = self.log_variances
         if not s.requires_grad:
             if not self._warned:
@@ -169,7 +169,7 @@ class Uncertainty(FixedWeights):
         self.weights.copy_(torch.exp(-self.log_variances))
 
 
-LEARNED = {one.how: one for one in (InverseInitialLoss, Uncertainty)}
+LEARNED = {weights.method: weights for weights in (InverseInitialLoss, Uncertainty)}
 
 
 def check_weighting(given: Mapping[str, float] | str | None) -> None:
@@ -211,7 +211,7 @@ def make_task_weights(given: Mapping[str, float] | str | None, names: Sequence[s
     given = given or {}
     for task in given:
         try:
-            number_of(task, names)
+            task_index(task, names)
         except UserError as error:
             raise UserError(f"task_weights: {error}") from None
     return FixedWeights(names, [given.get(name, 1.0) for name in names])
@@ -235,7 +235,7 @@ def task_weights_for(trainer: Trainer, given: Mapping[str, float] | str | None) 
     return make_task_weights(given, [*(given or {}), OTHER])
 
 
-def number_of(task: str, names: Sequence[str]) -> int:
+def task_index(task: str, names: Sequence[str]) -> int:
     """The place of a task among those of the training data.
 
     Raises:

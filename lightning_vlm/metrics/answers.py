@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.collate import Batch, rows_alike
+from lightning_vlm.data.batch.collate import Batch, split_by_image_count
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction
@@ -47,7 +47,7 @@ def generate_answers(
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
-    for some, inputs in rows_alike(batch.prompts):
+    for some, inputs in split_by_image_count(batch.prompts):
         if options.get("num_return_sequences", 1) > 1:
             several = generate_candidates(model, processor.tokenizer, inputs, options)
             for row, candidates in zip(some.tolist(), several, strict=True):

@@ -10,7 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.batch.collate import Item, collate, rows_alike
+from lightning_vlm.data.batch.collate import Item, collate, split_by_image_count
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
@@ -65,8 +65,10 @@ def test_padded_together_each_sample_gets_its_own_logits(tiny, family, order):
     batch = collate(chosen, renderer.tokenizer.pad_token_id, [], [])
     with torch.no_grad():
         for inputs, side in ((batch.inputs, "right"), (batch.prompts, "left")):
-            together = torch.cat([model(**some, use_cache=False).logits for _, some in rows_alike(inputs)])
-            together = together[torch.cat([rows for rows, _ in rows_alike(inputs)]).argsort()]
+            together = torch.cat(
+                [model(**some, use_cache=False).logits for _, some in split_by_image_count(inputs)]
+            )
+            together = together[torch.cat([rows for rows, _ in split_by_image_count(inputs)]).argsort()]
             for row, item in enumerate(chosen):
                 example = item.example if side == "right" else item.prompt
                 alone = model(input_ids=example.input_ids[None], **example.inputs, use_cache=False).logits[0]

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import (
+    check_missing_weights_train,
     initial_checks,
     initial_table,
-    new_weights,
-    refuse_frozen_chance,
+    missing_weights,
 )
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, parameters_by_part
@@ -40,10 +40,10 @@ PROJECTOR = ("projector", "connector", "merger", "image_newline")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folder, tmp_path):
     whole = load_model(tiny_folder(family))
-    assert new_weights(whole) == {}
+    assert missing_weights(whole) == {}
     model = load_model(without(tiny_folder(family), tmp_path / "model", *PROJECTOR))
     projector = parameters_by_part(model)["projector"]
-    assert new_weights(model).keys() == projector.keys()
+    assert missing_weights(model).keys() == projector.keys()
     for name, weight in model.named_parameters():
         if name not in projector:
             assert torch.equal(weight, whole.get_parameter(name)), name
@@ -79,7 +79,7 @@ def test_new_layer_scales(tiny_folder, tmp_path):
 
 def test_other_weights_stay_as_transformers_draws_them(tiny_folder, tmp_path):
     model = load_model(without(tiny_folder("llava"), tmp_path / "model", "lm_head"))
-    assert new_weights(model).keys() == {"lm_head.weight"}
+    assert missing_weights(model).keys() == {"lm_head.weight"}
     assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
@@ -95,15 +95,15 @@ def test_new_weights_must_train(tiny_folder, tmp_path):
     with pytest.raises(
         UserError, match=r"files lack model\..*, \.\.\. \(6 in all\): they would stay randomly"
     ):
-        refuse_frozen_chance(adapted(lora))
+        check_missing_weights_train(adapted(lora))
     model = adapted({"projector": "full"})
     with pytest.raises(
         UserError, match=r"files lack [\w.]*post_layernorm\.\w+, [\w.]*post_layernorm\.\w+: they"
     ):
-        refuse_frozen_chance(model)
+        check_missing_weights_train(model)
     unused = {id(one) for name, one in model.named_parameters() if "post_layernorm" in name}
-    refuse_frozen_chance(model, unused)
-    refuse_frozen_chance(adapted({"projector": "full", "vision": "full"}))
+    check_missing_weights_train(model, unused)
+    check_missing_weights_train(adapted({"projector": "full", "vision": "full"}))
 
 
 def test_what_is_drawn_anew_each_time_is_no_part_of_the_fingerprint(tiny_folder, tmp_path):

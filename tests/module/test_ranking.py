@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from lightning_vlm import VLMDataModule
-from lightning_vlm.data.batch.collate import rows_alike
+from lightning_vlm.data.batch.collate import split_by_image_count
 from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
@@ -65,7 +65,7 @@ def test_beams_are_ranked_as_transformers_ranks_them(awake, batch_of, listed, ma
     source = listed(samples())
     (found,) = make_quiet().predict(one, VLMDataModule(predict=source, batch_size=2))
     for conversation, answer in zip(source.items, found, strict=True):
-        ((_, prompt),) = rows_alike(batch_of(one, listed([conversation]), predict=True).prompts)
+        ((_, prompt),) = split_by_image_count(batch_of(one, listed([conversation]), predict=True).prompts)
         theirs = one.model.generate(
             **prompt, **BEAMS, do_sample=False, return_dict_in_generate=True, output_scores=True
         )

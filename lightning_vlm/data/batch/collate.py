@@ -104,7 +104,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
     )
 
 
-def rows_alike(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def split_by_image_count(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Split a batch into groups of rows that don't change one another in the model.
 
     That is one group, but where tokens see pictures by cross-attention (Mllama): there a token before the

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_vlm.models.loading.initial import new_weights
+from lightning_vlm.models.loading.initial import missing_weights
 from lightning_vlm.models.loading.quantize import Method, quantised_layers
 
 _SAMPLED = 16
@@ -31,7 +31,7 @@ class Fingerprint:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        new = new_weights(model)  # these are drawn again at each load
+        new = missing_weights(model)  # these are drawn again at each load
         self.quantised: dict[str, Method] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }

@@ -60,8 +60,8 @@ class _Measured(NamedTuple):
     limit: float
 
 
-def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) -> None:
-    """Give values to weights that the checkpoint lacks, in place, and remember them for `new_weights`.
+def init_missing_weights(model: PreTrainedModel, missing: Collection[str], parts: Parts) -> None:
+    """Give values to weights that the checkpoint lacks, in place, and remember them for `missing_weights`.
 
     In the projector matrices are drawn by Glorot and Bengio (2010), "Xavier", uniformly. Layer scales are
     `LAYER_SCALE`. All else stays as transformers draws it: norms start as the identity, biases at zero.
@@ -73,7 +73,7 @@ def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) ->
     """
     weights = dict(model.named_parameters())
     new = {name: weights[name] for name in missing if name in weights}
-    model.__dict__["_new_weights"] = new
+    model.__dict__["_missing_weights"] = new
     projector = select_parameters(model, ["projector"], parts) if new and parts["projector"] else {}
     with torch.no_grad():
         for name, weight in new.items():
@@ -83,12 +83,12 @@ def start_new(model: PreTrainedModel, missing: Collection[str], parts: Parts) ->
                 nn.init.xavier_uniform_(weight)
 
 
-def new_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def missing_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the model's checkpoint lacked, by the names that they had when it was loaded."""
-    return dict(model.__dict__.get("_new_weights", {}))
+    return dict(model.__dict__.get("_missing_weights", {}))
 
 
-def refuse_frozen_chance(model: PreTrainedModel, excused: Collection[int] = ()) -> None:
+def check_missing_weights_train(model: PreTrainedModel, excused: Collection[int] = ()) -> None:
     """Refuse to leave new weights as they are.
 
     Args:
@@ -99,7 +99,9 @@ def refuse_frozen_chance(model: PreTrainedModel, excused: Collection[int] = ()) 
         UserError: A weight that the checkpoint lacks doesn't train.
     """
     left = [
-        name for name, one in new_weights(model).items() if not one.requires_grad and id(one) not in excused
+        name
+        for name, one in missing_weights(model).items()
+        if not one.requires_grad and id(one) not in excused
     ]
     if left:
         shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")
@@ -177,7 +179,7 @@ def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
 
 def _new(model: PreTrainedModel) -> Iterator[_Measured]:
     """Norms and layer scales that the model's files lack."""
-    new = {id(one): name for name, one in new_weights(model).items()}
+    new = {id(one): name for name, one in missing_weights(model).items()}
     for module in model.modules() if new else ():
         for key, weight in module.named_parameters(recurse=False):
             if id(weight) not in new or not weight.is_floating_point():

@@ -24,7 +24,7 @@ from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import use_varlen_attention
 from lightning_vlm.models.loading.failures import why_not_loaded
-from lightning_vlm.models.loading.initial import start_new
+from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.shipped import SHIPPED
@@ -124,7 +124,7 @@ def load_model(
     has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
     needs: it would keep the activations of a frozen tower and send the backward pass through it.
 
-    What the files lack is new and starts as `start_new` says; `new_weights` names it.
+    What the files lack is new and starts as `init_missing_weights` says; `missing_weights` names it.
 
     Args:
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
@@ -174,7 +174,7 @@ def load_model(
     if automatic:
         use_varlen_attention(model)
     prepare(model)
-    start_new(model, found["missing_keys"], find_parts(model))
+    init_missing_weights(model, found["missing_keys"], find_parts(model))
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True
