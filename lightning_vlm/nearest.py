@@ -1,4 +1,4 @@
-"""The known name that is nearest to a misspelt one."""
+"""What error messages say of names: the known one that is nearest, and long ones shortened."""
 
 import difflib
 from collections.abc import Iterable
@@ -37,14 +37,31 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_spelling[by_word[close[0]]] if close else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], quoted: bool = False) -> str:
     """`; did you mean ...?` for the end of a message, or nothing where no known name is near.
+
+    Args:
+        name: What was written.
+        known: What could have been written.
+        quoted: Whether the message quotes names, as those about data do.
 
     >>> did_you_mean("nf5", ["nf4", "int8"])
     '; did you mean nf4?'
     """
     found = nearest(name, known)
-    return f"; did you mean {found}?" if found else ""
+    if found is None:
+        return ""
+    return f"; did you mean {shorten(found, 40) if quoted else found}?"
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """A text in quotes, on one line, with its middle left out where it is long.
+
+    >>> shorten("data:image/png;base64," + 200 * "A", 40)
+    "'data:image/png;ba...AAAAAAAAAAAAAAAAA'"
+    """
+    half = (length - 3) // 2
+    return repr(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
 
 
 def _spelling(name: str) -> str:

@@ -1,6 +1,5 @@
 """Pictures: found safely below their root, opened safely, and always upright RGB."""
 
-import difflib
 import io
 import os
 import re
@@ -14,6 +13,7 @@ from PIL import ImageOps
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.fetching import fetch
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import nearest, shorten
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """The formats that are opened. Pillow supports more, but some run other programs (EPS) or aren't pictures."""
@@ -172,11 +172,8 @@ def where_instead(path: str, root: str) -> str:
         if os.path.isfile(os.path.join(root, shorter)):
             return f"; did you mean {shorten(shorter)}?"
     folder = os.path.dirname(path)
-    files = {name.lower(): name for name in _files_in(os.path.join(root, folder))}
-    near = difflib.get_close_matches(os.path.basename(path).lower(), list(files), 1)
-    if near:
-        return f"; did you mean {shorten(os.path.join(folder, files[near[0]]))}?"
-    return ""
+    meant = nearest(os.path.basename(path), _files_in(os.path.join(root, folder)))
+    return f"; did you mean {shorten(os.path.join(folder, meant))}?" if meant else ""
 
 
 def _other_roots(root: str) -> list[str]:
@@ -196,16 +193,6 @@ def _files_in(folder: str) -> list[str]:
             return sorted(entry.name for entry in islice(entries, _MOST_ENTRIES) if entry.is_file())
     except (OSError, ValueError):
         return []
-
-
-def shorten(text: str, length: int = 80) -> str:
-    """A text in quotes, on one line, with its middle left out where it is long.
-
-    >>> shorten("data:image/png;base64," + 200 * "A", 40)
-    "'data:image/png;ba...AAAAAAAAAAAAAAAAA'"
-    """
-    half = (length - 3) // 2
-    return repr(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
 
 
 def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -1,6 +1,5 @@
 """Checks of single fields of a record, so that all errors use the same words."""
 
-import difflib
 import functools
 import json
 import math
@@ -9,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from lightning_vlm.data.conversation import Role
-from lightning_vlm.data.images import shorten
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import did_you_mean, shorten
 
 
 def keys(
@@ -30,7 +29,12 @@ def keys(
         if name not in known:
             shown = name if name.isprintable() and len(name) < 40 else shorten(name, 40)
             where = f"{key}.{shown}" if key else shown
-            raise DataError(source, where, "an unknown key", f"only {names(known)}{near(name, known)}")
+            raise DataError(
+                source,
+                where,
+                "an unknown key",
+                f"only {names(known)}{did_you_mean(name, known, quoted=True)}",
+            )
     for name in required:
         if name not in value:
             raise DataError(source, key, show(value), f"the key '{name}' too")
@@ -77,7 +81,7 @@ def part_type(part: Any, known: Collection[str], source: str, key: str) -> str:
     kind = part["type"]
     if isinstance(kind, str) and kind in known:
         return kind
-    hint = near(kind, known)
+    hint = did_you_mean(str(kind), known, quoted=True)
     if kind == "image_url":
         hint = "; a file in OpenAI's format is read by OpenAIMessages"
     raise DataError(source, f"{key}.type", show(kind), f"one of {names(known)}{hint}")
@@ -86,7 +90,9 @@ def part_type(part: Any, known: Collection[str], source: str, key: str) -> str:
 def role_of(value: Any, roles: Mapping[str, Role], source: str, key: str) -> Role:
     """Our word for a role."""
     if not isinstance(value, str) or value not in roles:
-        raise DataError(source, key, show(value), f"one of {names(roles)}{near(value, roles)}")
+        raise DataError(
+            source, key, show(value), f"one of {names(roles)}{did_you_mean(str(value), roles, quoted=True)}"
+        )
     return roles[value]
 
 
@@ -177,9 +183,3 @@ def names(some: Collection[Any]) -> str:
     """The first eight of some names, in quotes."""
     shown = ", ".join(shorten(str(name), 40) for name in islice(some, 8))
     return f"{shown}, ..." if len(some) > 8 else shown
-
-
-def near(name: Any, known: Collection[str]) -> str:
-    """`; did you mean ...?`, or nothing where no name is near."""
-    found = difflib.get_close_matches(str(name)[:80], list(known), 1)
-    return f"; did you mean {shorten(found[0], 40)}?" if found else ""

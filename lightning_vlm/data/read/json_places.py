@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lightning_vlm.data.images import shorten
 from lightning_vlm.data.read.dialects import find_dialect
 from lightning_vlm.errors import DataError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, shorten
 
 _BOM = b"\xef\xbb\xbf"
 _LAYOUT = "one JSON object a line, or one JSON array of objects"

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlsplit
 import PIL.Image
 
 from lightning_vlm.data.conversation import Image, Part, Text
-from lightning_vlm.data.images import shorten
 from lightning_vlm.data.read.fields import json_list, show, text_of
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import shorten
 
 COLUMNS = (
     "images",

@@ -8,7 +8,6 @@ from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, Dialect, Row, dial
 from lightning_vlm.data.read.fields import (
     check_known_key,
     keys,
-    near,
     number_of,
     role_of,
     show,
@@ -20,6 +19,7 @@ from lightning_vlm.data.read.pictures import COLUMNS, RowPictures
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.data.read.turns import OWN_ROLES, Turn, text_turn
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import did_you_mean
 
 REFUSED = {
     "video": "videos can't be read yet",
@@ -186,7 +186,7 @@ def _dialect(row: Row, source: str, reading: Reading) -> Dialect:
                 check_known_key(name, KNOWN, row, source, "")
         return dialect_of(row, source)
     if reading.needs not in row:
-        expected = f"the key '{reading.needs}'{near(reading.needs, row)}"
+        expected = f"the key '{reading.needs}'{did_you_mean(reading.needs, row, quoted=True)}"
         raise DataError(source, "", show(row), expected)
     return next(dialect for dialect in DIALECTS if dialect.needs == (reading.needs,))
 

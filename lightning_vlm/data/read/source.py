@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
 from lightning_vlm.data.read.dialects import KNOWN
 from lightning_vlm.data.read.faults import Faults
-from lightning_vlm.data.read.fields import names, near
+from lightning_vlm.data.read.fields import names
 from lightning_vlm.data.read.reading import Notes, Reading, say
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.nearest import did_you_mean
 
 OnBadSample: TypeAlias = Literal["raise", "skip"]
 
@@ -129,7 +130,9 @@ def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:
     for ours in columns or {}:
         if ours not in KNOWN:
             expected = f"one of our names, {names(sorted(KNOWN))}, each with the name that it has in the data"
-            raise UserError(f"data.columns: found {ours!r}; expected {expected}{near(ours, KNOWN)}")
+            raise UserError(
+                f"data.columns: found {ours!r}; expected {expected}{did_you_mean(ours, KNOWN, quoted=True)}"
+            )
     return dict(columns or {})
 
 
@@ -143,7 +146,7 @@ def _check_columns_are_there(reading: Reading, name: str, faults: Faults) -> Non
         reading.notes.say("data.columns has no effect: its columns aren't there, and aren't needed")
         return
     ours, theirs = next(iter(missing.items()))
-    expected = f"one of {names(sorted(keys))}{near(theirs, keys)}"
+    expected = f"one of {names(sorted(keys))}{did_you_mean(theirs, keys, quoted=True)}"
     raise UserError(f"data.columns.{ours}: found '{theirs}', which no row of {name} has; expected {expected}")
 
 

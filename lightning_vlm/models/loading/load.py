@@ -19,7 +19,6 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from lightning_vlm.data.images import shorten
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import use_varlen_attention
@@ -28,6 +27,7 @@ from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.shipped import SHIPPED
+from lightning_vlm.nearest import shorten
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
