@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
-from lightning_vlm.data.batch.left_out_watch import LeftOutOfEvaluation, LeftOutOfFit
+from lightning_vlm.data.batch.skip_checks import EvaluationSkipCheck, TrainingSkipCheck
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.render.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
@@ -214,8 +214,8 @@ class VLMModule(LightningModule):
         self._changes = RunChanges()
         self._step_was_empty = False
         self._total_steps = 0
-        self._left_out_of_fit = LeftOutOfFit()
-        self._left_out_of_evaluation = LeftOutOfEvaluation()
+        self._training_skip_check = TrainingSkipCheck()
+        self._evaluation_skip_check = EvaluationSkipCheck()
         self._coverage = GradientCoverage()
         self._clip_groups: tuple[dict[str, list[torch.nn.Parameter]], dict[str, float]] = ({}, {})
         self._modes = FitModes()
@@ -314,7 +314,7 @@ class VLMModule(LightningModule):
         self._modes.keep()
         self._step_loss.begin(self.device, len(self.tasks.names))
         self.tokens_seen = 0
-        self._left_out_of_fit.start_fit()
+        self._training_skip_check.start_fit()
         restore_accumulation(self.trainer)
         self._changes.start(self.trainer, self._arguments(), self._total_steps)
         self._window.start_run(self.trainer)
@@ -341,7 +341,7 @@ class VLMModule(LightningModule):
         targets = len((batch.targets or self.targets(batch)).positions)
         self._step_loss.targets += targets
         self.tokens_seen += batch.tokens
-        self._left_out_of_fit.add(batch, targets, batch_idx)
+        self._training_skip_check.add(batch, targets, batch_idx)
         if _has_pictures(batch.inputs):
             assert self.model is not None
             self._varlen_attention.check_once(self.model, batch.inputs)
@@ -378,7 +378,7 @@ class VLMModule(LightningModule):
         """Say what was left out, and if nothing could be checked."""
         self._modes.end_fit()
         self._task_log.write(self.trainer)
-        self._left_out_of_fit.end_fit(self.trainer)
+        self._training_skip_check.end_fit(self.trainer)
         self._coverage.end_fit(anything_seen=self.tokens_seen > 0)
 
     def teardown(self, stage: str) -> None:
@@ -443,7 +443,7 @@ class VLMModule(LightningModule):
         if isinstance(data, VLMDataModule):
             data.end_step(step.sums, step.counts, batch_idx)
         self._window.end_step(self.trainer, batch_idx)
-        self._left_out_of_fit.end_step(self.trainer, batch_idx, self._step_was_empty, self.targets)
+        self._training_skip_check.end_step(self.trainer, batch_idx, self._step_was_empty, self.targets)
 
     def _optimizer_name(self) -> str:
         return type(self.trainer.optimizers[0]).__name__
@@ -464,7 +464,7 @@ class VLMModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Add up over epochs what was left out."""
-        self._left_out_of_fit.end_epoch()
+        self._training_skip_check.end_epoch()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps that were left out don't count for the schedule."""
@@ -573,13 +573,13 @@ class VLMModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
         self._scores.reset()
-        self._left_out_of_evaluation.start()
+        self._evaluation_skip_check.start()
         self.predictions = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
         targets = batch.targets or self.targets(batch)
-        self._left_out_of_evaluation.add(batch, len(targets.positions))
+        self._evaluation_skip_check.add(batch, len(targets.positions))
         self._scores.add_losses(batch, targets, self.loss_sums(batch).token_losses)
         if self.generation is not None:
             answers = self.answer(batch)
@@ -591,7 +591,7 @@ class VLMModule(LightningModule):
         stage = "test" if self.trainer.testing else "val"
         scores = self._scores.compute()
         if "loss" not in scores:  # on all ranks alike
-            self._left_out_of_evaluation.warn_of_no_loss(self.trainer, stage)
+            self._evaluation_skip_check.warn_of_no_loss(self.trainer, stage)
         for name, value in scores.items():
             # Every rank has the same value; sync_dist only keeps Lightning from warning.
             sync = self.trainer.world_size > 1

@@ -99,8 +99,8 @@ def on_two_ranks(tmp_path_factory):
 CHECKS = {
     "parts": "models/test_parts.py",
     "LoRA where meant": "models/test_adapt.py",
-    "masks": "data/test_render.py",
-    "batches": "data/test_collate.py",
+    "masks": "data/render/test_renderer.py",
+    "batches": "data/batch/test_collate.py",
     "loss, gradients": "module/test_loss.py",
     "normalisation": "module/test_normalisation.py",
     "first step, mixed batches": "module/test_families.py",

@@ -98,7 +98,7 @@ class AnswerWriter(Callback):
         self._file.write(answers)
         self._scores.add_answers(answers)
         if isinstance(batch, Batch):
-            self._left_out += len(batch.left_out)
+            self._left_out += len(batch.skipped)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
-from lightning_vlm.data.batch.left_out import SampleCounts
-from lightning_vlm.data.batch.sampling import (
-    NOTHING,
-    Batches,
+from lightning_vlm.data.batch.sampler import (
+    PAD_INDEX,
+    ResumableBatchSampler,
     ResumableLoader,
     begin_next_epoch,
     load_saved_state,
 )
-from lightning_vlm.data.batch.task_batches import TaskBatches
+from lightning_vlm.data.batch.skipped import SampleCounts
+from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.read.faults import together
@@ -37,8 +37,8 @@ class VLMDataModule(LightningDataModule):
     """Conversations for training, validation, test and prediction.
 
     It renders with the processor of the `VLMModule` that it runs with. Train batches are the same however the
-    work is split (see `Batches`), and a run that resumes goes on at the next batch. Validation and test
-    batches carry prompts as well if the module generates.
+    work is split (see `ResumableBatchSampler`), and a run that resumes goes on at the next batch. Batches of
+    validation and test carry prompts as well if the module generates.
 
     Args:
         train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
@@ -99,9 +99,9 @@ class VLMDataModule(LightningDataModule):
         self.sampling = TaskSampling.read(sampling)
         self.sources: dict[str, Conversations] = {}
         """The sources opened so far, by split."""
-        self.left_out: dict[str, DataError] = {}
+        self.skipped: dict[str, DataError] = {}
         """What was left out so far on this process, by source."""
-        self.cut: set[str] = set()
+        self.truncated: set[str] = set()
         """Which samples lost rounds to fit into `max_length`."""
         self.changes: dict[str, set[str]] = {}
         """What was done to the turns of samples on this process, each in a sentence, and to which samples."""
@@ -143,7 +143,7 @@ class VLMDataModule(LightningDataModule):
                 )
             self.sources[split] = given
             for error in given.skipped:
-                self.left_out[error.source] = error
+                self.skipped[error.source] = error
         return self.sources[split]
 
     def has_split(self, split: str) -> bool:
@@ -188,7 +188,8 @@ class VLMDataModule(LightningDataModule):
             world: Number of processes.
             limit: The Trainer's `limit_train_batches`.
         """
-        batches = len(Batches(len(self.source("train")), self.batch_size, False, 0, 0, world))
+        sampler = ResumableBatchSampler(len(self.source("train")), self.batch_size, False, 0, 0, world)
+        batches = len(sampler)
         return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -216,11 +217,11 @@ class VLMDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Count what was left out, or stop at it; and find what the module learns, still on the CPU."""
-        for error in batch.left_out:
+        for error in batch.skipped:
             if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
                 raise error
-            self.left_out[error.source] = error
-        self.cut.update(batch.cut)
+            self.skipped[error.source] = error
+        self.truncated.update(batch.truncated)
         for source, change in batch.changes:
             if change not in self.changes:
                 rank_zero_info(f"{source}: {change}. Others like it are counted.")
@@ -237,9 +238,9 @@ class VLMDataModule(LightningDataModule):
             batch_idx: The last batch of the step.
         """
         trainer, batches = self.trainer, self._training.sampler if self._training else None
-        if trainer is None or not isinstance(batches, TaskBatches):
+        if trainer is None or not isinstance(batches, TaskBatchSampler):
             return
-        place = (batch_idx + 1) * batches.whole
+        place = (batch_idx + 1) * batches.global_batch_size
         batches.end_step(sums, counts, place)
         if logs_at(trainer, trainer.global_step + 1):
             metrics = {f"data/epochs/{task}": count for task, count in batches.epochs(place).items()}
@@ -269,7 +270,7 @@ class VLMDataModule(LightningDataModule):
         folder = run_folder(self.trainer)  # which all ranks must ask for
         if self._training is not None:
             batches, place = self._training.sampler, self._training.passed
-            if isinstance(batches, TaskBatches):
+            if isinstance(batches, TaskBatchSampler):
                 samples = batches.samples(place)
                 each = (
                     f"{task} {epochs:.2f} ({samples[task]:,} samples)"
@@ -277,13 +278,15 @@ class VLMDataModule(LightningDataModule):
                 )
                 rank_zero_info(f"Epochs of each task: {', '.join(each)}")
             self._training = None
-        if self.left_out:
+        if self.skipped:
             path = folder / f"left_out_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
-            errors = list(self.left_out.values())
+            errors = list(self.skipped.values())
             write_skip_report(errors, path)
             rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
-        if self.cut:
-            rank_zero_info(f"Cut to max_length {self.max_length} by whole rounds: {len(self.cut)} samples")
+        if self.truncated:
+            rank_zero_info(
+                f"Cut to max_length {self.max_length} by whole rounds: {len(self.truncated)} samples"
+            )
         for change, changed in self.changes.items():
             rank_zero_info(f"In {len(changed):,} samples {change}.")
         self.changes.clear()
@@ -295,10 +298,12 @@ class VLMDataModule(LightningDataModule):
         source, training = self.source(split), split == "train"
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batch_size = self.batch_size if training else self.eval_batch_size
-        batches = Batches(len(source), batch_size, training and self.shuffle, self.seed, rank, world)
+        batches = ResumableBatchSampler(
+            len(source), batch_size, training and self.shuffle, self.seed, rank, world
+        )
         if training and self.sampling:
             drawn = self.sampling, batch_size, self.shuffle, self.seed
-            batches = TaskBatches(self.task_table, *drawn, rank, world)
+            batches = TaskBatchSampler(self.task_table, *drawn, rank, world)
             batches.check_ahead(2 * self.num_workers + 1 + self._longest_step())
         return ResumableLoader(
             _Rendered(source, self.renderer, learn, prompts),
@@ -328,22 +333,22 @@ class _Rendered(Dataset):
 
     def __getitem__(self, indices: list[int]) -> Batch:
         items: list[Item] = []
-        left_out: list[DataError] = []
-        cut: list[str] = []
+        skipped: list[DataError] = []
+        truncated: list[str] = []
         for index in indices:
-            if index == NOTHING:
+            if index == PAD_INDEX:
                 continue
             try:
                 item, shorter = self._item(index)
             except DataError as error:  # the main process raises it, so that its message stays one line
-                left_out.append(error)
+                skipped.append(error)
                 continue
             items.append(item)
             if shorter:
-                cut.append(shorter)
+                truncated.append(shorter)
         pad = self._renderer.tokenizer.pad_token_id
         pad = self._renderer.tokenizer.eos_token_id if pad is None else pad
-        return collate(items, pad or 0, left_out, cut)
+        return collate(items, pad or 0, skipped, truncated)
 
     def _item(self, index: int) -> tuple[Item, str]:
         conversation = self._source[index]

@@ -66,7 +66,7 @@ def look(
 
 def _look(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Preview:
     source = data.source("train")
-    opened = list(data.left_out.values())
+    opened = list(data.skipped.values())
     with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # the Trainer would set that of the module
             data.processor = module.processor

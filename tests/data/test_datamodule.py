@@ -114,7 +114,7 @@ def test_too_long_is_left_out_even_where_bad_samples_stop(lines, processor):
     reads = Reads(processor)
     trainer().fit(reads, data)
     assert sorted(reads.seen) == ["2", "3", "4", "5", "6"]
-    assert len(data.left_out) == 1
+    assert len(data.skipped) == 1
 
 
 def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor, caplog):
@@ -134,7 +134,7 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
         f"In 2 samples {dropped}",
         f"In 1 samples {apart}",
     ]
-    assert data.cut == set()
+    assert data.truncated == set()
     prompts = _Rendered(data.source("train"), data.renderer, learn=True, prompts=True)[[0, 1]]
     assert prompts.references == ["A.", "A."]
     assert torch.equal(*prompts.prompts["input_ids"])

@@ -40,8 +40,8 @@ class Batch(NamedTuple):
         prompts: As `inputs`, but each sample only up to its last answer, padded on the left; empty if nothing
             is to be generated.
         references: The last answer of each sample; None where it has none.
-        left_out: The errors of samples that should have been here.
-        cut: Sources of samples that lost rounds to fit into the maximum length.
+        skipped: The errors of samples that should have been here.
+        truncated: Sources of samples that lost rounds to fit into the maximum length.
         tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
         questions: The prompt of each sample in words, if answers are to be generated.
@@ -57,8 +57,8 @@ class Batch(NamedTuple):
     sources: list[str]
     prompts: dict[str, Tensor]
     references: list[str | None]
-    left_out: list[DataError]
-    cut: list[str]
+    skipped: list[DataError]
+    truncated: list[str]
     tokens: int
     targets: Targets | None = None
     questions: Sequence[Question] = ()
@@ -74,7 +74,9 @@ class Item(NamedTuple):
     reference: str | None
 
 
-def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError], cut: list[str]) -> Batch:
+def collate(
+    items: Sequence[Item], pad_token_id: int, skipped: list[DataError], truncated: list[str]
+) -> Batch:
     """Pad and join samples.
 
     Without any samples (all were left out) the batch is one padding token, which has no weight: under DDP a
@@ -86,7 +88,7 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
     if not shown:
         inputs = {"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])}
         kinds = torch.full((1, 1), Kind.PAD, dtype=torch.int8)
-        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], left_out, cut, 0)
+        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], skipped, truncated, 0)
     return Batch(
         inputs=_join(examples, pad_token_id, "right"),
         kinds=_stack([one.kinds for one in examples], Kind.PAD, "right"),
@@ -95,8 +97,8 @@ def collate(items: Sequence[Item], pad_token_id: int, left_out: list[DataError],
         sources=[one.conversation.source for one in shown],
         prompts=_join(prompts, pad_token_id, "left"),
         references=[item.reference for item in items if item.prompt is not None],
-        left_out=left_out,
-        cut=cut,
+        skipped=skipped,
+        truncated=truncated,
         tokens=sum(len(one.input_ids) for one in examples),
         questions=[question_of(one.conversation) for one in prompts],
         turn_weights=_turn_weights(examples),

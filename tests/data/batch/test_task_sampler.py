@@ -9,8 +9,8 @@ import torch
 from scipy.stats import chisquare
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.batch.sampling import ResumableLoader
-from lightning_vlm.data.batch.task_batches import TaskBatches
+from lightning_vlm.data.batch.sampler import ResumableLoader
+from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
@@ -21,7 +21,7 @@ TASK_OF = [TABLE.names[number] for number in TABLE.of]
 
 
 def make(sampling=None, batch_size=8, rank=0, world=1, seed=0, shuffle=True, table=TABLE):
-    return TaskBatches(table, sampling or TaskSampling(), batch_size, shuffle, seed, rank, world)
+    return TaskBatchSampler(table, sampling or TaskSampling(), batch_size, shuffle, seed, rank, world)
 
 
 class Echo(Dataset):

@@ -33,7 +33,7 @@ class SampleCounts:
 
     >>> counts = SampleCounts(samples=4, too_long=2, shortest=812, longest=1930, targets=9)
     >>> counts += SampleCounts(samples=4, bad=1, first_bad="a.jsonl:7: weight: found -1; expected ...")
-    >>> counts.left_out, counts.samples
+    >>> counts.skipped, counts.samples
     (3, 8)
     >>> print(counts.reasons(max_length=32))
     2 longer than data.max_length 32 (812 to 1,930 tokens), 1 bad (a.jsonl:7: weight: found -1; expected ...)
@@ -50,10 +50,10 @@ class SampleCounts:
     @classmethod
     def of_batch(cls, batch: Batch, targets: int) -> "SampleCounts":
         """The counts of one batch."""
-        lengths = [error.length for error in batch.left_out if isinstance(error, TooLong)]
-        bad = [error for error in batch.left_out if not isinstance(error, TooLong)]
+        lengths = [error.length for error in batch.skipped if isinstance(error, TooLong)]
+        bad = [error for error in batch.skipped if not isinstance(error, TooLong)]
         return cls(
-            samples=len(batch.tasks) + len(batch.left_out),
+            samples=len(batch.tasks) + len(batch.skipped),
             too_long=len(lengths),
             shortest=min(lengths, default=0),
             longest=max(lengths, default=0),
@@ -83,14 +83,14 @@ class SampleCounts:
         return total(ranks)
 
     @property
-    def left_out(self) -> int:
+    def skipped(self) -> int:
         """How many samples were left out."""
         return self.too_long + self.bad
 
     @property
     def share(self) -> float:
         """The share of samples that were left out."""
-        return self.left_out / max(self.samples, 1)
+        return self.skipped / max(self.samples, 1)
 
     def reasons(self, max_length: int | None) -> str:
         """Why samples were left out, in words."""
@@ -117,14 +117,14 @@ class SampleCounts:
             nothing or (self.share >= TOO_MANY and (whole or self.samples >= ENOUGH))
         ):
             return None
-        if not self.left_out:
+        if not self.skipped:
             return (
                 f"no token of {self.samples:,} samples has weight; expected answers of weight above 0: look "
                 "at the samples' weights and at the weights of kinds of tokens"
             )
-        much = "all" if self.left_out == self.samples else f"{self.left_out:,}"
+        much = "all" if self.skipped == self.samples else f"{self.skipped:,}"
         text = f"{much} of {self.samples:,} samples were left out: {self.reasons(max_length)}"
-        if not self.targets and self.left_out < self.samples:
+        if not self.targets and self.skipped < self.samples:
             text += ", and no token of the others has weight"
         if self.too_long:
             text += f"; raise data.max_length (to {self.longest:,} for all), or use smaller pictures"

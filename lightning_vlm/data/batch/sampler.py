@@ -9,18 +9,18 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_vlm.errors import UserError
 
-NOTHING = -1
+PAD_INDEX = -1
 """Stands for no sample, where the last batch can't be filled."""
 
 
-class Batches(DistributedSampler):
-    """Batches of indices for one rank.
+class ResumableBatchSampler(DistributedSampler):
+    """Draws batches of indices for one rank.
 
     The order depends only on the seed and the epoch. Step `s` of all ranks together takes the next
-    `world × batch_size` indices of it, so 2 ranks × 4 see what 1 rank × 8 sees. The last step is filled up
-    with `NOTHING` instead of repeating samples, so that every sample comes exactly once an epoch on one rank
-    and all ranks have equally many batches. It is a DistributedSampler so that Lightning leaves it in place
-    (and would otherwise put in one that shuffles and repeats).
+    `world × batch_size` indices of it, so 2 ranks × 4 see what 1 rank × 8 sees. The last step is padded with
+    `PAD_INDEX` instead of repeating samples, so every sample comes exactly once an epoch on exactly one rank,
+    and all ranks have equally many batches. This is a `DistributedSampler` so that Lightning leaves it in
+    place: it would replace any other sampler by one that shuffles and repeats.
 
     Args:
         size: Number of samples.
@@ -30,11 +30,11 @@ class Batches(DistributedSampler):
         rank: This process.
         world: Number of processes.
 
-    >>> list(Batches(5, batch_size=2, shuffle=False, seed=0, rank=1, world=2))
+    >>> list(ResumableBatchSampler(5, batch_size=2, shuffle=False, seed=0, rank=1, world=2))
     [[2, 3], [-1, -1]]
     """
 
-    how = "each sample once"
+    description = "each sample once"
     """How samples are chosen, in words; a resumed run compares it with the checkpoint's."""
 
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int, world: int) -> None:
@@ -43,8 +43,13 @@ class Batches(DistributedSampler):
         self.skip = 0
         """How many batches a pass leaves out at its beginning: those that a resumed run has seen."""
 
+    @property
+    def global_batch_size(self) -> int:
+        """Samples in the batches of all ranks together."""
+        return self.batch_size * self.num_replicas
+
     def __len__(self) -> int:
-        return -(-self.size // (self.batch_size * self.num_replicas))
+        return -(-self.size // self.global_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(self.size))
@@ -54,7 +59,7 @@ class Batches(DistributedSampler):
         for step in range(self.skip, len(self)):
             first = (step * self.num_replicas + self.rank) * self.batch_size
             batch = order[first : first + self.batch_size]
-            yield batch + [NOTHING] * (self.batch_size - len(batch))
+            yield batch + [PAD_INDEX] * (self.batch_size - len(batch))
 
     def begin(self, passed: int) -> None:
         """Called before a pass: how many samples, on all ranks, the pass before handed out."""
@@ -94,11 +99,11 @@ def load_saved_state(trainer: Trainer, loader: "ResumableLoader") -> None:
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over `Batches` that a checkpoint in the middle of an epoch resumes at the next batch.
+    """A DataLoader that resumes in the middle of an epoch, at the first batch that was not yet trained on.
 
-    Made as `ResumableLoader(dataset, sampler=Batches(...), batch_size=None)`, where the dataset takes a list
-    of indices and gives a whole batch. (It has no `__init__` of its own,
-    because Lightning creates it again to predict.)
+    It is made as `ResumableLoader(dataset, sampler=ResumableBatchSampler(...), batch_size=None)`, where the
+    dataset takes a list of indices and returns a whole batch. It has no `__init__` of its own, because
+    Lightning re-creates loaders for prediction from the arguments of theirs.
     """
 
     _epoch, _seen = 0, 0
@@ -122,22 +127,21 @@ class ResumableLoader(DataLoader):
         if self._resume and self._resume["epoch"] == batches.epoch:
             batches.skip = self._resume["seen"]
         batches.begin(self.passed)
-        whole = batches.batch_size * batches.num_replicas
         self._epoch, self._seen, self._resume = batches.epoch, batches.skip, None
-        self.passed = whole * self._seen
+        self.passed = batches.global_batch_size * self._seen
         if self._finished is not None:
             self._finished = self._seen
         for batch in super().__iter__():
             self._seen += 1
-            self.passed += whole
+            self.passed += batches.global_batch_size
             yield batch
 
     def __len__(self) -> int:
         return len(self._batches)
 
     @property
-    def _batches(self) -> Batches:
-        assert isinstance(self.sampler, Batches)
+    def _batches(self) -> ResumableBatchSampler:
+        assert isinstance(self.sampler, ResumableBatchSampler)
         return self.sampler
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,7 +163,7 @@ class ResumableLoader(DataLoader):
             UserError: The batches that were not yet seen would be others now.
         """
         now = self._order()
-        was = {"sampling": Batches.how, **state}
+        was = {"sampling": ResumableBatchSampler.description, **state}
         changed = [f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name]]
         if changed and state["seen"] < -(-state["samples"] // state["samples a step"]):
             raise UserError(
@@ -177,9 +181,9 @@ class ResumableLoader(DataLoader):
     def _order(self) -> dict[str, Any]:
         batches = self._batches
         return {
-            "sampling": batches.how,
+            "sampling": batches.description,
             "samples": batches.size,
-            "samples a step": batches.batch_size * batches.num_replicas,
+            "samples a step": batches.global_batch_size,
             "seed": batches.seed,
             "shuffle": int(batches.shuffle),
         }

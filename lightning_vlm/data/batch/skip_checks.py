@@ -7,12 +7,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vlm.data.batch.collate import Batch, Targets
-from lightning_vlm.data.batch.left_out import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
+from lightning_vlm.data.batch.skipped import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 
 
-class LeftOutOfFit:
+class TrainingSkipCheck:
     """Counts what became of the training samples, and stops a fit in which nearly all are left out."""
 
     def __init__(self) -> None:
@@ -95,12 +95,12 @@ class LeftOutOfFit:
         counts = self._of_fit
         if counts.share >= WORTH_A_LINE:
             rank_zero_warn(
-                f"Of {counts.samples:,} training samples {counts.left_out:,} ({counts.share:.0%}) were left "
+                f"Of {counts.samples:,} training samples {counts.skipped:,} ({counts.share:.0%}) were left "
                 f"out: {counts.reasons(_max_length(trainer))}"
             )
 
 
-class LeftOutOfEvaluation:
+class EvaluationSkipCheck:
     """Counts what became of the samples of a validation or test, to say why nothing could be scored."""
 
     def __init__(self) -> None:

@@ -7,7 +7,12 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.batch.sampling import NOTHING, Batches, ResumableLoader, begin_next_epoch
+from lightning_vlm.data.batch.sampler import (
+    PAD_INDEX,
+    ResumableBatchSampler,
+    ResumableLoader,
+    begin_next_epoch,
+)
 from lightning_vlm.errors import UserError
 
 
@@ -19,7 +24,7 @@ class Echo(Dataset):
 
 
 def loader(size=22, batch_size=4, workers=0, rank=0, world=1, seed=0, shuffle=True):
-    batches = Batches(size, batch_size, shuffle, seed, rank, world)
+    batches = ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
     return ResumableLoader(
         Echo(), sampler=batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
     )
@@ -33,18 +38,20 @@ def listed(loader):
     ("size", "batch_size", "world"), list(itertools.product((1, 7, 8, 23), (1, 4), (1, 2, 3)))
 )
 def test_each_index_comes_once_and_ranks_have_equally_many_batches(size, batch_size, world):
-    ranks = [list(Batches(size, batch_size, True, 3, rank, world)) for rank in range(world)]
-    assert {len(batches) for batches in ranks} == {len(Batches(size, batch_size, True, 3, 0, world))}
-    flat = [index for batches in ranks for batch in batches for index in batch if index != NOTHING]
+    ranks = [list(ResumableBatchSampler(size, batch_size, True, 3, rank, world)) for rank in range(world)]
+    assert {len(batches) for batches in ranks} == {
+        len(ResumableBatchSampler(size, batch_size, True, 3, 0, world))
+    }
+    flat = [index for batches in ranks for batch in batches for index in batch if index != PAD_INDEX]
     assert sorted(flat) == list(range(size))
     assert {len(batch) for batches in ranks for batch in batches} == {batch_size}
 
 
 def test_two_ranks_of_four_and_two_accumulated_see_what_one_of_eight_sees():
-    whole = list(Batches(37, 8, True, 1, 0, 1))
-    ranks = [list(Batches(37, 4, True, 1, rank, 2)) for rank in range(2)]
+    whole = list(ResumableBatchSampler(37, 8, True, 1, 0, 1))
+    ranks = [list(ResumableBatchSampler(37, 4, True, 1, rank, 2)) for rank in range(2)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == whole
-    half = [*Batches(37, 4, True, 1, 0, 1)]
+    half = [*ResumableBatchSampler(37, 4, True, 1, 0, 1)]
     accumulated = [[*itertools.chain(*half[i : i + 2])] for i in range(0, len(half), 2)]
     assert accumulated[:-1] == whole[:-1]
     assert set(accumulated[-1]) == set(whole[-1])
@@ -52,7 +59,7 @@ def test_two_ranks_of_four_and_two_accumulated_see_what_one_of_eight_sees():
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch, shuffle=True):
-        batches = Batches(40, 4, shuffle, seed, 0, 1)
+        batches = ResumableBatchSampler(40, 4, shuffle, seed, 0, 1)
         batches.set_epoch(epoch)
         torch.manual_seed(seed + epoch)
         return list(batches)
@@ -187,7 +194,7 @@ def test_lightning_sets_the_epoch_and_leaves_the_sampler_in_place():
     seen, _, trainer = run(max_epochs=3)
     expected = [(epoch, batch) for epoch in range(3) for batch in listed(loader_of(epoch))]
     assert seen == expected
-    assert isinstance(trainer.train_dataloader.sampler, Batches)
+    assert isinstance(trainer.train_dataloader.sampler, ResumableBatchSampler)
 
 
 @pytest.mark.parametrize("end", [{"max_epochs": 4}, {"max_steps": 22}, {"max_epochs": 5, "max_steps": 22}])

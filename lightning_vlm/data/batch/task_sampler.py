@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vlm.data.batch.sampling import Batches
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
 
 
-class TaskBatches(Batches):
+class TaskBatchSampler(ResumableBatchSampler):
     """Batches of indices for one rank, their tasks drawn with the probabilities of a `TaskSampling`.
 
     All ranks draw the same samples and each takes its own, so 2 ranks × 4 see what 1 rank × 8 sees, or 4 × 2
@@ -37,7 +37,7 @@ class TaskBatches(Batches):
         UserError: As `TaskSampling.scores`.
 
     >>> table = TaskTable.of_samples(["vqa"] * 6 + ["ocr"] * 2)
-    >>> batches = TaskBatches(table, TaskSampling(grouped=True), 4, False, 0, rank=0, world=1)
+    >>> batches = TaskBatchSampler(table, TaskSampling(grouped=True), 4, False, 0, rank=0, world=1)
     >>> list(batches)
     [[0, 1, 2, 3], [4, 5, 0, 1]]
     """
@@ -54,15 +54,13 @@ class TaskBatches(Batches):
     ) -> None:
         super().__init__(len(table.of), batch_size, shuffle, seed, rank, world)
         self.names, self.sampling = table.names, sampling
-        self.how = f"{sampling} of {', '.join(table.names)}"
+        self.description = f"{sampling} of {', '.join(table.names)}"
         of = np.frombuffer(table.of, dtype=np.uint16)
         self._members = [torch.from_numpy(np.flatnonzero(of == task)) for task in range(len(table.names))]
         self._scores = sampling.scores(table)
-        self.whole = batch_size * world
-        """Samples in a batch of all ranks."""
         self._round_size = sampling.every_n_samples
         if sampling.grouped:  # a batch is never in two rounds
-            self._round_size = -(-self._round_size // self.whole) * self.whole
+            self._round_size = -(-self._round_size // self.global_batch_size) * self.global_batch_size
         self._losses = LossShares(len(self.names))
         self._epoch_of = -1
         self._first = [0] * len(self.names)
@@ -100,7 +98,7 @@ class TaskBatches(Batches):
         Raises:
             UserError: They don't.
         """
-        needed = batches * self.whole
+        needed = batches * self.global_batch_size
         if self.sampling.by_loss and self._round_size < needed:
             raise UserError(
                 f"sampling.every_n_samples: found {self.sampling.every_n_samples}; expected {needed} or "
@@ -193,7 +191,7 @@ class TaskBatches(Batches):
             left = self._known[before]
             scores = left if self.sampling.score == "hard" else [1 / one for one in left]
         generator = _generator(self.seed, self._epoch_of, number)
-        each = self.whole if self.sampling.grouped else 1
+        each = self.global_batch_size if self.sampling.grouped else 1
         chances = self.sampling.probabilities(scores)
         drawn = torch.multinomial(chances, self._round_size // each, replacement=True, generator=generator)
         return drawn.repeat_interleave(each)

@@ -124,7 +124,7 @@ def test_a_module_runs_a_batch_of_nothing(model_folder, family):
     sums.loss_sum.backward()
     assert sums.loss_sum.item() == sums.weight_sum.item() == 0
     assert module.answer(batch) == []
-    assert (batch.left_out, batch.tokens) == ([error], 0)
+    assert (batch.skipped, batch.tokens) == ([error], 0)
 
 
 def test_a_batch_travels(tiny):
@@ -133,7 +133,7 @@ def test_a_batch_travels(tiny):
     for other in (pickle.loads(pickle.dumps(batch)), move_data_to_device(batch, torch.device("cpu"))):
         assert type(other) is type(batch)
         assert all(torch.equal(other.inputs[name], value) for name, value in batch.inputs.items())
-        assert (other.tasks, other.references, other.cut) == (batch.tasks, batch.references, ["cut"])
-        assert str(other.left_out[0]) == "a:1: k: found f; expected e"
+        assert (other.tasks, other.references, other.truncated) == (batch.tasks, batch.references, ["cut"])
+        assert str(other.skipped[0]) == "a:1: k: found f; expected e"
     for value in (*batch.inputs.values(), *batch.prompts.values(), batch.kinds, batch.sample_weights):
         assert isinstance(value, torch.Tensor)  # what can be pinned
