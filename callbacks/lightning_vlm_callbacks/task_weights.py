@@ -1,4 +1,4 @@
-"""How much each of several tasks weighs in the loss, and what a module says of its tasks to callbacks."""
+"""The weights of tasks in the loss, and what a module reports of its tasks to callbacks."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ __all__ = ["InitialLosses", "TaskWeights", "task_weights_of"]
 class TaskWeights(nn.Module):
     """The weights of the tasks of a LightningModule: a small table that it keeps as a submodule.
 
-    That is all that `GradNorm` needs of a module. In each `training_step` it does one of two things.
+    That is all that `GradNorm` needs of a module. Each `training_step` does one of two things.
 
-    *Tasks share their inputs*, such as two heads on one trunk: it gives the mean loss of each.
+    *Tasks share their inputs*, such as two heads on one trunk: the step passes the mean loss of each task.
 
         return self.tasks.total({"depth": depth_loss, "normals": normals_loss})
 
-    *Each sample belongs to one task*: before the forward it says which, and the loss of each sample is
-    weighted. Any other factor of the loss must be the same for all samples.
+    *Each sample belongs to one task*: before the forward pass the step sets the task of each sample, and it
+    weights the loss of each sample. Any other factor of the loss must be the same for all samples.
 
         self.tasks.rows = ids                                    # int64 [batch], on the CPU
         losses = ...                                             # [batch]
@@ -51,7 +51,8 @@ class TaskWeights(nn.Module):
             raise ValueError(f"tasks: found {list(names)}; expected one or more names, each once")
         weights = [1.0] * len(names) if weights is None else list(weights)
         table = torch.tensor(weights, dtype=torch.float32)
-        if len(weights) != len(names) or not bool((table > 0).all() & table.isfinite().all()):
+        valid = (table > 0) & table.isfinite()
+        if len(weights) != len(names) or not bool(valid.all()):
             raise ValueError(f"weights: found {weights}; expected {len(names)} finite numbers > 0")
         self.register_buffer("weights", table)
         # These aren't buffers, because DDP copies the first rank's buffers to all before every forward.
@@ -61,12 +62,12 @@ class TaskWeights(nn.Module):
         """What the loss that backward starts from must be multiplied by to be the step's loss, known by the
         end of the step's last backward. For modules that return sums, and divide gradients themselves."""
         self.rows: Tensor | None = None
-        """The task of each row (the first dimension, or the first two) of the layers' inputs in the next
-        forward, -1 where there is none; int64, on the CPU, as the host reads it. None if tasks share rows."""
+        """The task of each row (the first dimension) of the layers' inputs in the next forward pass, -1 where
+        there is none; int64, on the CPU, because the host reads it. None if tasks share rows."""
         self.set_by: str | None = None
-        """What changes the weights in the course of training, in a few words; None if nothing does."""
+        """What changes the weights during training, in a few words; None if nothing does."""
         self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None
-        """Called with what `total` gets, before the backward."""
+        """Called with what `total` gets, before the backward pass."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Weights stay float32 where a model becomes bfloat16 as a whole."""
@@ -100,16 +101,12 @@ class TaskWeights(nn.Module):
         """
         if not losses:
             raise ValueError("losses: found none; expected that of one task or more")
-        numbers = [self.index(task) for task in losses]
         stacked = torch.stack([loss.reshape(()) for loss in losses.values()])
-        index = torch.tensor(numbers).to(self.weights.device, non_blocking=True)
-        self.add(
-            torch.zeros_like(self.weights).index_copy_(0, index, stacked.detach().to(self.weights.dtype)),
-            torch.zeros_like(self.weights).index_fill_(0, index, 1.0),
-        )
+        tasks = torch.tensor([self.index(task) for task in losses])
+        self.add_rows(stacked.detach(), tasks)
         if self.on_losses is not None:
             self.on_losses(losses)
-        return (self.weights[index] * stacked).sum()
+        return (self.weights[tasks.to(self.weights.device, non_blocking=True)] * stacked).sum()
 
     def add_rows(self, losses: Tensor, tasks: Tensor) -> None:
         """Add the losses of samples, before their weights, to the sums of their tasks.
@@ -135,10 +132,11 @@ class TaskWeights(nn.Module):
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Sums and counts since the last call."""
-        zeros = torch.zeros_like(self.weights)
         sums, counts = self._sums, self._counts
         self._sums = self._counts = None
-        return (zeros, zeros) if sums is None or counts is None else (sums, counts)
+        if sums is None or counts is None:
+            return torch.zeros_like(self.weights), torch.zeros_like(self.weights)
+        return sums, counts
 
 
 def task_weights_of(module: nn.Module) -> TaskWeights:
@@ -147,7 +145,7 @@ def task_weights_of(module: nn.Module) -> TaskWeights:
     Raises:
         ValueError: It has none, or several.
     """
-    found = [one for one in module.modules() if isinstance(one, TaskWeights)]
+    found = [child for child in module.modules() if isinstance(child, TaskWeights)]
     if len(found) != 1:
         raise ValueError(
             f"{type(module).__name__}: found {len(found)} TaskWeights; expected one among its submodules, as "
@@ -161,7 +159,7 @@ class InitialLosses:
 
     Args:
         tasks: How many there are.
-        steps: Of how many losses the mean is.
+        steps: How many losses the mean is of.
         device: Where they are.
 
     >>> initial = InitialLosses(2, steps=2)
@@ -187,12 +185,6 @@ class InitialLosses:
         self._sums += torch.where(first, losses, 0)
         self._counts += first
 
-    def set(self, losses: Tensor) -> None:
-        """Give L(0) itself, where it is known: log C, say, of C classes. NaN where it isn't."""
-        known = losses.isfinite()
-        self._sums = torch.where(known, losses * self.steps, self._sums)
-        self._counts = torch.where(known, self.steps, self._counts)
-
     def mean(self) -> Tensor:
         """L(0), NaN where a task hasn't been seen; shape [tasks]."""
         return self._sums / self._counts
@@ -209,4 +201,5 @@ class InitialLosses:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
         device = self._sums.device
-        self._sums, self._counts = state["sums"].to(device).clone(), state["counts"].to(device).clone()
+        self._sums = state["sums"].to(device).clone()
+        self._counts = state["counts"].to(device).clone()

@@ -12,7 +12,15 @@ MOVED = {
 }
 """Class paths of earlier versions, and where those classes are now."""
 
-REMOVED: dict[str, dict[str, tuple[str, str]]] = {}
+REMOVED: dict[str, dict[str, tuple[str, str]]] = {
+    "GradNorm": {
+        "initial_losses": ("null", "L(0) is always the mean of a task's first 10 measured losses"),
+        "initial_steps": ("10", "L(0) is always the mean of a task's first 10 measured losses"),
+        "packed": ("false", "each row of a batch belongs to one task"),
+        "sketch": ("null", "choose a smaller layer if the gradients of all tasks take too much memory"),
+        "unbiased": ("false", "use larger batches, or every_n_steps, if gradients of rare tasks are noisy"),
+    },
+}
 """Class name -> key that it no longer has -> the key's default, as YAML writes it, and what to do instead."""
 
 

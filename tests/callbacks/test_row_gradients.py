@@ -35,12 +35,11 @@ class Net(nn.Module):
 def by_row(net, layer, x):
     """The gradient of the layer's weight that each row of x makes, from one backward."""
     seen = []
-    watch = RowGradients(layer, lambda x, dy, tag: seen.append((x, dy, tag)))
-    watch.tag = "this batch"
+    watch = RowGradients(layer, lambda *found: seen.append(found), lambda: "this batch")
     net(x).square().sum().backward()
     watch.remove()
-    ((into, out, tag),) = seen
-    assert tag == "this batch"
+    ((into, out, label),) = seen
+    assert label == "this batch"
     assert not into.requires_grad
     assert not out.requires_grad
     return torch.einsum("n...o,n...i->noi", out, into)

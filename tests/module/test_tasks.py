@@ -347,7 +347,7 @@ class KeepNorms(Callback):
         self.weights.append(module.tasks.weights.clone())
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.norms.append(self.gradnorm._norms.clone())
+        self.norms.append(self.gradnorm._statistics.norms.clone())
 
 
 NF4 = Quantization("nf4", ["language"], compute_dtype="float32")

@@ -119,7 +119,7 @@ class Fisher(Importance):
         for name, lora in self.layers.items():
             self._handles.append(RowGradients(lora.layer, partial(self._take, name)))
 
-    def _take(self, name: str, x: Tensor, dy: Tensor, tag: Any) -> None:
+    def _take(self, name: str, x: Tensor, dy: Tensor, label: Any) -> None:
         found = squared_norms(x, dy).sum()
         self._sums[name] = self._sums[name] + found if name in self._sums else found
 

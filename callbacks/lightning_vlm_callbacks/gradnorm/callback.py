@@ -9,17 +9,18 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm_callbacks.curves import History, need_matplotlib, save_curves
-from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper, relative_rates
+from lightning_vlm_callbacks.gradnorm.layer import refuse_batch_norms, shared_layer
+from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper
+from lightning_vlm_callbacks.gradnorm.statistics import TaskStatistics, logged_values
 from lightning_vlm_callbacks.gradnorm.task_gradients import StepGradients, TaskGradients
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
-from lightning_vlm_callbacks.task_weights import InitialLosses, task_weights_of
+from lightning_vlm_callbacks.task_weights import TaskWeights, task_weights_of
 from lightning_vlm_callbacks.whole_steps import (
     need_initialized,
     need_lightning,
@@ -30,24 +31,23 @@ from lightning_vlm_callbacks.whole_steps import (
 
 __all__ = ["GradNorm"]
 
-KINDS = ("weight", "norm", "weighted_norm", "rate")
-"""What is logged of each task; norms are of its gradient before its weight, and as weighted."""
+SOLVERS = {"closed_form": closed_form, "paper": paper}
 
 
 class GradNorm(Callback):
-    """GradNorm (Chen et al., ICML 2018, https://arxiv.org/abs/1711.02257): tasks train at like rates.
+    """GradNorm (Chen et al., ICML 2018, https://arxiv.org/abs/1711.02257): tasks train at similar rates.
 
     The weights of tasks are moved towards those at which the norm of every task's weighted gradient, on one
     layer that all share, is in proportion to r^alpha. r is how far behind a task is: L(t)/L(0) over its mean.
-    Weights are positive, and their sum is the number of tasks, so that they don't change the learning rate.
-    New weights count from the next step on.
+    L(0) is the mean of a task's first 10 measured losses. Weights are positive, and their sum is the number
+    of tasks, so that they don't change the learning rate. New weights count from the next step on.
 
     Works with any module that has a `TaskWeights`: its docstring shows the two lines that are needed. If each
-    sample belongs to one task (`rows`), all gradients come from the ordinary backward, which costs as much as
-    that layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples change one
-    another: batch norms that train and tied weights are refused; experts with a shared capacity and losses
-    across the batch would silently give wrong norms. If tasks share inputs (`total`), there is a backward
-    pass for each task, so set `every_n_steps`.
+    sample belongs to one task (`rows`), all gradients come from the ordinary backward pass, which costs as
+    much as that layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples
+    change one another: batch norms that train and tied weights are refused; experts with a shared capacity
+    and losses across the batch would silently give wrong norms. If tasks share inputs (`total`), there is a
+    backward pass for each task, so set `every_n_steps`.
 
     A task that isn't in a step keeps its last norm and loss; one that has never been seen, whose gradient is
     exactly zero, or isn't finite, keeps its weight.
@@ -61,14 +61,6 @@ class GradNorm(Callback):
         solver: `closed_form` moves the weights a share of the way to where they would converge; `paper` makes
             a step of the paper's gradient descent. Both work on the logarithms of the weights.
         rate: That share, or the learning rate.
-        initial_losses: L(0) by task where it is known in theory, such as log C for C classes. Else L(0) is
-            the mean of the first `initial_steps` measured losses.
-        initial_steps: See `initial_losses`.
-        unbiased: Remove the noise of small batches from the norms, which makes the gradients of rare tasks
-            look large. Only what micro-batches and ranks have in common counts, averaged over about 10
-            measurements. So each task must sometimes occur in two micro-batches or ranks of a step.
-        packed: Rows hold several samples that do not see each other (block-diagonal attention).
-        sketch: Width of a random projection of the gradients, for a layer too large to keep a copy per task.
         picture: Draw `gradnorm.png` at the end.
         dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
@@ -86,34 +78,26 @@ class GradNorm(Callback):
         every_n_steps: int = 1,
         solver: Literal["closed_form", "paper"] = "closed_form",
         rate: float = 0.1,
-        initial_losses: dict[str, float] | None = None,
-        initial_steps: int = 10,
-        unbiased: bool = False,
-        packed: bool = False,
-        sketch: int | None = None,
         picture: bool = True,
         dirpath: str | None = None,
     ) -> None:
         super().__init__()
-        if solver not in ("closed_form", "paper"):
+        if solver not in SOLVERS:
             raise MisconfigurationException(f"solver: found {solver!r}; expected closed_form or paper")
         if not alpha >= 0:
             raise MisconfigurationException(f"alpha: found {alpha}; expected a number >= 0")
         if not 0 < rate <= 1:
             raise MisconfigurationException(f"rate: found {rate}; expected a number in (0, 1]")
-        whole = {"every_n_steps": every_n_steps, "initial_steps": initial_steps, "sketch": sketch}
-        for key, value in whole.items():
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"{key}: found {value}; expected 1 or more")
-        for task, loss in (initial_losses or {}).items():
-            if not 0 < loss < float("inf"):
-                raise MisconfigurationException(f"initial_losses.{task}: found {loss}; expected a number > 0")
-        self.alpha, self.layer, self.every_n_steps, self.rate = alpha, layer, every_n_steps, rate
-        self.solver = {"closed_form": closed_form, "paper": paper}[solver]
-        self.initial_losses, self.initial_steps = initial_losses or {}, initial_steps
-        self.unbiased, self.packed, self.sketch = unbiased, packed, sketch
-        self.picture, self.dirpath = picture, dirpath
-        self._loaded: dict[str, Any] | None = None
+        if every_n_steps < 1:
+            raise MisconfigurationException(f"every_n_steps: found {every_n_steps}; expected 1 or more")
+        self.alpha = alpha
+        self.layer = layer
+        self.every_n_steps = every_n_steps
+        self.solver = SOLVERS[solver]
+        self.rate = rate
+        self.picture = picture
+        self.dirpath = dirpath
+        self._loaded: dict[str, Any] = {}
         self._gradients: TaskGradients | None = None
         self._history = History()
 
@@ -138,54 +122,24 @@ class GradNorm(Callback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         need_initialized("GradNorm", pl_module)
         need_one_closure("GradNorm", trainer.optimizers)
-        try:
-            tasks = task_weights_of(pl_module)
-            given = {tasks.index(task): loss for task, loss in self.initial_losses.items()}
-        except ValueError as error:
-            raise MisconfigurationException(f"GradNorm: {error}") from None
-        if tasks.set_by is not None:
-            raise MisconfigurationException(
-                f"GradNorm: found weights of tasks that {tasks.set_by} changes; expected one of the two"
-            )
-        # Fewer parameters may require gradients now than when the run began.
-        before = self._loaded.get("layer") if self._loaded else None
-        name, layer = _layer(pl_module, self.layer, before)
-        _refuse_tied(pl_module, name, layer)
-        self._module, self._tasks = pl_module, tasks
-        self._gradients = TaskGradients(layer, name, tasks, self.packed, self.sketch)
-        weights = tasks.weights
-        weights *= len(weights) / weights.sum()
-        self._initial = InitialLosses(len(weights), self.initial_steps, weights.device)
-        self._norms, self._losses, self._squares = (torch.full_like(weights, torch.nan) for _ in range(3))
-        self._pending: tuple[int, Tensor, Tensor] | None = None
-        self._history = History()
-        if given:
-            known = torch.full_like(weights, torch.nan)
-            for task, loss in given.items():
-                known[task] = loss
-            self._initial.set(known)
-        if self._loaded is not None:
-            self._restore(self._loaded)
+        tasks = _task_weights(pl_module)
+        name, layer = shared_layer(pl_module, self.layer, self._loaded.get("layer"))
+        self._begin(tasks, TaskGradients(layer, name, tasks))
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._loggers = trainer.loggers if every else []
         self._every = every or 50  # Lightning's default, for the picture alone
-        self._stepped = self._has_loss = False
         once = "weights change only once, after the first step"
         warn_if_beyond(trainer, "GradNorm: every_n_steps", self.every_n_steps, once)
-        rank_zero_info(f"GradNorm: {len(weights)} tasks ({', '.join(tasks.names)}), layer {name}")
+        rank_zero_info(f"GradNorm: {len(tasks.names)} tasks ({', '.join(tasks.names)}), layer {name}")
 
     @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        gradients = self._gradients
-        assert gradients is not None
+        assert self._gradients is not None
         self._stepped = False
-        if not gradients.open and trainer.global_step % self.every_n_steps == 0:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            one = torch.ones((), device=pl_module.device)
-            scale = None if scaler is None else scaler.scale(one)
-            gradients.begin(scale, trainer.accumulate_grad_batches)
+        if not self._gradients.open and trainer.global_step % self.every_n_steps == 0:
+            self._gradients.begin(_loss_scale(trainer, pl_module.device), trainer.accumulate_grad_batches)
 
     @override
     def on_before_backward(
@@ -197,28 +151,17 @@ class GradNorm(Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
-        if self._stepped:  # the new weights for the next step are already set
+        if self._stepped:  # the weights for the next step are already set
             raise several_closures("GradNorm", optimizer)
         self._stepped = True
-        self._read()
-        gradients = self._gradients
-        if gradients is None or not gradients.open:
-            return
-        if not self._has_loss:  # `training_step` returned None, so Lightning skips the backward
-            gradients.stop()
-            return
+        self._log_pending()
+        if self._gradients is not None and self._gradients.open:
+            self._end_step(trainer, pl_module, self._gradients)
         self._has_loss = False
-        self._refuse_wrong(pl_module, gradients)
-        found = gradients.finish(trainer.world_size)
-        weights = self._tasks.weights.clone()
-        self._update(found)
-        step = trainer.global_step
-        if (step + 1) // self._every != (step + 1 - self.every_n_steps) // self._every:
-            self._pending = (step, self._table(weights), found.cosines())
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._read()
+        self._log_pending()
         if self.picture and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._draw()
 
@@ -238,59 +181,79 @@ class GradNorm(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._gradients is None:
-            return self._loaded or {}
-        self._read()
+            return self._loaded
+        self._log_pending()
         history = self._history
         return {
             "tasks": list(self._tasks.names),
             "layer": self._gradients.name,
             "weights": self._tasks.weights.clone(),
-            "initial": self._initial.state_dict(),
-            "norms": self._norms.clone(),
-            "losses": self._losses.clone(),
-            "squares": self._squares.clone(),
+            **self._statistics.state_dict(),
             "history": [history.every, history.offered, list(history.points)],
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict or None
+        self._loaded = state_dict
+
+    # A run
+
+    def _begin(self, tasks: TaskWeights, gradients: TaskGradients) -> None:
+        self._tasks = tasks
+        self._gradients = gradients
+        self._statistics = TaskStatistics(len(tasks.names), tasks.weights.device)
+        self._history = History()
+        self._pending: tuple[int, Tensor, Tensor] | None = None
+        self._stepped = False
+        self._has_loss = False
+        tasks.weights.mul_(len(tasks.names) / tasks.weights.sum())
+        if self._loaded:
+            self._restore(self._loaded)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["tasks"] != list(self._tasks.names):
+            raise MisconfigurationException(
+                f"GradNorm: found tasks {', '.join(self._tasks.names)}, but the checkpoint has "
+                f"{', '.join(state['tasks'])}; continue with the same data, or start a new run"
+            )
+        self._tasks.weights.copy_(state["weights"])
+        self._statistics.load_state_dict(state)
+        history = self._history
+        history.every, history.offered, points = state["history"]
+        history.points = [(step, dict(values)) for step, values in points]
 
     # A step
 
-    def _update(self, found: StepGradients) -> None:
-        """Move the weights. The host doesn't wait for the device."""
-        tasks = self._tasks
-        weights = tasks.weights
+    def _end_step(self, trainer: "pl.Trainer", root: nn.Module, gradients: TaskGradients) -> None:
+        if not self._has_loss:  # `training_step` returned None, so Lightning skipped the backward pass
+            gradients.stop()
+            return
+        self._refuse_wrong(root, gradients)
+        step = gradients.finish(trainer.world_size)
+        weights = self._tasks.weights.clone()
+        self._move_weights(step)
+        done = trainer.global_step + 1
+        if done // self._every != (done - self.every_n_steps) // self._every:
+            self._pending = (trainer.global_step, self._statistics.table(weights), step.cosines())
+
+    def _move_weights(self, step: StepGradients) -> None:
+        """Set the weights for the next step. The host doesn't wait for the device."""
+        weights = self._tasks.weights
+        losses = (step.sums / step.counts).to(weights.dtype)  # NaN where a task wasn't in the step
         # Norms are measured without the task's weight, so that those of different steps are comparable.
-        unit = tasks.scale / weights
-        if self.unbiased:
-            estimate = found.squares.to(weights.dtype) * unit**2
-            old = torch.where(self._squares.isfinite(), self._squares, estimate)
-            self._squares = torch.where(estimate.isfinite(), 0.9 * old + 0.1 * estimate, self._squares)
-            norms = self._squares.clamp(min=0).sqrt()
-        else:
-            norms = found.norms.to(weights.dtype) * unit
-        losses = (found.sums / found.counts).to(weights.dtype)  # NaN where a task wasn't there
-        fine = norms.isfinite() & losses.isfinite()
-        self._initial.add(losses, fine)
-        self._losses = torch.where(fine, losses, self._losses)
-        self._norms = torch.where(fine, norms, self._norms)
-        known = self._initial.known & (self._norms > 0) & self._losses.isfinite()
-        rates = relative_rates(self._losses, self._initial.mean(), known)
-        weights.copy_(self.solver(weights, self._norms, rates, known, self.alpha, self.rate))
+        norms = step.norms.to(weights.dtype) * (self._tasks.scale / weights)
+        statistics = self._statistics
+        statistics.add(losses, norms)
+        known = statistics.known & (statistics.norms > 0)
+        rates = statistics.rates(known)
+        weights.copy_(self.solver(weights, statistics.norms, rates, known, self.alpha, self.rate))
 
     def _refuse_wrong(self, root: nn.Module, gradients: TaskGradients) -> None:
-        """Only after a backward is it known which way the module goes."""
-        if self._tasks.rows is not None:
-            for name, one in root.named_modules():
-                if isinstance(one, _BatchNorm) and one.training:
-                    raise MisconfigurationException(
-                        f"GradNorm: found {name}, a batch norm, through which samples of one task change "
-                        "those of another; freeze it in eval mode, or let tasks share inputs: "
-                        "TaskWeights.total"
-                    )
-        if not gradients.calls and (self._tasks.rows is None or bool((self._tasks.rows >= 0).any())):
+        """Check what is known only after a backward pass: whether the module uses `rows` or `total`."""
+        rows = self._tasks.rows
+        if rows is not None:
+            refuse_batch_norms(root)
+        if not gradients.calls and (rows is None or bool((rows >= 0).any())):
             raise MisconfigurationException(
                 f"GradNorm: layer {gradients.name} had no part in the loss, or the module called neither "
                 "TaskWeights.total nor set TaskWeights.rows; choose a layer that all tasks go through"
@@ -298,29 +261,14 @@ class GradNorm(Callback):
 
     # Logging and pictures
 
-    def _table(self, weights: Tensor) -> Tensor:
-        """A row for each of `KINDS`, a column for each task."""
-        known = self._initial.known & self._losses.isfinite()
-        rates = relative_rates(self._losses, self._initial.mean(), known)
-        return torch.stack((weights, self._norms, weights * self._norms, rates))
-
-    def _read(self) -> None:
+    def _log_pending(self) -> None:
         """Log what was measured a step ago. The host waits here, at steps that log."""
         if self._pending is None:
             return
-        (step, table, cosines), self._pending = self._pending, None
-        names = self._tasks.names
-        values = {
-            f"gradnorm/{kind}/{name}": value
-            for kind, row in zip(KINDS, table.tolist(), strict=True)
-            for name, value in zip(names, row, strict=True)
-            if value == value  # NaN means not known yet
-        }
+        step, table, cosines = self._pending
+        self._pending = None
+        values = logged_values(self._tasks.names, table.tolist(), cosines.tolist())
         self._history.add(step, values)
-        for a, row in enumerate(cosines.tolist()):
-            for b in range(a):
-                if row[b] == row[b]:
-                    values[f"gradnorm/cosine/{names[b]}-{names[a]}"] = row[b]
         for logger in self._loggers:
             logger.log_metrics(values, step=step)
 
@@ -340,68 +288,20 @@ class GradNorm(Callback):
         if shown:
             save_curves(self._folder / "gradnorm.png", shown, log=list(shown))
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        if state["tasks"] != list(self._tasks.names):
-            raise MisconfigurationException(
-                f"GradNorm: found tasks {', '.join(self._tasks.names)}, but the checkpoint has "
-                f"{', '.join(state['tasks'])}; continue with the same data, or start a new run"
-            )
-        device = self._tasks.weights.device
-        self._tasks.weights.copy_(state["weights"])
-        self._initial.load_state_dict(state["initial"])
-        self._norms, self._losses, self._squares = (
-            state[key].to(device).clone() for key in ("norms", "losses", "squares")
-        )
-        history = self._history
-        history.every, history.offered, points = state["history"]
-        history.points = [(step, dict(values)) for step, values in points]
 
-
-def _layer(root: nn.Module, selector: str | None, before: str | None = None) -> tuple[str, nn.Module]:
-    """The layer that is meant, and its name.
-
-    Args:
-        root: The module that it is in.
-        selector: Of the layer, if one was given.
-        before: The name of the layer that a resumed run measured; taken if there is no selector.
-    """
-    if selector is not None:
-        found = select_modules(root, selector)
-        if len(found) != 1:
-            raise MisconfigurationException(
-                f"layer {selector!r}: found {len(found)} modules ({', '.join(list(found)[:4])}); expected one"
-            )
-        return next(iter(found.items()))
-    if before is not None:
-        there = dict(root.named_modules())
-        if before not in there:
-            raise MisconfigurationException(
-                f"GradNorm: the checkpoint measured layer {before}, which the model doesn't have; resume "
-                "with the same model, or set layer"
-            )
-        return before, there[before]
-    inside = {
-        name: one
-        for name, one in root.named_modules()
-        if isinstance(one, nn.Linear) and any(word.isdigit() for word in name.split("."))
-    }
-    lora = [name for name in inside if ".lora_B." in name and inside[name].weight.requires_grad]
-    others = [name for name in inside if ".lora_" not in name]
-    for names in (lora, others):
-        if names:
-            return names[-1], inside[names[-1]]
-    linear = [name for name, one in root.named_modules() if isinstance(one, nn.Linear)]
-    raise MisconfigurationException(
-        "GradNorm: found no linear layer inside a list of layers, and can't know which one all tasks share; "
-        f"set layer to one of {', '.join(linear) or 'the linear layers, of which there are none'}"
-    )
-
-
-def _refuse_tied(root: nn.Module, name: str, layer: nn.Module) -> None:
-    weight = getattr(layer, "weight", None)
-    names = [other for other, one in root.named_parameters(remove_duplicate=False) if one is weight]
-    if len(names) > 1:
+def _task_weights(module: nn.Module) -> TaskWeights:
+    try:
+        tasks = task_weights_of(module)
+    except ValueError as error:
+        raise MisconfigurationException(f"GradNorm: {error}") from None
+    if tasks.set_by is not None:
         raise MisconfigurationException(
-            f"layer {name}: found a weight that is shared ({', '.join(names)}), whose gradient has a part "
-            "that the layer doesn't see; choose another layer"
+            f"GradNorm: found weights of tasks that {tasks.set_by} changes; expected one of the two"
         )
+    return tasks
+
+
+def _loss_scale(trainer: "pl.Trainer", device: torch.device) -> Tensor | None:
+    """What a GradScaler multiplies the loss by, on the device, so that the host doesn't wait."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.scale(torch.ones((), device=device))
