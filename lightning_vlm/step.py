@@ -8,7 +8,9 @@ import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.requirements import require_whole_model
 from lightning_vlm_callbacks.run_length import steps_of_run
 from torch import Tensor, nn
 
@@ -163,16 +165,10 @@ def refuse_unsuited(strategy: Strategy, gradient_clip_val: float | None) -> None
     Raises:
         UserError: A strategy other than one device or DDP, or the Trainer's own clipping.
     """
-    name = type(strategy).__name__
-    if isinstance(strategy, DeepSpeedStrategy):
-        raise UserError(
-            f"found trainer.strategy {name}: DeepSpeed divides the loss of each micro-batch by itself, which "
-            "a loss over the whole step can't undo; choose ddp"
-        )
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        raise UserError(
-            f"found trainer.strategy {name}: a model split over devices isn't supported yet; choose ddp"
-        )
+    try:
+        require_whole_model("VLMModule", strategy)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from None
     if gradient_clip_val is not None:
         raise UserError(
             f"found trainer.gradient_clip_val {gradient_clip_val}; clip with model.clip, which knows "

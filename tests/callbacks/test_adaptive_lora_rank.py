@@ -565,7 +565,7 @@ class Bare(Module):
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies_that_split_the_model(strategy):
     trainer = type("T", (), {"strategy": strategy.__new__(strategy)})()
-    with pytest.raises(MisconfigurationException, match=f"found strategy {strategy.__name__}"):
+    with pytest.raises(MisconfigurationException, match=f"found trainer.strategy {strategy.__name__}"):
         quiet().setup(trainer, Module(), "fit")
 
 

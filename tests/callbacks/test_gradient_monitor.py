@@ -1102,7 +1102,7 @@ def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
 def test_other_strategies_are_refused(strategy):
     trainer = SimpleNamespace(strategy=object.__new__(strategy))
-    with pytest.raises(MisconfigurationException, match=f"{strategy.__name__}, with which no rank may have"):
+    with pytest.raises(MisconfigurationException, match=f"{strategy.__name__}, with which a rank may not"):
         GradientMonitor().setup(trainer, Plain(), "fit")
     GradientMonitor().setup(trainer, Plain(), "validate")
 

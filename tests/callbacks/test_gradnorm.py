@@ -885,7 +885,7 @@ def test_a_layer_without_a_part_in_the_loss(fit):
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies_that_split_the_model(strategy):
     trainer = type("T", (), {"strategy": strategy.__new__(strategy)})()
-    with pytest.raises(MisconfigurationException, match=f"found strategy {strategy.__name__}"):
+    with pytest.raises(MisconfigurationException, match=f"found trainer.strategy {strategy.__name__}"):
         quiet().setup(trainer, Sorts(), "fit")
     quiet().setup(trainer, Sorts(), "validate")
 

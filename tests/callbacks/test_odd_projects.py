@@ -189,7 +189,7 @@ CALLBACKS = {
 CLOSURES = r"found optimizer \w+, which computes several gradients in a step"
 SHAPE = "found head.weight without a shape"
 INSIDE = "whose base_optimizer is an optimizer"
-MANUAL = "(manual optimization|automatic_optimization=False).*; expected|found automatic_optimization=False"
+MANUAL = "found manual optimization.*; expected automatic_optimization=True"
 REFUSED = {
     Lbfgs: {
         "staged": "found optimizer LBFGS, whose learning rate can't be scaled",

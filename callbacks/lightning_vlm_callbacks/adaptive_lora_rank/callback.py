@@ -29,17 +29,17 @@ from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
     set_ranks,
 )
 from lightning_vlm_callbacks.adaptive_lora_rank.picture import save_ranks
-from lightning_vlm_callbacks.adaptive_lora_rank.replicas import ranks_before_weights, wrap_anew
+from lightning_vlm_callbacks.adaptive_lora_rank.replicas import ranks_before_weights, synchronise_ranks
 from lightning_vlm_callbacks.curves import need_matplotlib
+from lightning_vlm_callbacks.requirements import (
+    require_full_gradients,
+    require_initialized,
+    require_lightning,
+    require_plain_optimizers,
+    require_single_closure,
+)
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
-from lightning_vlm_callbacks.whole_steps import (
-    need_initialized,
-    need_lightning,
-    need_one_closure,
-    need_one_optimizer_inside,
-    need_whole_steps,
-)
 
 __all__ = ["AdaptiveLoRARank"]
 
@@ -136,12 +136,12 @@ class AdaptiveLoRARank(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        need_lightning("AdaptiveLoRARank", trainer)
+        require_lightning("AdaptiveLoRARank", trainer)
         self._end()
         self._undo = ranks_before_weights(pl_module)
         if stage != "fit":
             return
-        need_whole_steps("AdaptiveLoRARank", trainer, pl_module)
+        require_full_gradients("AdaptiveLoRARank", trainer, pl_module)
         if self.picture:
             need_matplotlib("AdaptiveLoRARank(picture=False)")
         self._folder = run_folder(trainer, self.dirpath)
@@ -152,9 +152,9 @@ class AdaptiveLoRARank(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        need_initialized("AdaptiveLoRARank", pl_module)
-        need_one_closure("AdaptiveLoRARank", trainer.optimizers)
-        need_one_optimizer_inside("AdaptiveLoRARank", trainer.optimizers)
+        require_initialized("AdaptiveLoRARank", pl_module)
+        require_single_closure("AdaptiveLoRARank", trainer.optimizers)
+        require_plain_optimizers("AdaptiveLoRARank", trainer.optimizers)
         layers = lora_layers(pl_module)
         if not layers:
             raise MisconfigurationException(
@@ -265,7 +265,7 @@ class AdaptiveLoRARank(Callback):
         importance.kept.clear()
         importance.layers = layers = lora_layers(root)
         if changed:
-            wrap_anew(trainer, root, [layers[name] for name in changed if name in layers])
+            synchronise_ranks(trainer, root, [layers[name] for name in changed if name in layers])
         ranks = {**self._history[-1][1], **wanted}
         self._history.append((trainer.global_step, ranks))
         rank_zero_info(

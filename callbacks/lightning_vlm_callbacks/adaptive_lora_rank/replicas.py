@@ -6,24 +6,18 @@ from typing import Any
 import torch
 import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import Lora, fit_ranks
+from lightning_vlm_callbacks.ddp import rewrap_ddp
 
-__all__ = ["ranks_before_weights", "wrap_anew"]
+__all__ = ["ranks_before_weights", "synchronise_ranks"]
 
 
-def wrap_anew(trainer: Trainer, root: LightningModule, changed: Iterable[Lora]) -> None:
-    """Under DDP: a wrapper that knows the new shapes, and the first process's state in all.
-
-    The old wrapper goes, and with it its hooks on parameters: it would wait for gradients of the old shapes.
-    """
-    strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy):
+def synchronise_ranks(trainer: Trainer, root: LightningModule, changed: Iterable[Lora]) -> None:
+    """Under DDP: a wrapper that knows the new shapes, and the first process's weights and state in all."""
+    if not rewrap_ddp(trainer, root):
         return
-    strategy.model = root
-    strategy.configure_ddp()  # which sends the parameters
     for optimizer in trainer.optimizers:
         for lora in changed:
             for one in (lora.a, lora.b):

@@ -17,17 +17,17 @@ from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import step
 from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     Position,
     epoch_ended,
-    set_random_state,
     unsure_loaders,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
 from lightning_vlm_callbacks.early_stop_checkpoint.last_step import is_training, position_after_batch
 from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles, check_numbers
 from lightning_vlm_callbacks.early_stop_checkpoint.whole_checkpoints import WholeCheckpoints
+from lightning_vlm_callbacks.random_states import set_random_state
+from lightning_vlm_callbacks.requirements import require_lightning
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.stop_rule import Decision
-from lightning_vlm_callbacks.whole_steps import need_lightning
 
 __all__ = ["EarlyStopCheckpoint"]
 
@@ -119,7 +119,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        need_lightning("EarlyStopCheckpoint", trainer)
+        require_lightning("EarlyStopCheckpoint", trainer)
         if stage != TrainerFn.FITTING:
             return
         self._forget_fit()

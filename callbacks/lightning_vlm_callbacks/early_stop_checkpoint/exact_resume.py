@@ -4,8 +4,6 @@ Lightning keeps weights, optimizers, schedules, counters, and the state of rank 
 for every rank, its random states and loaders; and the last metrics, which plateau schedules read.
 """
 
-import random
-import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,6 +13,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+from lightning_vlm_callbacks.random_states import random_state
+
 __all__ = [
     "Position",
     "capture",
@@ -23,7 +23,6 @@ __all__ = [
     "go_on",
     "mend_progress",
     "restore_accumulation",
-    "set_random_state",
     "unsure_loaders",
 ]
 
@@ -31,39 +30,6 @@ Position = Literal["batch", "validating", "validation", "between", "epoch", "sto
 """Where a run was when it was saved: behind a batch, before the validation that follows it, behind a
 validation inside an epoch, behind all that follows a batch, behind all that belongs to an epoch, or stopped
 inside one."""
-
-
-def random_state() -> dict[str, Any]:
-    """The states of the generators of Python, NumPy, torch and every CUDA device, as plain tensors."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": torch.get_rng_state()}
-    if numpy := sys.modules.get("numpy"):
-        kind, keys, *rest = numpy.random.get_state()
-        state["numpy"] = [kind, keys.tolist(), *rest]
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Set what `random_state` gave; what isn't here is passed over.
-
-    >>> import torch
-    >>> state = random_state()
-    >>> first = torch.rand(1)
-    >>> set_random_state(state)
-    >>> bool(first == torch.rand(1))
-    True
-    """
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    torch.set_rng_state(state["torch"].cpu())
-    numpy = sys.modules.get("numpy")
-    if numpy and "numpy" in state:
-        numpy.random.set_state(tuple(state["numpy"]))
-    if torch.cuda.is_available():
-        for device, one in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(one.cpu(), device)
 
 
 def _loaders(trainer: Trainer) -> list[Any]:

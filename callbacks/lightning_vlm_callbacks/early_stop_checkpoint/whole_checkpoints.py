@@ -19,12 +19,12 @@ from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     gather,
     go_on,
     mend_progress,
-    set_random_state,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.interrupts import Interrupts
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
 from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles
+from lightning_vlm_callbacks.random_states import set_random_state
 
 __all__ = ["WholeCheckpoints"]
 

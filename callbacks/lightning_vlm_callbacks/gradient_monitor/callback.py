@@ -22,16 +22,16 @@ from lightning_vlm_callbacks.gradient_monitor.statistics import (
     norms,
     text_table,
 )
+from lightning_vlm_callbacks.requirements import (
+    require_full_gradients,
+    require_initialized,
+    require_lightning,
+    require_single_closure,
+    several_closures,
+)
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
-from lightning_vlm_callbacks.whole_steps import (
-    need_initialized,
-    need_lightning,
-    need_one_closure,
-    need_whole_steps,
-    several_closures,
-)
 
 __all__ = ["GradientMonitor"]
 
@@ -132,10 +132,10 @@ class GradientMonitor(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        need_lightning("GradientMonitor", trainer)
+        require_lightning("GradientMonitor", trainer)
         if stage != "fit":
             return
-        need_whole_steps("GradientMonitor", trainer, pl_module)
+        require_full_gradients("GradientMonitor", trainer, pl_module)
         if self.histogram and not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             raise MisconfigurationException(
                 "GradientMonitor(histogram=True): found no WandbLogger; add one to the Trainer, or set False"
@@ -153,11 +153,11 @@ class GradientMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        need_initialized("GradientMonitor", pl_module)
+        require_initialized("GradientMonitor", pl_module)
         every = self.every_n_steps
         warn_if_beyond(trainer, "GradientMonitor: every_n_steps", every, "it measures nothing")
         if self.on_anomaly == "skip":
-            need_one_closure("GradientMonitor(on_anomaly='skip')", trainer.optimizers)
+            require_single_closure("GradientMonitor(on_anomaly='skip')", trainer.optimizers)
         self._watch.scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         fused = any(getattr(one, "_step_supports_amp_scaling", False) for one in trainer.optimizers)
         if self._watch.scaled and fused:

@@ -17,17 +17,17 @@ from lightning_vlm_callbacks.gradnorm.layer import refuse_batch_norms, shared_la
 from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper
 from lightning_vlm_callbacks.gradnorm.statistics import TaskStatistics, logged_values
 from lightning_vlm_callbacks.gradnorm.task_gradients import StepGradients, TaskGradients
+from lightning_vlm_callbacks.requirements import (
+    require_full_gradients,
+    require_initialized,
+    require_lightning,
+    require_single_closure,
+    several_closures,
+)
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_weights import TaskWeights, task_weights_of
-from lightning_vlm_callbacks.whole_steps import (
-    need_initialized,
-    need_lightning,
-    need_one_closure,
-    need_whole_steps,
-    several_closures,
-)
 
 __all__ = ["GradNorm"]
 
@@ -105,10 +105,10 @@ class GradNorm(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        need_lightning("GradNorm", trainer)
+        require_lightning("GradNorm", trainer)
         if stage != "fit":
             return
-        need_whole_steps("GradNorm", trainer, pl_module)
+        require_full_gradients("GradNorm", trainer, pl_module)
         if self.picture:
             need_matplotlib("GradNorm(picture=False)")
         self._folder = run_folder(trainer, self.dirpath)
@@ -120,8 +120,8 @@ class GradNorm(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        need_initialized("GradNorm", pl_module)
-        need_one_closure("GradNorm", trainer.optimizers)
+        require_initialized("GradNorm", pl_module)
+        require_single_closure("GradNorm", trainer.optimizers)
         tasks = _task_weights(pl_module)
         name, layer = shared_layer(pl_module, self.layer, self._loaded.get("layer"))
         self._begin(tasks, TaskGradients(layer, name, tasks))

@@ -205,12 +205,7 @@ def save(file: Path, bundle: NonFiniteBundle, limit: float) -> str:
         left_out = "The weights were too large for the bundle: load a checkpoint from just before this step."
     held = {one.name: getattr(bundle, one.name) for one in fields(bundle)}
     weights = None if bundle.weights is None else {name: _cpu(one) for name, one in bundle.weights.items()}
-    numpy = bundle.random["numpy"]
-    if numpy is not None:  # a NumPy array would need pickle
-        kind, keys, *rest = numpy
-        numpy = (kind, [int(one) for one in keys], *rest)
-    random = {**bundle.random, "numpy": numpy}
-    torch.save({**held, "batch": _pack(bundle.batch), "weights": weights, "random": random}, file)
+    torch.save({**held, "batch": _pack(bundle.batch), "weights": weights}, file)
     return left_out
 
 

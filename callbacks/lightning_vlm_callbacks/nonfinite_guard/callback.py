@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -13,16 +12,18 @@ from typing_extensions import override
 
 from lightning_vlm_callbacks.nonfinite_guard.bundle import keep_structure
 from lightning_vlm_callbacks.nonfinite_guard.report import Event, MicroBatch, active_scaler, write_report
-from lightning_vlm_callbacks.nonfinite_guard.state import KeptBuffers, Snapshots, random_state
-from lightning_vlm_callbacks.run_length import warn_if_beyond
-from lightning_vlm_callbacks.runs import run_folder
-from lightning_vlm_callbacks.whole_steps import (
-    need_initialized,
-    need_lightning,
-    need_one_closure,
-    need_one_optimizer_inside,
+from lightning_vlm_callbacks.nonfinite_guard.state import KeptBuffers, Snapshots
+from lightning_vlm_callbacks.random_states import random_state
+from lightning_vlm_callbacks.requirements import (
+    require_full_gradients,
+    require_initialized,
+    require_lightning,
+    require_plain_optimizers,
+    require_single_closure,
     several_closures,
 )
+from lightning_vlm_callbacks.run_length import warn_if_beyond
+from lightning_vlm_callbacks.runs import run_folder
 
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
 
@@ -119,21 +120,10 @@ class NonFiniteGuard(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        need_lightning("NonFiniteGuard", trainer)
+        require_lightning("NonFiniteGuard", trainer)
         if stage != "fit":
             return
-        strategy = trainer.strategy
-        whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"NonFiniteGuard: found trainer.strategy {type(strategy).__name__}, which splits the model "
-                "over ranks, so no rank could run a step again alone; choose one device or ddp"
-            )
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "NonFiniteGuard: found automatic_optimization=False, expected automatic optimization: to run "
-                "training_step again would step the optimizers"
-            )
+        require_full_gradients("NonFiniteGuard", trainer, pl_module)
         self._folder = run_folder(trainer, self.dirpath)
         if self.dirpath is None:
             self._folder /= "nonfinite"
@@ -141,10 +131,10 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        need_initialized("NonFiniteGuard", pl_module)
-        need_one_closure("NonFiniteGuard", trainer.optimizers)
+        require_initialized("NonFiniteGuard", pl_module)
+        require_single_closure("NonFiniteGuard", trainer.optimizers)
         if self.on_nonfinite == "rollback":
-            need_one_optimizer_inside("NonFiniteGuard(on_nonfinite='rollback')", trainer.optimizers)
+            require_plain_optimizers("NonFiniteGuard(on_nonfinite='rollback')", trainer.optimizers)
         self._buffers = KeptBuffers(pl_module)
         self._last_step = trainer.global_step
         if self.on_nonfinite == "rollback":

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lightning_vlm_callbacks.nonfinite_guard.state import (
     Aside,
-    random_state,
-    set_random_state,
     tensors,
     trial_copy,
 )
+from lightning_vlm_callbacks.random_states import random_state, set_random_state
 
 __all__ = ["Diagnosis", "Statistics", "replay"]
 

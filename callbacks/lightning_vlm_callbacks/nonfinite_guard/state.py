@@ -1,8 +1,6 @@
-"""Saves and restores random states, buffers and weights of a run, and copies a module for trials."""
+"""Saves and restores buffers and weights of a run, and copies a module for trials."""
 
 import copy
-import random
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Aside", "KeptBuffers", "Snapshots", "random_state", "set_random_state", "tensors", "trial_copy"]
+__all__ = ["Aside", "KeptBuffers", "Snapshots", "tensors", "trial_copy"]
 
 
 def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -40,34 +38,6 @@ def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         return
     for place, one in below:
         yield from tensors(one, place)
-
-
-# Randomness
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of Python's, NumPy's (where it is imported), torch's and the device's generators.
-
-    The host doesn't wait for the device: its generator counts on the host.
-    """
-    numpy = sys.modules.get("numpy")
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state() if numpy else None,
-        "torch": torch.get_rng_state(),
-        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device),
-    }
-
-
-def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Set what `random_state` gave; a state of another kind of device is passed over."""
-    random.setstate(state["python"])
-    numpy = sys.modules.get("numpy")
-    if numpy and state["numpy"] is not None:
-        numpy.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["device"] is not None and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state["device"], device)
 
 
 # State that bad steps change

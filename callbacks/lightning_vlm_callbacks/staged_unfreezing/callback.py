@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,8 +11,14 @@ from torch import nn
 from torch.nn import Parameter
 from typing_extensions import override
 
+from lightning_vlm_callbacks.ddp import rewrap_ddp
 from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.requirements import (
+    require_initialized,
+    require_lightning,
+    require_plain_optimizers,
+)
 from lightning_vlm_callbacks.run_length import Unit, first_step_at
 from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
 from lightning_vlm_callbacks.staged_unfreezing.entries import Line, resolve, scales_by_selector, table
@@ -27,7 +32,6 @@ from lightning_vlm_callbacks.staged_unfreezing.stages import (
     trains_since,
     warm_up,
 )
-from lightning_vlm_callbacks.whole_steps import need_initialized, need_lightning, need_one_optimizer_inside
 
 __all__ = ["StagedUnfreezing"]
 
@@ -122,7 +126,7 @@ class StagedUnfreezing(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        need_lightning("StagedUnfreezing", trainer)
+        require_lightning("StagedUnfreezing", trainer)
         if stage == "fit":
             need_stages(trainer, pl_module)
             self._plateaus = PlateauWatch()
@@ -137,8 +141,8 @@ class StagedUnfreezing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here the step and the checkpoint's state are known, and DDP has wrapped all that will train.
         self._end()  # Lightning's tuner calls this twice
-        need_initialized("StagedUnfreezing", pl_module)
-        need_one_optimizer_inside("StagedUnfreezing", trainer.optimizers)
+        require_initialized("StagedUnfreezing", pl_module)
+        require_plain_optimizers("StagedUnfreezing", trainer.optimizers)
         run = self._run = _Run(step=trainer.global_step - 1)
         self._plateaus.new_fit()
         run.modes = {module: module.training for module in pl_module.modules()}
@@ -259,8 +263,8 @@ class StagedUnfreezing(Callback):
         in_stages = {one: [one in scales for scales in run.scales] for one in trains}
         run.since = {one: trains_since(step, run.starts, there) for one, there in in_stages.items()}
         hold_modes(root)
-        if changed and isinstance(trainer.strategy, DDPStrategy):
-            _wrap_anew(trainer.strategy, root)
+        if changed:
+            rewrap_ddp(trainer, root)
         what = ", ".join(f"{line.selector} ×{line.scale:g}" for line in run.lines[stage] if line.scales)
         rank_zero_info(
             f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains {what}"
@@ -283,9 +287,3 @@ class StagedUnfreezing(Callback):
         for module, training in self._run.modes.items():
             module.training = training
         self._run = _Run()
-
-
-def _wrap_anew(strategy: DDPStrategy, root: LightningModule) -> None:
-    """A wrapper that synchronises what trains now. The old one goes, and with it its hooks on parameters."""
-    strategy.model = root
-    strategy.configure_ddp()

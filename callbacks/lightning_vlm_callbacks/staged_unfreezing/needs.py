@@ -2,9 +2,10 @@
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_vlm_callbacks.requirements import require_full_gradients
 
 __all__ = ["explain_learning_rate_monitor", "need_stages"]
 
@@ -16,30 +17,13 @@ def need_stages(trainer: Trainer, module: LightningModule) -> None:
         MisconfigurationException: A strategy other than one device or DDP, manual optimization, or another
             callback that freezes.
     """
-    _need_renewable(trainer.strategy)
-    if not module.automatic_optimization:
-        raise MisconfigurationException(
-            "StagedUnfreezing: found manual optimization, in which toggle_optimizer freezes and unfreezes as "
-            "well, and a batch may have several steps; expected automatic_optimization = True"
-        )
+    require_full_gradients("StagedUnfreezing", trainer, module)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BaseFinetuning):
             raise MisconfigurationException(
                 f"StagedUnfreezing: found {type(callback).__name__}, which freezes and unfreezes as well; "
                 "leave one of the two out"
             )
-
-
-def _need_renewable(strategy: Strategy) -> None:
-    """Only where parameters are whole, and the wrapper can be renewed."""
-    name = type(strategy).__name__
-    if isinstance(strategy, DeepSpeedStrategy):
-        why = "DeepSpeed has copies of the trained weights in its own optimizer, made once"
-    elif isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        return
-    else:
-        why = "what a shard holds and synchronises is settled when the model is split, with what trains then"
-    raise MisconfigurationException(f"found trainer.strategy {name}: {why}; choose ddp or one device")
 
 
 def explain_learning_rate_monitor(trainer: Trainer) -> None:

@@ -1,30 +1,31 @@
-"""What several callbacks need of a run, refused in one line where it isn't so.
+"""Refuses runs in which a callback can't be right: each check says in one line what to change.
 
-They need Lightning's own Trainer, whole gradients on each rank, one gradient for each step, and parameters
-that exist.
+What a run must have: Lightning's own Trainer, whole gradients on each rank, one gradient for each step, and
+parameters that exist.
 """
 
 from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 __all__ = [
-    "need_initialized",
-    "need_lightning",
-    "need_one_closure",
-    "need_one_optimizer_inside",
-    "need_whole_steps",
+    "require_full_gradients",
+    "require_initialized",
+    "require_lightning",
+    "require_plain_optimizers",
+    "require_single_closure",
+    "require_whole_model",
     "several_closures",
 ]
 
 
-def need_lightning(who: str, trainer: Trainer) -> None:
+def require_lightning(who: str, trainer: Trainer) -> None:
     """Refuse a Trainer of the package `pytorch_lightning`, whose classes aren't those of `lightning`.
 
     Raises:
@@ -37,8 +38,8 @@ def need_lightning(who: str, trainer: Trainer) -> None:
         )
 
 
-def need_whole_steps(who: str, trainer: Trainer, module: LightningModule) -> None:
-    """Refuse at setup what would be silently wrong.
+def require_full_gradients(who: str, trainer: Trainer, module: LightningModule) -> None:
+    """Refuse at setup a run in which a rank doesn't see the whole gradient of each optimizer step.
 
     Args:
         who: The callback that needs it.
@@ -49,22 +50,30 @@ def need_whole_steps(who: str, trainer: Trainer, module: LightningModule) -> Non
         MisconfigurationException: A Trainer of another package, a strategy other than one device or DDP, or
             manual optimization.
     """
-    need_lightning(who, trainer)
-    strategy = trainer.strategy
-    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not whole or isinstance(strategy, DeepSpeedStrategy):  # it inherits from DDPStrategy
-        raise MisconfigurationException(
-            f"{who}: found strategy {type(strategy).__name__}, with which no rank may have whole parameters "
-            "and gradients; expected one device or DDP"
-        )
+    require_lightning(who, trainer)
+    require_whole_model(who, trainer.strategy)
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            f"{who}: found manual optimization, where a batch may have several steps, clipped anywhere; "
-            "expected automatic_optimization = True"
+            f"{who}: found manual optimization, in which a batch may have several steps, or none; "
+            "expected automatic_optimization=True"
         )
 
 
-def need_initialized(who: str, module: nn.Module) -> None:
+def require_whole_model(who: str, strategy: Strategy) -> None:
+    """Refuse strategies that split a model over ranks.
+
+    Raises:
+        MisconfigurationException: It is neither one device nor DDP.
+    """
+    is_whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not is_whole or isinstance(strategy, DeepSpeedStrategy):  # which inherits from DDPStrategy
+        raise MisconfigurationException(
+            f"{who}: found trainer.strategy {type(strategy).__name__}, with which a rank may not hold the "
+            "whole model, its gradients and its optimizer's state; choose ddp or one device"
+        )
+
+
+def require_initialized(who: str, module: nn.Module) -> None:
     """Refuse a lazy module that hasn't seen a batch yet, when training begins.
 
     Raises:
@@ -79,7 +88,7 @@ def need_initialized(who: str, module: nn.Module) -> None:
         )
 
 
-def need_one_optimizer_inside(who: str, optimizers: Sequence[Optimizer]) -> None:
+def require_plain_optimizers(who: str, optimizers: Sequence[Optimizer]) -> None:
     """Refuse an optimizer that hands its steps to another one, whose groups and state can't be reached.
 
     Raises:
@@ -95,7 +104,7 @@ def need_one_optimizer_inside(who: str, optimizers: Sequence[Optimizer]) -> None
                 )
 
 
-def need_one_closure(who: str, optimizers: Sequence[Optimizer]) -> None:
+def require_single_closure(who: str, optimizers: Sequence[Optimizer]) -> None:
     """Refuse LBFGS when training begins; others show themselves only in a step: see `several_closures`.
 
     Raises:
