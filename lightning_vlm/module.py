@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
 from lightning_vlm.data.batch.skip_checks import EvaluationSkipCheck, TrainingSkipCheck
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.render.templates import TEMPLATES, chat_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import (
@@ -43,9 +42,8 @@ from lightning_vlm.metrics.scores import Prediction, Scores
 from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.blocks import compile_blocks
 from lightning_vlm.models.loading.checkpoint import base_of, check_base, check_keys
-from lightning_vlm.models.loading.fingerprint import Fingerprint
-from lightning_vlm.models.loading.initial import check_missing_weights_train, missing_weights
-from lightning_vlm.models.loading.load import load_model, load_processor
+from lightning_vlm.models.loading.initial import check_missing_weights_train
+from lightning_vlm.models.loading.load import LoadedModel, load_model, load_processor
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.modes import FitModes
@@ -191,6 +189,8 @@ class VLMModule(LightningModule):
         self._processor: ProcessorMixin | None = None
         self.model: PreTrainedModel | None = None
         """The adapted model; None until `configure_model`."""
+        self.loaded: LoadedModel | None = None
+        """The same model, and what was found out as it was loaded; None until `configure_model`."""
         self.tasks: FixedWeights | None = None
         """The tasks of the training data and their weights; None until a fit is set up."""
         self.parts: dict[str, list[str]] = {}
@@ -201,7 +201,6 @@ class VLMModule(LightningModule):
         """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._varlen_attention = VarlenAttentionCheck()
-        self._base: Fingerprint | None = None
         self._fit_began = 0.0
         self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
@@ -239,13 +238,7 @@ class VLMModule(LightningModule):
     def processor(self) -> ProcessorMixin:
         """The processor of the model, loaded when first asked for."""
         if self._processor is None:
-            options = dict(self._processor_options)
-            ready = options["chat_template"] if options["chat_template"] in TEMPLATES else None
-            if ready:
-                options["chat_template"] = None
-            processor = load_processor(self.name_or_path, **options)
-            if ready:
-                processor.chat_template = processor.tokenizer.chat_template = chat_template(ready, processor)
+            processor = load_processor(self.name_or_path, **self._processor_options)
             self._new_rows = add_to_tokenizer(processor, self.new_tokens)
             self._processor = processor
         return self._processor
@@ -260,12 +253,12 @@ class VLMModule(LightningModule):
         """Load the model and adapt it, once."""
         if self.model is not None:
             return
-        model = load_model(self.name_or_path, **self._model_options)
-        self._base = Fingerprint(model)
+        self.loaded = load_model(self.name_or_path, **self._model_options)
+        model = self.loaded.model
         if self.new_tokens:
             _ = self.processor  # which counts them
             add_rows(model, self._new_rows)
-        adapt(model, self.adapt, find_parts(model))
+        adapt(model, self.adapt, self.loaded.parts)
         train_new_rows(model)
         if self.compile_blocks:
             compile_blocks(model)
@@ -273,9 +266,9 @@ class VLMModule(LightningModule):
         self.parts = find_parts(model, prefix="model.")
         self._ever_trains = {name for name, one in model.named_parameters("model") if one.requires_grad}
         self._buffer_names = list(trained_buffers(model))
-        if missing_weights(model):
+        if self.loaded.missing:
             excused = select_parameters(self, self.no_gradient_needed) if self.no_gradient_needed else {}
-            check_missing_weights_train(model, set(map(id, excused.values())))
+            check_missing_weights_train(self.loaded.missing, set(map(id, excused.values())))
 
     def setup(self, stage: str) -> None:
         """Refuse what would be silently wrong, and learn which tasks there are."""
@@ -294,13 +287,14 @@ class VLMModule(LightningModule):
         """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
         self._fit_began = time.time()
         assert self.model is not None
+        assert self.loaded is not None
         self._modes.start_fit(self.model)
         self._coverage.start_fit(self, self.model, self.no_gradient_needed)
         self._changes.check_optimizer(self.trainer.optimizers)
         if self.clip is not None:
             own = self.tasks.parameters() if self.tasks else ()
             self._clip_groups = clip_groups(self, self.clip, own)
-        report_start(self.trainer, self.model, self.adapt)
+        report_start(self.trainer, self.loaded, self.adapt)
 
     def on_train_start(self) -> None:
         """Begin to count, and settle how long the schedule is."""
@@ -628,8 +622,9 @@ class VLMModule(LightningModule):
         save_averages(self.trainer, checkpoint, self._ever_trains)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in self._ever_trains}
-        assert self._base is not None
-        own = checkpoint["lightning_vlm"] = {**base_of(self.name_or_path, self._base), "seed": self._seed}
+        assert self.loaded is not None
+        base = base_of(self.name_or_path, self.loaded.fingerprint)
+        own = checkpoint["lightning_vlm"] = {**base, "seed": self._seed}
         if (wandb_id := run_id(self.trainer)) is not None:
             own[KEY] = wandb_id
         if self.tasks is not None:
@@ -644,8 +639,8 @@ class VLMModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base model, and take over the ranks of its LoRA layers."""
         self.configure_model()
-        assert self._base is not None
-        own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self._base)
+        assert self.loaded is not None
+        own = check_base(checkpoint.get("lightning_vlm"), self.name_or_path, self.loaded.fingerprint)
         self._seed = own.get("seed")
         for name, buffer in self._trained_buffers().items():
             if name in own.get("buffers", {}):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.data.render.templates import chat_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.load import load_model, load_vlm
+from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import find_parts, parameters_by_part
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
@@ -25,7 +25,7 @@ Folder = Callable[[str], Path]
 
 
 def adapted(folder: Path, plan: dict, **options: object) -> PreTrainedModel:
-    model = load_model(folder, **options)  # type: ignore[arg-type]
+    model = load_model(folder, **options).model  # type: ignore[arg-type]
     adapt(model, plan, find_parts(model))
     return model
 
@@ -35,7 +35,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def inputs(folder: Path) -> dict[str, torch.Tensor]:
-    model, processor = load_vlm(folder)
+    model, processor = load_model(folder).model, load_processor(folder)
     processor.chat_template = processor.chat_template or chat_template("plain", processor)
     words = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     chat = [{"role": "user", "content": words}, {"role": "assistant", "content": [words[1]]}]
@@ -58,7 +58,7 @@ def test_full_frozen_and_unnamed(family: str, tiny_folder: Folder) -> None:
 def test_lora_takes_every_linear_of_its_part_and_none_outside(
     family: str, part: str, tiny_folder: Folder
 ) -> None:
-    plain = load_model(tiny_folder(family))
+    plain = load_model(tiny_folder(family)).model
     paths = find_parts(plain)[part]
     expected = {
         name
@@ -111,10 +111,10 @@ def test_outputs_are_those_of_get_peft_model(tiny_folder: Folder) -> None:
     folder = tiny_folder("llava")
     ours = adapted(folder, {"language": {"lora": {"r": 4, "alpha": 12, "modules": ["q_proj", "down_proj"]}}})
     config = LoraConfig(r=4, lora_alpha=12, target_modules=r".*language_model.*\.(q_proj|down_proj)")
-    theirs = get_peft_model(load_model(folder), config)
+    theirs = get_peft_model(load_model(folder).model, config)
     assert {f"base_model.model.{name}" for name in trainable_names(ours)} == trainable_names(theirs)
     batch = inputs(folder)
-    assert torch.equal(ours(**batch).logits, load_model(folder)(**batch).logits)
+    assert torch.equal(ours(**batch).logits, load_model(folder).model(**batch).logits)
     generator = torch.Generator().manual_seed(0)
     other = dict(theirs.named_parameters())
     for name in sorted(trainable_names(ours)):
@@ -123,7 +123,7 @@ def test_outputs_are_those_of_get_peft_model(tiny_folder: Folder) -> None:
         other[f"base_model.model.{name}"].data = value.clone()
     out = ours(**batch).logits
     assert torch.equal(out, theirs(**batch).logits)
-    assert not torch.allclose(out, load_model(folder)(**batch).logits)
+    assert not torch.allclose(out, load_model(folder).model(**batch).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -208,7 +208,7 @@ MISTAKES = [
 def test_mistakes_are_named_and_leave_the_model_as_it_was(
     plan: dict, message: str, tiny_folder: Folder
 ) -> None:
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     names = trainable_names(model)
     with pytest.raises(UserError, match=re.escape(message)):
         adapt(model, plan, find_parts(model))
@@ -236,7 +236,7 @@ def test_tied_head(tiny_folder: Folder) -> None:
 
 
 def test_quantised_weights_cannot_train_in_full(tiny_folder: Folder) -> None:
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
     weight.requires_grad_(False)
     weight.data = weight.data.to(torch.uint8)  # as bitsandbytes keeps 4-bit weights

@@ -26,7 +26,7 @@ KINDS = {"sequential": SEQUENTIAL, "parallel": PARALLEL}
 
 
 def adapted(folder, plan, **options):
-    model = load_model(folder, **options)
+    model = load_model(folder, **options).model
     torch.manual_seed(0)
     adapt(model, plan, find_parts(model))
     return model
@@ -124,7 +124,7 @@ def test_layers_by_selector(selector, expected, tiny_folder):
 
 
 def test_names_class_and_parts_stay(tiny_folder):
-    plain = load_model(tiny_folder("llava"))
+    plain = load_model(tiny_folder("llava")).model
     model = adapted(tiny_folder("llava"), {"language": PARALLEL, "vision": SEQUENTIAL})
     assert type(model) is type(plain)
     assert plain.state_dict().keys() <= model.state_dict().keys()
@@ -135,7 +135,7 @@ def test_names_class_and_parts_stay(tiny_folder):
 
 def test_collected_hidden_states_are_what_adapters_made(tiny_folder):
     """LLaVA's pictures are hidden states that transformers collects with its own hooks, here older ones."""
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     tower = model.model.vision_tower
     pixels = torch.randn(1, 3, 42, 42)
     tower(pixels, output_hidden_states=True)
@@ -172,7 +172,7 @@ def test_generation_with_a_cache_is_that_without(kind, tiny_folder):
     inputs = ids(model)
     answers = [model.generate(inputs, use_cache=cache, **options) for cache in (True, False)]
     assert torch.equal(*answers)
-    assert not torch.equal(answers[0], load_model(tiny_folder("llava")).generate(inputs, **options))
+    assert not torch.equal(answers[0], load_model(tiny_folder("llava")).model.generate(inputs, **options))
 
 
 def test_a_copy_is_its_own(tiny_folder):
@@ -188,7 +188,7 @@ def test_a_copy_is_its_own(tiny_folder):
 
 def test_half_precision(tiny_folder):
     plan = {"language": SEQUENTIAL}
-    plain = load_model(tiny_folder("llava"), dtype="bfloat16")
+    plain = load_model(tiny_folder("llava"), dtype="bfloat16").model
     model = adapted(tiny_folder("llava"), plan, dtype="bfloat16")
     assert {model.get_parameter(name).dtype for name in trainable_names(model)} == {torch.float32}
     inputs = ids(model)
@@ -213,7 +213,7 @@ def test_save_and_load(tiny_folder, tmp_path):
     }
     model = move(adapted(tiny_folder("llava"), plan))
     assert save_adapters(model, tmp_path / "out") == ["vlm_adapters.safetensors", "vlm_adapters.json"]
-    again = load_model(tiny_folder("llava"))
+    again = load_model(tiny_folder("llava")).model
     load_adapters(again, tmp_path / "out")
     for name in trainable_names(model):
         assert torch.equal(again.get_parameter(name), model.get_parameter(name)), name
@@ -222,14 +222,14 @@ def test_save_and_load(tiny_folder, tmp_path):
     assert torch.equal(again(input_ids=inputs).logits, model(input_ids=inputs).logits)
     saved = json.loads((tmp_path / "out/vlm_adapters.json").read_text())["adapters"]
     assert saved["model.language_model.layers.0"] == {"adapter": PARALLEL["adapter"]}
-    assert save_adapters(load_model(tiny_folder("llava")), tmp_path / "none") == []
+    assert save_adapters(load_model(tiny_folder("llava")).model, tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_of_something_else(tiny_folder, tmp_path):
     model = adapted(tiny_folder("llava"), {"language": SEQUENTIAL})
     save_adapters(model, tmp_path)
-    other = load_model(tiny_folder("smolvlm"))
+    other = load_model(tiny_folder("smolvlm")).model
     with pytest.raises(
         UserError, match=r"the model has no 'model\.language_model\.layers\.0'; give the base"
     ):
@@ -238,13 +238,13 @@ def test_a_folder_of_something_else(tiny_folder, tmp_path):
     text = (tmp_path / "vlm_adapters.json").read_text()
     (tmp_path / "vlm_adapters.json").write_text(text.replace('"reduction": 4', '"reduction": 8'))
     with pytest.raises(UserError, match=r"'model\.language_model\.layers\.0.*' doesn't fit"):
-        load_adapters(load_model(tiny_folder("llava")), tmp_path)
+        load_adapters(load_model(tiny_folder("llava")).model, tmp_path)
     with pytest.raises(UserError, match="found no adapters of ours"):
         load_adapters(other, tmp_path / "none")
 
 
 def test_parallel_needs_an_mlp(tiny_folder):
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     layer = model.model.language_model.layers[1]
     layer.ffn = layer.mlp
     del layer.mlp

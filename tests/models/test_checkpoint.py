@@ -13,15 +13,15 @@ from tests.support import tiny
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm", "qwen2_5_vl"])
 def test_a_fingerprint_is_of_the_weights_not_of_the_place(tiny_folder, tmp_path, family):
-    first = Fingerprint(load_model(tiny_folder(family))).text()
+    first = Fingerprint(load_model(tiny_folder(family)).model).text()
     moved = shutil.copytree(tiny_folder(family), tmp_path / "moved")
-    assert Fingerprint(load_model(moved)).text() == first
-    assert Fingerprint(load_model(moved, dtype="bfloat16")).text() == first
-    assert Fingerprint(load_model(tiny.build(family, tmp_path / "other", seed=3))).text() != first
+    assert Fingerprint(load_model(moved).model).text() == first
+    assert Fingerprint(load_model(moved, dtype="bfloat16").model).text() == first
+    assert Fingerprint(load_model(tiny.build(family, tmp_path / "other", seed=3)).model).text() != first
 
 
 def test_a_fingerprint_sees_each_tensor_and_its_shape(tiny_folder):
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     first = Fingerprint(model).text()
     with torch.no_grad():
         model.lm_head.weight[0, 3] += 1
@@ -32,10 +32,10 @@ def test_a_fingerprint_sees_each_tensor_and_its_shape(tiny_folder):
 
 
 def test_bases(tiny_folder, tmp_path):
-    base = Fingerprint(load_model(tiny_folder("llava")))
+    base = Fingerprint(load_model(tiny_folder("llava")).model)
     saved = base_of("a/b", base)
     assert check_base(saved, "elsewhere/b", base) is saved
-    other = Fingerprint(load_model(tiny.build("llava", tmp_path, seed=3)))
+    other = load_model(tiny.build("llava", tmp_path, seed=3)).fingerprint
     with pytest.raises(
         UserError, match=rf"trained on a/b \({base.text()}\), but model.name_or_path c has other weights"
     ):
@@ -53,10 +53,10 @@ def test_what_was_trained_on_quantised_weights_fits_their_base_model_only(
 ):
     """Also where only one quantised matrix is another, or its shape."""
     folder = tiny_folder(family)
-    quantised = Fingerprint(load_model(folder, dtype=dtype, quantization=Quantization(method)))
+    quantised = Fingerprint(load_model(folder, dtype=dtype, quantization=Quantization(method)).model)
     saved = base_of("a", quantised)
     check_base(saved, "a", quantised)
-    float_model = load_model(folder, dtype=dtype)
+    float_model = load_model(folder, dtype=dtype).model
     plain = Fingerprint(float_model)
     check_base(saved, "a", plain)
     layer = float_model.get_decoder().layers[1].mlp.down_proj
@@ -72,13 +72,13 @@ def test_what_was_trained_on_quantised_weights_fits_their_base_model_only(
         check_base(saved, "a", Fingerprint(float_model))
     other = load_model(tiny.build(family, tmp_path, seed=3), dtype=dtype, quantization=Quantization(method))
     with pytest.raises(UserError, match="has other weights"):
-        check_base(saved, "a", Fingerprint(other))
+        check_base(saved, "a", other.fingerprint)
 
 
 def test_quantised_weights_fit_nothing_that_was_trained_otherwise(tiny_folder):
     def base(method, *parts):
         one = Quantization(method, list(parts)) if method else None
-        return Fingerprint(load_model(tiny_folder("llava"), quantization=one))
+        return Fingerprint(load_model(tiny_folder("llava"), quantization=one).model)
 
     nf4 = base("nf4", "language")
     with pytest.raises(

@@ -24,7 +24,7 @@ NEEDS_PICTURES = ("paligemma",)
 
 def moved(folder, **options):
     """A model whose adapters do something."""
-    model = load_model(folder, **options)
+    model = load_model(folder, **options).model
     torch.manual_seed(0)
     adapt(model, {"language": {"cross_modal_adapter": {"heads": 2}}}, find_parts(model))
     generator = torch.Generator().manual_seed(3)
@@ -131,7 +131,7 @@ def test_no_sample_sees_another(family, tiny_folder, inputs_of):
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
 def test_text_alone_is_as_without_adapters(family, tiny_folder, inputs_of):
     batch = inputs_of(family, [("Hello, you there?", None), ("Yes.", None)])
-    plain = logits(load_model(tiny_folder(family)), batch)
+    plain = logits(load_model(tiny_folder(family)).model, batch)
     assert torch.equal(logits(moved(tiny_folder(family)), batch), plain)
 
 
@@ -139,7 +139,7 @@ def test_a_row_of_text_beside_pictures_is_as_without_adapters(tiny_folder, input
     batch = inputs_of(
         "llava", [("What?", 1), ("A cat.", None)], [("Hello, you there?", None), ("Yes.", None)]
     )
-    plain = logits(load_model(tiny_folder("llava")), batch)
+    plain = logits(load_model(tiny_folder("llava")).model, batch)
     found = logits(moved(tiny_folder("llava")), batch)
     assert torch.equal(found[1], plain[1])
     assert not torch.equal(found[0], plain[0])
@@ -172,7 +172,7 @@ def test_generation_with_a_cache_is_that_without(family, beams, tiny_folder, inp
     if beams == 1:  # or it would say nothing
         new = slice(batch["input_ids"].shape[1], None)
         rows = torch.equal(
-            answers[0][:, new], load_model(tiny_folder(family)).generate(**batch, **options)[:, new]
+            answers[0][:, new], load_model(tiny_folder(family)).model.generate(**batch, **options)[:, new]
         )
         assert not rows
 
@@ -233,7 +233,7 @@ def test_nothing_to_look_at_is_no_softmax_over_nothing(monkeypatch):
 def test_caches_that_are_refused(tiny_folder, inputs_of):
     model = moved(tiny_folder("llava")).eval()
     batch = inputs_of("llava", [("What?", 1)], prompt=True)
-    strange = load_model(tiny_folder("llava"))(**batch, use_cache=True).past_key_values
+    strange = load_model(tiny_folder("llava")).model(**batch, use_cache=True).past_key_values
     more = torch.tensor([[5]])
     with pytest.raises(UserError, match="holds text whose pictures this model has not seen"):
         model(input_ids=more, past_key_values=strange)

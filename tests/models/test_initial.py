@@ -9,12 +9,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import (
     check_missing_weights_train,
     initial_checks,
     initial_table,
-    missing_weights,
 )
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, parameters_by_part
@@ -39,11 +37,13 @@ PROJECTOR = ("projector", "connector", "merger", "image_newline")
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folder, tmp_path):
-    whole = load_model(tiny_folder(family))
-    assert missing_weights(whole) == {}
-    model = load_model(without(tiny_folder(family), tmp_path / "model", *PROJECTOR))
+    loaded = load_model(tiny_folder(family))
+    assert loaded.missing == {}
+    whole = loaded.model
+    loaded = load_model(without(tiny_folder(family), tmp_path / "model", *PROJECTOR))
+    model = loaded.model
     projector = parameters_by_part(model)["projector"]
-    assert missing_weights(model).keys() == projector.keys()
+    assert loaded.missing.keys() == projector.keys()
     for name, weight in model.named_parameters():
         if name not in projector:
             assert torch.equal(weight, whole.get_parameter(name)), name
@@ -57,7 +57,7 @@ def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folde
         elif "norm" in name or "ln_q" in name:
             values = {"gemma3": 0.0}.get(family, 1.0)  # Gemma's norms scale by one more than their weight
             assert (weight == values).all(), name
-    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    checks = {one.what: one for one in initial_checks(model, find_parts(model), loaded.missing)}
     assert all(one.fine for one in checks.values())
     assert checks["projector: standard deviation"].weights == sum(w.ndim > 1 for w in projector.values())
     norms = sum(w.ndim == 1 and ("norm" in name or "ln_q" in name) for name, w in projector.items())
@@ -65,55 +65,56 @@ def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folde
 
 
 def test_new_layer_scales(tiny_folder, tmp_path):
-    pretrained = load_model(tiny_folder("internvl"))
-    model = load_model(without(tiny_folder("internvl"), tmp_path / "model", "lambda_1"))
+    pretrained = load_model(tiny_folder("internvl")).model
+    loaded = load_model(without(tiny_folder("internvl"), tmp_path / "model", "lambda_1"))
+    model = loaded.model
     scales = {name: one for name, one in model.named_parameters() if "lambda_" in name}
     assert len(scales) == 4
     for name, one in scales.items():
         expected = torch.full_like(one, 1e-4) if "lambda_1" in name else pretrained.get_parameter(name)
         assert torch.equal(one, expected), name
-    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    checks = {one.what: one for one in initial_checks(model, find_parts(model), loaded.missing)}
     assert checks["new layer scales: off 1e-4"].fine
     assert checks["new layer scales: off 1e-4"].weights == 2
 
 
 def test_other_weights_stay_as_transformers_draws_them(tiny_folder, tmp_path):
-    model = load_model(without(tiny_folder("llava"), tmp_path / "model", "lm_head"))
-    assert missing_weights(model).keys() == {"lm_head.weight"}
-    assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    loaded = load_model(without(tiny_folder("llava"), tmp_path / "model", "lm_head"))
+    assert loaded.missing.keys() == {"lm_head.weight"}
+    assert loaded.model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_new_weights_must_train(tiny_folder, tmp_path):
     folder = without(tiny_folder("llava"), tmp_path / "model", "projector", "post_layernorm")
 
     def adapted(plan):
-        model = load_model(folder)
-        adapt(model, plan, find_parts(model))
-        return model
+        loaded = load_model(folder)
+        adapt(loaded.model, plan, loaded.parts)
+        return loaded
 
     lora = {"language": {"lora": {"r": 2}}, "projector": {"lora": {"r": 2}}}
     with pytest.raises(
         UserError, match=r"files lack model\..*, \.\.\. \(6 in all\): they would stay randomly"
     ):
-        check_missing_weights_train(adapted(lora))
-    model = adapted({"projector": "full"})
+        check_missing_weights_train(adapted(lora).missing)
+    loaded = adapted({"projector": "full"})
     with pytest.raises(
         UserError, match=r"files lack [\w.]*post_layernorm\.\w+, [\w.]*post_layernorm\.\w+: they"
     ):
-        check_missing_weights_train(model)
-    unused = {id(one) for name, one in model.named_parameters() if "post_layernorm" in name}
-    check_missing_weights_train(model, unused)
-    check_missing_weights_train(adapted({"projector": "full", "vision": "full"}))
+        check_missing_weights_train(loaded.missing)
+    unused = {id(one) for name, one in loaded.model.named_parameters() if "post_layernorm" in name}
+    check_missing_weights_train(loaded.missing, unused)
+    check_missing_weights_train(adapted({"projector": "full", "vision": "full"}).missing)
 
 
 def test_what_is_drawn_anew_each_time_is_no_part_of_the_fingerprint(tiny_folder, tmp_path):
     folder = without(tiny_folder("llava"), tmp_path / "model", "projector")
     models = [load_model(folder) for _ in range(2)]
-    weights = [one.model.multi_modal_projector.linear_1.weight for one in models]
+    weights = [loaded.model.model.multi_modal_projector.linear_1.weight for loaded in models]
     assert not torch.equal(*weights)
-    texts = {Fingerprint(one).text() for one in models}
+    texts = {loaded.fingerprint.text() for loaded in models}
     assert len(texts) == 1
-    assert Fingerprint(load_model(tiny_folder("llava"))).text() not in texts
+    assert load_model(tiny_folder("llava")).fingerprint.text() not in texts
 
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
@@ -134,15 +135,16 @@ def test_each_check_names_what_is_wrong(tiny_folder, tmp_path, what, word, spoil
     folder = without(
         tiny_folder("internvl"), tmp_path / "model", "multi_modal_projector.layer_norm", "lambda_"
     )
-    model = load_model(folder)
-    adapt(model, PLAN, find_parts(model))
-    checks = {one.what: one for one in initial_checks(model, find_parts(model))}
+    loaded = load_model(folder)
+    model = loaded.model
+    adapt(model, PLAN, loaded.parts)
+    checks = {one.what: one for one in initial_checks(model, find_parts(model), loaded.missing)}
     assert len(checks) == 4
     assert all(one.fine for one in checks.values())
     (weight,) = [one for name, one in model.named_parameters() if word in name]
     with torch.no_grad():
         spoil(weight)
-    found = {one.what: one for one in initial_checks(model, find_parts(model))}
+    found = {one.what: one for one in initial_checks(model, find_parts(model), loaded.missing)}
     assert [one for one in found if not found[one].fine] == [what]
     assert found[what].worst in next(name for name, one in model.named_parameters() if one is weight)
     console = Console(width=200)
@@ -154,7 +156,8 @@ def test_each_check_names_what_is_wrong(tiny_folder, tmp_path, what, word, spoil
 
 
 def test_adapters_that_begin_elsewhere_are_not_asked_for_zeros(tiny_folder):
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     adapt(model, {"language": {"lora": {"r": 2, "init": "pissa"}}}, find_parts(model))
     assert any(one.any() for name, one in model.named_parameters() if "lora_B" in name)
-    assert [one.what for one in initial_checks(model, find_parts(model))] == ["projector: standard deviation"]
+    checks = initial_checks(model, find_parts(model), missing={})
+    assert [one.what for one in checks] == ["projector: standard deviation"]

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models import shipped
 from lightning_vlm.models.loading import load
-from lightning_vlm.models.loading.load import LoadedVLM, load_model, load_processor, load_vlm
+from lightning_vlm.models.loading.load import load_model, load_processor
 from tests.support import tiny
-from tools import shipped
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]
@@ -26,29 +26,29 @@ def copy(folder: Path, to: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_weights_and_class_as_transformers(family: str, tiny_folder: Folder) -> None:
-    loaded = load_vlm(tiny_folder(family))
-    assert isinstance(loaded, LoadedVLM)
+    loaded = load_model(tiny_folder(family))
+    processor = load_processor(tiny_folder(family))
     expected = AutoModelForImageTextToText.from_pretrained(tiny_folder(family))
     assert type(loaded.model) is type(expected)
     for (name, weight), (_, same) in zip(
         loaded.model.state_dict().items(), expected.state_dict().items(), strict=True
     ):
         assert torch.equal(weight, same), name
-    assert loaded.processor.image_processor is not None
-    assert loaded.processor.tokenizer is not None
+    assert processor.image_processor is not None
+    assert processor.tokenizer is not None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_keeps_no_cache_but_generation_does(
     family: str, tiny_folder: Folder, tmp_path: Path
 ) -> None:
-    model = load_model(tiny_folder(family))
+    model = load_model(tiny_folder(family)).model
     ids = torch.tensor([[5, 6, 7]])
     assert model(input_ids=ids).past_key_values is None
     model.save_pretrained(tmp_path)
     exported = AutoModelForImageTextToText.from_pretrained(tmp_path)  # must be fast too
     (tmp_path / "generation_config.json").unlink()
-    for each in (model, exported, load_model(tmp_path)):
+    for each in (model, exported, load_model(tmp_path).model):
         lengths = []
         hook = each.get_decoder().register_forward_hook(
             lambda module, args, out, lengths=lengths: lengths.append(out.last_hidden_state.shape[1])
@@ -66,17 +66,17 @@ def test_checkpointing_without_effect_is_told(tiny_folder: Folder) -> None:
 
 
 def test_options_reach_the_model(tiny_folder: Folder) -> None:
-    model = load_model(tiny_folder("llava"), dtype="bfloat16", attn_implementation="eager")
+    model = load_model(tiny_folder("llava"), dtype="bfloat16", attn_implementation="eager").model
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert model.get_decoder().config._attn_implementation == "eager"
     assert not model.is_gradient_checkpointing
-    assert load_model(tiny_folder("llava"), gradient_checkpointing=True).is_gradient_checkpointing
+    assert load_model(tiny_folder("llava"), gradient_checkpointing=True).model.is_gradient_checkpointing
 
 
 def test_a_shipped_name_is_its_folder(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load.resolve("drawn-vlm") == str(shipped.SHIPPED["drawn-vlm"])
     monkeypatch.setitem(shipped.SHIPPED, "drawn-vlm", tiny_folder("smolvlm"))
-    assert load_vlm("drawn-vlm").model.config.model_type == "smolvlm"
+    assert load_model("drawn-vlm").model.config.model_type == "smolvlm"
 
 
 def test_chat_template_as_text_or_file_replaces_and_is_saved(tiny_folder: Folder, tmp_path: Path) -> None:

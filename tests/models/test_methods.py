@@ -41,7 +41,7 @@ def batch_of(processor_of, tiny_folder):
             text = processor.apply_chat_template(chat)
             batch = dict(processor(images=[[image]], text=[text], return_tensors="pt"))
             batch.pop("labels", None)  # PaliGemma's processor has its own idea of them
-            model = load_model(tiny_folder(family))
+            model = load_model(tiny_folder(family)).model
             known = batch["input_ids"] < model.get_output_embeddings().out_features
             batch["labels"] = batch["input_ids"].where(known, -100)
             with torch.no_grad():
@@ -52,7 +52,7 @@ def batch_of(processor_of, tiny_folder):
 
 
 def adapted(folder, plan, seed=0, **options):
-    model = load_model(folder, **options)
+    model = load_model(folder, **options).model
     torch.manual_seed(seed)
     adapt(model, plan, find_parts(model))
     return model
@@ -142,7 +142,7 @@ def same_as_peft(folder, plan, config, batch):
     inputs, base = batch
     ours = adapted(folder, plan)
     torch.manual_seed(0)
-    theirs = get_peft_model(load_model(folder), config)
+    theirs = get_peft_model(load_model(folder).model, config)
     names = {f"base_model.model.{name}": name for name in trainable_names(ours)}
     assert trainable_names(theirs) == set(names)
     other = dict(theirs.named_parameters())
@@ -177,7 +177,7 @@ def test_what_is_left_of_the_base_is_the_same_each_time(init, tiny_folder):
     """A checkpoint has A and B alone: whatever chance says, the rest must come out the same, bit for bit."""
     plan = {"language": {"lora": {"r": 4, "init": init}}}
     first, second = (adapted(tiny_folder("llava"), plan, seed) for seed in (1, 2))
-    base = load_model(tiny_folder("llava")).state_dict()
+    base = load_model(tiny_folder("llava")).model.state_dict()
     name = "model.language_model.layers.0.self_attn.q_proj"
     assert not torch.equal(first.get_submodule(name).base_layer.weight, base[f"{name}.weight"])
     for (name, one), two in zip(first.named_parameters(), second.parameters(), strict=True):
@@ -201,7 +201,7 @@ def test_half_precision_starts_as_the_base(tiny_folder, batch_of):
         key: value.bfloat16() if value.is_floating_point() else value
         for key, value in batch_of("llava")[0].items()
     }
-    plain = load_model(tiny_folder("llava"), dtype="bfloat16")(**batch).logits
+    plain = load_model(tiny_folder("llava"), dtype="bfloat16").model(**batch).logits
     rounded = ({"lora": {"dora": True}}, {"lora": {"init": "pissa"}})
     exact = ("lora", "ia3", "adapter", {"adapter": {"kind": "parallel"}}, "cross_modal_adapter")
     for value in exact + rounded:
@@ -217,7 +217,7 @@ def test_on_quantised_weights(kind, method, tiny_folder, batch_of):
     """The quantised base model at the start; every adapter learns."""
     value = METHODS[method][0] if method in METHODS else method
     batch, quantization = batch_of("llava")[0], Quantization(kind)
-    plain = load_model(tiny_folder("llava"), quantization=quantization)(**batch).logits
+    plain = load_model(tiny_folder("llava"), quantization=quantization).model(**batch).logits
     if (kind, method) == ("int8", "dora"):
         with pytest.raises(UserError, match=r"found int8 weights \(.*q_proj\); DoRA .* quantise to nf4"):
             adapted(tiny_folder("llava"), {"language": value}, quantization=quantization)
@@ -236,7 +236,7 @@ def test_on_quantised_weights(kind, method, tiny_folder, batch_of):
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
 def test_what_reads_the_weights_is_refused_on_quantised_ones(init, tiny_folder):
-    model = load_model(tiny_folder("llava"), quantization=Quantization("nf4"))
+    model = load_model(tiny_folder("llava"), quantization=Quantization("nf4")).model
     plan = {"*.q_proj": {"lora": {"init": init, "r": 2}}}  # of which no selector tells that it is quantised
     with pytest.raises(UserError, match=rf"found nf4 weights .*; init: {init} needs 16- or 32-bit"):
         adapt(model, plan, find_parts(model))

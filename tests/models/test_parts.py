@@ -11,10 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models import parts, shipped
+from lightning_vlm.models import parts
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, head_is_tied, parameters_by_part
 from tests.support import tiny
+from tools import shipped
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]
@@ -78,7 +79,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(family: str, tiny_folder: Folder) -> PreTrainedModel:
-    return load_model(tiny_folder(family))
+    return load_model(tiny_folder(family)).model
 
 
 def test_each_parameter_is_in_its_part(family: str, model: PreTrainedModel) -> None:
@@ -98,7 +99,7 @@ def test_layers_are_the_lists_of_blocks(family: str, model: PreTrainedModel) -> 
 
 
 def test_a_short_list_is_not_taken_for_the_blocks(tiny_folder: Folder) -> None:
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     model.model.vision_tower.embeddings.extra = nn.ModuleList([nn.Linear(2, 2)])
     assert find_parts(model)["vision.layers"] == [LAYERS["llava"][0]]
 
@@ -139,7 +140,7 @@ def test_adapters_join_the_part_they_are_in(family: str, model: PreTrainedModel)
 
 
 def test_shipped_model(tmp_path: Path) -> None:
-    model = load_model(shipped.create(tmp_path))
+    model = load_model(shipped.create(tmp_path)).model
     assert head_is_tied(model)
     assert {part: len(own) > 0 for part, own in parameters_by_part(model).items()} == {
         "vision": True,
@@ -165,7 +166,7 @@ def test_a_gap_or_an_overlap_is_named(
 
 def test_a_direct_parameter_goes_to_the_projector(tiny_folder: Folder) -> None:
     """As LLaVA-NeXT keeps `image_newline` beside its tower and projector."""
-    model = load_model(tiny_folder("llava"))
+    model = load_model(tiny_folder("llava")).model
     model.model.image_newline = nn.Parameter(torch.zeros(64))
     found = find_parts(model)["projector"]
     assert sorted(found) == ["model.image_newline", "model.multi_modal_projector"]

@@ -15,7 +15,7 @@ from tests.support import tiny
 
 
 def adapted(folder, plan):
-    model = load_model(folder)
+    model = load_model(folder).model
     adapt(model, plan, find_parts(model))
     return model
 
@@ -60,7 +60,7 @@ def test_adapters_and_variants(tiny_folder):
 def test_weights_of_4_bits_are_counted_one_by_one(tiny_folder):
     counts = []
     for quantization in (None, Quantization("nf4")):
-        model = load_model(tiny_folder("llava"), quantization=quantization)
+        model = load_model(tiny_folder("llava"), quantization=quantization).model
         adapt(model, {"language": {"lora": {"r": 2}}}, find_parts(model))
         counts.append(plan_rows(model, find_parts(model), {"language": {"lora": {"r": 2}}}))
     assert counts[0] == counts[1]

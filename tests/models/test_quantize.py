@@ -15,7 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading import quantize
 from lightning_vlm.models.loading.fingerprint import Fingerprint
-from lightning_vlm.models.loading.load import load_model, load_vlm
+from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, quantised_layers
 from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
@@ -49,7 +49,7 @@ def nf4(*parts, **options):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     """And nothing else is another module, or has another dtype or value, than without."""
-    plain = load_model(tiny_folder(family))
+    plain = load_model(tiny_folder(family)).model
     whole = ["vision", "language"] + (["projector"] if below(plain, "projector") else [])
     choices = {
         ("nf4", "language"): below(plain, "language"),
@@ -61,7 +61,7 @@ def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     }
     for (method, *parts), expected in choices.items():
         assert expected
-        model = load_model(tiny_folder(family), quantization=Quantization(method, parts))
+        model = load_model(tiny_folder(family), quantization=Quantization(method, parts)).model
         found = {name for name, one in model.named_modules() if isinstance(one, Linear4bit | Linear8bitLt)}
         assert found == expected, parts
         assert quantised_layers(model) == dict.fromkeys(found, method)
@@ -94,8 +94,8 @@ def test_names_that_begin_or_end_alike():
 
 @pytest.mark.parametrize("double", [True, False])
 def test_values_are_the_nearest_of_the_table_in_blocks_of_64(tiny_folder, double):
-    plain = load_model(tiny_folder("llava"))
-    model = load_model(tiny_folder("llava"), quantization=nf4(double_quant=double))
+    plain = load_model(tiny_folder("llava")).model
+    model = load_model(tiny_folder("llava"), quantization=nf4(double_quant=double)).model
     for name in quantised_layers(model):
         weight, packed = plain.get_submodule(name).weight, model.get_submodule(name).weight
         blocks = weight.detach().reshape(-1, 64)
@@ -113,7 +113,7 @@ def test_values_are_the_nearest_of_the_table_in_blocks_of_64(tiny_folder, double
 @pytest.mark.parametrize("choice", [nf4(), nf4(double_quant=False), Quantization("int8")])
 def test_bytes_of_weights(tiny_folder, choice):
     """4.127, 4.5 and 8 bits a weight, rounded up in each layer; int8 has a scale for each row besides."""
-    model = load_model(tiny_folder("llava"), quantization=choice)
+    model = load_model(tiny_folder("llava"), quantization=choice).model
     for name in quantised_layers(model):
         layer, held = model.get_submodule(name), model.get_submodule(name).state_dict()
         constant = ("quant_map", "bitsandbytes", "format", "bias")  # tables and words, the same for any size
@@ -130,7 +130,7 @@ def test_bytes_of_weights(tiny_folder, choice):
 
 def test_half_precision_is_kept_where_nothing_is_quantised(tiny_folder):
     """Norms, embeddings and head have the dtype that was asked for, and so have the activations."""
-    model = load_model(tiny_folder("qwen2_5_vl"), dtype="bfloat16", quantization=Quantization())
+    model = load_model(tiny_folder("qwen2_5_vl"), dtype="bfloat16", quantization=Quantization()).model
     kinds = {one.dtype for name, one in model.named_parameters() if "proj.weight" not in name}
     assert kinds == {torch.bfloat16}
     seen = []
@@ -143,7 +143,7 @@ def test_half_precision_is_kept_where_nothing_is_quantised(tiny_folder):
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_look_without_gradients_leaves_weights_and_gradients_as_they_are(tiny_folder, family):
     """On a CPU with AVX512-BF16 bitsandbytes would pack weights anew, once and for all."""
-    model = load_model(tiny_folder(family), quantization=nf4("language.layers[:].self_attn"))
+    model = load_model(tiny_folder(family), quantization=nf4("language.layers[:].self_attn")).model
     ids = torch.tensor([[5, 6, 7, 8]])
     weights = {name: one.clone() for name, one in model.named_parameters()}
 
@@ -164,7 +164,7 @@ def test_a_look_without_gradients_leaves_weights_and_gradients_as_they_are(tiny_
 
 
 def test_biases_are_rounded_before_anything_looks_at_them(tiny_folder):
-    model = load_model(tiny_folder("qwen2_5_vl"), quantization=Quantization())
+    model = load_model(tiny_folder("qwen2_5_vl"), quantization=Quantization()).model
     bias = model.get_decoder().layers[0].self_attn.q_proj.bias
     assert bias.dtype == torch.bfloat16
     model(input_ids=torch.tensor([[5, 6, 7]]))
@@ -176,7 +176,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_folder):
     for checkpointing in (False, True):
         model = load_model(
             tiny_folder("llava"), quantization=nf4(), gradient_checkpointing=checkpointing
-        ).train()
+        ).model.train()
         inputs = model.get_input_embeddings()(torch.tensor([[5, 6, 7]])).detach().requires_grad_()
         model(inputs_embeds=inputs).logits.square().sum().backward()
         gradients.append(inputs.grad)
@@ -192,7 +192,7 @@ def test_checkpointing_that_saves_less_is_told(tiny_folder):
 
 
 def test_with_its_processor(tiny_folder):
-    assert quantised_layers(load_vlm(tiny_folder("llava"), quantization=nf4()).model)
+    assert quantised_layers(load_model(tiny_folder("llava"), quantization=nf4()).model)
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ def test_parts_that_cannot_be(tiny_folder, family, parts, said):
 
 def test_a_model_that_is_quantised_already(tiny_folder, tmp_path):
     """It loads as it is, is known by its values, and can't be quantised again."""
-    model = load_model(tiny_folder("llava"), quantization=nf4())
+    model = load_model(tiny_folder("llava"), quantization=nf4()).model
     model.save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match=r"found a model that is quantised already \(bitsandbytes\); leave it out"
     ):
         load_model(tmp_path, quantization=nf4())
-    again = load_model(tmp_path)
+    again = load_model(tmp_path).model
     assert quantised_layers(again) == quantised_layers(model)
     assert Fingerprint(again).text() == Fingerprint(model).text()
 
@@ -261,4 +261,4 @@ def test_without_bitsandbytes(tiny_folder, monkeypatch):
     with pytest.raises(UserError, match="found no bitsandbytes; pip install bitsandbytes"):
         load_model(tiny_folder("llava"), quantization=nf4())
     monkeypatch.delitem(sys.modules, "bitsandbytes")
-    assert quantised_layers(load_model(tiny_folder("llava"))) == {}
+    assert quantised_layers(load_model(tiny_folder("llava")).model) == {}

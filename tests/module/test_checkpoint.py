@@ -84,9 +84,10 @@ def test_statistics_of_a_norm_that_trains(folder, make_quiet, tmp_path, monkeypa
             return self.norm(self.inner(x).flatten(0, -2)).view(*x.shape[:-1], -1)
 
     def load(*args, **options):
-        model = load_model(*args, **options)
-        model.model.multi_modal_projector.linear_2 = WithNorm(model.model.multi_modal_projector.linear_2)
-        return model
+        loaded = load_model(*args, **options)
+        projector = loaded.model.model.multi_modal_projector
+        projector.linear_2 = WithNorm(projector.linear_2)
+        return loaded
 
     class Save(Callback):
         def on_train_batch_end(self, trainer, *_):

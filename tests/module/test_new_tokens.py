@@ -42,7 +42,7 @@ def located():
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
     """In embeddings and head, saved and loaded by transformers alone."""
-    model, processor = load_model(folder(family)), load_processor(folder(family))
+    model, processor = load_model(folder(family)).model, load_processor(folder(family))
     tied = head_is_tied(model)
     before = [one.weight.detach().clone() for one in ends(model)]
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -74,7 +74,7 @@ def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
 
 def test_rows_to_spare_are_used(folder):
     """As in most published models, whose matrices are wider than their vocabulary."""
-    model, processor = load_model(folder("qwen2_5_vl")), load_processor(folder("qwen2_5_vl"))
+    model, processor = load_model(folder("qwen2_5_vl")).model, load_processor(folder("qwen2_5_vl"))
     model.resize_token_embeddings(512, mean_resizing=False)
     rows = add_to_tokenizer(processor, TOKENS)
     weight = model.get_input_embeddings().weight

@@ -1,13 +1,12 @@
 """What a base model is, in a short text, quantised or not."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_vlm.models.loading.initial import missing_weights
 from lightning_vlm.models.loading.quantize import Method, quantised_layers
 
 _SAMPLED = 16
@@ -28,10 +27,10 @@ class Fingerprint:
 
     Args:
         model: As it was loaded, without adapters.
+        missing: Names of parameters that its files lack. They are drawn again at each load.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        new = missing_weights(model)  # these are drawn again at each load
+    def __init__(self, model: PreTrainedModel, missing: Collection[str] = ()) -> None:
         self.quantised: dict[str, Method] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }
@@ -39,7 +38,7 @@ class Fingerprint:
         self._held = {
             name: (_shape(parameter), _sample(parameter, self.quantised.get(name)))
             for name, parameter in model.named_parameters()
-            if name not in new
+            if name not in missing
         }
 
     def text(self, quantised: Mapping[str, Method] | None = None) -> str:

@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -60,48 +60,46 @@ class _Measured(NamedTuple):
     limit: float
 
 
-def init_missing_weights(model: PreTrainedModel, missing: Collection[str], parts: Parts) -> None:
-    """Give values to weights that the checkpoint lacks, in place, and remember them for `missing_weights`.
+def init_missing_weights(
+    model: PreTrainedModel, names: Collection[str], parts: Parts
+) -> dict[str, nn.Parameter]:
+    """Give values to weights that a model's files lack, in place.
 
     In the projector matrices are drawn by Glorot and Bengio (2010), "Xavier", uniformly. Layer scales are
     `LAYER_SCALE`. All else stays as transformers draws it: norms start as the identity, biases at zero.
 
     Args:
         model: Just loaded.
-        missing: Names of the parameters that its checkpoint lacks.
+        names: Of what its files lack; transformers names buffers too.
         parts: As from `find_parts(model)`.
+
+    Returns:
+        The parameters among them, by name.
     """
     weights = dict(model.named_parameters())
-    new = {name: weights[name] for name in missing if name in weights}
-    model.__dict__["_missing_weights"] = new
-    projector = select_parameters(model, ["projector"], parts) if new and parts["projector"] else {}
+    missing = {name: weights[name] for name in names if name in weights}
+    projector = select_parameters(model, ["projector"], parts) if missing and parts["projector"] else {}
     with torch.no_grad():
-        for name, weight in new.items():
+        for name, weight in missing.items():
             if _IS_LAYER_SCALE.search(name):
                 weight.fill_(LAYER_SCALE)
             elif name in projector and weight.ndim > 1 and weight.is_floating_point():
                 nn.init.xavier_uniform_(weight)
+    return missing
 
 
-def missing_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that the model's checkpoint lacked, by the names that they had when it was loaded."""
-    return dict(model.__dict__.get("_missing_weights", {}))
-
-
-def check_missing_weights_train(model: PreTrainedModel, excused: Collection[int] = ()) -> None:
-    """Refuse to leave new weights as they are.
+def check_missing_weights_train(missing: Mapping[str, nn.Parameter], excused: Collection[int] = ()) -> None:
+    """Refuse to leave weights as they were drawn.
 
     Args:
-        model: Adapted.
+        missing: The parameters that the model's files lack, by name, after the model was adapted.
         excused: Identities of parameters that may stay.
 
     Raises:
-        UserError: A weight that the checkpoint lacks doesn't train.
+        UserError: One of them doesn't train.
     """
     left = [
-        name
-        for name, one in missing_weights(model).items()
-        if not one.requires_grad and id(one) not in excused
+        name for name, weight in missing.items() if not weight.requires_grad and id(weight) not in excused
     ]
     if left:
         shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")
@@ -111,21 +109,21 @@ def check_missing_weights_train(model: PreTrainedModel, excused: Collection[int]
         )
 
 
-def initial_checks(model: PreTrainedModel, parts: Parts) -> list[Check]:
+def initial_checks(model: PreTrainedModel, parts: Parts, missing: Mapping[str, nn.Parameter]) -> list[Check]:
     """Measure what should hold before training; what the model doesn't have is left out.
 
     Args:
         model: Adapted, not yet trained.
         parts: As from `find_parts(model)`.
+        missing: The parameters that its files lack, by name.
 
-    >>> import tempfile, pathlib
-    >>> from lightning_vlm.models import load, parts, tiny
-    >>> model = load.load_model(tiny.build("llava", pathlib.Path(tempfile.mkdtemp())))
-    >>> (check,) = initial_checks(model, parts.find_parts(model))
+    >>> from lightning_vlm.models.loading.load import load_model
+    >>> loaded = load_model("drawn-vlm")
+    >>> (check,) = initial_checks(loaded.model, loaded.parts, loaded.missing)
     >>> check.what, check.weights, check.fine
     ('projector: standard deviation', 2, True)
     """
-    measured = [*_projector(model, parts), *_lora(model), *_new(model)]
+    measured = [*_projector(model, parts), *_lora(model), *_missing(model, missing)]
     for name, off in zip(("embeddings", "head"), off_mean(model), strict=False):
         measured.append(_Measured("new tokens: off the mean, in deviations", name, off, 0.01))
     if not measured:
@@ -177,19 +175,20 @@ def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
             yield _Measured("LoRA: B", name, layers[adapter].weight.detach().abs().amax().float(), 0.0)
 
 
-def _new(model: PreTrainedModel) -> Iterator[_Measured]:
+def _missing(model: PreTrainedModel, missing: Mapping[str, nn.Parameter]) -> Iterator[_Measured]:
     """Norms and layer scales that the model's files lack."""
-    new = {id(one): name for name, one in missing_weights(model).items()}
-    for module in model.modules() if new else ():
+    name_of = {id(weight): name for name, weight in missing.items()}
+    for module in model.modules() if missing else ():
         for key, weight in module.named_parameters(recurse=False):
-            if id(weight) not in new or not weight.is_floating_point():
+            if id(weight) not in name_of or not weight.is_floating_point():
                 continue
-            name, value = new[id(weight)], weight.detach().float()
+            name = name_of[id(weight)]
+            value = weight.detach().float()
             if _IS_LAYER_SCALE.search(name):
                 yield _Measured("new layer scales: off 1e-4", name, (value - LAYER_SCALE).abs().amax(), 1e-6)
             elif "norm" in type(module).__name__.lower():
-                one = 0.0 if key == "bias" or _adds_one(type(module)) else 1.0
-                yield _Measured("new norms: off the identity", name, (value - one).abs().amax(), 0.0)
+                identity = 0.0 if key == "bias" or _adds_one(type(module)) else 1.0
+                yield _Measured("new norms: off the identity", name, (value - identity).abs().amax(), 0.0)
 
 
 def _adds_one(kind: type[nn.Module]) -> bool:

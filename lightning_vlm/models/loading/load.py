@@ -2,12 +2,14 @@
 
 import difflib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -20,53 +22,35 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.data.render.templates import TEMPLATES
+from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import use_varlen_attention
 from lightning_vlm.models.loading.failures import why_not_loaded
+from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
-from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.parts import Parts, find_parts
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import shorten
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class LoadedVLM(NamedTuple):
-    """A model and the processor that makes its inputs."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as it was loaded, and what was found out about it.
+
+    Args:
+        model: In eval mode and with every parameter trainable, as `from_pretrained` gives it.
+        parts: Where its parts are, as from `find_parts(model)`.
+        missing: The parameters that its files lack, which are new, by name.
+        fingerprint: What tells its weights from those of other models.
+    """
 
     model: PreTrainedModel
-    processor: ProcessorMixin
-
-
-def load_vlm(
-    name_or_path: str | Path,
-    *,
-    dtype: Dtype = "auto",
-    attn_implementation: str | None = None,
-    gradient_checkpointing: bool = False,
-    quantization: Quantization | None = None,
-    chat_template: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> LoadedVLM:
-    """Load a model together with its processor. Arguments and errors as in `load_model`, `load_processor`."""
-    processor = load_processor(
-        name_or_path,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        chat_template=chat_template,
-    )
-    model = load_model(
-        name_or_path,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        gradient_checkpointing=gradient_checkpointing,
-        quantization=quantization,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    return LoadedVLM(model, processor)
+    parts: Parts
+    missing: Mapping[str, nn.Parameter]
+    fingerprint: Fingerprint
 
 
 def load_processor(
@@ -82,8 +66,8 @@ def load_processor(
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
-        chat_template: Replaces the model's own: a Jinja template, or the path of a file with one.
-            A model without a template loads; rendering a chat then needs one.
+        chat_template: Replaces the model's own: the name of a ready template, a Jinja template, or the path
+            of a file with one. A model without a template loads; rendering a chat then needs one.
 
     Returns:
         The processor, with `tokenizer` and `image_processor`.
@@ -102,8 +86,10 @@ def load_processor(
                 "expected the processor files of an image-text model"
             )
     if chat_template is not None:
+        is_ready = chat_template in TEMPLATES
+        text = ready_template(chat_template, processor) if is_ready else _template(chat_template)
         # Both save it under the same file name, so their contents must be equal.
-        processor.chat_template = processor.tokenizer.chat_template = _template(chat_template)
+        processor.chat_template = processor.tokenizer.chat_template = text
     return processor
 
 
@@ -116,7 +102,7 @@ def load_model(
     quantization: Quantization | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> PreTrainedModel:
+) -> LoadedModel:
     """Load an image-text model in its own class.
 
     The forward pass keeps no key-value cache (`generate` still does). Gradient checkpointing is the kind that
@@ -124,7 +110,7 @@ def load_model(
     has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
     needs: it would keep the activations of a frozen tower and send the backward pass through it.
 
-    What the files lack is new and starts as `init_missing_weights` says; `missing_weights` names it.
+    What the files lack is new and starts as `init_missing_weights` says.
 
     Args:
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
@@ -138,7 +124,7 @@ def load_model(
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
 
     Returns:
-        The model, in eval mode and with every parameter trainable, as `from_pretrained` gives it.
+        The model, and what was found out about it.
 
     Raises:
         UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
@@ -174,11 +160,12 @@ def load_model(
     if automatic:
         use_varlen_attention(model)
     prepare(model)
-    init_missing_weights(model, found["missing_keys"], find_parts(model))
+    parts = find_parts(model)
+    missing = init_missing_weights(model, found["missing_keys"], parts)
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True
-    return model
+    return LoadedModel(model, parts, missing, Fingerprint(model, missing))
 
 
 def model_without_weights(
