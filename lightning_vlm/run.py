@@ -115,8 +115,10 @@ class VLMCLI(LightningCLI):
             defaults = self._subcommand_parsers["preview"].get_defaults().trainer
             callbacks = self.config.preview.trainer.callbacks or []
             callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-            name = f"{TokenWeightSchedule.__module__}.{TokenWeightSchedule.__name__}"
-            defaults.callbacks = [one for one in callbacks if one.class_path == name]
+            name = TokenWeightSchedule.__name__
+            defaults.callbacks = [
+                callback for callback in callbacks if callback.class_path.rpartition(".")[2] == name
+            ]
             self.config.preview.trainer = defaults
             self.config.preview.trainer.accelerator = "cpu"
             self.config.preview.trainer.logger = False

@@ -11,7 +11,7 @@ from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import page, terminal
-from lightning_vlm.inspect.look import look
+from lightning_vlm.inspect.scan import scan_data
 from lightning_vlm.module import VLMModule
 
 
@@ -69,17 +69,20 @@ class VLMTrainer(Trainer):
             datamodule: Has the training data.
             samples: How many samples to show.
             scan: How many samples to read for the figures, spread over all data.
-            out: Where the page goes.
-            progress: The progress of training, 0 to 1, whose weights to show where the run has a
+            out: The file of the page.
+            progress: The progress of training, 0 to 1, whose weights to show if the run has a
                 `TokenWeightSchedule`.
-            ckpt_path: No matter; taken so that the saved config of a run can be previewed.
-            weights_only: No matter either.
+            ckpt_path: Ignored; accepted so that a saved fit config can be previewed.
+            weights_only: Ignored, likewise.
 
         Raises:
             UserError: As in fit.
         """
         callbacks = self.callbacks  # type: ignore[attr-defined]
-        schedule = next((one for one in callbacks if isinstance(one, TokenWeightSchedule)), None)
-        found, console = look(model, datamodule, samples, scan, schedule, progress), Console()
-        terminal.show(found, console)
-        console.print(f"\npage  {page.save(found, out)}", highlight=False, markup=False, soft_wrap=True)
+        schedules = [callback for callback in callbacks if isinstance(callback, TokenWeightSchedule)]
+        schedule = schedules[0] if schedules else None
+        preview = scan_data(model, datamodule, samples, scan, schedule, progress)
+        console = Console()
+        terminal.show(preview, console)
+        file = page.save(preview, out)
+        console.print(f"\npage  {file}", highlight=False, markup=False, soft_wrap=True)

@@ -76,7 +76,7 @@ lightning_vlm_callbacks.GradientMonitor(picture=False)
 
 
 def test_dir_shows_the_public_names():
-    assert dir(lightning_vlm) == ["AnswerWriter", "VLMDataModule", "VLMModule", "__version__"]
+    assert dir(lightning_vlm) == sorted([*lightning_vlm.__all__, "__version__"])
     assert dir(lightning_vlm_callbacks) == sorted(lightning_vlm_callbacks.__all__)
     for name in lightning_vlm_callbacks.__all__:
         assert getattr(lightning_vlm_callbacks, name).__name__ == name

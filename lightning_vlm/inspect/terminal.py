@@ -1,6 +1,6 @@
-"""What `lightning_vlm.preview` found, in the terminal."""
+"""A preview in the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from rich import box
@@ -9,18 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_vlm.inspect.figures import (
-    Preview,
-    Row,
-    Sample,
-    left_out_words,
-    length_words,
-    percent,
-    range_words,
-    sample_words,
-    share_words,
-)
-from lightning_vlm.inspect.tokens import seen
+from lightning_vlm.inspect import summary
+from lightning_vlm.inspect.preview import Fate, Preview, Sample
+from lightning_vlm.inspect.tokens import Piece, visible_characters
 from lightning_vlm.kinds import Kind
 
 STYLES = {
@@ -34,73 +25,90 @@ STYLES = {
     Kind.ENTITY: "cyan",
 }
 LEARNED = "bold underline"
+BARS: dict[Fate, tuple[str, str]] = {
+    "kept": ("█", "green"),
+    "truncated": ("▓", "yellow"),
+    "skipped": ("░", "red"),
+}
+"""The character and the colour that the histogram draws each fate with."""
 BAR = 40
-"""The longest bar of the histogram."""
-REASONS = 5
-"""Samples left out that are listed; the page has more."""
+"""The length of the longest bar."""
+ERRORS = 5
+"""How many skipped samples are listed; the page lists more."""
 LINES = 40
-"""A longer sample loses its middle here; the page has all of it."""
+"""A sample with more lines loses its middle here; the page shows all of it."""
 
 
 def show(preview: Preview, console: Console) -> None:
-    """Print the samples and then the figures, which so stay in view."""
+    """Print the samples and then the summary, which therefore stays in view."""
     console.print(_key())
     for number, sample in enumerate(preview.samples, 1):
         console.print()
         console.print(_head(number, sample), soft_wrap=True)
-        lines = list(body(sample, console.width - 4))
-        if len(lines) > LINES:
-            hidden = len(lines) - LINES + 1
-            note = Text(f"… {hidden} lines more; the page shows them all …", "dim italic")
-            lines[LINES * 3 // 4 : LINES * 3 // 4 + hidden] = [note]
-        for line in lines:
+        for line in _without_middle(list(sample_lines(sample, console.width - 4))):
             console.print(Text("  ").append_text(line), no_wrap=True)
     console.print()
-    console.print(Text(share_words(preview), "bold"), soft_wrap=True)
-    console.print(_kinds(preview))
-    tasks = preview.by_task()
-    if len(tasks) > 1:
-        console.print(_tasks(tasks, preview.total))
-    for line in (*_histogram(preview), *_left_out(preview)):
+    console.print(Text(summary.describe_share(preview), "bold"), soft_wrap=True)
+    console.print(_kind_table(preview))
+    if len(preview.by_task()) > 1:
+        console.print(_task_table(preview))
+    for line in (*_histogram(preview), *_skipped(preview)):
         console.print(line, soft_wrap=True)
-    for words in preview.notes:
-        console.print(Text.assemble(("note: ", "bold"), words), soft_wrap=True)
+    for note in preview.notes:
+        console.print(Text.assemble(("note: ", "bold"), note), soft_wrap=True)
 
 
-def body(sample: Sample, width: int) -> Iterator[Text]:
-    """The tokens of a sample in lines of at most `width` columns. What is learned stands in ⟦ ⟧, with its
-    weight behind it unless that is 1; so it shows without colours too."""
+def sample_lines(sample: Sample, width: int) -> Iterator[Text]:
+    """The tokens of a sample in lines of at most `width` columns.
+
+    What is learned stands in ⟦ ⟧, followed by its weight unless that is 1, so that it shows without colours.
+    """
     text = Text()
-    runs = groupby(sample.pieces, lambda piece: piece.weight)
-    for weight, run in runs:
-        text.append("⟦" if weight else "", "bold")
+    for weight, run in groupby(sample.pieces, lambda piece: piece.weight):
+        if weight:
+            text.append("⟦", "bold")
         for piece in run:
-            style = f"{STYLES[piece.kind]}{f' {LEARNED}' if weight else ''}"
-            if piece.kind in (Kind.IMAGE, Kind.PAD):
-                text.append(f" {piece.text} ", style)
-                continue
-            for plain, some in groupby(seen(piece.text), lambda pair: pair[0] == pair[1]):
-                marks = "".join(f"{mark}\n" if one == "\n" else mark for one, mark in some)
-                text.append(marks, style if plain else f"{style} dim")
-            text.append("" if piece.text else "∅", style)
-        text.append(("⟧" if weight == 1 else f"⟧×{weight:g}") if weight else "", "bold")
-    for row in text.split("\n"):
-        yield from _fold(row, width)
+            _append_piece(text, piece)
+        if weight:
+            text.append("⟧" if weight == 1 else f"⟧×{weight:g}", "bold")
+    for line in text.split("\n"):
+        yield from _fold(line, width)
+
+
+def _append_piece(text: Text, piece: Piece) -> None:
+    style = f"{STYLES[piece.kind]} {LEARNED}" if piece.weight else STYLES[piece.kind]
+    if piece.kind in (Kind.IMAGE, Kind.PAD):
+        text.append(f" {piece.text} ", style)
+        return
+    if not piece.text:
+        text.append("∅", style)
+    for is_itself, run in groupby(visible_characters(piece.text), lambda shown: shown[0] == shown[1]):
+        marks = "".join(f"{mark}\n" if character == "\n" else mark for character, mark in run)
+        text.append(marks, style if is_itself else f"{style} dim")
 
 
 def _fold(line: Text, width: int) -> Iterator[Text]:
-    """Lines no wider than `width`, ended behind a mark of a space where there is one."""
-    start, end, used = 0, 0, 0
-    cuts = []
-    for place, one in enumerate(line.plain):
-        used += cell_len(one)
+    """Break a line so that no part is wider than `width`, after the mark of a space where there is one."""
+    start = after_space = used = 0
+    breaks = []
+    for index, character in enumerate(line.plain):
+        used += cell_len(character)
         if used > width:
-            start = end if end > start else place
-            cuts.append(start)
-            used = cell_len(line.plain[start : place + 1])
-        if one in "· ":
-            end = place + 1
-    yield from line.divide(cuts)
+            start = after_space if after_space > start else index
+            breaks.append(start)
+            used = cell_len(line.plain[start : index + 1])
+        if character in "· ":
+            after_space = index + 1
+    yield from line.divide(breaks)
+
+
+def _without_middle(lines: list[Text]) -> list[Text]:
+    hidden = len(lines) - LINES + 1
+    if len(lines) <= LINES:
+        return lines
+    start = LINES * 3 // 4
+    note = Text(f"… {hidden} lines more; the page shows them all …", "dim italic")
+    return [*lines[:start], note, *lines[start + hidden :]]
 
 
 def _key() -> Text:
@@ -112,67 +120,56 @@ def _key() -> Text:
 
 def _head(number: int, sample: Sample) -> Text:
     return Text.assemble(
-        (f"{number} {sample.fact.task}  ", "bold"),
-        sample_words(sample),
+        (f"{number} {sample.stats.task}  ", "bold"),
+        summary.describe_sample(sample),
         (f"  {sample.conversation.source}", "dim"),
     )
 
 
-def _table(*names: str) -> Table:
+def _kind_table(preview: Preview) -> Table:
+    styles = [f"{STYLES[kind]} {LEARNED}" if preview.kind_weight(kind) else STYLES[kind] for kind in Kind]
+    return _table(summary.kind_table(preview), styles)
+
+
+def _task_table(preview: Preview) -> Table:
+    table = _table(summary.task_table(preview), [""] * (len(preview.by_task()) + 1))
+    table.rows[-1].style = "bold"
+    return table
+
+
+def _table(content: summary.Table, styles: Iterable[str]) -> Table:
+    """A table whose first column has a style in each row."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="right" if table.columns else "left")
-    return table
-
-
-def _kinds(preview: Preview) -> Table:
-    total = preview.total
-    table = _table("kind", "weight", "tokens", "share", "learned", "share of weight")
-    for kind, row in preview.by_kind().items():
-        style = f"{STYLES[kind]} {LEARNED}" if preview.kind_weight(kind) else STYLES[kind]
-        cells = [
-            f"{preview.kind_weight(kind):g}",
-            f"{row.tokens:,}",
-            percent(row.tokens, total.tokens),
-            f"{row.learned:,}",
-            percent(row.weight, total.weight),
-        ]
-        table.add_row(Text.assemble((row.name, style)), *cells)
-    return table
-
-
-def _tasks(rows: list[Row], total: Row) -> Table:
-    table = _table("task", "samples", "tokens", "learned", "share learned", "share of weight")
-    for row in (*rows, total):
-        cells = [f"{row.samples:,}", f"{row.tokens:,}", f"{row.learned:,}"]
-        cells += [percent(row.learned, row.tokens), percent(row.weight, total.weight)]
-        table.add_row(Text(row.name), *cells, style="bold" if row is total else "")
+    for column in content.columns:
+        table.add_column(column, justify="right" if table.columns else "left")
+    for row, style in zip(content.rows, styles, strict=True):
+        # A cell that is a Text can't be markup, whatever the name of a task is.
+        table.add_row(Text.assemble((row[0], style)), *row[1:])
     return table
 
 
 def _histogram(preview: Preview) -> Iterator[Text]:
-    bins, limit = preview.bins(), preview.max_length
-    yield Text.assemble(("Lengths ", "bold"), length_words(preview))
-    most = max((sum(one[2:]) for one in bins), default=0)
-    wide = max((len(range_words(one)) for one in bins), default=0)
-    for one in bins:
-        line = Text(f"{range_words(one):>{wide}} ")
-        for count, mark, style in (
-            (one.kept, "█", "green"),
-            (one.cut, "▓", "yellow"),
-            (one.left_out, "░", "red"),
-        ):
-            line.append(mark * (-(-count * BAR // most)), style)
-        line.append(f" {sum(one[2:]):,}")
-        if limit is not None and one.start <= limit < one.stop:
+    yield Text.assemble(("Lengths ", "bold"), summary.describe_lengths(preview))
+    bins, limit = summary.length_bins(preview), preview.max_length
+    most = max((bin.samples for bin in bins), default=0)
+    width = max((len(bin.lengths) for bin in bins), default=0)
+    for bin in bins:
+        line = Text(f"{bin.lengths:>{width}} ")
+        for fate, (character, style) in BARS.items():
+            length = -(-getattr(bin, fate) * BAR // most)  # rounded up, so that a single sample shows
+            line.append(character * length, style)
+        line.append(f" {bin.samples:,}")
+        if limit is not None and bin.start <= limit < bin.stop:
             line.append(f"  ◀ max_length {limit:,}", "bold")
         yield line
-    if any(one.cut or one.left_out for one in bins):
-        yield Text("█ whole ", "green").append("▓ cut ", "yellow").append("░ left out", "red")
+    if any(bin.truncated or bin.skipped for bin in bins):
+        yield Text(" ").join(
+            Text(f"{character} {summary.FATES[fate]}", style) for fate, (character, style) in BARS.items()
+        )
 
 
-def _left_out(preview: Preview) -> Iterator[Text]:
-    for line in left_out_words(preview):
+def _skipped(preview: Preview) -> Iterator[Text]:
+    for line in summary.describe_skipped(preview):
         yield Text(line)
-    for error in [*(one.error for one in preview.left_out), *preview.opened][:REASONS]:
+    for error in summary.errors(preview)[:ERRORS]:
         yield Text(f"  {error}", "dim")

@@ -1,4 +1,4 @@
-"""Tokens as they are shown."""
+"""Tokens as both views show them."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -9,20 +9,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.kinds import Kind
+from lightning_vlm.outputs.terminal import code_point, visible
 
 CONTEXT = 4
-"""Tokens in front that are decoded too: what a token spells may depend on those before it."""
+"""How many preceding tokens are decoded with a token, because its text may depend on them."""
+MARKS = {" ": "·", "\n": "↵", "\t": "⇥"}
 
 
 class Piece(NamedTuple):
-    """Tokens shown as one: mostly a single token; a run of picture tokens; or tokens that only together spell
-    a character.
+    """Tokens that are shown together: mostly a single token, or a run of picture tokens, or tokens that only
+    together spell a character.
 
     Args:
         ids: The tokens.
         text: What they spell; for pictures and padding, how many they are.
-        kind: Of all of them.
-        weight: Of each of them in the loss.
+        kind: The kind of all of them.
+        weight: The weight of each of them in the loss.
     """
 
     ids: list[int]
@@ -32,45 +34,56 @@ class Piece(NamedTuple):
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Tensor, kinds: Tensor, weights: Tensor) -> list[Piece]:
-    """Tokens as they are shown. The texts of the pieces joined are the text of the tokens.
+    """The tokens of a sample as they are shown. The texts of the pieces joined are the text of the tokens.
 
     Args:
-        tokenizer: Theirs.
+        tokenizer: The tokenizer that made them.
         ids: Tensor of shape [length], int64.
         kinds: Tensor of shape [length], int8.
         weights: Tensor of shape [length], float32.
     """
-    tokens, result = ids.tolist(), []
-
-    def text(start: int, stop: int) -> str:
-        return str(tokenizer.decode(tokens[start:stop], clean_up_tokenization_spaces=False))
-
+    tokens = ids.tolist()
     marks = list(zip(kinds.tolist(), weights.tolist(), strict=True))
+    result: list[Piece] = []
     for (number, weight), group in groupby(range(len(tokens)), key=marks.__getitem__):
         run, kind = list(group), Kind(number)
+        start, stop = run[0], run[-1] + 1
         if kind in (Kind.IMAGE, Kind.PAD):
-            shown = f"{kind.name.lower()} ×{len(run)}"
-            result.append(Piece([tokens[place] for place in run], shown, kind, weight))
-            continue
-        start = run[0]
-        for place in run:
-            before = max(0, start - CONTEXT)
-            new = text(before, place + 1)[len(text(before, start)) :]
-            if new.endswith("\ufffd") and place != run[-1]:  # part of a character
-                continue
-            result.append(Piece(tokens[start : place + 1], new, kind, weight))
-            start = place + 1
+            count = f"{kind.name.lower()} ×{len(run)}"
+            result.append(Piece(tokens[start:stop], count, kind, weight))
+        else:
+            for span, text in _characters(tokenizer, tokens, start, stop):
+                result.append(Piece(tokens[span], text, kind, weight))
     return result
 
 
-def seen(text: str) -> Iterator[tuple[str, str]]:
-    """Each character, and what shows it where it can't be seen or would do something else than be seen.
+def _characters(
+    tokenizer: PreTrainedTokenizerBase, tokens: list[int], start: int, stop: int
+) -> Iterator[tuple[slice, str]]:
+    """The shortest spans from `start` to `stop` that spell whole characters, each with its text."""
 
-    >>> "".join(mark for _, mark in seen("a b\\n\\x1b"))
+    def decode(begin: int, end: int) -> str:
+        return str(tokenizer.decode(tokens[begin:end], clean_up_tokenization_spaces=False))
+
+    for end in range(start + 1, stop + 1):
+        context = max(0, start - CONTEXT)
+        text = decode(context, end)[len(decode(context, start)) :]
+        is_part_of_character = text.endswith("\ufffd")
+        if not is_part_of_character or end == stop:
+            yield slice(start, end), text
+            start = end
+
+
+def visible_characters(text: str) -> Iterator[tuple[str, str]]:
+    """Each character of a text, and what to show for it: a mark where the character itself is invisible.
+
+    >>> "".join(mark for _, mark in visible_characters("a b\\n\\x1b"))
     'a·b↵⟨U+001B⟩'
     """
-    marks = {" ": "·", "\n": "↵", "\t": "⇥"}
-    for one in text:
-        # Joiners have to stay, or emoji and some scripts would fall apart.
-        hidden = unicodedata.category(one) in ("Cc", "Cf", "Zs", "Zl", "Zp") and one not in "\u200c\u200d"
-        yield one, marks.get(one, f"⟨U+{ord(one):04X}⟩" if hidden else one)
+    for character in text:
+        if character in MARKS:
+            yield character, MARKS[character]
+        elif unicodedata.category(character) == "Zs":
+            yield character, code_point(character)
+        else:
+            yield character, visible(character)

@@ -23,10 +23,15 @@ def visible(text: str) -> str:
     >>> visible("red\\x1b[2J\\r\\nblue\\u202e")
     'red⟨U+001B⟩[2J⟨U+000D⟩\\nblue⟨U+202E⟩'
     """
-    return "".join(f"⟨U+{ord(one):04X}⟩" if _commands(one) else one for one in text)
+    return "".join(code_point(character) if _is_control(character) else character for character in text)
 
 
-def _commands(character: str) -> bool:
+def code_point(character: str) -> str:
+    """The code point of a character, to show in its place."""
+    return f"⟨U+{ord(character):04X}⟩"
+
+
+def _is_control(character: str) -> bool:
     if character in "\n\t\u200c\u200d":  # Without the joiners, emoji and some scripts would fall apart.
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

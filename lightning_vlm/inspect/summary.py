@@ -1,0 +1,177 @@
+"""The summary of a preview, which the page and the terminal show: tables, a histogram, sentences."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lightning_vlm.data.render.turns import GREETING, MERGED, TRAILING
+from lightning_vlm.errors import DataError
+from lightning_vlm.inspect.preview import Fate, Preview, Sample
+
+FATES: dict[Fate, str] = {"kept": "whole", "truncated": "cut by whole rounds", "skipped": "left out"}
+"""What can become of a sample, and how it is called in both views."""
+_CHANGES = {
+    MERGED: "turns of one role merged",
+    GREETING: "empty user turn added",
+    TRAILING: "turns after the last answer dropped",
+}
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+class Bin(NamedTuple):
+    """How many samples have at least `start` tokens and fewer than `stop`, by what becomes of them."""
+
+    start: int
+    stop: int
+    kept: int
+    truncated: int
+    skipped: int
+
+    @property
+    def samples(self) -> int:
+        """All its samples."""
+        return self.kept + self.truncated + self.skipped
+
+    @property
+    def lengths(self) -> str:
+        """Its range of lengths.
+
+        >>> Bin(1000, 1100, 3, 0, 0).lengths, Bin(7, 8, 1, 0, 0).lengths
+        ('1,000–1,099', '7')
+        """
+        last = self.stop - 1
+        return f"{self.start:,}" if self.start == last else f"{self.start:,}–{last:,}"
+
+    @property
+    def fates(self) -> str:
+        """How many samples share each fate.
+
+        >>> Bin(0, 10, 3, 0, 1).fates
+        '3 whole, 1 left out'
+        """
+        counts = [(getattr(self, fate), words) for fate, words in FATES.items()]
+        return ", ".join(f"{count:,} {words}" for count, words in counts if count) or "none"
+
+
+def kind_table(preview: Preview) -> Table:
+    """How many tokens of each kind there are, and how much they weigh."""
+    total, rows = preview.total, []
+    for kind, row in preview.by_kind().items():
+        share, weight = percent(row.tokens, total.tokens), percent(row.weight, total.weight)
+        rows.append(
+            (row.name, f"{preview.kind_weight(kind):g}", f"{row.tokens:,}", share, f"{row.learned:,}", weight)
+        )
+    return Table(("kind", "weight", "tokens", "share", "learned", "share of weight"), rows)
+
+
+def task_table(preview: Preview) -> Table:
+    """How much is learned from each task; the last row is the sum."""
+    total, rows = preview.total, []
+    for row in (*preview.by_task(), total):
+        counts = (f"{row.samples:,}", f"{row.tokens:,}", f"{row.learned:,}")
+        rows.append((row.name, *counts, percent(row.learned, row.tokens), percent(row.weight, total.weight)))
+    return Table(("task", "samples", "tokens", "learned", "share learned", "share of weight"), rows)
+
+
+def length_bins(preview: Preview, most: int = 16) -> list[Bin]:
+    """The histogram of lengths, in up to `most` bins of a round width."""
+    lengths = preview.lengths()
+    if not lengths:
+        return []
+    shortest, longest = min(lengths)[0], max(lengths)[0]
+    round_widths = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
+    width = next(width for width in round_widths if longest // width - shortest // width < most)
+    counts = Counter((length // width, fate) for length, fate in lengths)
+    return [
+        Bin(number * width, (number + 1) * width, *(counts[number, fate] for fate in FATES))
+        for number in range(shortest // width, longest // width + 1)
+    ]
+
+
+def describe_share(preview: Preview) -> str:
+    """What share of the tokens is learned, in how much data."""
+    total = preview.total
+    read = f"{preview.read:,} of {preview.size:,}"
+    if preview.read == preview.size:
+        read = f"all {preview.read:,}"
+    share = percent(total.learned, total.tokens)
+    return f"{share} of the tokens are learned: {total.learned:,} of {total.tokens:,}, in {read} samples"
+
+
+def describe_sample(sample: Sample) -> str:
+    """What is learned from one sample, and what was done to it."""
+    stats, conversation = sample.stats, sample.conversation
+    parts = [f"{int(stats.learned.sum()):,} of {int(stats.tokens.sum()):,} tokens learned"]
+    if conversation.weight != 1:
+        parts.append(f"sample weight {conversation.weight:g}")
+    weights = [f"{message.weight:g}" for message in conversation.messages if message.role == "assistant"]
+    if set(weights) != {"1"}:
+        more = ", ..." if len(weights) > 8 else ""
+        parts.append(f"weights of its answers {', '.join(weights[:8])}{more}")
+    parts += [_CHANGES[change] for change in stats.changes if change in _CHANGES]
+    if stats.truncated:
+        messages = len(conversation.messages) + stats.truncated
+        parts.append(f"its end is cut off: {stats.truncated} of {messages} messages")
+    return ", ".join(parts)
+
+
+def describe_changes(preview: Preview) -> list[str]:
+    """What was done to the turns of samples, a line for each change."""
+    counts = Counter(change for stats in preview.stats for change in stats.changes)
+    return [f"in {count:,} of {preview.read:,} samples read {change}" for change, count in counts.items()]
+
+
+def describe_lengths(preview: Preview) -> str:
+    """How long the samples are, and how many of them exceed the limit."""
+    lengths = sorted(length for length, _ in preview.lengths())
+    if not lengths:
+        return "none"
+    median = lengths[(len(lengths) - 1) // 2]
+    sentence = f"{lengths[0]:,} to {lengths[-1]:,} tokens before any cutting, half of them up to {median:,}"
+    limit = preview.max_length
+    if limit is None:
+        return f"{sentence}; there is no max_length"
+    over = sum(length > limit for length in lengths)
+    fit = f"{over:,} exceed" if over else "all fit"
+    return f"{sentence}; {fit} max_length {limit:,}"
+
+
+def describe_skipped(preview: Preview) -> list[str]:
+    """How many samples are truncated and how many are skipped, a line for each."""
+    lines = []
+    truncated = sum(stats.truncated > 0 for stats in preview.stats)
+    if truncated:
+        lines.append(f"Cut to fit by whole rounds: {_part_of_read(truncated, preview)}")
+    if preview.skipped:
+        reasons = [f"{reason} ({count:,})" for reason, count in preview.reasons().most_common()]
+        lines.append(f"Left out: {_part_of_read(len(preview.skipped), preview)}: {', '.join(reasons)}")
+    if preview.skipped_at_opening:
+        lines.append(f"Left out when the data was opened: {len(preview.skipped_at_opening):,} of all")
+    return lines or ["Nothing is cut or left out."]
+
+
+def _part_of_read(count: int, preview: Preview) -> str:
+    return f"{count:,} of {preview.read:,} read ({percent(count, preview.read)})"
+
+
+def errors(preview: Preview) -> list[DataError]:
+    """Why samples are skipped: those that were read, then those that the source skipped."""
+    return [*(skipped.error for skipped in preview.skipped), *preview.skipped_at_opening]
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in percent.
+
+    >>> percent(1, 8), percent(1, 30_000), percent(0, 0)
+    ('12.5%', '<0.1%', '–')
+    """
+    if not whole:
+        return "–"
+    share = 100 * part / whole
+    return "<0.1%" if 0 < share < 0.1 else f"{share:.1f}%"
