@@ -16,7 +16,8 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.export.trained import ADAPTER_ONLY, Trained
 from lightning_vlm.models.adapters.layers import BOTTLENECK, CROSS_MODAL, save_adapters
 from lightning_vlm.models.parts import head_is_tied
-from lightning_vlm.models.plan.adapt import ADAPTER, trainable_names
+from lightning_vlm.models.plan.adapt import trainable_names
+from lightning_vlm.models.plan.inject import ADAPTER
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.checkpoint import check_file
-from lightning_vlm.models.plan.plan import Line, Lora, read_plan
+from lightning_vlm.models.plan.methods import LoraSettings
+from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
 
 _KNOWN = ("adapt", "token_weights", "chat_template", "revision", "dtype", "new_tokens")
@@ -47,7 +48,7 @@ class Trained(NamedTuple):
     """
 
     module: VLMModule
-    lines: dict[str, Line]
+    lines: dict[str, PlanEntry]
     starts: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
     quantised: int
@@ -77,7 +78,8 @@ def load_trained(asked: Asked) -> Trained:
     )
     module.configure_model()
     model: Any = module.model
-    moved = any(isinstance(line.settings, Lora) and line.settings.changes_base for line in lines.values())
+    settings = [entry.settings for entry in lines.values()]
+    moved = any(isinstance(lora, LoraSettings) and lora.changes_base for lora in settings)
     starts = {name: one.float() for name, one in model.named_parameters() if moved and ".lora_" in name}
     starts = {name: one.detach().clone() for name, one in starts.items()}
     module.on_load_checkpoint(saved)
@@ -87,7 +89,7 @@ def load_trained(asked: Asked) -> Trained:
     return Trained(module, lines, starts, dtypes, len(saved["lightning_vlm"].get("quantised", {})))
 
 
-def refuse(lines: Mapping[str, Line], adapter_only: bool, new_tokens: bool) -> None:
+def refuse(lines: Mapping[str, PlanEntry], adapter_only: bool, new_tokens: bool) -> None:
     """Refuse, before anything is loaded, what can't be exported as asked.
 
     Args:
@@ -98,7 +100,7 @@ def refuse(lines: Mapping[str, Line], adapter_only: bool, new_tokens: bool) -> N
     Raises:
         UserError: With the alternative.
 
-    >>> refuse({"language": Line("adapter")}, False, False)
+    >>> refuse({"language": PlanEntry("adapter")}, False, False)
     Traceback (most recent call last):
     ...
     lightning_vlm.errors.UserError: export: plan['language'] is adapter, which runs beside the weights \
@@ -121,7 +123,7 @@ and can't be merged into them; use --adapter-only
             f"{ADAPTER_ONLY} out"
         )
     for key, line in lines.items():
-        if isinstance(line.settings, Lora) and line.settings.changes_base and line.settings.dora:
+        if isinstance(line.settings, LoraSettings) and line.settings.changes_base and line.settings.dora:
             raise UserError(
                 f"export: plan[{key!r}] is DoRA with init: {line.settings.init}, whose changed base weights "
                 f"PEFT's format can't hold; leave {ADAPTER_ONLY} out"

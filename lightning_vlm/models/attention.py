@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.parts import vision_tower
 
 NAME = "flash_varlen"
 """What transformers knows this attention by. The word "flash" makes it pass the lengths of pictures."""
@@ -141,10 +142,8 @@ def use_varlen_attention(model: PreTrainedModel) -> bool:
     Returns:
         Whether the tower does so from now on.
     """
-    tower = model.get_encoder(modality="image")
-    if tower is model or tower is model.base_model:  # transformers returns these where there is no tower
-        return False
-    if not tower._supports_flash_attn or tower.config._attn_implementation != "sdpa":
+    tower: Any = vision_tower(model)
+    if tower is None or not tower._supports_flash_attn or tower.config._attn_implementation != "sdpa":
         return False
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -33,10 +33,8 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
         `vision.layers` (the list of its blocks), `projector`, `language`, `language.layers`, `head`. A part
         that the model doesn't have is an empty list.
 
-    >>> import tempfile, pathlib
-    >>> from lightning_vlm.models import load, tiny
-    >>> model = load.load_model(tiny.build("llava", pathlib.Path(tempfile.mkdtemp())))
-    >>> for name, paths in find_parts(model, prefix="vlm").items():
+    >>> from lightning_vlm.models.loading.load import load_model
+    >>> for name, paths in find_parts(load_model("drawn-vlm").model, prefix="vlm").items():
     ...     print(name, *paths)
     vision vlm.model.vision_tower
     vision.layers vlm.model.vision_tower.encoder.layers
@@ -45,9 +43,9 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     language.layers vlm.model.language_model.layers
     head vlm.lm_head
     """
-    tower = model.get_encoder(modality="image")
-    vision = None if tower is model or tower is model.base_model else tower  # these mean that there is none
-    language, head = model.get_decoder(), model.get_output_embeddings()
+    vision = vision_tower(model)
+    language = model.get_decoder()
+    head = model.get_output_embeddings()
     mergers = [child for name, child in _children(vision) if name in PROJECTOR_INSIDE_VISION]
     named = [module for module in (vision, language, head) if module is not None]
     found: dict[str, Sequence[nn.Module | nn.Parameter | None]] = {
@@ -89,13 +87,23 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
     for part, parameters in found.items():
         for name in parameters:
             owners[name].append(part)
-    wrong = [f"{name} (in {' and '.join(own) or 'none'})" for name, own in owners.items() if len(own) != 1]
+    wrong = []
+    for name, own in owners.items():
+        if len(own) != 1:
+            wrong.append(f"{name} (in {' and '.join(own) or 'none'})")
     if wrong:
         raise UserError(
             f"{type(model).__name__}: every parameter belongs to one of {', '.join(PARTS)}; "
             f"found {len(wrong)} that don't: {', '.join(wrong[:5])}"
         )
     return found
+
+
+def vision_tower(model: PreTrainedModel) -> nn.Module | None:
+    """The vision encoder; None if the model has none."""
+    tower = model.get_encoder(modality="image")
+    # transformers returns the model or its base where there is no tower.
+    return None if tower is model or tower is model.base_model else tower
 
 
 def head_is_tied(model: PreTrainedModel) -> bool:

@@ -18,7 +18,7 @@ from lightning_vlm.models.adapters.layers import (
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts, parameters_by_part
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
-from lightning_vlm.models.plan.plan import Adapter
+from lightning_vlm.models.plan.methods import Adapter
 
 SEQUENTIAL = {"adapter": {"reduction": 4}}
 PARALLEL = {"adapter": {"reduction": 4, "kind": "parallel", "scale": 2.0}}

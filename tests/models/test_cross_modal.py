@@ -10,12 +10,12 @@ from torch import nn
 from transformers import DynamicCache, StaticCache
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.adapters.cross_modal import CrossModal, look
+from lightning_vlm.models.adapters.cross_modal import CrossModal, gather_images
 from lightning_vlm.models.adapters.layers import adapters_of
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
-from lightning_vlm.models.plan.plan import CrossModalAdapter
+from lightning_vlm.models.plan.methods import CrossModalAdapter
 from tests.support import tiny
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
@@ -81,7 +81,7 @@ def test_attention_is_that_of_torch():
     embeddings = torch.randn(3, 6, 16)
     places = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
     hidden = torch.randn(3, 6, 16)
-    found = adapter(hidden, look(embeddings, places))
+    found = adapter(hidden, gather_images(embeddings, places))
     for row in range(3):
         for at in range(6):
             earlier = [i for i in range(at) if places[row, i]]
@@ -224,7 +224,7 @@ def test_nothing_to_look_at_is_no_softmax_over_nothing(monkeypatch):
     adapter = CrossModal(16, CrossModalAdapter(reduction=2, heads=2))
     nn.init.normal_(adapter.out.weight)
     places = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]).bool()
-    found = adapter(torch.randn(2, 5, 16), look(torch.randn(2, 5, 16), places))
+    found = adapter(torch.randn(2, 5, 16), gather_images(torch.randn(2, 5, 16), places))
     assert [row.any(-1).tolist() for row in found] == [[False, False, True, False, True], [False] * 5]
     found.sum().backward()
     assert all(weight.grad.isfinite().all() for weight in adapter.parameters())
@@ -264,7 +264,7 @@ def test_a_failed_forward_leaves_nothing_behind(tiny_folder, inputs_of):
     model.model.language_model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(**batch)
-    assert next(iter(adapters_of(model).values())).pictures.seen is None
+    assert next(iter(adapters_of(model).values())).hooks.images is None
 
 
 def test_refusals(tiny_folder):

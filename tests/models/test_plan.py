@@ -7,11 +7,10 @@ import pytest
 from lightning_vlm import VLMModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.models.plan.methods import Adapter, LoraSettings
 from lightning_vlm.models.plan.plan import (
     SHORTCUTS,
-    Adapter,
-    Line,
-    Lora,
+    PlanEntry,
     expand,
     quantised_problem,
     read_plan,
@@ -67,9 +66,9 @@ def test_mistakes(plan, message):
 
 def test_defaults():
     lora = read_plan({"language": "lora"})["language"]
-    assert lora == Line("lora", Lora(r=16, alpha=None, dropout=0.0, modules=None))
-    assert (lora.settings.scale, Lora(r=3).scale, Lora(alpha=5).scale) == (32, 6, 5)
-    assert Lora(r=64, rslora=True).scale == 16
+    assert lora == PlanEntry("lora", LoraSettings(r=16, alpha=None, dropout=0.0, modules=None))
+    assert (lora.settings.scale, LoraSettings(r=3).scale, LoraSettings(alpha=5).scale) == (32, 6, 5)
+    assert LoraSettings(r=64, rslora=True).scale == 16
     assert read_plan({"a": {"adapter": {"kind": "parallel"}}})["a"].settings == Adapter(16, "parallel", 1.0)
 
 
@@ -105,9 +104,9 @@ def test_a_shortcut_is_not_changed_by_what_is_done_with_it():
     ],
 )
 def test_what_quantised_weights_can_have(value, nf4, int8):
-    line = read_plan({"language": value})["language"]
+    entry = read_plan({"language": value})["language"]
     for kind, expected in (("nf4", nf4), ("int8", int8)):
-        found = quantised_problem(line, kind)
+        found = quantised_problem(entry, kind)
         assert (found is None) == (expected is None)
         assert expected is None or expected in found
 
@@ -126,7 +125,7 @@ def test_what_quantised_weights_can_have(value, nf4, int8):
         ({"vision": "full"}, Quantization("nf4", parts=["vision"]), "plan['vision']"),
     ],
 )
-def test_what_quantised_weights_cannot_have_is_told_before_they_are_loaded(plan, quantization, message):
+def test_what_quantised_weights_cannot_have_is_refused_before_they_are_loaded(plan, quantization, message):
     with pytest.raises(UserError, match=re.escape(message)):
         VLMModule("no/such-model", adapt=plan, quantization=quantization)
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters.cross_modal import CrossModal
 from lightning_vlm.models.adapters.layers import BOTTLENECK, CROSS_MODAL, Bottleneck
-from lightning_vlm.models.plan.plan import Adapter, CrossModalAdapter
+from lightning_vlm.models.plan.methods import Adapter, CrossModalAdapter
 from lightning_vlm.optim import parameter_groups
 
 

@@ -1,7 +1,7 @@
-"""Adapters in which text attends to the features of its own pictures once more, at chosen language layers."""
+"""Adapters in which text attends to the features of its own images once more, at chosen language layers."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,28 +9,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.plan.plan import CrossModalAdapter
+from lightning_vlm.models.plan.methods import CrossModalAdapter
 
 
-class Seen(NamedTuple):
-    """What the pictures of a batch are to the language model. N is the most picture tokens of any row.
+class ImageFeatures(NamedTuple):
+    """The images of a batch as the language model is given them. N is the most image tokens of any row.
 
     Args:
         features: The projector's output for them: Tensor of shape [batch, N, width].
-        there: Which of them a row has, the rest being padding: Tensor of shape [batch, N], bool.
-        visible: Which of them each position may look at, those before it: [batch, length, N], bool.
-        text: Which positions aren't a picture: [batch, length], bool.
+        present: Which of them a row has, the rest being padding: Tensor of shape [batch, N], bool.
+        visible: Which of them each position may attend to, those before it: [batch, length, N], bool.
+        text: Which positions aren't an image: [batch, length], bool.
     """
 
     features: Tensor
-    there: Tensor
+    present: Tensor
     visible: Tensor
     text: Tensor
 
 
-class Pictures:
-    """Finds the pictures in what goes through a model: where their placeholder tokens are, the projected
-    features stand among the embeddings that the language model is given.
+class ImageHooks:
+    """Hooks that find the images in what goes through a model.
+
+    Where their placeholder tokens are, the projected features are among the embeddings that the language
+    model is given.
 
     Args:
         token: Id of the placeholder.
@@ -38,52 +40,56 @@ class Pictures:
 
     def __init__(self, token: int) -> None:
         self.token = token
-        self.seen: Seen | None = None
-        self._places: Tensor | None = None
+        self.images: ImageFeatures | None = None
+        """Those of the forward pass that is under way."""
+        self._is_image: Tensor | None = None
 
     def find(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the model: where the placeholders are."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
-            raise UserError("cross_modal_adapter: found no input_ids, which say where the pictures are")
-        self._places = ids == self.token
+            raise UserError("cross_modal_adapter: found no input_ids, which say where the images are")
+        self._is_image = ids == self.token
 
     def read(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
-        """Forward pre-hook of the language model: what stands there."""
-        assert self._places is not None
-        self.seen = look(kwargs["inputs_embeds"], self._places)
+        """Forward pre-hook of the language model: the features in those places."""
+        assert self._is_image is not None
+        self.images = gather_images(kwargs["inputs_embeds"], self._is_image)
 
     def forget(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: a graph kept longer would only cost memory."""
-        self.seen = self._places = None
+        self.images = None
+        self._is_image = None
 
 
-def look(embeddings: Tensor, places: Tensor) -> Seen:
-    """Gather the features of each row's pictures.
+def gather_images(embeddings: Tensor, is_image: Tensor) -> ImageFeatures:
+    """Gather the features of each row's images.
 
     Args:
         embeddings: Tensor of shape [batch, length, width].
-        places: Which of them are pictures: Tensor of shape [batch, length], bool.
+        is_image: Which of them are images: Tensor of shape [batch, length], bool.
 
-    >>> seen = look(torch.arange(3.0).view(1, 3, 1), torch.tensor([[False, True, False]]))
-    >>> seen.features.tolist(), seen.visible.tolist()
+    >>> images = gather_images(torch.arange(3.0).view(1, 3, 1), torch.tensor([[False, True, False]]))
+    >>> images.features.tolist(), images.visible.tolist()
     ([[[1.0]]], [[[False], [True], [True]]])
     """
-    most = int(places.sum(1).max()) if places.numel() else 0
-    order = places.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # pictures first, in order
-    there = places.gather(1, order)
-    at = torch.arange(places.shape[1], device=places.device)
-    visible = there[:, None] & (order[:, None] <= at[:, None])
-    return Seen(embeddings.take_along_dim(order[..., None], 1), there, visible, ~places)
+    most = int(is_image.sum(1).max()) if is_image.numel() else 0
+    images_first = is_image.int().argsort(dim=1, descending=True, stable=True)
+    places = images_first[:, :most]
+    present = is_image.gather(1, places)
+    positions = torch.arange(is_image.shape[1], device=is_image.device)
+    visible = present[:, None] & (places[:, None] <= positions[:, None])
+    features = embeddings.take_along_dim(places[..., None], 1)
+    return ImageFeatures(features, present, visible, ~is_image)
 
 
 class CrossModal(nn.Module):
-    """Adds `out(attention(norm(text), norm(pictures)))` to the hidden states of text: zero at the start, as
+    """Adds `out(attention(norm(text), norm(images)))` to the hidden states of text: zero at the start, as
     `out` is zero.
 
-    A position attends to the pictures of its own row that stand before it: no sample sees another's, and no
-    answer a picture that comes later. Rows without pictures, and the pictures themselves, stay as they are.
-    With a key-value cache the keys and values of the pictures are kept with it.
+    A position attends to the images of its own row that stand before it: no sample sees another's, and no
+    answer an image that comes later. Rows without images, and the images themselves, stay as they are.
+    With a key-value cache the keys and values of the images are kept with it.
 
     Args:
         width: Of the language model.
@@ -102,76 +108,95 @@ class CrossModal(nn.Module):
                 f"reduction {settings.reduction}); expected heads that divide it"
             )
         self.settings = settings
-        self.pictures: Pictures | None = None
-        """Shared by all of a model; set by `show_pictures`."""
-        self.norm, self.picture_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.k, self.v = (nn.Linear(width, inner, bias=False) for _ in range(3))
+        self.hooks: ImageHooks | None = None
+        """Shared by all of a model; set by `connect_images`."""
+        self.norm = nn.LayerNorm(width)
+        self.picture_norm = nn.LayerNorm(width)
+        self.q = nn.Linear(width, inner, bias=False)
+        self.k = nn.Linear(width, inner, bias=False)
+        self.v = nn.Linear(width, inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, hidden: Tensor, seen: Seen, cache: Any = None) -> Tensor:
+    def forward(self, hidden: Tensor, images: ImageFeatures, cache: Any = None) -> Tensor:
         """What is added.
 
         Args:
             hidden: Tensor of shape [batch, length, width], of any floating dtype; computed in the weights'.
-            seen: The pictures in these positions.
-            cache: Key-value cache of transformers: earlier pictures are with it, these are added.
+            images: Those in these positions.
+            cache: Key-value cache of transformers: earlier images are with it, these are added.
         Returns:
-            Shape and dtype of `hidden`; zero where there is no picture to look at.
+            Shape and dtype of `hidden`; zero where there is no image to attend to.
         """
-        features = self.picture_norm(seen.features.to(self.norm.weight.dtype))
-        k, v, there, visible = self.k(features), self.v(features), seen.there, seen.visible
+        dtype = self.norm.weight.dtype
+        features = self.picture_norm(images.features.to(dtype))
+        k = self.k(features)
+        v = self.v(features)
+        visible = images.visible
         if cache is not None:
-            k, v, there, visible = self._with_earlier(cache, k, v, there, visible)
+            k, v, visible = self._with_earlier(cache, k, v, images)
         if not k.shape[1]:
             return torch.zeros_like(hidden)
-        q = self.q(self.norm(hidden.to(self.norm.weight.dtype)))
-        q, k, v = (x.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        looks = seen.text & visible.any(-1)
+        q = self.q(self.norm(hidden.to(dtype)))
+        attends = images.text & visible.any(-1)
         # A softmax over a fully masked row is NaN, so such rows attend anywhere and their result is dropped.
-        mask = (visible | ~looks[..., None])[:, None]
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mask = (visible | ~attends[..., None])[:, None]
+        mixed = nn.functional.scaled_dot_product_attention(
+            self._heads(q), self._heads(k), self._heads(v), attn_mask=mask
+        )
         added = self.out(mixed.transpose(1, 2).flatten(2)).to(hidden.dtype)
-        return added.where(looks[..., None], 0)
+        return added.where(attends[..., None], 0)
 
-    def _with_earlier(self, cache: Any, *new: Tensor) -> tuple[Tensor, ...]:
-        """Keys, values, there, visible: those before and the new, which are kept with the cache."""
-        k, v, there, visible = new
+    def _heads(self, x: Tensor) -> Tensor:
+        """[batch, length, inner] -> [batch, heads, length, inner / heads]."""
+        return x.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
+
+    def _with_earlier(
+        self, cache: Any, k: Tensor, v: Tensor, images: ImageFeatures
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and what is visible, with those of earlier images; all are kept with the cache."""
+        present = images.present
+        visible = images.visible
         length = visible.shape[1]
         kept = cache.__dict__.setdefault("_cross_modal", {})
         if cache.get_seq_length() > length:  # the cache already holds earlier tokens
             if id(self) not in kept:
                 raise UserError(
-                    "cross_modal_adapter: the key-value cache holds text whose pictures this model has not "
+                    "cross_modal_adapter: the key-value cache holds text whose images this model has not "
                     "seen; give it the whole text at once, or use_cache=False"
                 )
-            before = kept[id(self)]
-            if len(before[0]) != len(k):
+            earlier_k, earlier_v, earlier_present = kept[id(self)]
+            if len(earlier_k) != len(k):
                 raise UserError(
-                    f"cross_modal_adapter: the key-value cache had {len(before[0])} rows and has {len(k)}; "
+                    f"cross_modal_adapter: the key-value cache had {len(earlier_k)} rows and has {len(k)}; "
                     "this kind of generation isn't supported; use sampling or beams"
                 )
-            earlier = before[2][:, None].expand(-1, length, -1)
-            k, v, there = (torch.cat(pair, 1) for pair in zip(before, (k, v, there), strict=True))
-            visible = torch.cat((earlier, visible), 2)
-        kept[id(self)] = k, v, there
-        return k, v, there, visible
+            k = torch.cat((earlier_k, k), 1)
+            v = torch.cat((earlier_v, v), 1)
+            present = torch.cat((earlier_present, present), 1)
+            visible = torch.cat((earlier_present[:, None].expand(-1, length, -1), visible), 2)
+        kept[id(self)] = k, v, present
+        return k, v, visible
 
     def after(self, layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """Forward hook of a layer."""
-        seen = self.pictures.seen if self.pictures else None
-        if seen is None:
+        images = self.hooks.images if self.hooks else None
+        if images is None:
             raise UserError(
-                "cross_modal_adapter: the language model was called without the model that puts pictures "
+                "cross_modal_adapter: the language model was called without the model that puts images "
                 "into it (or again in the backward pass: gradient checkpointing needs a newer transformers)"
             )
-        first = output[0] if isinstance(output, tuple) else output
-        first = first + self(first, seen, kwargs.get("past_key_values"))
-        return (first, *output[1:]) if isinstance(output, tuple) else first
+        cache = kwargs.get("past_key_values")
+        return with_first(output, lambda hidden: hidden + self(hidden, images, cache))
 
 
-def show_pictures(model: PreTrainedModel, adapters: Sequence[CrossModal]) -> None:
-    """Let adapters see the pictures that go through a model.
+def with_first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A layer's output with changed hidden states, which are the output itself or the first of a tuple."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+def connect_images(model: PreTrainedModel, adapters: Sequence[CrossModal]) -> None:
+    """Let adapters see the images that go through a model.
 
     Args:
         model: Of a family that `refuse_cross_modal` lets pass.
@@ -179,13 +204,13 @@ def show_pictures(model: PreTrainedModel, adapters: Sequence[CrossModal]) -> Non
     """
     if not adapters:
         return
-    pictures = Pictures(model.config.image_token_id)
+    hooks = ImageHooks(model.config.image_token_id)
     for adapter in adapters:
-        adapter.pictures = pictures
+        adapter.hooks = hooks
     base = getattr(model, model.base_model_prefix)
-    base.register_forward_pre_hook(pictures.find, with_kwargs=True)
-    model.get_decoder().register_forward_pre_hook(pictures.read, with_kwargs=True)
-    base.register_forward_hook(pictures.forget, always_call=True)
+    base.register_forward_pre_hook(hooks.find, with_kwargs=True)
+    model.get_decoder().register_forward_pre_hook(hooks.read, with_kwargs=True)
+    base.register_forward_hook(hooks.forget, always_call=True)
 
 
 def refuse_cross_modal(model: PreTrainedModel, path: str) -> None:

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.adapters.cross_modal import CrossModal, refuse_cross_modal, show_pictures
-from lightning_vlm.models.plan.plan import Adapter, CrossModalAdapter, Line, read_plan
+from lightning_vlm.models.adapters.cross_modal import (
+    CrossModal,
+    connect_images,
+    refuse_cross_modal,
+    with_first,
+)
+from lightning_vlm.models.plan.methods import Adapter, CrossModalAdapter
+from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 
 BOTTLENECK, CROSS_MODAL = "adapter_bottleneck", "adapter_cross_modal"
 """Names of the modules that a layer gets. No weight decay for what is in `adapter_...`."""
@@ -64,19 +70,14 @@ class Bottleneck(nn.Module):
         return with_first(output, lambda x: x + self(args[0]))
 
 
-def with_first(output: Any, change: Any) -> Any:
-    """A layer's output with changed hidden states, which are the output itself or the first of a tuple."""
-    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-
-def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottleneck | CrossModal]:
+def build(model: PreTrainedModel, entries: Mapping[str, PlanEntry]) -> dict[str, Bottleneck | CrossModal]:
     """Make adapters for layers, or refuse those that can't work. The model isn't changed.
 
     The weights are float32 for models in half precision too, as in PEFT.
 
     Args:
         model: Any of our families.
-        lines: Path of a layer -> its line of the plan, `adapter` or `cross_modal_adapter`.
+        entries: Path of a layer -> its entry of the plan, `adapter` or `cross_modal_adapter`.
     Returns:
         Path of a layer -> its adapter, as for `attach`.
 
@@ -84,19 +85,20 @@ def build(model: PreTrainedModel, lines: Mapping[str, Line]) -> dict[str, Bottle
         UserError: A parallel adapter where there is no MLP, or a model that can't have cross-modal ones.
     """
     built: dict[str, Bottleneck | CrossModal] = {}
-    for path, line in lines.items():
+    for path, entry in entries.items():
         layer = model.get_submodule(path)
         linear = next((module for module in layer.modules() if isinstance(module, nn.Linear)), None)
         if linear is None:
             raise UserError(f"plan: {path!r} has no linear layer; expected a layer of a transformer")
-        width, device = linear.in_features, linear.weight.device
-        if isinstance(line.settings, CrossModalAdapter):
+        width = linear.in_features
+        device = linear.weight.device
+        if isinstance(entry.settings, CrossModalAdapter):
             refuse_cross_modal(model, path)
-            built[path] = CrossModal(width, line.settings).to(device)
-        elif isinstance(line.settings, Adapter):
-            if line.settings.kind == "parallel":
+            built[path] = CrossModal(width, entry.settings).to(device)
+        elif isinstance(entry.settings, Adapter):
+            if entry.settings.kind == "parallel":
                 _mlp(path, layer)
-            built[path] = Bottleneck(width, line.settings).to(device)
+            built[path] = Bottleneck(width, entry.settings).to(device)
     return built
 
 
@@ -121,7 +123,7 @@ def attach(model: PreTrainedModel, adapters: Mapping[str, Bottleneck | CrossModa
         else:
             _mlp(path, layer).register_forward_hook(adapter.beside, prepend=True)
         layer.register_module(BOTTLENECK, adapter)
-    show_pictures(model, [one for one in adapters.values() if isinstance(one, CrossModal)])
+    connect_images(model, [adapter for adapter in adapters.values() if isinstance(adapter, CrossModal)])
 
 
 def adapters_of(model: nn.Module) -> dict[str, Bottleneck | CrossModal]:
@@ -147,17 +149,16 @@ def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) ->
     if not adapters:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    names = {Bottleneck: "adapter", CrossModal: "cross_modal_adapter"}
-    lines = {path: {names[type(one)]: one.settings._asdict()} for path, one in adapters.items()}
-    settings = {"adapters": lines, "weights": sorted(beside)}
+    plan = {}
+    weights = _weights_of(adapters)
+    for path, adapter in adapters.items():
+        method = "adapter" if isinstance(adapter, Bottleneck) else "cross_modal_adapter"
+        plan[path] = {method: adapter.settings._asdict()}
+    for name in beside:
+        weights[name] = model.get_parameter(name)
+    settings = {"adapters": plan, "weights": sorted(beside)}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    weights = {
-        f"{path}.{name}": weight.detach().contiguous()
-        for path, one in adapters.items()
-        for name, weight in one.state_dict().items()
-    }
-    weights |= {name: model.get_parameter(name).detach().contiguous() for name in beside}
-    save_file(weights, folder / WEIGHTS)
+    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
     return [WEIGHTS, SETTINGS]
 
 
@@ -173,33 +174,46 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """
     try:
         settings = json.loads((folder / SETTINGS).read_text("utf-8"))
-        lines, beside = read_plan(settings["adapters"]), settings["weights"]
+        entries = read_plan(settings["adapters"])
+        beside = settings["weights"]
         weights = load_file(folder / WEIGHTS)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: found no adapters of ours ({error}); expected {SETTINGS}") from error
-    missing = [path for path in lines if path not in dict(model.named_modules())]
-    if missing:
-        raise UserError(f"{folder}: the model has no {missing[0]!r}; give the base that they were trained on")
-    adapters = build(model, lines)
-    own = {f"{path}.{name}": w for path, one in adapters.items() for name, w in one.state_dict().items()}
+    modules = dict(model.named_modules())
+    for path in entries:
+        if path not in modules:
+            raise UserError(f"{folder}: the model has no {path!r}; give the base that they were trained on")
+    adapters = build(model, entries)
+    own = _weights_of(adapters)
     parameters = dict(model.named_parameters())
-    own |= {name: parameters[name] for name in beside if name in parameters}
-    wrong = [name for name in own | weights if name not in own or name not in weights]
-    wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    if wrong:
-        raise UserError(f"{folder}: {min(wrong)!r} doesn't fit; give the base that they were trained on")
+    for name in beside:
+        if name in parameters:
+            own[name] = parameters[name]
+    for name in sorted(own.keys() | weights.keys()):
+        fits = name in own and name in weights and own[name].shape == weights[name].shape
+        if not fits:
+            raise UserError(f"{folder}: {name!r} doesn't fit; give the base that they were trained on")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(weights[name])
     attach(model, adapters)
 
 
+def _weights_of(adapters: Mapping[str, Bottleneck | CrossModal]) -> dict[str, Tensor]:
+    """The weights of adapters by their name in the model."""
+    weights = {}
+    for path, adapter in adapters.items():
+        for name, weight in adapter.state_dict().items():
+            weights[f"{path}.{name}"] = weight
+    return weights
+
+
 def _mlp(path: str, layer: nn.Module) -> nn.Module:
     for name, child in layer.named_children():
         if name in _MLP:
             return child
-    have = ", ".join(name for name, _ in layer.named_children())
+    present = ", ".join(name for name, _ in layer.named_children())
     raise UserError(
-        f"plan: {path!r} has no MLP ({' or '.join(_MLP)}) for a parallel adapter; it has: {have}; "
+        f"plan: {path!r} has no MLP ({' or '.join(_MLP)}) for a parallel adapter; it has: {present}; "
         "use kind: sequential"
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_vlm.models.loading.quantize import Method, quantised_layers
+from lightning_vlm.models.loading.quantize import QuantMethod, quantised_layers
 
 _SAMPLED = 16
 """Values of each tensor that are looked at: reading all of a big model would take minutes."""
@@ -31,7 +31,7 @@ class Fingerprint:
     """
 
     def __init__(self, model: PreTrainedModel, missing: Collection[str] = ()) -> None:
-        self.quantised: dict[str, Method] = {
+        self.quantised: dict[str, QuantMethod] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }
         """Names of quantised parameters, and by which method."""
@@ -41,7 +41,7 @@ class Fingerprint:
             if name not in missing
         }
 
-    def text(self, quantised: Mapping[str, Method] | None = None) -> str:
+    def text(self, quantised: Mapping[str, QuantMethod] | None = None) -> str:
         """The fingerprint.
 
         Args:
@@ -64,7 +64,7 @@ def _shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(parameter.shape if state is None else state.shape)
 
 
-def _sample(parameter: Tensor, method: Method | None) -> Tensor:
+def _sample(parameter: Tensor, method: QuantMethod | None) -> Tensor:
     """Codes of a quantised parameter. Of another the first values, and of a matrix all that codes come from:
     the first block, and the largest of the first row."""
     data = parameter.detach()
@@ -77,7 +77,7 @@ def _sample(parameter: Tensor, method: Method | None) -> Tensor:
     return sample.clone().cpu()  # training would change a view
 
 
-def _codes(sample: Tensor, method: Method) -> Tensor:
+def _codes(sample: Tensor, method: QuantMethod) -> Tensor:
     from bitsandbytes import functional
 
     if method == "nf4":

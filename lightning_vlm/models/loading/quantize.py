@@ -20,7 +20,8 @@ from lightning_vlm.compat import bitsandbytes as bitsandbytes_mend
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import Parts, find_parts
 
-Method = Literal["nf4", "int8"]
+QuantMethod = Literal["nf4", "int8"]
+"""How weights are quantised."""
 ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -47,13 +48,13 @@ class Quantization:
     lightning_vlm.errors.UserError: quantization.method: found 'int4'; expected one of: nf4, int8
     """
 
-    method: Method = "nf4"
+    method: QuantMethod = "nf4"
     parts: list[str] = field(default_factory=lambda: ["language"])
     double_quant: bool = True
     compute_dtype: ComputeDtype = "bfloat16"
 
     def __post_init__(self) -> None:
-        for key, known in (("method", get_args(Method)), ("compute_dtype", get_args(ComputeDtype))):
+        for key, known in (("method", get_args(QuantMethod)), ("compute_dtype", get_args(ComputeDtype))):
             found = getattr(self, key)
             if found not in known:
                 raise UserError(f"quantization.{key}: found {found!r}; expected one of: {', '.join(known)}")
@@ -76,7 +77,8 @@ class Quantization:
         """
         if value is None or isinstance(value, Quantization):
             return value
-        keys, methods = tuple(cls.__dataclass_fields__), get_args(Method)
+        keys = tuple(cls.__dataclass_fields__)
+        methods = get_args(QuantMethod)
         if value in methods:
             return cls(method=value)  # type: ignore[arg-type]
         if not isinstance(value, Mapping) or not set(value) <= set(keys):
@@ -110,7 +112,8 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
     Raises:
         UserError: A selector finds nothing, or no linear layer, or the head.
     """
-    head, chosen = model.get_output_embeddings(), set()
+    head = model.get_output_embeddings()
+    chosen: set[int] = set()
     for selector in quantization.parts:
         try:
             modules = select_modules(model, [selector], parts).values()
@@ -123,7 +126,7 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
         linear = {id(module) for module in inside if type(module) is nn.Linear}
         if not linear:
             raise UserError(f"quantization.parts: {selector!r} has no linear layer")
-        chosen |= linear
+        chosen.update(linear)
     return [name for name, module in model.named_modules() if id(module) in chosen]
 
 
@@ -138,7 +141,8 @@ def bitsandbytes_config(skeleton: PreTrainedModel, quantization: Quantization) -
         UserError: As from `chosen_layers`.
     """
     chosen = set(chosen_layers(skeleton, quantization, find_parts(skeleton)))
-    rest = [name for name, one in skeleton.named_modules() if type(one) is nn.Linear and name not in chosen]
+    linear = [name for name, module in skeleton.named_modules() if type(module) is nn.Linear]
+    rest = [name for name in linear if name not in chosen]
     # transformers matches names as beginnings, as endings and as regular expressions, so that `fc1` would
     # keep every other tower's fc1. A regular expression with an end matches whole names only.
     skip = [f"(?:{'|'.join(map(re.escape, rest))})$"] if rest else []
@@ -153,19 +157,19 @@ def bitsandbytes_config(skeleton: PreTrainedModel, quantization: Quantization) -
     )
 
 
-def quantised_layers(model: nn.Module) -> dict[str, Method]:
+def quantised_layers(model: nn.Module) -> dict[str, QuantMethod]:
     """Names of the layers that bitsandbytes has quantised, and by which method."""
     if "bitsandbytes" not in sys.modules:  # the model has no such layers then, and the import takes a second
         return {}
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
-    kinds: dict[type, Method] = {Linear4bit: "nf4", Linear8bitLt: "int8"}
-    return {
-        name: method
-        for name, module in model.named_modules()
-        for kind, method in kinds.items()
-        if isinstance(module, kind)
-    }
+    layers: dict[str, QuantMethod] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear4bit):
+            layers[name] = "nf4"
+        elif isinstance(module, Linear8bitLt):
+            layers[name] = "int8"
+    return layers
 
 
 def prepare(model: PreTrainedModel) -> None:
@@ -182,9 +186,9 @@ def prepare(model: PreTrainedModel) -> None:
             if layer.bias is not None:  # as its first forward would do
                 layer.bias.data = layer.bias.data.to(layer.compute_dtype)
         else:
-            logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_news)
+            logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast)
 
 
-def _no_news(record: logging.LogRecord) -> bool:
-    """Without what int8 layers say of themselves at each call."""
+def _is_no_cast(record: logging.LogRecord) -> bool:
+    """Drops what int8 layers log at each call: that their input is cast."""
     return "will be cast from" not in str(record.msg)

@@ -26,10 +26,16 @@ def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
     """
     tokenizer: Any = processor.tokenizer
     known = tokenizer.get_vocab()
-    for at, token in enumerate(tokens):
-        if not token or token in known or token in tokens[:at]:
-            found = "twice" if token in tokens[:at] else "as a token that the model has" if token else "empty"
-            raise UserError(f"new_tokens: found {token!r} {found}; expected words that aren't tokens yet")
+    for index, token in enumerate(tokens):
+        problem = None
+        if not token:
+            problem = "empty"
+        elif token in tokens[:index]:
+            problem = "twice"
+        elif token in known:
+            problem = "as a token that the model has"
+        if problem:
+            raise UserError(f"new_tokens: found {token!r} {problem}; expected words that aren't tokens yet")
     first = len(tokenizer)
     tokenizer.add_tokens(list(tokens))
     return range(first, first + len(tokens))
@@ -43,19 +49,21 @@ def add_rows(model: PreTrainedModel, rows: range) -> None:
         rows: Ids of the new tokens. Where a model has rows to spare, they are used.
     """
     embedding: Any = model.get_input_embeddings()
-    before, had = embedding.weight.detach(), [len(one) for one in _weights(model)]
-    if rows.stop > had[-1]:
+    before = embedding.weight.detach()
+    sizes = [len(weight) for weight in _weights(model)]
+    in_embeddings, in_head = sizes[0], sizes[-1]
+    if rows.stop > in_head:
         model.resize_token_embeddings(rows.stop, mean_resizing=False)
-        if had[0] > had[-1]:  # Mllama's embeddings need more rows than its head, also when reloaded
-            _widen(embedding, before, had[0] - had[-1] + rows.stop)
+        if in_embeddings > in_head:  # Mllama's embeddings need more rows than its head, also when reloaded
+            _widen(embedding, before, in_embeddings - in_head + rows.stop)
     model.__dict__["_new_rows"] = rows
     with torch.no_grad():
-        for weight, size in zip(_weights(model), had, strict=True):
-            first = min(size, rows.start)  # Mllama's head had no row for the picture's token either
+        for weight, size in zip(_weights(model), sizes, strict=True):
+            first = min(size, rows.start)  # Mllama's head had no row for the image token either
             weight[first : rows.stop] = _mean(weight, first)
         bias: Tensor | None = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None:
-            first = min(had[-1], rows.start)
+            first = min(in_head, rows.start)
             bias[first : rows.stop] = bias[:first].mean()
 
 
@@ -84,17 +92,21 @@ def new_rows(model: nn.Module) -> range:
 def off_mean(model: PreTrainedModel) -> list[Tensor]:
     """How far the new rows are from the mean of those before, in standard deviations: a scalar a matrix."""
     rows = new_rows(model)
-    return [
-        (weight[rows.start : rows.stop].float() - _mean(weight, rows.start)).abs().amax()
-        / weight[: rows.start].float().std()
-        for weight in map(Tensor.detach, _weights(model) if len(rows) else [])
-    ]
+    if not len(rows):
+        return []
+    distances = []
+    for parameter in _weights(model):
+        weight = parameter.detach()
+        difference = weight[rows.start : rows.stop].float() - _mean(weight, rows.start)
+        distances.append(difference.abs().amax() / weight[: rows.start].float().std())
+    return distances
 
 
 def _weights(model: PreTrainedModel) -> list[nn.Parameter]:
     """Of embeddings and head, once where they are tied."""
-    both: list[Any] = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-    return both[:1] if both[0] is both[1] else both
+    embeddings: Any = model.get_input_embeddings().weight
+    head: Any = model.get_output_embeddings().weight
+    return [embeddings] if head is embeddings else [embeddings, head]
 
 
 def _mean(weight: Tensor, rows: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The table of a plan: what it made of a model, for the terminal and for Weights & Biases."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich.table import Table
@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.models.parts import Parts
-from lightning_vlm.models.plan.plan import Line, Lora, Plan, read_plan
+from lightning_vlm.models.plan.methods import LoraSettings
+from lightning_vlm.models.plan.plan import Plan, PlanEntry, read_plan
 
 COLUMNS = ("part", "layers", "method", "rank", "trainable", "share")
 
@@ -30,12 +31,12 @@ def plan_rows(
     """
     rows = []
     named: set[int] = set()
-    for selector, line in read_plan(plan).items():
+    for selector, entry in read_plan(plan).items():
         parameters = select_parameters(model, [selector], parts)
         named.update(map(id, parameters.values()))
-        rank = str(line.settings.r) if isinstance(line.settings, Lora) else ""
+        rank = str(entry.settings.r) if isinstance(entry.settings, LoraSettings) else ""
         layers = _layers(parameters, parts)
-        rows.append((selector, layers, _method(line), rank, *_counts(parameters.values())))
+        rows.append((selector, layers, _method(entry), rank, *_counts(parameters.values())))
     rest = {name: weight for name, weight in model.named_parameters() if id(weight) not in named}
     if rest:
         rows.append(("(not named)", _layers(rest, parts), "frozen", "", *_counts(rest.values())))
@@ -58,24 +59,29 @@ def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
     return table
 
 
-def _method(line: Line) -> str:
-    """The method, with what makes it another one."""
-    settings = line.settings
+def _method(entry: PlanEntry) -> str:
+    """The method, with the settings that make it another one, such as `lora dora`."""
+    settings = entry.settings
     if settings is None:
-        return line.method
+        return entry.method
     defaults = type(settings)()
-    details = [
-        f"{key}={value}" if not isinstance(value, bool) else key
-        for key, value in settings._asdict().items()
-        if value != getattr(defaults, key) and key not in ("r", "alpha", "modules", "feedforward")
-    ]
-    return " ".join((line.method, *details))
+    words = [entry.method]
+    for key, value in settings._asdict().items():
+        if key in ("r", "alpha", "modules", "feedforward") or value == getattr(defaults, key):
+            continue
+        words.append(key if isinstance(value, bool) else f"{key}={value}")
+    return " ".join(words)
 
 
 def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
-    sizes = [(_size(weight), weight.requires_grad) for weight in parameters]
-    trains, total = sum(size for size, grad in sizes if grad), sum(size for size, _ in sizes)
-    return trains, trains / max(total, 1)
+    """How many parameters train, and their share of all."""
+    trained = total = 0
+    for weight in parameters:
+        size = _size(weight)
+        total += size
+        if weight.requires_grad:
+            trained += size
+    return trained, trained / max(total, 1)
 
 
 def _size(weight: nn.Parameter) -> int:
@@ -92,13 +98,18 @@ def _layers(names: Collection[str], parts: Parts) -> str:
     text = []
     for part in ("vision", "language"):
         for path in parts.get(f"{part}.layers", []):
-            inside = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names)
-            if numbers := sorted({int(found[1]) for found in inside if found}):
+            matches = [re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names]
+            numbers = {int(match[1]) for match in matches if match}
+            if numbers:
                 text.append(f"{part} {_ranges(numbers)}")
     return ", ".join(text)
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(f"{a}-{b}" if a != b else f"{a}" for a, b in zip(starts, ends, strict=True))
+def _ranges(numbers: set[int]) -> str:
+    """Numbers as ranges: `0-1, 3`."""
+    starts = sorted(number for number in numbers if number - 1 not in numbers)
+    ends = sorted(number for number in numbers if number + 1 not in numbers)
+    ranges = []
+    for start, end in zip(starts, ends, strict=True):
+        ranges.append(f"{start}" if start == end else f"{start}-{end}")
+    return ", ".join(ranges)
