@@ -235,7 +235,7 @@ def test_caches_that_are_refused(tiny_folder, inputs_of):
     batch = inputs_of("llava", [("What?", 1)], prompt=True)
     strange = load_model(tiny_folder("llava")).model(**batch, use_cache=True).past_key_values
     more = torch.tensor([[5]])
-    with pytest.raises(UserError, match="holds text whose pictures this model has not seen"):
+    with pytest.raises(UserError, match="holds text whose images this model has not seen"):
         model(input_ids=more, past_key_values=strange)
     known = model(**batch, use_cache=True).past_key_values
     known.batch_repeat_interleave(2)
