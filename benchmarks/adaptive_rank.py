@@ -9,7 +9,7 @@ first seed; AdaLoRA has its own best, and the weight of its penalty is chosen to
 - "uniform": PEFT's LoRA, every layer of the same rank.
 - "AdaLoRA", "AdaLoRA 0.05" (the weight): PEFT's, from 1.5 times the rank, driven as it should be: called
   after each step with gradients still there, its penalty added to the loss, the number of steps known.
-- "seed": its importance (squared gradients of batches, at the start) and its rounding (LoRA Rank 自适应选择).
+- "squared gradients": importance from the squared gradients of batches at the start, shares rounded down.
 - "sensitivity", "fisher", "activation": AdaptiveLoRARank.
 
 "Known ranks": a frozen random network learns a teacher, which is the same network plus an unequal rank in
@@ -54,7 +54,15 @@ from lightning_vlm.optim import Cosine
 
 KNOWN = (1, 1, 2, 2, 4, 4, 8, 8, 12, 16, 18, 20)
 RANK = sum(KNOWN) // len(KNOWN)
-CONTENDERS = ("uniform", "AdaLoRA", "AdaLoRA 0.05", "seed", "sensitivity", "fisher", "activation")
+CONTENDERS = (
+    "uniform",
+    "AdaLoRA",
+    "AdaLoRA 0.05",
+    "squared gradients",
+    "sensitivity",
+    "fisher",
+    "activation",
+)
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -167,8 +175,8 @@ def run(
     contender: str, fresh: Callable[[float], Any], rate: float, data: Any, ranks: dict[str, int], steps: int
 ) -> tuple[Any, Result]:
     """Train a module that `fresh` makes with a learning rate; the loss is still to be found."""
-    if contender == "seed":
-        trial, scores = fresh(1e-12), SeedScores()  # it learns nothing yet
+    if contender == "squared gradients":
+        trial, scores = fresh(1e-12), SquaredGradients()  # it learns nothing yet
         adapters(trial, contender, ranks, steps)
         train(trial, data, [scores], 10)
         ranks = scores.ranks(sum(ranks.values()))
@@ -225,8 +233,8 @@ class Drive(Callback):
         self.tuner.update_and_allocate(trainer.global_step)
 
 
-class SeedScores(Callback):
-    """Squared gradients of batches, as in the seed; a layer has the scores of its tensors."""
+class SquaredGradients(Callback):
+    """Squared gradients of batches; the score of a layer is that of its tensors."""
 
     def __init__(self) -> None:
         self.scores: defaultdict[str, float] = defaultdict(float)

@@ -10,7 +10,7 @@ step by step, so that all meet the same machine; the time of their hooks is held
 - "..., no update ratio": without a copy of the weights.
 - "..., skip": decides before the step, so that the norms are waited for.
 - "grad_norm": `lightning.pytorch.utilities.grad_norm`: norms of all tensors and in total.
-- "seed": mean, std and largest magnitude of each tensor (seed, 3.4.2).
+- "three .item() a tensor": mean, standard deviation and largest magnitude of each tensor.
 
 Copies to the host are counted on a GPU that is only pretended: the same shapes as fake tensors, with each
 copy and each request for a value seen by a dispatch mode.
@@ -46,8 +46,8 @@ from lightning_vlm.data.drawn import Drawn
 BATCH, WARM = 32, 5
 
 
-def seed_monitor(module: nn.Module) -> dict[str, dict[str, float]]:
-    """As in the seed."""
+def three_items(module: nn.Module) -> dict[str, dict[str, float]]:
+    """Mean, standard deviation and largest magnitude, each copied to the host by itself."""
     found = {}
     for name, one in module.named_parameters():
         if one.grad is not None:
@@ -76,7 +76,7 @@ def contenders() -> dict[str, Callback]:
         "..., no update ratio": GradientMonitor(**options, update_ratio=False),
         "..., skip": GradientMonitor(**options, on_anomaly="skip"),
         "grad_norm": Function(lambda module: grad_norm(module, 2)),
-        "seed": Function(seed_monitor),
+        "three .item() a tensor": Function(three_items),
     }
 
 

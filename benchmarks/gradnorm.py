@@ -10,7 +10,7 @@ processor's time that counts, all threads together, which other programs hardly 
 - "GradNorm": tasks of rows, so all gradients come from the step's one backward.
 - "..., total": GradNorm with `TaskWeights.total`, which differentiates each task's loss by itself.
 - "autograd.grad": as many calls by hand for the layer's weight, and nothing done with the norms.
-- "seed": as many calls for all trained weights, whose norms it takes (seed, 3.2.2).
+- "all weights": as many calls for all trained weights, whose norms it takes.
 
 Those that differentiate by themselves can't where the layer is frozen. "frozen" is a layer with LoRA around
 it, "LoRA" the last LoRA B, which is what GradNorm takes by default there.
@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TASKS, BATCH, TOKENS, WORDS, WARM = 5, 20, 64, 8192, 2
-CONTENDERS = ("plain", "GradNorm", "..., total", "autograd.grad", "seed")
+CONTENDERS = ("plain", "GradNorm", "..., total", "autograd.grad", "all weights")
 Turns = list[tuple[int, str]]
 """Round and contender of each step."""
 
@@ -48,7 +48,7 @@ def turns(rounds: int, able: bool) -> Turns:
     """Who is to run when.
 
     Args:
-        able: Whether those can run that differentiate by themselves. The seed's way, which takes long and is
+        able: Whether those can run that differentiate by themselves. That of all weights, which takes long and is
             far off, is in every fourth round.
     """
     chance, found = random.Random(0), []
@@ -115,7 +115,7 @@ class Mixture(LightningModule):
         if self.way == "..., total":
             return self.tasks.total(parts)
         weights = [self.get_submodule(self.layer).weight]
-        if self.way == "seed":
+        if self.way == "all weights":
             weights = [one for one in self.parameters() if one.requires_grad]
         for loss in parts.values():
             found = torch.autograd.grad(loss, weights, retain_graph=True)
