@@ -48,8 +48,8 @@ def turns(rounds: int, able: bool) -> Turns:
     """Who is to run when.
 
     Args:
-        able: Whether those can run that differentiate by themselves. That of all weights, which takes long and is
-            far off, is in every fourth round.
+        able: Whether those can run that differentiate by themselves. That of all weights, which takes long
+            and is far off, is in every fourth round.
     """
     chance, found = random.Random(0), []
     for number in range(rounds):
