@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
     "Unit",
+    "batches_per_step",
     "epochs_ahead",
     "first_step_at",
     "has_validation_data",
@@ -62,7 +63,7 @@ def steps_of_epoch(trainer: Trainer, epoch: int, batches: float | None = None) -
         batches = trainer.num_training_batches
     if batches == math.inf:
         return math.inf
-    return math.ceil(batches / _window(trainer, epoch))
+    return math.ceil(batches / batches_per_step(trainer, epoch))
 
 
 def share_of_steps(share: float, steps: float) -> int:
@@ -181,8 +182,8 @@ def _is_finite(trainer: Trainer) -> bool:
     return 0 < trainer.num_training_batches < math.inf and steps_of_run(trainer) != math.inf
 
 
-def _window(trainer: Trainer, epoch: int) -> int:
-    """Micro-batches in an optimizer step."""
+def batches_per_step(trainer: Trainer, epoch: int) -> int:
+    """The micro-batches of an optimizer step in an epoch, which GradientAccumulationScheduler may change."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
@@ -208,7 +209,7 @@ def _batches_of_epochs(trainer: Trainer) -> list[tuple[int, int]]:
     for epoch, whole in _epochs(trainer):
         batches = int(trainer.num_training_batches)
         if not whole:
-            batches = min(batches, int(last - before) * _window(trainer, epoch))
+            batches = min(batches, int(last - before) * batches_per_step(trainer, epoch))
         found.append((epoch, batches))
         before += steps_of_epoch(trainer, epoch)
     return found

@@ -1,6 +1,7 @@
-"""Facts about the run of a Trainer that several callbacks need: when it logs, where it writes."""
+"""What several callbacks need of a Trainer's run: when and how it logs, where it writes, its loss scaler."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -10,11 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.amp import GradScaler
 from typing_extensions import override
 
 from lightning_vlm_callbacks.folder_lock import FolderLock, LockedError
 
-__all__ = ["builds_in_setup", "logs_at", "run_folder"]
+__all__ = ["builds_in_setup", "log_metrics", "logs_at", "loss_scaler", "run_folder"]
 
 _claims: "WeakKeyDictionary[Trainer, _Claims]" = WeakKeyDictionary()
 
@@ -76,6 +79,32 @@ def logs_at(trainer: Trainer, step: int) -> bool:
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
+
+
+def log_metrics(trainer: Trainer, metrics: Mapping[str, float | Tensor], step: int) -> None:
+    """Send metrics to all loggers, from where `self.log` can't be called or would log them at another step.
+
+    Args:
+        trainer: Whose loggers get them.
+        metrics: Single values by name. A tensor on a device makes the host wait for it.
+        step: The number of optimizer steps made before the one that the metrics belong to.
+    """
+    if not trainer.loggers:
+        return
+    values = {name: float(value) for name, value in metrics.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=step)
+
+
+def loss_scaler(trainer: Trainer) -> GradScaler | None:
+    """What multiplies losses against underflow in float16; None if nothing does."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def builds_in_setup(module: LightningModule) -> bool:
+    """Whether a module may make its layers in a hook, so that they aren't there when callbacks are set up."""
+    return is_overridden("setup", module) or is_overridden("configure_model", module)
 
 
 def _settle(trainer: Trainer, dirpath: str | Path | None) -> Path:
@@ -167,8 +196,3 @@ class _Claims(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._release()
-
-
-def builds_in_setup(module: LightningModule) -> bool:
-    """Whether a module may make its layers in a hook, so that they aren't there when callbacks are set up."""
-    return is_overridden("setup", module) or is_overridden("configure_model", module)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning_vlm_callbacks.runs import logs_at
+from lightning_vlm_callbacks.runs import log_metrics, logs_at
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import ProcessorMixin
@@ -105,8 +105,7 @@ class ScheduledSampling(Callback):
         probability = replacement_probability(step / self._total, self.probability, self.decay, self.start)
         if step != self._logged and logs_at(trainer, step):
             self._logged = step
-            for logger in trainer.loggers:
-                logger.log_metrics({"scheduled_sampling": probability}, step=step)
+            log_metrics(trainer, {"scheduled_sampling": probability}, step)
         targets = batch.targets or pl_module.targets(batch)
         if probability == 0 or not len(targets.positions):
             return

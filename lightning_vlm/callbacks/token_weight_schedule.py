@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning_vlm_callbacks.runs import logs_at
+from lightning_vlm_callbacks.runs import log_metrics, logs_at
 from typing_extensions import override
 
 from lightning_vlm.errors import UserError
@@ -134,8 +134,7 @@ class TokenWeightSchedule(Callback):
         module.token_weights = self._now = self.at(step / self._total, self._own)
         if logs_at(trainer, step):
             metrics = {f"token_weight/{kind}": getattr(self._now, kind) for kind in self._curve.of_kind}
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=step)
+            log_metrics(trainer, metrics, step)
 
     def _leave(self, module: VLMModule) -> None:
         """Give the module its own table back."""

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_vlm_callbacks.runs import logs_at, run_folder
+from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
@@ -244,9 +244,8 @@ class VLMDataModule(LightningDataModule):
         batches.end_step(sums, counts, place)
         if logs_at(trainer, trainer.global_step + 1):
             metrics = {f"data/epochs/{task}": count for task, count in batches.epochs(place).items()}
-            metrics |= {f"data/samples/{task}": float(n) for task, n in batches.samples(place).items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
+            metrics |= {f"data/samples/{task}": count for task, count in batches.samples(place).items()}
+            log_metrics(trainer, metrics, trainer.global_step)
 
     def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
         """What becomes of some training samples, evenly spaced over all of them. The same on all ranks.

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning_vlm_callbacks.runs import logs_at
+from lightning_vlm_callbacks.host_copy import HostCopy
+from lightning_vlm_callbacks.runs import log_metrics, logs_at
 from lightning_vlm_callbacks.task_weights import InitialLosses, TaskWeights
 from torch import Tensor, nn
 
@@ -261,7 +262,7 @@ class TaskLog:
     def __init__(self, tasks: TaskWeights) -> None:
         self._tasks = tasks
         self._since = torch.zeros(2, len(tasks.names))
-        self._pending: tuple[int, Tensor] | None = None
+        self._pending: tuple[int, HostCopy] | None = None
 
     def add(self, sums: Tensor, counts: Tensor, trainer: Trainer) -> None:
         """Add an optimizer step, before it changes the weights."""
@@ -271,21 +272,22 @@ class TaskLog:
         self._since = self._since.to(sums.device) + torch.stack((sums, counts))
         if logs_at(trainer, trainer.global_step + 1):
             mean = self._since[0] / self._since[1]
-            self._pending = trainer.global_step, torch.stack((mean, self._tasks.weights))
+            self._pending = trainer.global_step, HostCopy(torch.stack((mean, self._tasks.weights)))
             self._since = torch.zeros_like(self._since)
 
     def write(self, trainer: Trainer) -> None:
         """Write what waits to be logged."""
         if self._pending is None:
             return
-        (step, table), self._pending = self._pending, None
+        step, table = self._pending
+        self._pending = None
+        losses, weights = table.read().tolist()
         values = {}
-        for name, loss, weight in zip(self._tasks.names, *table.tolist(), strict=True):
+        for name, loss, weight in zip(self._tasks.names, losses, weights, strict=True):
             values[f"train/task_weight/{name}"] = weight
             if loss == loss:  # else the task wasn't there
                 values[f"train/loss/{name}"] = loss
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+        log_metrics(trainer, values, step)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning_vlm_callbacks.runs import loss_scaler
 from torch.optim import Optimizer
 
 from lightning_vlm.errors import UserError
@@ -51,7 +52,7 @@ def check_closure(make: Callable[[Any], Optimizer], trainer: Trainer) -> Optimiz
                 windows += callback.scheduling.values()
         if max(windows) > 1:
             raise UserError(several_calls(name, max(windows)))
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if loss_scaler(trainer) is not None:
             raise UserError(
                 f"model.optimizer: found {name}, which calls its closure several times a step, with "
                 f"trainer.precision {trainer.precision}, whose loss scaling allows one; choose bf16-mixed"

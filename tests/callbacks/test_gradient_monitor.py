@@ -650,7 +650,7 @@ def test_one_copy_and_no_waiting(monkeypatch):
             measured.before_step(False, spare={})
             measured.after_step(clipped=True)
     assert [str(device) for device in done.to if device is not None] == ["cpu"]
-    assert measured._host.shape == (7 * 4,)  # two small ones are one
+    assert measured._packed.read().shape == (7 * 4,)  # two small ones are one
     parameters = [nn.Parameter(torch.ones(3))]
     parameters[0].grad = torch.ones(3)
     with Operations() as done:

@@ -38,7 +38,7 @@ from lightning_vlm_callbacks.requirements import (
     require_plain_optimizers,
     require_single_closure,
 )
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import log_metrics, loss_scaler, run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 
 __all__ = ["AdaptiveLoRARank"]
@@ -197,7 +197,7 @@ class AdaptiveLoRARank(Callback):
     ) -> None:
         if self._open:
             assert self._importance is not None
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            scaler = loss_scaler(trainer)
             self._importance.end(1.0 if scaler is None else scaler.get_scale(), trainer.world_size)
             self._open = False
 
@@ -273,11 +273,8 @@ class AdaptiveLoRARank(Callback):
             f"{describe_ranks(layers)}"
         )
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
-        values = {"changed": float(len(changed)), "parameters": float(parameters)}
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {f"adaptive_lora_rank/{key}": one for key, one in values.items()}, step=trainer.global_step
-            )
+        metrics = {"adaptive_lora_rank/changed": len(changed), "adaptive_lora_rank/parameters": parameters}
+        log_metrics(trainer, metrics, trainer.global_step)
 
     def _share(self, layers: Mapping[str, Lora], scores: Mapping[str, float]) -> dict[str, int]:
         """Ranks of the layers that train, group by group; frozen ones keep theirs, which counts."""

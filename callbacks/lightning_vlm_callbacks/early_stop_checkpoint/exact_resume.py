@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_vlm_callbacks.random_states import random_state
+from lightning_vlm_callbacks.run_length import batches_per_step
 
 __all__ = [
     "Position",
@@ -118,9 +118,7 @@ def restore_accumulation(trainer: Trainer) -> None:
 
     A GradientAccumulationScheduler sets the number when an epoch starts, which it doesn't for a resumed one.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
+    trainer.accumulate_grad_batches = batches_per_step(trainer, trainer.current_epoch)
 
 
 def epoch_ended(trainer: Trainer) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_vlm_callbacks.host_copy import HostCopy
+
 __all__ = ["OCTAVES", "Measurement", "norms", "octaves", "reductions", "statistics", "text_table"]
 
 OCTAVES = list(range(-40, 9))
@@ -193,17 +195,14 @@ class Measurement:
         if self._before:
             self.rows["update"] = _distances(self._before, self._weights())
             self._before = []
-        packed = torch.cat([*self.rows.values(), *self.histograms.values()])
-        self._host = packed.to("cpu", non_blocking=packed.is_cuda)  # into pinned memory, if non-blocking
-        self._arrived = torch.cuda.current_stream(packed.device).record_event() if packed.is_cuda else None
+        self._packed = HostCopy(torch.cat([*self.rows.values(), *self.histograms.values()]))
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
         """`statistics` and histogram of each group that had a gradient. Waits for the copy."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        packed = self._packed.read()
         cells = len(self.rows) * len(self._sizes)
-        table = dict(zip(self.rows, self._host[:cells].view(len(self.rows), -1).tolist(), strict=True))
-        bins = self._host[cells:].view(-1, len(OCTAVES) - 1).tolist()
+        table = dict(zip(self.rows, packed[:cells].view(len(self.rows), -1).tolist(), strict=True))
+        bins = packed[cells:].view(-1, len(OCTAVES) - 1).tolist()
         found = {}
         for name, places in self.places.items():
             rows = {key: [row[place] for place in places] for key, row in table.items()}

@@ -17,6 +17,7 @@ from lightning_vlm_callbacks.gradnorm.layer import refuse_batch_norms, shared_la
 from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper
 from lightning_vlm_callbacks.gradnorm.statistics import TaskStatistics, logged_values
 from lightning_vlm_callbacks.gradnorm.task_gradients import StepGradients, TaskGradients
+from lightning_vlm_callbacks.host_copy import HostCopy
 from lightning_vlm_callbacks.requirements import (
     require_full_gradients,
     require_initialized,
@@ -25,7 +26,7 @@ from lightning_vlm_callbacks.requirements import (
     several_closures,
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import loss_scaler, run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_weights import TaskWeights, task_weights_of
 
@@ -203,7 +204,7 @@ class GradNorm(Callback):
         self._gradients = gradients
         self._statistics = TaskStatistics(len(tasks.names), tasks.weights.device)
         self._history = History()
-        self._pending: tuple[int, Tensor, Tensor] | None = None
+        self._pending: tuple[int, HostCopy, HostCopy] | None = None
         self._stepped = False
         self._has_loss = False
         tasks.weights.mul_(len(tasks.names) / tasks.weights.sum())
@@ -234,7 +235,8 @@ class GradNorm(Callback):
         self._move_weights(step)
         done = trainer.global_step + 1
         if done // self._every != (done - self.every_n_steps) // self._every:
-            self._pending = (trainer.global_step, self._statistics.table(weights), step.cosines())
+            table = HostCopy(self._statistics.table(weights))
+            self._pending = (trainer.global_step, table, HostCopy(step.cosines()))
 
     def _move_weights(self, step: StepGradients) -> None:
         """Set the weights for the next step. The host doesn't wait for the device."""
@@ -267,7 +269,7 @@ class GradNorm(Callback):
             return
         step, table, cosines = self._pending
         self._pending = None
-        values = logged_values(self._tasks.names, table.tolist(), cosines.tolist())
+        values = logged_values(self._tasks.names, table.read().tolist(), cosines.read().tolist())
         self._history.add(step, values)
         for logger in self._loggers:
             logger.log_metrics(values, step=step)
@@ -303,5 +305,5 @@ def _task_weights(module: nn.Module) -> TaskWeights:
 
 def _loss_scale(trainer: "pl.Trainer", device: torch.device) -> Tensor | None:
     """What a GradScaler multiplies the loss by, on the device, so that the host doesn't wait."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = loss_scaler(trainer)
     return None if scaler is None else scaler.scale(torch.ones((), device=device))

@@ -20,7 +20,7 @@ from lightning_vlm_callbacks.requirements import (
     require_plain_optimizers,
 )
 from lightning_vlm_callbacks.run_length import Unit, first_step_at
-from lightning_vlm_callbacks.runs import builds_in_setup, logs_at
+from lightning_vlm_callbacks.runs import builds_in_setup, log_metrics, logs_at
 from lightning_vlm_callbacks.staged_unfreezing.entries import Line, resolve, scales_by_selector, table
 from lightning_vlm_callbacks.staged_unfreezing.moments import check_moments
 from lightning_vlm_callbacks.staged_unfreezing.needs import explain_learning_rate_monitor, need_stages
@@ -184,9 +184,7 @@ class StagedUnfreezing(Callback):
         run.validated = False
         if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
             run.logged = run.step
-            rates = rates_in_force(trainer.optimizers)
-            for logger in trainer.loggers:
-                logger.log_metrics({name: float(rate) for name, rate in rates.items()}, step=run.step)
+            log_metrics(trainer, rates_in_force(trainer.optimizers), run.step)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -269,8 +267,7 @@ class StagedUnfreezing(Callback):
         rank_zero_info(
             f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains {what}"
         )
-        for logger in trainer.loggers:
-            logger.log_metrics({"staged_unfreezing/stage": stage}, step=step)
+        log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
     def _scale(self, one: Parameter) -> float:
         """Of the learning rate of a parameter at this step."""
