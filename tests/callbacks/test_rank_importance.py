@@ -1,18 +1,11 @@
 """Importance: Fisher against autograd sample by sample, sensitivity against AdaLoRA, spectra against EVA."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.adaptive_lora_rank.importance import (
-    Activation,
-    Fisher,
-    Sensitivity,
-    squared_norms,
-)
-from lightning_vlm_callbacks.adaptive_lora_rank.importance_before import importance_before
+from lightning_vlm_callbacks.adaptive_lora_rank.activation import Activation
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import Fisher, Sensitivity, squared_norms
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import lora_layers
 from peft import EvaConfig, LoraConfig, get_peft_model
 from peft.tuners.adalora.layer import RankAllocator
@@ -299,59 +292,3 @@ def test_two_ranks_are_one(on_two_ranks, kind):
         for mine, other, alone in zip(first[name], second[name], tensors, strict=True):
             assert torch.equal(mine, other)
             torch.testing.assert_close(mine, alone, rtol=1e-5, atol=1e-7)
-
-
-# Before training
-
-
-def test_before_training_nothing_needs_to_train():
-    model = Net().double().requires_grad_(False).train()
-    model.last.requires_grad_(True)
-    before = copy.deepcopy(model.state_dict())
-    layers = {"first": model.first, "second": model.second}
-    batches = [data(seed=1), data(seed=2)]
-    found = importance_before(model, layers, batches, lambda x: loss_of(model, x))
-    plain = Net().double().eval()
-    weights = [plain.first.weight, plain.second.weight]
-    expected = sum(one_by_one(plain, weights, x) for x in batches) / torch.tensor([21, 16])
-    assert list(found) == ["first", "second"]
-    torch.testing.assert_close(torch.tensor(list(found.values()), dtype=torch.float64), expected)
-    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
-    assert model.training
-    assert model.dropout.training
-    assert [name for name, one in model.named_parameters() if one.requires_grad] == [
-        "last.weight",
-        "last.bias",
-    ]
-    assert all(one.grad is None for one in model.parameters())
-    assert not any(one._forward_hooks for one in model.modules())
-
-
-def test_before_training_in_4_bits():
-    bnb = pytest.importorskip("bitsandbytes")
-    plain = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
-    model = copy.deepcopy(plain)
-    model[0] = bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4")
-    model[0].load_state_dict(plain[0].state_dict())
-    model = model.to("cpu").requires_grad_(False)
-    x = torch.randn(6, 64)
-    model(x)  # quantises
-    plain[0].weight.data = bnb.functional.dequantize_4bit(
-        model[0].weight.data, model[0].weight.quant_state
-    ).float()
-    found = importance_before(model, {"0": model[0]}, [x], lambda x: loss_of(model, x))
-    expected = one_by_one(plain, [plain[0].weight], x) / 128
-    assert found["0"] == pytest.approx(expected.item(), rel=1e-3)
-
-
-def test_activation_before_training_and_refusals():
-    model = Net().requires_grad_(False)
-    layers = {"first": model.first, "second": model.second}
-    loss = lambda x: loss_of(model, x)  # noqa: E731
-    found = importance_before(model, layers, [skewed()], loss, "activation", budget=8)
-    assert sum(found.values()) == 8
-    assert not any(one._forward_pre_hooks for one in model.modules())
-    with pytest.raises(MisconfigurationException, match="budget: found None"):
-        importance_before(model, layers, [skewed()], loss, "activation")
-    with pytest.raises(MisconfigurationException, match="batches: found none"):
-        importance_before(model, layers, [], loss)

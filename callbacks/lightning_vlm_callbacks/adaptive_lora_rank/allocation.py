@@ -7,8 +7,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 __all__ = ["allocate_ranks"]
 
-# Scores below this share of the largest count as this share, so that the search can resolve them.
-_LEAST = 1e-12
+_LEAST_SHARE = 1e-12
+"""Scores below this share of the largest count as this share, so that the search can resolve them."""
 
 
 def allocate_ranks(
@@ -25,8 +25,7 @@ def allocate_ranks(
     The ranks that maximise `Σ score · log rank` within the bounds are `clip(λ · score / cost, min, max)`; λ
     is found by bisection, ranks are rounded down and what is left goes to the largest remainders (ties: the
     higher score, then the name). So nothing depends on the order of the modules, and without costs a higher
-    score never gets less rank. (Rounding each module alone would spend more or less
-    than the budget.)
+    score never gets less rank. (Rounding each module alone would spend more or less than the budget.)
 
     Args:
         scores: Of each module, 0 or more. If all are 0 they count as equal.
@@ -38,6 +37,9 @@ def allocate_ranks(
         costs: What one rank of each module costs, `in + out` for a linear layer's parameters. Then less is
             left over than the next step of any module that may still grow costs.
 
+    Returns:
+        The rank of each module, in the order of the scores.
+
     Raises:
         MisconfigurationException: The bounds don't fit, a score isn't finite or is negative, or the budget is
             less than the smallest ranks cost.
@@ -46,13 +48,10 @@ def allocate_ranks(
     {'q': 16, 'k': 4, 'v': 4}
     """
     check_bounds(min_rank, max_rank, multiple_of)
+    _check_scores(scores)
     names = sorted(scores)
-    for name in names:
-        if not (math.isfinite(scores[name]) and scores[name] >= 0):
-            raise MisconfigurationException(
-                f"scores: found {scores[name]} for {name}; expected a finite number, 0 or more"
-            )
-    least, most = min_rank // multiple_of, max_rank // multiple_of
+    least = min_rank // multiple_of
+    most = max_rank // multiple_of
     price = {name: multiple_of * (1 if costs is None else costs[name]) for name in names}
     floor = least * sum(price.values())
     if budget < floor:
@@ -61,31 +60,11 @@ def allocate_ranks(
             "expected at least that, a smaller min_rank, or fewer modules"
         )
     greatest = max(scores.values(), default=0.0) or 1.0
-    weight = {name: max(scores[name] / greatest, _LEAST) / price[name] for name in names}
-
-    def shares(level: float) -> dict[str, float]:
-        return {name: min(max(level * weight[name], least), most) for name in names}
-
-    def cost(units: Mapping[str, float]) -> float:
-        return math.fsum(price[name] * units[name] for name in names)
-
-    low, high = 0.0, most * max((1 / one for one in weight.values()), default=0.0)
-    if cost(shares(high)) <= budget:
-        low = high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if cost(shares(middle)) <= budget else (low, middle)
-    wanted = shares(low)
-    units = {name: int(wanted[name]) for name in names}
-    left = budget - sum(price[name] * units[name] for name in names)
-    queue = sorted(names, key=lambda name: (units[name] - wanted[name], -scores[name], name))
-    while queue:  # once, unless costs differ or no module can take what is left
-        grown = [name for name in queue if units[name] < most]
-        queue = []
-        for name in grown:
-            if price[name] <= left:
-                left -= price[name]
-                units[name] += 1
-                queue.append(name)
+    weight = {name: max(scores[name] / greatest, _LEAST_SHARE) / price[name] for name in names}
+    wanted = _proportional(weight, price, budget, least, most)
+    units = {name: int(share) for name, share in wanted.items()}
+    by_remainder = sorted(names, key=lambda name: (units[name] - wanted[name], -scores[name], name))
+    _spend_rest(units, price, budget, most, by_remainder)
     return {name: units[name] * multiple_of for name in scores}
 
 
@@ -98,3 +77,55 @@ def check_bounds(min_rank: int, max_rank: int, multiple_of: int) -> None:
             f"min_rank, max_rank: found {min_rank} and {max_rank}; expected multiples of multiple_of "
             f"({multiple_of}), 0 <= min_rank <= max_rank, and max_rank above 0"
         )
+
+
+def _check_scores(scores: Mapping[str, float]) -> None:
+    for name, score in sorted(scores.items()):
+        if not (math.isfinite(score) and score >= 0):
+            raise MisconfigurationException(
+                f"scores: found {score} for {name}; expected a finite number, 0 or more"
+            )
+
+
+def _proportional(
+    weight: Mapping[str, float], price: Mapping[str, int], budget: int, least: int, most: int
+) -> dict[str, float]:
+    """`clip(λ · weight, least, most)` at the largest λ at which it costs no more than the budget."""
+
+    def shares(level: float) -> dict[str, float]:
+        return {name: min(max(level * weight[name], least), most) for name in weight}
+
+    def fits(level: float) -> bool:
+        units = shares(level)
+        return math.fsum(price[name] * units[name] for name in weight) <= budget
+
+    low = 0.0
+    high = most * max((1 / share for share in weight.values()), default=0.0)
+    if fits(high):
+        return shares(high)
+    while True:
+        middle = (low + high) / 2
+        if not low < middle < high:  # no floating point number lies between the two
+            return shares(low)
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+
+
+def _spend_rest(
+    units: dict[str, int], price: Mapping[str, int], budget: int, most: int, queue: list[str]
+) -> None:
+    """Give one unit after another to the modules of a queue in turn, as long as the budget allows it.
+
+    There is one turn only, unless costs differ or some module can't take what is left.
+    """
+    left = budget - sum(price[name] * units[name] for name in units)
+    while queue:
+        queue = [name for name in queue if units[name] < most]
+        for name in list(queue):
+            if price[name] <= left:
+                left -= price[name]
+                units[name] += 1
+            else:
+                queue.remove(name)

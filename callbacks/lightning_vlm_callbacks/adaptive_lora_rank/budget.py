@@ -10,19 +10,27 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_vlm_callbacks.adaptive_lora_rank.allocation import allocate_ranks
-from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import Lora
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import LoraLayer
 from lightning_vlm_callbacks.run_length import share_of_steps, steps_of_run
 from lightning_vlm_callbacks.selectors import select_modules
 
-__all__ = ["Bounds", "group_layers", "rank_update_steps", "ranks_within", "shares"]
+__all__ = [
+    "Bounds",
+    "check_groups",
+    "check_schedule",
+    "group_layers",
+    "rank_update_steps",
+    "ranks_of_group",
+    "shares",
+]
 
 
 class Bounds(NamedTuple):
     """What ranks may be.
 
     Args:
-        min_rank: Of every layer.
-        max_rank: Of every layer.
+        min_rank: The least rank of every layer.
+        max_rank: The most rank of every layer.
         multiple_of: All ranks are multiples of this.
         parameters: Whether budgets are numbers of parameters, else total ranks.
     """
@@ -32,42 +40,78 @@ class Bounds(NamedTuple):
     multiple_of: int
     parameters: bool
 
-    def cost(self, layers: Mapping[str, Lora]) -> int:
+    def cost(self, layers: Mapping[str, LoraLayer]) -> int:
         """What the ranks of some layers cost now."""
-        return sum(lora.rank * (lora.cost if self.parameters else 1) for lora in layers.values())
+        return sum(lora.rank * self.cost_of_rank(lora) for lora in layers.values())
+
+    def cost_of_rank(self, lora: LoraLayer) -> int:
+        """What one rank of a layer costs."""
+        return lora.cost if self.parameters else 1
+
+    def widest(self, lora: LoraLayer) -> int:
+        """The largest rank that is of use to a layer, which is its width."""
+        wide = min(lora.layer.in_features, lora.layer.out_features)
+        return max(wide // self.multiple_of * self.multiple_of, self.min_rank)
 
 
-def ranks_within(
-    scores: Mapping[str, float], layers: Mapping[str, Lora], budget: int, bounds: Bounds
+def check_schedule(**times: float) -> None:
+    """Raises MisconfigurationException unless each is a share of a run, or a number of steps."""
+    for name, value in times.items():
+        if not value > 0 or (value > 1 and value != int(value)):
+            raise MisconfigurationException(
+                f"{name}: found {value}; expected a share of the run below 1, or a number of steps"
+            )
+
+
+def check_groups(groups: Mapping[str, float]) -> None:
+    """Raises MisconfigurationException unless each group's share is above 0."""
+    for selector, share in groups.items():
+        if not share > 0:
+            raise MisconfigurationException(f"groups[{selector!r}]: found {share}; expected a number > 0")
+
+
+def ranks_of_group(
+    scores: Mapping[str, float], layers: Mapping[str, LoraLayer], budget: int, bounds: Bounds
 ) -> dict[str, int]:
-    """`allocate_ranks`, but no layer gets more rank than it is wide, for which it has no use.
+    """The ranks of the layers of a group that train. Frozen ones keep theirs, which count.
 
     Args:
         scores: By layer.
-        layers: The same ones.
-        budget: What they may cost.
+        layers: The layers of the group.
+        budget: What all of them may cost.
         bounds: The bounds of ranks.
 
     Raises:
         MisconfigurationException: As in `allocate_ranks`.
     """
-    left, ranks = dict(scores), dict[str, int]()
-    unit = bounds.multiple_of
-    while left:
-        costs = {name: layers[name].cost for name in left} if bounds.parameters else None
+    train = {name: lora for name, lora in layers.items() if lora.a.requires_grad}
+    frozen = {name: lora for name, lora in layers.items() if name not in train}
+    scores_that_train = {name: scores[name] for name in train}
+    return _ranks_within_widths(scores_that_train, train, budget - bounds.cost(frozen), bounds)
+
+
+def _ranks_within_widths(
+    scores: Mapping[str, float], layers: Mapping[str, LoraLayer], budget: int, bounds: Bounds
+) -> dict[str, int]:
+    """`allocate_ranks`, but no layer gets more rank than it is wide: what is left goes to the others."""
+    ranks = dict[str, int]()
+    open_scores = dict(scores)
+    while open_scores:
         found = allocate_ranks(
-            left, budget, min_rank=bounds.min_rank, max_rank=bounds.max_rank, multiple_of=unit, costs=costs
+            open_scores,
+            budget,
+            min_rank=bounds.min_rank,
+            max_rank=bounds.max_rank,
+            multiple_of=bounds.multiple_of,
+            costs={name: bounds.cost_of_rank(layers[name]) for name in open_scores},
         )
-        full = {}
-        for name, rank in found.items():
-            layer = layers[name].layer
-            widest = min(layer.in_features, layer.out_features) // unit * unit
-            if rank > max(widest, bounds.min_rank):
-                full[name] = max(widest, bounds.min_rank)
-        ranks |= full or found
-        for name in full or found:
-            budget -= ranks[name] * (costs[name] if costs else 1)
-            del left[name]
+        widest = {name: bounds.widest(layers[name]) for name in open_scores}
+        full = {name: widest[name] for name, rank in found.items() if rank > widest[name]}
+        settled = full or found
+        for name, rank in settled.items():
+            budget -= rank * bounds.cost_of_rank(layers[name])
+            del open_scores[name]
+        ranks |= settled
     return {name: ranks[name] for name in scores}
 
 
@@ -85,15 +129,18 @@ def rank_update_steps(trainer: Trainer, start: float, every: float, until: float
             length isn't known; or no step is among them.
     """
     total = steps_of_run(trainer)
-    shares = [value for value in (start, every, until) if value < 1]
-    if shares and total == math.inf:
+    fractions = [value for value in (start, every, until) if value < 1]
+    if fractions and total == math.inf:
         raise MisconfigurationException(
-            f"start, every, until: found {shares[0]}, a share of a run that has no end; set max_steps or "
+            f"start, every, until: found {fractions[0]}, a share of a run that has no end; set max_steps or "
             "max_epochs, or give numbers of steps"
         )
-    first, step, last = (
-        share_of_steps(value, total) if value < 1 else int(value) for value in (start, every, until)
-    )
+
+    def in_steps(value: float) -> int:
+        return share_of_steps(value, total) if value < 1 else int(value)
+
+    first = in_steps(start)
+    last = in_steps(until)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         last = min(last, int(total))
     elif last > total:
@@ -103,16 +150,16 @@ def rank_update_steps(trainer: Trainer, start: float, every: float, until: float
         )
     elif first > last:
         raise MisconfigurationException(f"start: found step {first}, which is after until ({last})")
-    return list(range(first, last + 1, step))
+    return list(range(first, last + 1, in_steps(every)))
 
 
 def group_layers(
-    root: nn.Module, layers: Mapping[str, Lora], groups: Mapping[str, float] | None
+    root: nn.Module, layers: Mapping[str, LoraLayer], groups: Mapping[str, float] | None
 ) -> dict[str, list[str]]:
     """The names of layers by group; without groups, all layers are one group.
 
     Args:
-        root: The module that selectors speak of.
+        root: The module that selectors refer to.
         layers: By name.
         groups: Selectors.
 
@@ -122,18 +169,24 @@ def group_layers(
     """
     if groups is None:
         return {"": list(layers)}
-    found: dict[str, list[str]] = {}
-    for selector in groups:
-        inside = {id(one) for top in select_modules(root, selector).values() for one in top.modules()}
-        found[selector] = [name for name, lora in layers.items() if id(lora.layer) in inside]
-        if not found[selector]:
+    found = {selector: _layers_inside(root, layers, selector) for selector in groups}
+    for selector, names in found.items():
+        if not names:
             raise MisconfigurationException(f"groups[{selector!r}]: found no LoRA layer in it")
     for name in layers:
-        of = [selector for selector, names in found.items() if name in names]
-        if len(of) != 1:
-            what = f"{name} in {' and '.join(map(repr, of))}" if of else f"{name} in none of them"
-            raise MisconfigurationException(f"groups: found {what}; expected each LoRA layer in one")
+        groups_of_layer = [repr(selector) for selector, names in found.items() if name in names]
+        if len(groups_of_layer) != 1:
+            where = " and ".join(groups_of_layer) or "none of them"
+            raise MisconfigurationException(
+                f"groups: found {name} in {where}; expected each LoRA layer in one"
+            )
     return found
+
+
+def _layers_inside(root: nn.Module, layers: Mapping[str, LoraLayer], selector: str) -> list[str]:
+    selected = select_modules(root, selector).values()
+    inside = {id(module) for top in selected for module in top.modules()}
+    return [name for name, lora in layers.items() if id(lora.layer) in inside]
 
 
 def shares(total: int, groups: Sequence[float]) -> list[int]:
@@ -142,5 +195,5 @@ def shares(total: int, groups: Sequence[float]) -> list[int]:
     >>> shares(10, [1.0, 2.0])
     [3, 7]
     """
-    ends = [round(total * sum(groups[:i]) / sum(groups)) for i in range(len(groups) + 1)]
+    ends = [round(total * sum(groups[:end]) / sum(groups)) for end in range(len(groups) + 1)]
     return [end - begin for begin, end in pairwise(ends)]

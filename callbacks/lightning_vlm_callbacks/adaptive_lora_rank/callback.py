@@ -12,18 +12,22 @@ from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_vlm_callbacks.adaptive_lora_rank.activation import Activation
 from lightning_vlm_callbacks.adaptive_lora_rank.allocation import check_bounds
 from lightning_vlm_callbacks.adaptive_lora_rank.budget import (
     Bounds,
+    check_groups,
+    check_schedule,
     group_layers,
     rank_update_steps,
-    ranks_within,
+    ranks_of_group,
     shares,
 )
-from lightning_vlm_callbacks.adaptive_lora_rank.importance import Activation, Fisher, Importance, Sensitivity
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
     RANKS,
-    Lora,
+    LoraLayer,
+    check_ranks,
     describe_ranks,
     lora_layers,
     set_ranks,
@@ -43,8 +47,8 @@ from lightning_vlm_callbacks.selectors import select_modules
 
 __all__ = ["AdaptiveLoRARank"]
 
-_MEASURED = 8
-"""Steps before a change in which importance is measured."""
+_MEASURED_STEPS = 8
+"""How many steps before a change importance is measured."""
 
 
 class AdaptiveLoRARank(Callback):
@@ -54,8 +58,8 @@ class AdaptiveLoRARank(Callback):
     before each change, and the budget is shared in proportion (`allocate_ranks`). Layers really grow and
     shrink, with their optimizer state: growing changes nothing that is computed, shrinking leaves the nearest
     matrix of its rank (`resize_lora`). Parameters stay the same objects, so that optimizer groups, schedulers
-    and hooks stay valid; under DDP the module is wrapped again. What another callback has frozen keeps its
-    rank.
+    and hooks stay valid; under DDP the module is wrapped again. A layer that another callback has frozen
+    keeps its rank.
 
     For any module with plain LoRA of PEFT around linear layers, those of bitsandbytes too. Ranks are in the
     checkpoint; on resume, layers get them before the weights are loaded (for `load_from_checkpoint` see
@@ -69,7 +73,7 @@ class AdaptiveLoRARank(Callback):
             what they have when training begins.
         min_rank: The least rank of every layer. With 0, a layer may lose its adapter permanently.
         max_rank: The most rank of every layer. No layer gets more than its width.
-        multiple_of: Ranks are multiples of this.
+        multiple_of: Ranks are multiples of this. Ranks of 8 or 16 suit tensor cores.
         importance: `fisher`: how many directions a layer uses, and what they are worth to the loss.
             `sensitivity`: what AdaLoRA measures, of whole layers; it costs least. `activation`: EVA's, which
             looks at inputs only. See the classes in `lightning_vlm_callbacks.adaptive_lora_rank.importance`.
@@ -78,7 +82,8 @@ class AdaptiveLoRARank(Callback):
         until: The last step with a change; below 1 it is a share of the run. Later steps train at fixed
             ranks.
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
-        unit: Of the budget.
+        unit: Of the budget. A rank of a wide layer has more parameters than one of a narrow layer, so a
+            budget of ranks doesn't fix the memory that adapters need, while one of parameters does.
         picture: Draw `ranks.png` at the end.
         dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
@@ -115,22 +120,23 @@ class AdaptiveLoRARank(Callback):
             )
         if unit not in ("rank", "parameters"):
             raise MisconfigurationException(f"unit: found {unit!r}; expected rank or parameters")
-        for name, one in {"start": start, "every": every, "until": until}.items():
-            if not one > 0 or (one > 1 and one != int(one)):
-                raise MisconfigurationException(
-                    f"{name}: found {one}; expected a share of the run below 1, or a number of steps"
-                )
-        for selector, share in (groups or {}).items():
-            if not share > 0:
-                raise MisconfigurationException(f"groups[{selector!r}]: found {share}; expected a number > 0")
-        self.budget, self.importance, self.groups = budget, importance, groups
-        self.bounds = Bounds(min_rank, max_rank, multiple_of, unit == "parameters")
-        self.start, self.every, self.until = start, every, until
-        self.picture, self.dirpath = picture, dirpath
-        self._loaded: dict[str, Any] | None = None
-        self._undo: Callable[[], None] | None = None
+        check_schedule(start=start, every=every, until=until)
+        check_groups(groups or {})
+        self.budget = budget
+        self.importance = importance
+        self.groups = groups
+        self.bounds = Bounds(min_rank, max_rank, multiple_of, parameters=unit == "parameters")
+        self.start = start
+        self.every = every
+        self.until = until
+        self.picture = picture
+        self.dirpath = dirpath
+        self._loaded: dict[str, Any] = {}
+        self._unwrap_loading: Callable[[], None] | None = None
         self._importance: Importance | None = None
         self._history: list[tuple[int, dict[str, int]]] = []
+        self._measuring = False
+        self._last = 0
 
     # Hooks
 
@@ -138,7 +144,7 @@ class AdaptiveLoRARank(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         require_lightning("AdaptiveLoRARank", trainer)
         self._end()
-        self._undo = ranks_before_weights(pl_module)
+        self._unwrap_loading = ranks_before_weights(pl_module)
         if stage != "fit":
             return
         require_full_gradients("AdaptiveLoRARank", trainer, pl_module)
@@ -156,50 +162,37 @@ class AdaptiveLoRARank(Callback):
         require_single_closure("AdaptiveLoRARank", trainer.optimizers)
         require_plain_optimizers("AdaptiveLoRARank", trainer.optimizers)
         layers = lora_layers(pl_module)
-        if not layers:
-            raise MisconfigurationException(
-                "AdaptiveLoRARank: found no linear layer with LoRA; expected PEFT's adapters in the module "
-                "when training begins"
-            )
-        ranks = {name: lora.rank for name, lora in layers.items()}
-        self._history, self._last = [(trainer.global_step, ranks)], trainer.global_step
-        self._budget = self.bounds.cost(layers) if self.budget is None else self.budget
-        self._importance = self._new_importance(layers)
-        if self._loaded is not None:
-            self._restore(self._loaded, layers)
-            self._loaded = None
+        self._begin(trainer, layers)
         self._groups = group_layers(pl_module, layers, self.groups)
-        self._share(layers, dict.fromkeys(layers, 0.0))  # refuses a budget that can't be met
+        self._shared_ranks(layers, dict.fromkeys(layers, 0.0))  # refuses a budget that can't be met
         self._steps = rank_update_steps(trainer, self.start, self.every, self.until)
-        self._open = False
-        shown = ", ".join(map(str, self._steps[:3])) + (" ..." if len(self._steps) > 3 else "")
         rank_zero_info(
             f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
-            f"{len(self._steps)} steps: {shown}"
+            f"{_listed(self._steps)}"
         )
         if self._history[-1][0] < trainer.global_step in self._steps:
             # The checkpoint was saved after the step and before the change that follows it.
-            self._change(trainer, pl_module)
+            self._change_ranks(trainer, pl_module)
 
     @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        done = trainer.global_step + 1
-        if not self._open and any(step - _MEASURED < done <= step for step in self._steps):
+        step = trainer.global_step + 1
+        if not self._measuring and any(due - _MEASURED_STEPS < step <= due for due in self._steps):
             assert self._importance is not None
             self._importance.begin()
-            self._open = True
+            self._measuring = True
 
     @override
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
-        if self._open:
+        if self._measuring:
             assert self._importance is not None
             scaler = loss_scaler(trainer)
             self._importance.end(1.0 if scaler is None else scaler.get_scale(), trainer.world_size)
-            self._open = False
+            self._measuring = False
 
     @override
     def on_train_batch_end(
@@ -207,9 +200,9 @@ class AdaptiveLoRARank(Callback):
     ) -> None:
         step = trainer.global_step
         # A module may skip the last step to be measured; the ranks then change after the next one.
-        if not self._open and any(self._last < due <= step for due in self._steps):
+        if not self._measuring and any(self._last < due <= step for due in self._steps):
             self._last = step
-            self._change(trainer, pl_module)
+            self._change_ranks(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -240,87 +233,99 @@ class AdaptiveLoRARank(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         if self._importance is None:
-            return self._loaded or {}
+            return self._loaded
         return {
             "budget": self._budget,
             "history": [[step, dict(ranks)] for step, ranks in self._history],
-            "kept": {name: [one.clone() for one in kept] for name, kept in self._importance.kept.items()},
+            "kept": self._importance.state_dict(),
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict or None
+        self._loaded = state_dict
 
-    # A change
+    # A run
 
-    def _change(self, trainer: "pl.Trainer", root: "pl.LightningModule") -> None:
-        """Measure, share, resize. All ranks of a distributed run do the same."""
+    def _begin(self, trainer: "pl.Trainer", layers: Mapping[str, LoraLayer]) -> None:
+        if not layers:
+            raise MisconfigurationException(
+                "AdaptiveLoRARank: found no linear layer with LoRA; expected PEFT's adapters in the module "
+                "when training begins"
+            )
+        self._budget = self.bounds.cost(layers) if self.budget is None else self.budget
+        self._history = [(trainer.global_step, {name: lora.rank for name, lora in layers.items()})]
+        self._last = trainer.global_step
+        self._measuring = False
+        self._importance = self._new_importance(layers)
+        if self._loaded:
+            self._restore(self._loaded, layers, self._importance)
+            self._loaded = {}
+
+    def _new_importance(self, layers: Mapping[str, LoraLayer]) -> Importance:
+        if self.importance == "activation":
+            return Activation(layers, self.bounds.max_rank + 8)
+        return Fisher(layers) if self.importance == "fisher" else Sensitivity(layers)
+
+    def _restore(
+        self, state: Mapping[str, Any], layers: Mapping[str, LoraLayer], importance: Importance
+    ) -> None:
+        self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
+        check_ranks(layers, self._history[-1][1])
+        if self.budget is None:
+            self._budget = state["budget"]
+        importance.load_state_dict(state["kept"])
+
+    def _end(self) -> None:
+        """Leave the module as it was found, except for its ranks."""
+        if self._importance is not None:
+            self._importance.stop()
+        if self._unwrap_loading is not None:
+            self._unwrap_loading()
+            self._unwrap_loading = None
+
+    # A change of ranks
+
+    def _change_ranks(self, trainer: "pl.Trainer", root: "pl.LightningModule") -> None:
+        """Score the layers, share the budget and resize. All ranks of a distributed run do the same."""
         importance = self._importance
         assert importance is not None
         layers = lora_layers(root)
-        total = sum(lora.rank for lora in layers.values())
-        scores = importance.scores(layers, total)
-        wanted = trainer.strategy.broadcast(self._share(layers, scores))
+        scores = importance.scores(layers, sum(lora.rank for lora in layers.values()))
+        wanted = trainer.strategy.broadcast(self._shared_ranks(layers, scores))
         changed = set_ranks(root, wanted, trainer.optimizers, seed=trainer.global_step)
-        importance.kept.clear()
-        importance.layers = layers = lora_layers(root)
+        layers = lora_layers(root)
+        importance.reset(layers)
         if changed:
             synchronise_ranks(trainer, root, [layers[name] for name in changed if name in layers])
-        ranks = {**self._history[-1][1], **wanted}
-        self._history.append((trainer.global_step, ranks))
-        rank_zero_info(
-            f"AdaptiveLoRARank: step {trainer.global_step}, {len(changed)} of {len(ranks)} layers changed; "
-            f"{describe_ranks(layers)}"
-        )
-        parameters = sum(lora.rank * lora.cost for lora in layers.values())
-        metrics = {"adaptive_lora_rank/changed": len(changed), "adaptive_lora_rank/parameters": parameters}
-        log_metrics(trainer, metrics, trainer.global_step)
+        self._history.append((trainer.global_step, {**self._history[-1][1], **wanted}))
+        self._log_change(trainer, layers, len(changed))
 
-    def _share(self, layers: Mapping[str, Lora], scores: Mapping[str, float]) -> dict[str, int]:
-        """Ranks of the layers that train, group by group; frozen ones keep theirs, which counts."""
+    def _shared_ranks(self, layers: Mapping[str, LoraLayer], scores: Mapping[str, float]) -> dict[str, int]:
+        """The ranks of the layers that train, group by group."""
         wanted: dict[str, int] = {}
-        sizes = shares(self._budget, list(self.groups.values()) if self.groups else [1.0])
-        for (group, names), budget in zip(self._groups.items(), sizes, strict=True):
-            there = {name: layers[name] for name in names if name in layers}
-            train = {name: lora for name, lora in there.items() if lora.a.requires_grad}
-            frozen = {name: lora for name, lora in there.items() if name not in train}
-            mine = {name: scores[name] for name in train}
+        budgets = shares(self._budget, list(self.groups.values()) if self.groups else [1.0])
+        for (group, names), budget in zip(self._groups.items(), budgets, strict=True):
+            with_adapter = {name: layers[name] for name in names if name in layers}
             try:
-                wanted |= ranks_within(mine, train, budget - self.bounds.cost(frozen), self.bounds)
+                wanted |= ranks_of_group(scores, with_adapter, budget, self.bounds)
             except MisconfigurationException as error:
                 where = f"groups[{group!r}]: " if group else ""
                 raise MisconfigurationException(f"AdaptiveLoRARank: {where}{error}") from None
         return wanted
 
-    # Begin, go on, end
+    def _log_change(self, trainer: "pl.Trainer", layers: Mapping[str, LoraLayer], changed: int) -> None:
+        step = trainer.global_step
+        rank_zero_info(
+            f"AdaptiveLoRARank: step {step}, {changed} of {len(self._history[-1][1])} layers changed; "
+            f"{describe_ranks(layers)}"
+        )
+        parameters = sum(lora.rank * lora.cost for lora in layers.values())
+        metrics = {"adaptive_lora_rank/changed": changed, "adaptive_lora_rank/parameters": parameters}
+        log_metrics(trainer, metrics, step)
 
-    def _new_importance(self, layers: Mapping[str, Lora]) -> Importance:
-        if self.importance == "activation":
-            return Activation(layers, self.bounds.max_rank + 8)
-        return Fisher(layers) if self.importance == "fisher" else Sensitivity(layers)
 
-    def _restore(self, state: Mapping[str, Any], layers: Mapping[str, Lora]) -> None:
-        ranks = state["history"][-1][1]
-        wrong = [name for name, rank in ranks.items() if rank != (layers[name].rank if name in layers else 0)]
-        if wrong or not layers.keys() <= ranks.keys():
-            name = wrong[0] if wrong else next(name for name in layers if name not in ranks)
-            raise MisconfigurationException(
-                f"AdaptiveLoRARank: found {name} with rank {layers[name].rank if name in layers else 0}, but "
-                f"the checkpoint has {ranks.get(name, 'none')}; continue with the same model"
-            )
-        self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
-        if self.budget is None:
-            self._budget = state["budget"]
-        assert self._importance is not None
-        self._importance.kept = {
-            name: [one.to(layers[name].a.device).clone() for one in kept]
-            for name, kept in state["kept"].items()
-        }
-
-    def _end(self) -> None:
-        """Leave the module as it was found, but its ranks."""
-        if self._importance is not None:
-            self._importance.stop()
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+def _listed(steps: list[int]) -> str:
+    """How many steps there are, and the first ones."""
+    first = ", ".join(map(str, steps[:3]))
+    more = " ..." if len(steps) > 3 else ""
+    return f"{len(steps)} steps: {first}{more}"

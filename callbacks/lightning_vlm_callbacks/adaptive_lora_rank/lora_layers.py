@@ -1,4 +1,4 @@
-"""The LoRA layers of a model, their ranks by name, and what a saved adapter must say of them."""
+"""The LoRA layers of a model, their ranks by name, and what PEFT's configs must hold of them."""
 
 import re
 import zlib
@@ -12,20 +12,20 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_resize import drop_lora, resize_lora
 
-__all__ = ["RANKS", "Lora", "describe_ranks", "fit_ranks", "lora_layers", "set_ranks"]
+__all__ = ["RANKS", "LoraLayer", "check_ranks", "describe_ranks", "fit_ranks", "lora_layers", "set_ranks"]
 
 RANKS = "lora_ranks"
-"""Where a checkpoint has the ranks of its LoRA layers, by name; 0 where the adapter is gone."""
+"""The key of a checkpoint's ranks of LoRA layers, by name; 0 where the adapter was removed."""
 
-_KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
+_LINEAR_CLASSES = ("Linear", "Linear4bit", "Linear8bitLt")
 """Classes of PEFT's LoRA whose A and B are linear layers around a linear layer."""
 
 
-class Lora(NamedTuple):
+class LoraLayer(NamedTuple):
     """One adapter in one layer.
 
     Args:
-        layer: PEFT's layer, called in place of the linear layer that it wraps.
+        layer: PEFT's layer, which is called in place of the linear layer that it wraps.
         adapter: The adapter's name.
     """
 
@@ -53,7 +53,7 @@ class Lora(NamedTuple):
         return self.layer.lora_B[self.adapter].weight
 
 
-def lora_layers(root: nn.Module) -> dict[str, Lora]:
+def lora_layers(root: nn.Module) -> dict[str, LoraLayer]:
     """The active adapters of linear layers, bitsandbytes' too, by the layer's name.
 
     LoRA on other layers, such as embeddings, isn't among them.
@@ -75,60 +75,49 @@ def lora_layers(root: nn.Module) -> dict[str, Lora]:
     for name, layer in root.named_modules():
         if not _is_linear(layer):
             continue
-        active = [one for one in layer.active_adapters if one in layer.lora_A]
+        active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
         if len(active) > 1:
             raise MisconfigurationException(
                 f"{name}: found {len(active)} active adapters ({', '.join(active)}); expected one"
             )
         for adapter in active:
-            variant = getattr(layer, "lora_variant", {}).get(adapter)
-            if variant is not None or layer.use_dora.get(adapter):
-                what = "DoRA" if layer.use_dora.get(adapter) else type(variant).__name__
-                raise MisconfigurationException(
-                    f"{name}: found {what}, where more than B A depends on the rank; expected plain LoRA"
-                )
-            found[name] = Lora(layer, adapter)
+            _refuse_variants(name, layer, adapter)
+            found[name] = LoraLayer(layer, adapter)
     return found
 
 
 def set_ranks(
     root: nn.Module, ranks: Mapping[str, int], optimizers: Iterable[Optimizer] = (), seed: int = 0
 ) -> list[str]:
-    """Give LoRA layers other ranks (`resize_lora`; at 0 `drop_lora`), and write them into the PEFT config.
+    """Give LoRA layers other ranks (`resize_lora`; at 0 `drop_lora`), and write them into PEFT's configs.
 
     Args:
         root: Any module.
         ranks: By the names of `lora_layers`. Layers that aren't named stay.
-        optimizers: That may train them.
+        optimizers: The optimizers that may train them.
         seed: Of new directions; each layer draws its own.
+
     Returns:
-        The names of the layers whose rank was another.
+        The names of the layers whose rank has changed.
 
     Raises:
         MisconfigurationException: There is no such layer, or its adapter was removed.
     """
-    layers, changed, optimizers = lora_layers(root), [], list(optimizers)
+    optimizers = list(optimizers)
+    layers = lora_layers(root)
     configs = _configs(root, layers)
-    for name, rank in ranks.items():
-        lora = layers.get(name)
-        if lora is None:
-            if rank == 0 and name in dict(root.named_modules()):
-                continue  # the layer was removed before
-            raise MisconfigurationException(
-                f"ranks: found rank {rank} for {name}, which has no LoRA adapter here; expected the module "
-                "as it was when training began"
-            )
-        if rank == lora.rank:
-            continue
-        changed.append(name)
-        if rank == 0:
-            drop_lora(lora.layer, lora.adapter, optimizers)
+    _check_names(root, layers, ranks)
+    changed = [name for name, rank in ranks.items() if name in layers and rank != layers[name].rank]
+    for name in changed:
+        layer, adapter = layers[name]
+        if ranks[name] == 0:
+            drop_lora(layer, adapter, optimizers)
         else:
             init = configs[name].init_lora_weights if name in configs else True
-            own = zlib.crc32(f"{seed} {name}".encode())  # the same in every process and on every machine
-            resize_lora(lora.layer, rank, lora.adapter, optimizers, init, own)
+            own_seed = zlib.crc32(f"{seed} {name}".encode())  # the same in every process and on every machine
+            resize_lora(layer, ranks[name], adapter, optimizers, init, own_seed)
     if changed:
-        _tell_peft(root)
+        _update_peft_configs(root)
     return changed
 
 
@@ -136,74 +125,132 @@ def fit_ranks(root: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Give LoRA layers the ranks of a checkpoint, before its weights are loaded.
 
     A module calls it in `on_load_checkpoint`, so that `load_from_checkpoint` finds the right shapes after
-    `AdaptiveLoRARank` has changed them; within a Trainer the callback sees to it.
+    `AdaptiveLoRARank` has changed them; within a Trainer the callback does that.
 
     Args:
         root: The LightningModule, with its model.
-        checkpoint: As Lightning loads it. One with weights only doesn't say what has lost its adapter.
+        checkpoint: As Lightning loads it. One with weights only doesn't name the layers that have lost their
+            adapter.
 
     Raises:
         MisconfigurationException: It has ranks for layers that have no LoRA here.
     """
     ranks = checkpoint.get(RANKS)
     if ranks is None:
-        weights = checkpoint.get("state_dict", {})
-        keys = {name: f"{name}.lora_A.{lora.adapter}.weight" for name, lora in lora_layers(root).items()}
-        ranks = {name: len(weights[key]) for name, key in keys.items() if key in weights}
+        ranks = _ranks_of_weights(lora_layers(root), checkpoint.get("state_dict", {}))
     set_ranks(root, ranks)
 
 
-def describe_ranks(layers: Mapping[str, Lora]) -> str:
+def check_ranks(layers: Mapping[str, LoraLayer], ranks: Mapping[str, int]) -> None:
+    """Check that layers have the ranks of a checkpoint.
+
+    Args:
+        layers: By name.
+        ranks: Those of the checkpoint, 0 where the adapter was removed.
+
+    Raises:
+        MisconfigurationException: A layer has another rank, or isn't among them.
+    """
+    for name in [*ranks, *layers]:
+        rank = layers[name].rank if name in layers else 0
+        if rank != ranks.get(name):
+            raise MisconfigurationException(
+                f"AdaptiveLoRARank: found {name} with rank {rank}, but the checkpoint has "
+                f"{ranks.get(name, 'none')}; continue with the same model"
+            )
+
+
+def describe_ranks(layers: Mapping[str, LoraLayer]) -> str:
     """The ranks of layers in a few words."""
-    ranks = {name: lora.rank for name, lora in layers.items()}
-    low, high = min(ranks.values()), max(ranks.values())
+    ranks = [lora.rank for lora in layers.values()]
     parameters = sum(lora.rank * lora.cost for lora in layers.values())
-    most = "" if low == high else f" to {high} ({max(ranks, key=lambda name: ranks[name])})"
-    return f"ranks {low}{most}, {sum(ranks.values())} in all, {parameters:,} parameters"
+    low = min(ranks)
+    high = max(ranks)
+    span = f"{low}"
+    if low < high:
+        widest = list(layers)[ranks.index(high)]
+        span = f"{low} to {high} ({widest})"
+    return f"ranks {span}, {sum(ranks)} in all, {parameters:,} parameters"
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    ours = (one for one in type(layer).__mro__ if one.__module__.startswith("peft.tuners.lora"))
-    return any(one.__name__ in _KINDS for one in ours)
+    for base in type(layer).__mro__:
+        if base.__module__.startswith("peft.tuners.lora") and base.__name__ in _LINEAR_CLASSES:
+            return True
+    return False
+
+
+def _refuse_variants(name: str, layer: Any, adapter: str) -> None:
+    variant = getattr(layer, "lora_variant", {}).get(adapter)
+    is_dora = layer.use_dora.get(adapter)
+    if variant is None and not is_dora:
+        return
+    found = "DoRA" if is_dora else type(variant).__name__
+    raise MisconfigurationException(
+        f"{name}: found {found}, where more than B A depends on the rank; expected plain LoRA"
+    )
+
+
+def _check_names(root: nn.Module, layers: Mapping[str, LoraLayer], ranks: Mapping[str, int]) -> None:
+    modules = dict(root.named_modules())
+    for name, rank in ranks.items():
+        was_removed = rank == 0 and name in modules
+        if name not in layers and not was_removed:
+            raise MisconfigurationException(
+                f"ranks: found rank {rank} for {name}, which has no LoRA adapter here; expected the module "
+                "as it was when training began"
+            )
+
+
+def _ranks_of_weights(layers: Mapping[str, LoraLayer], weights: Mapping[str, Any]) -> dict[str, int]:
+    ranks = {}
+    for name, lora in layers.items():
+        key = f"{name}.lora_A.{lora.adapter}.weight"
+        if key in weights:
+            ranks[name] = len(weights[key])
+    return ranks
 
 
 def _models(root: nn.Module) -> dict[str, Any]:
     """The models that have adapters, by name: PEFT leaves its configs in them."""
     found: dict[str, Any] = {}
-    for name, one in root.named_modules():
-        configs = vars(one).get("peft_config")
+    for name, module in root.named_modules():
+        configs = vars(module).get("peft_config")
         if isinstance(configs, dict):
             # PEFT's wrapper shares its configs with the model inside, and names are relative to that model.
             found = {place: other for place, other in found.items() if other.peft_config is not configs}
-            found[name] = one
+            found[name] = module
     return found
 
 
-def _configs(root: nn.Module, layers: Mapping[str, Lora]) -> dict[str, Any]:
+def _configs(root: nn.Module, layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
     """The config of each layer's adapter, as far as there is one."""
-    return {
-        name: model.peft_config[adapter]
-        for place, model in _models(root).items()
-        for name, (_, adapter) in layers.items()
-        if name.startswith(f"{place}." if place else "") and adapter in model.peft_config
-    }
+    found = {}
+    for place, model in _models(root).items():
+        prefix = f"{place}." if place else ""
+        for name, lora in layers.items():
+            if name.startswith(prefix) and lora.adapter in model.peft_config:
+                found[name] = model.peft_config[lora.adapter]
+    return found
 
 
-def _tell_peft(root: nn.Module) -> None:
+def _update_peft_configs(root: nn.Module) -> None:
     """Write ranks and alphas into PEFT's configs, so that it can load what it saves.
 
-    PEFT looks for keys at the end of names, and takes the first: an anchored full name fits one layer only. A
-    rank of 0 it refuses, so that a layer without the adapter can't be a target.
+    PEFT looks for keys at the end of names, and takes the first: an anchored full name fits one layer only.
+    It refuses a rank of 0, so a layer without the adapter can't be a target.
     """
     for model in _models(root).values():
-        layers = {name: one for name, one in model.named_modules() if hasattr(one, "lora_embedding_A")}
+        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_embedding_A")}
         for adapter, config in model.peft_config.items():
-            mine = {name: one for name, one in layers.items() if adapter in one.r}
-            if not mine:
+            adapted = {name: layer for name, layer in layers.items() if adapter in layer.r}
+            if not adapted:
                 continue
-            keys = {name: f"^{re.escape(name)}" for name in mine}
-            config.rank_pattern = {keys[name]: one.r[adapter] for name, one in mine.items()}
-            config.alpha_pattern = {keys[name]: one.lora_alpha[adapter] for name, one in mine.items()}
-            if len(mine) < len(layers):
-                config.target_modules = "|".join(map(re.escape, mine))  # a string must match in full
-                config.layers_to_transform = config.layers_pattern = None
+            config.rank_pattern = {f"^{re.escape(name)}": layer.r[adapter] for name, layer in adapted.items()}
+            config.alpha_pattern = {
+                f"^{re.escape(name)}": layer.lora_alpha[adapter] for name, layer in adapted.items()
+            }
+            if len(adapted) < len(layers):
+                config.target_modules = "|".join(map(re.escape, adapted))  # a string must match in full
+                config.layers_to_transform = None
+                config.layers_pattern = None

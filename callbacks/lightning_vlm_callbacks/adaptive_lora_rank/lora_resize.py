@@ -1,7 +1,7 @@
-"""The rank of one LoRA layer, changed in place: its matrices, and what optimizers keep of them."""
+"""The rank of one LoRA layer, changed in place: its matrices, and the optimizer state of these."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 __all__ = ["drop_lora", "resize_lora"]
 
-_FIRST = ("exp_avg", "momentum_buffer")
-"""What optimizers call sums of gradients."""
-_SECOND = ("exp_avg_sq", "max_exp_avg_sq")
-"""What they call sums of squared gradients."""
+_FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+"""The names of sums of gradients in the state of optimizers."""
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+"""The names of sums of squared gradients."""
 
 Change = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ def resize_lora(
 ) -> None:
     """Give a LoRA layer of PEFT another rank, between two optimizer steps.
 
-    Growing doesn't change what the layer computes: B gets columns of zeros, A rows as PEFT begins with.
+    Growing doesn't change what the layer computes: B gets columns of zeros, A rows as PEFT initializes them.
     Shrinking leaves the nearest matrix of that rank to `B A` (Eckart and Young): QR of both, SVD of r × r.
     B gets the singular values and A orthogonal rows of the same length as before, as in a new LoRA layer:
     unused directions still learn, and a step of Adam changes as much as before. The scale α/r (rsLoRA: α/√r)
@@ -47,7 +47,7 @@ def resize_lora(
         layer: A `peft.tuners.lora.Linear` or one for bitsandbytes, unmerged.
         rank: The new one, 1 or more; see `drop_lora` for 0.
         adapter: Which of the layer's.
-        optimizers: That may train it.
+        optimizers: The optimizers that may train it.
         init: `init_lora_weights` of the adapter's config: with "gaussian" new rows of A are normal.
         seed: Of new rows.
 
@@ -66,17 +66,18 @@ def resize_lora(
     if layer.merged:
         raise MisconfigurationException("found merged adapters, expected the layer unmerged: layer.unmerge()")
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    there = [one for one in optimizers if a in one.state or b in one.state]
+    with_state = [optimizer for optimizer in optimizers if a in optimizer.state or b in optimizer.state]
     with torch.no_grad():
         if rank < len(a):
-            _shrink(a, b, rank, there)
-        if rank > len(a):  # also where A or B is narrower than the rank asked for
-            _grow(a, b, rank, there, init, seed)
-    old, layer.r[adapter] = layer.r[adapter], rank
-    ratio = math.sqrt(rank / old) if layer.use_rslora[adapter] else rank / old
-    alpha = layer.lora_alpha[adapter] * ratio
+            _shrink(a, b, rank, with_state)
+        if rank > len(a):  # also where A or B is narrower than the wanted rank
+            _grow(a, b, rank, with_state, init, seed)
+    ratio = rank / layer.r[adapter]
+    alpha = layer.lora_alpha[adapter] * (math.sqrt(ratio) if layer.use_rslora[adapter] else ratio)
     layer.lora_alpha[adapter] = round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
-    layer.lora_A[adapter].out_features = layer.lora_B[adapter].in_features = rank
+    layer.r[adapter] = rank
+    layer.lora_A[adapter].out_features = rank
+    layer.lora_B[adapter].in_features = rank
 
 
 def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimizer] = ()) -> None:
@@ -85,33 +86,38 @@ def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimiz
     Args:
         layer: As for `resize_lora`.
         adapter: Which of the layer's.
-        optimizers: Whose groups lose the parameters.
+        optimizers: The optimizers whose groups lose the parameters.
     """
-    gone = [*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters()]
+    removed = [*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters()]
+    ids = {id(parameter) for parameter in removed}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["params"] = [one for one in group["params"] if all(one is not other for other in gone)]
-        for one in gone:
-            optimizer.state.pop(one, None)
-    for one in gone:  # lists held elsewhere may still contain them
-        one.grad = None
-        one.requires_grad_(False)
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+        for parameter in removed:
+            optimizer.state.pop(parameter, None)
+    for parameter in removed:  # lists held elsewhere may still contain them
+        parameter.grad = None
+        parameter.requires_grad_(False)
     layer.delete_adapter(adapter)
 
 
 def _shrink(a: Parameter, b: Parameter, rank: int, optimizers: list[Optimizer]) -> None:
     """A' = S A and B' = B T with the best B' A' of a rank, or of the rank that A and B can have at all."""
-    wide_a, wide_b = _wide(a), _wide(b)
+    wide_a = _wide(a)
     q_a, r_a = torch.linalg.qr(wide_a.T)
-    q_b, r_b = torch.linalg.qr(wide_b)
+    q_b, r_b = torch.linalg.qr(_wide(b))
     u, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    u, sigma, v = u[:, :rank], sigma[:rank], v[:rank]
-    size = wide_a.square().sum(1).mean().sqrt()
-    size = torch.where(size > 0, size, 1.0)
-    s = size * v @ torch.linalg.pinv(r_a.T)
-    t = r_a.T @ v.T / size
-    _replace(a, (size * v) @ q_a.T, optimizers, lambda m: t.T @ m, lambda m: t.square().T @ m)
-    _replace(b, q_b @ (u * sigma) / size, optimizers, lambda m: m @ s.T, lambda m: m @ s.square().T)
+    u = u[:, :rank]
+    sigma = sigma[:rank]
+    v = v[:rank]
+    row_length = wide_a.square().sum(1).mean().sqrt()
+    row_length = torch.where(row_length > 0, row_length, 1.0)
+    s = row_length * v @ torch.linalg.pinv(r_a.T)
+    t = r_a.T @ v.T / row_length
+    new_a = (row_length * v) @ q_a.T
+    new_b = q_b @ (u * sigma) / row_length
+    _replace(a, new_a, optimizers, lambda m: t.T @ m, lambda m: t.square().T @ m)
+    _replace(b, new_b, optimizers, lambda m: m @ s.T, lambda m: m @ s.square().T)
 
 
 def _grow(
@@ -119,48 +125,60 @@ def _grow(
 ) -> None:
     more = rank - len(a)
     rows = torch.empty(more, a.shape[1])
-    chance = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same
     if isinstance(init, str) and init.lower() == "gaussian":
-        nn.init.normal_(rows, std=1 / rank, generator=chance)
+        nn.init.normal_(rows, std=1 / rank, generator=generator)
     else:
-        nn.init.kaiming_uniform_(rows, a=math.sqrt(5), generator=chance)
+        nn.init.kaiming_uniform_(rows, a=math.sqrt(5), generator=generator)
 
-    def below(m: Tensor, new: Tensor) -> Tensor:
+    def with_rows(m: Tensor, new: Tensor) -> Tensor:
         return torch.cat((m, new.expand(more, -1).to(m)))
 
-    def beside(m: Tensor, new: Tensor) -> Tensor:
+    def with_columns(m: Tensor, new: Tensor) -> Tensor:
         return torch.cat((m, new.expand(-1, more)), 1)
 
-    value_a, value_b = below(_wide(a), rows), beside(_wide(b), _wide(b).new_zeros(len(b), 1))
-    _replace(a, value_a, optimizers, lambda m: below(m, 0 * m[:1]), lambda m: below(m, m.mean(0, True)))
-    _replace(b, value_b, optimizers, lambda m: beside(m, 0 * m[:, :1]), lambda m: beside(m, m.mean(1, True)))
+    new_a = with_rows(_wide(a), rows)
+    new_b = with_columns(_wide(b), _wide(b).new_zeros(len(b), 1))
+    _replace(a, new_a, optimizers, lambda m: with_rows(m, 0 * m[:1]), lambda m: with_rows(m, m.mean(0, True)))
+    _replace(
+        b,
+        new_b,
+        optimizers,
+        lambda m: with_columns(m, 0 * m[:, :1]),
+        lambda m: with_columns(m, m.mean(1, True)),
+    )
 
 
 def _replace(
-    one: Parameter, value: Tensor, optimizers: list[Optimizer], first: Change, second: Change
+    parameter: Parameter, value: Tensor, optimizers: list[Optimizer], first: Change, second: Change
 ) -> None:
     """Put another matrix into a parameter, and change the optimizer state of it in the same way."""
-    shape, changes = one.shape, {**dict.fromkeys(_FIRST, first), **dict.fromkeys(_SECOND, second)}
+    changes = {**dict.fromkeys(_FIRST_MOMENTS, first), **dict.fromkeys(_SECOND_MOMENTS, second)}
     for optimizer in optimizers:
-        state = optimizer.state.get(one, {})
-        for name, kept in list(state.items()):
-            if not isinstance(kept, Tensor) or kept.ndim == 0:
-                continue
-            if name in changes and kept.shape == shape and kept.is_floating_point():
-                state[name] = changes[name](_wide(kept)).to(kept.dtype).contiguous()
-            else:
-                del optimizer.state[one]  # the optimizer then creates new state
-                rank_zero_warn(
-                    f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another "
-                    "rank: where LoRA's rank changes, its state starts from zero",
-                )
-                break
-    dtype, one.grad = one.dtype, None
-    # An old graph may still hold the node that accumulates gradients of the old shape. Changing the dtype for
-    # a moment gives the parameter a new node.
-    one.data = one.data.to(torch.float16 if dtype == torch.float32 else torch.float32)
-    one.data = value.to(dtype).contiguous()
+        _replace_state(parameter, optimizer, changes)
+    dtype = parameter.dtype
+    parameter.grad = None
+    # Changing the dtype gives the parameter a new AccumulateGrad node; an old graph may still hold one that
+    # expects the old shape.
+    parameter.data = parameter.data.to(torch.float16 if dtype == torch.float32 else torch.float32)
+    parameter.data = value.to(dtype).contiguous()
 
 
-def _wide(one: Tensor) -> Tensor:
-    return one.detach().to(torch.promote_types(one.dtype, torch.float32))
+def _replace_state(parameter: Parameter, optimizer: Optimizer, changes: Mapping[str, Change]) -> None:
+    state = optimizer.state.get(parameter, {})
+    for name, value in list(state.items()):
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            continue
+        if name not in changes or value.shape != parameter.shape or not value.is_floating_point():
+            del optimizer.state[parameter]  # the optimizer then creates new state
+            rank_zero_warn(
+                f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another rank: "
+                "where LoRA's rank changes, its state starts from zero",
+            )
+            return
+        state[name] = changes[name](_wide(value)).to(value.dtype).contiguous()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least in float32."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -8,34 +8,35 @@ import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import Lora, fit_ranks
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import LoraLayer, fit_ranks
 from lightning_vlm_callbacks.ddp import rewrap_ddp
 
 __all__ = ["ranks_before_weights", "synchronise_ranks"]
 
 
-def synchronise_ranks(trainer: Trainer, root: LightningModule, changed: Iterable[Lora]) -> None:
+def synchronise_ranks(trainer: Trainer, root: LightningModule, changed: Iterable[LoraLayer]) -> None:
     """Under DDP: a wrapper that knows the new shapes, and the first process's weights and state in all."""
     if not rewrap_ddp(trainer, root):
         return
+    parameters = [parameter for lora in changed for parameter in (lora.a, lora.b)]
     for optimizer in trainer.optimizers:
-        for lora in changed:
-            for one in (lora.a, lora.b):
-                for kept in optimizer.state.get(one, {}).values():
-                    if isinstance(kept, Tensor) and kept.shape == one.shape:
-                        torch.distributed.broadcast(kept, 0)
+        for parameter in parameters:
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    torch.distributed.broadcast(value, 0)
 
 
 def ranks_before_weights(root: LightningModule) -> Callable[[], None]:
     """Let a module take the ranks of each checkpoint that it loads.
 
-    Lightning calls a callback's own hook only after the weights are loaded, the module's before: so that one
-    does a little more for a while.
+    Lightning calls a callback's `on_load_checkpoint` only after the weights are loaded, but the module's
+    before. So the module's own hook is wrapped for a while.
 
     Returns:
-        A function that unwraps it.
+        A function that restores the module's hook.
     """
-    own, hook = vars(root).get("on_load_checkpoint"), root.on_load_checkpoint
+    replaced = vars(root).get("on_load_checkpoint")
+    hook = root.on_load_checkpoint
 
     def with_ranks(checkpoint: dict[str, Any]) -> None:
         hook(checkpoint)
@@ -43,8 +44,8 @@ def ranks_before_weights(root: LightningModule) -> Callable[[], None]:
 
     def undo() -> None:
         vars(root).pop("on_load_checkpoint", None)
-        if own is not None:
-            vars(root)["on_load_checkpoint"] = own
+        if replaced is not None:
+            vars(root)["on_load_checkpoint"] = replaced
 
     vars(root)["on_load_checkpoint"] = with_ranks
     return undo

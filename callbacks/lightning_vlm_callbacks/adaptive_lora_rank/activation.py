@@ -1,0 +1,89 @@
+"""How many directions the input of each LoRA layer has, measured in ordinary training steps."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_vlm_callbacks.adaptive_lora_rank.importance import Importance, Measured, add_tensors
+from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import LoraLayer
+
+__all__ = ["Activation"]
+
+
+class Activation(Importance):
+    """EVA's importance (Paischer et al. 2024, https://arxiv.org/abs/2410.07170): how many directions the
+    input of a layer has.
+
+    Among all layers the directions that explain the largest part of their input's variance are taken, as many
+    as there is rank; a layer scores the number of its directions among these. Variance is measured with a
+    random sketch (Nyström), which is wide enough for all the rank that a layer may get.
+
+    It needs no gradients. It keeps a matrix of shape [in, width] for each layer.
+
+    Args:
+        layers: As for `Importance`.
+        width: Of the sketch: a little more than the largest rank.
+    """
+
+    def __init__(self, layers: Mapping[str, LoraLayer], width: int) -> None:
+        super().__init__(layers)
+        self.width = width
+
+    def begin(self) -> None:
+        self._step: Measured = {}
+        for name, lora in self.layers.items():
+            hook = partial(self._add_input, name)
+            self._handles.append(lora.layer.register_forward_pre_hook(hook))
+
+    def _add_input(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled():  # the first pass of a reentrant checkpoint, or generation
+            return
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+            x = args[0].detach().flatten(0, -2).float()  # [tokens, in]
+            product = x.T @ (x @ self._sketch(x))
+            count = torch.tensor(float(len(x)), device=x.device)
+            totals = torch.stack((count, x.square().sum()))
+            self._step[name] = add_tensors(self._step.get(name), [product, x.sum(0), totals])
+
+    def _sketch(self, like: Tensor) -> Tensor:
+        """A random matrix of shape [in, width], the same for all layers that are equally wide."""
+        wide = like.shape[-1]
+        generator = torch.Generator().manual_seed(wide)
+        return torch.randn(wide, min(self.width, wide), generator=generator).to(like.device)
+
+    def step(self, scale: float) -> Measured:
+        return {name: self._step.get(name) or self._zeros(lora) for name, lora in self.layers.items()}
+
+    def _zeros(self, lora: LoraLayer) -> list[Tensor]:
+        """What a layer has measured that wasn't called, as in a batch without pictures.
+
+        Other ranks may have called it.
+        """
+        wide = lora.layer.in_features
+        shapes = [(wide, min(self.width, wide)), (wide,), (2,)]
+        return [torch.zeros(shape, device=lora.a.device) for shape in shapes]
+
+    def scores(self, names: Collection[str], budget: int) -> dict[str, float]:
+        directions = []
+        for name in names:
+            if name in self.kept and self.kept[name][2][0] > 0:
+                directions += [(part, name) for part in self._explained(name).tolist()]
+        directions.sort(key=lambda direction: (-direction[0], direction[1]))
+        taken = [name for _, name in directions[:budget]]
+        return {name: float(taken.count(name)) for name in names}
+
+    def _explained(self, name: str) -> Tensor:
+        """The parts of the input's variance that its directions explain, the largest first."""
+        product, total, (count, squares) = self.kept[name]
+        sketch = self._sketch(total)
+        mean = total / count
+        covariance = (product / count - torch.outer(mean, mean @ sketch)).double()  # times the sketch
+        core = sketch.double().T @ covariance
+        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        kept = values > values[-1].clamp(min=0) * 1e-7
+        root = covariance @ vectors[:, kept] / values[kept].sqrt()
+        variance = squares / count - mean.square().sum()
+        return (torch.linalg.svdvals(root).square() / variance).cpu()
