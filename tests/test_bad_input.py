@@ -94,7 +94,7 @@ def test_bad_samples_are_skipped_and_counted(project, base):
     Path("data.jsonl").write_text("\n".join(map(json.dumps, [ask(), *bad, ask()])))
     words = ("--data.train", "data.jsonl", "--data.on_bad_sample", "skip", "--data.batch_size", "20")
     assert fit(base, *words, "--trainer.default_root_dir", "out") == 0
-    report = Path("out/left_out_fit_0.jsonl").read_text().splitlines()
+    report = Path("out/skipped_fit_0.jsonl").read_text().splitlines()
     assert sorted(int(json.loads(line)["source"].split(":")[1]) for line in report) == list(range(2, 14))
 
 

@@ -274,7 +274,7 @@ def test_a_bad_line_names_file_and_line(project, capsys):
     assert command("fit") == 2
     assert "data.jsonl:7" in capsys.readouterr().err
     assert command("fit", "--data.on_bad_sample", "skip") == 0
-    reports = list(Path("runs").rglob("left_out_*.jsonl"))
+    reports = list(Path("runs").rglob("skipped_*.jsonl"))
     assert len(reports) == 1
     assert "data.jsonl:7" in reports[0].read_text()
 

@@ -14,6 +14,7 @@ __all__ = [
     "epochs_ahead",
     "first_step_at",
     "has_validation_data",
+    "longest_window",
     "share_of_steps",
     "steps_of_epoch",
     "steps_of_run",
@@ -188,6 +189,15 @@ def batches_per_step(trainer: Trainer, epoch: int) -> int:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches
+
+
+def longest_window(trainer: Trainer) -> int:
+    """The most micro-batches that an optimizer step of any epoch has."""
+    windows = [trainer.accumulate_grad_batches]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            windows += callback.scheduling.values()
+    return max(windows)
 
 
 def _epochs(trainer: Trainer) -> list[tuple[int, bool]]:

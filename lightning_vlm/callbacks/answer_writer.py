@@ -154,7 +154,7 @@ class AnswerWriter(Callback):
 
 def _refuse_own_data(path: Path, trainer: Trainer) -> None:
     """A file can't be answered and written at once."""
-    given = getattr(getattr(trainer, "datamodule", None), "_given", {}).get("predict")
+    given = getattr(getattr(trainer, "datamodule", None), "given", {}).get("predict")
     if isinstance(given, str | Path) and Path(given).resolve() == path.resolve():
         raise UserError(f"out: found {path}, which data.predict reads; name another file")
 

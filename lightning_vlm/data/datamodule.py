@@ -1,35 +1,34 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
-from collections.abc import Callable
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
+from lightning_vlm_callbacks.run_length import longest_window
+from lightning_vlm_callbacks.runs import logs_at, run_folder
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
+from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.sampler import (
-    PAD_INDEX,
     ResumableBatchSampler,
     ResumableLoader,
     begin_next_epoch,
     load_saved_state,
 )
-from lightning_vlm.data.batch.skipped import SampleCounts
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
-from lightning_vlm.data.read.source import OnBadSample, skip_summary, write_skip_report
-from lightning_vlm.data.render.renderer import Example, Renderer, TooLong
+from lightning_vlm.data.read.source import OnBadSample
+from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.rendered import RenderedBatches
+from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.errors import DataError, UserError
 
 
@@ -37,8 +36,8 @@ class VLMDataModule(LightningDataModule):
     """Conversations for training, validation, test and prediction.
 
     It renders with the processor of the `VLMModule` that it runs with. Train batches are the same however the
-    work is split (see `ResumableBatchSampler`), and a run that resumes goes on at the next batch. Batches of
-    validation and test carry prompts as well if the module generates.
+    work is split (see `ResumableBatchSampler`), and a resumed run continues with the next batch. Validation and test
+    batches carry prompts as well if the module generates.
 
     Args:
         train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
@@ -48,15 +47,15 @@ class VLMDataModule(LightningDataModule):
         batch_size: Samples in a batch of one device.
         eval_batch_size: The same without training; None is `batch_size`.
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
-            still does not fit is left out and counted. None cuts nothing, and leaves out only what no one
+            still does not fit is skipped and counted. None truncates nothing, and skips only what no one
             trains on, such as a text of a million words.
         image_root: The folder that paths of pictures begin at, for sources given as a path. None is the
             file's own folder.
-        on_bad_sample: `raise` reports all bad samples before anything runs, `skip` leaves them out and
-            reports them at the end.
-        num_workers: Processes that render. 0 renders in the main one.
+        on_bad_sample: `raise` reports all bad samples before anything runs, `skip` skips them and reports
+            them at the end.
+        num_workers: Processes that render samples; with 0 the main process does.
         shuffle: Draw a new order of the training data each epoch.
-        seed: Chooses the orders.
+        seed: Which orders are drawn.
         sampling: How often each task is drawn: `uniform` (all alike), `grouped` (batches of one task), or the
             keys of a `TaskSampling`, such as `{score: size, temperature: 3}`. None takes each sample once.
         processor: For use without a `VLMModule`.
@@ -88,23 +87,27 @@ class VLMDataModule(LightningDataModule):
         allow_urls: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
-            raise UserError(f"batch_size is {min(batch_size, eval_batch_size or batch_size)}; at least 1")
-        self._given = {"train": train, "val": val, "test": test, "predict": predict}
+        smallest = min(batch_size, eval_batch_size or batch_size)
+        if smallest < 1:
+            raise UserError(f"batch_size is {smallest}; at least 1")
+        self.given = {"train": train, "val": val, "test": test, "predict": predict}
+        """What each split was given: a source, a path, or None."""
         self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
-        self.max_length, self.image_root, self.on_bad_sample = max_length, image_root, on_bad_sample
-        self.columns, self.allow_urls = columns, allow_urls
-        self.num_workers, self.shuffle, self.seed, self.processor = num_workers, shuffle, seed, processor
+        self.max_length = max_length
+        self.image_root = image_root
+        self.on_bad_sample = on_bad_sample
+        self.num_workers = num_workers
+        self.shuffle = shuffle
+        self.seed = seed
         self.sampling = TaskSampling.read(sampling)
+        self.processor = processor
+        self.columns = columns
+        self.allow_urls = allow_urls
         self.sources: dict[str, Conversations] = {}
         """The sources opened so far, by split."""
-        self.skipped: dict[str, DataError] = {}
-        """What was left out so far on this process, by source."""
-        self.truncated: set[str] = set()
-        """Which samples lost rounds to fit into `max_length`."""
-        self.changes: dict[str, set[str]] = {}
-        """What was done to the turns of samples on this process, each in a sentence, and to which samples."""
+        self.report = SampleReport()
+        """What became of the samples on this process so far."""
         self._renderer: Renderer | None = None
         self._training: ResumableLoader | None = None
 
@@ -131,10 +134,10 @@ class VLMDataModule(LightningDataModule):
 
     def source(self, split: str) -> Conversations:
         """The source of a split (train, val, test, predict), opened and checked when first asked for."""
-        if split not in self._given:
-            raise UserError(f"there is no split '{split}'; choose one of {', '.join(self._given)}")
+        if split not in self.given:
+            raise UserError(f"there is no split '{split}'; choose one of {', '.join(self.given)}")
         if split not in self.sources:
-            given = self._given[split]
+            given = self.given[split]
             if given is None:
                 raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
             if isinstance(given, str | Path):
@@ -142,13 +145,16 @@ class VLMDataModule(LightningDataModule):
                     str(given), self.image_root, self.on_bad_sample, self.columns, self.allow_urls, split
                 )
             self.sources[split] = given
-            for error in given.skipped:
-                self.skipped[error.source] = error
+            self.report.skip(given.skipped)
         return self.sources[split]
+
+    def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
+        """The samples of a split as batches; see `RenderedBatches`."""
+        return RenderedBatches(self.source(split), self.renderer, learn=learn, prompts=prompts)
 
     def has_split(self, split: str) -> bool:
         """Whether a split (train, val, test, predict) was given."""
-        return self._given.get(split) is not None
+        return self.given.get(split) is not None
 
     @cached_property
     def task_table(self) -> TaskTable:
@@ -167,16 +173,9 @@ class VLMDataModule(LightningDataModule):
         if self.trainer is not None:
             run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
-        if stage == "fit" and self._given["val"] is not None:
+        if stage == "fit" and self.given["val"] is not None:
             splits.append("val")
-        faults: list[DataError] = []
-        for split in splits:
-            try:
-                self.source(split)
-            except DataError as error:  # those of the other splits are reported with it
-                faults.append(error)
-        if faults:
-            raise together(faults)
+        self._open(splits)
         if self.sampling and stage == "fit":
             self.sampling.scores(self.task_table)
         assert self.renderer
@@ -188,8 +187,7 @@ class VLMDataModule(LightningDataModule):
             world: Number of processes.
             limit: The Trainer's `limit_train_batches`.
         """
-        sampler = ResumableBatchSampler(len(self.source("train")), self.batch_size, False, 0, 0, world)
-        batches = len(sampler)
+        batches = math.ceil(len(self.source("train")) / (self.batch_size * world))
         return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -203,7 +201,7 @@ class VLMDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader | list:
         """Batches to validate on; none without `val`."""
-        if self._given["val"] is None:
+        if self.given["val"] is None:
             return []
         return self._loader("val", learn=True, prompts=self._generates())
 
@@ -216,148 +214,96 @@ class VLMDataModule(LightningDataModule):
         return self._loader("predict", learn=False, prompts=True)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count what was left out, or stop at it; and find what the module learns, still on the CPU."""
+        """Record or raise skipped samples, and compute the targets while the batch is still on the CPU."""
         for error in batch.skipped:
             if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
                 raise error
-            self.skipped[error.source] = error
-        self.truncated.update(batch.truncated)
-        for source, change in batch.changes:
-            if change not in self.changes:
-                rank_zero_info(f"{source}: {change}. Others like it are counted.")
-            self.changes.setdefault(change, set()).add(source)
-        targets = getattr(self.trainer.lightning_module if self.trainer else None, "targets", None)
-        return batch._replace(targets=targets(batch)) if targets else batch
+        self.report.add(batch)
+        module = self.trainer.lightning_module if self.trainer else None
+        find_targets = getattr(module, "targets", None)
+        return batch._replace(targets=find_targets(batch)) if find_targets else batch
 
     def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
-        """What the module says after each optimizer step of a fit, for sampling by loss and its log.
+        """Receive the losses of each task after an optimizer step, and log how much of each was drawn.
 
         Args:
             sums: Tensor of shape [tasks]: the losses of each task of the training data, over all ranks.
             counts: Tensor of shape [tasks]: what they are sums of.
             batch_idx: The last batch of the step.
         """
-        trainer, batches = self.trainer, self._training.sampler if self._training else None
-        if trainer is None or not isinstance(batches, TaskBatchSampler):
+        batches = self._task_batches()
+        if self.trainer is None or batches is None:
             return
         place = (batch_idx + 1) * batches.global_batch_size
         batches.end_step(sums, counts, place)
-        if logs_at(trainer, trainer.global_step + 1):
-            metrics = {f"data/epochs/{task}": count for task, count in batches.epochs(place).items()}
-            metrics |= {f"data/samples/{task}": count for task, count in batches.samples(place).items()}
-            log_metrics(trainer, metrics, trainer.global_step)
-
-    def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
-        """What becomes of some training samples, evenly spaced over all of them. The same on all ranks.
-
-        Args:
-            most: At most so many are rendered.
-            targets: What is learned from a batch.
-        """
-        rendered = _Rendered(self.source("train"), self.renderer, learn=True, prompts=False)
-        size = len(self.source("train"))
-        counts = SampleCounts()
-        for place in range(min(most, size)):
-            batch = rendered[[place * size // min(most, size)]]
-            counts += SampleCounts.of_batch(batch, len(targets(batch).positions))
-        return counts
+        if not logs_at(self.trainer, self.trainer.global_step + 1):
+            return
+        metrics = {f"data/epochs/{task}": epochs for task, epochs in batches.epochs(place).items()}
+        for task, samples in batches.samples(place).items():
+            metrics[f"data/samples/{task}"] = float(samples)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def teardown(self, stage: str) -> None:
-        """Say what was left out or cut, and write a report of it beside the run's logs."""
+        """Print what was skipped or truncated, and write a report of it beside the run's logs."""
         if self.trainer is None:
             return
-        folder = run_folder(self.trainer)  # which all ranks must ask for
-        if self._training is not None:
-            batches, place = self._training.sampler, self._training.passed
-            if isinstance(batches, TaskBatchSampler):
-                samples = batches.samples(place)
-                each = (
-                    f"{task} {epochs:.2f} ({samples[task]:,} samples)"
-                    for task, epochs in batches.epochs(place).items()
-                )
-                rank_zero_info(f"Epochs of each task: {', '.join(each)}")
-            self._training = None
-        if self.skipped:
-            path = folder / f"left_out_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
-            errors = list(self.skipped.values())
-            write_skip_report(errors, path)
-            rank_zero_info(f"Left out: {skip_summary(errors)}. All of them: {path}")
-        if self.truncated:
-            rank_zero_info(
-                f"Cut to max_length {self.max_length} by whole rounds: {len(self.truncated)} samples"
-            )
-        for change, changed in self.changes.items():
-            rank_zero_info(f"In {len(changed):,} samples {change}.")
-        self.changes.clear()
+        folder = run_folder(self.trainer)  # a collective: every rank must call it
+        batches = self._task_batches()
+        if self._training is not None and batches is not None:
+            rank_zero_info(f"Epochs of each task: {_epochs_of_tasks(batches, self._training.passed)}")
+        self._training = None
+        name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
+        self.report.close(folder / name, self.max_length)
+
+    def _open(self, splits: list[str]) -> None:
+        """Open sources, and report the faults of all of them together."""
+        faults: list[DataError] = []
+        for split in splits:
+            try:
+                self.source(split)
+            except DataError as error:
+                faults.append(error)
+        if faults:
+            raise together(faults)
+
+    def _task_batches(self) -> TaskBatchSampler | None:
+        """What chooses the samples of the training in progress, if it goes by task."""
+        batches = self._training.sampler if self._training else None
+        return batches if isinstance(batches, TaskBatchSampler) else None
 
     def _generates(self) -> bool:
         return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
 
-    def _loader(self, split: str, learn: bool, prompts: bool) -> ResumableLoader:
-        source, training = self.source(split), split == "train"
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batch_size = self.batch_size if training else self.eval_batch_size
-        batches = ResumableBatchSampler(
-            len(source), batch_size, training and self.shuffle, self.seed, rank, world
-        )
-        if training and self.sampling:
-            drawn = self.sampling, batch_size, self.shuffle, self.seed
-            batches = TaskBatchSampler(self.task_table, *drawn, rank, world)
-            batches.check_ahead(2 * self.num_workers + 1 + self._longest_step())
+    def _loader(self, split: str, *, learn: bool, prompts: bool) -> ResumableLoader:
         return ResumableLoader(
-            _Rendered(source, self.renderer, learn, prompts),
-            sampler=batches,
+            self.rendered(split, learn=learn, prompts=prompts),
+            sampler=self._batches(split),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
-    def _longest_step(self) -> int:
-        """The most batches in an optimizer step."""
-        if self.trainer is None:
-            return 1
-        windows = [self.trainer.accumulate_grad_batches]
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                windows += callback.scheduling.values()
-        return max(windows)
+    def _batches(self, split: str) -> ResumableBatchSampler:
+        """What chooses the samples of each batch."""
+        size = len(self.source(split))
+        rank, world = 0, 1
+        if self.trainer:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+        if split != "train":
+            return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, rank, world)
+        if not self.sampling:
+            return ResumableBatchSampler(size, self.batch_size, self.shuffle, self.seed, rank, world)
+        batches = TaskBatchSampler(
+            self.task_table, self.sampling, self.batch_size, self.shuffle, self.seed, rank, world
+        )
+        longest = longest_window(self.trainer) if self.trainer else 1
+        batches.check_ahead(2 * self.num_workers + 1 + longest)
+        return batches
 
 
-class _Rendered(Dataset):
-    """Takes a list of indices, gives a batch."""
-
-    def __init__(self, source: Conversations, renderer: Renderer, learn: bool, prompts: bool) -> None:
-        self._source, self._renderer, self._learn, self._prompts = source, renderer, learn, prompts
-
-    def __getitem__(self, indices: list[int]) -> Batch:
-        items: list[Item] = []
-        skipped: list[DataError] = []
-        truncated: list[str] = []
-        for index in indices:
-            if index == PAD_INDEX:
-                continue
-            try:
-                item, shorter = self._item(index)
-            except DataError as error:  # the main process raises it, so that its message stays one line
-                skipped.append(error)
-                continue
-            items.append(item)
-            if shorter:
-                truncated.append(shorter)
-        pad = self._renderer.tokenizer.pad_token_id
-        pad = self._renderer.tokenizer.eos_token_id if pad is None else pad
-        return collate(items, pad or 0, skipped, truncated)
-
-    def _item(self, index: int) -> tuple[Item, str]:
-        conversation = self._source[index]
-        example: Example | None = None
-        prompt: Example | None = None
-        reference, shorter = None, ""
-        if self._learn:
-            example = self._renderer.example(conversation)
-            shorter = conversation.source if example.truncated else ""
-            conversation = example.conversation
-        if self._prompts:
-            prompt, reference = self._renderer.prompt(conversation)
-        return Item(example, prompt, reference), shorter
+def _epochs_of_tasks(batches: TaskBatchSampler, place: int) -> str:
+    samples = batches.samples(place)
+    epochs = batches.epochs(place)
+    return ", ".join(f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs)

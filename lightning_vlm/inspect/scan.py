@@ -78,7 +78,7 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
         read=min(scan, len(source)),
         token_weights=module.token_weights,
         max_length=data.max_length,
-        skipped_at_opening=list(data.skipped.values()),
+        skipped_at_opening=list(data.report.skipped.values()),
         notes=list(dict.fromkeys(str(warning.message) for warning in caught)),
     )
     for index in _with_progress_bar(_spread(preview, Random(data.seed))):

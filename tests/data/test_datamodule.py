@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversations
-from lightning_vlm.data.datamodule import _Rendered
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import DataError, UserError
 
@@ -91,7 +90,7 @@ def test_a_bad_picture_stops_the_run_with_one_line(lines, processor, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_or_is_left_out_counted_and_reported(lines, processor, workers):
+def test_a_bad_picture_is_skipped_counted_and_reported(lines, processor, workers):
     data = VLMDataModule(
         train=lines(bad=[1, 3], long=[4]),
         batch_size=2,
@@ -103,18 +102,18 @@ def test_or_is_left_out_counted_and_reported(lines, processor, workers):
     reads = Reads(processor)
     trainer().fit(reads, data)
     assert reads.seen == ["1", "3", "6"]
-    (path,) = Path("runs").rglob("left_out_fit_0.jsonl")
+    (path,) = Path("runs").rglob("skipped_fit_0.jsonl")
     report = [json.loads(line) for line in path.read_text().splitlines()]
     assert [one["source"].split(":")[-1] for one in report] == ["2", "4", "5"]
     assert "max_length" in report[2]["expected"]
 
 
-def test_too_long_is_left_out_even_where_bad_samples_stop(lines, processor):
+def test_samples_too_long_are_skipped_even_if_bad_samples_stop_the_run(lines, processor):
     data = VLMDataModule(train=lines(long=[0]), batch_size=2, max_length=200)
     reads = Reads(processor)
     trainer().fit(reads, data)
     assert sorted(reads.seen) == ["2", "3", "4", "5", "6"]
-    assert len(data.skipped) == 1
+    assert len(data.report.skipped) == 1
 
 
 def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor, caplog):
@@ -134,8 +133,8 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
         f"In 2 samples {dropped}",
         f"In 1 samples {apart}",
     ]
-    assert data.truncated == set()
-    prompts = _Rendered(data.source("train"), data.renderer, learn=True, prompts=True)[[0, 1]]
+    assert data.report.truncated == set()
+    prompts = data.rendered("train", learn=True, prompts=True)[[0, 1]]
     assert prompts.references == ["A.", "A."]
     assert torch.equal(*prompts.prompts["input_ids"])
 

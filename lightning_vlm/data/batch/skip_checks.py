@@ -82,7 +82,8 @@ class TrainingSkipCheck:
             return problem
         # The first samples of a sorted file say little about the others.
         self._looked_ahead = True
-        ahead = data.look_ahead(ENOUGH, find_targets)
+        rendered = data.rendered("train", learn=True, prompts=False)
+        ahead = rendered.look_ahead(ENOUGH, find_targets)
         are_all = ahead.samples == len(data.source("train"))
         return ahead.problem(limit, whole=bool(problem) or are_all)
 

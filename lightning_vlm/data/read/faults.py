@@ -1,9 +1,11 @@
 """All faults of a data file in one error, so that it needs one correction and not one for each run."""
 
 import itertools
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.images import find_image
@@ -96,7 +98,36 @@ def together(errors: list[DataError]) -> DataError:
     return BadSamplesError("all files", shown, dict(counts))
 
 
+def skip_summary(errors: Sequence[DataError]) -> str:
+    """One line about samples that were left out.
+
+    >>> errors = [DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")]
+    >>> skip_summary(errors)
+    '1 bad: weight (1); the first is a.jsonl:1: weight: found -1; expected a finite number >= 0'
+    """
+    if not errors:
+        return "none bad"
+    counts = Counter(_kind(error) for error in errors)
+    kinds = ", ".join(f"{key} ({count})" for key, count in counts.most_common(5))
+    return f"{len(errors)} bad: {kinds}; the first is {errors[0]}"
+
+
+def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
+    """Write what was left out and why: one JSON object a line with `source`, `key`, `found`, `expected`.
+
+    Args:
+        errors: A source's `skipped`, or several together.
+        path: The file to write. Its folder is made.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for error in errors:
+            fields = ("source", "key", "found", "expected")
+            file.write(json.dumps({name: getattr(error, name) for name in fields}) + "\n")
+
+
 def _kind(error: DataError) -> str:
+    """The kind of a fault: the same mistake in different turns is one, such as `messages[*].role`."""
     return re.sub(r"\d+", "*", error.key) or "whole sample"
 
 

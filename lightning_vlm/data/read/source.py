@@ -1,18 +1,15 @@
 """What all sources of conversations share: a check of everything at the start, and what it left out."""
 
-import json
-import re
 from abc import abstractmethod
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
 from lightning_vlm.data.read.dialects import KNOWN
-from lightning_vlm.data.read.faults import Faults
+from lightning_vlm.data.read.faults import Faults, skip_summary
 from lightning_vlm.data.read.fields import names
 from lightning_vlm.data.read.reading import Notes, Reading, say
 from lightning_vlm.errors import DataError, UserError
@@ -148,32 +145,3 @@ def _check_columns_are_there(reading: Reading, name: str, faults: Faults) -> Non
     ours, theirs = next(iter(missing.items()))
     expected = f"one of {names(sorted(keys))}{did_you_mean(theirs, keys, quoted=True)}"
     raise UserError(f"data.columns.{ours}: found '{theirs}', which no row of {name} has; expected {expected}")
-
-
-def skip_summary(errors: Sequence[DataError]) -> str:
-    """One line about samples that were left out.
-
-    >>> errors = [DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")]
-    >>> skip_summary(errors)
-    '1 bad: weight (1); the first is a.jsonl:1: weight: found -1; expected a finite number >= 0'
-    """
-    if not errors:
-        return "none bad"
-    # The same mistake in different turns counts as one: messages[3].role, messages[5].role.
-    counts = Counter(re.sub(r"\d+", "*", error.key) or "whole sample" for error in errors)
-    kinds = ", ".join(f"{key} ({count})" for key, count in counts.most_common(5))
-    return f"{len(errors)} bad: {kinds}; the first is {errors[0]}"
-
-
-def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
-    """Write what was left out and why: one JSON object a line with `source`, `key`, `found`, `expected`.
-
-    Args:
-        errors: A source's `skipped`, or several together.
-        path: The file to write. Its folder is made.
-    """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", encoding="utf-8") as file:
-        for error in errors:
-            fields = ("source", "key", "found", "expected")
-            file.write(json.dumps({name: getattr(error, name) for name in fields}) + "\n")

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Message, Slice, Text
 from lightning_vlm.data.images import load_image
+from lightning_vlm.data.read.faults import skip_summary, write_skip_report
 from lightning_vlm.data.read.hf_dataset import HFDataset
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
-from lightning_vlm.data.read.source import skip_summary, write_skip_report
 from lightning_vlm.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -1,0 +1,76 @@
+"""A source as a data set of batches: a list of indices goes in, a batch comes out."""
+
+from collections.abc import Callable
+
+from torch.utils.data import Dataset
+
+from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
+from lightning_vlm.data.batch.skipped import SampleCounts
+from lightning_vlm.data.batch.sampler import PAD_INDEX
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.render.renderer import Example, Renderer
+from lightning_vlm.errors import DataError
+
+
+class RenderedBatches(Dataset):
+    """Renders the samples of a source, in the process of a worker.
+
+    Args:
+        source: The conversations.
+        renderer: Turns a conversation into tokens.
+        learn: Whether batches hold what is trained on or scored.
+        prompts: Whether batches hold prompts to answer. A last assistant turn is then the reference.
+    """
+
+    def __init__(self, source: Conversations, renderer: Renderer, *, learn: bool, prompts: bool) -> None:
+        self._source = source
+        self._renderer = renderer
+        self._learn = learn
+        self._prompts = prompts
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        items: list[Item] = []
+        skipped: list[DataError] = []
+        for index in indices:
+            if index == PAD_INDEX:
+                continue
+            try:
+                items.append(self._item(index))
+            except DataError as error:  # the main process raises it, so that its message stays one line
+                skipped.append(error)
+        examples = [item.example for item in items if item.example is not None]
+        truncated = [example.conversation.source for example in examples if example.truncated]
+        return collate(items, self._pad_token_id, skipped, truncated)
+
+    def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
+        """Count what becomes of some samples, evenly spaced over all of them. It is the same on all ranks.
+
+        Args:
+            most: How many are rendered at most.
+            targets: What is learned from a batch.
+        """
+        size = len(self._source)
+        number = min(most, size)
+        counts = SampleCounts()
+        for place in range(number):
+            batch = self[[place * size // number]]
+            counts += SampleCounts.of_batch(batch, len(targets(batch).positions))
+        return counts
+
+    @property
+    def _pad_token_id(self) -> int:
+        tokenizer = self._renderer.tokenizer
+        if tokenizer.pad_token_id is not None:
+            return tokenizer.pad_token_id
+        return tokenizer.eos_token_id or 0
+
+    def _item(self, index: int) -> Item:
+        conversation = self._source[index]
+        example: Example | None = None
+        if self._learn:
+            example = self._renderer.example(conversation)
+            conversation = example.conversation
+        if not self._prompts:
+            return Item(example, None, None)
+        prompt, reference = self._renderer.prompt(conversation)
+        return Item(example, prompt, reference)
