@@ -36,8 +36,8 @@ class VLMDataModule(LightningDataModule):
     """Conversations for training, validation, test and prediction.
 
     It renders with the processor of the `VLMModule` that it runs with. Train batches are the same however the
-    work is split (see `ResumableBatchSampler`), and a resumed run continues with the next batch. Validation and test
-    batches carry prompts as well if the module generates.
+    work is split (see `ResumableBatchSampler`), and a resumed run continues with the next batch. Batches of
+    validation and test carry prompts as well if the module generates.
 
     Args:
         train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
@@ -152,10 +152,6 @@ class VLMDataModule(LightningDataModule):
         """The samples of a split as batches; see `RenderedBatches`."""
         return RenderedBatches(self.source(split), self.renderer, learn=learn, prompts=prompts)
 
-    def has_split(self, split: str) -> bool:
-        """Whether a split (train, val, test, predict) was given."""
-        return self.given.get(split) is not None
-
     @cached_property
     def task_table(self) -> TaskTable:
         """The task of each training sample. Asked for once: some sources must build all samples for it."""
@@ -167,7 +163,7 @@ class VLMDataModule(LightningDataModule):
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit:
             raise UserError(
-                f"found trainer.overfit_batches {overfit}, with which Lightning puts in its own sampler; set "
+                f"found trainer.overfit_batches {overfit}, which replaces the sampler of this data module; set "
                 "trainer.limit_train_batches, and data.shuffle to false, instead"
             )
         if self.trainer is not None:
@@ -231,15 +227,15 @@ class VLMDataModule(LightningDataModule):
             counts: Tensor of shape [tasks]: what they are sums of.
             batch_idx: The last batch of the step.
         """
-        batches = self._task_batches()
-        if self.trainer is None or batches is None:
+        sampler = self._task_sampler()
+        if self.trainer is None or sampler is None:
             return
-        place = (batch_idx + 1) * batches.global_batch_size
-        batches.end_step(sums, counts, place)
+        place = (batch_idx + 1) * sampler.global_batch_size
+        sampler.end_step(sums, counts, place)
         if not logs_at(self.trainer, self.trainer.global_step + 1):
             return
-        metrics = {f"data/epochs/{task}": epochs for task, epochs in batches.epochs(place).items()}
-        for task, samples in batches.samples(place).items():
+        metrics = {f"data/epochs/{task}": epochs for task, epochs in sampler.epochs(place).items()}
+        for task, samples in sampler.samples(place).items():
             metrics[f"data/samples/{task}"] = float(samples)
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
@@ -249,9 +245,12 @@ class VLMDataModule(LightningDataModule):
         if self.trainer is None:
             return
         folder = run_folder(self.trainer)  # a collective: every rank must call it
-        batches = self._task_batches()
-        if self._training is not None and batches is not None:
-            rank_zero_info(f"Epochs of each task: {_epochs_of_tasks(batches, self._training.passed)}")
+        sampler = self._task_sampler()
+        if self._training is not None and sampler is not None:
+            place = self._training.passed
+            samples, epochs = sampler.samples(place), sampler.epochs(place)
+            each = [f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs]
+            rank_zero_info(f"Epochs of each task: {', '.join(each)}")
         self._training = None
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
@@ -267,10 +266,10 @@ class VLMDataModule(LightningDataModule):
         if faults:
             raise together(faults)
 
-    def _task_batches(self) -> TaskBatchSampler | None:
-        """What chooses the samples of the training in progress, if it goes by task."""
-        batches = self._training.sampler if self._training else None
-        return batches if isinstance(batches, TaskBatchSampler) else None
+    def _task_sampler(self) -> TaskBatchSampler | None:
+        """The sampler of the training in progress, if it draws by task."""
+        sampler = self._training.sampler if self._training else None
+        return sampler if isinstance(sampler, TaskBatchSampler) else None
 
     def _generates(self) -> bool:
         return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
@@ -278,32 +277,23 @@ class VLMDataModule(LightningDataModule):
     def _loader(self, split: str, *, learn: bool, prompts: bool) -> ResumableLoader:
         return ResumableLoader(
             self.rendered(split, learn=learn, prompts=prompts),
-            sampler=self._batches(split),
+            sampler=self._sampler(split),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
-    def _batches(self, split: str) -> ResumableBatchSampler:
-        """What chooses the samples of each batch."""
+    def _sampler(self, split: str) -> ResumableBatchSampler:
         size = len(self.source(split))
-        rank, world = 0, 1
-        if self.trainer:
-            rank, world = self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if split != "train":
             return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, rank, world)
         if not self.sampling:
             return ResumableBatchSampler(size, self.batch_size, self.shuffle, self.seed, rank, world)
-        batches = TaskBatchSampler(
+        sampler = TaskBatchSampler(
             self.task_table, self.sampling, self.batch_size, self.shuffle, self.seed, rank, world
         )
-        longest = longest_window(self.trainer) if self.trainer else 1
-        batches.check_ahead(2 * self.num_workers + 1 + longest)
-        return batches
-
-
-def _epochs_of_tasks(batches: TaskBatchSampler, place: int) -> str:
-    samples = batches.samples(place)
-    epochs = batches.epochs(place)
-    return ", ".join(f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs)
+        sampler.check_ahead(2 * self.num_workers + 1 + (longest_window(trainer) if trainer else 1))
+        return sampler
