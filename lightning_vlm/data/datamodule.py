@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.run_length import longest_window
-from lightning_vlm_callbacks.runs import logs_at, run_folder
+from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -163,7 +163,7 @@ class VLMDataModule(LightningDataModule):
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if overfit:
             raise UserError(
-                f"found trainer.overfit_batches {overfit}, which replaces the sampler of this data module; set "
+                f"found trainer.overfit_batches {overfit}, which replaces the sampler of the data; set "
                 "trainer.limit_train_batches, and data.shuffle to false, instead"
             )
         if self.trainer is not None:
@@ -232,13 +232,10 @@ class VLMDataModule(LightningDataModule):
             return
         place = (batch_idx + 1) * sampler.global_batch_size
         sampler.end_step(sums, counts, place)
-        if not logs_at(self.trainer, self.trainer.global_step + 1):
-            return
-        metrics = {f"data/epochs/{task}": epochs for task, epochs in sampler.epochs(place).items()}
-        for task, samples in sampler.samples(place).items():
-            metrics[f"data/samples/{task}"] = float(samples)
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+        if logs_at(self.trainer, self.trainer.global_step + 1):
+            metrics = {f"data/epochs/{task}": epochs for task, epochs in sampler.epochs(place).items()}
+            metrics |= {f"data/samples/{task}": count for task, count in sampler.samples(place).items()}
+            log_metrics(self.trainer, metrics, self.trainer.global_step)
 
     def teardown(self, stage: str) -> None:
         """Print what was skipped or truncated, and write a report of it beside the run's logs."""
