@@ -20,6 +20,12 @@ REMOVED: dict[str, dict[str, tuple[str, str]]] = {
         "sketch": ("null", "choose a smaller layer if the gradients of all tasks take too much memory"),
         "unbiased": ("false", "use larger batches, or every_n_steps, if gradients of rare tasks are noisy"),
     },
+    "NonFiniteGuard": {
+        "leave_out": ("100", "a rollback leaves out as many steps as snapshot_every_n_steps"),
+        "max_bundles": ("3", "the first 3 events are always reported"),
+        "max_scale_drops": ("10", "10 reductions of the loss scale within 100 steps are always reported"),
+        "snapshots": ("2", "a rollback always goes back to the older of 2 copies"),
+    },
 }
 """Class name -> key that it no longer has -> the key's default, as YAML writes it, and what to do instead."""
 

@@ -1,195 +1,22 @@
 """Runs a training step again on a copy, to find where NaN or infinity begins. The copy is discarded."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from lightning_vlm_callbacks.nonfinite_guard.state import (
-    Aside,
-    tensors,
-    trial_copy,
-)
+from lightning_vlm_callbacks.nonfinite_guard.batches import named_tensors
+from lightning_vlm_callbacks.nonfinite_guard.diagnosis import Diagnosis, Statistics
+from lightning_vlm_callbacks.nonfinite_guard.isolation import isolated
 from lightning_vlm_callbacks.random_states import random_state, set_random_state
 
-__all__ = ["Diagnosis", "Statistics", "replay"]
-
-
-# What was found
-
-
-@dataclass
-class Statistics:
-    """What a tensor held: read from the device only when asked for."""
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    values: Tensor
-    """Minimum, maximum, mean, how many are NaN or infinite, and whether it is a mask of 0 and -infinity."""
-
-    @classmethod
-    def of(cls, path: str, tensor: Tensor) -> "Statistics":
-        """Of a tensor of any shape; a complex one is seen as pairs."""
-        seen = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-        seen = seen.float() if seen.numel() else torch.zeros(1, device=tensor.device)
-        bad = ~seen.isfinite()
-        mask = ((seen == 0) | seen.isneginf()).all()
-        values = torch.stack((*seen.aminmax(), seen.mean(), bad.sum().float(), mask.float()))
-        return cls(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), values)
-
-    @property
-    def bad(self) -> bool:
-        """Whether there is NaN or infinity; -infinity in an attention mask is meant."""
-        *_, count, mask = self.values.tolist()
-        return count > 0 and not mask
-
-    @property
-    def row(self) -> list[str]:
-        """For a table: path, shape, type, minimum, maximum, mean, greatest absolute value, how many bad."""
-        low, high, mean, count, _ = self.values.tolist()
-        numbers = [f"{one:.4g}" for one in (low, high, mean, max(abs(low), abs(high)))]
-        return [self.path or "-", str(list(self.shape)), self.dtype, *numbers, f"{count:.0f}"]
-
-
-@dataclass
-class Diagnosis:
-    """Where a step went wrong.
-
-    Args:
-        phase: `forward`: `module` made NaN or infinity of finite inputs. `input`: they came in from outside
-            any module. `loss`: all modules were fine, what training_step does with their outputs wasn't.
-            `backward`: the forward was fine, the derivative of `module` wasn't. `none`: all was finite.
-            `error`: the replay failed.
-        module: The module's name and class, such as "blocks.1.conv (Conv2d)".
-        parameter: The first parameter whose gradient went bad, if that was before all else in the backward.
-        near: What in the module or training_step comes next (forward) or last (backward).
-        inputs: Of the module, or of what comes after all modules.
-        broken: Parameters and buffers of the module that hold NaN or infinity themselves.
-        loss: As training_step gave it.
-        error: Why there was no replay.
-    """
-
-    phase: Literal["forward", "input", "loss", "backward", "none", "error"]
-    module: str = ""
-    parameter: str = ""
-    near: str = ""
-    inputs: list[Statistics] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    loss: float = 0.0
-    error: str = ""
-
-    def __str__(self) -> str:
-        """One sentence."""
-        near = f", in its own code before {self.near}" if self.near else ""
-        if self.phase == "forward" and self.broken:
-            return f"NaN or infinity is in {self.module} itself: {', '.join(self.broken)}"
-        if self.phase == "forward":
-            return f"NaN or infinity comes out of {self.module}, whose inputs are finite{near}"
-        if self.phase == "input":
-            return f"NaN or infinity comes into {self.module} from outside any module"
-        if self.phase == "loss":
-            return "all modules' outputs are finite; the loss that training_step makes of them isn't"
-        if self.phase == "backward":
-            first = f", first in {self.parameter}" if self.parameter else ""
-            near = f", after {self.near}" if self.near and not first else ""
-            return f"the forward is finite; the gradient goes bad in {self.module}{first}{near}"
-        if self.phase == "none":
-            return f"not reproducible: run again, loss ({self.loss:.4g}) and gradients are finite"
-        return f"the step could not be run again: {self.error}"
-
-
-# The replay
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call of a module."""
-
-    name: str
-    module: nn.Module
-    above: "_Call | None"
-    inputs: list[Statistics]
-    outputs: list[Statistics] = field(default_factory=list)
-    bad_gradient: bool = False
-    """Whether the gradient of an output was already bad."""
-
-    @property
-    def title(self) -> str:
-        return f"{self.name or 'the LightningModule'} ({type(self.module).__name__})"
-
-    @property
-    def wrong(self) -> bool:
-        return any(one.bad for one in self.outputs) and not any(one.bad for one in self.inputs)
-
-    def depth(self) -> int:
-        return 1 + self.above.depth() if self.above else 0
-
-
-class _Watch:
-    """Looks at what goes into and out of every module, and at the gradients of both, without waiting."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.calls: list[_Call] = []  # in the order in which they end
-        self.started: list[_Call] = []
-        self.gradients: list[tuple[Any, Tensor]] = []  # in the order of the backward
-        self.ends: dict[
-            Any, list[tuple[_Call, str]]
-        ] = {}  # of each tensor: which calls it goes into or out of
-        self._inside: list[_Call] = []
-        self._nodes: list[Any] = []  # kept alive so that ids stay unique
-        self._handles: list[Any] = []
-        for name, one in root.named_modules():
-            before = one.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
-            after = one.register_forward_hook(self._after, with_kwargs=True)
-            self._handles += [before, after]
-        # Before the forward, which updates buffers.
-        held = (*root.named_parameters(), *root.named_buffers())
-        self.broken = {name: ~one.detach().isfinite().all() for name, one in held}
-        for name, parameter in root.named_parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(partial(self._gradient, name))
-
-    def remove(self) -> None:
-        for one in self._handles:
-            one.remove()
-
-    def _before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = [("", args[0]), *tensors(kwargs)] if len(args) == 1 and isinstance(args[0], Tensor) else None
-        given = given or list(tensors((*args, kwargs) if kwargs else args))
-        above = self._inside[-1] if self._inside else None
-        call = _Call(name, module, above, [Statistics.of(path, one) for path, one in given])
-        self._inside.append(call)
-        self.started.append(call)
-        self._ends(call, "in", given)
-
-    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = self._inside.pop()
-        call.outputs = [Statistics.of(path, one) for path, one in tensors(output)]
-        self.calls.append(call)
-        self._ends(call, "out", tensors(output))
-
-    def _ends(self, call: _Call, role: str, found: Any) -> None:
-        for _, one in found:
-            if not one.requires_grad:
-                continue
-            node = one if one.grad_fn is None else one.grad_fn
-            key = (id(node), one.output_nr)
-            if key not in self.ends:
-                self.ends[key] = []
-                self._nodes.append(node)
-                one.register_hook(partial(self._gradient, key))
-            self.ends[key].append((call, role))
-
-    def _gradient(self, key: Any, gradient: Tensor) -> None:
-        if not gradient.is_sparse:
-            self.gradients.append((key, gradient.isfinite().all()))
+__all__ = ["replay"]
 
 
 def replay(
@@ -217,91 +44,178 @@ def replay(
     Returns:
         The diagnosis, and the random state right before training_step.
     """
-    device = module.device
-    before = random_state(device)
     try:
-        trial = trial_copy(module)
-        set_random_state(randomness, device)
-        with ExitStack() as stack:
-            aside = stack.enter_context(Aside(module))
-            stack.callback(aside.take_back)
-            stack.enter_context(torch.enable_grad())
+        with isolated(module) as twin:
+            set_random_state(randomness, module.device)
             if start:
-                trial.on_train_batch_start(batch, batch_idx)
-            randomness = random_state(device)
-            return _diagnose(trial, batch, batch_idx, factor, context), randomness
+                twin.on_train_batch_start(batch, batch_idx)
+            randomness = random_state(module.device)
+            watch = _Watch(twin)
+            with context():
+                loss = _training_step(twin, batch, batch_idx)
+            watch.remove_hooks()
+            if loss is None:
+                return Diagnosis("error", error="training_step gave no loss this time"), randomness
+            if loss.isfinite().all():
+                twin.backward(loss * factor)
+                diagnosis = _diagnose_backward(watch)
+            else:
+                diagnosis = _diagnose_forward(watch)
+            diagnosis.loss = loss.item()
+            return diagnosis, randomness
     except Exception as error:  # an error in the replay must not end the run
         return Diagnosis("error", error=f"{type(error).__name__}: {error}"), randomness
-    finally:
-        set_random_state(before, device)
 
 
-def _diagnose(
-    trial: LightningModule,
-    batch: Any,
-    batch_idx: int,
-    factor: float,
-    context: Callable[[], AbstractContextManager],
-) -> Diagnosis:
-    watch = _Watch(trial)
-    indexed = is_param_in_hook_signature(trial.training_step, "batch_idx", min_args=2)
-    with context():
-        output = trial.training_step(*((batch, batch_idx) if indexed else (batch,)))
-    watch.remove()
-    loss = output["loss"] if isinstance(output, Mapping) else output
-    if loss is None:
-        return Diagnosis("error", error="training_step gave no loss this time")
-    if loss.isfinite().all():
-        trial.backward(loss * factor)
-        found = _backward(watch)
+def _training_step(module: LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
+    if is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2):
+        output: Any = module.training_step(batch, batch_idx)
     else:
-        found = _forward(watch)
-    found.loss = loss.item()
-    return found
+        output = module.training_step(batch)
+    return output["loss"] if isinstance(output, Mapping) else output
 
 
-def _forward(watch: _Watch) -> Diagnosis:
-    wrong = next((call for call in watch.calls if call.wrong), None)
-    if wrong is not None:
-        inner = [one for one in watch.started if one.above is wrong and any(i.bad for i in one.inputs)]
-        inside = f"{wrong.name}." if wrong.name else ""
-        broken = [
-            name.removeprefix(inside) for name, bad in watch.broken.items() if name.startswith(inside) and bad
-        ]
-        near = _below(inner[0], wrong) if inner else ""
-        return Diagnosis("forward", wrong.title, near=near, inputs=wrong.inputs, broken=broken)
-    touched = next((one for one in watch.started if any(i.bad for i in one.inputs)), None)
-    if touched is not None:
-        return Diagnosis("input", touched.title, inputs=touched.inputs)
-    return Diagnosis("loss", inputs=watch.calls[-1].outputs if watch.calls else [])
+@dataclass(eq=False)
+class _Call:
+    """One call of a module; `parent` is the call in which it happened."""
+
+    name: str
+    module: nn.Module
+    parent: "_Call | None"
+    depth: int
+    inputs: list[Statistics]
+    outputs: list[Statistics] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name or 'the LightningModule'} ({type(self.module).__name__})"
+
+    @property
+    def has_bad_inputs(self) -> bool:
+        return any(statistics.is_bad for statistics in self.inputs)
+
+    @property
+    def has_bad_outputs(self) -> bool:
+        return any(statistics.is_bad for statistics in self.outputs)
 
 
-def _backward(watch: _Watch) -> Diagnosis:
-    first = None
-    for key, finite in watch.gradients:
-        if not finite:
-            first = key if first is None else first
-            for call, role in watch.ends.get(key, ()):
-                call.bad_gradient |= role == "out"
+@dataclass
+class _Passage:
+    """A differentiable tensor: the calls that it comes out of, and those that it goes into."""
+
+    out_of: list[_Call] = field(default_factory=list)
+    into: list[_Call] = field(default_factory=list)
+
+
+class _Watch:
+    """Looks at what goes into and out of every module, and at the gradients of both.
+
+    Args:
+        root: Watched from now on.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.started: list[_Call] = []
+        self.ended: list[_Call] = []
+        self.first_bad_gradient: str | _Passage | None = None
+        """In the order of the backward: the name of a parameter, or what passed between calls."""
+        self._running: list[_Call] = []
+        self._passages: dict[tuple[int, int], _Passage] = {}
+        self._nodes: list[Any] = []  # kept alive so that ids stay unique
+        self._handles: list[RemovableHandle] = []
+        tensors = [*root.named_parameters(), *root.named_buffers()]
+        # Before the forward, which updates buffers.
+        self.broken = [name for name, tensor in tensors if not tensor.detach().isfinite().all()]
+        for name, parameter in root.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(partial(self._see_gradient, name))
+        for name, module in root.named_modules():
+            before = module.register_forward_pre_hook(partial(self._start, name), with_kwargs=True)
+            after = module.register_forward_hook(self._end, with_kwargs=True)
+            self._handles += [before, after]
+
+    def remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(args) == 1 and isinstance(args[0], Tensor):
+            given = [("", args[0]), *named_tensors(kwargs)]
+        else:
+            given = list(named_tensors((*args, kwargs) if kwargs else args))
+        parent = self._running[-1] if self._running else None
+        inputs = [Statistics.of(path, tensor) for path, tensor in given]
+        call = _Call(name, module, parent, len(self._running), inputs)
+        self._running.append(call)
+        self.started.append(call)
+        for passage in self._passages_of(given):
+            passage.into.append(call)
+
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = self._running.pop()
+        given = list(named_tensors(output))
+        call.outputs = [Statistics.of(path, tensor) for path, tensor in given]
+        self.ended.append(call)
+        for passage in self._passages_of(given):
+            passage.out_of.append(call)
+
+    def _passages_of(self, given: Iterable[tuple[str, Tensor]]) -> Iterable[_Passage]:
+        for _, tensor in given:
+            if not tensor.requires_grad:
+                continue
+            node = tensor if tensor.grad_fn is None else tensor.grad_fn
+            key = (id(node), tensor.output_nr)
+            if key not in self._passages:
+                passage = self._passages[key] = _Passage()
+                self._nodes.append(node)
+                tensor.register_hook(partial(self._see_gradient, passage))
+            yield self._passages[key]
+
+    def _see_gradient(self, place: str | _Passage, gradient: Tensor) -> None:
+        if self.first_bad_gradient is None and not gradient.is_sparse and not gradient.isfinite().all():
+            self.first_bad_gradient = place
+
+
+def _diagnose_forward(watch: _Watch) -> Diagnosis:
+    """Inner calls end before the outer ones, so the first that made something bad is the innermost."""
+    for call in watch.ended:
+        if call.has_bad_outputs and not call.has_bad_inputs:
+            return _made_in(call, watch)
+    for call in watch.started:
+        if call.has_bad_inputs:
+            return Diagnosis("input", call.title, inputs=call.inputs)
+    return Diagnosis("loss", inputs=watch.ended[-1].outputs if watch.ended else [])
+
+
+def _made_in(call: _Call, watch: _Watch) -> Diagnosis:
+    prefix = f"{call.name}." if call.name else ""
+    broken = [name.removeprefix(prefix) for name in watch.broken if name.startswith(prefix)]
+    near = ""
+    for inner in watch.started:
+        if inner.parent is call and inner.has_bad_inputs:
+            near = inner.name.removeprefix(prefix)
+            break
+    return Diagnosis("forward", call.title, near=near, inputs=call.inputs, broken=broken)
+
+
+def _diagnose_backward(watch: _Watch) -> Diagnosis:
+    first = watch.first_bad_gradient
     if first is None:
         return Diagnosis("none")
-    if isinstance(first, str):  # a parameter
+    if isinstance(first, str):
         owner = first.rpartition(".")[0]
-        calls = [call for call in watch.calls if call.name == owner]
-        title = calls[0].title if calls else owner or "the LightningModule"
-        return Diagnosis("backward", title, parameter=first, inputs=calls[0].inputs if calls else [])
-    ends = watch.ends[first]
-    guilty = [call for call, role in ends if role == "in" and not call.bad_gradient]
+        for call in watch.ended:
+            if call.name == owner:
+                return Diagnosis("backward", call.title, parameter=first, inputs=call.inputs)
+        return Diagnosis("backward", owner or "the LightningModule", parameter=first)
+    # The gradient of what went in is bad, and that of what came out wasn't.
+    guilty = [call for call in first.into if call not in first.out_of]
     if guilty:
-        inner = max(guilty, key=_Call.depth)
+        inner = max(guilty, key=lambda call: call.depth)
         return Diagnosis("backward", inner.title, inputs=inner.inputs)
-    # It came out of a module and met its bad derivative before the next one.
-    last = min((call for call, role in ends if role == "out"), key=_Call.depth, default=None)
-    if last is None:
+    if not first.out_of:
         return Diagnosis("backward", "training_step")
-    where = last.above.title if last.above else "training_step"
+    # It came out of a module and met its bad derivative before the next one.
+    last = min(first.out_of, key=lambda call: call.depth)
+    where = last.parent.title if last.parent else "training_step"
     return Diagnosis("backward", where, near=last.name, inputs=last.outputs)
-
-
-def _below(call: _Call, above: _Call) -> str:
-    return call.name.removeprefix(above.name).lstrip(".")

@@ -1,0 +1,122 @@
+"""Tensors in batches of any structure, and what may be wrong with them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+__all__ = ["check_batch", "items_of", "keep_structure", "named_tensors"]
+
+IGNORED = -100
+"""The label that no loss counts."""
+
+
+def items_of(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys and values of a mapping, sequence, named tuple or data class; of anything else nothing."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    if isinstance(value, list | tuple):
+        return enumerate(value)
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
+    return ()
+
+
+def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors in nested mappings, sequences and data classes, each with where it is.
+
+    >>> [path for path, _ in named_tensors({"inputs": {"ids": torch.ones(1)}, "extra": [1, torch.ones(2)]})]
+    ['inputs.ids', 'extra[1]']
+    """
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    is_sequence = isinstance(value, list | tuple) and not hasattr(value, "_fields")
+    for key, item in items_of(value):
+        inner = f"{path}[{key}]" if is_sequence else f"{path}.{key}".lstrip(".")
+        yield from named_tensors(item, inner)
+
+
+def keep_structure(batch: Any) -> Any:
+    """The same tensors in new containers, because a training_step may remove items from its batch.
+
+    >>> batch = {"labels": [1, 2]}
+    >>> kept = keep_structure(batch)
+    >>> batch.pop("labels").clear(), kept
+    (None, {'labels': [1, 2]})
+    """
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor, allow_frozen=True)
+
+
+def check_batch(batch: Any, module: nn.Module) -> list[str]:
+    """What is wrong with a batch's data, as sentences.
+
+    Looks at any float for NaN and infinity; at pictures (floats or bytes of at least three dimensions) that
+    are one colour; at `input_ids` for ids that no embedding of the module has; at `labels` and `targets` for
+    values that can't be; and for batches without anything supervised (all labels -100, all `weights` 0).
+
+    >>> batch = {"x": torch.tensor([1.0, float("nan")]), "labels": torch.tensor([-100, -100])}
+    >>> check_batch(batch, nn.Linear(1, 1))
+    ['x: 1 of 2 values are NaN or infinite', 'labels: nothing is supervised (all are -100)']
+    """
+    named = list(named_tensors(batch))
+    vocabulary = None
+    if any(_last(path) == "input_ids" for path, _ in named):
+        sizes = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)]
+        vocabulary = max(sizes, default=None)
+    found = []
+    for path, value in named:
+        for problem in _problems(_last(path), value, vocabulary):
+            found.append(f"{path or 'the batch'}: {problem}")
+    return found
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _problems(name: str, value: Tensor, vocabulary: int | None) -> Iterator[str]:
+    if value.is_floating_point():
+        bad = int((~value.isfinite()).sum())
+        if bad:
+            yield f"{bad} of {value.numel()} values are NaN or infinite"
+    if value.is_floating_point() or value.dtype == torch.uint8:
+        yield from _plain_pictures(value)
+    if name in ("weights", "loss_weights") and not (value > 0).any():
+        yield "nothing is supervised (no weight is above 0)"
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        return
+    if name == "input_ids" and vocabulary is not None:
+        yield from _outside(value, vocabulary, "embedding", "ids")
+    if name in ("labels", "label", "targets", "target"):
+        counted = value[value != IGNORED]
+        if not counted.numel():
+            yield f"nothing is supervised (all are {IGNORED})"
+        yield from _outside(counted, vocabulary, "vocabulary", "labels")
+
+
+def _plain_pictures(value: Tensor) -> Iterator[str]:
+    if value.ndim < 3 or not value.numel():
+        return
+    pictures = value.flatten(max(1, value.ndim - 3)).flatten(0, -2)
+    is_plain = pictures.amin(1) == pictures.amax(1)
+    (plain,) = is_plain.nonzero(as_tuple=True)
+    if len(plain):
+        levels = sorted({f"{level:.4g}" for level in pictures[plain, 0].tolist()})
+        colours = ", ".join(levels[:4])
+        padding = "; it may be padding" if value.ndim > 4 else ""
+        yield f"pictures {plain.tolist()[:8]} of {len(pictures)} are one colour ({colours}){padding}"
+
+
+def _outside(values: Tensor, size: int | None, what: str, kind: str) -> Iterator[str]:
+    if not values.numel():
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or (size is not None and high >= size):
+        end = "or more" if size is None else f"to {size - 1}, as the {what} has {size} entries"
+        yield f"{kind} from {low} to {high}; expected 0 {end}"

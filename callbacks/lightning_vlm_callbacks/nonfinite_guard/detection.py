@@ -1,0 +1,76 @@
+"""What a step was made of, and whether its losses and gradients are finite."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Event", "MicroBatch", "active_scaler", "bad_gradients", "find_bad"]
+
+
+@dataclass
+class MicroBatch:
+    """The data needed to run a training_step again."""
+
+    batch: Any
+    batch_idx: int
+    random: dict[str, Any]
+    loss: Tensor | None = None
+
+
+@dataclass
+class Event:
+    """What was seen in a step.
+
+    Args:
+        what: Such as "the loss is NaN or infinite".
+        outcome: What became of the step, as a sentence.
+        window: The micro-batches of the step.
+        affected: Parameters whose gradient was bad.
+    """
+
+    what: str
+    outcome: str
+    window: list[MicroBatch]
+    affected: list[str]
+
+
+def active_scaler(trainer: Trainer) -> "torch.amp.GradScaler | None":
+    """The GradScaler, if there is one that is enabled."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def find_bad(trainer: Trainer, window: list[MicroBatch], optimizer: Optimizer) -> tuple[bool, bool]:
+    """Whether the losses of a step, and its gradients, hold NaN or infinity on any rank."""
+    gradients = []
+    for group in optimizer.param_groups:
+        gradients += [_values(parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
+    norm = torch.nn.utils.get_total_norm(gradients).to(trainer.strategy.root_device)
+    losses = [micro.loss.flatten().float() for micro in window if micro.loss is not None]
+    losses_are_finite = torch.cat([norm.new_zeros(1), *losses]).isfinite().all()
+    bad = (~torch.stack((losses_are_finite, norm.isfinite()))).float()
+    bad = trainer.strategy.reduce(bad, reduce_op="max")
+    if not bad.any().item():  # the one number that the host waits for
+        return False, False
+    # Squares of finite gradients may overflow, so this is checked exactly.
+    bad[1] = float(not all(gradient.isfinite().all() for gradient in gradients))
+    bad_loss, bad_gradient = trainer.strategy.reduce(bad, reduce_op="max").tolist()
+    return bool(bad_loss), bool(bad_gradient)
+
+
+def bad_gradients(module: LightningModule) -> list[str]:
+    """Names of the parameters whose gradient holds NaN or infinity."""
+    found = []
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and not _values(parameter.grad).isfinite().all():
+            found.append(name)
+    return found
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient._values() if gradient.is_sparse else gradient

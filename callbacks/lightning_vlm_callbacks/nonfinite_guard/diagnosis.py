@@ -1,0 +1,142 @@
+"""Where NaN or infinity began, in words, and what to try first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Diagnosis", "Statistics", "advice"]
+
+
+@dataclass
+class Statistics:
+    """What a tensor held.
+
+    Args:
+        path: Where it was among the inputs or outputs of its module.
+        shape: Of the tensor.
+        dtype: Of the tensor, such as "float32".
+        minimum: Of its values; and its `maximum` and `mean`.
+        bad: How many values are NaN or infinite.
+        is_mask: Whether it holds only 0 and -infinity, as an attention mask does.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    minimum: float
+    maximum: float
+    mean: float
+    bad: int
+    is_mask: bool
+
+    @classmethod
+    def of(cls, path: str, tensor: Tensor) -> "Statistics":
+        """Of a tensor of any shape; a complex one is seen as pairs."""
+        values = tensor.detach()
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        values = values.float() if values.numel() else torch.zeros(1, device=tensor.device)
+        bad = (~values.isfinite()).sum()
+        is_mask = ((values == 0) | values.isneginf()).all()
+        # One read of the device instead of five.
+        read = torch.stack((*values.aminmax(), values.mean(), bad.float(), is_mask.float())).tolist()
+        low, high, mean, count, mask = read
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(path, tuple(tensor.shape), dtype, low, high, mean, int(count), bool(mask))
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether there is NaN or infinity; -infinity in an attention mask is meant."""
+        return self.bad > 0 and not self.is_mask
+
+    @property
+    def row(self) -> list[str]:
+        """For a table: path, shape, type, minimum, maximum, mean, greatest absolute value, how many bad."""
+        numbers = (self.minimum, self.maximum, self.mean, max(abs(self.minimum), abs(self.maximum)))
+        written = [f"{number:.4g}" for number in numbers]
+        return [self.path or "-", str(list(self.shape)), self.dtype, *written, str(self.bad)]
+
+
+@dataclass
+class Diagnosis:
+    """Where a step went wrong.
+
+    Args:
+        phase: `forward`: `module` made NaN or infinity of finite inputs. `input`: they came in from outside
+            any module. `loss`: all modules were fine, what training_step does with their outputs wasn't.
+            `backward`: the forward was fine, the derivative of `module` wasn't. `none`: all was finite.
+            `error`: the replay failed.
+        module: The module's name and class, such as "blocks.1.conv (Conv2d)".
+        parameter: The first parameter whose gradient went bad, if that was before all else in the backward.
+        near: What in the module or training_step comes next (forward) or last (backward).
+        inputs: Of the module, or of what comes after all modules.
+        broken: Parameters and buffers of the module that hold NaN or infinity themselves.
+        loss: As training_step gave it.
+        error: Why there was no replay.
+    """
+
+    phase: Literal["forward", "input", "loss", "backward", "none", "error"]
+    module: str = ""
+    parameter: str = ""
+    near: str = ""
+    inputs: list[Statistics] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    loss: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if self.phase == "forward" and self.broken:
+            return f"NaN or infinity is in {self.module} itself: {', '.join(self.broken)}"
+        if self.phase == "forward":
+            near = f", in its own code before {self.near}" if self.near else ""
+            return f"NaN or infinity comes out of {self.module}, whose inputs are finite{near}"
+        if self.phase == "input":
+            return f"NaN or infinity comes into {self.module} from outside any module"
+        if self.phase == "loss":
+            return "all modules' outputs are finite; the loss that training_step makes of them isn't"
+        if self.phase == "backward":
+            near = f", after {self.near}" if self.near else ""
+            first = f", first in {self.parameter}" if self.parameter else near
+            return f"the forward is finite; the gradient goes bad in {self.module}{first}"
+        if self.phase == "none":
+            return f"not reproducible: run again, loss ({self.loss:.4g}) and gradients are finite"
+        return f"the step could not be run again: {self.error}"
+
+
+def advice(diagnosis: Diagnosis, data: Sequence[str], precision: str) -> list[str]:
+    """What to try, the likeliest first.
+
+    On float16 overflow the loss scale must decrease: a greater one makes the overflow worse.
+
+    >>> advice(Diagnosis("none"), [], "16-mixed")[0]
+    'Float16 overflows above 65504: use bf16-mixed; or lower the loss scale (GradScaler init_scale), ...'
+    """
+    steps = []
+    if any("nothing is supervised" in problem for problem in data):
+        steps.append("A mean over no tokens is 0/0: leave out samples of which nothing is learned.")
+    elif data:
+        steps.append("Fix or leave out the samples named above.")
+    if diagnosis.broken:
+        steps.append(
+            "The weights themselves are bad, and were before this batch: go back to an earlier checkpoint "
+            "(or set on_nonfinite: rollback), and lower the learning rate."
+        )
+    if precision.startswith("16"):
+        steps.append(
+            "Float16 overflows above 65504: use bf16-mixed; or lower the loss scale (GradScaler init_scale), "
+            "never raise it, and run the module above in float32 (torch.autocast with enabled=False)."
+        )
+    if diagnosis.phase == "backward":
+        steps.append(
+            "Look for a derivative that is infinite where the value is fine: sqrt, norm, log, division or "
+            "power at 0. Add an epsilon inside, before the function."
+        )
+    elif diagnosis.phase in ("forward", "loss") and not diagnosis.broken:
+        steps.append("Look there for a division by 0, a log of 0, an exp of something large; add an epsilon.")
+    steps.append("Lower the learning rate, warm up longer, or clip gradients.")
+    steps.append("Check that newly added modules are initialised.")
+    return steps

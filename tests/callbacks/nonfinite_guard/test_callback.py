@@ -1,0 +1,243 @@
+"""NonFiniteGuard: weights are as if the bad step had never been.
+
+Oracles: hand-written training loops that never see the bad batches.
+"""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks import NonFiniteBundle, NonFiniteGuard
+from lightning_vlm_callbacks.nonfinite_guard.callback import NonFiniteError
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from tests.support.nonfinite import assert_same, by_hand, loader, optimizer_state, state_of
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:NonFiniteGuard", "ignore:.*val_dataloader", "ignore:.*LeafSpec"
+)
+
+
+@pytest.mark.parametrize(("kind", "optimizer"), [("forward", "adamw"), ("backward", "sgd")])
+def test_as_if_never_seen(trapped, batches_of, make_trainer, tmp_path, kind, optimizer):
+    """Batch 5 is the second micro-batch of step 1. Clipping would have spread its NaN."""
+    if optimizer == "adamw":
+        options = {}
+    else:
+        options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1)}
+    module, batches = trapped(kind, **options), batches_of(16, marked=[5])
+    trainer = make_trainer(
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        gradient_clip_val=0.1,
+        callbacks=[NonFiniteGuard(dirpath=tmp_path)],
+    )
+    trainer.fit(module, loader(batches))
+    other = trapped(kind, **options)
+    by_optimizer = other.configure_optimizers()
+    expected = by_hand(other, batches, left_out=[1], accumulate=4, clip=0.1, optimizer=by_optimizer)
+    assert_same(state_of(module), expected)
+    assert_same(optimizer_state(trainer.optimizers[0]), optimizer_state(by_optimizer))
+    assert trainer.global_step == 4
+    assert NonFiniteBundle.load(tmp_path / "step-00000001-rank0/bundle.pt").batch_idx == 5
+    # Without the guard nothing is left.
+    spoiled = trapped(kind, **options)
+    make_trainer(max_epochs=1, accumulate_grad_batches=4, gradient_clip_val=0.1).fit(spoiled, loader(batches))
+    assert not any(one.isfinite().any() for one in spoiled.parameters())
+
+
+def test_a_module_that_seeds_each_batch(digits, batches_of, make_trainer, tmp_path):
+    """As VLMModule does, for dropout: the replay draws what the batch drew."""
+
+    class Seeds(digits.Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            torch.manual_seed(batch_idx)
+
+        def training_step(self, batch, batch_idx):
+            if torch.rand(1).item() == self.unlucky:
+                batch = [batch[0] / 0, batch[1]]
+            return super().training_step(batch, batch_idx)
+
+    module = Seeds()
+    module.unlucky = torch.rand(1, generator=torch.Generator().manual_seed(2)).item()
+    guard = NonFiniteGuard(dirpath=tmp_path)
+    with pytest.warns(
+        UserWarning,
+        match="step 2: the loss is NaN or infinite; NaN or infinity comes into the LightningModule",
+    ):
+        make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader(batches_of(4)))
+    assert guard.skipped == 1
+
+
+def test_large_finite_gradients_are_no_anomaly(make_trainer, tmp_path):
+    """Their squares overflow float32."""
+
+    class Steep(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def training_step(self, batch, batch_idx):
+            return (self.weight * batch * 1e30).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-30)
+
+    module, guard = Steep(), NonFiniteGuard(dirpath=tmp_path)
+    make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader([torch.ones(3), torch.ones(3)]))
+    assert guard.skipped == 0
+    assert torch.allclose(module.weight, torch.full((3,), -1.0))
+
+
+def test_stop(trapped, batches_of, make_trainer, tmp_path):
+    module, guard = trapped(), NonFiniteGuard("stop", dirpath=tmp_path)
+    batches = batches_of(6, marked=[3])
+    with pytest.raises(
+        NonFiniteError, match=r"step 3: the loss is .* inputs are finite; see .*rank0/report.md"
+    ) as e:
+        make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader(batches))
+    assert str(e.value).endswith("Stopped, as on_nonfinite is stop")
+    assert_same(state_of(module), by_hand(trapped(), batches[:3]))
+
+
+def test_too_many_in_a_row(trapped, batches_of, make_trainer, tmp_path):
+    """Three, not counting those before a good step."""
+    guard = NonFiniteGuard(dirpath=tmp_path, max_in_a_row=3)
+    with pytest.raises(NonFiniteError, match=f"step 6: .* after 3 such steps in a row .* {tmp_path}"):
+        make_trainer(max_epochs=1, callbacks=[guard]).fit(
+            trapped(), loader(batches_of(8, marked=[1, 2, 4, 5, 6]))
+        )
+    assert guard.skipped == 5
+
+
+def test_resumed_is_uninterrupted(trapped, batches_of, make_trainer, tmp_path):
+    """Bad steps before and after the checkpoint."""
+    first, second = batches_of(8, marked=[4]), batches_of(16, marked=[8 + 3])[8:]
+
+    class Two(torch.utils.data.IterableDataset):
+        """Another epoch, other batches."""
+
+        def __iter__(self):
+            return iter(copy.deepcopy(second if self.trainer.current_epoch else first))
+
+    def fit(epochs, ckpt_path=None, save_to=None):
+        module, data = trapped(), Two()
+        guard = NonFiniteGuard(dirpath=tmp_path / "reports")
+        data.trainer = trainer = make_trainer(max_epochs=epochs, callbacks=[guard])
+        trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
+        if save_to:
+            trainer.save_checkpoint(save_to)
+        return state_of(module), optimizer_state(trainer.optimizers[0]), guard.state_dict()
+
+    whole = fit(2)
+    fit(1, save_to=tmp_path / "half.ckpt")
+    resumed = fit(2, ckpt_path=tmp_path / "half.ckpt")
+    assert_same(resumed[0], whole[0])
+    assert_same(resumed[1], whole[1])
+    assert resumed[2] == whole[2]
+    assert resumed[2]["skipped"] == 2
+
+
+def test_the_state_in_a_checkpoint_of_an_earlier_version():
+    guard = NonFiniteGuard()
+    counts = {"skipped": 7, "in_a_row": 1, "explained": 3, "still_out": 0, "drops": [4, 5]}
+    guard.load_state_dict({**counts, "lines": 5, "drops_told": True})
+    assert guard.state_dict() == {**counts, "drops_reported": True}
+
+
+def test_fit_twice(trapped, batches_of, make_trainer, tmp_path):
+    guard, batches = NonFiniteGuard(dirpath=tmp_path), batches_of(6, marked=[2])
+    runs = []
+    for _ in range(2):
+        module = trapped()
+        make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader(batches))
+        runs.append((state_of(module), guard.state_dict()))
+    assert_same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert guard.state_dict()["explained"] == 1
+    assert not guard._window
+
+
+@pytest.mark.parametrize("name", ["lightning_vlm_callbacks.NonFiniteGuard", "NonFiniteGuard"])
+def test_from_yaml(digits, tmp_path, name):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+trainer:
+  accelerator: cpu
+  devices: 1
+  default_root_dir: {tmp_path}/run
+  max_steps: 8
+  limit_val_batches: 0
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: {name}
+      init_args: {{on_nonfinite: rollback, snapshot_every_n_steps: 100, max_in_a_row: 2}}
+model:
+  optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: .inf}}}}
+"""
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"step 5: the loss is .* infinity is in stem\.0 \(Conv2d\) itself"
+    ):
+        digits.main(["fit", "--config", str(config), "--trainer.callbacks.snapshot_every_n_steps", "2"])
+    assert (tmp_path / "run" / "nonfinite" / "step-00000001-rank0" / "bundle.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_nonfinite": "ignore"}, "found on_nonfinite='ignore'; expected skip, rollback or stop"),
+        ({"max_in_a_row": 0}, "found max_in_a_row=0; expected at least 1"),
+        ({"snapshot_every_n_steps": 0}, "found snapshot_every_n_steps=0"),
+    ],
+)
+def test_mistakes(options, words):
+    with pytest.raises(MisconfigurationException, match=words):
+        NonFiniteGuard(**options)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_sharded_models_are_refused(classifier, strategy):
+    trainer = SimpleNamespace(strategy=object.__new__(strategy))
+    with pytest.raises(
+        MisconfigurationException, match=f"{strategy.__name__}, with which no rank may have whole parameters"
+    ):
+        NonFiniteGuard().setup(trainer, classifier(), "fit")
+
+
+def test_manual_optimization_is_refused(classifier):
+    module = classifier()
+    module.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="found manual optimization"):
+        NonFiniteGuard().setup(SimpleNamespace(strategy=object.__new__(DDPStrategy)), module, "fit")
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that the host reads from tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_number_is_read_for_each_step(classifier, batches_of, make_trainer, tmp_path):
+    """Whatever the number of micro-batches."""
+    counts = []
+    for guard in ([NonFiniteGuard(dirpath=tmp_path)], []):
+        trainer = make_trainer(max_epochs=1, accumulate_grad_batches=4, callbacks=guard)
+        with Reads() as reads:
+            trainer.fit(classifier(), loader(batches_of(12)))
+        counts.append(reads.count)
+    assert counts[0] - counts[1] == 3
