@@ -52,7 +52,7 @@ class KeptBuffers:
 
     def keep(self) -> None:
         """Copy them before a step. Nothing waits for the device."""
-        by_dtype = defaultdict(list)
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for buffer in self._buffers:
             tensor = getattr(buffer.owner, buffer.key)
             is_new = buffer.version == -1
@@ -62,12 +62,14 @@ class KeptBuffers:
             if is_new or buffer.changes:
                 if buffer.copied is None or is_replaced:
                     buffer.copied = torch.empty_like(tensor)
-                by_dtype[tensor.dtype].append((buffer.copied, tensor.detach()))
+                copies, tensors = by_dtype[tensor.dtype]
+                copies.append(buffer.copied)
+                tensors.append(tensor.detach())
             else:
                 buffer.copied = None
             buffer.tensor, buffer.version = tensor, tensor._version
-        for pairs in by_dtype.values():
-            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        for copies, tensors in by_dtype.values():
+            torch._foreach_copy_(copies, tensors)
 
     def restore(self) -> None:
         """Give them back as they were at the last `keep`."""

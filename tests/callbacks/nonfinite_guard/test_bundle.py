@@ -1,9 +1,11 @@
 """A bundle opens anywhere, and without code from the file."""
 
+import random
 from collections import UserDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
