@@ -26,7 +26,8 @@ from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.read.source import OnBadSample
-from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.render.example import TooLong
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.errors import DataError, UserError

@@ -8,7 +8,8 @@ from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
 from lightning_vlm.data.batch.sampler import PAD_INDEX
 from lightning_vlm.data.batch.skipped import SampleCounts
 from lightning_vlm.data.conversation import Conversations
-from lightning_vlm.data.render.renderer import Example, Renderer
+from lightning_vlm.data.render.example import Example
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 
 

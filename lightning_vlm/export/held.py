@@ -56,7 +56,7 @@ def held(
     for index, conversation in enumerate(islice(asking, count)):
         asked = _question(conversation)
         example, _ = renderer.prompt(asked)
-        turns, _ = arrange(asked.messages, renderer.template.writes)
+        turns, _ = arrange(asked.messages, renderer.template.accepts)
         found.append(
             Held(
                 conversation.source,

@@ -10,7 +10,7 @@ import PIL.Image
 from torch import Tensor
 
 from lightning_vlm.data.conversation import Box, Conversation
-from lightning_vlm.data.render.renderer import TooLong
+from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.tokens import Piece
 from lightning_vlm.kinds import Kind

@@ -16,7 +16,8 @@ from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.conversation import Box, Conversation, Image
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render.renderer import Example, Renderer, TooLong
+from lightning_vlm.data.render.example import Example, TooLong
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.inspect.preview import Picture, Preview, Sample, SampleStats, Skipped
 from lightning_vlm.inspect.summary import describe_changes

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
-from lightning_vlm.data.render.renderer import Example
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch.distributed
 
 from lightning_vlm.data.batch.collate import Batch
-from lightning_vlm.data.render.renderer import TooLong
+from lightning_vlm.data.render.example import TooLong
 
 ENOUGH = 64
 """After so many samples a run that has nearly none to learn from is stopped; a shorter epoch at its end."""

@@ -4,22 +4,24 @@ import itertools
 import re
 import traceback
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.render.bounded_template import BoundedTemplate
+from lightning_vlm.data.render.markers import split_at_markers, text_marker, text_numbers
 from lightning_vlm.data.render.stripped_texts import match_stripped
 from lightning_vlm.data.render.template_sizes import TemplateLimit
 from lightning_vlm.data.render.templates import TEMPLATES
-from lightning_vlm.data.render.turns import TextSpan
+from lightning_vlm.data.render.turns import TextSpan, Turn, text_spans
 from lightning_vlm.errors import DataError, UserError
 
-_MARKER = re.compile("\ue000(\\d+)\ue001")
-_OTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
-_PATTERNS = 1000
+CHOOSE_ANOTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
+_MOST_CACHED = 1000
 """How many orders of roles are cached, with whether the template accepts them."""
+_CHATS = {1: "a single question", 2: "a question and an answer", 4: "several rounds"}
 
 
 class ChatTemplate:
@@ -27,234 +29,201 @@ class ChatTemplate:
 
     Args:
         processor: A processor of transformers.
-        ends: The tokens that may end a turn.
-        placeholders: The tokens that may stand for a picture.
 
     Raises:
-        UserError: There is no template, or it can't render one question and one answer.
+        UserError: There is no template, or it is no Jinja.
     """
 
-    def __init__(self, processor: ProcessorMixin, ends: set[str], placeholders: set[str]) -> None:
+    def __init__(self, processor: ProcessorMixin) -> None:
         self.name = type(processor).__name__
         template = getattr(processor, "chat_template", None)
-        template = template.get("default") if isinstance(template, dict) else template
-        if not template or not str(template).strip():
+        if isinstance(template, dict):
+            template = template.get("default")
+        self._text = str(template or "")
+        if not self._text.strip():
             raise UserError(
                 f"{self.name} has no chat template; name a ready one with model.chat_template "
                 f"({', '.join(TEMPLATES)}), or give the Jinja text"
             )
-        self._tokens = processor.tokenizer.special_tokens_map
-        self._written: dict[tuple[str, ...], bool] = {}
+        self._special_tokens = processor.tokenizer.special_tokens_map
+        self._accepted: dict[tuple[str, ...], bool] = {}
         try:
-            self._template = BoundedTemplate(str(template))
+            self._template = BoundedTemplate(self._text)
         except Exception as error:
-            reason = _reason(error, str(template))
-            raise UserError(f"the chat template of {self.name} is no Jinja: {reason}; {_OTHER}") from error
-        self._generation_prompt = self._find_generation_prompt()
-        self._check_beginning()
-        self.end_of_turn = self._find_end_of_turn(ends, str(processor.tokenizer.eos_token))
-        """What it writes to end an answer: a special token, and white space before it."""
-        self._check_picture(placeholders)
-        if self._template.asked_for_date:
-            day = self._template.now.date()
-            self._warn(f"writes the date: that of the start, {day}; a run on another day has other tokens")
+            reason = self._reason(error)
+            raise UserError(
+                f"the chat template of {self.name} is no Jinja: {reason}; {CHOOSE_ANOTHER}"
+            ) from error
 
-    def render(self, turns: list[dict[str, Any]], generate: bool, source: str) -> str:
-        """The text of some turns, with the generation prompt behind it if asked for.
+    def render_marked(self, turns: Sequence[Turn], generate: bool, source: str) -> tuple[str, list[TextSpan]]:
+        """The text of some turns with a marker in place of each of their texts, and those texts.
+
+        Args:
+            turns: The turns.
+            generate: Whether the generation prompt comes behind them.
+            source: Of the sample, for errors.
+        Returns:
+            The marked text, and the texts as the template writes them: as they are, or stripped.
 
         Raises:
-            DataError: The template refuses them, fails at them, or does not end.
+            DataError: The template refuses the turns, fails at them, does not end, or writes their texts
+                in a way that can't be masked exactly; or a text is no Unicode.
         """
-        try:
-            return self._render(turns, generate)
-        except Exception as error:  # a template is a program, and may raise anything
-            reason = _reason(error, self._template.text)
-            roles = [turn["role"] for turn in turns]
-            late = any(role != "system" and later == "system" for role, later in itertools.pairwise(roles))
-            if not isinstance(error, TemplateError):
-                found = f"a conversation at which the chat template fails ({reason})"
-                expected = "turns that it knows, or another template (model.chat_template)"
-            elif late:
-                found = f"a system turn behind others, which the chat template refuses ({reason})"
-                expected = "system turns at the start, or another template (model.chat_template)"
-            else:
-                found = f"a conversation that the chat template refuses ({reason})"
-                expected = "turns that it knows, or another template (model.chat_template)"
-            raise DataError(source, "messages", found, expected) from error
+        content = [list(text_spans(turn)) for turn in turns]
+        spans = [span for of_turn in content for span in of_turn if span]
+        for span in spans:
+            _check_unicode(span, source)
+        roles = [turn.role for turn in turns]
+        markers = map(text_marker, itertools.count())
+        marked = self._render_sample(_messages(roles, content, markers), generate, source)
+        written = self._render_sample(
+            _messages(roles, content, (span.text for span in spans)), generate, source
+        )
+        return marked, _texts_as_written(marked, written, spans, source)
 
-    def writes(self, roles: tuple[str, ...]) -> bool:
+    def accepts(self, roles: tuple[str, ...]) -> bool:
         """Whether it writes the text of each of some turns, once and in order."""
-        if roles not in self._written:
-            if len(self._written) >= _PATTERNS:
-                self._written.clear()
+        if roles not in self._accepted:
+            if len(self._accepted) >= _MOST_CACHED:
+                self._accepted.clear()
             try:
-                marked = self._render([_turn(role, index) for index, role in enumerate(roles)], False)
+                marked = self._render(_trial(roles), False)
             except Exception:
                 marked = ""
-            self._written[roles] = _numbers(marked) == list(range(len(roles)))
-        return self._written[roles]
+            self._accepted[roles] = text_numbers(marked) == list(range(len(roles)))
+        return self._accepted[roles]
 
-    def as_written(
-        self, marked: str, turns: list[dict[str, Any]], spans: list[TextSpan], generate: bool, source: str
-    ) -> list[TextSpan]:
-        """The texts as the template writes them: as they are, or stripped. Anything else is refused."""
-        pieces = _MARKER.split(marked)  # template, number, template, number, ..., template
-        found = _numbers(marked)
-        if found != list(range(len(spans))):
-            lost = sorted(set(range(len(spans))) - set(found))
-            what = f"that leaves out {spans[lost[0]].key}" if lost else "that repeats or reorders texts"
-            expected = "one that writes every text once, in order"
-            raise DataError(source, "messages", f"a chat template {what}", expected)
-        texts = iter(spans)
-        real = [
-            {
-                **turn,
-                "content": [
-                    part if part["type"] == "image" else {**part, "text": next(texts).text}
-                    for part in turn["content"]
-                ],
-            }
-            for turn in turns
-        ]
-        written = self.render(real, generate, source)
-        if _MARKER.sub(lambda match: spans[int(match[1])].text, marked) == written:
-            return spans
-        stripped = match_stripped(written, pieces[::2], spans)
-        if stripped is None:
-            found_text, expected = "a text that the chat template changes", "text that it writes as it is"
-            raise DataError(source, "messages", found_text, expected)
-        return stripped
-
-    def _render(self, turns: list[dict[str, Any]], generate: bool) -> str:
-        return self._template.render(turns, add_generation_prompt=generate, **self._tokens)
-
-    def _trial(self, *roles: str, generate: bool = False) -> list[str]:
+    def around(self, *roles: str, generate: bool = False) -> list[str]:
         """What the template writes before, between and behind the texts of some turns.
+
+        Args:
+            roles: Of the turns.
+            generate: Whether the generation prompt comes behind them.
 
         Raises:
             UserError: It fails at them, or does not write each text once and in order.
         """
-        chat = {1: "a single question", 2: "a question and an answer"}.get(len(roles), "several rounds")
+        chat = _CHATS[len(roles)]
         try:
-            marked = self._render([_turn(role, index) for index, role in enumerate(roles)], generate)
+            marked = self._render(_trial(roles), generate)
         except Exception as error:
-            reason = _reason(error, self._template.text)
-            message = f"the chat template of {self.name} can't render {chat}: {reason}; {_OTHER}"
-            raise UserError(message) from error
-        if _numbers(marked) != list(range(len(roles))):
-            what = (
-                "writes nothing of" if not marked.strip() else "must write once, and in order, each text of"
-            )
-            raise UserError(f"the chat template of {self.name} {what} {chat}; {_OTHER}")
-        return _MARKER.split(marked)[::2]
+            message = f"the chat template of {self.name} can't render {chat}: {self._reason(error)}"
+            raise UserError(f"{message}; {CHOOSE_ANOTHER}") from error
+        if text_numbers(marked) != list(range(len(roles))):
+            what = "must write once, and in order, each text of" if marked.strip() else "writes nothing of"
+            raise UserError(f"the chat template of {self.name} {what} {chat}; {CHOOSE_ANOTHER}")
+        return [piece.before for piece in split_at_markers(marked)]
 
-    def _warn(self, what: str) -> None:
-        warnings.warn(f"the chat template of {self.name} {what}", stacklevel=4)
+    def warn_of_flaws(self, placeholders: set[str]) -> None:
+        """Warn if it has no place for pictures, or writes the date.
 
-    def _find_generation_prompt(self) -> str:
-        """What the template writes to have an answer begun; if nothing, how it ends a question."""
-        _, without = self._trial("user")
-        _, prompt = self._trial("user", generate=True)
-        begin = prompt[len(without) :] if prompt.startswith(without) else ""
-        return begin or prompt
+        Args:
+            placeholders: The tokens that may stand for a picture.
+        """
+        flaw = self._flaw_of_pictures(placeholders)
+        if flaw:
+            warnings.warn(f"the chat template of {self.name} {flaw}; {CHOOSE_ANOTHER}", stacklevel=3)
+        if self._template.asked_for_date:
+            day = self._template.now.date()
+            flaw = f"writes the date: that of the start, {day}; a run on another day has other tokens"
+            warnings.warn(f"the chat template of {self.name} {flaw}", stacklevel=3)
 
-    def _check_beginning(self) -> None:
-        """Warn if answers in a chat begin differently from the generation prompt."""
-        before = self._trial("user", "assistant")[1]
-        if self._gap(before) is None:
-            self._warn(
-                f"begins an answer with {before!r}, but asks for one with {self._generation_prompt!r}, so "
-                f"the prompt of a new answer would differ from training; {_OTHER}"
-            )
-
-    def _find_end_of_turn(self, special: set[str], eos: str) -> str:
-        """What the template writes to end an answer: a special token, and white space before it."""
-        pattern = re.compile(rf"\s*({any_of(special).pattern})")
-        begin, _, last = self._trial("user", "assistant")
-        match = pattern.match(last)
-        between = self._between_rounds()
-        if match and between is not None and not between.startswith(match[0]):
-            self._warn(
-                f"ends only the last answer of a chat with {match[1]!r}, so after the others the model would "
-                f"not learn to stop; {_OTHER}"
-            )
-        if match:
-            return match[0]
-        inner = pattern.match(between or "")
-        # What also begins the first turn belongs to the next turn here, and doesn't end this one.
-        if inner and (inner[1] == eos or inner[1] not in begin):
-            self._warn(
-                f"ends every answer but the last one of a chat with {inner[1]!r}, so the model would hardly "
-                f"learn to stop; {_OTHER}"
-            )
-            return inner[0]
-        self._warn(
-            f"writes no end-of-turn token after an answer, so the model would never learn to stop; {_OTHER}"
-        )
-        return ""
-
-    def _between_rounds(self) -> str | None:
-        """What it writes between an answer and the next question; None if it takes one round only."""
-        roles = ("user", "assistant") * 2
-        return self._trial(*roles)[2] if self.writes(roles) else None
-
-    def _check_picture(self, placeholders: set[str]) -> None:
-        """Warn of a template that has no place for pictures."""
-        turn = _turn("user", 0)
-        turn["content"].insert(0, {"type": "image"})
+    def _flaw_of_pictures(self, placeholders: set[str]) -> str | None:
+        (message,) = _trial(["user"])
+        message["content"].insert(0, {"type": "image"})
         try:
-            written = self._render([turn], False)
+            written = self._render([message], False)
         except Exception as error:
-            reason = _reason(error, self._template.text)
-            self._warn(f"refuses a question with a picture ({reason}); {_OTHER}")
-            return
+            return f"refuses a question with a picture ({self._reason(error)})"
         if placeholders and not any_of(placeholders).search(written):
             shown = " or ".join(sorted(placeholders))
-            self._warn(f"writes no place for a picture ({shown}), so pictures will be refused; {_OTHER}")
-
-    def gap(self, before: str) -> int:
-        """How many characters at the end of an answer's lead-in come after the generation prompt."""
-        return self._gap(before) or 0
-
-    def _gap(self, before: str) -> int | None:
-        for gap in range(len(before) - len(before.rstrip()) + 1):
-            if before[: len(before) - gap].endswith(self._generation_prompt):
-                return gap
+            return f"writes no place for a picture ({shown}), so pictures will be refused"
         return None
 
+    def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
+        return self._template.render(messages, add_generation_prompt=generate, **self._special_tokens)
 
-def _turn(role: str, number: int) -> dict[str, Any]:
-    """A turn with a marker as its text."""
-    return {"role": role, "content": [{"type": "text", "text": f"\ue000{number}\ue001"}]}
+    def _render_sample(self, messages: list[dict[str, Any]], generate: bool, source: str) -> str:
+        try:
+            return self._render(messages, generate)
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = self._reason(error)
+            roles = [message["role"] for message in messages]
+            expected = "turns that it knows"
+            if not isinstance(error, TemplateError):
+                found = f"a conversation at which the chat template fails ({reason})"
+            elif "system" in itertools.dropwhile(lambda role: role == "system", roles):
+                found = f"a system turn behind others, which the chat template refuses ({reason})"
+                expected = "system turns at the start"
+            else:
+                found = f"a conversation that the chat template refuses ({reason})"
+            expected += ", or another template (model.chat_template)"
+            raise DataError(source, "messages", found, expected) from error
+
+    def _reason(self, error: Exception) -> str:
+        """Why the template failed, in one line, with its line in a template of several."""
+        text = " ".join(str(error).split())
+        if isinstance(error, TemplateSyntaxError):
+            return f"line {error.lineno}: {text}"
+        if isinstance(error, RecursionError):
+            text = "it calls itself without end"
+        elif not isinstance(error, TemplateError | TemplateLimit):
+            text = f"{type(error).__name__}: {text}"
+        if len(text) > 200:
+            text = f"{text[:200]}..."
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
+        return f"line {lines[-1]}: {text}" if lines and "\n" in self._text else text
 
 
-def _numbers(marked: str) -> list[int]:
-    """The numbers of the markers in a text."""
-    return [int(number) for number in _MARKER.findall(marked)]
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of some words, the longest first; nothing where there are none."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _reason(error: Exception, template: str) -> str:
-    """Why a template failed, in one line, with its line in a template of several."""
-    text = " ".join(str(error).split())
-    if isinstance(error, TemplateSyntaxError):
-        return f"line {error.lineno}: {text}"
-    if isinstance(error, RecursionError):
-        text = "it calls itself without end"
-    elif not isinstance(error, TemplateError | TemplateLimit):
-        text = f"{type(error).__name__}: {text}"
-    text = text if len(text) <= 200 else f"{text[:200]}..."
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
-    return f"line {lines[-1]}: {text}" if lines and template.count("\n") else text
+def _messages(
+    roles: Sequence[str], content: Sequence[Sequence[TextSpan | None]], texts: Iterator[str]
+) -> list[dict[str, Any]]:
+    """The messages of `apply_chat_template`, with other texts in place of their own."""
+    messages: list[dict[str, Any]] = []
+    for role, spans in zip(roles, content, strict=True):
+        parts = [{"type": "text", "text": next(texts)} if span else {"type": "image"} for span in spans]
+        messages.append({"role": role, "content": parts})
+    return messages
 
 
-def check_unicode(text: str, source: str, key: str) -> None:
+def _trial(roles: Sequence[str]) -> list[dict[str, Any]]:
+    """Messages of some roles, each with a marker as its text."""
+    messages: list[dict[str, Any]] = []
+    for number, role in enumerate(roles):
+        messages.append({"role": role, "content": [{"type": "text", "text": text_marker(number)}]})
+    return messages
+
+
+def _texts_as_written(marked: str, written: str, spans: list[TextSpan], source: str) -> list[TextSpan]:
+    """Each text as it stands in what the template wrote: as it is, or stripped.
+
+    Raises:
+        DataError: The template leaves out, repeats, reorders or changes one.
+    """
+    numbers = text_numbers(marked)
+    if numbers != list(range(len(spans))):
+        lost = sorted(set(range(len(spans))) - set(numbers))
+        what = f"that leaves out {spans[lost[0]].key}" if lost else "that repeats or reorders texts"
+        expected = "one that writes every text once, in order"
+        raise DataError(source, "messages", f"a chat template {what}", expected)
+    around = [piece.before for piece in split_at_markers(marked)]
+    found = match_stripped(written, around, spans)
+    if found is None:
+        what = "a text that the chat template changes"
+        raise DataError(source, "messages", what, "text that it writes as it is")
+    return found
+
+
+def _check_unicode(span: TextSpan, source: str) -> None:
     try:
-        text.encode()
+        span.text.encode()
     except UnicodeEncodeError as error:
-        found = f"half a character ({text[error.start]!r})"
-        raise DataError(source, key, found, "whole Unicode characters") from None
-
-
-def any_of(words: set[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) or r"(?!)")
+        found = f"half a character ({span.text[error.start]!r})"
+        raise DataError(source, span.key, found, "whole Unicode characters") from None

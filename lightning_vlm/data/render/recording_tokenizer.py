@@ -1,36 +1,87 @@
-"""A tokenizer that records the origin of each character, and so the kind and weight of each token."""
+"""A tokenizer that knows who wrote each character, and so the kind and weight of each token."""
 
-import itertools
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vlm.data.render.chat import ChatTemplate
-from lightning_vlm.data.render.tokens import Run, encode, one_kind
+from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.char_runs import CharRun, char_runs
+from lightning_vlm.data.render.markers import MarkedPiece, split_at_markers
+from lightning_vlm.data.render.special_tokens import SpecialTokens
+from lightning_vlm.data.render.tokens import encode
 from lightning_vlm.data.render.turns import TextSpan
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 
-MARKERS = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003", re.DOTALL)
-"""The place of a text, or an expanded picture."""
 
+class RecordingTokenizer:
+    """Stands in for the tokenizer while a processor works, and records what the tokens are.
 
-class SpecialTokens(NamedTuple):
-    """The tokens that no text may become.
+    A processor expands the pictures of a text and calls its tokenizer. Just there this one puts the real
+    texts in place of their markers.
 
     Args:
-        spelled: Finds one where a text spells it.
-        never_words: Array of int64: their ids.
+        tokenizer: The one that it stands in for.
+        special: Its special tokens.
+        answers: How the chat template begins and ends answers.
+        marked: The text that the processor gets.
+        spans: The texts.
+        source: Of the sample.
     """
 
-    spelled: re.Pattern[str]
-    never_words: np.ndarray
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        special: SpecialTokens,
+        answers: AnswerFormat,
+        marked: str,
+        spans: Sequence[TextSpan],
+        source: str,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._answers = answers
+        self._trailer = split_at_markers(marked)[-1].before
+        self._spans = spans
+        self._source = source
+        self.kinds = np.zeros(0, np.int8)
+        """A `Kind` for each token."""
+        self.weights: np.ndarray | None = None
+        """The weight of the turn of each token of an answer, 1 for others; None where all turns weigh 1."""
+        self.answer_ends: tuple[int, ...] = ()
+        """Up to which token each answer goes, without what ends its turn."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], **options: Any) -> dict[str, Any]:
+        options.pop("return_tensors", None)
+        options.pop("return_offsets_mapping", None)
+        pieces = split_at_markers(text[0])
+        bos_token = str(self._tokenizer.bos_token)
+        runs = char_runs(pieces, self._spans, self._answers, self._trailer, self._special.pattern, bos_token)
+        encoded = encode(self._tokenizer, runs, options)
+        ids = np.array(encoded.inputs["input_ids"][0])
+        self._refuse_special_tokens(ids[encoded.from_user])
+        self.kinds = encoded.kinds
+        answers = [span for span in self._spans if span.answer]
+        if any(span.end_weight != 1 or (span.weights != 1).any() for span in answers):
+            self.weights = encoded.weights
+        self.answer_ends = _answer_ends(runs, encoded.spans)
+        return _TokenizedText(encoded.inputs, _picture_tokens(pieces, runs, encoded.spans))
+
+    def _refuse_special_tokens(self, ids_from_user: np.ndarray) -> None:
+        """Raise if a person's words became a special token, which would let them forge turns or pictures."""
+        forged = ids_from_user[np.isin(ids_from_user, self._special.ids)]
+        if len(forged):
+            token = self._tokenizer.convert_ids_to_tokens(int(forged[0]))
+            found = f"text that spells {token}, which this tokenizer can't keep as text"
+            raise DataError(self._source, "messages", found, "other words")
 
 
-class _Text(dict[str, Any]):
+class _TokenizedText(dict[str, Any]):
     """What a tokenizer gives, where a processor may also ask for the token of a character."""
 
     def __init__(self, inputs: Mapping[str, Any], token_of: Mapping[int, int]) -> None:
@@ -42,124 +93,29 @@ class _Text(dict[str, Any]):
         return self._token_of.get(char)
 
 
-class RecordingTokenizer:
-    """Stands in for the tokenizer while the processor works: gets the expanded text, puts in the real texts,
-    and knows the kind and the weight of each character.
+def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[int, ...]:
+    reached = np.maximum.accumulate(spans[:, 1])  # up to which character each token and those before it go
+    place = 0
+    ends = []
+    for run in runs:
+        place += len(run.text)
+        if run.from_user and run.answer:
+            ends.append(int(np.searchsorted(reached, place, side="right")))
+    return tuple(ends)
 
-    Args:
-        tokenizer: The one that it stands in for.
-        special: What it must recognise.
-        template: The chat template that wrote the text.
-        spans: The texts.
-        source: Of the sample.
-        trailer: What the template writes behind the last text or picture.
-    """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        special: SpecialTokens,
-        template: ChatTemplate,
-        spans: list[TextSpan],
-        source: str,
-        trailer: str,
-    ) -> None:
-        self._tokenizer, self._special, self._template = tokenizer, special, template
-        self._spans, self._source, self._trailer = spans, source, trailer
-        self.kinds = np.zeros(0, np.int8)
-        self.weights: np.ndarray | None = None
-        self.answer_ends: list[int] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-    def __call__(self, text: list[str], **options: Any) -> dict[str, Any]:
-        for name in ("return_tensors", "return_offsets_mapping"):
-            options.pop(name, None)
-        runs = self._runs(text[0])
-        encoded = encode(self._tokenizer, runs, options)
-        ids = np.array(encoded.inputs["input_ids"][0])
-        forged = ids[encoded.words & np.isin(ids, self._special.never_words)]
-        if len(forged):
-            token = self._tokenizer.convert_ids_to_tokens(int(forged[0]))
-            found = f"text that spells {token}, which this tokenizer can't keep as text"
-            raise DataError(self._source, "messages", found, "other words")
-        self.kinds, self.weights = encoded.kinds, encoded.weights
-        self.answer_ends = self._tokens_until_answers_end(runs, encoded.spans)
-        return _Text(encoded.inputs, self._picture_tokens(text[0], runs, encoded.spans))
-
-    def _runs(self, text: str) -> list[Run]:
-        template, runs = self._template, list[Run]()
-        pieces = MARKERS.split(text)  # template, number or None, picture or None, template, ...
-        # Text that a processor adds at the end (PaliGemma's adds a new line) belongs to the question, even
-        # when the answer is already there.
-        added = pieces[-1][len(self._trailer) :] if pieces[-1].startswith(self._trailer) else ""
-        pieces[-1] = pieces[-1].removesuffix(added)
-        answer, weight = 0, 1.0  # of the answer that ended just before
-        for place in range(0, len(pieces), 3):
-            piece = pieces[place]
-            number, picture = pieces[place + 1 : place + 3] or (None, None)
-            if answer and piece.startswith(template.end_of_turn):
-                runs.append(one_kind(template.end_of_turn, Kind.RESPONSE, answer, weight))
-                piece = piece[len(template.end_of_turn) :]
-            span = None if number is None else self._spans[int(number)]
-            texts = self._text_runs(span, answer + 1) if span else []
-            answers = bool(span and span.answer)
-            gap = template.gap(piece) if answers else 0
-            runs.append(one_kind(piece[: len(piece) - gap], Kind.SPECIAL))
-            if answers or place == len(pieces) - 1:
-                runs.append(one_kind(added, Kind.SPECIAL))
-                added = ""
-            if gap:
-                runs.append(one_kind(piece[-gap:], Kind.RESPONSE, texts[0].answer, texts[0].weight))
-            if picture is not None:
-                begin = str(self._tokenizer.bos_token)  # PaliGemma's processor puts it behind the pictures
-                begin = begin if picture.endswith(begin) else ""
-                runs.append(one_kind(picture.removesuffix(begin), Kind.IMAGE))
-                runs.append(one_kind(begin, Kind.SPECIAL))
-            runs += texts
-            answer, weight = (texts[-1].answer, texts[-1].weight) if answers else (0, 1.0)
-        return runs
-
-    def _text_runs(self, span: TextSpan, answer: int) -> list[Run]:
-        """The runs of a text: one, but of an answer one for each stretch of one weight, from `answer` on."""
-        if not span.answer:
-            return [self._words(span, 0, 1.0)]
-        (changes,) = np.nonzero(span.weights[1:] != span.weights[:-1])
-        places = [0, *(int(change) + 1 for change in changes), len(span.text)]
-        runs: list[Run] = []
-        for start, stop in itertools.pairwise(places):
-            weight = float(span.weights[start]) if stop else span.end_weight
-            runs.append(self._words(span.part(slice(start, stop)), answer + len(runs), weight))
-        if runs[-1].weight != span.end_weight:  # the last of several turns has no words
-            runs.append(one_kind("", Kind.RESPONSE, answer + len(runs), span.end_weight))
-        return runs
-
-    def _words(self, span: TextSpan, answer: int, weight: float) -> Run:
-        spelled = self._special.spelled.search(span.text) is not None
-        return Run(span.text, span.kinds, answer, words=True, plain=spelled, weight=weight)
-
-    def _tokens_until_answers_end(self, runs: list[Run], spans: np.ndarray) -> list[int]:
-        """Up to which token each answer goes, without what ends its turn."""
-        until = np.maximum.accumulate(spans[:, 1])
-        place, ends = 0, []
-        for run, after in itertools.zip_longest(runs, runs[1:]):
-            place += len(run.text)
-            last_of_answer = run.answer and run.words and not (after and after.answer and after.words)
-            if last_of_answer:
-                ends.append(int(np.searchsorted(until, place, side="right")))
-        return ends
-
-    def _picture_tokens(self, text: str, runs: list[Run], spans: np.ndarray) -> dict[int, int]:
-        """The tokens of the first and last characters of each picture, by their places in the marked text."""
-        pictures = [match.span(2) for match in MARKERS.finditer(text) if match[2] is not None]
-        place, places = 0, []
-        for run in runs:
-            if run.kinds[:1] == bytes([Kind.IMAGE]):
-                places.append((place, place + len(run.text)))
-            place += len(run.text)
-        found = {}
-        for (start, stop), (begin, end) in zip(pictures, places, strict=True):
-            found[start] = int(np.searchsorted(spans[:, 1], begin, side="right"))
-            found[stop - 1] = int(np.searchsorted(spans[:, 1], end - 1, side="right"))
-        return found
+def _picture_tokens(
+    pieces: Sequence[MarkedPiece], runs: Sequence[CharRun], spans: np.ndarray
+) -> dict[int, int]:
+    """The tokens of the first and last characters of each picture, by their places in the marked text."""
+    asked = [piece.picture_place for piece in pieces if piece.picture is not None]
+    token_of = {}
+    place = 0
+    for run in runs:
+        stop = place + len(run.text)
+        if run.kinds.startswith(bytes([Kind.IMAGE])):
+            first, behind = asked.pop(0)
+            token_of[first] = int(np.searchsorted(spans[:, 1], place, side="right"))
+            token_of[behind - 1] = int(np.searchsorted(spans[:, 1], stop - 1, side="right"))
+        place = stop
+    return token_of

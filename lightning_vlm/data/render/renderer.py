@@ -1,88 +1,48 @@
-"""From a conversation to token ids, each with its kind, through the processor's own chat template.
+"""Where a mask is made: from a conversation to token ids, each with its kind."""
 
-The template is rendered with a marker in place of every text and around every picture. The processor then
-expands the pictures and calls its tokenizer; just there the markers are replaced by the texts, so it is known
-of each character whether the template, a picture or a person wrote it. Tokens get their kind from their
-characters.
-"""
-
-import re
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.conversation import Conversation, Image, Message
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render.chat import ChatTemplate, any_of, check_unicode
+from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.chat import ChatTemplate, any_of
+from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
-from lightning_vlm.data.render.recording_tokenizer import MARKERS, RecordingTokenizer, SpecialTokens
-from lightning_vlm.data.render.turns import (
-    TRAILING,
-    TextSpan,
-    Turn,
-    arrange,
-    plain_text,
-    round_ends,
-    text_spans,
-)
+from lightning_vlm.data.render.markers import mark_pictures
+from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
+from lightning_vlm.data.render.special_tokens import special_tokens
+from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
 
-
-@dataclass(slots=True)
-class Example:
-    """One rendered sample.
-
-    Args:
-        input_ids: Tensor of shape [length], int64.
-        kinds: Tensor of shape [length], int8, a `Kind` for each token.
-        inputs: What else the model's forward takes, as the processor gives it for one sample.
-        conversation: What was rendered, without what comes after the last answer and the rounds that did not
-            fit.
-        turn_weights: Tensor of shape [length], float32: the weight of the turn of each token of an answer, 1
-            for all others; None where each turn weighs 1.
-        truncated: How many messages did not fit.
-        changes: What else was done to its turns, each in a sentence of `turns`.
-        answer_ends: Up to which token each answer goes, without what ends its turn.
-    """
-
-    input_ids: Tensor
-    kinds: Tensor
-    inputs: dict[str, Tensor]
-    conversation: Conversation
-    turn_weights: Tensor | None = None
-    truncated: int = 0
-    changes: tuple[str, ...] = ()
-    answer_ends: tuple[int, ...] = ()
-
-
-class TooLong(DataError):  # noqa: N818
-    """A sample that does not fit, not even its first round."""
-
-    @property
-    def length(self) -> int:
-        """How many tokens it has; of a text so long that they were not all counted, how many were."""
-        number = re.search(r"[0-9][0-9,]*", self.found)
-        return int(number[0].replace(",", "")) if number else 0
+_Pictures = dict[tuple[int, int], PIL.Image.Image]
+"""The pictures opened so far, by message and part."""
 
 
 class Renderer:
-    """Renders conversations for one processor.
+    """Turns conversations into token ids, and says of each token who wrote it.
 
-    Every token gets a kind. Of an assistant turn, its words and its end-of-turn token are the response; so is
-    white space that the template puts between the generation prompt and the words, since the model must write
-    it when it answers. Nothing else is response. For ordinary text the ids are those of the processor's own
+    1. The chat template is rendered with a marker in place of each text, so it shows what it writes itself.
+    2. The processor expands the pictures of that marked text as it does for any other.
+    3. When it calls its tokenizer, a `RecordingTokenizer` puts the real texts in place of their markers, and
+       so knows of each character whether the template, a picture or a person wrote it.
+    4. The real tokenizer makes tokens of these characters, and each token gets its `Kind` from them.
+    5. The mask is the tokens of the kinds of answers: their words, and the tokens that end their turns.
+
+    White space that the template puts between the generation prompt and an answer is part of the answer,
+    since the model must write it. For ordinary text the ids are those of the processor's own
     `apply_chat_template`. Text that spells a special token or a picture's placeholder stays text; where the
-    tokenizer would join an answer with what the template writes around it, the answer is tokenized
-    alone, as generation would write it. The same holds where two turns of different weights share a token. A
-    template that writes no end-of-turn token gets a warning.
-
-    Turns in other orders than question and answer are written as the template takes them; see `arrange`.
+    tokenizer would join an answer with what the template writes around it, or two turns of different weights,
+    they are tokenized apart, as generation would write them. A template that writes no end-of-turn token gets
+    a warning. Turns in other orders than question and answer are written as the template takes them; see
+    `arrange`.
 
     Args:
         processor: A processor of transformers that has a chat template.
@@ -98,21 +58,16 @@ class Renderer:
             raise UserError(
                 f"{type(processor.tokenizer).__name__} is a slow tokenizer; exact masks need a fast one"
             )
-        self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
-        placeholders = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
-        self._placeholders = {str(token) for token in placeholders if token}
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {str(token) for token in self.tokenizer.all_special_tokens}
-        special |= {token.content for token in added if token.special} | self._placeholders
-        never = sorted(special - {str(self.tokenizer.unk_token)})
-        ids = (self.tokenizer.convert_tokens_to_ids(token) for token in never)
-        known = {one for one in ids if one not in (None, self.tokenizer.unk_token_id)}
-        self._special = SpecialTokens(any_of(special), np.array(sorted(known), np.int64))
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = max_length
+        self.special = special_tokens(processor)
+        self.template = ChatTemplate(processor)
+        self.answers = AnswerFormat(self.template, self.special.ends, str(self.tokenizer.eos_token))
+        self.template.warn_of_flaws(self.special.placeholders)
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
         # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
-        self._sees_prefix_both_ways = "labels" in processor.model_input_names
-        begin = {str(self.tokenizer.bos_token)} - {str(self.tokenizer.eos_token)}
-        self.template = ChatTemplate(processor, special - self._placeholders - begin, self._placeholders)
+        self._prefix_attends_both_ways = "labels" in processor.model_input_names
 
     @property
     def most_tokens(self) -> int:
@@ -130,40 +85,37 @@ class Renderer:
                 text that the template changes so that it can't be masked exactly.
             TooLong: Not even its first round fits into `max_length`.
         """
-        source, messages = conversation.source, conversation.messages
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if not answers:
-            expected = "at least one answer to learn from (data.columns says which column it is in)"
-            raise DataError(source, "messages", "no assistant turn", expected)
-        learned = messages[: answers[-1] + 1]
-        turns, changes = arrange(learned, self.template.writes)
-        changes += (TRAILING,) if len(learned) < len(messages) else ()
+        source = conversation.source
+        learned = _until_last_answer(conversation)
+        turns, changes = arrange(learned, self.template.accepts)
+        if len(learned) < len(conversation.messages):
+            changes += (TRAILING,)
         ends = round_ends(turns)
-        within, least = turns_within(turns, self.most_tokens, self.tokenizer)
+        within, counted = turns_within(turns, self.most_tokens, self.tokenizer)
         rounds = sum(end <= within for end in ends)
-        if least is not None and (not rounds or self.max_length is None):
-            raise self._too_long(source, f"more than {least:,} tokens")
-        pictures: dict[tuple[int, int], PIL.Image.Image] = {}
-        rendered: dict[int, Example] = {}
+        if counted is not None and (not rounds or self.max_length is None):
+            raise self._too_long(source, f"more than {counted:,} tokens", counted)
+        pictures: _Pictures = {}
+        last_answers = [sum(turn.role == "assistant" for turn in turns[:end]) - 1 for end in ends]
 
-        def render(count: int) -> tuple[int, list[int]]:
-            if count not in rendered:
-                rendered[count] = self._render(conversation, turns[: ends[count - 1]], False, pictures)
-            example = rendered[count]
-            answers = [place + 1 for place, turn in enumerate(turns) if turn.role == "assistant"]
-            tokens = dict(zip(answers, example.answer_ends, strict=False))
-            return len(example.input_ids), [tokens[end] for end in ends[:count]]
+        @functools.cache
+        def render(count: int) -> Example:
+            return self._render(conversation, turns[: ends[count - 1]], False, pictures)
 
-        fit = rounds if self.max_length is None else longest_fit(rounds, self.max_length, render)
-        length, _ = render(max(fit, 1))
-        example = rendered[max(fit, 1)]
-        if not fit:
+        def measure(count: int) -> tuple[int, list[int]]:
+            rendered = render(count)
+            return len(rendered.input_ids), [rendered.answer_ends[last] for last in last_answers[:count]]
+
+        if self.max_length is not None:
+            rounds = longest_fit(rounds, self.max_length, measure)
+        example = render(max(rounds, 1))
+        if not rounds:
+            length = len(example.input_ids)
             of_pictures = int((example.kinds == Kind.IMAGE).sum())
-            raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures")
-        kept = sum(len(turn.messages) for turn in turns[: ends[fit - 1]])
-        conversation = replace(conversation, messages=messages[:kept])
-        truncated = len(learned) - kept
-        return replace(example, conversation=conversation, truncated=truncated, changes=changes)
+            raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures", length)
+        kept = sum(len(turn.messages) for turn in turns[: ends[rounds - 1]])
+        conversation = replace(conversation, messages=learned[:kept])
+        return replace(example, conversation=conversation, truncated=len(learned) - kept, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
         """Render what the model is to answer: everything before the last assistant turn, and the template's
@@ -175,72 +127,69 @@ class Renderer:
         Raises:
             As `example`. A prompt is never cut: TooLong if it exceeds `max_length`.
         """
-        source, reference = conversation.source, None
-        turns, changes = arrange(conversation.messages, self.template.writes)
-        if turns[-1].role == "assistant":
-            reference = plain_text(turns.pop())
+        source = conversation.source
+        turns, changes = arrange(conversation.messages, self.template.accepts)
+        reference = plain_text(turns.pop()) if turns[-1].role == "assistant" else None
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
-        _, least = turns_within(turns, self.most_tokens, self.tokenizer)
-        if least is not None:
-            raise self._too_long(source, f"a prompt of more than {least:,} tokens")
+        _, counted = turns_within(turns, self.most_tokens, self.tokenizer)
+        if counted is not None:
+            raise self._too_long(source, f"a prompt of more than {counted:,} tokens", counted)
         example = self._render(conversation, turns, True, {})
-        if self.max_length is not None and len(example.input_ids) > self.max_length:
-            raise self._too_long(source, f"a prompt of {len(example.input_ids)} tokens")
+        length = len(example.input_ids)
+        if self.max_length is not None and length > self.max_length:
+            raise self._too_long(source, f"a prompt of {length} tokens", length)
         asked = conversation.messages[:kept] or (Message("user", ()),)
         conversation = replace(conversation, messages=asked)
         return replace(example, conversation=conversation, changes=changes), reference
 
-    def _too_long(self, source: str, found: str) -> TooLong:
+    def _too_long(self, source: str, found: str, length: int) -> TooLong:
         if self.max_length is None:
             expected = f"at most {self.most_tokens:,} without data.max_length; set it, so that it is cut"
         elif found.startswith("a prompt"):
             expected = f"at most {self.max_length} (max_length)"
         else:
             expected = f"at most {self.max_length} (max_length); smaller pictures or a shorter text"
-        return TooLong(source, "", found, expected)
+        return TooLong(source, found, expected, length)
 
     def _render(
-        self,
-        conversation: Conversation,
-        turns: list[Turn],
-        generate: bool,
-        opened: dict[tuple[int, int], PIL.Image.Image],
+        self, conversation: Conversation, turns: Sequence[Turn], generate: bool, opened: _Pictures
     ) -> Example:
         """Render some turns of a conversation; `opened` keeps the pictures for the next time."""
         source = conversation.source
-        pictures: list[PIL.Image.Image] = []
-        written: list[dict[str, Any]] = []
-        spans: list[TextSpan] = []
-        for turn in turns:
-            pictures += self._open_pictures(turn, source, opened)
-            content: list[dict[str, str]] = []
-            for span in text_spans(turn):
-                if span is None:
-                    content.append({"type": "image"})
-                else:
-                    check_unicode(span.text, source, span.key)
-                    content.append({"type": "text", "text": f"\ue000{len(spans)}\ue001"})
-                    spans.append(span)
-            written.append({"role": turn.role, "content": content})
-        marked = self.template.render(written, generate, source)
-        spans = self.template.as_written(marked, written, spans, generate, source)
-        options: dict[str, Any] = {"return_tensors": "pt"}
-        bos = self.tokenizer.bos_token
-        if bos is not None and marked.startswith(bos):  # as apply_chat_template does
-            options["add_special_tokens"] = False
-        marked, places = any_of(self._placeholders).subn("\ue002\\g<0>\ue003", marked)
+        pictures = _open_pictures(turns, source, opened)
+        marked, spans = self.template.render_marked(turns, generate, source)
+        marked, places = mark_pictures(marked, any_of(self.special.placeholders))
         if places != len(pictures):
             found = f"{len(pictures)} picture(s) and {places} place(s) for them in the rendered template"
             raise DataError(source, "messages", found, "as many places as pictures")
-        recorder = RecordingTokenizer(
-            self.tokenizer, self._special, self.template, spans, source, MARKERS.split(marked)[-1]
-        )
+        recorder = RecordingTokenizer(self.tokenizer, self.special, self.answers, marked, spans, source)
+        inputs = self._process(marked, pictures, recorder, source)
+        input_ids = inputs.pop("input_ids")[0]
+        kinds = torch.from_numpy(recorder.kinds)
+        if len(kinds) != len(input_ids):
+            raise UserError(
+                f"{type(self.processor).__name__} changes the ids after tokenizing; not supported"
+            )
+        inputs.pop("labels", None)
+        if self._prefix_attends_both_ways:
+            inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
+        weights = None if recorder.weights is None else torch.from_numpy(recorder.weights)
+        return Example(input_ids, kinds, inputs, conversation, weights, answer_ends=recorder.answer_ends)
+
+    def _process(
+        self, marked: str, pictures: list[PIL.Image.Image], recorder: RecordingTokenizer, source: str
+    ) -> dict[str, Any]:
+        """What the processor makes of a marked text and its pictures, with another tokenizer in it."""
+        options: dict[str, Any] = {"return_tensors": "pt"}
+        bos_token = self.tokenizer.bos_token
+        if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
+            options["add_special_tokens"] = False
         self.processor.tokenizer = recorder
         try:
             # Each other nesting than [[picture, ...]] is refused by some family.
-            inputs = dict(self.processor(text=[marked], images=[pictures] if pictures else None, **options))
+            return dict(self.processor(text=[marked], images=[pictures] if pictures else None, **options))
         except UserError:
             raise
         except ValueError as error:
@@ -249,22 +198,21 @@ class Renderer:
             raise DataError(source, "messages", found, expected) from error
         finally:
             self.processor.tokenizer = self.tokenizer
-        ids = inputs.pop("input_ids")[0]
-        kinds = torch.from_numpy(recorder.kinds)
-        if len(kinds) != len(ids):
-            raise UserError(
-                f"{type(self.processor).__name__} changes the ids after tokenizing; not supported"
-            )
-        inputs.pop("labels", None)
-        if self._sees_prefix_both_ways:
-            inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
-        weights = None if recorder.weights is None else torch.from_numpy(recorder.weights)
-        return Example(ids, kinds, inputs, conversation, weights, answer_ends=tuple(recorder.answer_ends))
 
-    def _open_pictures(
-        self, turn: Turn, source: str, opened: dict[tuple[int, int], PIL.Image.Image]
-    ) -> list[PIL.Image.Image]:
-        pictures = []
+
+def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
+    messages = conversation.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        expected = "at least one answer to learn from (data.columns says which column it is in)"
+        raise DataError(conversation.source, "messages", "no assistant turn", expected)
+    return messages[: answers[-1] + 1]
+
+
+def _open_pictures(turns: Sequence[Turn], source: str, opened: _Pictures) -> list[PIL.Image.Image]:
+    """The pictures of some turns in reading order. Those that are not in `opened` are put there."""
+    pictures = []
+    for turn in turns:
         for index, message in enumerate(turn.messages, turn.first):
             for place, part in enumerate(message.parts):
                 if not isinstance(part, Image):
@@ -272,4 +220,4 @@ class Renderer:
                 if (index, place) not in opened:
                     opened[index, place] = load_image(part, source, f"messages[{index}].content[{place}]")
                 pictures.append(opened[index, place])
-        return pictures
+    return pictures

@@ -1,4 +1,4 @@
-"""From stretches of text, whose writers are known, to token ids, each with its kind."""
+"""From characters with known authors to token ids, each with its kind."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,32 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lightning_vlm.data.render.char_runs import CharRun
 from lightning_vlm.kinds import Kind
-
-
-class Run(NamedTuple):
-    """A stretch of text that the template, a picture or a person wrote.
-
-    Args:
-        text: The text.
-        kinds: A `Kind` for each character.
-        answer: Which answer it is part of, from 1 on; 0 is none. No token will hold parts of two.
-        words: A person's words.
-        plain: Words that spell a special token, and must stay words.
-        weight: How much its turn weighs. What the template writes around an answer has that of the answer.
-    """
-
-    text: str
-    kinds: bytes
-    answer: int = 0
-    words: bool = False
-    plain: bool = False
-    weight: float = 1.0
-
-
-def one_kind(text: str, kind: Kind, answer: int = 0, weight: float = 1.0) -> Run:
-    """A run of one kind that no person wrote."""
-    return Run(text, bytes([kind]) * len(text), answer, weight=weight)
 
 
 class Encoded(NamedTuple):
@@ -40,74 +16,105 @@ class Encoded(NamedTuple):
 
     Args:
         inputs: As a tokenizer gives it for a list of one text.
-        kinds: Array of shape [length], int8, a `Kind` for each token.
-        words: Array of shape [length], bool: where a token is made of a person's words alone.
         spans: Array of shape [length, 2]: from which character to which each token goes.
+        kinds: Array of shape [length], int8, a `Kind` for each token.
+        from_user: Array of shape [length], bool: where a token is made of a person's words alone.
         weights: Array of shape [length], float32: the weight of the turn of each token of an answer, 1 for
-            others; None where all turns weigh 1.
+            others.
     """
 
     inputs: dict[str, Any]
-    kinds: np.ndarray
-    words: np.ndarray
     spans: np.ndarray
-    weights: np.ndarray | None
+    kinds: np.ndarray
+    from_user: np.ndarray
+    weights: np.ndarray
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, runs: Sequence[Run], options: Mapping[str, Any]) -> Encoded:
+class _Characters:
+    """Arrays over the characters of runs, each with one entry more, for spans that end at the end."""
+
+    def __init__(self, runs: Sequence[CharRun]) -> None:
+        lengths = [len(run.text) for run in runs]
+        self.text = "".join(run.text for run in runs)
+        self.kinds = np.frombuffer(b"".join(run.kinds for run in runs) + b"\0", np.int8)
+        self.answers = np.append(np.repeat([run.answer for run in runs], lengths), 0)
+        self.from_user = np.append(np.repeat([run.from_user for run in runs], lengths), False)
+        self.literal = np.append(np.repeat([run.literal for run in runs], lengths), False)
+        self.weights = np.full(len(self.text) + 1, np.inf, np.float32)
+        """Infinite outside of answers."""
+        self.literal_borders: set[int] = set()
+        """Where runs that must be tokenized as ordinary text begin and end."""
+        start = 0
+        for run in runs:
+            stop = start + len(run.text)
+            if run.weights is not None:
+                self.weights[start:stop] = run.weights
+            if run.literal:
+                self.literal_borders |= {start, stop}
+            start = stop
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, runs: Sequence[CharRun], options: Mapping[str, Any]
+) -> Encoded:
     """Tokenize runs as one text.
 
-    It is cut only around plain runs, and where a token would be half answer, half something else.
+    It is cut only around literal runs, and where a token would be half answer, half something else.
 
     Args:
         tokenizer: A fast one.
         runs: The text, in order.
         options: For the tokenizer, such as `add_special_tokens`.
     """
-    whole = "".join(run.text for run in runs)
-    lengths = [len(run.text) for run in runs]
-    # One more character, so that a span may end at the end of the text.
-    kinds = np.frombuffer(b"".join(run.kinds for run in runs) + b"\0", np.int8)
-    answers = np.append(np.repeat([run.answer for run in runs], lengths), 0)
-    words = np.append(np.repeat([run.words for run in runs], lengths), False)
-    literal = np.append(np.repeat([run.plain for run in runs], lengths), False)
-    encoded = tokenizer([whole], return_offsets_mapping=True, **options)
-    spans = _spans(encoded.pop("offset_mapping")[0], 0)
-    cuts = _borders(spans, answers)
-    if not literal.any() and not cuts:
-        return Encoded(dict(encoded), *_of_tokens(spans, kinds, words), spans, _weights(spans, runs))
-    # The tokens that the tokenizer adds at the beginning and end have no characters.
-    (own,) = np.nonzero(spans[:, 0] < spans[:, 1])
-    front, back = (own[0], own[-1] + 1) if len(own) else (len(spans), len(spans))
-    first = encoded["input_ids"][0]
-    ends = list(itertools.accumulate(lengths))
-    cuts |= {0, len(whole)}
-    for run, end in zip(runs, ends, strict=True):
-        if run.plain:
-            cuts |= {end - len(run.text), end}
-    while True:
-        ids: list[int] = []
-        parts: list[np.ndarray] = []
-        places = sorted(cuts)
-        for start, stop in itertools.pairwise(places):
+    characters = _Characters(runs)
+    inputs = dict(tokenizer([characters.text], return_offsets_mapping=True, **options))
+    spans = _spans(inputs.pop("offset_mapping")[0], 0)
+    cuts = _straddled_borders(spans, characters) | characters.literal_borders
+    if cuts:
+        ids, spans = _encode_segments(tokenizer, characters, inputs["input_ids"][0], spans, cuts)
+        inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
+    no_characters = spans[:, 0] == spans[:, 1]  # tokens that the tokenizer adds at the beginning and end
+    kinds = _reduce(np.maximum, characters.kinds, spans)
+    kinds[no_characters] = Kind.SPECIAL
+    weights = _reduce(np.minimum, characters.weights, spans)
+    weights[no_characters | np.isinf(weights)] = 1
+    from_user = _reduce(np.minimum, characters.from_user, spans) & ~no_characters
+    return Encoded(inputs, spans, kinds, from_user, weights)
+
+
+def _encode_segments(
+    tokenizer: PreTrainedTokenizerBase,
+    characters: _Characters,
+    whole_ids: list[int],
+    whole_spans: np.ndarray,
+    cuts: set[int],
+) -> tuple[list[int], np.ndarray]:
+    """The ids and spans of a text that is cut into segments, with the tokens that are added around the whole.
+
+    A segment may be tokenized otherwise than the same text within the whole, and so have tokens that reach
+    over other borders of answers. Then there is a cut at those borders as well.
+    """
+    (own,) = np.nonzero(whole_spans[:, 0] < whole_spans[:, 1])
+    front, back = (own[0], own[-1] + 1) if len(own) else (len(whole_ids), len(whole_ids))
+    text, missing = characters.text, cuts | {0, len(characters.text)}
+    places: set[int] = set()
+    while missing:
+        places |= missing
+        ids = whole_ids[:front]
+        spans = [whole_spans[:front]]
+        for start, stop in itertools.pairwise(sorted(places)):
             segment = tokenizer(
-                whole[start:stop],
+                text[start:stop],
                 add_special_tokens=False,
-                split_special_tokens=bool(literal[start]),
+                split_special_tokens=bool(characters.literal[start]),
                 return_offsets_mapping=True,
             )
             ids += segment["input_ids"]
-            parts.append(_spans(segment["offset_mapping"], start))
-        spans = np.concatenate(
-            [np.zeros((front, 2), np.int64), *parts, np.zeros((len(first) - back, 2), np.int64)]
-        )
-        more = _borders(spans, answers)
-        if not more:
-            break
-        cuts |= more
-    ids = [*first[:front], *ids, *first[back:]]
-    inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
-    return Encoded(inputs, *_of_tokens(spans, kinds, words), spans, _weights(spans, runs))
+            spans.append(_spans(segment["offset_mapping"], start))
+        ids += whole_ids[back:]
+        spans.append(whole_spans[back:])
+        missing = _straddled_borders(np.concatenate(spans), characters)
+    return ids, np.concatenate(spans)
 
 
 def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:
@@ -122,10 +129,11 @@ def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:
     return spans + start
 
 
-def _borders(spans: np.ndarray, answers: np.ndarray) -> set[int]:
-    """Where answers begin or end inside a token."""
-    (borders,) = np.nonzero(answers[1:] != answers[:-1])
-    borders = borders + 1
+def _straddled_borders(spans: np.ndarray, characters: _Characters) -> set[int]:
+    """Where inside a token an answer begins or ends, or the weight within an answer changes."""
+    answers, weights = characters.answers, characters.weights
+    changes = (answers[1:] != answers[:-1]) | (weights[1:] != weights[:-1])
+    borders = np.flatnonzero(changes) + 1
     long = spans[spans[:, 1] - spans[:, 0] > 1]
     if not len(long):
         return set()
@@ -135,28 +143,8 @@ def _borders(spans: np.ndarray, answers: np.ndarray) -> set[int]:
     return set(borders[inside].tolist())
 
 
-def _weights(spans: np.ndarray, runs: Sequence[Run]) -> np.ndarray | None:
-    """The weight of the turn of each token: that of an answer where a character of the token is part of one.
-
-    No token holds characters of answers of different weights.
-    """
-    if all(run.weight == 1 for run in runs):
-        return None
-    flat = spans.reshape(-1)
-    lengths = [len(run.text) for run in runs]
-    of_answers = [run.weight if run.answer else np.inf for run in runs]
-    characters = np.append(np.repeat(np.array(of_answers, np.float32), lengths), np.float32(np.inf))
-    weights = np.minimum.reduceat(characters, flat)[::2].copy()
-    weights[(spans[:, 0] == spans[:, 1]) | np.isinf(weights)] = 1
-    return weights
-
-
-def _of_tokens(spans: np.ndarray, kinds: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The kind of each token, the highest among its characters; and whether all of them are words."""
-    flat = spans.reshape(-1)
-    if not len(flat):
-        return np.zeros(0, np.int8), np.zeros(0, bool)
-    empty = spans[:, 0] == spans[:, 1]
-    kinds = np.maximum.reduceat(kinds, flat)[::2].copy()
-    kinds[empty] = Kind.SPECIAL
-    return kinds, np.minimum.reduceat(words, flat)[::2] & ~empty
+def _reduce(function: np.ufunc, values: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """A function of the values of each token's characters, such as their maximum."""
+    if not len(spans):
+        return values[:0].copy()
+    return function.reduceat(values, spans.reshape(-1))[::2].copy()

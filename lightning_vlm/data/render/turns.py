@@ -6,11 +6,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_vlm.data.conversation import Box, Image, Message, Part, Role, Text
+from lightning_vlm.data.conversation import Box, Image, Message, Role, Text
 from lightning_vlm.kinds import Kind
 
-Writes: TypeAlias = Callable[[tuple[str, ...]], bool]
-"""Whether a chat template writes each of some turns, given their roles."""
+Accepts: TypeAlias = Callable[[tuple[str, ...]], bool]
+"""Whether a chat template writes every one of some turns, given their roles."""
 
 KEPT_APART = "several turns of one role come in a row; they are kept apart, as the chat template writes them"
 MERGED = (
@@ -39,7 +39,7 @@ class Turn(NamedTuple):
 
 
 class TextSpan(NamedTuple):
-    """One stretch of text in a turn, as the chat template gets it.
+    """One stretch of text in a turn, as the chat template gets it, written by the user or the assistant.
 
     Args:
         text: The text.
@@ -64,7 +64,7 @@ class TextSpan(NamedTuple):
         )
 
 
-def arrange(messages: Sequence[Message], writes: Writes) -> tuple[list[Turn], tuple[str, ...]]:
+def arrange(messages: Sequence[Message], accepts: Accepts) -> tuple[list[Turn], tuple[str, ...]]:
     """Turns in an order that a chat template takes, and what was changed for that.
 
     Alternating turns of user and assistant stay as they are. Others do too where the template writes them.
@@ -73,26 +73,26 @@ def arrange(messages: Sequence[Message], writes: Writes) -> tuple[list[Turn], tu
 
     Args:
         messages: Of a conversation.
-        writes: What the template takes.
+        accepts: What the template takes.
     """
-    apart = [Turn(message.role, (message,), index) for index, message in enumerate(messages)]
-    first = next((place for place, turn in enumerate(apart) if turn.role != "system"), len(apart))
-    greets = first < len(apart) and apart[first].role == "assistant"
-    repeats = any(before.role == after.role for before, after in itertools.pairwise(apart))
+    turns = [Turn(message.role, (message,), index) for index, message in enumerate(messages)]
+    greeting = next(place for place, turn in enumerate(turns) if turn.role != "system")
+    greets = turns[greeting].role == "assistant"
+    repeats = any(before.role == after.role for before, after in itertools.pairwise(turns))
     if not greets and not repeats:
-        return apart, ()
-    answered = [*apart[:first], Turn("user", (), first), *apart[first:]] if greets else apart
-    tries: list[tuple[list[Turn], tuple[str, ...]]] = [(apart, (KEPT_APART,) if repeats else ())]
+        return turns, ()
+    arrangements: list[tuple[list[Turn], tuple[str, ...]]] = [(turns, ())]
     if greets:
-        tries.append((answered, (GREETING, KEPT_APART) if repeats else (GREETING,)))
+        answered = [*turns[:greeting], Turn("user", (), greeting), *turns[greeting:]]
+        arrangements.append((answered, (GREETING,)))
     if repeats:
-        tries.append((_merge(apart), (MERGED,)))
-    if greets and repeats:
-        tries.append((_merge(answered), (GREETING, MERGED)))
-    for turns, changes in tries:
-        if writes(tuple(turn.role for turn in turns)):
-            return turns, changes
-    return apart, ()
+        apart = [(order, (*changes, KEPT_APART)) for order, changes in arrangements]
+        merged = [(_merge(order), (*changes, MERGED)) for order, changes in arrangements]
+        arrangements = apart + merged
+    for order, changes in arrangements:
+        if accepts(tuple(turn.role for turn in order)):
+            return order, changes
+    return turns, ()
 
 
 def round_ends(turns: Sequence[Turn]) -> list[int]:
@@ -101,12 +101,12 @@ def round_ends(turns: Sequence[Turn]) -> list[int]:
     >>> [round_ends([Turn(role, (), 0) for role in roles]) for roles in (["user", "assistant"] * 2, ["user"])]
     [[2, 4], []]
     """
-    roles = [turn.role for turn in turns]
-    return [
-        place + 1
-        for place, role in enumerate(roles)
-        if role == "assistant" and roles[place + 1 : place + 2] != ["assistant"]
-    ]
+    ends = []
+    for end, turn in enumerate(turns, 1):
+        another_follows = end < len(turns) and turns[end].role == "assistant"
+        if turn.role == "assistant" and not another_follows:
+            ends.append(end)
+    return ends
 
 
 def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
@@ -114,28 +114,49 @@ def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
 
     Between texts of different messages comes a new line, which belongs to the later one.
     """
-    run: list[tuple[str, Kind, float]] = []
-    parts = [(part, index, message) for index, message in enumerate(turn.messages) for part in message.parts]
-    before = 0
-    for part, index, message in parts:
-        if isinstance(part, Image):
-            if run:
-                yield _joined(run, turn)
-            yield None
-            run = []
-        else:
-            kind, weight = _kind(part, turn.role), message.weight if turn.role == "assistant" else 1.0
-            if run and index != before:
-                run.append(("\n", _kind(Text(""), turn.role), weight))
-            run.append((_words(part), kind, weight))
-        before = index
-    if run or not parts:
-        yield _joined(run, turn)
+    pieces: list[_Piece] = []
+    for index, message in enumerate(turn.messages):
+        for part in message.parts:
+            if isinstance(part, Image):
+                if pieces:
+                    yield _join(pieces, turn)
+                pieces = []
+                yield None
+                continue
+            if pieces and pieces[-1].message != index:
+                pieces.append(_Piece(index, "\n", _kind(Text(""), turn.role)))
+            text = part.text if isinstance(part, Text) else str(part)
+            pieces.append(_Piece(index, text, _kind(part, turn.role)))
+    if pieces or not any(message.parts for message in turn.messages):
+        yield _join(pieces, turn)
 
 
 def plain_text(turn: Turn) -> str:
     """All words of a turn."""
     return "".join(span.text for span in text_spans(turn) if span)
+
+
+class _Piece(NamedTuple):
+    """A text within a `TextSpan`: which message of the turn it is from, and its kind."""
+
+    message: int
+    text: str
+    kind: Kind
+
+
+def _join(pieces: Sequence[_Piece], turn: Turn) -> TextSpan:
+    answer = turn.role == "assistant"
+    # Without messages, or for the user and the system, weights have no effect.
+    weights = [message.weight if answer else 1.0 for message in turn.messages]
+    each = [np.full(len(piece.text), weights[piece.message], np.float32) for piece in pieces]
+    return TextSpan(
+        text="".join(piece.text for piece in pieces),
+        kinds=b"".join(bytes([piece.kind]) * len(piece.text) for piece in pieces),
+        weights=np.concatenate([np.zeros(0, np.float32), *each]),
+        answer=answer,
+        end_weight=weights[-1] if weights else 1.0,
+        key=f"messages[{turn.first}].content",
+    )
 
 
 def _merge(turns: Sequence[Turn]) -> list[Turn]:
@@ -148,26 +169,9 @@ def _merge(turns: Sequence[Turn]) -> list[Turn]:
     return merged
 
 
-def _joined(run: Sequence[tuple[str, Kind, float]], turn: Turn) -> TextSpan:
-    answer = turn.role == "assistant"
-    lengths = [len(text) for text, _, _ in run]
-    return TextSpan(
-        text="".join(text for text, _, _ in run),
-        kinds=b"".join(bytes([kind]) * len(text) for text, kind, _ in run),
-        weights=np.repeat(np.array([weight for _, _, weight in run], np.float32), lengths),
-        answer=answer,
-        end_weight=turn.messages[-1].weight if answer else 1.0,
-        key=f"messages[{turn.first}].content",
-    )
-
-
-def _words(part: Part) -> str:
-    return part.text if isinstance(part, Text) else str(part)
-
-
-def _kind(part: Part, role: Role) -> Kind:
+def _kind(part: Text | Box, role: Role) -> Kind:
     if role != "assistant":
         return Kind.INSTRUCTION
     if isinstance(part, Box):
         return Kind.BOX
-    return Kind.ENTITY if isinstance(part, Text) and part.entity else Kind.RESPONSE
+    return Kind.ENTITY if part.entity else Kind.RESPONSE

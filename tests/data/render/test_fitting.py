@@ -13,7 +13,8 @@ from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render import fitting
 from lightning_vlm.data.render import renderer as render
-from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.render.example import TooLong
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
 from tests.support.tiny import FAMILIES

@@ -13,7 +13,8 @@ from tokenizers import processors
 
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
-from lightning_vlm.data.render.renderer import Renderer, TooLong
+from lightning_vlm.data.render.example import TooLong
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
@@ -277,11 +278,11 @@ def test_no_text_becomes_a_special_token(renderer_of, which, turns, pictures):
         if error.found.startswith("half a character") or (which[0] == "paligemma" and not pictures):
             return
         raise
-    special = torch.tensor(renderer._special.never_words)
+    special = torch.tensor(renderer.special.ids)
     words = (example.kinds == Kind.INSTRUCTION) & torch.isin(example.input_ids, special)
     assert not words.any()
     ends = torch.isin(example.input_ids[example.kinds == Kind.RESPONSE], special).sum()
-    assert ends == (len(turns) // 2 if renderer.template.end_of_turn else 0)
+    assert ends == (len(turns) // 2 if renderer.answers.end_of_turn else 0)
 
 
 def test_boxes_and_entities_have_their_kinds_in_answers_alone(renderer_of):

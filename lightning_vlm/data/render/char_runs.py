@@ -1,0 +1,100 @@
+"""Who wrote each character of a rendered conversation: the template, a picture, or a person."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.markers import MarkedPiece
+from lightning_vlm.data.render.turns import TextSpan
+from lightning_vlm.kinds import Kind
+
+
+class CharRun(NamedTuple):
+    """A stretch of text by one author.
+
+    Args:
+        text: The text.
+        kinds: A `Kind` for each character.
+        answer: Which answer it is part of, from 1 on; 0 is none. No token will hold parts of two.
+        weights: Array of shape [characters], float32: the weight of the turn of each character of an answer;
+            None outside of answers. No token of an answer will hold characters of two weights.
+        from_user: Whether the conversation holds it, in a turn of any role. Otherwise the template or the
+            processor wrote it.
+        literal: Whether it spells a special token, and must be tokenized as ordinary text.
+    """
+
+    text: str
+    kinds: bytes
+    answer: int = 0
+    weights: np.ndarray | None = None
+    from_user: bool = False
+    literal: bool = False
+
+
+def char_runs(
+    pieces: Sequence[MarkedPiece],
+    spans: Sequence[TextSpan],
+    answers: AnswerFormat,
+    trailer: str,
+    special: re.Pattern[str],
+    bos_token: str,
+) -> list[CharRun]:
+    """The runs of a marked text, with the real texts in place of their markers.
+
+    An answer is its text, the white space before it that the model must write, and what ends its turn.
+
+    Args:
+        pieces: What a processor made of a marked text.
+        spans: The texts.
+        answers: How the template begins and ends answers.
+        trailer: What the template wrote behind the last marker.
+        special: Finds a special token where a text spells it.
+        bos_token: The tokenizer's.
+    """
+    # A processor may add text at the end (PaliGemma's adds a new line, which ends the question). It belongs
+    # before the first answer even when that answer is already there.
+    *others, last = pieces
+    added = last.before[len(trailer) :] if last.before.startswith(trailer) else ""
+    last = last._replace(before=last.before.removesuffix(added))
+    runs: list[CharRun] = []
+    number = 0
+    ended: TextSpan | None = None  # the answer just before the piece
+    for piece in (*others, last):
+        before = piece.before
+        if ended and before.startswith(answers.end_of_turn):
+            runs.append(_answer_part(answers.end_of_turn, number, ended.end_weight))
+            before = before.removeprefix(answers.end_of_turn)
+        span = None if piece.number is None else spans[piece.number]
+        ended = span if span and span.answer else None
+        white_space = answers.white_space_before(before) if ended else ""
+        runs.append(_written_by_template(before.removesuffix(white_space), Kind.SPECIAL))
+        if ended or piece is last:
+            runs.append(_written_by_template(added, Kind.SPECIAL))
+            added = ""
+        if ended:
+            number += 1
+            first_weight = ended.weights[0] if ended.text else ended.end_weight
+            runs.append(_answer_part(white_space, number, first_weight))
+        if piece.picture is not None:
+            # PaliGemma's processor writes the begin-of-sequence token behind the pictures.
+            picture = piece.picture.removesuffix(bos_token)
+            runs.append(_written_by_template(picture, Kind.IMAGE))
+            runs.append(_written_by_template(piece.picture.removeprefix(picture), Kind.SPECIAL))
+        if span:
+            literal = special.search(span.text) is not None
+            run = CharRun(span.text, span.kinds, from_user=True, literal=literal)
+            runs.append(run._replace(answer=number, weights=span.weights) if span.answer else run)
+    return runs
+
+
+def _written_by_template(text: str, kind: Kind) -> CharRun:
+    return CharRun(text, bytes([kind]) * len(text))
+
+
+def _answer_part(text: str, answer: int, weight: float) -> CharRun:
+    """A part of an answer that the template writes, and the model must learn to write."""
+    weights = np.full(len(text), weight, np.float32)
+    return CharRun(text, bytes([Kind.RESPONSE]) * len(text), answer, weights)

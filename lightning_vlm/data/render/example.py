@@ -1,0 +1,53 @@
+"""A rendered sample, and the error of one that is too long."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_vlm.data.conversation import Conversation
+from lightning_vlm.errors import DataError
+
+
+@dataclass(slots=True)
+class Example:
+    """One rendered sample.
+
+    Args:
+        input_ids: Tensor of shape [length], int64.
+        kinds: Tensor of shape [length], int8, a `Kind` for each token.
+        inputs: What else the model's forward takes, as the processor gives it for one sample.
+        conversation: What was rendered, without what comes after the last answer and the rounds that did not
+            fit.
+        turn_weights: Tensor of shape [length], float32: the weight of the turn of each token of an answer, 1
+            for all others; None where each turn weighs 1.
+        truncated: How many messages did not fit.
+        changes: What else was done to its turns, each in a sentence of `turns`.
+        answer_ends: Up to which token each answer goes, without what ends its turn.
+    """
+
+    input_ids: Tensor
+    kinds: Tensor
+    inputs: dict[str, Tensor]
+    conversation: Conversation
+    turn_weights: Tensor | None = None
+    truncated: int = 0
+    changes: tuple[str, ...] = ()
+    answer_ends: tuple[int, ...] = ()
+
+
+class TooLong(DataError):  # noqa: N818
+    """A sample that does not fit, not even its first round.
+
+    Args:
+        source: Where the sample came from.
+        found: How long it is.
+        expected: How long it may be.
+        length: How many tokens it has; of a text so long that they were not all counted, how many were.
+    """
+
+    def __init__(self, source: str, found: str, expected: str, length: int) -> None:
+        super().__init__(source, "", found, expected)
+        self.length = length
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.source, self.found, self.expected, self.length)

@@ -1,0 +1,54 @@
+"""Private characters that mark a text's place, and pictures, in what a chat template writes."""
+
+import re
+from typing import NamedTuple
+
+_MARKER = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003", re.DOTALL)
+"""The place of a text, or a picture."""
+
+
+class MarkedPiece(NamedTuple):
+    """What the template wrote up to a marker, and what the marker stands for.
+
+    Args:
+        before: What the template wrote between the marker before and this one.
+        number: Of the text; None for a picture, and behind the last marker.
+        picture: What stands for the picture; None for a text, and behind the last marker.
+        picture_place: From which to which character of the marked text the picture goes.
+    """
+
+    before: str
+    number: int | None = None
+    picture: str | None = None
+    picture_place: tuple[int, int] = (0, 0)
+
+
+def text_marker(number: int) -> str:
+    """What stands for a text until the text takes its place."""
+    return f"\ue000{number}\ue001"
+
+
+def mark_pictures(text: str, placeholder: re.Pattern[str]) -> tuple[str, int]:
+    """A text with its placeholders of pictures marked, and how many there are."""
+    return placeholder.subn("\ue002\\g<0>\ue003", text)
+
+
+def split_at_markers(text: str) -> list[MarkedPiece]:
+    """A marked text as its pieces. The last one has no marker.
+
+    >>> [(piece.before, piece.number) for piece in split_at_markers(f"User: {text_marker(0)}</s>")]
+    [('User: ', 0), ('</s>', None)]
+    """
+    pieces = []
+    place = 0
+    for match in _MARKER.finditer(text):
+        number, picture = match.groups()
+        before = text[place : match.start()]
+        pieces.append(MarkedPiece(before, int(number) if number else None, picture, match.span(2)))
+        place = match.end()
+    return [*pieces, MarkedPiece(text[place:])]
+
+
+def text_numbers(text: str) -> list[int]:
+    """The numbers of the texts in a marked text, in the order in which the template wrote them."""
+    return [piece.number for piece in split_at_markers(text) if piece.number is not None]
