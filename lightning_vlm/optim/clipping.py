@@ -7,6 +7,7 @@ alone would change it.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from lightning_vlm_callbacks.selectors import overlaps
 from torch import Tensor, nn
 
 from lightning_vlm.errors import UserError
@@ -47,23 +48,20 @@ def clip_groups(
     trainable = {name: one for name, one in trainable_parameters(root).items() if id(one) not in out}
     if not isinstance(clip, Mapping):
         return {ALL: list(trainable.values())}, limits
-    selector_of: dict[int, str] = {}
-    groups: dict[str, list[nn.Parameter]] = {}
+    chosen: dict[str, dict[str, nn.Parameter]] = {}
     for selector in limits:
-        if selector == REST:
-            continue
-        selected = trainable_parameters(root, selector)
-        selected = {name: one for name, one in selected.items() if id(one) not in out}
-        for name, parameter in selected.items():
-            if id(parameter) in selector_of:
-                raise UserError(
-                    f"clip: parameter {name!r} is taken by two selectors, {selector_of[id(parameter)]!r} and "
-                    f"{selector!r}; write selectors that don't overlap"
-                )
-            selector_of[id(parameter)] = selector
-        groups[selector] = list(selected.values())
+        if selector != REST:
+            selected = trainable_parameters(root, selector)
+            chosen[selector] = {name: one for name, one in selected.items() if id(one) not in out}
+    for name, first, selector in overlaps(chosen):
+        raise UserError(
+            f"clip: parameter {name!r} is taken by two selectors, {first!r} and {selector!r}; write "
+            "selectors that don't overlap"
+        )
+    groups = {selector: list(parameters.values()) for selector, parameters in chosen.items()}
     if REST in limits:
-        groups[REST] = [parameter for parameter in trainable.values() if id(parameter) not in selector_of]
+        taken = {id(parameter) for group in groups.values() for parameter in group}
+        groups[REST] = [parameter for parameter in trainable.values() if id(parameter) not in taken]
         if not groups[REST]:
             raise UserError(
                 'clip: found "rest", but the other selectors take all that is trainable; leave it out'

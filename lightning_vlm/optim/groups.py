@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
+from lightning_vlm_callbacks.selectors import SelectorError, overlaps, select_parameters
 from torch import nn
 
 from lightning_vlm.errors import UserError
@@ -64,15 +64,17 @@ def parameter_groups(
     if not 0 <= weight_decay < math.inf:
         raise UserError(f"weight_decay: found {weight_decay}; expected a number >= 0")
     trainable = trainable_parameters(root)
+    chosen = {selector: trainable_parameters(root, selector) for selector in rates}
+    for name, first, selector in overlaps(chosen):
+        if rates[first] != rates[selector]:
+            raise UserError(
+                f"parameter {name!r} is given two learning rates: {rates[first]} by selector {first!r} "
+                f"and {rates[selector]} by {selector!r}; write selectors that don't overlap"
+            )
     selector_of: dict[int, str] = {}
-    for selector in rates:
-        for name, parameter in trainable_parameters(root, selector).items():
-            first = selector_of.setdefault(id(parameter), selector)
-            if rates[first] != rates[selector]:
-                raise UserError(
-                    f"parameter {name!r} is given two learning rates: {rates[first]} by selector {first!r} "
-                    f"and {rates[selector]} by {selector!r}; write selectors that don't overlap"
-                )
+    for selector, parameters in chosen.items():
+        for parameter in parameters.values():
+            selector_of.setdefault(id(parameter), selector)
     undecayed = _undecayed(root)
     members: dict[tuple[str, bool], list[nn.Parameter]] = {
         (selector, decays): [] for selector in (*rates, REST) for decays in (True, False)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lightning_vlm_callbacks.selectors import SelectorError, select_modules, select_parameters
+from lightning_vlm_callbacks.selectors import SelectorError, overlaps, select_modules, select_parameters
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -216,15 +216,13 @@ def _transformer_layers(
 def _refuse_overlaps(model: PreTrainedModel, chosen: Mapping[str, _Chosen]) -> None:
     """No parameter under two selectors, but a tied head where both leave it frozen or both train it."""
     shared = model.get_output_embeddings().weight if head_is_tied(model) else None
-    owners: dict[int, str] = {}
-    for selector, (entry, parameters, _) in chosen.items():
-        for name, parameter in parameters.items():
-            owner = owners.setdefault(id(parameter), selector)
-            same = (entry.method == "full") == (chosen[owner].entry.method == "full")
-            if owner == selector or (parameter is shared and same):
-                continue
-            hint = " (the head is tied to the token embeddings)" if parameter is shared else ""
-            raise UserError(
-                f"plan: {owner!r} and {selector!r} both name {name}{hint}; "
-                "expected selectors that don't overlap"
-            )
+    parameters = {selector: choice.parameters for selector, choice in chosen.items()}
+    for name, first, selector in overlaps(parameters):
+        is_shared = parameters[selector][name] is shared
+        same = (chosen[first].entry.method == "full") == (chosen[selector].entry.method == "full")
+        if is_shared and same:
+            continue
+        hint = " (the head is tied to the token embeddings)" if is_shared else ""
+        raise UserError(
+            f"plan: {first!r} and {selector!r} both name {name}{hint}; expected selectors that don't overlap"
+        )
