@@ -1,7 +1,6 @@
 """Shared fixtures. Importing `lightning_vlm` first lets its torchvision mend act before all else."""
 
 import os
-import socket
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -57,43 +56,12 @@ def processor_of(model_folder):
     return load
 
 
-def _rank(rank, port, function, folder, arguments):
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ.update(
-        {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-    )
-    torch.save(function(*arguments), folder / f"{rank}.pt")
-
-
 @pytest.fixture(scope="session")
-def on_two_ranks(tmp_path_factory):
-    """Call a function in two processes; a list of what each returned (primitives and tensors).
+def on_two_ranks():
+    """Call a function in two processes that are the ranks of a run; a list of what each returned."""
+    from tests.support.ranks import call_on_ranks
 
-    They are forked, so that nothing is imported again and closures need no pickling.
-    """
-    import torch
-    from torch.multiprocessing import start_processes
-
-    def call(function, *arguments):
-        folder = tmp_path_factory.mktemp("ranks")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start_processes(_rank, (port, function, folder, arguments), nprocs=2, start_method="fork")
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-    return call
+    return call_on_ranks
 
 
 CHECKS = {

@@ -2,8 +2,6 @@
 
 import copy
 import csv
-import os
-import socket
 from functools import partial
 
 import pytest
@@ -12,7 +10,6 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_vlm_callbacks import AdaptiveLoRARank, GradientMonitor, GradNorm, NonFiniteGuard
-from torch.multiprocessing import start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.errors import UserError
@@ -221,37 +218,26 @@ def test_validation_of_nothing_is_not_a_loss(make_quiet, module, listed, words):
 # Ranks
 
 
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _on_ranks(rank, port, make_trainer, make_module, samples, results):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank))
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0", TORCHELASTIC_RUN_ID="test")
-    found = {}
-    for name, some in samples.items():
-        module = make_module("llava", adapt={"projector": "full"}, optimizer=ADAMW)
-        try:
-            _, state = fit(make_trainer, module, some, max_length=60, devices=2, strategy="ddp")
-            found[name] = [one["weights"] for one in state.after]
-        except UserError as error:
-            found[name] = str(error)
-    torch.save(found, results / f"{rank}.pt")
-
-
-def test_ranks_agree(make_quiet, module, listed, words, tmp_path):
+def test_ranks_agree(make_quiet, module, listed, words, on_two_ranks):
     """A step is empty if it is so on all ranks; and all stop with one message, though only one counts bad."""
     full, empty, long = words(), words(weight=0.0), words(question="word " * 30)
     samples = {
         "steps": listed([full, full, empty, full, empty, empty, full, empty]),
         "stops": listed([long, empty] * 2),
     }
-    arguments = _free_port(), make_quiet, module, samples, tmp_path
-    start_processes(_on_ranks, arguments, nprocs=2, start_method="fork")
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+
+    def on_rank():
+        found = {}
+        for name, some in samples.items():
+            made = module("llava", adapt={"projector": "full"}, optimizer=ADAMW)
+            try:
+                _, state = fit(make_quiet, made, some, max_length=60, devices=2, strategy="ddp")
+                found[name] = [step["weights"] for step in state.after]
+            except UserError as error:
+                found[name] = str(error)
+        return found
+
+    ranks = on_two_ranks(on_rank)
     assert equal(ranks[0]["steps"], ranks[1]["steps"])
     first, second, third, last = ranks[0]["steps"]
     assert not equal(first, second)

@@ -2,17 +2,17 @@
 
 import os
 import signal
-import socket
 
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.multiprocessing import ProcessExitedException, start_processes
+from torch.multiprocessing import ProcessExitedException
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
 from tests.support import tiny
+from tests.support.ranks import call_on_ranks
 
 PLANS = {
     "lora": {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}},
@@ -51,32 +51,9 @@ def run(module, make_quiet, family, plan, folder, workers=0, ranks=1, kill=None,
     return {name: p.detach().clone() for name, p in one.named_parameters()}
 
 
-def _process(rank, port, options):
-    ranks = options.get("ranks", 1)
-    if ranks > 1:
-        os.environ.update(
-            {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "LOCAL_WORLD_SIZE": str(ranks),
-                "GROUP_RANK": "0",
-                "TORCHELASTIC_RUN_ID": "test",
-            }
-        )
-    torch.save(run(**options), options["folder"] / f"end{rank}.pt")
-
-
-def in_processes(**options):
-    """What each rank ends with. In processes of their own, forked so that nothing is imported again."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = options.get("ranks", 1)
-    start_processes(_process, (port, options), nprocs=ranks, start_method="fork")
-    return [torch.load(options["folder"] / f"end{rank}.pt", weights_only=True) for rank in range(ranks)]
+def in_processes(ranks=1, **options):
+    """What each rank ends with."""
+    return call_on_ranks(lambda: run(ranks=ranks, **options), ranks=ranks)
 
 
 CASES = {  # after 7 micro-batches an epoch ends; steps end at 2, 4, 6, 7, 9, 11, 13, 14

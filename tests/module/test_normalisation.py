@@ -2,14 +2,11 @@
 
 import copy
 import dataclasses
-import os
-import socket
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch.multiprocessing import start_processes
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -96,44 +93,17 @@ def source(listed, words):
     return listed(conversations(words))
 
 
-def _join_ranks(rank, port):
-    torch.set_num_threads(1)
-    os.environ.update(
-        {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "GROUP_RANK": "0",
-            "TORCHELASTIC_RUN_ID": "test",
-        }
-    )
-
-
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _rank(rank, port, folder, fresh, source, make_trainer):
-    _join_ranks(rank, port)
-    results = {
-        name: run(make_trainer, fresh(), source, *split, strategy="ddp", devices=2)
-        for name, split in RANKS.items()
-    }
-    torch.save(results, folder / f"{rank}.pt")
-
-
 @pytest.fixture(scope="module")
-def on_ranks(fresh, source, make_quiet, tmp_path_factory):
+def on_ranks(fresh, source, make_quiet, on_two_ranks):
     """What two real processes made of the same run: name -> the results of both."""
-    folder = tmp_path_factory.mktemp("ranks")
-    # Forked, so that nothing is imported again; closures need no pickling then.
-    start_processes(_rank, (_free_port(), folder, fresh, source, make_quiet), nprocs=2, start_method="fork")
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    def on_rank():
+        return {
+            name: run(make_quiet, fresh(), source, *split, strategy="ddp", devices=2)
+            for name, split in RANKS.items()
+        }
+
+    ranks = on_two_ranks(on_rank)
     return {name: [results[name] for results in ranks] for name in RANKS}
 
 
@@ -236,22 +206,18 @@ def first_gradient(make_trainer, module, listed, words, family, batch_size, accu
     return record.gradients[0]
 
 
-def _rank_of_families(rank, port, folder, *parts):
-    _join_ranks(rank, port)
-    ranks = {"strategy": "ddp", "devices": 2}
-    found = {name: first_gradient(*parts, name, 1, 3, **ranks) for name in tiny.FAMILIES}
-    torch.save(found, folder / f"{rank}.pt")
-
-
 @pytest.fixture(scope="module")
-def families_on_ranks(make_quiet, module, listed, words, folder, tmp_path_factory):
+def families_on_ranks(make_quiet, module, listed, words, folder, on_two_ranks):
     """Each family's gradient as two processes of three micro-batches have it; one of those is empty."""
     for family in tiny.FAMILIES:
         folder(family)  # before the processes part
-    saved = tmp_path_factory.mktemp("families")
     parts = (make_quiet, module, listed, words)
-    start_processes(_rank_of_families, (_free_port(), saved, *parts), nprocs=2, start_method="fork")
-    return [torch.load(saved / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    def on_rank():
+        ranks = {"strategy": "ddp", "devices": 2}
+        return {family: first_gradient(*parts, family, 1, 3, **ranks) for family in tiny.FAMILIES}
+
+    return on_two_ranks(on_rank)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
