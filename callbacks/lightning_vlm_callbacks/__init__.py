@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_vlm_callbacks.gradnorm import GradNorm
     from lightning_vlm_callbacks.nonfinite_guard import NonFiniteGuard
     from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle
+    from lightning_vlm_callbacks.run_report import RunReport, record_event
     from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
     from lightning_vlm_callbacks.task_weights import TaskWeights
 
@@ -27,9 +28,11 @@ __all__ = [
     "GradientMonitor",
     "NonFiniteBundle",
     "NonFiniteGuard",
+    "RunReport",
     "StagedUnfreezing",
     "TaskWeights",
     "allocate_ranks",
+    "record_event",
 ]
 
 _MODULES = {
@@ -39,9 +42,11 @@ _MODULES = {
     "GradientMonitor": "gradient_monitor",
     "NonFiniteBundle": "nonfinite_guard.bundle",
     "NonFiniteGuard": "nonfinite_guard",
+    "RunReport": "run_report",
     "StagedUnfreezing": "staged_unfreezing",
     "TaskWeights": "task_weights",
     "allocate_ranks": "adaptive_lora_rank.allocation",
+    "record_event": "run_report",
 }
 """Public name -> the module that it is in."""
 

@@ -1,0 +1,263 @@
+"""Records what a run logs as it goes, and draws it at the end."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.run_report.draw import draw_report
+from lightning_vlm_callbacks.run_report.record import Record
+from lightning_vlm_callbacks.runs import logs_at, run_folder
+
+__all__ = ["RunReport", "record_event"]
+
+FILE = "report.jsonl"
+
+
+def record_event(trainer: Trainer, kind: str, text: str, **values: Any) -> None:
+    """Tell the run's report, if it has one, that something happened. Any callback or module may call it.
+
+    Args:
+        trainer: Whose run it is.
+        kind: One word, such as `stage`, `skipped` or `anomaly`; events of a kind are marked alike.
+        text: A short sentence for people.
+        values: Numbers, texts, lists or dictionaries that belong to it.
+
+    Example::
+
+        record_event(trainer, "skipped", "the loss is NaN", rank=1)
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunReport):
+            callback.add_event(trainer, kind, text, **values)
+
+
+class RunReport(Callback):
+    """Keeps a record of everything that is logged, and makes a page with pictures of it at the end.
+
+    Beside the run it writes `report.jsonl`, a line for each step that the Trainer logs and for each event,
+    flushed at once, so that a killed run keeps what it has. When the run ends, or is interrupted, it
+    draws `report.html`, one file without anything external, and PNGs in the folder `report` if matplotlib is
+    there: losses, learning rates by the names of their groups, norms of gradients, weights of tasks and
+    tokens, ranks and whatever else was logged, with stages as bands and events as marks.
+
+    What is recorded is what any logger of the Trainer gets, with the same steps, as well as the learning
+    rates in force (`rates_in_force`) and what is passed to `record_event`. So it costs what one
+    more logger costs, and nothing at steps that the Trainer doesn't log. It needs no logger.
+
+    A resumed run continues the record of the run before, also in another folder: what had been recorded after
+    the checkpoint doesn't count any more.
+
+    Args:
+        dirpath: Where the files go; None is the run's folder (`save_dir/name/version` of the logger, or the
+            Trainer's `default_root_dir` without one).
+
+    Raises:
+        MisconfigurationException: The folder can't be written to, or another run writes into it.
+
+    Example::
+
+        trainer = Trainer(callbacks=[RunReport()])
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        super().__init__()
+        self.dirpath = dirpath
+        self._run: str | None = None
+        """What names the run in its record. It stays the same when the run is resumed."""
+        self._file: Path | None = None
+        self._loaded: dict[str, str] | None = None
+        self._record: Record | None = None
+        self._rates: tuple[int, dict[str, float | Tensor]] | None = None
+
+    # Hooks
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._loaded = None
+            self._folder = run_folder(trainer, self.dirpath)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._attach(trainer)  # Lightning's tuner, which may run since `on_fit_start`, drops all loggers but one
+        self._open(trainer)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = _logged_step(trainer)
+        if self._rates is not None and self._rates[0] == step:  # another micro-batch of the step
+            return
+        self._write_rates()
+        if self._record is not None and logs_at(trainer, step + 1):
+            rates = rates_in_force(trainer.optimizers)
+            now = {name: rate.clone() if isinstance(rate, Tensor) else rate for name, rate in rates.items()}
+            self._rates = (step, now)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_rates()
+        for stopper in trainer.early_stopping_callbacks:
+            if stopper.stopped_epoch:
+                reason = stopper.stopping_reason_message or f"{stopper.monitor} no longer improved"
+                self.add_event(trainer, "stopped", f"EarlyStopping: {reason}")
+        self.add_event(trainer, "ended", f"the run ended after {trainer.global_step:,} steps")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._write_rates()
+        first_line = next(iter(str(exception).splitlines()), "")
+        what = f"{type(exception).__name__}: {first_line}".removesuffix(": ")
+        self.add_event(trainer, "interrupted", what)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.finish(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self._run, "file": None if self._file is None else str(self._file)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict if state_dict.get("run") else None
+
+    # The record
+
+    def add_event(self, trainer: Trainer, kind: str, text: str, **values: Any) -> None:
+        """Record an event; see `record_event`."""
+        self._open(trainer)
+        if self._record is not None:
+            self._record.add_event(trainer.global_step, kind, text, values)
+
+    def add_metrics(self, trainer: Trainer, values: dict[str, Any], step: int | None) -> None:
+        """Record what the Trainer or someone else logs."""
+        self._open(trainer)
+        if self._record is not None:
+            epoch = values.get("epoch")
+            numbers = {name: value for name, value in values.items() if name != "epoch"}
+            shown = None if epoch is None else int(epoch)
+            self._record.add_metrics(_logged_step(trainer) if step is None else step, numbers, shown)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Stop recording, and draw the report."""
+        trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, _ReportLogger)]
+        if self._record is not None:
+            self._record.close()
+            self._record = None
+            draw_report(self._folder / FILE)
+
+    def _attach(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run and not self._is_attached(trainer):  # type: ignore[attr-defined]
+            trainer.loggers = [*trainer.loggers, _ReportLogger(self, trainer)]
+
+    def _is_attached(self, trainer: Trainer) -> bool:
+        return any(isinstance(logger, _ReportLogger) for logger in trainer.loggers)
+
+    def _open(self, trainer: Trainer) -> None:
+        """Begin to write. It is the first call during a fit that does so, when the step is known."""
+        if self._record is not None or not trainer.is_global_zero or not self._is_attached(trainer):
+            return
+        before, self._file = self._file, self._folder / FILE
+        step = trainer.global_step
+        if self._loaded is not None:
+            self._run = self._loaded["run"]
+            before = _find(trainer, Path(self._loaded["file"]))
+        elif step == 0:
+            self._run = None
+        self._record = Record(self._file)
+        if self._run is None:
+            self._run = uuid.uuid4().hex[:8]
+            kind, text = "started", "the run started"
+            if step > 0:
+                text = f"the record starts at step {step:,}, as the run before it had none"
+        else:
+            kind, text = "resumed", f"the run was resumed at step {step:,}"
+            if before is None:
+                text += "; its record from before wasn't found"
+                rank_zero_warn(
+                    f"RunReport: the record of steps before {step} is neither where it was nor beside the "
+                    "checkpoint, so the report begins here; to have all of it, keep report.jsonl"
+                )
+            elif before != self._file:
+                self._record.copy(before)
+        values = {"run": self._run, "metrics_from": _logged_step(trainer)}
+        self._record.add_event(step, kind, text, values)
+
+    def _write_rates(self) -> None:
+        """Record the rates of the step that was logged last; the host has waited for that step already."""
+        if self._rates is not None and self._record is not None:
+            self._record.add_metrics(*self._rates)
+        self._rates = None
+
+
+class _ReportLogger(DummyLogger):
+    """A logger of the Trainer that passes all that is logged to a RunReport.
+
+    It is one that code which uses `trainer.logger` or `trainer.loggers` can't trip over: a DummyLogger takes
+    any call, as in `fast_dev_run`.
+    """
+
+    def __init__(self, report: RunReport, trainer: Trainer) -> None:
+        super().__init__()
+        self._report, self._trainer = report, trainer
+        self._best: str | None = None
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        """So that `trainer.log_dir` is what it is without a logger."""
+        return self._trainer.default_root_dir
+
+    @override
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self._report.add_metrics(self._trainer, metrics, step)
+
+    @override
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        trainer, best = self._trainer, checkpoint_callback.best_model_path
+        score = checkpoint_callback.best_model_score
+        if best and best != self._best and score is not None:
+            self._best = best
+            text = f"{checkpoint_callback.monitor} {float(score):.4g} ({Path(best).name})"
+            self._report.add_event(trainer, "best", text, path=best)
+        else:
+            path = checkpoint_callback.last_model_path or best
+            self._report.add_event(trainer, "checkpoint", Path(path).name, path=path)
+
+    @override
+    def finalize(self, status: str) -> None:
+        """Called when the run ends by an exception, after all callbacks have heard of it."""
+        self._report.finish(self._trainer)
+
+
+def _logged_step(trainer: Trainer) -> int:
+    """The number under which the Trainer logs the step that is being made: with several optimizers it isn't
+    `global_step`. Lightning has no public name for it."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _find(trainer: Trainer, saved: Path) -> Path | None:
+    """Where the record of a resumed run is: where the checkpoint says, or near the checkpoint.
+
+    The checkpoint may have been moved together with its run's folder.
+    """
+    places = [saved]
+    if trainer.ckpt_path:
+        folder = Path(trainer.ckpt_path).absolute().parent
+        places += [folder / FILE, folder.parent / FILE]
+    return next((place for place in places if place.is_file()), None)

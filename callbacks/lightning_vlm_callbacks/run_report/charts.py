@@ -1,0 +1,167 @@
+"""Which metrics are drawn together, and how: charts of curves, a map of ranks, bands and marks."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lightning_vlm_callbacks.run_report.history import Event, History
+
+__all__ = ["Chart", "Frame", "RankMap", "Stage", "charts", "frame", "rank_map"]
+
+Points = Sequence[tuple[int, float]]
+
+MOST_CURVES = 24
+MOST_OTHERS = 60
+
+
+class Family(NamedTuple):
+    """Metrics that are drawn in one chart."""
+
+    title: str
+    pattern: str
+    """Of a metric's whole name. Its groups are what the curve is called."""
+    scale: str = "linear"
+    """`log` or `linear`; `auto` is `log` if values lie far apart."""
+    least: int = 1
+    """How many metrics make a chart worth drawing."""
+    place: str = "main"
+    """`main`, or `details`, which the page shows only on request."""
+
+
+FAMILIES = (
+    Family("Loss", r"(.*?(?:^|[/_.-])loss(?:_step|_epoch)?)", "auto"),
+    Family("Loss by task or part", r"(.*?(?:^|[/_.-])loss(?!_step$|_epoch$)[/_.-].+)", "auto"),
+    Family("Learning rate", r"(lr)|lr/(.+)"),
+    Family("Norm of the gradient", r"gradients/(.+)/norm|(.*grad_?norm(?!/).*|.*grad_norm/.*)", "log"),
+    Family("Norm of all gradients before and after clipping", r"gradients/all/((?:clipped_)?norm)", "log", 2),
+    Family("Update of the weights, ‖Δw‖/‖w‖", r"gradients/(.+)/update_ratio", "log"),
+    Family("Weight of each task", r"gradnorm/weight/(.+)|train/task_weight/(.+)", "auto"),
+    Family("Norm of each task's weighted gradient", r"gradnorm/weighted_norm/(.+)", "log"),
+    Family("Relative training rate of each task", r"gradnorm/rate/(.+)", "auto"),
+    Family("Weight of each kind of token", r"token_weights?/(.+)"),
+    Family("Throughput", r"(.*(?:throughput|per_sec).*)"),
+    Family("Norm of each task's gradient before its weight", r"gradnorm/norm/(.+)", "log", 1, "details"),
+    Family("Cosine between gradients of tasks", r"gradnorm/cosine/(.+)", "linear", 1, "details"),
+    Family("Mean of the gradient", r"gradients/(.+)/mean", "linear", 1, "details"),
+    Family("Standard deviation of the gradient", r"gradients/(.+)/std", "log", 1, "details"),
+    Family("Largest element of the gradient", r"gradients/(.+)/max", "log", 1, "details"),
+    Family("Share of zeros in the gradient", r"gradients/(.+)/zeros", "linear", 1, "details"),
+    Family("Norm of the gradient after clipping", r"gradients/(.+)/clipped_norm", "log", 1, "details"),
+)
+"""The order of the page. A metric may be in two of them; one that is in none has a place at the end."""
+
+NOT_DRAWN = r"lr-.+|staged_unfreezing/stage"
+"""What Lightning's LearningRateMonitor logs doesn't know of stages, and stages are bands."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over steps, by their names."""
+
+    title: str
+    curves: Mapping[str, Points]
+    is_log: bool = False
+    place: str = "main"
+    missing: int = 0
+    """How many curves were too many."""
+
+
+@dataclass(frozen=True)
+class RankMap:
+    """The rank of each layer from step to step."""
+
+    title: str
+    edges: Sequence[int]
+    """The step of each change, and the end."""
+    ranks: Mapping[str, Sequence[int]]
+    """Of each layer, from each edge on but the last."""
+
+
+class Stage(NamedTuple):
+    """A band: what trains from one step to another."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Frame(NamedTuple):
+    """What all charts have in common."""
+
+    start: int
+    end: int
+    stages: Sequence[Stage]
+    marks: Sequence[Event]
+
+
+def frame(history: History) -> Frame:
+    """The axis of steps, the bands and the marks."""
+    end = max(history.last_step, 1)
+    steps = [points[0][0] for curve in history.curves.values() if (points := curve.points())]
+    start = min([*steps, *(event.step for event in history.events)], default=0)
+    begun = {event.step: event.text for event in history.events if event.kind == "stage"}
+    edges = [*sorted(begun), end]
+    stages = [
+        Stage(step, after, begun[step]) for step, after in zip(edges, edges[1:], strict=False) if after > step
+    ]
+    best = [event for event in history.events if event.kind == "best"]
+    plain = ("stage", "started", "ended", "checkpoint", "best")
+    marks = [event for event in history.events if event.kind not in plain]
+    return Frame(start, end, stages, [*marks[:: 1 + len(marks) // 200], *best[-1:]])
+
+
+def charts(history: History) -> list[Chart]:
+    """All charts of curves, in the order of the page."""
+    points = {name: curve.points() for name, curve in sorted(history.curves.items())}
+    others = {name for name in points if not re.fullmatch(NOT_DRAWN, name)}
+    found = []
+    for family in FAMILIES:
+        matches = {name: match for name in points if (match := re.fullmatch(family.pattern, name))}
+        others -= matches.keys()
+        if len(matches) >= family.least:
+            curves = {_label(match): points[name] for name, match in matches.items()}
+            found.append(_chart(family.title, curves, family.scale, family.place))
+    groups: dict[str, dict[str, Points]] = {}
+    for name in sorted(others):
+        groups.setdefault(_group(name), {})[name] = points[name]
+    found += [_chart(title, curves, "auto", "other") for title, curves in groups.items()]
+    return found
+
+
+def _label(match: re.Match[str]) -> str:
+    return next((group for group in match.groups() if group), match.string)
+
+
+def _group(name: str) -> str:
+    """What is measured in training and validation belongs together, and so does what lies in a folder.
+
+    >>> [_group(name) for name in ("train/accuracy", "val_accuracy", "data/epochs/captions", "temperature")]
+    ['accuracy', 'accuracy', 'data/epochs', 'temperature']
+    """
+    rest = re.sub(r"^(train|training|val|valid|validation|test)[/_.]", "", name)
+    if rest == name and name.count("/") > 1:
+        return name.rpartition("/")[0]
+    return rest
+
+
+def _chart(title: str, curves: Mapping[str, Points], scale: str, place: str) -> Chart:
+    shown = dict(list(curves.items())[:MOST_CURVES])
+    values = [value for points in shown.values() for _, value in points if math.isfinite(value)]
+    positive = [value for value in values if value > 0]
+    far_apart = bool(positive) and len(positive) == len(values) and max(positive) > 20 * min(positive)
+    is_log = bool(positive) if scale == "log" else scale == "auto" and far_apart
+    return Chart(title, shown, is_log, place, len(curves) - len(shown))
+
+
+def rank_map(history: History) -> RankMap | None:
+    """The ranks of layers, if any were recorded."""
+    changes = [event for event in history.events if isinstance(event.values.get("ranks"), dict)]
+    if not changes:
+        return None
+    latest = {event.step: event.values["ranks"] for event in changes}
+    edges = [*latest, max(history.last_step, max(latest) + 1)]
+    names = dict.fromkeys(name for ranks in latest.values() for name in ranks)
+    rows = {name: [int(ranks.get(name, 0)) for ranks in latest.values()] for name in names}
+    return RankMap("Rank of each layer", edges, rows)

@@ -1,0 +1,52 @@
+"""From the record of a run to its page and pictures."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_vlm_callbacks.run_report.charts import charts, frame, rank_map
+from lightning_vlm_callbacks.run_report.history import History, read_history
+from lightning_vlm_callbacks.run_report.page import report_page
+from lightning_vlm_callbacks.run_report.png import file_name, save_chart, save_ranks
+
+__all__ = ["draw_report"]
+
+PAGE = "report.html"
+PICTURES = "report"
+
+
+def draw_report(record: Path) -> None:
+    """Draw the page beside a record, and the pictures in a folder beside it.
+
+    A report that can't be drawn or written is no reason for a run to fail: it is a warning.
+
+    Args:
+        record: The file of the run that was recorded last.
+    """
+    history = read_history(record)
+    if not history.curves:
+        rank_zero_info(f"RunReport: nothing was logged, so there is no {PAGE}; events are in {record}")
+        return
+    page = record.with_name(PAGE)
+    try:
+        page.write_text(report_page(history, str(Path(*record.absolute().parent.parts[-3:]))), "utf-8")
+        _draw_pictures(record.with_name(PICTURES), history)
+    except Exception as error:
+        rank_zero_warn(f"RunReport: the report of {record} can't be drawn: {type(error).__name__}: {error}")
+        return
+    rank_zero_info(f"RunReport: {page}")
+
+
+def _draw_pictures(folder: Path, history: History) -> None:
+    if find_spec("matplotlib") is None:
+        rank_zero_info("RunReport: no PNGs, as matplotlib isn't installed; pip install matplotlib")
+        return
+    folder.mkdir(exist_ok=True)
+    axes = frame(history)
+    for chart in charts(history):
+        if chart.place == "main":
+            save_chart(folder / file_name(chart.title), chart, axes)
+    ranks = rank_map(history)
+    if ranks is not None:
+        save_ranks(folder / file_name(ranks.title), ranks)
