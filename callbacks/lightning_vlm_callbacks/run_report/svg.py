@@ -138,7 +138,7 @@ def _marks(axes: _Axes) -> list[str]:
 def _curve(axes: _Axes, name: str, points: Points, colour: str) -> list[str]:
     """A line, broken where a value can't be shown; NaN and infinity are crosses at the top."""
     commands, shapes, is_broken = [], [], True
-    has_dots = len(points) <= 60
+    has_dots = len(points) <= 40
     for step, value in points:
         x = axes.x(step)
         title = f"<title>{escape(name)}, step {step:,}: {value:.6g}</title>"
