@@ -42,6 +42,7 @@ from lightning_vlm_callbacks.requirements import (
     require_plain_optimizers,
     require_single_closure,
 )
+from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import log_metrics, loss_scaler, run_folder
 from lightning_vlm_callbacks.selectors import select_modules
 
@@ -170,6 +171,7 @@ class AdaptiveLoRARank(Callback):
             f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
             f"{_listed(self._steps)}"
         )
+        record_event(trainer, "ranks", describe_ranks(layers), ranks=self._history[-1][1])
         if self._history[-1][0] < trainer.global_step in self._steps:
             # The checkpoint was saved after the step and before the change that follows it.
             self._change_ranks(trainer, pl_module)
@@ -314,9 +316,10 @@ class AdaptiveLoRARank(Callback):
         return wanted
 
     def _log_change(self, trainer: "pl.Trainer", layers: Mapping[str, LoraLayer], changed: int) -> None:
-        step = trainer.global_step
+        step, ranks = trainer.global_step, self._history[-1][1]
+        record_event(trainer, "ranks", f"{changed} of {len(ranks)} layers changed", ranks=ranks)
         rank_zero_info(
-            f"AdaptiveLoRARank: step {step}, {changed} of {len(self._history[-1][1])} layers changed; "
+            f"AdaptiveLoRARank: step {step}, {changed} of {len(ranks)} layers changed; "
             f"{describe_ranks(layers)}"
         )
         parameters = sum(lora.rank * lora.cost for lora in layers.values())

@@ -26,6 +26,7 @@ from lightning_vlm_callbacks.early_stop_checkpoint.whole_checkpoints import Whol
 from lightning_vlm_callbacks.random_states import set_random_state
 from lightning_vlm_callbacks.requirements import require_lightning
 from lightning_vlm_callbacks.run_length import warn_if_beyond
+from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.stop_rule import Decision
 
@@ -279,3 +280,4 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             rank_zero_info(
                 f"EarlyStopCheckpoint stops at step {self._stopped}: {self.monitor}: {decision.reason}"
             )
+            record_event(trainer, "stopped", f"{self.monitor}: {decision.reason}")

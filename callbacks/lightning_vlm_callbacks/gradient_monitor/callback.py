@@ -30,6 +30,7 @@ from lightning_vlm_callbacks.requirements import (
     several_closures,
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
+from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 
@@ -174,7 +175,7 @@ class GradientMonitor(Callback):
                 "GradientMonitor measures nothing, as the Trainer's log_every_n_steps is 0; give the "
                 "callback its own every_n_steps"
             )
-        self._loggers, self._spare = trainer.loggers, dict[int, Tensor]()
+        self._trainer, self._loggers, self._spare = trainer, trainer.loggers, dict[int, Tensor]()
         self._members = {
             name: [one for one in group if one.numel()]
             for name, group in {**_groups(pl_module, self.groups), ALL: pl_module.parameters()}.items()
@@ -270,6 +271,7 @@ class GradientMonitor(Callback):
         if news:
             found = "; ".join(news)
             rank_zero_warn(f"GradientMonitor, step {step}: {found}. More such steps are reported at the end")
+            record_event(self._trainer, "anomaly", found, step)
         return alarm
 
     def _act(self, trainer: "pl.Trainer") -> None:
@@ -292,6 +294,7 @@ class GradientMonitor(Callback):
             return False
         # Optimizers skip parameters without a gradient. With zeros, decay and momentum would still act.
         optimizer.zero_grad(set_to_none=True)
+        record_event(trainer, "skipped", "GradientMonitor left out the step's gradient")
         self._skips += 1
         if self._skips == MOST_SKIPS:
             counts = "; ".join(self._watch.counts())

@@ -29,6 +29,7 @@ from lightning_vlm_callbacks.requirements import (
     several_closures,
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
+from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import run_folder
 
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
@@ -275,6 +276,7 @@ class NonFiniteGuard(Callback):
                 f"The run goes back to an earlier state and leaves out {self.snapshot_every_n_steps} steps."
             )
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))
+        record_event(trainer, "skipped", f"{what}; see {self._folder}")
         self._skip_update(trainer, optimizer)
         self._counts.skipped += 1
         self._counts.in_a_row += 1
@@ -299,6 +301,7 @@ class NonFiniteGuard(Callback):
         counts.drops_reported = True
         what = f"the loss scale, now {scale:g}, shrank {len(counts.drops)} times within {SCALE_WINDOW} steps"
         outcome = "The GradScaler left out these steps."
+        record_event(trainer, "anomaly", what)
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))
         self._warn(f"{self._explain(trainer, event)}. {outcome}")
 

@@ -21,13 +21,14 @@ __all__ = ["RunReport", "record_event"]
 FILE = "report.jsonl"
 
 
-def record_event(trainer: Trainer, kind: str, text: str, **values: Any) -> None:
+def record_event(trainer: Trainer, kind: str, text: str, step: int | None = None, **values: Any) -> None:
     """Tell the run's report, if it has one, that something happened. Any callback or module may call it.
 
     Args:
         trainer: Whose run it is.
         kind: One word, such as `stage`, `skipped` or `anomaly`; events of a kind are marked alike.
         text: A short sentence for people.
+        step: When it was; None is now.
         values: Numbers, texts, lists or dictionaries that belong to it.
 
     Example::
@@ -36,7 +37,7 @@ def record_event(trainer: Trainer, kind: str, text: str, **values: Any) -> None:
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunReport):
-            callback.add_event(trainer, kind, text, **values)
+            callback.add_event(trainer, kind, text, step, **values)
 
 
 class RunReport(Callback):
@@ -91,7 +92,8 @@ class RunReport(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._attach(trainer)  # Lightning's tuner, which may run since `on_fit_start`, drops all loggers but one
+        # Lightning's tuner may have run since `on_fit_start`, and drops all loggers but the first.
+        self._attach(trainer)
         self._open(trainer)
 
     @override
@@ -138,11 +140,13 @@ class RunReport(Callback):
 
     # The record
 
-    def add_event(self, trainer: Trainer, kind: str, text: str, **values: Any) -> None:
+    def add_event(
+        self, trainer: Trainer, kind: str, text: str, step: int | None = None, **values: Any
+    ) -> None:
         """Record an event; see `record_event`."""
         self._open(trainer)
         if self._record is not None:
-            self._record.add_event(trainer.global_step, kind, text, values)
+            self._record.add_event(_steps_made(trainer) if step is None else step, kind, text, values)
 
     def add_metrics(self, trainer: Trainer, values: dict[str, Any], step: int | None) -> None:
         """Record what the Trainer or someone else logs."""
@@ -173,7 +177,7 @@ class RunReport(Callback):
         if self._record is not None or not trainer.is_global_zero or not self._is_attached(trainer):
             return
         before, self._file = self._file, self._folder / FILE
-        step = trainer.global_step
+        step = _steps_made(trainer)
         if self._loaded is not None:
             self._run = self._loaded["run"]
             before = _find(trainer, Path(self._loaded["file"]))
@@ -195,8 +199,7 @@ class RunReport(Callback):
                 )
             elif before != self._file:
                 self._record.copy(before)
-        values = {"run": self._run, "metrics_from": _logged_step(trainer)}
-        self._record.add_event(step, kind, text, values)
+        self._record.add_event(step, kind, text, {"run": self._run})
 
     def _write_rates(self) -> None:
         """Record the rates of the step that was logged last; the host has waited for that step already."""
@@ -246,9 +249,19 @@ class _ReportLogger(DummyLogger):
 
 
 def _logged_step(trainer: Trainer) -> int:
-    """The number under which the Trainer logs the step that is being made: with several optimizers it isn't
-    `global_step`. Lightning has no public name for it."""
+    """The number under which the Trainer logs the step that is being made, from 0 on.
+
+    With several optimizers it isn't `global_step`, and Lightning has no public name for it.
+    """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def _steps_made(trainer: Trainer) -> int:
+    """How many steps have been made, counted as the Trainer logs them.
+
+    Lightning counts a step only at the very end of its batch, when it may be in a checkpoint already.
+    """
+    return min(trainer.global_step, _logged_step(trainer) + 1)
 
 
 def _find(trainer: Trainer, saved: Path) -> Path | None:

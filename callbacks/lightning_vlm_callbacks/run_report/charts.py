@@ -101,11 +101,15 @@ def frame(history: History) -> Frame:
     end = max(history.last_step, 1)
     steps = [points[0][0] for curve in history.curves.values() if (points := curve.points())]
     start = min([*steps, *(event.step for event in history.events)], default=0)
-    begun = {event.step: event.text for event in history.events if event.kind == "stage"}
-    edges = [*sorted(begun), end]
-    stages = [
-        Stage(step, after, begun[step]) for step, after in zip(edges, edges[1:], strict=False) if after > step
-    ]
+    stages: list[Stage] = []
+    for event in history.events:
+        if event.kind != "stage":
+            continue
+        if stages and stages[-1].text == event.text:  # a resumed run names the stage that it is in
+            continue
+        if stages:
+            stages[-1] = stages[-1]._replace(end=event.step)
+        stages.append(Stage(event.step, end, event.text))
     best = [event for event in history.events if event.kind == "best"]
     plain = ("stage", "started", "ended", "checkpoint", "best")
     marks = [event for event in history.events if event.kind not in plain]

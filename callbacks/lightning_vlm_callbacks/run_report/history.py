@@ -29,13 +29,10 @@ class Curve:
         self._offered = 0
 
     def add(self, step: int, value: float) -> None:
-        """Add a value. Of several for one step the last counts."""
-        is_repeated = self._last is not None and self._last[0] == step
+        """Add a value. Where steps don't increase, what was recorded from there on is recorded again."""
+        if self._last is not None and step <= self._last[0]:
+            self.rewind(step)
         self._last = (step, value)
-        if is_repeated:
-            if self._points and self._points[-1][0] == step:
-                self._points[-1] = self._last
-            return
         if self._offered % self._every == 0:
             self._points.append(self._last)
         self._offered += 1
@@ -83,19 +80,14 @@ class History:
         """A process begins to write: the time since the last line doesn't count."""
         self._last_time = None
 
-    def rewind(self, step: int, logged: int) -> None:
-        """The run was resumed: what came later is going to be recorded again.
-
-        Args:
-            step: How many optimizer steps had been made.
-            logged: The number under which the next step is logged. It differs with several optimizers.
-        """
+    def rewind(self, step: int) -> None:
+        """The run was resumed after so many steps: what came later is going to be recorded again."""
         for curve in self.curves.values():
-            curve.rewind(logged)
+            curve.rewind(step)
         self.curves = {name: curve for name, curve in self.curves.items() if curve.points()}
         self.events = [event for event in self.events if event.step <= step]
         self._known = {event[:3] for event in self.events}
-        self.last_step = min(self.last_step, max(step, logged))
+        self.last_step = min(self.last_step, step)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add a line of the record."""
@@ -137,7 +129,7 @@ def read_history(file: Path) -> History:
             current = runs.setdefault(str(entry.get("run")), History())
             current.begin()
         if kind == "resumed":
-            current.rewind(int(entry["step"]), int(entry["metrics_from"]))
+            current.rewind(int(entry["step"]))
         current.add(entry)
     return current
 

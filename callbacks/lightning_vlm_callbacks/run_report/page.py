@@ -5,7 +5,15 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
 
-from lightning_vlm_callbacks.run_report.charts import MOST_OTHERS, Chart, Frame, RankMap, charts, frame, rank_map
+from lightning_vlm_callbacks.run_report.charts import (
+    MOST_OTHERS,
+    Chart,
+    Frame,
+    RankMap,
+    charts,
+    frame,
+    rank_map,
+)
 from lightning_vlm_callbacks.run_report.history import Event, History
 from lightning_vlm_callbacks.run_report.svg import (
     COLOURS,
@@ -78,7 +86,8 @@ def _body(history: History, axes: Frame, title: str) -> Iterator[str]:
         yield from (f"<div>{_chart(chart, axes, small=True)}</div>" for chart in others[:MOST_OTHERS])
         yield "</div>"
     if len(others) > MOST_OTHERS:
-        yield f"<p>{len(others) - MOST_OTHERS} more charts aren't drawn; their values are in report.jsonl.</p>"
+        count = len(others) - MOST_OTHERS
+        yield f"<p>{count} more charts aren't drawn; their values are in report.jsonl.</p>"
     details = _placed(found, "details")
     if details:
         yield "<details><summary>More about gradients</summary>"

@@ -15,7 +15,7 @@ def file_name(title: str) -> str:
     """A name for the file of a chart.
 
     >>> file_name("Update of the weights, ‖Δw‖/‖w‖")
-    'update-of-the-weights.png'
+    'update-of-the-weights-w-w.png'
     """
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".png"
 
@@ -35,7 +35,9 @@ def save_chart(file: Path, chart: Chart, frame: Frame) -> None:
         values = [value if math.isfinite(value) else math.nan for _, value in points]
         steps = [step for step, _ in points]
         marker = "." if len(points) < 30 else None
-        axis.plot(steps, values, label=name, color=COLOURS[number % len(COLOURS)], linewidth=1.4, marker=marker)
+        axis.plot(
+            steps, values, label=name, color=COLOURS[number % len(COLOURS)], linewidth=1.4, marker=marker
+        )
     axis.set_yscale("log" if chart.is_log else "linear")
     axis.set_xlim(frame.start, frame.end)
     axis.grid(axis="y", alpha=0.3)
@@ -49,7 +51,9 @@ def save_ranks(file: Path, ranks: RankMap) -> None:
     height = max(3.0, min(0.17 * len(names) + 1.2, 40.0))
     figure, axis = _figure(10.0, height, ranks.title)
     cells = axis.pcolormesh(ranks.edges, range(len(names) + 1), list(ranks.ranks.values()), vmin=0)
-    axis.set_yticks([row + 0.5 for row in range(len(names))], names, fontsize=min(8.0, 75 * height / len(names)))
+    axis.set_yticks(
+        [row + 0.5 for row in range(len(names))], names, fontsize=min(8.0, 75 * height / len(names))
+    )
     axis.invert_yaxis()
     figure.colorbar(cells, ax=axis, label="rank")
     figure.savefig(file, dpi=120)

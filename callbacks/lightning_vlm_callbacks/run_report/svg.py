@@ -85,7 +85,9 @@ def _svg(width: int, height: int, shapes: Sequence[str]) -> str:
 
 def _limits(chart: Chart) -> tuple[float, float]:
     """The lowest and the highest value to show, with a little room."""
-    values = [value for points in chart.curves.values() for _, value in points if _can_show(value, chart.is_log)]
+    values = [
+        value for points in chart.curves.values() for _, value in points if _can_show(value, chart.is_log)
+    ]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if chart.is_log:
         return low / 1.15, high * 1.15
@@ -131,7 +133,9 @@ def _marks(axes: _Axes) -> list[str]:
         height = axes.bottom - TOP if event.kind == "best" else 12
         text = escape(f"step {event.step:,}: {event.kind}: {event.text}")
         line = f'd="M{axes.x(event.step)} {axes.bottom}v-{height}" stroke="{colour}"'
-        shapes.append(f'<path {line} class="mark {"best" * (event.kind == "best")}"><title>{text}</title></path>')
+        shapes.append(
+            f'<path {line} class="mark {"best" * (event.kind == "best")}"><title>{text}</title></path>'
+        )
     return shapes
 
 
@@ -152,7 +156,9 @@ def _curve(axes: _Axes, name: str, points: Points, colour: str) -> list[str]:
         is_broken = False
         if has_dots:
             shapes.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}">{title}</circle>')
-    path = f'<path d="{"".join(commands)}" stroke="{colour}" class="curve"><title>{escape(name)}</title></path>'
+    path = (
+        f'<path d="{"".join(commands)}" stroke="{colour}" class="curve"><title>{escape(name)}</title></path>'
+    )
     return [path, *shapes]
 
 
@@ -204,8 +210,7 @@ def _rank_colour(rank: int, highest: int) -> str:
     index = min(int(place), len(RANK_COLOURS) - 2)
     share = place - index
     mixed = [
-        round(a + share * (b - a))
-        for a, b in zip(RANK_COLOURS[index], RANK_COLOURS[index + 1], strict=True)
+        round(a + share * (b - a)) for a, b in zip(RANK_COLOURS[index], RANK_COLOURS[index + 1], strict=True)
     ]
     return f"rgb({','.join(map(str, mixed))})"
 

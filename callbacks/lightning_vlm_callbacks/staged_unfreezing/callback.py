@@ -20,6 +20,7 @@ from lightning_vlm_callbacks.requirements import (
     require_plain_optimizers,
 )
 from lightning_vlm_callbacks.run_length import Unit, first_step_at
+from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import builds_in_setup, log_metrics, logs_at
 from lightning_vlm_callbacks.staged_unfreezing.entries import Line, resolve, scales_by_selector, table
 from lightning_vlm_callbacks.staged_unfreezing.moments import check_moments
@@ -267,6 +268,7 @@ class StagedUnfreezing(Callback):
         rank_zero_info(
             f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains {what}"
         )
+        record_event(trainer, "stage", what)
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
     def _scale(self, one: Parameter) -> float:

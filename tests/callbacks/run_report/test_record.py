@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_vlm_callbacks import EarlyStopCheckpoint, RunReport, StagedUnfreezing, record_event
+from lightning_vlm_callbacks.run_report.charts import frame
 from lightning_vlm_callbacks.run_report.history import read_history
+
+
+@pytest.fixture
+def make_trainer(make_trainer):
+    return partial(make_trainer, enable_checkpointing=None)
 
 
 def entries(folder):
@@ -25,15 +32,13 @@ def entries(folder):
 def curves(folder):
     """Name -> step -> value, as the report draws them."""
     history = read_history(folder / "report.jsonl")
-    return {name: dict(curve.points()) for name, curve in history.curves.items()}
+    found = {name: dict(curve.points()) for name, curve in history.curves.items()}
+    found.pop("staged_unfreezing/stage", None)  # a resumed run logs the stage that it is in
+    return found
 
 
 def events(folder):
     return [(event.step, event.kind) for event in read_history(folder / "report.jsonl").events]
-
-
-def without_rates(found):
-    return {name: values for name, values in found.items() if not name.startswith("lr/") and name != "lr"}
 
 
 class Witness(Callback):
@@ -45,7 +50,7 @@ class Witness(Callback):
     def on_train_batch_start(self, trainer, *_):
         value = trainer.callback_metrics.get("train/loss")
         if trainer.global_step > 0:
-            self.seen["train/loss"][trainer.global_step - 1] = float(value)
+            self.seen["train/loss"].setdefault(trainer.global_step - 1, float(value))
 
     def on_validation_end(self, trainer, pl_module):
         for name in ("val/loss", "val/accuracy"):
@@ -72,12 +77,15 @@ def test_the_same_steps_and_values_as_others_saw(make_trainer, classifier, digit
         callbacks=[witness, LearningRateMonitor(), RunReport()],
         **options,
     )
-    trainer.fit(classifier(), digits.Digits())
+    schedule = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)
+    trainer.fit(classifier(schedule=schedule), digits.Digits())
     recorded = curves(tmp_path)
     expected = in_csv(tmp_path)
     assert len(expected["train/loss"]) > 3
-    assert without_rates(recorded) == pytest.approx(expected)
-    assert recorded["lr"] == pytest.approx(expected["lr-AdamW"])
+    rates = recorded.pop("lr")
+    assert len(set(rates.values())) > 3
+    assert rates.items() <= expected["lr-AdamW"].items()
+    assert recorded == expected
     for name, values in witness.seen.items():
         both = recorded[name].keys() & values.keys()
         assert len(both) > 2
@@ -100,9 +108,7 @@ def test_a_logger_makes_no_difference(make_trainer, classifier, digits, tmp_path
             pl_module.log_dict({})
 
     loggers = [CSVLogger(tmp_path, name="", version="")] if logger else False
-    trainer = make_trainer(
-        max_steps=4, logger=loggers, callbacks=[RunReport()], default_root_dir=tmp_path
-    )
+    trainer = make_trainer(max_steps=4, logger=loggers, callbacks=[RunReport()], default_root_dir=tmp_path)
     if not logger:
         trainer.callbacks.append(Look())
     trainer.fit(classifier(), digits.Digits())
@@ -131,16 +137,18 @@ def test_a_resumed_run_continues_the_record(make_trainer, classifier, digits, tm
     """In another folder or the same, at an epoch's end, inside one, and where a stage begins."""
     whole = tmp_path / "whole"
     fit(make_trainer, classifier(), digits.Digits(), whole)
-    expected = curves(whole)
-    assert events(whole)[:4] == [(0, "started"), (0, "stage"), (1, "checkpoint"), (6, "stage")] or True
+    expected, stages = curves(whole), frame(read_history(whole / "report.jsonl")).stages
+    assert [(stage.start, stage.end, stage.text) for stage in stages] == [
+        (0, 6, "head ×1"),
+        (6, 16, "* ×0.5"),
+    ]
     for step in (3, 6, 8, 11):
         file = whole / f"checkpoints/step-{step:08d}.ckpt"
         other = tmp_path / f"from-{step}"
         torch.manual_seed(step)
         fit(make_trainer, classifier(), digits.Digits(), other, ckpt_path=file)
         assert curves(other) == expected
-        stages = [(step, kind) for step, kind in events(other) if kind == "stage"]
-        assert stages == [(0, "stage"), (6, "stage")]
+        assert frame(read_history(other / "report.jsonl")).stages == stages
         assert (step, "resumed") in events(other)
     before = (whole / "report.jsonl").read_bytes()
     fit(make_trainer, classifier(), digits.Digits(), whole, ckpt_path=file)
@@ -234,9 +242,8 @@ def test_a_killed_run_keeps_its_record(make_trainer, classifier, digits, tmp_pat
 
 
 def _on_rank(make_trainer, classifier, digits, folder):
-    trainer = make_trainer(
-        max_epochs=2, devices=2, strategy="ddp", default_root_dir=folder, callbacks=[RunReport()]
-    )
+    options = {"devices": 2, "strategy": "ddp", "enable_checkpointing": False}
+    trainer = make_trainer(max_epochs=2, default_root_dir=folder, callbacks=[RunReport()], **options)
     trainer.fit(classifier(), digits.Digits(stateful=False))
     record_event(trainer, "late", "after the end nothing is recorded")
     return {"loggers": len(trainer.loggers)}
@@ -251,9 +258,8 @@ def test_two_processes_write_once(on_two_ranks, make_trainer, classifier, digits
 
 
 def test_what_is_not_recorded(make_trainer, classifier, digits, tmp_path):
-    make_trainer(fast_dev_run=True, default_root_dir=tmp_path, callbacks=[RunReport()]).fit(
-        classifier(), digits.Digits()
-    )
+    trainer = make_trainer(fast_dev_run=True, default_root_dir=tmp_path, callbacks=[RunReport()])
+    trainer.fit(classifier(), digits.Digits())
     assert not list(tmp_path.iterdir())
     trainer = make_trainer(
         max_epochs=2, log_every_n_steps=0, default_root_dir=tmp_path, callbacks=[RunReport()]
@@ -316,7 +322,6 @@ def test_events_of_lightning(make_trainer, classifier, digits, tmp_path):
         max_epochs=9,
         default_root_dir=tmp_path,
         callbacks=[stop, save, RunReport()],
-        enable_checkpointing=True,
     )
     trainer.fit(classifier(), digits.Digits())
     assert trainer.current_epoch < 8
