@@ -22,12 +22,11 @@ from lightning_vlm_callbacks.staged_unfreezing.entries import depth_factors
 from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates
 from lightning_vlm_callbacks.staged_unfreezing.stages import (
     PLANS,
-    Plateau,
-    improved,
     plan,
     trains_since,
     warm_up,
 )
+from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler as schedulers
@@ -400,7 +399,7 @@ def test_a_validation_that_a_resumed_run_does_first(classifier, monkeypatch):
         {"at": 5, "train": {"head": 1.0}},
     ]
     model = classifier()
-    monkeypatch.setattr("lightning_vlm_callbacks.staged_unfreezing.callback.check_moments", lambda *_: None)
+    monkeypatch.setattr("lightning_vlm_callbacks.staged_unfreezing.callback.check_starts", lambda *_: None)
     trainer = stub(model, global_step=5, sanity_checking=True)
     staged = StagedUnfreezing(stages, "step")
     # As if another stage had been waited for, in a list of stages that was changed since.
@@ -829,10 +828,14 @@ def test_layer_decay_is_a_closed_form():
     assert set(depth_factors(model, {"norm.weight": model["norm"].weight}, 0.9).values()) == {1.0}
 
 
-def test_improved():
-    more = Plateau("score", "max", min_delta=0.5)
-    assert [improved(value, 1.0, more) for value in (1.6, 1.5, 0.0, math.nan)] == [True, False, False, False]
-    assert [improved(value, None, more) for value in (-5.0, math.nan)] == [True, False]
+def test_what_counts_as_better():
+    rule = Rule("max", min_delta=0.5)
+
+    def is_better(value, best):
+        return decide(rule, Standing(best), value).is_best
+
+    assert [is_better(value, 1.0) for value in (1.6, 1.5, 0.0, math.nan)] == [True, False, False, False]
+    assert [is_better(value, None) for value in (-5.0, math.nan)] == [True, False]
 
 
 # Command line

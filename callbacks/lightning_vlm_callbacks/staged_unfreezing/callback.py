@@ -1,6 +1,5 @@
 """Parts of a model begin to train, stop, or change their learning rate in the course of one run."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,41 +21,18 @@ from lightning_vlm_callbacks.requirements import (
 from lightning_vlm_callbacks.run_length import Unit, first_step_at
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import builds_in_setup, log_metrics, logs_at
-from lightning_vlm_callbacks.staged_unfreezing.entries import Line, resolve, scales_by_selector, table
-from lightning_vlm_callbacks.staged_unfreezing.moments import check_moments
-from lightning_vlm_callbacks.staged_unfreezing.needs import explain_learning_rate_monitor, need_stages
+from lightning_vlm_callbacks.staged_unfreezing.checks import (
+    check_starts,
+    explain_learning_rate_monitor,
+    require_stages,
+)
+from lightning_vlm_callbacks.staged_unfreezing.entries import entries_of, scales_of, table
 from lightning_vlm_callbacks.staged_unfreezing.plateau import PlateauWatch
 from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates, learning_rates
-from lightning_vlm_callbacks.staged_unfreezing.stages import (
-    parse,
-    stage_at,
-    trains_since,
-    warm_up,
-)
+from lightning_vlm_callbacks.staged_unfreezing.staged_run import StagedRun
+from lightning_vlm_callbacks.staged_unfreezing.stages import parse, stage_at
 
 __all__ = ["StagedUnfreezing"]
-
-
-@dataclass
-class _Run:
-    """What holds during one fit."""
-
-    step: int = 0
-    """The optimizer step that the last batch was for."""
-    stage: int = 0
-    starts: list[int | None] = field(default_factory=list)
-    ever: dict[str, Parameter] = field(default_factory=dict)
-    """What the module lets train."""
-    modes: dict[nn.Module, bool] = field(default_factory=dict)
-    """Which modules were in train mode when the fit began."""
-    lines: list[list[Line]] = field(default_factory=list)
-    scales: list[dict[Parameter, float]] = field(default_factory=list)
-    """Of each stage."""
-    since: dict[Parameter, int | None] = field(default_factory=dict)
-    rates: ScaledRates | None = None
-    validated: bool = False
-    logged: int = -1
-    """The step whose learning rates were logged last."""
 
 
 class StagedUnfreezing(Callback):
@@ -121,7 +97,7 @@ class StagedUnfreezing(Callback):
         # A head with LoRA, or tied to the embeddings, has no trainable parameters of its own.
         self._may_lack = ("head",) if isinstance(stages, str) else ()
         self._plateaus = PlateauWatch()
-        self._run = _Run()
+        self._run = StagedRun()
 
     # Hooks
 
@@ -129,7 +105,7 @@ class StagedUnfreezing(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require_lightning("StagedUnfreezing", trainer)
         if stage == "fit":
-            need_stages(trainer, pl_module)
+            require_stages(trainer, pl_module)
             self._plateaus = PlateauWatch()
             if not builds_in_setup(pl_module):
                 self.check_selectors(pl_module)
@@ -144,63 +120,29 @@ class StagedUnfreezing(Callback):
         self._end()  # Lightning's tuner calls this twice
         require_initialized("StagedUnfreezing", pl_module)
         require_plain_optimizers("StagedUnfreezing", trainer.optimizers)
-        run = self._run = _Run(step=trainer.global_step - 1)
-        self._plateaus.new_fit()
-        run.modes = {module: module.training for module in pl_module.modules()}
-        run.ever = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
-        run.starts = self._starts(trainer)
-        check_moments(trainer, self.stages, run.starts)
-        ever = set(run.ever.values())
-        run.lines = resolve(pl_module, self.stages, ever, self.layer_decay, self._may_lack)
-        run.scales = [
-            {one: scale for line in lines for one, scale in line.scales.items()} for lines in run.lines
-        ]
-        rates = learning_rates(trainer.optimizers)
-        staged = set().union(*run.scales)
-        lacking = [name for name, one in run.ever.items() if one in staged and one not in rates]
-        if lacking:
-            raise MisconfigurationException(
-                f"stages: found {lacking[0]} and {len(lacking) - 1} more in no optimizer; expected "
-                "configure_optimizers to give it all parameters that require gradients"
-            )
-        rank_zero_info(table(pl_module, self.stages, run.starts, run.lines, rates))
-        run.rates = ScaledRates(
-            trainer.optimizers,
-            self._scale,
-            lambda group: scales_by_selector(group["params"], run.lines, run.stage, self._scale),
-        )
+        self._run = self._begin(trainer, pl_module)
         explain_learning_rate_monitor(trainer)
-        self._enter(trainer, pl_module, stage_at(trainer.global_step, run.starts))
+        self._enter(trainer, pl_module, stage_at(trainer.global_step, self._run.starts))
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        run, run.step = self._run, trainer.global_step
+        run = self._run
+        run.step = trainer.global_step
         stage = stage_at(run.step, run.starts)
         if stage != run.stage:
             self._enter(trainer, pl_module, stage)
         elif run.validated:  # the module's own on_validation_model_train may leave eval mode on
             hold_modes(pl_module)
         run.validated = False
-        if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
-            run.logged = run.step
-            log_metrics(trainer, rates_in_force(trainer.optimizers), run.step)
+        self._log_rates(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
-            return
-        run = self._run
-        run.validated = True
-        stage = stage_at(max(run.step, 0), run.starts)
-        after = stage + 1
-        plateau = self.stages[after].on_plateau if after < len(self.stages) else None
-        if plateau is None or run.starts[after] is not None:
-            return
-        if self._plateaus.is_due(trainer, pl_module, after, plateau, run.scales[stage]):
-            # An accumulation window stays in the stage in which it began.
-            run.starts[after] = self._plateaus.begun[after] = run.step + 1
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._run.validated = True
+            self._watch_plateau(trainer, pl_module)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -220,7 +162,7 @@ class StagedUnfreezing(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._plateaus = PlateauWatch(state_dict)
 
-    # Stages
+    # Begin and end
 
     def check_selectors(self, root: nn.Module, may_train: set[Parameter] | None = None) -> None:
         """Refuse stages that don't fit a model.
@@ -234,55 +176,75 @@ class StagedUnfreezing(Callback):
             SelectorError: A selector finds nothing.
             MisconfigurationException: A selector takes only parameters that may never train.
         """
-        trains = set(root.parameters()) if may_train is None else may_train
-        resolve(root, self.stages, trains, None, self._may_lack)
+        if may_train is None:
+            may_train = set(root.parameters())
+        entries_of(root, self.stages, may_train, may_lack=self._may_lack)
+
+    def _begin(self, trainer: Trainer, root: LightningModule) -> StagedRun:
+        self._plateaus.new_fit()
+        run = StagedRun(
+            step=trainer.global_step - 1, starts=self._starts(trainer), warmup_steps=self.warmup_steps
+        )
+        check_starts(trainer, self.stages, run.starts)
+        run.modes = {module: module.training for module in root.modules()}
+        run.may_train = {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
+        may_train = set(run.may_train.values())
+        run.entries = entries_of(root, self.stages, may_train, self.layer_decay, self._may_lack)
+        run.scales = [scales_of(entries) for entries in run.entries]
+        rates = learning_rates(trainer.optimizers)
+        run.require_in_optimizers(rates)
+        rank_zero_info(table(root, self.stages, run.starts, run.entries, rates))
+        run.rates = ScaledRates(trainer.optimizers, run.scale, run.scales_in_group)
+        return run
 
     def _starts(self, trainer: Trainer) -> list[int | None]:
-        """The first step of each stage, None where a metric hasn't decided yet."""
-        return [
-            self._plateaus.begun.get(number)
-            if stage.at is None
-            else first_step_at(trainer, stage.at, self.unit)
-            for number, stage in enumerate(self.stages)
-        ]
+        starts: list[int | None] = []
+        for number, stage in enumerate(self.stages):
+            if stage.at is None:
+                starts.append(self._plateaus.begun.get(number))
+            else:
+                starts.append(first_step_at(trainer, stage.at, self.unit))
+        return starts
+
+    def _end(self) -> None:
+        self._run.restore()
+        self._run = StagedRun()
+
+    # Stages
 
     def _enter(self, trainer: Trainer, root: LightningModule, stage: int) -> None:
         """Train what a stage trains and nothing else, from the next batch on."""
-        run, step = self._run, trainer.global_step
-        run.stage, trains = stage, run.scales[stage]
-        forget = {one for one in run.ever.values() if one not in trains} | self._plateaus.end(root, stage)
-        changed = any(one.requires_grad != (one in trains) for one in run.ever.values())
-        for one in run.ever.values():
-            one.requires_grad_(one in trains)
-            if one not in trains:
-                one.grad = None
-        for optimizer in trainer.optimizers:
-            for one in forget:
-                optimizer.state.pop(one, None)
-        in_stages = {one: [one in scales for scales in run.scales] for one in trains}
-        run.since = {one: trains_since(step, run.starts, there) for one, there in in_stages.items()}
+        run = self._run
+        step = trainer.global_step
+        restored = self._plateaus.end(root, stage)
+        changed = run.enter(stage, step)
+        run.forget_state(trainer.optimizers, restored)
         hold_modes(root)
         if changed:
             rewrap_ddp(trainer, root)
-        what = ", ".join(f"{line.selector} ×{line.scale:g}" for line in run.lines[stage] if line.scales)
+        entries = [f"{entry.selector} ×{entry.scale:g}" for entry in run.entries[stage] if entry.scales]
         rank_zero_info(
-            f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains {what}"
+            f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains "
+            f"{', '.join(entries)}"
         )
         record_event(trainer, "stage", what)
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
-    def _scale(self, one: Parameter) -> float:
-        """Of the learning rate of a parameter at this step."""
+    def _watch_plateau(self, trainer: Trainer, root: LightningModule) -> None:
+        """Let the next stage begin if it waits for a metric that has stalled."""
         run = self._run
-        scale = run.scales[run.stage].get(one)
-        return 1.0 if scale is None else scale * warm_up(run.step, run.since[one], self.warmup_steps)
+        stage = stage_at(max(run.step, 0), run.starts)
+        following = stage + 1
+        if following == len(self.stages) or run.starts[following] is not None:
+            return
+        plateau = self.stages[following].on_plateau
+        assert plateau is not None  # all other stages have a known start
+        if self._plateaus.is_due(trainer, root, following, plateau, run.scales[stage]):
+            # An accumulation window stays in the stage in which it began.
+            run.starts[following] = self._plateaus.begun[following] = run.step + 1
 
-    def _end(self) -> None:
-        """Leave everything as it was found, but the weights."""
-        if self._run.rates is not None:
-            self._run.rates.remove()
-        for one in self._run.ever.values():
-            one.requires_grad_(True)
-        for module, training in self._run.modes.items():
-            module.training = training
-        self._run = _Run()
+    def _log_rates(self, trainer: Trainer) -> None:
+        run = self._run
+        if trainer.loggers and run.logged != run.step and logs_at(trainer, run.step + 1):
+            run.logged = run.step
+            log_metrics(trainer, rates_in_force(trainer.optimizers), run.step)

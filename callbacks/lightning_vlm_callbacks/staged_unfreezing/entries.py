@@ -1,4 +1,4 @@
-"""What the stages train in a model: selectors turned into parameters and scales, and a table of them."""
+"""What stages train in a model: their selectors as parameters with scales, and a table of them."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,10 +11,10 @@ from torch.nn import Parameter
 from lightning_vlm_callbacks.selectors import select_parameters
 from lightning_vlm_callbacks.staged_unfreezing.stages import Stage
 
-__all__ = ["Line", "depth_factors", "resolve", "scales_by_selector", "table"]
+__all__ = ["StageEntry", "depth_factors", "entries_of", "scales_by_selector", "scales_of", "table"]
 
 
-class Line(NamedTuple):
+class StageEntry(NamedTuple):
     """One selector of a stage, and the scales of the parameters that it decides about."""
 
     selector: str
@@ -22,50 +22,54 @@ class Line(NamedTuple):
     scales: dict[Parameter, float]
 
 
-def resolve(
+def entries_of(
     root: nn.Module,
     stages: Sequence[Stage],
-    ever: Collection[Parameter],
+    may_train: Collection[Parameter],
     layer_decay: float | None = None,
     may_lack: Collection[str] = (),
-) -> list[list[Line]]:
-    """The lines of each stage. Where selectors of a stage overlap, the later one decides.
+) -> list[list[StageEntry]]:
+    """The entries of each stage. Where selectors of a stage overlap, the later one decides.
 
     Args:
         root: What selectors start from.
         stages: As from `parse`.
-        ever: The parameters that may train.
+        may_train: The parameters that may train in any stage.
         layer_decay: See `depth_factors`.
-        may_lack: Selectors that are left out where they have none of those.
+        may_lack: Selectors that are left out where none of their parameters may train.
 
     Raises:
         MisconfigurationException: A selector takes only what may not train.
         SelectorError: A selector finds nothing.
     """
-    resolved: list[list[Line]] = []
-    for i, stage in enumerate(stages):
-        lines: list[Line] = []
+    of_stages: list[list[StageEntry]] = []
+    for number, stage in enumerate(stages):
+        entries: list[StageEntry] = []
         for selector, scale in stage.train.items():
             found = select_parameters(root, selector)
             factors = depth_factors(root, found, layer_decay)
-            scales = {one: scale * factors[name] for name, one in found.items() if one in ever}
-            if not scales and selector in may_lack:
-                continue
+            scales = {found[name]: scale * factors[name] for name in found if found[name] in may_train}
             if not scales:
-                _refuse_frozen(f"stages[{i}]", selector, found.values())
-            for line in lines:
-                for one in scales:
-                    line.scales.pop(one, None)
-            lines.append(Line(selector, scale, scales))
-        resolved.append(lines)
-    return resolved
+                if selector in may_lack:
+                    continue
+                _refuse_frozen(f"stages[{number}]", selector, found.values())
+            for earlier in entries:
+                for parameter in scales:
+                    earlier.scales.pop(parameter, None)
+            entries.append(StageEntry(selector, scale, scales))
+        of_stages.append(entries)
+    return of_stages
+
+
+def scales_of(entries: Sequence[StageEntry]) -> dict[Parameter, float]:
+    """The scale of each parameter that a stage trains."""
+    return {parameter: scale for entry in entries for parameter, scale in entry.scales.items()}
 
 
 def _refuse_frozen(where: str, selector: str, parameters: Collection[Parameter]) -> NoReturn:
-    if all(one.is_floating_point() for one in parameters):
+    why = "quantised and can't train; give it LoRA, which can, or leave it out"
+    if all(parameter.is_floating_point() for parameter in parameters):
         why = "frozen by the module; let them train there (VLMModule: adapt), the stages say when"
-    else:
-        why = "quantised and can't train; give it LoRA, which can, or leave it out"
     raise MisconfigurationException(
         f"{where}: found {selector!r}, whose {len(parameters)} parameters are {why}"
     )
@@ -85,28 +89,38 @@ def depth_factors(
     >>> depth_factors(model, dict(model.named_parameters()), 0.5)
     {'0.weight': 0.25, '0.bias': 0.25, '1.weight': 0.5, '1.bias': 0.5}
     """
-    if decay is None:
-        return dict.fromkeys(parameters, 1.0)
-    places = {name: place for name in parameters if (place := _place(name))}
+    places = {name: _place(name) for name in parameters}
     weights: Counter[str] = Counter()
-    for name, (layers, _) in places.items():
-        weights[layers] += parameters[name].numel()
-    if not weights:
+    for name, place in places.items():
+        if place is not None:
+            weights[place[0]] += parameters[name].numel()
+    if decay is None or not weights:
         return dict.fromkeys(parameters, 1.0)
-    chosen = weights.most_common(1)[0][0]
-    count = sum(child.isdigit() for child, _ in root.get_submodule(chosen).named_children())
-    depths = {name: number + 1 for name, (layers, number) in places.items() if layers == chosen}
-    factors, outside = {}, 0
-    for name in parameters:
-        if name in depths:
+    layers = weights.most_common(1)[0][0]
+    count = sum(child.isdigit() for child, _ in root.get_submodule(layers).named_children())
+    factors: dict[str, float] = {}
+    outside = 0
+    for name, place in places.items():
+        depth = outside
+        if place is not None and place[0] == layers:
+            depth = place[1] + 1
             outside = count + 1
-        factors[name] = decay ** (count + 1 - depths.get(name, outside))
+        factors[name] = decay ** (count + 1 - depth)
     return factors
+
+
+def _place(name: str) -> tuple[str, int] | None:
+    """Path of the outermost numbered list that a parameter is in, and its number there."""
+    words = name.split(".")
+    for position, word in enumerate(words[:-1]):
+        if word.isdigit():
+            return ".".join(words[:position]), int(word)
+    return None
 
 
 def scales_by_selector(
     group: Sequence[Parameter],
-    lines: Sequence[Sequence[Line]],
+    entries: Sequence[Sequence[StageEntry]],
     stage: int,
     scale: Callable[[Parameter], float],
 ) -> dict[str, list[float]]:
@@ -114,7 +128,7 @@ def scales_by_selector(
 
     Args:
         group: The parameters of the group.
-        lines: Of each stage, as from `resolve`.
+        entries: Of each stage, as from `entries_of`.
         stage: The one that the run is in.
         scale: The scale of a parameter at this moment.
 
@@ -122,46 +136,58 @@ def scales_by_selector(
         Selector -> scales. The selector is empty where only one decides about the group over the whole run.
     """
     members = set(group)
-    deciding = {line.selector for one in lines for line in one if not members.isdisjoint(line.scales)}
+    deciding = {
+        entry.selector for of_stage in entries for entry in of_stage if not members.isdisjoint(entry.scales)
+    }
     scales: dict[str, list[float]] = {}
-    for line in lines[stage]:
-        inside = [scale(parameter) for parameter in line.scales if parameter in members]
+    for entry in entries[stage]:
+        inside = [scale(parameter) for parameter in entry.scales if parameter in members]
         if inside:
-            scales[line.selector if len(deciding) > 1 else ""] = inside
+            scales[entry.selector if len(deciding) > 1 else ""] = inside
     return scales
-
-
-def _place(name: str) -> tuple[str, int] | None:
-    """Path of the outermost numbered list that a parameter is in, and its number there."""
-    words = name.split(".")
-    number = next((i for i, word in enumerate(words[:-1]) if word.isdigit()), None)
-    return None if number is None else (".".join(words[:number]), int(words[number]))
 
 
 def table(
     root: nn.Module,
     stages: Sequence[Stage],
     starts: Sequence[int | None],
-    lines: Sequence[Sequence[Line]],
+    entries: Sequence[Sequence[StageEntry]],
     rates: Mapping[Parameter, float],
 ) -> str:
     """A table of what trains when; parameters of no stage are under "never"."""
     rows = [("stage", "from step", "trains", "scale", "parameters", "learning rate")]
-    for i, (stage, start) in enumerate(zip(stages, starts, strict=True)):
-        waits = stage.on_plateau is not None and start is None
-        begin = f"{stage.on_plateau.monitor} at rest" if stage.on_plateau and waits else f"{start:,}"
-        for line in lines[i]:
-            scaled = sorted(rates[one] * scale for one, scale in line.scales.items())
-            ends = dict.fromkeys(f"{rate:.3g}" for rate in (scaled[:1] + scaled[-1:]))
-            row = str(i), begin, line.selector, f"{line.scale:g}", _size(line.scales), " to ".join(ends)
-            rows.append(row)
-    staged = {one for stage_lines in lines for line in stage_lines for one in line.scales}
-    rows.append(("never", "", "(all else)", "", _size(set(root.parameters()) - staged), ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    never = set(root.parameters())
+    for number, (stage, start) in enumerate(zip(stages, starts, strict=True)):
+        begin = f"{start:,}" if start is not None else ""
+        if start is None and stage.on_plateau is not None:
+            begin = f"{stage.on_plateau.monitor} at rest"
+        for entry in entries[number]:
+            never -= set(entry.scales)
+            cells = entry.selector, f"{entry.scale:g}", _size(entry.scales), _rates(entry, rates)
+            rows.append((str(number), begin, *cells))
+    rows.append(("never", "", "(all else)", "", _size(never), ""))
     title = "StagedUnfreezing: what trains when (learning rates before the schedule and warm-up)"
-    return "\n".join([title, *map(str.rstrip, texts)])
+    return "\n".join([title, *_aligned(rows)])
+
+
+def _rates(entry: StageEntry, rates: Mapping[Parameter, float]) -> str:
+    """The learning rate of an entry, or the lowest and the highest."""
+    scaled = [rates[parameter] * scale for parameter, scale in entry.scales.items()]
+    if not scaled:
+        return ""
+    lowest, highest = f"{min(scaled):.3g}", f"{max(scaled):.3g}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _size(parameters: Iterable[Parameter]) -> str:
-    return f"{sum(one.numel() for one in parameters):,}"
+    return f"{sum(parameter.numel() for parameter in parameters):,}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of text, with columns of one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,5 +1,6 @@
 """Waiting for a metric to stall: what a stage that begins `on_plateau` has seen so far."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lightning_vlm_callbacks.staged_unfreezing.stages import Plateau, improved
+from lightning_vlm_callbacks.staged_unfreezing.stages import Plateau
+from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 
 __all__ = ["PlateauWatch"]
 
@@ -20,14 +22,14 @@ class _Progress:
 
     begun: dict[int, int] = field(default_factory=dict)
     watched: int | None = None
-    """The stage that is waited for; the rest is about it."""
+    """The stage that waits. All below is about it."""
     best: float | None = None
     waits: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class PlateauWatch:
-    """Looks at the metric that the next stage waits for, and keeps the weights of its best value.
+    """Judges the metric that the next stage waits for, and keeps the weights of its best value.
 
     Args:
         state: As from `state`, to continue from there; None starts empty.
@@ -35,8 +37,8 @@ class PlateauWatch:
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         self._progress = _Progress(**(state or {}))
-        self._seen: Tensor | None = None
-        """The metric that was looked at last. As it is held, no other tensor can be where it is in memory."""
+        self._judged: Tensor | None = None
+        """The metric that was judged last. While it is held, no other tensor can lie at its address."""
 
     @property
     def begun(self) -> dict[int, int]:
@@ -48,13 +50,13 @@ class PlateauWatch:
         return dict(vars(self._progress))
 
     def new_fit(self) -> None:
-        """Count a metric that was looked at in another fit as a new one."""
-        self._seen = None
+        """Count a metric that was judged in another fit as a new one."""
+        self._judged = None
 
     def is_due(
-        self, trainer: Trainer, root: nn.Module, stage: int, plateau: Plateau, trains: dict[Parameter, float]
+        self, trainer: Trainer, root: nn.Module, stage: int, plateau: Plateau, trains: Collection[Parameter]
     ) -> bool:
-        """Look at the metric after a validation.
+        """Judge the metric after a validation.
 
         Args:
             trainer: Has the metric.
@@ -69,32 +71,33 @@ class PlateauWatch:
         Raises:
             MisconfigurationException: The metric isn't logged.
         """
-        progress = self._progress
-        if progress.watched != stage:
-            progress.watched, progress.best, progress.waits, progress.weights = stage, None, 0, {}
-        metric = trainer.callback_metrics.get(plateau.monitor)
-        before, self._seen = self._seen, metric
-        if before is not None and metric is not None and metric.data_ptr() == before.data_ptr():
-            return False  # it wasn't logged again
-        value = _of_first_process(trainer, plateau.monitor)
-        if improved(value, progress.best, plateau):
-            progress.best, progress.waits = value, 0
-            if plateau.from_best:
-                trained = _with_buffers(root, trains)
-                progress.weights = {
-                    name: tensor.detach().to("cpu", copy=True) for name, tensor in trained.items()
-                }
+        if self._progress.watched != stage:
+            self._progress = _Progress(begun=self._progress.begun, watched=stage)
+        if self._was_judged(trainer.callback_metrics.get(plateau.monitor)):
             return False
-        progress.waits += 1
-        return progress.waits >= plateau.patience
+        progress = self._progress
+        rule = Rule(plateau.mode, plateau.min_delta, plateau.patience)
+        value = _value_on_first_process(trainer, plateau.monitor)
+        decision = decide(rule, Standing(progress.best, progress.waits), value)
+        progress.best, progress.waits = decision.standing
+        if decision.is_best and plateau.from_best:
+            progress.weights = _copied_to_cpu(root, trains)
+        return decision.should_stop
+
+    def _was_judged(self, metric: Tensor | None) -> bool:
+        """Whether a metric is still the one judged last: Lightning shows it until it is logged again."""
+        last = self._judged
+        self._judged = metric
+        return last is not None and metric is not None and metric.data_ptr() == last.data_ptr()
 
     def end(self, root: nn.Module, stage: int) -> set[Parameter]:
-        """When a stage begins: put back the best weights if it was waited for.
+        """When a stage begins: put back the best weights if it waited for a plateau.
 
         Returns:
             The parameters that were put back.
         """
-        watched, weights = self._progress.watched, self._progress.weights
+        watched = self._progress.watched
+        weights = self._progress.weights
         if watched is None or watched > stage:
             return set()
         self._progress = _Progress(begun=self._progress.begun)
@@ -107,19 +110,21 @@ class PlateauWatch:
         return {parameter for name, parameter in root.named_parameters() if name in weights}
 
 
-def _with_buffers(root: nn.Module, trains: dict[Parameter, float]) -> dict[str, Tensor]:
+def _copied_to_cpu(root: nn.Module, trains: Collection[Parameter]) -> dict[str, Tensor]:
     """The trained parameters, and the buffers (norm statistics) of modules that contain some."""
-    tensors: dict[str, Tensor] = {name: one for name, one in root.named_parameters() if one in trains}
-    for place, module in root.named_modules():
+    tensors: dict[str, Tensor] = {
+        name: parameter for name, parameter in root.named_parameters() if parameter in trains
+    }
+    for name, module in root.named_modules():
         if any(parameter in trains for parameter in module.parameters()):
-            tensors.update(module.named_buffers(place, recurse=False))
-    return tensors
+            tensors.update(module.named_buffers(name, recurse=False))
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _of_first_process(trainer: Trainer, monitor: str) -> float:
-    """The metric of the first process, so that all make the same decision."""
+def _value_on_first_process(trainer: Trainer, monitor: str) -> float:
+    """A metric's value there, so that all processes make the same decision."""
     logged = trainer.callback_metrics
     if monitor not in logged:
-        have = ", ".join(sorted(logged)) or "none"
-        raise MisconfigurationException(f"on_plateau: found no logged metric {monitor!r}; there are: {have}")
+        there = ", ".join(sorted(logged)) or "none"
+        raise MisconfigurationException(f"on_plateau: found no logged metric {monitor!r}; there are: {there}")
     return trainer.strategy.broadcast(float(logged[monitor]))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -49,14 +49,14 @@ class Plateau(NamedTuple):
     """
 
     monitor: str
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
     patience: int = 3
     min_delta: float = 0.0
     from_best: bool = False
 
 
 class Stage(NamedTuple):
-    """What trains, selector -> scale of its learning rate, and when that begins: one of the other two."""
+    """What trains, selector -> scale of its learning rate, and when that begins: `at` or `on_plateau`."""
 
     train: Mapping[str, float]
     at: float | None
@@ -116,47 +116,55 @@ def parse(stages: Sequence[Mapping[str, Any]] | str, unit: Unit) -> list[Stage]:
             _refuse("unit", unit, "'fraction', in which ready plans are written")
     if not isinstance(stages, Sequence) or not stages:
         _refuse("stages", stages, f"a list of stages, or the name of a plan: {', '.join(PLANS)}")
-    parsed = [_stage(f"stages[{i}]", stage, unit) for i, stage in enumerate(stages)]
+    parsed = [_stage(f"stages[{number}]", stage, unit) for number, stage in enumerate(stages)]
     if parsed[0].at != 0:
         _refuse("stages[0]", stages[0], "'at: 0': the first stage begins with the run")
-    begins = [(i, stage.at) for i, stage in enumerate(parsed) if stage.at is not None]
-    for (_, before), (i, at) in pairwise(begins):
+    begins = [(number, stage.at) for number, stage in enumerate(parsed) if stage.at is not None]
+    for (_, before), (number, at) in pairwise(begins):
         if at <= before:
-            _refuse(f"stages[{i}]: at", at, f"more than {before}, where the stage before begins")
+            _refuse(f"stages[{number}]: at", at, f"more than {before}, where the stage before begins")
     return parsed
 
 
 def _stage(where: str, stage: Any, unit: Unit) -> Stage:
     if not isinstance(stage, Mapping):
         _refuse(where, stage, "keys 'train' and either 'at' or 'on_plateau'")
-    _known(where, stage, ("at", "on_plateau", "train"))
+    _check_keys(where, stage, ("at", "on_plateau", "train"))
     if ("at" in stage) == ("on_plateau" in stage):
         _refuse(where, dict(stage), "one of 'at' and 'on_plateau'")
-    train, at = stage.get("train"), stage.get("at")
+    train = stage.get("train")
     if not isinstance(train, Mapping) or not train:
         _refuse(f"{where}: train", train, "selector: scale of its learning rate, such as {projector: 1.0}")
     for selector, scale in train.items():
-        if not _number(scale) or scale <= 0:
+        if not _is_number(scale) or scale <= 0:
             _refuse(f"{where}: train[{selector!r}]", scale, "a number > 0; what isn't named is frozen")
-    if "at" not in stage:
+    if "on_plateau" in stage:
         return Stage(train, None, _plateau(f"{where}: on_plateau", stage["on_plateau"]))
-    limits = {"fraction": "a number in [0, 1)", "step": "a whole number >= 0", "epoch": "a number >= 0"}
-    fine = isinstance(at, int | float) and _number(at) and at >= 0
-    if at is None or not fine or (unit == "fraction" and at >= 1) or (unit == "step" and at != int(at)):
-        _refuse(f"{where}: at", at, f"{limits[unit]} (unit: {unit})")
-    return Stage(train, at, None)
+    _check_at(f"{where}: at", stage["at"], unit)
+    return Stage(train, stage["at"], None)
+
+
+def _check_at(where: str, at: Any, unit: Unit) -> None:
+    expected = {"fraction": "a number in [0, 1)", "step": "a whole number >= 0", "epoch": "a number >= 0"}
+    is_right = _is_number(at) and at >= 0
+    if unit == "fraction":
+        is_right = is_right and at < 1
+    elif unit == "step":
+        is_right = is_right and at == int(at)
+    if not is_right:
+        _refuse(where, at, f"{expected[unit]} (unit: {unit})")
 
 
 def _plateau(where: str, keys: Any) -> Plateau:
     if not isinstance(keys, Mapping) or not isinstance(keys.get("monitor"), str):
         _refuse(where, keys, "at least 'monitor', a logged metric such as val/loss")
-    _known(where, keys, Plateau._fields)
+    _check_keys(where, keys, Plateau._fields)
     plateau = Plateau(**keys)
     if plateau.mode not in ("min", "max"):
         _refuse(f"{where}: mode", plateau.mode, "min or max")
-    if not _number(plateau.patience) or plateau.patience != int(plateau.patience) or plateau.patience < 1:
+    if not _is_number(plateau.patience) or plateau.patience != int(plateau.patience) or plateau.patience < 1:
         _refuse(f"{where}: patience", plateau.patience, "a whole number >= 1")
-    if not _number(plateau.min_delta) or plateau.min_delta < 0:
+    if not _is_number(plateau.min_delta) or plateau.min_delta < 0:
         _refuse(f"{where}: min_delta", plateau.min_delta, "a number >= 0")
     if not isinstance(plateau.from_best, bool):
         _refuse(f"{where}: from_best", plateau.from_best, "true or false")
@@ -173,7 +181,7 @@ def stage_at(step: int, starts: Sequence[int | None]) -> int:
     >>> [stage_at(step, [0, None, 2, 4]) for step in range(6)]
     [0, 0, 2, 2, 3, 3]
     """
-    return max(i for i, start in enumerate(starts) if start is not None and start <= step)
+    return max(number for number, start in enumerate(starts) if start is not None and start <= step)
 
 
 def trains_since(step: int, starts: Sequence[int | None], trains: Sequence[bool]) -> int | None:
@@ -188,7 +196,8 @@ def trains_since(step: int, starts: Sequence[int | None], trains: Sequence[bool]
     3
     """
     since = step
-    for start in sorted({s for s in starts if s is not None and s <= step}, reverse=True):
+    begun = {start for start in starts if start is not None and start <= step}
+    for start in sorted(begun, reverse=True):
         if not trains[stage_at(start, starts)]:
             return since
         since = start
@@ -201,32 +210,24 @@ def warm_up(step: int, since: int | None, steps: int) -> float:
     >>> [warm_up(step, 10, 4) for step in (10, 11, 12, 13, 14)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    return 1.0 if since is None or step - since >= steps else (step - since + 1) / steps
+    if since is None or step - since >= steps:
+        return 1.0
+    return (step - since + 1) / steps
 
 
-def improved(value: float, best: float | None, plateau: Plateau) -> bool:
-    """Whether a metric is better than the best so far. NaN never is.
-
-    >>> [improved(value, 0.5, Plateau("loss", min_delta=0.1)) for value in (0.3, 0.45, math.nan)]
-    [True, False, False]
-    """
-    if best is None:
-        return not math.isnan(value)
-    return (best - value if plateau.mode == "min" else value - best) > plateau.min_delta
-
-
-def _known(where: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:
+def _check_keys(where: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in keys:
         if key not in known:
             _refuse(where, key, _one_of(key, known))
 
 
 def _one_of(found: object, known: Sequence[str] | Mapping[str, Any]) -> str:
+    text = f"one of {', '.join(known)}"
     near = get_close_matches(str(found), known, n=1)
-    return f"one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{text}; did you mean {near[0]!r}?" if near else text
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
