@@ -222,11 +222,9 @@ class StagedUnfreezing(Callback):
         hold_modes(root)
         if changed:
             rewrap_ddp(trainer, root)
-        entries = [f"{entry.selector} ×{entry.scale:g}" for entry in run.entries[stage] if entry.scales]
-        rank_zero_info(
-            f"StagedUnfreezing: step {step}, stage {stage} of {len(self.stages) - 1} trains "
-            f"{', '.join(entries)}"
-        )
+        trains = [f"{entry.selector} ×{entry.scale:g}" for entry in run.entries[stage] if entry.scales]
+        what = f"stage {stage} of {len(self.stages) - 1} trains {', '.join(trains)}"
+        rank_zero_info(f"StagedUnfreezing: step {step}, {what}")
         record_event(trainer, "stage", what)
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
