@@ -14,12 +14,8 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch
-from lightning_vlm.data.batch.sampler import (
-    ResumableBatchSampler,
-    ResumableLoader,
-    begin_next_epoch,
-    load_saved_state,
-)
+from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, load_saved_state
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
 
-from lightning_vlm.data.batch.sampler import ResumableLoader
+from lightning_vlm.data.batch.loader import ResumableLoader
 
 WINDOW = "window"
 """The key under which a checkpoint says what was already done in the window that it goes back from."""

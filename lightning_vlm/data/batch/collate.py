@@ -1,11 +1,11 @@
 """From rendered samples to one batch."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
@@ -89,20 +89,22 @@ def collate(
         inputs = {"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])}
         kinds = torch.full((1, 1), Kind.PAD, dtype=torch.int8)
         return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], skipped, truncated, 0)
+    conversations = [example.conversation for example in shown]
+    changes = [(example.conversation.source, change) for example in shown for change in example.changes]
     return Batch(
         inputs=_join(examples, pad_token_id, "right"),
-        kinds=_stack([one.kinds for one in examples], Kind.PAD, "right"),
-        sample_weights=torch.tensor([one.conversation.weight for one in shown], dtype=torch.float32),
-        tasks=[one.conversation.task for one in shown],
-        sources=[one.conversation.source for one in shown],
+        kinds=_stack([example.kinds for example in examples], Kind.PAD, "right"),
+        sample_weights=torch.tensor([each.weight for each in conversations], dtype=torch.float32),
+        tasks=[each.task for each in conversations],
+        sources=[each.source for each in conversations],
         prompts=_join(prompts, pad_token_id, "left"),
         references=[item.reference for item in items if item.prompt is not None],
         skipped=skipped,
         truncated=truncated,
-        tokens=sum(len(one.input_ids) for one in examples),
-        questions=[question_of(one.conversation) for one in prompts],
+        tokens=sum(len(example.input_ids) for example in examples),
+        questions=[question_of(prompt.conversation) for prompt in prompts],
         turn_weights=_turn_weights(examples),
-        changes=tuple((one.conversation.source, change) for one in shown for change in one.changes),
+        changes=tuple(changes),
     )
 
 
@@ -117,92 +119,80 @@ def split_by_image_count(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[s
     Returns:
         The rows of each group, an int64 tensor, and their inputs, with no more pictures than the rows have.
     """
-    sees = next((value for value in inputs.values() if value.ndim > 2 and _by_token(value, inputs)), None)
-    if sees is None:
-        return [(torch.arange(len(inputs["input_ids"])), inputs)]
-    counts = (
-        sees.flatten(3).any(3).any(1).sum(1).cpu()
-    )  # [batch, length, pictures, tiles]: each row's pictures
+    input_ids = inputs["input_ids"]
+    by_token = [name for name, value in inputs.items() if value.shape[:2] == input_ids.shape]
+    cross_attention = [inputs[name] for name in by_token if inputs[name].ndim > 2]
+    if not cross_attention:
+        return [(torch.arange(len(input_ids)), inputs)]
+    mask = cross_attention[0]  # [batch, length, pictures, tiles]
+    counts = mask.flatten(3).any(3).any(1).sum(1).cpu()
     groups = []
     for count in counts.unique().tolist():
         (rows,) = (counts == count).nonzero(as_tuple=True)
-        mine = {}
+        of_rows = {}
         for name, value in inputs.items():
-            row_values = value[rows.to(value.device)]
-            if value.ndim == 2 and _by_token(value, inputs):
-                mine[name] = row_values
+            values = value[rows.to(value.device)]
+            if name in by_token and value.ndim == 2:
+                of_rows[name] = values
             elif count:
-                mine[name] = row_values[:, :, :count] if _by_token(value, inputs) else row_values[:, :count]
-        groups.append((rows, mine))
+                of_rows[name] = values[:, :, :count] if name in by_token else values[:, :count]
+        groups.append((rows, of_rows))
     return groups
 
 
 def _turn_weights(examples: Sequence[Example]) -> Tensor | None:
-    if all(example.turn_weights is None for example in examples):
+    given = [example.turn_weights for example in examples]
+    if all(weights is None for weights in given):
         return None
     rows = []
-    for example in examples:
-        ones = torch.ones(len(example.input_ids))
-        rows.append(ones if example.turn_weights is None else example.turn_weights)
+    for example, weights in zip(examples, given, strict=True):
+        rows.append(torch.ones(len(example.input_ids)) if weights is None else weights)
     return _stack(rows, 1, "right")
-
-
-def _by_token(value: Tensor, inputs: Mapping[str, Tensor]) -> bool:
-    return value.shape[:2] == inputs["input_ids"].shape
 
 
 def _join(
     examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]
 ) -> dict[str, Tensor]:
+    """The inputs of samples, padded to one length. A sample without pictures lacks some of them."""
     if not examples:
         return {}
-    inputs = {"input_ids": _stack([one.input_ids for one in examples], pad_token_id, side)}
+    inputs = {"input_ids": _stack([example.input_ids for example in examples], pad_token_id, side)}
+    given: dict[str, list[tuple[Example, Tensor]]] = {}
+    for example in examples:
+        for name, value in example.inputs.items():
+            given.setdefault(name, []).append((example, value))
+    by_token = {
+        name
+        for name, values in given.items()
+        if all(value.shape[:2] == (1, len(example.input_ids)) for example, value in values)
+    }
     # Where tokens say which pictures of their row they see (Mllama), each row must have some.
-    rows_have_pictures = any(
-        value.ndim > 2 and _has_each_token(one, value) for one in examples for value in one.inputs.values()
-    )
-    for name in _names(one.inputs for one in examples):
-        having = [one for one in examples if name in one.inputs]
-        values = [one.inputs[name] for one in having]
-        if all(map(_has_each_token, having, values)):
+    each_needs_pictures = any(given[name][0][1].ndim > 2 for name in by_token)
+    for name, values in given.items():
+        like = values[0][1]
+        if name in by_token:
             # attention_mask, mm_token_type_ids, ...: a sample without it gets zeros.
-            shape = _largest(value[0, 0] for value in values)
+            shape = _largest([value[0, 0] for _, value in values])
             rows = [
-                _fill(one.inputs[name][0], shape)
-                if name in one.inputs
-                else values[0].new_zeros(len(one.input_ids), *shape)
-                for one in examples
+                example.inputs.get(name, like.new_zeros(1, len(example.input_ids), *like.shape[2:]))[0]
+                for example in examples
             ]
-            inputs[name] = _stack(rows, 0, side)
+            inputs[name] = _stack([_fill(row, shape) for row in rows], 0, side)
             continue
-        if rows_have_pictures:
-            values = [one.inputs.get(name, values[0].new_zeros(1, *values[0].shape[1:])) for one in examples]
+        pictures = [value for _, value in values]
+        if each_needs_pictures:
+            pictures = [example.inputs.get(name, like.new_zeros(1, *like.shape[1:])) for example in examples]
         # Where others than the first dimension differ (SmolVLM: pictures of a sample), fill up with zeros.
-        shape = _largest(value[0] for value in values)
-        inputs[name] = torch.cat([_fill(value, shape) for value in values])
+        shape = _largest([value[0] for value in pictures])
+        inputs[name] = torch.cat([_fill(value, shape) for value in pictures])
     return inputs
-
-
-def _has_each_token(example: Example, value: Tensor) -> bool:
-    return value.shape[:2] == (1, len(example.input_ids))
-
-
-def _names(inputs: Iterable[Mapping[str, Tensor]]) -> list[str]:
-    """All names in a stable order; a sample without pictures lacks some."""
-    return list(dict.fromkeys(name for one in inputs for name in one))
 
 
 def _stack(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
     """Tensors of shape [length, ...] to one of shape [batch, longest, ...]."""
     if not rows:
         return torch.empty(0, 0, dtype=torch.int8)
-    longest = max(len(row) for row in rows)
-    padded = []
-    for row in rows:
-        missing = longest - len(row)
-        sides = (missing, 0) if side == "left" else (0, missing)
-        padded.append(functional.pad(row, (*[0, 0] * (row.ndim - 1), *sides), value=value))
-    return torch.stack(padded)
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
 
 
 def _largest(values: Iterable[Tensor]) -> list[int]:
@@ -212,5 +202,6 @@ def _largest(values: Iterable[Tensor]) -> list[int]:
 
 def _fill(value: Tensor, shape: Sequence[int]) -> Tensor:
     """Zeros behind a value, in all dimensions but the first."""
-    missing = [size - have for size, have in zip(shape, value.shape[1:], strict=True)]
-    return functional.pad(value, [amount for one in reversed(missing) for amount in (0, one)])
+    filled = value.new_zeros(len(value), *shape)
+    filled[tuple(slice(size) for size in value.shape)] = value
+    return filled

@@ -15,14 +15,14 @@ from lightning_vlm.errors import UserError
 
 
 class TaskBatchSampler(ResumableBatchSampler):
-    """Batches of indices for one rank, their tasks drawn with the probabilities of a `TaskSampling`.
+    """Draws batches of indices for one rank, their tasks with the probabilities of a `TaskSampling`.
 
     All ranks draw the same samples and each takes its own, so 2 ranks × 4 see what 1 rank × 8 sees, or 4 × 2
-    accumulated (but with `grouped`, where a batch of all ranks is what has one task). Samples of an epoch are
-    drawn in rounds of `every_n_samples`. What a round draws depends on the seed, the epoch, its number, its
-    probabilities and what was drawn before; with `hard` and `easy` its probabilities are those of the losses
-    one round earlier, however far ahead batches are prepared. What an epoch leaves of a pass over a task
-    comes in the next one.
+    accumulated (but not with `grouped`, where the batches of all ranks together have one task). Samples of an
+    epoch are drawn in rounds of `every_n_samples`. What a round draws depends on the seed, the epoch, its
+    number, its probabilities and what was drawn before; with `hard` and `easy` its probabilities are those of
+    the losses one round earlier, however far ahead batches are prepared. What an epoch leaves of a pass over
+    a task comes in the next epoch.
 
     Args:
         table: The task of each sample.
@@ -53,28 +53,31 @@ class TaskBatchSampler(ResumableBatchSampler):
         world: int,
     ) -> None:
         super().__init__(len(table.of), batch_size, shuffle, seed, rank, world)
-        self.names, self.sampling = table.names, sampling
+        self.names = table.names
+        self.sampling = sampling
         self.description = f"{sampling} of {', '.join(table.names)}"
-        of = np.frombuffer(table.of, dtype=np.uint16)
-        self._members = [torch.from_numpy(np.flatnonzero(of == task)) for task in range(len(table.names))]
+        task_of = np.frombuffer(table.of, dtype=np.uint16)
+        self._members = [
+            torch.from_numpy(np.flatnonzero(task_of == task)) for task in range(len(table.names))
+        ]
         self._scores = sampling.scores(table)
         self._round_size = sampling.every_n_samples
         if sampling.grouped:  # a batch is never in two rounds
             self._round_size = -(-self._round_size // self.global_batch_size) * self.global_batch_size
-        self._losses = LossShares(len(self.names))
-        self._epoch_of = -1
-        self._first = [0] * len(self.names)
+        self._losses = LossShares(len(table.names))
+        self._epoch_begun = -1
+        self._drawn_before = [0] * len(table.names)
         """Samples of each task drawn before this epoch."""
-        self._known: list[Any] = [self._losses.now()]
-        """How far the losses had come before the step in which the r-th round of the epoch ended."""
-        self._forget()
+        self._loss_shares: list[Any] = [self._losses.now()]
+        """How much of its loss each task had left before the step in which the r-th round of the epoch ended,
+        as a tensor or, once the host has read it, a list."""
+        self._forget_rounds()
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self._epoch_of != self.epoch:  # used without a ResumableLoader
+        if self._epoch_begun != self.epoch:  # used without a ResumableLoader
             self.begin(0)
-        for step in range(self.skip, len(self)):
-            first = (step * self.num_replicas + self.rank) * self.batch_size
-            yield [self._index(place) for place in range(first, first + self.batch_size)]
+        for places in self.places():
+            yield [self._index(place) for place in places]
 
     def begin(self, passed: int) -> None:
         """Begin an epoch, or continue one.
@@ -82,21 +85,22 @@ class TaskBatchSampler(ResumableBatchSampler):
         Args:
             passed: How many samples, on all ranks, were handed out in the epoch before.
         """
-        if self._epoch_of == self.epoch:
+        if self._epoch_begun == self.epoch:
             return
-        if self._epoch_of >= 0:
-            self._first = self.drawn(passed)
-        self._epoch_of, self._known = self.epoch, [self._losses.now()]
-        self._forget()
+        if self._epoch_begun >= 0:
+            self._drawn_before = self.drawn(passed)
+        self._epoch_begun = self.epoch
+        self._loss_shares = [self._losses.now()]
+        self._forget_rounds()
 
     def check_ahead(self, batches: int) -> None:
-        """Whether losses come in time.
+        """Check that the losses of one round are known before the round after the next is drawn.
 
         Args:
             batches: How many batches may be drawn before the losses of one are known.
 
         Raises:
-            UserError: They don't.
+            UserError: They may not be known.
         """
         needed = batches * self.global_batch_size
         if self.sampling.by_loss and self._round_size < needed:
@@ -112,18 +116,20 @@ class TaskBatchSampler(ResumableBatchSampler):
         Args:
             place: Up to which sample of this epoch, all ranks together.
         """
-        number, at = divmod(place, self._round_size)
-        tasks = self._round_tasks(number) if at else torch.zeros(0, dtype=torch.int64)
-        return _plus(self._start(number), tasks[:at])
+        number, rest = divmod(place, self._round_size)
+        counts = self._drawn_before_round(number)
+        return _plus(counts, self._draw_tasks(number)[:rest]) if rest else counts
 
     def samples(self, place: int) -> dict[str, int]:
-        """`drawn` by name."""
+        """`drawn` by the names of tasks."""
         return dict(zip(self.names, self.drawn(place), strict=True))
 
     def epochs(self, place: int) -> dict[str, float]:
         """How often each task's data has been gone through up to a place; see `drawn`."""
-        drawn = zip(self.names, self.drawn(place), self._members, strict=True)
-        return {name: count / len(members) for name, count, members in drawn}
+        sizes = map(len, self._members)
+        return {
+            name: count / size for (name, count), size in zip(self.samples(place).items(), sizes, strict=True)
+        }
 
     def end_step(self, sums: Tensor, counts: Tensor, place: int) -> None:
         """Take in the losses of an optimizer step; the host doesn't wait for the device.
@@ -135,100 +141,108 @@ class TaskBatchSampler(ResumableBatchSampler):
         """
         if not self.sampling.by_loss:
             return
-        while len(self._known) * self._round_size <= place:
-            self._known.append(self._losses.now())
+        while len(self._loss_shares) * self._round_size <= place:
+            self._loss_shares.append(self._losses.now())
         self._losses.add(sums, counts)
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """What draws the same samples again."""
-        self._known = [_listed(one) for one in self._known]
         return {
-            "epoch": self._epoch_of,
-            "first": list(self._first),
-            "known": list(self._known),
+            "epoch": self._epoch_begun,
+            "first": list(self._drawn_before),
+            "known": [self._read_loss_shares(number) for number in range(len(self._loss_shares))],
             "losses": self._losses.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self._epoch_of, self._first, self._known = state["epoch"], list(state["first"]), list(state["known"])
+        self._epoch_begun = state["epoch"]
+        self._drawn_before = list(state["first"])
+        self._loss_shares = list(state["known"])
         self._losses.load_state_dict(state["losses"])
-        self._forget()
+        self._forget_rounds()
 
     # Rounds
 
-    def _forget(self) -> None:
-        self._starts = [self._first]
+    def _forget_rounds(self) -> None:
+        self._before_rounds = [self._drawn_before]
+        """Samples of each task drawn before each round of the epoch."""
         self._rounds: dict[int, Tensor] = {}
+        """The samples of the last two rounds that were needed."""
 
     def _index(self, place: int) -> int:
-        number, at = divmod(place, self._round_size)
+        """The sample at a place of the epoch."""
+        number, inside = divmod(place, self._round_size)
         if number not in self._rounds:
             # A batch may lie in two rounds; older ones are not needed again.
-            self._rounds = {old: one for old, one in self._rounds.items() if old == number - 1}
-            self._rounds[number] = self._draw(number)
-        return int(self._rounds[number][at])
+            self._rounds = {old: samples for old, samples in self._rounds.items() if old == number - 1}
+            self._rounds[number] = self._draw_samples(number)
+        return int(self._rounds[number][inside])
 
-    def _start(self, number: int) -> list[int]:
-        """Samples of each task drawn before a round."""
-        while len(self._starts) <= number:
-            self._starts.append(_plus(self._starts[-1], self._round_tasks(len(self._starts) - 1)))
-        return self._starts[number]
+    def _drawn_before_round(self, number: int) -> list[int]:
+        before = self._before_rounds
+        while len(before) <= number:
+            before.append(_plus(before[-1], self._draw_tasks(len(before) - 1)))
+        return before[number]
 
-    def _round_tasks(self, number: int) -> Tensor:
+    def _draw_tasks(self, number: int) -> Tensor:
         """The task of each sample of a round."""
-        scores: list[float] = self._scores
-        if self.sampling.by_loss:
-            before = max(number - 1, 0)
-            if before >= len(self._known):
-                raise UserError(
-                    f"sampling.score {self.sampling.score}: no losses of tasks were reported; train a "
-                    "VLMModule, which reports them, or take another score"
-                )
-            self._known[before] = _listed(self._known[before])
-            left = self._known[before]
-            scores = left if self.sampling.score == "hard" else [1 / one for one in left]
-        generator = _generator(self.seed, self._epoch_of, number)
+        generator = _generator(self.seed, self._epoch_begun, number)
         each = self.global_batch_size if self.sampling.grouped else 1
-        chances = self.sampling.probabilities(scores)
-        drawn = torch.multinomial(chances, self._round_size // each, replacement=True, generator=generator)
-        return drawn.repeat_interleave(each)
+        draws = self._round_size // each
+        chances = self.sampling.probabilities(self._scores_of_round(number))
+        return torch.multinomial(chances, draws, replacement=True, generator=generator).repeat_interleave(
+            each
+        )
 
-    def _draw(self, number: int) -> Tensor:
-        """The samples of a round."""
-        tasks = self._round_tasks(number)
+    def _scores_of_round(self, number: int) -> list[float]:
+        if not self.sampling.by_loss:
+            return self._scores
+        before = max(number - 1, 0)
+        if before >= len(self._loss_shares):
+            raise UserError(
+                f"sampling.score {self.sampling.score}: no losses of tasks were reported; train a "
+                "VLMModule, which reports them, or take another score"
+            )
+        shares = self._read_loss_shares(before)
+        return shares if self.sampling.score == "hard" else [1 / share for share in shares]
+
+    def _read_loss_shares(self, number: int) -> list[float]:
+        """The shares before the end of a round. The host waits for the device, once."""
+        shares = self._loss_shares[number]
+        if isinstance(shares, Tensor):
+            shares = self._loss_shares[number] = shares.tolist()
+        return shares
+
+    def _draw_samples(self, number: int) -> Tensor:
+        """The samples of a round: those of each task are the next ones of its passes."""
+        tasks = self._draw_tasks(number)
         samples = torch.empty_like(tasks)
-        for task, begin in enumerate(self._start(number)):
+        for task, drawn in enumerate(self._drawn_before_round(number)):
             (places,) = (tasks == task).nonzero(as_tuple=True)
-            members = self._members[task]
-            at = 0
-            while at < len(places):
-                turn, inside = divmod(begin + at, len(members))
-                some = self._pass(task, turn)[inside : inside + len(places) - at]
-                samples[places[at : at + len(some)]] = some
-                at += len(some)
+            while len(places):
+                pass_number, start = divmod(drawn, len(self._members[task]))
+                following = self._pass(task, pass_number)[start : start + len(places)]
+                samples[places[: len(following)]] = following
+                places = places[len(following) :]
+                drawn += len(following)
         return samples
 
-    def _pass(self, task: int, turn: int) -> Tensor:
+    def _pass(self, task: int, number: int) -> Tensor:
         """All samples of a task in the order of one pass."""
         members = self._members[task]
         if not self.shuffle:
             return members
-        generator = _generator(self.seed, self.names[task], turn)
+        generator = _generator(self.seed, self.names[task], number)
         return members[torch.randperm(len(members), generator=generator)]
 
 
-def _generator(*place: object) -> torch.Generator:
+def _generator(*key: object) -> torch.Generator:
     """Chance that is the same in every process, as `hash` isn't."""
-    return torch.Generator().manual_seed(Random(" ".join(map(str, place))).getrandbits(63))
+    return torch.Generator().manual_seed(Random(" ".join(map(str, key))).getrandbits(63))
 
 
 def _plus(counts: list[int], tasks: Tensor) -> list[int]:
-    more = torch.bincount(tasks, minlength=len(counts)).tolist()
-    return [one + other for one, other in zip(counts, more, strict=True)]
-
-
-def _listed(values: Tensor | list[float]) -> list[float]:
-    return values.tolist() if isinstance(values, Tensor) else values
+    return (torch.tensor(counts) + torch.bincount(tasks, minlength=len(counts))).tolist()

@@ -1,6 +1,5 @@
 """How often each task is drawn: by size, by hand, or by how far its loss has come."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,11 +117,10 @@ class TaskSampling:
         """
         if self.weights is not None:
             for task in self.weights.keys() - set(table.names):
-                near = difflib.get_close_matches(task, table.names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                near = did_you_mean(task, table.names, quoted=True)
                 raise UserError(
                     f"sampling.weights.{task}: the training data has no such task, only "
-                    f"{', '.join(table.names)}{hint}"
+                    f"{', '.join(table.names)}{near}"
                 )
             missing = [name for name in table.names if name not in self.weights]
             if missing:

@@ -53,7 +53,8 @@ class BoundedTemplate:
     """
 
     def __init__(self, text: str, now: datetime | None = None) -> None:
-        self.text, self.now = text, now or datetime.now()
+        self.text = text
+        self.now = now or datetime.now()
         self._environment = _Environment(self.now)
         self._environment.meter.reset(0)  # constants are computed while compiling
         tree = _Metering().visit(self._environment.parse(text))
@@ -136,21 +137,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             lstrip_blocks=theirs.lstrip_blocks,
             extensions=[type(extension) for extension in theirs.extensions.values()],
         )
-        self.meter, self.asked_for_date, self._now = _Meter(), False, now
+        self.meter = _Meter()
+        self.asked_for_date = False
+        self._now = now
+        # What `_Metering` calls from a template: `tick` at each round of a loop and each macro, with the
+        # characters that it writes of its own; `counted` with the value of a loop's condition or a slice.
+        self.tick = self.meter.write
+        self.counted = self.meter.made
         self.filters = {name: self._metered(name, function) for name, function in theirs.filters.items()}
         self.filters["random"] = _refuse_chance
         self.tests.update(theirs.tests)
         self.globals.update(theirs.globals)
         self.globals["strftime_now"] = self._strftime
         self.globals["lipsum"] = _refuse_chance
-
-    def tick(self, literal: int) -> None:
-        """Begin a round of a loop or the body of a macro, with so many characters of its own."""
-        self.meter.write(literal)
-
-    def counted(self, value: Any) -> Any:
-        """The value of a loop's condition, or a slice."""
-        return self.meter.made(value)
 
     def compared(self, value: Any) -> Any:
         """The left side of a comparison; lists in lists may hold one another many times over."""
@@ -174,10 +173,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         # The names are Jinja's own trick: a template may use any name for its keyword arguments.
         meter = __self.meter
-        if isinstance(__obj, Macro):
-            meter.step()
-        else:
-            meter.step(size_of_call(meter.most, __obj, args, kwargs))
+        meter.step(0 if isinstance(__obj, Macro) else size_of_call(meter.most, __obj, args, kwargs))
         return meter.made(super().call(__context, __obj, *args, **kwargs))
 
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,19 +200,11 @@ class _Metering(NodeTransformer):
             node.test = _call("counted", [node.test], node)
         return self._count_body(node)
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
-        return self._count_body(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:  # noqa: N802
-        return self._count_body(node)
-
     def visit_Output(self, node: Any) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        literal = (nodes.TemplateData, nodes.Const)
-        written: list[nodes.Expr] = []
-        for child in node.nodes:
-            written.append(child if isinstance(child, literal) else _call("written", [child], child))
-        node.nodes = written
+        for place, child in enumerate(node.nodes):
+            if not isinstance(child, nodes.TemplateData | nodes.Const):
+                node.nodes[place] = _call("written", [child], child)
         return node
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
@@ -239,6 +227,8 @@ class _Metering(NodeTransformer):
         tick = _call("tick", [nodes.Const(literal, lineno=node.lineno)], node)
         node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         return node
+
+    visit_Macro = visit_CallBlock = _count_body  # noqa: N815
 
 
 def _call(method: str, arguments: list[nodes.Expr], at: nodes.Node) -> nodes.Call:

@@ -7,12 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.batch.sampler import (
-    PAD_INDEX,
-    ResumableBatchSampler,
-    ResumableLoader,
-    begin_next_epoch,
-)
+from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
+from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler
 from lightning_vlm.errors import UserError
 
 

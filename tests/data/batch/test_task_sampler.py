@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch.utils.data import Dataset
 
-from lightning_vlm.data.batch.sampler import ResumableLoader
+from lightning_vlm.data.batch.loader import ResumableLoader
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
@@ -214,7 +214,7 @@ def test_losses_choose(score):
     one = loader(TaskSampling(score, every_n_samples=24))
     for number in range(20):
         feed(one, number)
-    known = torch.as_tensor(one.sampler._known[-1])
+    known = torch.as_tensor(one.sampler._loss_shares[-1])
     left = known if score == "hard" else 1 / known
     assert (left.sort(descending=score == "easy").values == left).all()
     counts = Counter()
@@ -247,7 +247,7 @@ def test_batches_drawn_ahead_change_nothing():
     alone, ahead = loader(sampling), loader(sampling, workers=2)
     for number in range(3):
         assert feed(alone, number) == feed(ahead, number)
-    assert alone.sampler._known[0] != [1.0, 1.0, 1.0]
+    assert alone.sampler._loss_shares[0] != [1.0, 1.0, 1.0]
 
 
 def test_rounds_too_short_for_what_is_drawn_ahead():

@@ -1,0 +1,134 @@
+"""A loader that a checkpoint resumes at the next batch, in the middle of an epoch too."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler
+from lightning_vlm.errors import UserError
+
+
+def begin_next_epoch(trainer: Trainer) -> None:
+    """Let a trainer that resumes from the end of an epoch begin the next one.
+
+    With `max_epochs` alone Lightning does so. With `max_steps` it takes the finished epoch for an
+    unfinished one, draws one more batch for it and loses the rest of the epoch after. To be called when the
+    trainer asks for its training loader.
+    """
+    loop = trainer.fit_loop
+    now: Any = loop.epoch_progress.current
+    if loop.restarting and now.ready == now.processed:
+        loop.on_iteration_done()  # ends the special handling of a resumed epoch
+        loop.epoch_loop.restarting = False
+        if now.completed < now.processed:  # saved as it ended
+            loop.epoch_progress.increment_completed()
+
+
+def load_saved_state(trainer: Trainer, loader: "ResumableLoader") -> None:
+    """Give a new training loader its state from the checkpoint that a trainer resumes from, if there is one.
+
+    Lightning does so itself only inside an epoch. What is drawn by task also depends on the epochs before.
+    """
+    states = trainer.fit_loop._combined_loader_states_to_load
+    if len(states) == 1:
+        loader.load_state_dict(states[0])
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that resumes in the middle of an epoch, at the first batch that was not yet trained on.
+
+    It is made as `ResumableLoader(dataset, sampler=ResumableBatchSampler(...), batch_size=None)`, where the
+    dataset takes a list of indices and returns a whole batch. It has no `__init__` of its own, because
+    Lightning re-creates loaders for prediction from the arguments of theirs.
+    """
+
+    _epoch = 0
+    _seen = 0
+    passed = 0
+    """Samples of all ranks that the last pass handed out."""
+    _resume: dict[str, Any] | None = None
+    _finished: int | None = None
+
+    def count_steps(self) -> None:
+        """From now on only batches whose optimizer step has been made count as seen; `finish` says which."""
+        self._finished = self._seen
+
+    def finish(self, batches: int) -> None:
+        """Called after an optimizer step: so many batches of this pass have had theirs."""
+        self._finished = batches
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # This runs at the first batch, because Lightning sets the epoch only after asking for an iterator.
+        sampler = self._sampler
+        sampler.skip = 0
+        if self._resume and self._resume["epoch"] == sampler.epoch:
+            sampler.skip = self._resume["seen"]
+        self._resume = None
+        sampler.begin(self.passed)
+        self._start_pass(sampler.epoch, sampler.skip, sampler.global_batch_size)
+        for batch in super().__iter__():
+            self._seen += 1
+            self.passed += sampler.global_batch_size
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    @property
+    def _sampler(self) -> ResumableBatchSampler:
+        assert isinstance(self.sampler, ResumableBatchSampler)
+        return self.sampler
+
+    def _start_pass(self, epoch: int, seen: int, samples_a_step: int) -> None:
+        self._epoch = epoch
+        self._seen = seen
+        self.passed = seen * samples_a_step
+        if self._finished is not None:
+            self._finished = seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epoch this is, how many of its batches have been seen, and what makes them these.
+
+        Seen are those that were handed out, or after `count_steps` those whose optimizer step has been made:
+        what was handed out since then comes again, because its gradients are in no checkpoint.
+        """
+        seen = self._seen if self._finished is None else self._finished
+        state = {"epoch": self._epoch, "seen": seen, **self._settings()}
+        order = self._sampler.state_dict()
+        if order:
+            state["order"] = order
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the pass of the epoch that was interrupted behind the batches already seen. Other epochs are
+        whole.
+
+        Raises:
+            UserError: The batches that were not yet seen would be others now.
+        """
+        now = self._settings()
+        was = {"sampling": ResumableBatchSampler.description, **state}
+        changed = [f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name]]
+        steps = -(-state["samples"] // state["samples a step"])
+        if changed and state["seen"] < steps:
+            raise UserError(
+                f"can't resume in the middle of an epoch with other batches: {'; '.join(changed)}; give "
+                "back what was, or begin from a checkpoint of an epoch's end"
+            )
+        self._resume = dict(state)
+        self._start_pass(state["epoch"], state["seen"], state["samples a step"])
+        if was["sampling"] == now["sampling"] and "order" in state:
+            self._sampler.load_state_dict(state["order"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on."""
+        sampler = self._sampler
+        return {
+            "sampling": sampler.description,
+            "samples": sampler.size,
+            "samples a step": sampler.global_batch_size,
+            "seed": sampler.seed,
+            "shuffle": int(sampler.shuffle),
+        }
