@@ -225,7 +225,7 @@ class StagedUnfreezing(Callback):
         trains = [f"{entry.selector} ×{entry.scale:g}" for entry in run.entries[stage] if entry.scales]
         what = f"stage {stage} of {len(self.stages) - 1} trains {', '.join(trains)}"
         rank_zero_info(f"StagedUnfreezing: step {step}, {what}")
-        record_event(trainer, "stage", what)
+        record_event(trainer, "stage", ", ".join(trains))
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
     def _watch_plateau(self, trainer: Trainer, root: LightningModule) -> None:
