@@ -105,20 +105,13 @@ class Conversation:
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")
-        if not self.messages:
-            raise DataError(self.source, "messages", "an empty list", "at least one user turn")
+        check_order(self.messages, self.source, "messages")
         for index, message in enumerate(self.messages):
             key = f"messages[{index}]"
-            if message.role not in get_args(Role):
-                expected = (
-                    f"one of {', '.join(map(repr, get_args(Role)))}; turns of tools can't be learned yet"
-                )
-                raise DataError(self.source, f"{key}.role", f"'{message.role}'", expected)
+            _check_role(message.role, self.source, f"{key}.role")
             check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
-                _check_part(part, message.role, self.source, f"{key}.content[{place}]")
-        if all(message.role == "system" for message in self.messages):
-            raise DataError(self.source, "messages", "only a system turn", "at least one user turn")
+                check_part(part, message.role, self.source, f"{key}.content[{place}]")
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -240,7 +233,7 @@ class Chain(Conversations):
 
 
 def check_weight(weight: float, source: str, key: str) -> None:
-    """Raise unless it is finite, at least 0 and at most `MAX_WEIGHT`."""
+    """Raise unless a weight is finite, at least 0 and at most `MAX_WEIGHT`."""
     if not (math.isfinite(weight) and weight >= 0):
         raise DataError(source, key, str(weight), "a finite number >= 0")
     if weight > MAX_WEIGHT:
@@ -248,14 +241,18 @@ def check_weight(weight: float, source: str, key: str) -> None:
         raise DataError(source, key, str(weight), expected)
 
 
-def _check_part(part: Part, role: Role, source: str, key: str) -> None:
+def check_order(messages: Sequence[Message], source: str, key: str) -> None:
+    """Raise if nobody says anything, or only the system."""
+    if not messages:
+        raise DataError(source, key, "an empty list", "at least one user turn")
+    if all(message.role == "system" for message in messages):
+        raise DataError(source, key, "only a system turn", "at least one user turn")
+
+
+def check_part(part: Part, role: Role, source: str, key: str) -> None:
+    """Raise if a part is wrong, or can't stand in a turn of this role."""
     if isinstance(part, Image):
-        if role == "assistant":
-            expected = "pictures in user or system turns only"
-            raise DataError(source, key, "a picture in an assistant turn", expected)
-        if sum(value is not None for value in (part.path, part.data, part.url)) != 1:
-            found = "a picture with both path and bytes (or a URL), or neither"
-            raise DataError(source, key, found, "exactly one of them")
+        _check_image(part, role, source, key)
     elif isinstance(part, Box):
         x1, y1, x2, y2 = part.xyxy
         if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
@@ -263,3 +260,20 @@ def _check_part(part: Part, role: Role, source: str, key: str) -> None:
                 "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
             )
             raise DataError(source, key, f"the box {list(part.xyxy)}", expected)
+
+
+def _check_image(image: Image, role: Role, source: str, key: str) -> None:
+    if role == "assistant":
+        expected = "pictures in user or system turns only"
+        raise DataError(source, key, "a picture in an assistant turn", expected)
+    given = [value for value in (image.path, image.data, image.url) if value is not None]
+    if len(given) != 1:
+        found = "a picture with both path and bytes (or a URL), or neither"
+        raise DataError(source, key, found, "exactly one of them")
+
+
+def _check_role(role: Role, source: str, key: str) -> None:
+    if role not in get_args(Role):
+        roles = ", ".join(map(repr, get_args(Role)))
+        expected = f"one of {roles}; turns of tools can't be learned yet"
+        raise DataError(source, key, f"'{role}'", expected)

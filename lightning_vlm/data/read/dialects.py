@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
-from lightning_vlm.data.read.fields import is_number, json_list, names, show
-from lightning_vlm.data.read.pictures import COLUMNS, is_empty
-from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.conversation import Role
+from lightning_vlm.data.read.fields import is_number, json_list
+from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.row_pictures import COLUMNS, has_pictures
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn
-from lightning_vlm.errors import DataError
+from lightning_vlm.data.read.words import describe, quote
 
 Row: TypeAlias = dict[str, Any]
-ReadTurns: TypeAlias = Callable[[Row, str, Reading], list[Turn]]
+ReadTurns: TypeAlias = Callable[[Row, Location], list[Turn]]
 COMMON = ("task", "weight", "system", *COLUMNS)
 """Keys that mean the same in every dialect."""
 
@@ -54,64 +55,63 @@ class Dialect:
         return frozenset((*self.needs, *self.optional, *COMMON))
 
 
-def dialect_of(row: Row, source: str) -> Dialect:
+def dialect_of(row: Row, at: Location) -> Dialect:
     """The first dialect whose keys a row has.
 
     Raises:
         DataError: There is none; the message has the row's keys and what the nearest dialects would need.
     """
     if row.get("chosen") is not None and row.get("rejected") is not None:
-        found = "preference data with 'chosen' and 'rejected'"
         expected = "one answer to learn; data.columns: {completion: chosen} or {messages: chosen} takes it"
-        raise DataError(source, "", found, expected)
+        raise at.error("preference data with 'chosen' and 'rejected'", expected)
     dialect = find_dialect(row)
     if dialect is not None:
         return dialect
-    has_picture = _has_picture(row)
-    found = f"a row with the keys {names(row)}" if row else "a row without keys"
-    raise DataError(source, "", found, _what_is_lacking(tuple(map(str, row)), has_picture))
+    found = f"a row with the keys {quote(row)}" if row else "a row without keys"
+    raise at.error(found, _what_is_missing(tuple(map(str, row)), has_pictures(row)))
 
 
 def find_dialect(row: Row) -> Dialect | None:
     """The first dialect whose keys a row has; None if there is none."""
-    has_picture = _has_picture(row)
+    has_picture = has_pictures(row)
     for dialect in DIALECTS:
         if all(name in row for name in dialect.needs) and (has_picture or not dialect.needs_picture):
             return dialect
     return None
 
 
-def _has_picture(row: Row) -> bool:
-    return any(name in row and not is_empty(row[name]) for name in COLUMNS)
-
-
 def _chat(key: str) -> ReadTurns:
-    def read(row: Row, source: str, reading: Reading) -> list[Turn]:
-        return chat_turns(row[key], source, key, reading)
-
-    return read
+    return lambda row, at: chat_turns(row[key], at / key)
 
 
-def _pair(ask: str, answer: str | None) -> ReadTurns:
-    """A question and its answer, each a text or a list of turns, after an optional `history`."""
+def _question(ask: str) -> ReadTurns:
+    """A question, a text or a list of turns, after an optional `history`."""
 
-    def read(row: Row, source: str, reading: Reading) -> list[Turn]:
-        turns = _history(row, source)
-        question, more = row[ask], row.get("input") if ask == "instruction" else None
+    def read(row: Row, at: Location) -> list[Turn]:
+        question = row[ask]
+        more = row.get("input") if ask == "instruction" else None
         if isinstance(question, str) and isinstance(more, str) and more:
             question = f"{question}\n{more}"  # as LLaMA-Factory joins them
-        turns += _turns_of("user", question, source, ask, reading)
-        if answer is not None:
-            turns += _answer(row, source, answer, reading)
-        return turns
+        return [*_history(row, at), *_turns_of("user", question, at / ask)]
 
     return read
 
 
-def _turns_of(role: Any, value: Any, source: str, key: str, reading: Reading) -> list[Turn]:
+def _pair(ask: str, answer: str) -> ReadTurns:
+    """A question and its answer."""
+    question = _question(ask)
+    return lambda row, at: [*question(row, at), *_answer(row, answer, at)]
+
+
+def _caption(key: str) -> ReadTurns:
+    """A picture alone is the question, its caption the answer."""
+    return lambda row, at: [Turn("user", "", at / key), *_answer(row, key, at)]
+
+
+def _turns_of(role: Role, value: Any, at: Location) -> list[Turn]:
     if _are_turns(json_list(value)):
-        return chat_turns(value, source, key, reading)
-    return [text_turn(role, value, source, key)]
+        return chat_turns(value, at)
+    return [text_turn(role, value, at)]
 
 
 def _are_turns(value: Any) -> bool:
@@ -124,77 +124,71 @@ def _are_parts(value: list[Any]) -> bool:
     return bool(value) and isinstance(value[0], dict) and "type" in value[0]
 
 
-def _answer(row: Row, source: str, key: str, reading: Reading) -> list[Turn]:
+def _answer(row: Row, key: str, at: Location) -> list[Turn]:
     value = row[key]
+    at = at / key
     if isinstance(value, dict) or key in ("answers", "captions"):  # an answer may itself be JSON
         value = json_list(value)
-    choices = row.get("choices") or row.get("options")
-    if choices and is_number(value):
+    has_choices = row.get("choices") or row.get("options")
+    if has_choices and is_number(value):
         expected = "the answer as a text: choices can't be read yet, write them into the question"
-        raise DataError(source, key, f"{show(value)}, which stands for one of several choices", expected)
+        raise at.error(f"{describe(value)}, which stands for one of several choices", expected)
     if isinstance(value, list) and not _are_turns(value) and not _are_parts(value):
-        value = _most_common(value, source, key, reading)
-    return _turns_of("assistant", value, source, key, reading)
+        value = _most_common(value, at)
+    return _turns_of("assistant", value, at)
 
 
-def _most_common(values: list[Any], source: str, key: str, reading: Reading) -> str:
-    """The most frequent one; of equally frequent ones, the first."""
-    texts = []
-    for index, value in enumerate(values):
-        if isinstance(value, dict):
-            value = value.get("answer", value.get("text"))
-        if is_number(value):
-            value = str(value)
-        if not isinstance(value, str):
-            expected = "a text, or an object with 'answer'"
-            raise DataError(source, f"{key}[{index}]", show(values[index]), expected)
-        texts.append(value)
+def _most_common(answers: list[Any], at: Location) -> str:
+    """The most frequent answer; of equally frequent ones, the first."""
+    texts = [_text_of_answer(answer, at / index) for index, answer in enumerate(answers)]
     if not texts:
-        raise DataError(source, key, "an empty list", "at least one answer")
+        raise at.error("an empty list", "at least one answer")
     if len(set(texts)) > 1:
-        reading.notes.say(f"of several '{key}' the most common is learned, the first of equals")
+        at.note(f"of several '{at.key}' the most common is learned, the first of equals")
     return Counter(texts).most_common(1)[0][0]
 
 
-def _history(row: Row, source: str) -> list[Turn]:
+def _text_of_answer(answer: Any, at: Location) -> str:
+    text = answer.get("answer", answer.get("text")) if isinstance(answer, dict) else answer
+    if is_number(text):
+        return str(text)
+    if not isinstance(text, str):
+        raise at.error(describe(answer), "a text, or an object with 'answer'")
+    return text
+
+
+def _history(row: Row, at: Location) -> list[Turn]:
     turns: list[Turn] = []
+    at = at / "history"
     history = json_list(row.get("history") or [])
     if not isinstance(history, list):
-        raise DataError(source, "history", show(history), "a list of pairs [question, answer]")
+        raise at.error(describe(history), "a list of pairs [question, answer]")
     for index, pair in enumerate(history):
-        key = f"history[{index}]"
+        pair_at = at / index
         if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(source, key, show(pair), "a pair [question, answer]")
-        turns.append(text_turn("user", pair[0], source, f"{key}[0]"))
-        turns.append(text_turn("assistant", pair[1], source, f"{key}[1]"))
+            raise pair_at.error(describe(pair), "a pair [question, answer]")
+        turns.append(text_turn("user", pair[0], pair_at / 0))
+        turns.append(text_turn("assistant", pair[1], pair_at / 1))
     return turns
 
 
-def _texts(row: Row, source: str, reading: Reading) -> list[Turn]:
+def _texts(row: Row, at: Location) -> list[Turn]:
     """The Cauldron: a list of rounds, each with `user` and `assistant`."""
-    turns = []
+    turns: list[Turn] = []
+    at = at / "texts"
     rounds = json_list(row["texts"])
     if not isinstance(rounds, list):
-        raise DataError(source, "texts", show(rounds), "a list of objects with the keys 'user', 'assistant'")
+        raise at.error(describe(rounds), "a list of objects with the keys 'user', 'assistant'")
     for index, item in enumerate(rounds):
-        key = f"texts[{index}]"
+        item_at = at / index
         if not isinstance(item, dict) or item.get("user") is None or item.get("assistant") is None:
-            raise DataError(source, key, show(item), "an object with the keys 'user', 'assistant'")
+            raise item_at.error(describe(item), "an object with the keys 'user', 'assistant'")
         for name in item:
             if name not in ("user", "assistant", "source"):
-                reading.notes.ignore(f"texts[*].{name}")
-        turns.append(text_turn("user", item["user"], source, f"{key}.user"))
-        turns.append(text_turn("assistant", item["assistant"], source, f"{key}.assistant"))
+                at.reading.notes.ignore(f"texts[*].{name}")
+        turns.append(text_turn("user", item["user"], item_at / "user"))
+        turns.append(text_turn("assistant", item["assistant"], item_at / "assistant"))
     return turns
-
-
-def _caption(key: str) -> ReadTurns:
-    """A picture alone is the question, its caption the answer."""
-
-    def read(row: Row, source: str, reading: Reading) -> list[Turn]:
-        return [Turn("user", "", key, key), *_answer(row, source, key, reading)]
-
-    return read
 
 
 def _question_and_answer(name: str, ask: str, answer: str) -> Dialect:
@@ -229,7 +223,7 @@ DIALECTS = (
         for key in ("caption", "captions", "description", "text")
     ),
     *(
-        Dialect(f"{ask} alone", (ask,), _pair(ask, None), ("history",))
+        Dialect(f"{ask} alone", (ask,), _question(ask), ("history",))
         for ask in ("question", "query", "prompt", "problem")
     ),
 )
@@ -239,7 +233,7 @@ KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
 
 
 @lru_cache(maxsize=256)  # the rows of a file lack the same keys, and the search is slow
-def _what_is_lacking(row: tuple[str, ...], has_picture: bool) -> str:
+def _what_is_missing(row: tuple[str, ...], has_picture: bool) -> str:
     """What rows with these keys would need to be of the nearest dialects."""
     nearest = ", ".join(_lack(dialect, row, has_picture) for dialect in _nearest(row))
     return f"a known format: {nearest}; data.columns maps other names, as {{question: query, image: img}}"
@@ -248,21 +242,24 @@ def _what_is_lacking(row: tuple[str, ...], has_picture: bool) -> str:
 def _nearest(row: tuple[str, ...]) -> list[Dialect]:
     """The three dialects whose keys are most like those of a row."""
 
+    names = [name[:80] for name in row]
+
     def likeness(need: str) -> float:
-        near = difflib.get_close_matches(need, [name[:80] for name in row], 1)
+        near = difflib.get_close_matches(need, names, 1)
         return difflib.SequenceMatcher(None, need, near[0]).ratio() if near else 0.0
 
     def likeness_of_all(dialect: Dialect) -> float:
         return sum(map(likeness, dialect.needs)) / len(dialect.needs)
 
-    if not any(likeness_of_all(dialect) for dialect in DIALECTS):
-        return [dialect for dialect in DIALECTS if dialect.name in _SHOWN_WHERE_NOTHING_IS_NEAR]
-    return sorted(DIALECTS, key=likeness_of_all, reverse=True)[:3]
+    ranked = sorted(DIALECTS, key=likeness_of_all, reverse=True)
+    if likeness_of_all(ranked[0]) > 0:
+        return ranked[:3]
+    return [dialect for dialect in DIALECTS if dialect.name in _SHOWN_WHERE_NOTHING_IS_NEAR]
 
 
 def _lack(dialect: Dialect, row: tuple[str, ...], has_picture: bool) -> str:
     """A dialect, and what a row would need to be of it."""
-    lacks = [f"'{name}'" for name in dialect.needs if name not in row]
+    missing = [f"'{name}'" for name in dialect.needs if name not in row]
     if dialect.needs_picture and not has_picture:
-        lacks.append("'image'")
-    return f"{dialect.name} (lacks {' and '.join(lacks)})"
+        missing.append("'image'")
+    return f"{dialect.name} (lacks {' and '.join(missing)})"

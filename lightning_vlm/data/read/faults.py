@@ -1,10 +1,9 @@
 """All faults of a data file in one error, so that it needs one correction and not one for each run."""
 
-import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_vlm.data.conversation import Image
@@ -62,7 +61,7 @@ class Faults:
         if len(first) < SHOWN:
             first.append(error)
 
-    def look(self, image: Image, source: str, key: str) -> None:
+    def check_image(self, image: Image, source: str, key: str) -> None:
         """Look for a picture. What to do where there is none is only sought for faults that are shown."""
         find_image(image, source, key, advise=self._counts.total() < SHOWN)
 
@@ -80,10 +79,17 @@ class Faults:
         raise BadSamplesError(self._name, errors, dict(self._counts))
 
     def _shown(self) -> list[DataError]:
-        """The faults to name: as many as may be, some of every kind, those of one kind together."""
-        rounds = itertools.zip_longest(*self._first.values())
-        chosen = {id(error) for error in itertools.islice(_present(rounds), SHOWN)}
-        return [error for first in self._first.values() for error in first if id(error) in chosen]
+        """The faults to name: `SHOWN` at most, some of every kind, those of one kind together."""
+        numbers = dict.fromkeys(self._first, 0)
+        left = SHOWN
+        while left:
+            growing = [kind for kind, errors in self._first.items() if numbers[kind] < len(errors)]
+            if not growing:
+                break
+            for kind in growing[:left]:
+                numbers[kind] += 1
+            left -= len(growing[:left])
+        return [error for kind, errors in self._first.items() for error in errors[: numbers[kind]]]
 
 
 def together(errors: list[DataError]) -> DataError:
@@ -93,13 +99,17 @@ def together(errors: list[DataError]) -> DataError:
     shown: list[DataError] = []
     counts: Counter[str] = Counter()
     for error in errors:
-        shown += error.errors if isinstance(error, BadSamplesError) else [error]
-        counts.update(error.counts if isinstance(error, BadSamplesError) else [_kind(error)])
+        if isinstance(error, BadSamplesError):
+            shown += error.errors
+            counts.update(error.counts)
+        else:
+            shown.append(error)
+            counts[_kind(error)] += 1
     return BadSamplesError("all files", shown, dict(counts))
 
 
 def skip_summary(errors: Sequence[DataError]) -> str:
-    """One line about samples that were left out.
+    """One line about samples that are skipped.
 
     >>> errors = [DataError("a.jsonl:1", "weight", "-1", "a finite number >= 0")]
     >>> skip_summary(errors)
@@ -113,7 +123,7 @@ def skip_summary(errors: Sequence[DataError]) -> str:
 
 
 def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
-    """Write what was left out and why: one JSON object a line with `source`, `key`, `found`, `expected`.
+    """Write what was skipped and why: one JSON object a line with `source`, `key`, `found`, `expected`.
 
     Args:
         errors: A source's `skipped`, or several together.
@@ -131,12 +141,8 @@ def _kind(error: DataError) -> str:
     return re.sub(r"\d+", "*", error.key) or "whole sample"
 
 
-def _present(rounds: Iterable[tuple[DataError | None, ...]]) -> Iterator[DataError]:
-    for errors in rounds:
-        yield from (error for error in errors if error is not None)
-
-
 def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[str]:
+    # Equal faults share a line.
     alike: dict[tuple[str, str, str], list[DataError]] = {}
     for error in errors:
         alike.setdefault((error.key, error.found, error.expected), []).append(error)

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lightning_vlm.data.read.fields import names
+from lightning_vlm.data.read.reading import say
+from lightning_vlm.data.read.words import quote
 from lightning_vlm.errors import UserError
 
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -60,7 +61,7 @@ def text_files(folder: str) -> dict[str, list[str]]:
 
 
 def choose_split(splits: Iterable[str], preferred: Sequence[str], path: str) -> str:
-    """The split to read: the only one, or the first of those that are preferred.
+    """The split to read: the only one, or the first of those that are preferred, which is then said.
 
     Raises:
         UserError: There are several and none of them is preferred.
@@ -70,9 +71,10 @@ def choose_split(splits: Iterable[str], preferred: Sequence[str], path: str) -> 
         return known[0]
     for split in preferred:
         if split in known:
+            say(f"{path}: the split '{split}' is read, of {quote(known)}")
             return split
     raise UserError(
-        f"{path}: found the splits {names(known)}; expected one of {names(preferred)}; name one with "
+        f"{path}: found the splits {quote(known)}; expected one of {quote(preferred)}; name one with "
         "{class_path: HFDataset, init_args: {path: ..., split: ...}}"
     )
 

@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_vlm.data.conversation import Conversation
-from lightning_vlm.data.read.fields import names
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
-from lightning_vlm.data.read.reading import Reading, say
-from lightning_vlm.data.read.rows import any_conversation
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.errors import DataError, UserError
 
@@ -53,7 +49,7 @@ class HFDataset(Source):
     (Text(text='Yes?', entity=False),)
     """
 
-    width = 1
+    place_length = 1
 
     def __init__(
         self,
@@ -68,14 +64,15 @@ class HFDataset(Source):
     ) -> None:
         data = _load(path, config)
         splits = list(data) if isinstance(data, dict) else []
-        if split is None and preferred and splits:
+        if split is None and len(splits) == 1:
+            split = splits[0]
+        elif split is None and preferred and splits:
             split = choose_split(splits, preferred, path)
-            if len(splits) > 1:
-                say(f"{path}: the split '{split}' is read, of {names(splits)}")
-        data = _only(data, splits, split, path)
+        if split is not None or splits:
+            data = _split_of(data, splits, split, path)
         self._name = path if split is None else f"{path}/{split}"
         self._features = _stored(data.features)
-        self._labels = _labels(data.features)
+        self._class_names = _class_names(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         root = image_root or (str(Path(path).parent) if Path(path).is_file() else path)
         super().__init__(self._name, root, on_bad_sample, columns, allow_urls)
@@ -91,16 +88,19 @@ class HFDataset(Source):
                 yield (row,), record
 
     def _record(self, place: tuple[int, ...]) -> dict[str, Any]:
-        row = place[0]
-        record: dict[str, Any] = self._data[row : row + 1].to_pylist()[0]
+        (number,) = place
+        record: dict[str, Any] = self._data[number : number + 1].to_pylist()[0]
         return record
 
-    def _build(self, place: tuple[int, ...], record: dict[str, Any], reading: Reading) -> Conversation:
-        record = self._features.decode_example(record)  # some columns are stored as JSON
-        for name, label in self._labels.items():
-            if isinstance(record[name], int) and record[name] >= 0:
-                record[name] = label.int2str(record[name])
-        return any_conversation(record, f"{self._name}:{place[0]}", reading)
+    def _name_of(self, place: tuple[int, ...]) -> str:
+        return f"{self._name}:{place[0]}"
+
+    def _row(self, record: dict[str, Any], source: str) -> dict[str, Any]:
+        row: dict[str, Any] = self._features.decode_example(record)  # some columns are stored as JSON
+        for name, label in self._class_names.items():
+            if isinstance(row[name], int) and row[name] >= 0:
+                row[name] = label.int2str(row[name])
+        return row
 
 
 def _load(path: str, config: str | None) -> Any:
@@ -163,19 +163,16 @@ def _tried(load: Callable[[], Any], path: str, found: str, expected: str) -> Any
         raise DataError(path, "", f"{found} ({reason})", expected) from error
 
 
-def _only(data: Any, splits: list[str], split: str | None, path: str) -> "datasets.Dataset":
+def _split_of(data: Any, splits: list[str], split: str | None, path: str) -> "datasets.Dataset":
     """One split of a data set."""
-    if split is None and not splits:
-        return data
-    split = splits[0] if split is None and len(splits) == 1 else split
     if split not in splits:
         known = f"one of {', '.join(map(str, splits))}" if splits else "none: it has no splits"
         raise UserError(f"{path}: split is {split}; choose {known}")
     return data[split]
 
 
-def _labels(features: Any) -> dict[str, "datasets.ClassLabel"]:
-    """The columns that hold numbers of classes."""
+def _class_names(features: Any) -> dict[str, "datasets.ClassLabel"]:
+    """The columns that hold numbers of classes, with the names of the classes."""
     import datasets
 
     return {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}

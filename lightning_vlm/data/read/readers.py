@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_vlm.data.conversation import Chain, Conversation, Conversations
-from lightning_vlm.data.read import csv_places, json_places
-from lightning_vlm.data.read.fields import names
+from lightning_vlm.data.conversation import Chain, Conversations
+from lightning_vlm.data.read.csv_layout import CsvLayout
+from lightning_vlm.data.read.data_file import Layout, Place, unpack
 from lightning_vlm.data.read.folders import (
     PREFERRED,
     TABLE_FILES,
@@ -18,14 +18,10 @@ from lightning_vlm.data.read.folders import (
     text_files,
 )
 from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
-from lightning_vlm.data.read.json_places import Place
-from lightning_vlm.data.read.reading import Reading, say
-from lightning_vlm.data.read.rows import any_conversation, own_conversation
+from lightning_vlm.data.read.json_layout import JsonLayout
+from lightning_vlm.data.read.own_format import own_conversation
 from lightning_vlm.data.read.source import OnBadSample, Source
-from lightning_vlm.data.read.unpacked import plain_file
 from lightning_vlm.errors import DataError
-
-_TABLES = (".csv", ".tsv")
 
 
 class DataFile(Source):
@@ -55,7 +51,7 @@ class DataFile(Source):
     ['What is this?', 'A cat.']
     """
 
-    width = len(Place._fields)
+    place_length = len(Place._fields)
 
     def __init__(
         self,
@@ -66,32 +62,29 @@ class DataFile(Source):
         allow_urls: bool = False,
     ) -> None:
         self.path = path = os.fspath(path)
-        self._file = plain_file(path)
-        self._header: csv_places.Header | None = None
-        if Path(self._file).suffix.lower() in _TABLES:
-            tabs = self._file.lower().endswith(".tsv")
-            self._header = csv_places.header_of(self._file, path, tabs)
+        self._file = unpack(path)
+        suffix = Path(self._file).suffix.lower()
+        self._layout: Layout
+        if suffix in (".csv", ".tsv"):
+            self._layout = CsvLayout(self._file, path, tabs=suffix == ".tsv")
+        else:
+            self._layout = JsonLayout(self._file, path)
         super().__init__(path, image_root or str(Path(path).parent), on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[Place, bytes]]:
-        if self._header is None:
-            return json_places.places(self._file, self.path)
-        return csv_places.places(self._file, self.path, self._header)
+        return self._layout.rows()
 
     def _record(self, place: tuple[int, ...]) -> bytes:
-        where = Place(*place)
+        start, end, *_ = place
         with open(self._file, "rb") as file:
-            file.seek(where.start)
-            return file.read(where.end - where.start)
+            file.seek(start)
+            return file.read(end - start)
 
-    def _build(self, place: tuple[int, ...], record: bytes, reading: Reading) -> Conversation:
-        source = Place(*place).name(self.path)
-        if self._header is None:
-            return self._conversation(json_places.parse(record, source), source, reading)
-        return self._conversation(csv_places.parse(record, source, self._header), source, reading)
+    def _name_of(self, place: tuple[int, ...]) -> str:
+        return Place(*place).name(self.path)
 
-    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
-        return any_conversation(row, source, reading)
+    def _row(self, record: bytes, source: str) -> Any:
+        return self._layout.parse(record, source)
 
 
 class Messages(DataFile):
@@ -131,8 +124,7 @@ class Messages(DataFile):
     Text(text='cat', entity=True)
     """
 
-    def _conversation(self, row: Any, source: str, reading: Reading) -> Conversation:
-        return own_conversation(row, source, reading)
+    conversation_of = staticmethod(own_conversation)
 
 
 class OpenAIMessages(DataFile):
@@ -223,24 +215,25 @@ def read(
         UserError: As in `DataFile`; also if there are several splits and none for this.
     """
     path = os.fspath(path)
-    options: dict[str, Any] = {"image_root": image_root, "on_bad_sample": on_bad_sample}
-    options |= {"columns": columns, "allow_urls": allow_urls}
+    options: dict[str, Any] = {
+        "image_root": image_root,
+        "on_bad_sample": on_bad_sample,
+        "columns": columns,
+        "allow_urls": allow_urls,
+    }
     preferred = PREFERRED.get(split, (split,))
-    suffix = Path(path).suffix.lower()
-    files = text_files(path) if os.path.isdir(path) and not is_saved(path) else {}
-    if files:
+    is_folder = os.path.isdir(path)
+    if is_folder and not is_saved(path) and (files := text_files(path)):
         chosen = choose_split(files, preferred, path)
-        if len(files) > 1:
-            say(f"{path}: the split '{chosen}' is read, of {names(files)}")
         sources: list[Conversations] = [DataFile(file, **options) for file in files[chosen]]
         return sources[0] if len(sources) == 1 else Chain(sources)
-    if os.path.isdir(path) or suffix in TABLE_FILES or is_hub_name(path):
-        if suffix in TABLE_FILES and not os.path.isfile(path):
-            raise DataError(path, "", "no such file", f"a {suffix} file")
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLE_FILES and not os.path.exists(path):
+        raise DataError(path, "", "no such file", f"a {suffix} file")
+    if is_folder or suffix in TABLE_FILES or is_hub_name(path):
         return HFDataset(path, preferred=preferred, **options)
     if suffix in UNREADABLE_FILES:
         readable = ", ".join((*TEXT_FILES, *TABLE_FILES))
-        raise DataError(
-            path, "", f"a file of the type {suffix}", f"one of {readable}, or a folder with such files"
-        )
+        expected = f"one of {readable}, or a folder with such files"
+        raise DataError(path, "", f"a file of the type {suffix}", expected)
     return DataFile(path, **options)

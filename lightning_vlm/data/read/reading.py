@@ -1,4 +1,4 @@
-"""The settings that every step of reading a row needs, and the notes to report at the end."""
+"""What every step of reading a row gets: the settings, where it is, and where to note what was chosen."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Image
-from lightning_vlm.data.read.fields import names
+from lightning_vlm.data.read.words import quote
+from lightning_vlm.errors import DataError
 
-Look: TypeAlias = Callable[[Image, str, str], object]
+CheckImage: TypeAlias = Callable[[Image, str, str], object]
 """Called with a picture, its `file:line` and its key."""
 
 
@@ -30,18 +31,18 @@ class Notes:
         self._said: Counter[str] = Counter()
 
     def ignore(self, key: str) -> None:
-        """A key of a row that has no effect."""
+        """Count a key of a row that has no effect."""
         self._ignored[key] += 1
 
     def say(self, sentence: str) -> None:
-        """A choice that was made for a row."""
+        """Count a choice that was made for a row."""
         self._said[sentence] += 1
 
     def lines(self) -> list[str]:
         """One line for all ignored keys, and one for each choice."""
         lines = [f"{sentence} ({_rows(count)})" for sentence, count in self._said.items()]
         if self._ignored:
-            lines.insert(0, f"ignored: {names(self._ignored)} ({_rows(max(self._ignored.values()))})")
+            lines.insert(0, f"ignored: {quote(self._ignored)} ({_rows(max(self._ignored.values()))})")
         return lines
 
 
@@ -51,7 +52,7 @@ class Reading:
 
     Args:
         root: The folder that holds pictures given by path.
-        look: Called with every picture that is a file; it raises where there is no such file.
+        check_image: Called with every picture that is a file; it raises where there is no such file.
         allow_urls: Whether pictures may be fetched over the network.
         columns: Our name for a key -> the name that it has in these rows.
         needs: The one key that a row must have; None accepts every dialect.
@@ -59,11 +60,46 @@ class Reading:
     """
 
     root: Path
-    look: Look
+    check_image: CheckImage
     allow_urls: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     needs: str | None = None
     notes: Notes = field(default_factory=Notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where in a source a value stands. Everything that reads a value gets its location too.
+
+    Args:
+        source: The row, as `file:line`.
+        reading: How the row is read.
+        key: The key of the value in the row; empty for the whole row.
+
+    >>> at = Location("pets.jsonl:1", Reading(Path("."), print))
+    >>> (at / "messages" / 2 / "role").key
+    'messages[2].role'
+    >>> print((at / "task").error("3", "a text"))
+    pets.jsonl:1: task: found 3; expected a text
+    """
+
+    source: str
+    reading: Reading
+    key: str = ""
+
+    def __truediv__(self, name: str | int) -> "Location":
+        """The location of the value with this key or index."""
+        if isinstance(name, int):
+            return Location(self.source, self.reading, f"{self.key}[{name}]")
+        return Location(self.source, self.reading, f"{self.key}.{name}" if self.key else name)
+
+    def error(self, found: str, expected: str) -> DataError:
+        """The error to raise about this value."""
+        return DataError(self.source, self.key, found, expected)
+
+    def note(self, sentence: str) -> None:
+        """Count a choice that was made for this row."""
+        self.reading.notes.say(sentence)
 
 
 def say(line: str) -> None:

@@ -5,16 +5,16 @@ from typing import Any, NamedTuple
 
 from lightning_vlm.data.conversation import Role, check_weight
 from lightning_vlm.data.read.fields import (
-    check_known_key,
+    check_spelling,
     is_number,
     json_list,
     number_of,
     role_of,
-    show,
-    turns,
+    turns_of,
+    without_nulls,
 )
-from lightning_vlm.data.read.reading import Reading
-from lightning_vlm.errors import DataError
+from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.words import describe
 
 OWN_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 ROLES: Mapping[str, Role] = {
@@ -48,91 +48,88 @@ class Turn(NamedTuple):
     Args:
         role: The speaker.
         content: A text, or a list of parts.
-        key: Where the content stands in the row.
-        role_key: Where the role stands.
+        at: Where the content stands in the row.
         weight: How much the turn weighs in the loss.
     """
 
     role: Role
     content: Any
-    key: str
-    role_key: str
+    at: Location
     weight: float = 1.0
 
 
-def chat_turns(value: Any, source: str, key: str, reading: Reading) -> list[Turn]:
+def chat_turns(value: Any, at: Location) -> list[Turn]:
     """A list of turns with `role` and `content`, or with ShareGPT's `from` and `value`."""
-    value = turns(json_list(value), source, key)
-    return [_turn(turn, source, f"{key}[{index}]", reading) for index, turn in enumerate(value)]
+    turns = turns_of(json_list(value), at)
+    return [_turn(turn, at / index) for index, turn in enumerate(turns)]
 
 
-def text_turn(role: Role, text: Any, source: str, key: str) -> Turn:
+def text_turn(role: Role, text: Any, at: Location) -> Turn:
     """A turn whose text is the value of a key. Numbers, which tables hold as answers, are written out."""
     if is_number(text):
         text = str(text)
     if not isinstance(text, str | list):
-        raise DataError(source, key, show(text), "a text")
-    return Turn(role, text, key, key)
+        raise at.error(describe(text), "a text")
+    return Turn(role, text, at)
 
 
-def _turn(turn: Any, source: str, key: str, reading: Reading) -> Turn:
+def _turn(turn: Any, at: Location) -> Turn:
     if not isinstance(turn, dict):
-        expected = "an object with the keys 'role', 'content' (or 'from', 'value')"
-        raise DataError(source, key, show(turn), expected)
-    if None in turn.values():
-        turn = {name: value for name, value in turn.items() if value is not None}
+        raise at.error(describe(turn), "an object with the keys 'role', 'content' (or 'from', 'value')")
+    turn = without_nulls(turn)
     for name in turn:
         if name not in _KNOWN:
-            _check_other_key(name, turn, source, key, reading)
-    sharegpt = "role" not in turn and ("from" in turn or "value" in turn)
-    role_name = "from" if sharegpt else "role"
-    content_name = "value" if "value" in turn and "content" not in turn else "content"
-    if sharegpt and "content" not in turn:
-        content_name = "value"
+            _check_other_key(name, turn, at)
+    role_name, content_name = _names_of(turn)
     for name in (role_name, content_name):
         if name not in turn:
-            raise DataError(source, key, show(turn), f"the key '{name}' too")
-    role = _role(turn[role_name], source, f"{key}.{role_name}")
-    weight = _weight(turn, role, source, key, reading)
-    return Turn(role, turn[content_name], f"{key}.{content_name}", f"{key}.{role_name}", weight)
+            raise at.error(describe(turn), f"the key '{name}' too")
+    role = _role(turn[role_name], at / role_name)
+    return Turn(role, turn[content_name], at / content_name, _weight(turn, role, at))
 
 
-def _check_other_key(name: str, turn: dict[str, Any], source: str, key: str, reading: Reading) -> None:
-    if name in _REFUSED:
-        if turn[name]:
-            expected = f"no '{name}' in a turn: {_REFUSED[name]}"
-            raise DataError(source, f"{key}.{name}", show(turn[name]), expected)
-        return
-    check_known_key(name, _KNOWN, turn, source, key)
-    reading.notes.ignore(f"turns[*].{name}")
+def _names_of(turn: dict[str, Any]) -> tuple[str, str]:
+    """What the keys of the role and of the content are called."""
+    is_sharegpt = "role" not in turn and ("from" in turn or "value" in turn)
+    has_value = "content" not in turn and (is_sharegpt or "value" in turn)
+    return ("from" if is_sharegpt else "role"), ("value" if has_value else "content")
 
 
-def _role(value: Any, source: str, key: str) -> Role:
+def _check_other_key(name: str, turn: dict[str, Any], at: Location) -> None:
+    if name not in _REFUSED:
+        check_spelling(name, _KNOWN, turn, at)
+        at.reading.notes.ignore(f"turns[*].{name}")
+    elif turn[name]:
+        raise (at / name).error(describe(turn[name]), f"no '{name}' in a turn: {_REFUSED[name]}")
+
+
+def _role(value: Any, at: Location) -> Role:
     if isinstance(value, str):
         value = value.lower()
         if value in _TOOLS:
             expected = "one of 'system', 'user', 'assistant': turns of tools can't be read yet"
-            raise DataError(source, key, show(value), expected)
-    return role_of(value, ROLES, source, key)
+            raise at.error(describe(value), expected)
+    return role_of(value, ROLES, at)
 
 
-def _weight(turn: dict[str, Any], role: Role, source: str, key: str, reading: Reading) -> float:
+def _weight(turn: dict[str, Any], role: Role, at: Location) -> float:
     """`weight` (OpenAI), `loss`, `loss_scale` (ms-swift) or `train` (Axolotl) of a turn."""
-    given = [name for name in _WEIGHTS if name in turn] if len(turn) > 2 else []
+    given = [name for name in _WEIGHTS if name in turn]
     if not given:
         return 1.0
     if len(given) > 1:
         found = " and ".join(map(repr, given))
-        raise DataError(source, f"{key}.{given[1]}", found, "one of them: each says how much the turn weighs")
+        raise (at / given[1]).error(found, "one of them: each says how much the turn weighs")
     name = given[0]
-    value, place = turn[name], f"{key}.{name}"
+    value = turn[name]
+    at = at / name
     if isinstance(value, bool):
         weight = float(value)
     elif is_number(value):
-        weight = number_of(value, source, place)
-        check_weight(weight, source, place)
+        weight = number_of(value, at)
+        check_weight(weight, at.source, at.key)
     else:
-        raise DataError(source, place, show(value), "true, false or a number")
+        raise at.error(describe(value), "true, false or a number")
     if role != "assistant" and weight:
-        reading.notes.say(f"'{name}' has no effect on turns of the {role}: only answers are learned")
+        at.note(f"'{name}' has no effect on turns of the {role}: only answers are learned")
     return weight

@@ -1,0 +1,61 @@
+"""Our own format, which `readers.Messages` describes. It is strict: an unknown key is an error."""
+
+from typing import Any
+
+from lightning_vlm.data.conversation import Box, Conversation, Message, Part, Text
+from lightning_vlm.data.read.columns import with_our_names
+from lightning_vlm.data.read.fields import (
+    box_of,
+    check_keys,
+    number_of,
+    part_type,
+    role_of,
+    task_and_weight,
+    text_of,
+    turns_of,
+)
+from lightning_vlm.data.read.pictures import from_base64, picture_of
+from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.turns import OWN_ROLES
+from lightning_vlm.data.read.words import describe
+
+
+def own_conversation(row: Any, at: Location) -> Conversation:
+    """The conversation of a row."""
+    row = with_our_names(row, at.reading)
+    check_keys(row, at, required=["messages"], optional=["task", "weight"])
+    turns = turns_of(row["messages"], at / "messages")
+    messages = tuple(_message(turn, at / "messages" / index) for index, turn in enumerate(turns))
+    task, weight = task_and_weight(row, at)
+    return Conversation(messages, task, weight, at.source)
+
+
+def _message(turn: Any, at: Location) -> Message:
+    check_keys(turn, at, required=["role", "content"], optional=["weight"])
+    role = role_of(turn["role"], OWN_ROLES, at / "role")
+    weight = number_of(turn.get("weight", 1.0), at / "weight")
+    return Message(role, _parts(turn["content"], at / "content"), weight)
+
+
+def _parts(content: Any, at: Location) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (Text(text_of(content, at)),)
+    if isinstance(content, list):
+        return tuple(_part(part, at / index) for index, part in enumerate(content))
+    raise at.error(describe(content), "a text or a list of parts")
+
+
+def _part(part: Any, at: Location) -> Part:
+    match part_type(part, ["text", "image", "box", "entity"], at):
+        case "text" | "entity" as written:
+            check_keys(part, at, required=["type", "text"])
+            return Text(text_of(part["text"], at / "text"), entity=written == "entity")
+        case "box":
+            check_keys(part, at, required=["type", "box"])
+            return Box(box_of(part["box"], at / "box"))
+        case _ if "base64" in part:
+            check_keys(part, at, required=["type", "base64"])
+            return from_base64(part["base64"], at / "base64")
+        case _:
+            check_keys(part, at, required=["type", "path"])
+            return picture_of(part["path"], at / "path")
