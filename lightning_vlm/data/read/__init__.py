@@ -1,5 +1,9 @@
-"""From rows of any data file to conversations.
+"""From the rows of any data file to conversations.
 
-`dialects.py` is the table of formats, `rows.py` turns one row into a `Conversation`, `parts.py` and
-`pictures.py` read what stands in a turn, `json_places.py`, `csv_places.py` and `folders.py` find the rows.
+The path of a row: `readers.py` opens a file or folder (`folders.py`, `hf_dataset.py`). `json_layout.py` and
+`csv_layout.py` find the place of each row in its file (`data_file.py`). `source.py` checks every row at the
+start and reads it again when it is needed. `dialects.py` is the table of formats; it says which turns a row
+makes (`turns.py`). `rows.py` joins these with the pictures of the row (`parts.py`, `pictures.py`,
+`row_pictures.py`) to a `Conversation`. `own_format.py` reads our own, strict format, and `faults.py` reports
+all that is bad at once.
 """

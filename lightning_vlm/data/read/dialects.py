@@ -153,7 +153,7 @@ def _text_of_answer(answer: Any, at: Location) -> str:
     if is_number(text):
         return str(text)
     if not isinstance(text, str):
-        raise at.error(describe(answer), "a text, or an object with 'answer'")
+        raise at.wrong(answer, "a text, or an object with 'answer'")
     return text
 
 
@@ -162,11 +162,11 @@ def _history(row: Row, at: Location) -> list[Turn]:
     at = at / "history"
     history = json_list(row.get("history") or [])
     if not isinstance(history, list):
-        raise at.error(describe(history), "a list of pairs [question, answer]")
+        raise at.wrong(history, "a list of pairs [question, answer]")
     for index, pair in enumerate(history):
         pair_at = at / index
         if not isinstance(pair, list) or len(pair) != 2:
-            raise pair_at.error(describe(pair), "a pair [question, answer]")
+            raise pair_at.wrong(pair, "a pair [question, answer]")
         turns.append(text_turn("user", pair[0], pair_at / 0))
         turns.append(text_turn("assistant", pair[1], pair_at / 1))
     return turns
@@ -178,11 +178,11 @@ def _texts(row: Row, at: Location) -> list[Turn]:
     at = at / "texts"
     rounds = json_list(row["texts"])
     if not isinstance(rounds, list):
-        raise at.error(describe(rounds), "a list of objects with the keys 'user', 'assistant'")
+        raise at.wrong(rounds, "a list of objects with the keys 'user', 'assistant'")
     for index, item in enumerate(rounds):
         item_at = at / index
         if not isinstance(item, dict) or item.get("user") is None or item.get("assistant") is None:
-            raise item_at.error(describe(item), "an object with the keys 'user', 'assistant'")
+            raise item_at.wrong(item, "an object with the keys 'user', 'assistant'")
         for name in item:
             if name not in ("user", "assistant", "source"):
                 at.reading.notes.ignore(f"texts[*].{name}")

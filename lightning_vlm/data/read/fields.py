@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_vlm.data.conversation import Role
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.words import describe, printable, quote
+from lightning_vlm.data.read.words import printable, quote
 from lightning_vlm.nearest import did_you_mean, shorten
 
 
@@ -27,14 +27,14 @@ def check_keys(
     """
     known = [*required, *optional]
     if not isinstance(value, dict):
-        raise at.error(describe(value), f"an object with the keys {quote(known)}")
+        raise at.wrong(value, f"an object with the keys {quote(known)}")
     for name in value:
         if name not in known:
             hint = did_you_mean(name, known, quoted=True)
             raise (at / printable(name)).error("an unknown key", f"only {quote(known)}{hint}")
     for name in required:
         if name not in value:
-            raise at.error(describe(value), f"the key '{name}' too")
+            raise at.wrong(value, f"the key '{name}' too")
     return value
 
 
@@ -88,35 +88,35 @@ def _with_a_letter_less(name: str) -> set[str]:
 def part_type(part: Any, known: Collection[str], at: Location) -> str:
     """The `type` of a part, one of those known."""
     if not isinstance(part, dict) or "type" not in part:
-        raise at.error(describe(part), "an object with the key 'type'")
+        raise at.wrong(part, "an object with the key 'type'")
     written = part["type"]
     if isinstance(written, str) and written in known:
         return written
     hint = did_you_mean(str(written), known, quoted=True)
     if written == "image_url":
         hint = "; a file in OpenAI's format is read by OpenAIMessages"
-    raise (at / "type").error(describe(written), f"one of {quote(known)}{hint}")
+    raise (at / "type").wrong(written, f"one of {quote(known)}{hint}")
 
 
 def role_of(value: Any, roles: Mapping[str, Role], at: Location) -> Role:
     """Our word for a role."""
     if not isinstance(value, str) or value not in roles:
         hint = did_you_mean(str(value), roles, quoted=True)
-        raise at.error(describe(value), f"one of {quote(roles)}{hint}")
+        raise at.wrong(value, f"one of {quote(roles)}{hint}")
     return roles[value]
 
 
 def turns_of(value: Any, at: Location) -> list[Any]:
     """A list of turns, which aren't checked yet."""
     if not isinstance(value, list):
-        raise at.error(describe(value), "a list of turns")
+        raise at.wrong(value, "a list of turns")
     return value
 
 
 def text_of(value: Any, at: Location) -> str:
     """A text that a tokenizer can take: JSON can spell half a surrogate pair, UTF-8 can't."""
     if not isinstance(value, str):
-        raise at.error(describe(value), "a text")
+        raise at.wrong(value, "a text")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -128,7 +128,7 @@ def text_of(value: Any, at: Location) -> str:
 def number_of(value: Any, at: Location) -> float:
     """A number; infinite ones too, for `Conversation` to refuse."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise at.error(describe(value), "a number")
+        raise at.wrong(value, "a number")
     try:
         return float(value)
     except OverflowError:
@@ -143,7 +143,7 @@ def is_number(value: Any) -> bool:
 def box_of(value: Any, at: Location) -> tuple[float, float, float, float]:
     """Four numbers; `Conversation` checks that they are a box."""
     if not isinstance(value, list) or len(value) != 4:
-        raise at.error(describe(value), "four numbers x1, y1, x2, y2 between 0 and 1")
+        raise at.wrong(value, "four numbers x1, y1, x2, y2 between 0 and 1")
     x1, y1, x2, y2 = (number_of(edge, at / index) for index, edge in enumerate(value))
     return x1, y1, x2, y2
 

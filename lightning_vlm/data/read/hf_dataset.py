@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,33 +106,56 @@ class HFDataset(Source):
 def _load(path: str, config: str | None) -> Any:
     """A data set, or a dictionary of its splits."""
     try:
-        import datasets
+        import datasets  # noqa: F401
     except ImportError:
         raise UserError(
             f"{path} is a Hugging Face data set; run `pip install 'lightning-vlm[datasets]'` to read it"
         ) from None
-    if Path(path).is_dir() and is_saved(path):
-        expected = "a folder that `save_to_disk` of datasets wrote"
-        return _tried(lambda: datasets.load_from_disk(path), path, "a folder that can't be read", expected)
-    if Path(path).is_file():
-        kind = "parquet" if path.lower().endswith(".parquet") else "arrow"
-        found = f"a {kind} file that can't be read"
-        expected = f"a whole {kind} file"
-        return _tried(
-            lambda: datasets.load_dataset(kind, data_files=path, split="train"), path, found, expected
-        )
-    if Path(path).is_dir():
-        found = "a folder that can't be read"
-        expected = "one that `save_to_disk` of datasets wrote, or a copy of a data set of the hub"
-    elif is_hub_name(path):
-        found = "no such file or folder, and no data set on the hub that can be loaded"
-        expected = "the path of a data file or folder, or a name on the hub that can be reached from here"
-    else:
+    if not os.path.exists(path) and not is_hub_name(path):
         expected = "a folder of data, a parquet or arrow file, or the name of a data set on the hub"
         raise DataError(path, "", "no such folder", expected)
+    try:
+        return _loaded(path, config)
+    except Exception as error:  # missing or broken metadata and tables raise anything at all
+        reason = " ".join(str(error.__cause__ or error).split())
+        if "Config name is missing" in reason:
+            configs = re.search(r"\[.*?\]", reason)
+            known = configs[0] if configs else "see its README"
+            raise UserError(
+                f"{path}: found several configurations, {known}; name one with "
+                "{class_path: HFDataset, init_args: {path: ..., config: ...}}"
+            ) from None
+        found, expected = _what_failed(path)
+        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+        raise DataError(path, "", f"{found} ({reason})", expected) from error
+
+
+def _loaded(path: str, config: str | None) -> Any:
+    import datasets
+
+    if os.path.isfile(path):
+        return datasets.load_dataset(_kind_of_file(path), data_files=path, split="train")
+    if is_saved(path):
+        return datasets.load_from_disk(path)
     # A partial copy of a repository doesn't have the sizes in its README.
-    return _tried(
-        lambda: datasets.load_dataset(path, config, verification_mode="no_checks"), path, found, expected
+    return datasets.load_dataset(path, config, verification_mode="no_checks")
+
+
+def _kind_of_file(path: str) -> str:
+    return "parquet" if path.lower().endswith(".parquet") else "arrow"
+
+
+def _what_failed(path: str) -> tuple[str, str]:
+    """What was found where no data set could be loaded, and what is expected."""
+    if os.path.isfile(path):
+        kind = _kind_of_file(path)
+        return f"a {kind} file that can't be read", f"a whole {kind} file"
+    if os.path.isdir(path):
+        expected = "one that `save_to_disk` of datasets wrote, or a copy of a data set of the hub"
+        return "a folder that can't be read", expected
+    return (
+        "no such file or folder, and no data set on the hub that can be loaded",
+        "the path of a data file or folder, or a name on the hub that can be reached from here",
     )
 
 
@@ -145,22 +168,6 @@ def is_hub_name(path: str) -> bool:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or os.path.exists(path):
         return False
     return not path.lower().removesuffix(".gz").endswith((*TEXT_FILES, *TABLE_FILES))
-
-
-def _tried(load: Callable[[], Any], path: str, found: str, expected: str) -> Any:
-    try:
-        return load()
-    except Exception as error:  # missing or broken metadata and tables raise anything at all
-        reason = " ".join(str(error.__cause__ or error).split())
-        if "Config name is missing" in reason:
-            configs = re.search(r"\[.*?\]", reason)
-            known = configs[0] if configs else "see its README"
-            raise UserError(
-                f"{path}: found several configurations, {known}; name one with "
-                "{class_path: HFDataset, init_args: {path: ..., config: ...}}"
-            ) from None
-        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
-        raise DataError(path, "", f"{found} ({reason})", expected) from error
 
 
 def _split_of(data: Any, splits: list[str], split: str | None, path: str) -> "datasets.Dataset":

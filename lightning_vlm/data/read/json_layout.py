@@ -185,26 +185,18 @@ class _Text:
             row = self._take_value()
             yield Place(start, self._byte, line, 0), row
             return
-        begin = self._at, self._byte, self._line
-        self._check_keys_once()
-        self._at, self._byte, self._line = begin
+        keys = set()
         for key in self._keys():
+            if key in keys:
+                raise _twice(key, f"{self._name}:{self._line}")
+            keys.add(key)
             if key == key_of_rows:
                 yield from self._array()
-                return
-            self._take_value()
-
-    def _check_keys_once(self) -> None:
-        """Raise if the object that begins here has a key twice."""
-        seen = set()
-        for key in self._keys():
-            if key in seen:
-                raise _twice(key, f"{self._name}:{self._line}")
-            seen.add(key)
-            self._take_value()
+            else:
+                self._take_value()
 
     def _keys(self) -> Iterator[str]:
-        """The keys of the valid object that begins here. After each, its value must be taken."""
+        """The keys of the valid object that begins here. After each one, go past its value."""
         self._take(1)
         while self._next() != "}":
             if self._next() == ",":

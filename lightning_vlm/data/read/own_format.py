@@ -17,7 +17,6 @@ from lightning_vlm.data.read.fields import (
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.turns import OWN_ROLES
-from lightning_vlm.data.read.words import describe
 
 
 def own_conversation(row: Any, at: Location) -> Conversation:
@@ -42,7 +41,7 @@ def _parts(content: Any, at: Location) -> tuple[Part, ...]:
         return (Text(text_of(content, at)),)
     if isinstance(content, list):
         return tuple(_part(part, at / index) for index, part in enumerate(content))
-    raise at.error(describe(content), "a text or a list of parts")
+    raise at.wrong(content, "a text or a list of parts")
 
 
 def _part(part: Any, at: Location) -> Part:

@@ -14,7 +14,6 @@ from lightning_vlm.data.read.fields import (
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_pictures import RowPictures
-from lightning_vlm.data.read.words import describe
 
 TYPES = {
     "text": "text",
@@ -40,7 +39,7 @@ def part_of(part: Any, at: Location, pictures: RowPictures) -> Part:
     if isinstance(part, str):
         return Text(text_of(part, at))
     if not isinstance(part, dict):
-        raise at.error(describe(part), "an object with the key 'type'")
+        raise at.wrong(part, "an object with the key 'type'")
     part = without_nulls(part)
     kind = _type_of(part, at)
     known = _KEYS[kind]
@@ -53,7 +52,7 @@ def part_of(part: Any, at: Location, pictures: RowPictures) -> Part:
     for name in known:
         if name in part:
             return _text_or_box(kind, part[name], at / name)
-    raise at.error(describe(part), f"the key '{known[0]}' too")
+    raise at.wrong(part, f"the key '{known[0]}' too")
 
 
 def is_picture(part: Any) -> bool:

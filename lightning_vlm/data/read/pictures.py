@@ -42,7 +42,7 @@ def picture_of(value: Any, at: Location) -> Image:
         return Image(data=file.getvalue())
     if isinstance(value, str):
         return _from_text(text_of(value, at), at)
-    raise at.error(describe(value), "the path of a picture, as a text")
+    raise at.wrong(value, "the path of a picture, as a text")
 
 
 def from_base64(value: Any, at: Location) -> Image:

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from lightning_vlm.data.conversation import Image
-from lightning_vlm.data.read.words import quote
+from lightning_vlm.data.read.words import describe, quote
 from lightning_vlm.errors import DataError
 
 CheckImage: TypeAlias = Callable[[Image, str, str], object]
@@ -79,7 +79,7 @@ class Location:
     >>> at = Location("pets.jsonl:1", Reading(Path("."), print))
     >>> (at / "messages" / 2 / "role").key
     'messages[2].role'
-    >>> print((at / "task").error("3", "a text"))
+    >>> print((at / "task").wrong(3, "a text"))
     pets.jsonl:1: task: found 3; expected a text
     """
 
@@ -96,6 +96,10 @@ class Location:
     def error(self, found: str, expected: str) -> DataError:
         """The error to raise about this value."""
         return DataError(self.source, self.key, found, expected)
+
+    def wrong(self, value: Any, expected: str) -> DataError:
+        """The error to raise if something else was expected here than this value."""
+        return self.error(describe(value), expected)
 
     def note(self, sentence: str) -> None:
         """Count a choice that was made for this row."""

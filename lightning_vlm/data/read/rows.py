@@ -19,7 +19,6 @@ from lightning_vlm.data.read.parts import is_picture, part_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_pictures import COLUMNS, RowPictures
 from lightning_vlm.data.read.turns import Turn, text_turn
-from lightning_vlm.data.read.words import describe
 from lightning_vlm.nearest import did_you_mean
 
 REFUSED = {
@@ -60,7 +59,7 @@ def _normalised(row: Any, at: Location) -> Row:
     if not isinstance(row, dict):
         needs = at.reading.needs
         wanted = f"the key '{needs}'" if needs else "keys such as 'messages' or 'question'"
-        raise at.error(describe(row), f"an object with {wanted}")
+        raise at.wrong(row, f"an object with {wanted}")
     normalised: Row = {}
     for name, value in row.items():
         lower = name.lower()  # CSV files have `Question` and `Answer`
@@ -79,7 +78,7 @@ def _dialect(row: Row, at: Location) -> Dialect:
                 check_spelling(name, KNOWN, row, at)
         return dialect_of(row, at)
     if needs not in row:
-        raise at.error(describe(row), f"the key '{needs}'{did_you_mean(needs, row, quoted=True)}")
+        raise at.wrong(row, f"the key '{needs}'{did_you_mean(needs, row, quoted=True)}")
     return next(dialect for dialect in DIALECTS if dialect.needs == (needs,))
 
 
@@ -90,12 +89,12 @@ def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
             continue
         if name == "objects" and "<bbox>" in str(row):  # ms-swift
             expected = "boxes as parts of a content: boxes that stand for '<bbox>' can't be read yet"
-            raise (at / name).error(describe(value), expected)
+            raise (at / name).wrong(value, expected)
         if name not in REFUSED:
             at.reading.notes.ignore(name)
         elif value and value != "[]":
             expected = f"only words and pictures: {REFUSED[name]}; leave it out"
-            raise (at / name).error(describe(value), expected)
+            raise (at / name).wrong(value, expected)
 
 
 def _with_system(turns: list[Turn], row: Row, at: Location) -> list[Turn]:
@@ -141,7 +140,7 @@ def _parts(
         yield from ((part, turn.at) for part in parts)
         return
     if not isinstance(content, list | dict):
-        raise turn.at.error(describe(content), "a text or a list of parts")
+        raise turn.at.wrong(content, "a text or a list of parts")
     for index, item in enumerate(content if isinstance(content, list) else [content]):
         at = turn.at / index
         part = part_of(item, at, pictures)

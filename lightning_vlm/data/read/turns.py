@@ -14,7 +14,6 @@ from lightning_vlm.data.read.fields import (
     without_nulls,
 )
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.words import describe
 
 OWN_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 ROLES: Mapping[str, Role] = {
@@ -69,13 +68,13 @@ def text_turn(role: Role, text: Any, at: Location) -> Turn:
     if is_number(text):
         text = str(text)
     if not isinstance(text, str | list):
-        raise at.error(describe(text), "a text")
+        raise at.wrong(text, "a text")
     return Turn(role, text, at)
 
 
 def _turn(turn: Any, at: Location) -> Turn:
     if not isinstance(turn, dict):
-        raise at.error(describe(turn), "an object with the keys 'role', 'content' (or 'from', 'value')")
+        raise at.wrong(turn, "an object with the keys 'role', 'content' (or 'from', 'value')")
     turn = without_nulls(turn)
     for name in turn:
         if name not in _KNOWN:
@@ -83,7 +82,7 @@ def _turn(turn: Any, at: Location) -> Turn:
     role_name, content_name = _names_of(turn)
     for name in (role_name, content_name):
         if name not in turn:
-            raise at.error(describe(turn), f"the key '{name}' too")
+            raise at.wrong(turn, f"the key '{name}' too")
     role = _role(turn[role_name], at / role_name)
     return Turn(role, turn[content_name], at / content_name, _weight(turn, role, at))
 
@@ -100,7 +99,7 @@ def _check_other_key(name: str, turn: dict[str, Any], at: Location) -> None:
         check_spelling(name, _KNOWN, turn, at)
         at.reading.notes.ignore(f"turns[*].{name}")
     elif turn[name]:
-        raise (at / name).error(describe(turn[name]), f"no '{name}' in a turn: {_REFUSED[name]}")
+        raise (at / name).wrong(turn[name], f"no '{name}' in a turn: {_REFUSED[name]}")
 
 
 def _role(value: Any, at: Location) -> Role:
@@ -108,7 +107,7 @@ def _role(value: Any, at: Location) -> Role:
         value = value.lower()
         if value in _TOOLS:
             expected = "one of 'system', 'user', 'assistant': turns of tools can't be read yet"
-            raise at.error(describe(value), expected)
+            raise at.wrong(value, expected)
     return role_of(value, ROLES, at)
 
 
@@ -129,7 +128,7 @@ def _weight(turn: dict[str, Any], role: Role, at: Location) -> float:
         weight = number_of(value, at)
         check_weight(weight, at.source, at.key)
     else:
-        raise at.error(describe(value), "true, false or a number")
+        raise at.wrong(value, "true, false or a number")
     if role != "assistant" and weight:
         at.note(f"'{name}' has no effect on turns of the {role}: only answers are learned")
     return weight
