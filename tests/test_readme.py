@@ -85,9 +85,9 @@ def test_the_commands(project, capsys):
             continue
         words = [checkpoint if word == "CHECKPOINT" else word for word in words]
         if words[0] == "export":
-            from lightning_vlm.export.command import _parser
+            from lightning_vlm.export.command import parser
 
-            _parser().parse_args(words[1:])  # test_export.py runs it
+            parser().parse_args(words[1:])  # tests/export runs it
             continue
         assert main([*words, *FEW]) == 0, line
         shown = capsys.readouterr().out

@@ -22,6 +22,8 @@ from lightning_vlm.models.plan.inject import ADAPTER
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the model."""
+_ADAPTER_KEYS = (".lora_", ".ia3_", f".{BOTTLENECK}.", f".{CROSS_MODAL}.")
+"""What is in the names of adapters' weights."""
 
 
 def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
@@ -42,82 +44,78 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
         UserError: Something trained in full that PEFT can't name.
     """
     model: Any = trained.module.model
-    full = [
-        name
-        for name in trainable_names(model)
-        if not any(key in name for key in (".lora_", ".ia3_", f".{BOTTLENECK}.", f".{CROSS_MODAL}."))
-    ]
+    in_full = [name for name in trainable_names(model) if not any(key in name for key in _ADAPTER_KEYS)]
     if not hasattr(model, "peft_config"):
-        save_adapters(model, folder, full)
+        save_adapters(model, folder, in_full)
         return
     config = copy.deepcopy(model.peft_config[ADAPTER])
     weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     if trained.starts:
-        assert isinstance(config, LoraConfig)
-        made = _against_base(weights, trained.starts)
-        _twice(config, made, model)
-        weights = made
-    if full:
-        config.modules_to_save = _modules(model, set(full))
+        weights = _against_base(weights, trained.starts)
+        _double_rank(config, weights, model)
+    if in_full:
+        config.modules_to_save = _modules_of(set(in_full), model)
         for name in config.modules_to_save:
-            module = model.get_submodule(name)
-            weights |= {f"{name}.{key}": one for key, one in module.state_dict().items()}
+            for key, weight in model.get_submodule(name).state_dict().items():
+                weights[f"{name}.{key}"] = weight
     config.base_model_name_or_path = base
     config.revision = trained.module.hparams["revision"]
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    named = {f"{_PREFIX}{name}": one.detach().contiguous().clone() for name, one in weights.items()}
-    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
+    renamed = {f"{_PREFIX}{name}": weight.detach().contiguous().clone() for name, weight in weights.items()}
+    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     save_adapters(model, folder)
 
 
 def _against_base(weights: dict[str, Tensor], starts: dict[str, Tensor]) -> dict[str, Tensor]:
     """LoRA weights relative to the base before A₀ and B₀ were taken out of it."""
-    made = {}
-    for name, one in weights.items():
+    relative = {}
+    for name, weight in weights.items():
         start = starts[name.removesuffix(".weight") + f".{ADAPTER}.weight"]
-        if ".lora_A." in name:
-            made[name] = torch.cat([one, start])
-        else:
-            made[name] = torch.cat([one, -start], dim=1)
-    return made
+        is_a = ".lora_A." in name
+        relative[name] = torch.cat([weight, start]) if is_a else torch.cat([weight, -start], dim=1)
+    return relative
 
 
-def _twice(config: LoraConfig, weights: dict[str, Tensor], model: PreTrainedModel) -> None:
+def _double_rank(config: LoraConfig, weights: dict[str, Tensor], model: PreTrainedModel) -> None:
     """Twice the rank at the same scale; where training has changed it (AdaptiveLoRARank), what it is now."""
     factor = math.sqrt(2) if config.use_rslora else 2
     config.init_lora_weights = True
     config.r *= 2
     config.lora_alpha *= factor  # type: ignore[assignment]
     config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
-    config.alpha_pattern = {name: factor * one for name, one in (config.alpha_pattern or {}).items()}
-    for name, one in weights.items():
-        layer, a, _ = name.partition(".lora_A.")
-        if a and len(one) != config.r:
-            key = f"^{re.escape(layer)}"
+    config.alpha_pattern = {name: factor * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+    for name, weight in weights.items():
+        layer, is_a, _ = name.partition(".lora_A.")
+        rank = len(weight)
+        if is_a and rank != config.r:
             scale = model.get_submodule(layer).scaling[ADAPTER]  # type: ignore[index]
-            config.rank_pattern[key] = len(one)
-            config.alpha_pattern[key] = scale * (math.sqrt(len(one)) if config.use_rslora else len(one))
+            pattern = f"^{re.escape(layer)}"
+            config.rank_pattern[pattern] = rank
+            config.alpha_pattern[pattern] = scale * (math.sqrt(rank) if config.use_rslora else rank)
 
 
-def _modules(model: PreTrainedModel, full: set[str]) -> list[str]:
+def _modules_of(in_full: set[str], model: PreTrainedModel) -> list[str]:
     """The outermost modules that trained in full, each the only one whose name ends so, as PEFT needs."""
     found: list[str] = []
-    left = set(full)
+    rest = set(in_full)
     names = [name for name, _ in model.named_modules()]
     for name, module in model.named_modules():
-        own = {f"{name}.{key}" for key, _ in module.named_parameters()} if name else set()
-        alone = sum(other.endswith(name) for other in names) == 1
-        if own and own <= left and alone and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+        if not name or isinstance(module, nn.ModuleList | nn.ModuleDict):
+            continue
+        own = {f"{name}.{key}" for key, _ in module.named_parameters()}
+        is_unique = sum(other.endswith(name) for other in names) == 1
+        if own and own <= rest and is_unique:
             found.append(name)
-            left -= own
-    tied = head_is_tied(model) and any(
-        model.get_parameter(name) is model.get_output_embeddings().weight for name in full
-    )
-    if left or tied:
-        what = f"{min(left)}" if left else "the embeddings, which the head shares,"
+            rest -= own
+    missing = min(rest, default="")
+    if head_is_tied(model):
+        head = model.get_output_embeddings().weight
+        if any(model.get_parameter(name) is head for name in in_full):
+            missing = missing or "the embeddings, which the head shares,"
+    if missing:
         raise UserError(
-            f"export: {what} trained in full, which PEFT's modules_to_save can't hold; leave "
+            f"export: {missing} trained in full, which PEFT's modules_to_save can't hold; leave "
             f"{ADAPTER_ONLY} out"
         )
     return found

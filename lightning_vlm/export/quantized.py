@@ -14,11 +14,12 @@ from lightning_vlm.module import VLMModule
 
 _SCORED = 200
 """The most samples to score on."""
+_SHOWN = ("loss", "perplexity", "exact_match", "token_f1")
 
 
 def check_quantized(
     console: Console, folder: Path, method: str, source: Conversations | None, module: VLMModule
-) -> dict[str, dict[str, float]]:
+) -> None:
     """Score an exported model as it is and quantised, and show both.
 
     Args:
@@ -27,29 +28,32 @@ def check_quantized(
         method: `nf4` or `int8`.
         source: What to score on; None: drawn pictures.
         module: Which trained it; its weights of tokens count.
-    Returns:
-        The scores of each, by name.
     """
     data = Drawn("test", size=_SCORED) if source is None else Slice(source, 0, min(_SCORED, len(source)))
-    scores: dict[str, dict[str, float]] = {}
-    for name, quantization in (("as exported", None), (method, Quantization(method))):  # type: ignore[arg-type]
-        one = VLMModule(
-            str(folder),
-            adapt={"language": "frozen"},
-            token_weights=module.token_weights,
-            generation={"max_new_tokens": 64},
-            quantization=quantization,
-        )
-        trainer = Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
-        (found,) = trainer.test(one, VLMDataModule(test=data), verbose=False)
-        scores[name] = {key.removeprefix("test/"): float(value) for key, value in found.items()}
-    keys = ("loss", "perplexity", "exact_match", "token_f1")
+    quantization = Quantization(method)  # type: ignore[arg-type]
+    plain = _scores(folder, data, module, None)
+    quantised = _scores(folder, data, module, quantization)
+    lost = {name: quantised[name] - plain[name] for name in _SHOWN}
     table = Table(title=f"Quantised: {len(data):,} samples", title_justify="left")
     table.add_column("")
-    for key in keys:
-        table.add_column(key.replace("_", " "), justify="right")
-    plain, quantised = scores.values()
-    for name, row in (*scores.items(), ("lost", {key: quantised[key] - plain[key] for key in plain})):
-        table.add_row(name, *(f"{row[key]:+.4f}" if name == "lost" else f"{row[key]:.4f}" for key in keys))
+    for name in _SHOWN:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row("as exported", *(f"{plain[name]:.4f}" for name in _SHOWN))
+    table.add_row(method, *(f"{quantised[name]:.4f}" for name in _SHOWN))
+    table.add_row("lost", *(f"{lost[name]:+.4f}" for name in _SHOWN))
     console.print(table)
-    return scores
+
+
+def _scores(
+    folder: Path, data: Conversations, module: VLMModule, quantization: Quantization | None
+) -> dict[str, float]:
+    exported = VLMModule(
+        str(folder),
+        adapt={"language": "frozen"},
+        token_weights=module.token_weights,
+        generation={"max_new_tokens": 64},
+        quantization=quantization,
+    )
+    trainer = Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
+    (found,) = trainer.test(exported, VLMDataModule(test=data), verbose=False)
+    return {name.removeprefix("test/"): float(value) for name, value in found.items()}

@@ -2,43 +2,57 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning_vlm_callbacks.compat import torchvision
 
-from lightning_vlm.export.proof import Case
 
-
-def loading_lines(out: Path, case: Case) -> list[str]:
-    """What to run to have the model and its processor.
+class Loading(NamedTuple):
+    """How a folder is loaded.
 
     Args:
-        out: The folder.
-        case: What is in it.
+        base: The base model, for adapters alone; and its `revision`.
+        has_peft: Whether there are adapters that PEFT loads.
+        has_ours: Whether there are adapters that `load_adapters` loads.
+        trust_remote_code: Run Python code that comes with the model.
     """
-    folder = _text(out)
-    options = [f"trust_remote_code={case.trust_remote_code}"] if case.trust_remote_code else []
-    imports = ["from transformers import AutoModelForImageTextToText, AutoProcessor"]
-    where = folder if case.base is None else _text(case.base)
-    revision = [f"revision={_text(case.revision)}"] if case.base is not None and case.revision else []
-    load = ", ".join([where, *revision, *options])
-    lines = [f"model = AutoModelForImageTextToText.from_pretrained({load})"]
-    if case.base is not None and case.adapters != "ours":
-        imports.append("from peft import PeftModel")
-        lines.append(f"model = PeftModel.from_pretrained(model, {folder})")
-    if case.adapters:
-        imports += [
-            "from pathlib import Path",
-            "from lightning_vlm.models.adapters import load_adapters",
-        ]
-        inner = "model" if case.adapters == "ours" else "model.get_base_model()"
-        lines.append(f"load_adapters({inner}, Path({folder}))")
-    lines.append(f"processor = AutoProcessor.from_pretrained({', '.join([folder, *options])})")
+
+    base: str | None = None
+    revision: str | None = None
+    has_peft: bool = False
+    has_ours: bool = False
+    trust_remote_code: bool = False
+
+
+def loading_lines(folder: Path, loading: Loading, *options: str) -> list[str]:
+    """What to run to have the `model` and its `processor`.
+
+    Args:
+        folder: The exported folder.
+        loading: What is in it.
+        options: More arguments of the model's `from_pretrained`.
+    """
+    imports = []
     if torchvision.is_needed():
-        imports.insert(
-            0, "import lightning_vlm_callbacks  # makes torchvision importable beside a CPU-only torch"
+        imports.append(
+            "import lightning_vlm_callbacks  # makes torchvision importable beside a CPU-only torch"
         )
-    return [*imports, *lines]
+    imports.append("from transformers import AutoModelForImageTextToText, AutoProcessor")
+    trust = ["trust_remote_code=True"] if loading.trust_remote_code else []
+    revision = [f"revision={_quoted(loading.revision)}"] if loading.base and loading.revision else []
+    arguments = ", ".join([_quoted(loading.base or folder), *revision, *trust, *options])
+    lines = [f"model = AutoModelForImageTextToText.from_pretrained({arguments})"]
+    if loading.has_peft:
+        imports.append("from peft import PeftModel")
+        lines.append(f"model = PeftModel.from_pretrained(model, {_quoted(folder)})")
+    if loading.has_ours:
+        imports.append("from pathlib import Path")
+        imports.append("from lightning_vlm.models.adapters import load_adapters")
+        inner = "model.get_base_model()" if loading.has_peft else "model"
+        lines.append(f"load_adapters({inner}, Path({_quoted(folder)}))")
+    lines.append(f"processor = AutoProcessor.from_pretrained({', '.join([_quoted(folder), *trust])})")
+    return imports + lines
 
 
-def _text(value: object) -> str:
+def _quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.models.plan.methods import LoraSettings
@@ -14,13 +15,14 @@ from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
 
 _KNOWN = ("adapt", "token_weights", "chat_template", "revision", "dtype", "new_tokens")
-
+_BESIDE = ("adapter", "cross_modal_adapter")
+"""Methods whose adapters can't be merged."""
 
 ADAPTER_ONLY = "--adapter-only"
 """The option, as messages and the help spell it."""
 
 
-class Asked(NamedTuple):
+class ExportRequest(NamedTuple):
     """What to export.
 
     Args:
@@ -28,12 +30,20 @@ class Asked(NamedTuple):
         adapter_only: The adapters alone, for PEFT; or else everything merged.
         name_or_path: Where the base model is now; None: where it was.
         trust_remote_code: Run Python code that comes with the model.
+        source: Whose questions it is to be proved on; None: drawn pictures.
+        samples: How many.
+        dtype: Of a merged model's weights; `auto`: of the base model's.
+        max_shard_size: Of a merged model's files.
     """
 
     checkpoint: Path
     adapter_only: bool = False
     name_or_path: str | None = None
     trust_remote_code: bool = False
+    source: Conversations | None = None
+    samples: int = 4
+    dtype: str = "auto"
+    max_shard_size: str = "5GB"
 
 
 class Trained(NamedTuple):
@@ -41,60 +51,65 @@ class Trained(NamedTuple):
 
     Args:
         module: With the model and its processor.
-        lines: Its plan.
         starts: LoRA weights from before training where they have moved the base weights (PiSSA, OLoRA).
         dtypes: What each weight and buffer was loaded in, by its name without adapters.
         quantised: How many weights were quantised in training; here none are.
     """
 
     module: VLMModule
-    lines: dict[str, PlanEntry]
     starts: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
     quantised: int
 
 
-def load_trained(asked: Asked) -> Trained:
+def load_trained(request: ExportRequest) -> Trained:
     """Load the base model again, adapt it as in training, and give it the checkpoint's weights.
 
     Args:
-        asked: The request of the command.
+        request: Of the command.
 
     Raises:
         UserError: The file isn't a checkpoint of a `VLMModule`, its base model can't be loaded or has
             changed, or its plan can't be exported in this form.
     """
-    check_file(asked.checkpoint)
-    saved = torch.load(asked.checkpoint, map_location="cpu", weights_only=True)
+    check_file(request.checkpoint)
+    saved = torch.load(request.checkpoint, map_location="cpu", weights_only=True)
     given = saved.get("hyper_parameters")
     if not isinstance(given, Mapping) or "name_or_path" not in given or "lightning_vlm" not in saved:
-        raise UserError(f"checkpoint {asked.checkpoint}: found none of a VLMModule; it names no base model")
-    lines = read_plan(given["adapt"])
-    refuse(lines, asked.adapter_only, bool(given.get("new_tokens")))
+        raise UserError(f"checkpoint {request.checkpoint}: found none of a VLMModule; it names no base model")
+    plan = read_plan(given["adapt"])
+    refuse(plan, request.adapter_only, bool(given.get("new_tokens")))
     module = VLMModule(
-        asked.name_or_path or given["name_or_path"],
+        request.name_or_path or given["name_or_path"],
         **{name: given[name] for name in _KNOWN if name in given},
-        trust_remote_code=asked.trust_remote_code,
+        trust_remote_code=request.trust_remote_code,
     )
     module.configure_model()
     model: Any = module.model
-    settings = [entry.settings for entry in lines.values()]
-    moved = any(isinstance(lora, LoraSettings) and lora.changes_base for lora in settings)
-    starts = {name: one.float() for name, one in model.named_parameters() if moved and ".lora_" in name}
-    starts = {name: one.detach().clone() for name, one in starts.items()}
+    starts = {}
+    if any(_changes_base(entry) for entry in plan.values()):
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                starts[name] = weight.detach().float().clone()
     module.on_load_checkpoint(saved)
     module.load_state_dict(saved["state_dict"])
-    dtypes = {name.replace(".base_layer.", "."): one.dtype for name, one in model.state_dict().items()}
+    dtypes = {name.replace(".base_layer.", "."): weight.dtype for name, weight in model.state_dict().items()}
     model.float().eval()
-    return Trained(module, lines, starts, dtypes, len(saved["lightning_vlm"].get("quantised", {})))
+    quantised = saved["lightning_vlm"].get("quantised", {})
+    return Trained(module, starts, dtypes, len(quantised))
 
 
-def refuse(lines: Mapping[str, PlanEntry], adapter_only: bool, new_tokens: bool) -> None:
+def _changes_base(entry: PlanEntry) -> bool:
+    """Whether a method has moved part of the base weights into its own, as PiSSA and OLoRA do."""
+    return isinstance(entry.settings, LoraSettings) and entry.settings.changes_base
+
+
+def refuse(plan: Mapping[str, PlanEntry], adapter_only: bool, new_tokens: bool) -> None:
     """Refuse, before anything is loaded, what can't be exported as asked.
 
     Args:
-        lines: Of a plan.
-        adapter_only: As in `Asked`.
+        plan: By selector.
+        adapter_only: As in `ExportRequest`.
         new_tokens: Whether there are any.
 
     Raises:
@@ -106,25 +121,25 @@ def refuse(lines: Mapping[str, PlanEntry], adapter_only: bool, new_tokens: bool)
     lightning_vlm.errors.UserError: export: plan['language'] is adapter, which runs beside the weights \
 and can't be merged into them; use --adapter-only
     """
-    methods = {line.method for line in lines.values()}
-    beside = [key for key, line in lines.items() if line.method in ("adapter", "cross_modal_adapter")]
-    if beside and not adapter_only:
-        raise UserError(
-            f"export: plan[{beside[0]!r}] is {lines[beside[0]].method}, which runs beside the weights and "
-            f"can't be merged into them; use {ADAPTER_ONLY}"
-        )
+    beside = [key for key, entry in plan.items() if entry.method in _BESIDE]
     if not adapter_only:
+        if beside:
+            raise UserError(
+                f"export: plan[{beside[0]!r}] is {plan[beside[0]].method}, which runs beside the weights and "
+                f"can't be merged into them; use {ADAPTER_ONLY}"
+            )
         return
-    if not methods & {"lora", "ia3", "adapter", "cross_modal_adapter"}:
+    if not beside and not any(entry.method in ("lora", "ia3") for entry in plan.values()):
         raise UserError(f"export: nothing in the plan is an adapter; leave {ADAPTER_ONLY} out")
     if new_tokens:
         raise UserError(
             "export: new_tokens give the base model more rows, which adapters alone don't have; leave "
             f"{ADAPTER_ONLY} out"
         )
-    for key, line in lines.items():
-        if isinstance(line.settings, LoraSettings) and line.settings.changes_base and line.settings.dora:
+    for key, entry in plan.items():
+        lora = entry.settings
+        if isinstance(lora, LoraSettings) and lora.changes_base and lora.dora:
             raise UserError(
-                f"export: plan[{key!r}] is DoRA with init: {line.settings.init}, whose changed base weights "
+                f"export: plan[{key!r}] is DoRA with init: {lora.init}, whose changed base weights "
                 f"PEFT's format can't hold; leave {ADAPTER_ONLY} out"
             )

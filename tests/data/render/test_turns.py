@@ -13,7 +13,7 @@ from lightning_vlm.data.conversation import Box, Conversation, Image, Message, T
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING
 from lightning_vlm.errors import DataError
-from lightning_vlm.export.held import held
+from lightning_vlm.export.probe_samples import probe_samples
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from tests.support.rendering import END, GAPS, assert_like, processor_inputs, supervised
@@ -261,7 +261,7 @@ def test_pictures_between_merged_turns_get_no_new_line(renderer_of):
 def test_an_export_is_tried_on_the_turns_that_were_trained(processor_of, tmp_path, model):
     """What plain transformers makes of its questions is what training makes of them."""
     processor = processor_of(model)
-    asked = held(processor, [chat("a"), chat("auua", picture=True), chat("uaa")], 5, tmp_path)
+    asked = probe_samples(processor, [chat("a"), chat("auua", picture=True), chat("uaa")], 5, tmp_path)
     assert len(asked) == 2
     for one in asked:
         for part in (part for turn in one.chat for part in turn["content"] if part["type"] == "image"):

@@ -1,4 +1,4 @@
-"""The samples that an exported folder is tried on."""
+"""The samples on which an exported folder is compared with the trained model."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -14,8 +14,11 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import Turn, arrange, text_spans
 
+_SIZES = (64, 96, 224, 128)
+"""Of drawn pictures."""
 
-class Held(NamedTuple):
+
+class ProbeSample(NamedTuple):
     """A question as training renders it, and as messages for `apply_chat_template`.
 
     Args:
@@ -29,16 +32,15 @@ class Held(NamedTuple):
     chat: list[dict[str, Any]]
 
 
-def drawn(count: int) -> list[Conversation]:
+def drawn_conversations(count: int) -> list[Conversation]:
     """Drawn pictures of several sizes with questions, of a split that nothing is trained on."""
-    sizes = (64, 96, 224, 128)
-    sources = {size: Drawn("test", size=count, image_size=size) for size in set(sizes)}
-    return [sources[sizes[index % len(sizes)]][index] for index in range(count)]
+    sources = [Drawn("test", size=count, image_size=size) for size in _SIZES]
+    return [sources[index % len(sources)][index] for index in range(count)]
 
 
-def held(
+def probe_samples(
     processor: ProcessorMixin, conversations: Iterable[Conversation], count: int, folder: Path
-) -> list[Held]:
+) -> list[ProbeSample]:
     """The first questions of some conversations.
 
     Args:
@@ -51,42 +53,44 @@ def held(
         UserError: As from `Renderer`.
     """
     renderer = Renderer(processor)
-    found = []
-    asking = (one for one in conversations if any(turn.role == "user" for turn in one.messages))
-    for index, conversation in enumerate(islice(asking, count)):
-        asked = _question(conversation)
-        example, _ = renderer.prompt(asked)
-        turns, _ = arrange(asked.messages, renderer.template.accepts)
-        found.append(
-            Held(
-                conversation.source,
-                {"input_ids": example.input_ids[None], **example.inputs},
-                _chat(turns, conversation.source, folder, index),
-            )
-        )
-    return found
+    with_question = (
+        conversation
+        for conversation in conversations
+        if any(message.role == "user" for message in conversation.messages)
+    )
+    samples = []
+    for index, conversation in enumerate(islice(with_question, count)):
+        question = _question(conversation)
+        example, _ = renderer.prompt(question)
+        inputs = {"input_ids": example.input_ids[None], **example.inputs}
+        turns, _ = arrange(question.messages, renderer.template.accepts)
+        chat = _chat(turns, conversation.source, folder.resolve() / str(index))
+        samples.append(ProbeSample(conversation.source, inputs, chat))
+    return samples
 
 
 def _question(conversation: Conversation) -> Conversation:
     roles = [message.role for message in conversation.messages]
-    asked = roles.index("user")  # a greeting of the assistant may come before it
-    stop = roles.index("assistant", asked) if "assistant" in roles[asked:] else len(roles)
+    stop = roles.index("user")  # a greeting of the assistant may come before it
+    while stop < len(roles) and roles[stop] != "assistant":
+        stop += 1
     return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
 
 
-def _chat(turns: Sequence[Turn], source: str, folder: Path, index: int) -> list[dict[str, Any]]:
+def _chat(turns: Sequence[Turn], source: str, prefix: Path) -> list[dict[str, Any]]:
+    """The turns as messages; their pictures are saved into files that begin with the prefix."""
     chat: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
-        content = []
         parts = [part for message in turn.messages for part in message.parts]
-        following = enumerate(part for part in parts if isinstance(part, Image))
+        pictures = enumerate(part for part in parts if isinstance(part, Image))
+        content = []
         for span in text_spans(turn):
             if span is not None:
                 content.append({"type": "text", "text": span.text})
                 continue
-            place, picture = next(following)
-            path = folder.resolve() / f"{index}-{number}-{place}.png"
+            place, picture = next(pictures)
+            path = f"{prefix}-{number}-{place}.png"
             load_image(picture, source, "image").save(path)
-            content.append({"type": "image", "path": str(path)})
+            content.append({"type": "image", "path": path})
         chat.append({"role": turn.role, "content": content})
     return chat

@@ -1,0 +1,213 @@
+"""Loads an exported folder with only transformers and PEFT, and compares it with the trained model.
+
+`verification.py` runs this file as a script, `python fresh_process.py JOBS RESULTS`. Before that the same
+functions have described the model that was trained. Our package is needed only for a folder with adapters
+that PEFT doesn't have.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 1e-5
+"""How far outputs in float32 may be off, as a share of the largest."""
+NEW_TOKENS = 16
+"""The most tokens that each answer has."""
+KEPT = 64
+"""Positions of a prompt whose logits are kept: the last ones, which see all before them."""
+_OPTIONAL_INPUTS = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor may add or leave out."""
+
+
+def answer(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's outputs for one prompt.
+
+    Args:
+        model: As from `AutoModelForImageTextToText`.
+        inputs: What its forward takes, a batch of one.
+    Returns:
+        `inputs`; `logits` of the prompt's last tokens, [at most KEPT, vocabulary]; `ids` that were generated
+        greedily, and `steps`, the logits of each, [generated, vocabulary].
+    """
+    import torch
+
+    length = inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False).logits[0, -KEPT:]
+        generated = model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    steps = torch.stack([step[0] for step in generated.logits])
+    return {
+        "inputs": {name: value.clone() for name, value in inputs.items()},
+        "logits": logits.float().clone(),
+        "ids": generated.sequences[0, length:].clone(),
+        "steps": steps.float().clone(),
+    }
+
+
+def bits(model: Any) -> dict[str, int]:
+    """A number for each weight and saved buffer that changes with any bit of it: the sum of its bytes' words.
+
+    The order of the sum doesn't matter, so threads don't either.
+    """
+    import torch
+
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = {}
+    for name, value in model.state_dict().items():
+        integers = value.detach().contiguous().view(words[value.element_size()])
+        sums[name] = int(integers.sum(dtype=torch.int64))
+    return sums
+
+
+def describe(processor: Any, model: Any = None) -> dict[str, str]:
+    """What must be the same in an export, by name.
+
+    Args:
+        processor: How it treats pictures (their size, how many pixels at most, ...), and the chat template.
+        model: Which weights share their memory, and a checksum of each.
+    """
+    pictures = processor.image_processor.to_dict()
+    pictures.pop("image_processor_type", None)
+    described = {f"image processor's {key}": repr(value) for key, value in pictures.items()}
+    described["chat template"] = str(processor.chat_template)
+    if model is not None:
+        names: dict[int, list[str]] = {}
+        for name, weight in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(weight), []).append(name)
+        described["set of tied weights"] = str(
+            sorted(sorted(same) for same in names.values() if len(same) > 1)
+        )
+        for name, number in bits(model).items():
+            described[f"checksum of {name}"] = f"{number:x}"
+    return described
+
+
+def compare_answers(
+    expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], float]:
+    """Compare answers to the same prompts.
+
+    Args:
+        expected: As from `answer`.
+        found: Those of another model, in the same form.
+    Returns:
+        Problems, a few words each; and how far logits are off at most, as a share of the largest. Where two
+        tokens are equally likely up to rounding, either is right, and the answer is not compared further.
+    """
+    problems = []
+    largest = 0.0
+    for number, (ours, theirs) in enumerate(zip(expected, found, strict=True), 1):
+        length = min(len(ours["ids"]), len(theirs["ids"]))
+        different = (ours["ids"][:length] != theirs["ids"][:length]).nonzero().flatten().tolist()
+        compared = different[0] + 1 if different else length
+        off_in_steps = _difference(ours["steps"][:compared], theirs["steps"][:compared])
+        off = max(_difference(ours["logits"], theirs["logits"]), off_in_steps)
+        largest = max(largest, off)
+        if not off <= TOLERANCE:
+            problems.append(f"sample {number}: logits differ by {off:.1e} of the largest")
+        elif not different and len(ours["ids"]) != len(theirs["ids"]):
+            problems.append(f"sample {number}: its answer has another length")
+    return problems, largest
+
+
+def _difference(expected: Any, found: Any) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(expected.keys() | found.keys()):
+        if name in expected and name in found:
+            ours, theirs = expected[name], found[name]
+            if ours.shape != theirs.shape or not (ours.to(theirs.dtype) == theirs).all():
+                yield f"its processor makes other {name}"
+        elif name not in _OPTIONAL_INPUTS:
+            yield f"its processor makes {'no' if name in expected else 'also'} {name}"
+
+
+def _compare_descriptions(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            yield f"the {key} is {found.get(key)}, not {expected.get(key)}"[:300]
+
+
+def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
+    """PEFT's part of a folder of adapters: each of its weights has found its place, and no place is empty."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(Path(folder, "adapter_model.safetensors"))
+    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = sorted(loaded.keys() ^ saved.keys())
+    if not wrong:
+        wrong = [name for name in loaded if not torch.equal(loaded[name], saved[name])]
+    if wrong:
+        yield f"not as in adapter_model.safetensors: {wrong}"
+
+
+def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat whose pictures are opened by Pillow; the processors would ask torchvision, which may not."""
+    import PIL.Image
+
+    opened = []
+    for turn in chat:
+        content = []
+        for part in turn["content"]:
+            is_picture = "path" in part
+            content.append({"type": "image", "image": PIL.Image.open(part["path"])} if is_picture else part)
+        opened.append({**turn, "content": content})
+    return opened
+
+
+def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    exec("\n".join(job["lines"]), scope)
+    model, processor = scope["model"].float().eval(), scope["processor"]
+    described = describe(processor, model if job["is_whole"] else None)
+    problems = list(_compare_descriptions(job["description"], described))
+    if hasattr(model, "get_base_model"):
+        problems += _compare_adapters(job["folder"], model)
+    answers = []
+    for chat, expected in zip(job["chats"], job["answers"], strict=True):
+        inputs = processor.apply_chat_template(
+            _opened(chat), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        inputs.pop("labels", None)  # PaliGemma's processor makes some
+        problems += _compare_inputs(expected["inputs"], inputs)
+        answers.append(answer(model, inputs))
+    different, off = compare_answers(job["answers"], answers)
+    return {"problems": problems + different, "off": off}
+
+
+def main(jobs: str, results: str) -> None:
+    """Verify all folders of a file and write what came out into another."""
+    import torch
+
+    found = []
+    needs_us = False
+    for job in torch.load(jobs, weights_only=True):
+        needs_us |= any("lightning_vlm." in line for line in job["lines"])
+        try:
+            found.append(_verify(job))
+        except Exception as error:
+            problem = f"it doesn't load and run: {type(error).__name__}: {error}"
+            found.append({"problems": [problem], "off": 0.0})
+    assert needs_us or "lightning_vlm" not in sys.modules
+    torch.save(found, results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

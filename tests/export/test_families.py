@@ -1,0 +1,113 @@
+"""Exported folders: proved by a process with plain transformers and PEFT, over families and methods."""
+
+import json
+
+import pytest
+
+from lightning_vlm.export.verification import verify
+from tests.support import tiny
+from tests.support.exports import ADAPTER, LORA, lora
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA with rank_pattern")
+
+TOWER = {"vision": {"lora": {"r": 2, "alpha": 3}}, "language.layers[0:1]": {"lora": {"r": 4}}}
+
+
+MIXED = {**TOWER, "language.layers[1:2]": "full", "head": {"lora": {"r": 2}}}
+
+
+BOTH = {
+    **LORA,
+    "language": {"lora": {"r": 2, "modules": ["q_proj"]}},
+    "vision": {"adapter": {"reduction": 4}},
+}
+
+
+VARIANTS = {
+    "dora": ("llava", lora(dora=True), {}, (False, True)),
+    "rslora": ("qwen2_vl", lora(rslora=True), {}, (False, True)),
+    "pissa": ("llava", lora(init="pissa"), {}, (False, True)),
+    "pissa-niter-rslora": ("llava", lora(init="pissa_niter_4", rslora=True), {}, (False, True)),
+    "olora": ("gemma3", lora(init="olora"), {}, (False, True)),
+    "dora-pissa": ("llava", lora(init="pissa", dora=True), {}, (False,)),
+    "orthogonal": ("smolvlm", lora(init="orthogonal"), {}, (False, True)),
+    "ia3": ("qwen2_5_vl", {"language": "ia3", "projector": "full"}, {}, (False, True)),
+    "mixed, tied head": ("smolvlm", {**TOWER, "language.layers[1:2]": "full"}, {}, (False, True)),
+    "mixed, own head": ("llava", MIXED, {}, (False, True)),
+    "full": ("qwen3_vl", "full", {}, (False,)),
+    "full, tied": ("gemma3", "full", {}, (False,)),
+    "new tokens": ("qwen2_vl", LORA, {"new_tokens": ["<loc_1>", "<loc_2>"]}, (False,)),
+    "new tokens, tied": ("smolvlm", LORA, {"new_tokens": ["<loc_1>"]}, (False,)),
+    "new tokens, uneven": ("mllama", LORA, {"new_tokens": ["<loc_1>"]}, (False,)),
+    "bfloat16": ("llava", LORA, {"dtype": "bfloat16"}, (False, True)),
+    "float16": ("qwen2_vl", LORA, {"dtype": "float16"}, (False, True)),
+    "nf4": ("llava", LORA, {"quantization": "nf4"}, (False, True)),
+    "int8": ("qwen2_5_vl", LORA, {"quantization": "int8"}, (False, True)),
+    "chatml": ("smolvlm", LORA, {"chat_template": "chatml"}, (False, True)),
+    "our adapters": ("llava", ADAPTER, {}, (True,)),
+    "ours and LoRA": ("qwen2_vl", BOTH, {}, (True,)),
+    "cross-modal": ("smolvlm", {"language.layers[1:2]": {"cross_modal_adapter": {"heads": 2}}}, {}, (True,)),
+}
+
+
+NO_PLACE = ("llava_next", "llava_onevision")
+"""Their projector holds a bare parameter, `image_newline`, which PEFT can't save."""
+
+
+@pytest.fixture(scope="module")
+def verified(export_of):
+    """All folders, loaded in one fresh process."""
+    exports = {}
+    for family in tiny.FAMILIES:
+        for only in (False, True):
+            if not (only and family in NO_PLACE):
+                exports[family, only] = export_of(family, LORA, only)
+    for name, (family, plan, options, kinds) in VARIANTS.items():
+        for only in kinds:
+            exports[name, only] = export_of(family, plan, only, **options)
+    exports["sharded", False] = export_of("llava", LORA, False, shard="100KB")
+    exports["to bfloat16", False] = export_of("smolvlm", LORA, False, dtype="bfloat16")
+    found = verify(list(exports.values()))
+    return dict(zip(exports, zip(exports.values(), found, strict=True), strict=True))
+
+
+MANY = [
+    *((family, False) for family in tiny.FAMILIES),
+    *((family, True) for family in tiny.FAMILIES if family not in NO_PLACE),
+    *((name, only) for name, variant in VARIANTS.items() for only in variant[3]),
+    ("sharded", False),
+    ("to bfloat16", False),
+]
+
+
+@pytest.mark.parametrize(("name", "adapter_only"), MANY)
+def test_plain_libraries_make_of_it_what_was_trained(verified, name, adapter_only):
+    export, verification = verified[name, adapter_only]
+    assert verification.problems == []
+    assert verification.off <= 1e-5
+    files = {file.name for file in export.folder.iterdir()}
+    assert "processor_config.json" in files
+    if adapter_only:
+        assert "config.json" not in files
+        assert files & {"adapter_model.safetensors", "vlm_adapters.safetensors"}
+    else:
+        assert "generation_config.json" in files
+        config = json.loads((export.folder / "config.json").read_text())
+        assert "quantization_config" not in config
+    if name == "sharded":
+        assert sum(file.endswith(".safetensors") for file in files) > 2
+
+
+def test_what_was_trained_is_not_the_base(verified, model_folder):
+    """Else a folder of the base model would pass."""
+    export, _ = verified["llava", False]
+    base = export._replace(folder=model_folder("llava"))
+    (verification,) = verify([base])
+    assert any("logits differ" in problem for problem in verification.problems)
+    assert any("checksum" in problem for problem in verification.problems)
+
+
+def test_pissa_becomes_lora_on_the_original_weights(verified):
+    export, _ = verified["pissa", True]
+    config = json.loads((export.folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (4, 8, True)
