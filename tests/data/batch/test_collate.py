@@ -39,11 +39,11 @@ SAMPLES = [
 
 def samples_of(family):
     """PaliGemma's processor refuses text alone."""
-    return [one for one in SAMPLES if one.images or family != "paligemma"]
+    return [sample for sample in SAMPLES if sample.images or family != "paligemma"]
 
 
 def items(renderer, samples=SAMPLES):
-    return [Item(renderer.example(one), *renderer.prompt(one)) for one in samples]
+    return [Item(renderer.example(sample), *renderer.prompt(sample)) for sample in samples]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def tiny(model_folder, processor_of):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_together_each_sample_gets_its_own_logits(tiny, family, order):
     model, renderer = tiny(family)
-    chosen = items(renderer, [one for one in (SAMPLES[at] for at in order) if one in samples_of(family)])
+    chosen = items(
+        renderer, [sample for sample in (SAMPLES[at] for at in order) if sample in samples_of(family)]
+    )
     if not chosen:
         pytest.skip("nothing that this family takes")
     batch = collate(chosen, renderer.tokenizer.pad_token_id, [], [])
@@ -79,7 +81,7 @@ def test_padded_together_each_sample_gets_its_own_logits(tiny, family, order):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_is_outside_and_has_no_kind(tiny, family):
+def test_padding_lies_outside_of_samples_and_has_its_own_kind(tiny, family):
     _, renderer = tiny(family)
     samples = samples_of(family)
     chosen = items(renderer, samples)
@@ -96,9 +98,9 @@ def test_padding_is_outside_and_has_no_kind(tiny, family):
         assert torch.equal(
             batch.prompts["input_ids"][row, -len(item.prompt.input_ids) :], item.prompt.input_ids
         )
-    assert batch.sample_weights.tolist() == [one.weight for one in samples]
-    assert batch.tasks == [one.task for one in samples]
-    assert batch.references == batch.sources == [one.source for one in samples]
+    assert batch.sample_weights.tolist() == [sample.weight for sample in samples]
+    assert batch.tasks == [sample.task for sample in samples]
+    assert batch.references == batch.sources == [sample.source for sample in samples]
 
 
 def test_smolvlm_fills_up_pictures_with_empty_tiles(tiny):
@@ -115,7 +117,7 @@ def test_smolvlm_fills_up_pictures_with_empty_tiles(tiny):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_module_runs_a_batch_of_nothing(model_folder, family):
+def test_a_module_runs_a_batch_without_samples(model_folder, family):
     module = VLMModule(str(model_folder(family)))
     module.configure_model()
     error = DataError("a:1", "", "nothing", "something")
@@ -127,7 +129,7 @@ def test_a_module_runs_a_batch_of_nothing(model_folder, family):
     assert (batch.skipped, batch.tokens) == ([error], 0)
 
 
-def test_a_batch_travels(tiny):
+def test_a_batch_can_be_pickled_and_moved_to_a_device(tiny):
     _, renderer = tiny("qwen2_5_vl")
     batch = collate(items(renderer), 0, [DataError("a:1", "k", "f", "e")], ["cut"])
     for other in (pickle.loads(pickle.dumps(batch)), move_data_to_device(batch, torch.device("cpu"))):

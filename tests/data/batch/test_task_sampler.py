@@ -34,15 +34,15 @@ def loader(sampling=None, workers=0, **options):
     return ResumableLoader(Echo(), sampler=batches, batch_size=None, num_workers=workers)
 
 
-def epoch(one, number):
-    one.sampler.set_epoch(number)
-    return [batch.tolist() for batch in one]
+def epoch(loader, number):
+    loader.sampler.set_epoch(number)
+    return [batch.tolist() for batch in loader]
 
 
 # Probabilities
 
 
-def test_the_seeds_three_temperatures_in_the_right_order():
+def test_low_temperatures_favour_the_highest_score_and_high_ones_make_tasks_alike():
     """P ∝ score^(1/T): of T → 0 the highest score alone, of 1 the scores themselves, of ∞ all alike."""
     losses = [0.9, 0.6, 0.3]
     at = {t: TaskSampling("hard", temperature=t).probabilities(losses) for t in (0, 1e-3, 1, 1e6, math.inf)}
@@ -55,7 +55,7 @@ def test_the_seeds_three_temperatures_in_the_right_order():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1 / 0.3, 20.0])
 @pytest.mark.parametrize("floor", [0.0, 0.2])
-def test_the_closed_form(temperature, floor):
+def test_probabilities_follow_the_closed_form(temperature, floor):
     scores = [50.0, 3.0, 0.2]
     powers = [score ** (1 / temperature) for score in scores]
     expected = [(1 - floor) * power / sum(powers) + floor / 3 for power in powers]
@@ -63,7 +63,7 @@ def test_the_closed_form(temperature, floor):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_scores():
+def test_scores_are_sizes_limited_sizes_or_the_given_weights():
     assert TaskSampling().scores(TABLE) == [60, 30, 10]
     assert TaskSampling(limit=20).scores(TABLE) == [20, 20, 10]
     weights = {"ocr": 3.0, "vqa": 0.0, "caption": 1.0}
@@ -88,7 +88,7 @@ def test_scores():
         ({"score": "weights", "weights": {"ocr": -1.0}}, "sampling.weights.ocr: found -1.0"),
     ],
 )
-def test_bad_settings(options, says):
+def test_bad_settings_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         TaskSampling(**options)
 
@@ -101,7 +101,7 @@ def test_bad_settings(options, says):
         (dict.fromkeys(SIZES, 0.0), "found 0 for every task"),
     ],
 )
-def test_weights_that_do_not_fit_the_data(weights, says):
+def test_weights_that_do_not_fit_the_data_are_refused(weights, says):
     with pytest.raises(UserError, match=says):
         make(TaskSampling("weights", weights=weights))
 
@@ -119,10 +119,10 @@ def test_weights_that_do_not_fit_the_data(weights, says):
     ],
 )
 def test_draws_have_the_probabilities(sampling, share):
-    one = loader(sampling, batch_size=5)
+    drawing = loader(sampling, batch_size=5)
     counts = Counter()
     for number in range(60):
-        for batch in epoch(one, number):
+        for batch in epoch(drawing, number):
             tasks = [TASK_OF[index] for index in batch]
             counts.update(tasks[:1] if sampling.grouped else tasks)
             assert not sampling.grouped or len(set(tasks)) == 1
@@ -132,34 +132,34 @@ def test_draws_have_the_probabilities(sampling, share):
 
 
 def test_within_a_task_no_sample_comes_again_before_all_others_across_epochs():
-    one = loader(TaskSampling(every_n_samples=7), batch_size=3)
+    drawing = loader(TaskSampling(every_n_samples=7), batch_size=3)
     drawn = {task: [] for task in SIZES}
     for number in range(12):
-        one.sampler.set_epoch(number)
-        batches = list(itertools.islice(one, 20 if number % 3 else None))  # some epochs are cut short
+        drawing.sampler.set_epoch(number)
+        batches = list(itertools.islice(drawing, 20 if number % 3 else None))  # some epochs are cut short
         for index in torch.cat(batches).tolist():
             drawn[TASK_OF[index]].append(index)
     for task, indices in drawn.items():
         passes = [indices[i : i + SIZES[task]] for i in range(0, len(indices), SIZES[task])]
         assert len(passes) > 5
-        assert all(len(set(one)) == len(one) for one in passes)
+        assert all(len(set(drawing)) == len(drawing) for drawing in passes)
         assert passes[0] != passes[1]
     counts = {task: len(indices) for task, indices in drawn.items()}
-    assert one.sampler.samples(one.passed) == counts
-    assert one.sampler.epochs(one.passed) == {task: counts[task] / SIZES[task] for task in SIZES}
+    assert drawing.sampler.samples(drawing.passed) == counts
+    assert drawing.sampler.epochs(drawing.passed) == {task: counts[task] / SIZES[task] for task in SIZES}
 
 
 def test_a_task_smaller_than_a_batch_goes_round():
     table = TaskTable.of_samples(["rare", *["often"] * 9])
     sampling = TaskSampling("weights", weights={"rare": 1.0, "often": 0.0})
-    one = loader(sampling, batch_size=4, table=table)
-    assert epoch(one, 0) == [[0] * 4] * 3
-    assert one.sampler.epochs(one.passed) == {"rare": 12.0, "often": 0.0}
+    drawing = loader(sampling, batch_size=4, table=table)
+    assert epoch(drawing, 0) == [[0] * 4] * 3
+    assert drawing.sampler.epochs(drawing.passed) == {"rare": 12.0, "often": 0.0}
 
 
-def test_not_shuffled_they_come_in_order():
-    one = loader(TaskSampling(), shuffle=False)
-    indices = [index for batch in epoch(one, 0) for index in batch]
+def test_without_shuffling_samples_of_a_task_come_in_order():
+    drawing = loader(TaskSampling(), shuffle=False)
+    indices = [index for batch in epoch(drawing, 0) for index in batch]
     for task in SIZES:
         own = [index for index in indices if TASK_OF[index] == task]
         first = TASK_OF.index(task)
@@ -192,46 +192,46 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone():
 # By loss
 
 
-def feed(one, number, workers=0, seen=None, stop=None):
+def feed(drawing, number, workers=0, seen=None, stop=None):
     """An epoch in which each batch tells a loss: caption's falls to a tenth, vqa's to a half, ocr's stays."""
-    one.sampler.set_epoch(number)
+    drawing.sampler.set_epoch(number)
     batches = [] if seen is None else seen
-    done = one._resume["seen"] if one._resume and one._resume["epoch"] == number else 0
-    for at, batch in enumerate(one, done):
+    done = drawing._resume["seen"] if drawing._resume and drawing._resume["epoch"] == number else 0
+    for at, batch in enumerate(drawing, done):
         batches.append(batch.tolist())
         counts = torch.tensor([sum(TASK_OF[i] == task for i in batch.tolist()) for task in SIZES]).float()
-        progress = 1 - math.exp(-(number * len(one) + at) / 5)
+        progress = 1 - math.exp(-(number * len(drawing) + at) / 5)
         losses = torch.tensor([2.0, 3.0, 1.0]) * (1 - progress * torch.tensor([0.9, 0.5, 0.0]))
-        one.sampler.end_step(losses * counts, counts, 8 * (at + 1))
+        drawing.sampler.end_step(losses * counts, counts, 8 * (at + 1))
         if len(batches) == stop:
             break
     return batches
 
 
 @pytest.mark.parametrize("score", ["hard", "easy"])
-def test_losses_choose(score):
+def test_tasks_are_drawn_by_how_much_of_their_loss_is_left(score):
     """Late in training the shares are 0.1, 0.5 and 1, but for L(0) being a mean of first losses."""
-    one = loader(TaskSampling(score, every_n_samples=24))
+    drawing = loader(TaskSampling(score, every_n_samples=24))
     for number in range(20):
-        feed(one, number)
-    known = torch.as_tensor(one.sampler._loss_shares[-1])
+        feed(drawing, number)
+    known = torch.as_tensor(drawing.sampler._loss_shares[-1])
     left = known if score == "hard" else 1 / known
     assert (left.sort(descending=score == "easy").values == left).all()
     counts = Counter()
     for number in range(20, 120):
-        counts.update(TASK_OF[index] for batch in feed(one, number) for index in batch)
+        counts.update(TASK_OF[index] for batch in feed(drawing, number) for index in batch)
     total = sum(counts.values())
     expected = [total * share for share in (left / left.sum()).tolist()]
     assert [counts[task] / total for task in SIZES] == pytest.approx([x / total for x in expected], abs=0.02)
 
 
-def test_mean_of_late_losses_over_first_ones():
+def test_a_loss_share_is_the_mean_of_late_losses_over_that_of_first_ones():
     shares = LossShares(2)
     sums = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)) + 0.5
     late = sums[0].clone()
-    for at, one in enumerate(sums):
-        shares.add(2 * one, torch.tensor([2.0, 2.0]))
-        late = one if at == 0 else 0.9 * late + 0.1 * one
+    for at, losses in enumerate(sums):
+        shares.add(2 * losses, torch.tensor([2.0, 2.0]))
+        late = losses if at == 0 else 0.9 * late + 0.1 * losses
     torch.testing.assert_close(shares.now(), late / sums[:10].mean(0))
     before = shares.now()
     shares.add(torch.tensor([torch.nan, 5.0]), torch.tensor([1.0, 0.0]))
@@ -250,14 +250,14 @@ def test_batches_drawn_ahead_change_nothing():
     assert alone.sampler._loss_shares[0] != [1.0, 1.0, 1.0]
 
 
-def test_rounds_too_short_for_what_is_drawn_ahead():
+def test_rounds_too_short_for_what_is_drawn_ahead_are_refused():
     with pytest.raises(UserError, match="every_n_samples: found 24; expected 48 or more"):
         make(TaskSampling("hard", every_n_samples=24)).check_ahead(6)
     make(TaskSampling(every_n_samples=24)).check_ahead(6)
     make(TaskSampling("hard", every_n_samples=48)).check_ahead(6)
 
 
-def test_nobody_tells_losses():
+def test_a_run_without_losses_of_tasks_is_refused():
     with pytest.raises(UserError, match=r"sampling\.score hard: no losses of tasks were reported"):
         list(make(TaskSampling("hard", every_n_samples=8)))
 
@@ -304,14 +304,14 @@ def test_another_sampling_is_refused_in_the_middle_of_an_epoch_only():
             UserError, match="middle of an epoch with other batches: sampling was TaskSampling"
         ):
             loader(changed).load_state_dict(first.state_dict())
-    one = loader(TaskSampling())
-    epoch(one, 0)
+    whole = loader(TaskSampling())
+    epoch(whole, 0)
     other = loader(TaskSampling(temperature=2.0))
-    other.load_state_dict(one.state_dict())
+    other.load_state_dict(whole.state_dict())
     assert epoch(other, 1) == epoch(loader(TaskSampling(temperature=2.0)), 1)
 
 
-def test_keys_from_python():
+def test_keys_from_python_are_read_strictly():
     assert TaskSampling.read({"score": "size", "temperature": 3}) == TaskSampling(temperature=3)
     with pytest.raises(UserError, match="there is no key temprature; did you mean temperature"):
         TaskSampling.read({"temprature": 3})

@@ -51,7 +51,7 @@ def theirs(template, **options):
 
 @pytest.mark.parametrize("generate", [False, True])
 @pytest.mark.parametrize("name", [*FAMILIES, *TEMPLATES, *OF_JINJA])
-def test_rendered_as_transformers_renders(name, generate):
+def test_a_template_is_rendered_as_transformers_renders_it(name, generate):
     template = FAMILIES[name].template if name in FAMILIES else {**TEMPLATES, **OF_JINJA}[name]
     if template is None:
         return  # PaliGemma has none
@@ -116,7 +116,7 @@ FILL_MEMORY = {
 
 
 @pytest.mark.parametrize("name", [*NEVER_END, *FILL_MEMORY])
-def test_a_template_is_stopped(name):
+def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(name):
     text = {**NEVER_END, **FILL_MEMORY}[name]
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_a_template_is_stopped(name):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
-def test_long_texts_and_chats_are_no_reason():
+def test_long_texts_and_long_chats_are_not_stopped():
     text = "{% for m in messages %}{{ m.role ~ ': ' ~ (m.content[0].text | trim) + '\n' }}{% endfor %}"
     long = [{"role": "user", "content": [{"type": "text", "text": "word " * 400_000}]}]
     assert len(BoundedTemplate(text).render(long)) == 2_000_006
@@ -203,7 +203,7 @@ class _Rendering:
             return str(error)
 
 
-def test_it_is_stopped_in_a_data_worker(processor_of):
+def test_a_template_is_stopped_in_a_data_worker_too(processor_of):
     late = f"{{% if messages | length > 2 %}}{NEVER_END['nested loops']}{{% endif %}}{TURN}"
     renderer = Renderer(with_template(processor_of, late))
     conversation = Conversation((Message("system", (Text("S"),)), *chat("Q", "A").messages), source="a:1")
@@ -257,7 +257,7 @@ def test_what_is_suspicious_is_said_once_at_setup(processor_of, template, warnin
     with warnings.catch_warnings(record=True, action="always") as caught:
         renderer = Renderer(with_template(processor_of, template))
         example = renderer.example(chat("Q?", "A", "R?", "B"))
-    said = [str(one.message) for one in caught]
+    said = [str(caught_warning.message) for caught_warning in caught]
     assert len(said) == (warning is not None)
     assert warning is None or warning in said[0]
     learned = renderer.tokenizer.decode(example.input_ids[example.kinds >= 4])

@@ -18,14 +18,16 @@ from lightning_vlm.kinds import Kind
 
 
 def talk(*texts, picture=False):
-    parts = [[Text(one)] for one in texts]
+    parts = [[Text(text)] for text in texts]
     if picture:
         file = io.BytesIO()
         PIL.Image.new("RGB", (64, 64)).save(file, "PNG")
         parts[0].insert(0, Image(data=file.getvalue()))
     roles = ["user", "assistant"] * (len(texts) // 2)
     turns = zip(roles, parts, strict=True)
-    return Conversation(tuple(Message(role, tuple(one)) for role, one in turns), source="talk.jsonl:1")
+    return Conversation(
+        tuple(Message(role, tuple(content)) for role, content in turns), source="talk.jsonl:1"
+    )
 
 
 SPACED = talk(" \n What?\n\n", "  \nRed. \n\n", "\tMore?  ", "\n")
@@ -41,13 +43,13 @@ def answers(renderer, example):
             words = [*words, []] if not before else words
             words[-1].append(token)
         before = now
-    return [renderer.tokenizer.decode(one, clean_up_tokenization_spaces=False) for one in words]
+    return [renderer.tokenizer.decode(tokens, clean_up_tokenization_spaces=False) for tokens in words]
 
 
 def own_ids(renderer, conversation):
     turns = [
-        {"role": one.role, "content": [{"type": "text", "text": part.text} for part in one.parts]}
-        for one in conversation.messages
+        {"role": message.role, "content": [{"type": "text", "text": part.text} for part in message.parts]}
+        for message in conversation.messages
     ]
     return renderer.processor.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"][0]
 
@@ -104,23 +106,23 @@ def test_what_a_template_spoils_is_refused(processor_of, template, reason):
     assert str(error.value).startswith("talk.jsonl:1: messages: found ")
 
 
-def test_no_template_names_the_ready_ones(processor_of):
+def test_a_processor_without_a_template_is_refused_with_the_ready_ones_named(processor_of):
     processor = processor_of("shipped")
     processor.chat_template = None
     with pytest.raises(UserError, match=r"no chat template; .*model.chat_template .plain, chatml, "):
         Renderer(processor)
 
 
-def test_no_end_of_turn_warns_once(processor_of):
+def test_a_template_without_an_end_of_turn_warns_once(processor_of):
     with pytest.warns(UserWarning, match=r"would never learn to stop; .*model\.chat_template") as caught:
         Renderer(processor_of("llava")).example(TWO_TURNS)
-    assert len([one for one in caught if "never learn to stop" in str(one.message)]) == 1
+    assert len([warning for warning in caught if "never learn to stop" in str(warning.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Renderer(processor_of("shipped"))
 
 
-def test_the_next_turns_start_is_no_end_of_turn(processor_of):
+def test_what_begins_the_next_turn_is_no_end_of_turn(processor_of):
     processor = processor_of("shipped")
     processor.chat_template = TURN.replace("TEXT", "p.text").replace("<|im_end|>", "")
     renderer = Renderer(processor)

@@ -77,7 +77,7 @@ def round_by_round(whole, conversation, limit):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_cut_as_round_by_round(processor_of, model):
+def test_a_chat_is_cut_as_if_it_lost_one_round_after_the_other(processor_of, model):
     processor = processor_of(model, "plain" if model == "paligemma" else None)
     whole, rng = Renderer(processor), random.Random(model)
     for rounds, orders in ((1, False), (6, False), (4, True)):
@@ -101,7 +101,7 @@ def test_cut_as_round_by_round(processor_of, model):
                 assert torch.equal(example.inputs[name], value)
 
 
-def test_a_template_that_writes_less_before_a_short_chat(processor_of):
+def test_a_template_that_writes_less_before_a_short_chat_keeps_more_rounds(processor_of):
     """Lengths read off a longer rendering are too large then; more is tried."""
     processor = processor_of("shipped")
     head = "{% if messages | length > 6 %}" + "many words before it all " * 8 + "{% endif %}"
@@ -157,7 +157,7 @@ LONG = " ".join(random.Random(0).choices(["red", "the", "picture", "shows", "of"
 
 
 @pytest.mark.parametrize("model", ["qwen2_5_vl", "llava"])
-def test_a_text_of_two_million_words_costs_no_minute(processor_of, model):
+def test_a_text_of_two_million_words_is_refused_within_seconds(processor_of, model):
     renderer, start = Renderer(processor_of(model), max_length=1000), time.process_time()
     with pytest.raises(
         TooLong, match=r"found more than [0-9,]+ tokens; expected at most 1000 \(max_length\)"
@@ -202,7 +202,7 @@ def test_counting_in_pieces_gives_up_nothing_that_fits(processor_of, monkeypatch
         assert fitting.turns_within(turns * 40, length // 8, tokenizer)[0] < 40 or length < 40
 
 
-def test_a_broken_picture_behind_the_cut_is_still_told(processor_of):
+def test_a_broken_picture_behind_the_cut_is_still_reported(processor_of):
     """Short conversations are rendered whole first, as ever."""
     turns = (
         *chat("Q?", "A " * 40).messages,

@@ -102,9 +102,9 @@ def answers_of(conversation):
 
 def cases(names=TALKS, models=EVERY):
     """Each conversation with each model and template that takes it."""
-    found = [(*one, name) for one in models for name in names]
+    found = [(*pair, name) for pair in models for name in names]
     return pytest.mark.parametrize(
-        ("model", "template", "name"), [one for one in found if one not in REFUSED]
+        ("model", "template", "name"), [case for case in found if case not in REFUSED]
     )
 
 
@@ -119,17 +119,17 @@ def test_masks_hold_the_answers_and_their_ends(renderer_of, model, template, nam
     if template is None and model in STRIPS:
         answers = [answer.strip() for answer in answers]
     expected = [gap + answer + end for answer in answers]
-    assert supervised(renderer, example) == [one for one in expected if one]
+    assert supervised(renderer, example) == [stretch for stretch in expected if stretch]
 
 
 @cases(models=FIRST)
-def test_image_kind_is_what_pictures_expand_to(renderer_of, model, template, name):
+def test_the_image_kind_covers_what_pictures_expand_to(renderer_of, model, template, name):
     renderer, conversation = renderer_of(model, template), for_model(model, TALKS[name])
     example, processor = renderer.example(conversation), renderer.processor
     found = renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.IMAGE])
     expected = ""
     if conversation.images:
-        pictures = [load_image(one, "", "") for one in conversation.images]
+        pictures = [load_image(image, "", "") for image in conversation.images]
         marks = processor.image_token * len(pictures)
         alone = processor(text=[marks], images=[pictures], add_special_tokens=False)["input_ids"][0]
         expected = renderer.tokenizer.decode(alone).replace(renderer.tokenizer.bos_token or "?", "")
@@ -152,7 +152,7 @@ ORDINARY = [name for name in TALKS if name not in ("spelled", "white space")]
 
 
 @cases(ORDINARY)
-def test_inputs_are_the_processors_own(renderer_of, model, template, name):
+def test_inputs_are_those_of_the_processor_itself(renderer_of, model, template, name):
     renderer, conversation = renderer_of(model, template), TALKS[name]
     if name == "empty answer" and model == "llava" and template is None:
         pytest.skip("the space that the model must write joins the one behind the answer")
@@ -196,9 +196,11 @@ def test_paligemma_sees_only_its_question_both_ways(renderer_of):
     assert not prompt.inputs["token_type_ids"].any()
     # From the first answer on, no token sees what comes later.
     again = talk((PICTURE, "What?"), "Red.", "Sure?", "Yes.")
-    for one in (renderer.example(again), renderer.prompt(again)[0]):
-        first = int((one.kinds >= Kind.RESPONSE).nonzero()[0])
-        assert one.inputs["token_type_ids"][0].tolist() == [0] * first + [1] * (len(one.kinds) - first)
+    for rendered in (renderer.example(again), renderer.prompt(again)[0]):
+        first = int((rendered.kinds >= Kind.RESPONSE).nonzero()[0])
+        assert rendered.inputs["token_type_ids"][0].tolist() == [0] * first + [1] * (
+            len(rendered.kinds) - first
+        )
 
 
 def test_paligemma_without_a_picture_is_refused(renderer_of):
@@ -210,16 +212,18 @@ FLAWS = {"llava": "writes no end-of-turn token", "llava_onevision": "assistant \
 
 
 @pytest.mark.parametrize(("model", "template"), FIRST)
-def test_flaws_of_published_templates_are_told(processor_of, model, template):
+def test_flaws_of_published_templates_are_warned_of(processor_of, model, template):
     with warnings.catch_warnings(record=True, action="always") as found:
         Renderer(processor_of(model, template))
-    told = [str(one.message) for one in found if "the chat template of" in str(one.message)]
-    assert len(told) == (model in FLAWS)
-    assert FLAWS.get(model, "") in "".join(told)
+    found_flaws = [
+        str(warning.message) for warning in found if "the chat template of" in str(warning.message)
+    ]
+    assert len(found_flaws) == (model in FLAWS)
+    assert FLAWS.get(model, "") in "".join(found_flaws)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_ready_templates_begin_once(renderer_of, model):
+def test_ready_templates_write_begin_of_sequence_once(renderer_of, model):
     renderer = renderer_of(model, "plain")
     begin = renderer.tokenizer.bos_token_id
     if begin is not None:
@@ -232,7 +236,7 @@ def test_a_turn_that_the_template_leaves_out_is_refused(renderer_of, model, temp
         renderer_of(model, template).example(TALKS[name])
 
 
-def test_pixtral_asks_with_no_system_turn_of_parts(renderer_of):
+def test_pixtrals_prompts_refuse_system_turns_made_of_parts(renderer_of):
     asked = replace(TALKS["system"], messages=TALKS["system"].messages[:2])
     with pytest.raises(DataError, match=r"a conversation at which the chat template fails .*concatenate"):
         renderer_of("pixtral").prompt(asked)
@@ -299,7 +303,7 @@ def test_boxes_and_entities_have_their_kinds_in_answers_alone(renderer_of):
     assert of(Kind.INSTRUCTION) == "What is at [125, 250, 500, 1000] there"
 
 
-def test_a_tokenizer_that_leaves_white_space_out_of_its_offsets(processor_of):
+def test_a_tokenizer_may_leave_white_space_out_of_its_offsets(processor_of):
     processor = processor_of("shipped")
     processor.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     renderer = Renderer(processor)
@@ -308,12 +312,12 @@ def test_a_tokenizer_that_leaves_white_space_out_of_its_offsets(processor_of):
 
 
 @pytest.mark.parametrize(("model", "template"), FIRST)
-def test_too_long_loses_its_last_rounds_whole(processor_of, renderer_of, model, template):
+def test_a_chat_that_is_too_long_loses_its_last_rounds_whole(processor_of, renderer_of, model, template):
     # A second picture takes tokens from LLaVA-OneVision's first.
     more = () if model == "llava_onevision" else (WIDE,)
     conversation = talk((PICTURE, "One?"), "Red.", (*more, "Two?"), "Blue.", "Three?", "None.", "Left?")
     rounds = [Conversation(conversation.messages[:count]) for count in (2, 4, 6)]
-    lengths = [len(renderer_of(model, template).example(one).input_ids) for one in rounds]
+    lengths = [len(renderer_of(model, template).example(conversation).input_ids) for conversation in rounds]
     processor = processor_of(model, template)
     for count, length, longer in zip((2, 4, 6), lengths, [*lengths[1:], lengths[-1] + 2], strict=True):
         for limit in (length, longer - 1):

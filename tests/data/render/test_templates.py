@@ -67,7 +67,7 @@ def render(processor, name, messages, **options):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_what_each_writes(processor, name):
+def test_each_template_writes_its_own_text(processor, name):
     with_system, without, prompt = EXPECTED[name]
     assert render(processor, name, TALK) == with_system
     assert render(processor, name, TALK[1:]) == without
@@ -115,19 +115,19 @@ def test_begin_of_sequence_comes_once(processor):
     assert (render(processor, "plain", TALK[1:], **TOKENS)["input_ids"] == begin).sum() == 1
 
 
-def test_begin_of_sequence_may_be_what_chatml_begins_with_anyway(processor):
+def test_chatml_writes_no_begin_of_sequence_that_is_its_own_start_of_turn(processor):
     processor.tokenizer.bos_token = "<|im_start|>"  # as SmolVLM has it
     assert render(processor, "chatml", TALK[1:]) == CHATML
     assert render(processor, "plain", TALK[1:]) == "<|im_start|>" + PLAIN
 
 
-def test_tokens_with_quotes_braces_and_backslashes(processor):
+def test_tokens_may_hold_quotes_braces_and_backslashes(processor):
     odd = "<'\"{{\\n}}🙂é>"
     processor.tokenizer.add_special_tokens({"eos_token": odd})
     assert render(processor, "plain", TALK[1:]) == PLAIN.replace("<|im_end|>", odd)
 
 
-def test_qwen_marks_off_its_images(processor):
+def test_images_of_qwen_stand_between_its_marks(processor):
     tokenizer = processor.tokenizer
     marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
@@ -136,13 +136,13 @@ def test_qwen_marks_off_its_images(processor):
     assert render(qwen, "plain", TALK[1:]) == marked
 
 
-def test_other_parts_are_refused(processor):
+def test_parts_other_than_texts_and_images_are_refused(processor):
     video = [{"role": "user", "content": [{"type": "video"}]}]
     with pytest.raises(Exception, match="text and image parts, not video"):
         render(processor, "plain", video)
 
 
-def test_what_cannot_be_made_is_refused(processor):
+def test_templates_that_cannot_be_made_are_refused(processor):
     with pytest.raises(UserError, match="'chatlm': did you mean 'chatml'\\? There are plain, "):
         chat_template("chatlm", processor)
     with pytest.raises(UserError, match="unknown chat template 'zzz': there are plain, chatml, "):

@@ -60,7 +60,7 @@ def merged(conversation):
     """Neighbours of one role as one message, a new line between them; an empty question before a greeting."""
     messages = []
     for message in conversation.messages:
-        if not any(one.role != "system" for one in messages) and message.role == "assistant":
+        if not any(earlier.role != "system" for earlier in messages) and message.role == "assistant":
             messages.append(Message("user", ()))
         if messages and messages[-1].role == message.role:
             last = messages.pop()
@@ -74,7 +74,7 @@ ORDERS = ("aua", "uua", "uaa", "uaaua", "auuaa", "saua", "suua")
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("model", "template"), FIRST)
-def test_other_orders_are_written_as_the_template_does(renderer_of, model, template, order):
+def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_of, model, template, order):
     renderer = renderer_of(model, template)
     conversation = chat(order, picture=model == "paligemma")
     words_alone = chat(order)
@@ -108,7 +108,9 @@ def test_other_orders_are_written_as_the_template_does(renderer_of, model, templ
 
 
 @pytest.mark.parametrize(("model", "template"), FIRST)
-def test_what_comes_behind_the_last_answer_is_dropped_or_asked(renderer_of, model, template):
+def test_turns_behind_the_last_answer_are_dropped_in_training_and_asked_in_prompts(
+    renderer_of, model, template
+):
     renderer, picture = renderer_of(model, template), model == "paligemma"
     for order in ("uau", "uauu"):
         example = renderer.example(chat(order, picture=picture))
@@ -204,14 +206,16 @@ def test_an_empty_turn_of_weight_0_does_not_teach_to_stop(renderer_of):
     assert weighed(renderer_of("shipped"), example) == {0.0: "<|im_end|>"}
 
 
-def test_weights_multiply(renderer_of):
+def test_weights_of_kinds_samples_and_turns_multiply(renderer_of):
     """Kind × sample × turn, by hand; a neighbour without weights of turns is as ever."""
     renderer = renderer_of("shipped")
     box = Message("assistant", (Text("at "), Box((0.125, 0.25, 0.5, 1.0))), weight=0.5)
     ask = Message("user", (Text("Where?"),))
     heavy = Conversation((ask, box, ask, Message("assistant", (Text("Yes."),), weight=0.0)), weight=3.0)
     light = Conversation((ask, Message("assistant", (Text("No."),))), weight=2.0)
-    batch = collate([Item(renderer.example(one), None, None) for one in (heavy, light)], 0, [], [])
+    batch = collate(
+        [Item(renderer.example(conversation), None, None) for conversation in (heavy, light)], 0, [], []
+    )
     table = KindWeights(instruction=0.25, box=4.0)
     weights = token_weights(batch.kinds, table, batch.sample_weights, batch.turn_weights)
     assert sorted(set(weights[0].tolist())) == [0, 0.25 * 3, 1 * 3 * 0.5, 4 * 3 * 0.5]
@@ -252,9 +256,9 @@ def test_pictures_between_merged_turns_get_no_new_line(renderer_of):
     third = Message("user", (Text("What?"),))
     answer = Message("assistant", (Text("Red."),))
     example = renderer_of("gemma3").example(Conversation((first, second, third, answer)))
-    one = Message("user", (Text("Look:"), PICTURE, Text("What?")))
+    question = Message("user", (Text("Look:"), PICTURE, Text("What?")))
     assert example.changes == (MERGED,)
-    assert_like(example, processor_inputs(renderer_of("gemma3"), Conversation((one, answer))))
+    assert_like(example, processor_inputs(renderer_of("gemma3"), Conversation((question, answer))))
 
 
 @pytest.mark.parametrize("model", ["gemma3", "qwen2_5_vl"])
@@ -263,10 +267,10 @@ def test_an_export_is_tried_on_the_turns_that_were_trained(processor_of, tmp_pat
     processor = processor_of(model)
     asked = probe_samples(processor, [chat("a"), chat("auua", picture=True), chat("uaa")], 5, tmp_path)
     assert len(asked) == 2
-    for one in asked:
-        for part in (part for turn in one.chat for part in turn["content"] if part["type"] == "image"):
+    for sample in asked:
+        for part in (part for turn in sample.chat for part in turn["content"] if part["type"] == "image"):
             part["image"] = PIL.Image.open(part.pop("path"))
         theirs = processor.apply_chat_template(
-            one.chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+            sample.chat, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
         )
-        assert one.inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
+        assert sample.inputs["input_ids"].tolist() == theirs["input_ids"].tolist()
