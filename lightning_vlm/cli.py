@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lightning_vlm.commands import COMMANDS
+from lightning_vlm.config import COMMANDS
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.failures.describe import INTERRUPTED, USER, report
 

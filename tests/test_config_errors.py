@@ -240,6 +240,15 @@ LINES = {
         ["--trainer.max_step", "3"],
         "there is no key trainer.max_step; did you mean trainer.max_steps?",
     ),
+    "a key below a value": (
+        ["--data.batch_size.x", "3"],
+        "there is no key data.batch_size.x; the value of data.batch_size has no keys",
+    ),
+    "an argument's value": (
+        ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "high"],
+        "model.optimizer: lr: found high; expected a number or",
+    ),
+    "another trainer's option": (["--gpus", "2"], "did you mean --trainer.devices?"),
     "a key without its section": (["--max_steps", "3"], "did you mean --trainer.max_steps?"),
     "a class": (
         ["--trainer.callbacks+", "GradientMonitr"],

@@ -1,25 +1,23 @@
-"""Classes that a config names: which ones a key takes, and the one that a name means."""
+"""Classes that a config names: which classes a key takes, and which class a name means."""
 
 import collections.abc
 import inspect
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from datetime import timedelta
 from enum import Enum
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin
 
+from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean, nearest
 
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, set, dict, type(None), object, timedelta)
 """Types whose values are written as they are."""
-
-
-class ClassNameError(Exception):
-    """A name that stands for no class of the kind; the message is the end of a sentence about its key."""
+_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 
 def members(hint: Any) -> tuple[Any, ...]:
@@ -28,39 +26,48 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def class_types(hint: Any) -> list[type]:
-    """The base classes that a key takes, in lists and behind callables too.
+    """The base classes that a key takes, including those in lists and those that a callable returns.
 
     >>> from typing import Optional
     >>> class_types(Optional[list[Exception]])
     [<class 'Exception'>]
     """
-    return list(dict.fromkeys(_class_types(hint)))
-
-
-def _class_types(hint: Any) -> Iterator[type]:
+    found: list[type] = []
     for member in members(hint):
-        origin = get_origin(member)
+        origin, arguments = get_origin(member), get_args(member)
         if origin is collections.abc.Callable:
-            returned = get_args(member)[-1:]
-            yield from _class_types(returned[0]) if returned else ()
-        elif origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable):
-            for item in get_args(member):
-                yield from _class_types(item)
+            found += class_types(arguments[-1]) if arguments else []
+        elif origin in _LISTS:
+            for argument in arguments:
+                found += class_types(argument)
         elif origin is None and inspect.isclass(member) and not _is_plain(member):
-            yield member
+            found.append(member)
+    return list(dict.fromkeys(found))
 
 
 def _is_plain(kind: type) -> bool:
-    return (
-        kind in PLAIN
-        or issubclass(kind, Enum | pathlib.PurePath)
-        or kind.__module__.startswith("jsonargparse")
-    )
+    if kind in PLAIN or issubclass(kind, Enum | pathlib.PurePath):
+        return True
+    return kind.__module__.startswith("jsonargparse")
 
 
 def takes_text(hint: Any) -> bool:
-    """Whether a key takes plain text beside classes, so that a word need not be a class."""
+    """Whether a key takes plain text besides classes, so that a word need not be a class."""
     return any(member in (str, Any) or get_origin(member) is Literal for member in members(hint))
+
+
+def is_settings(kind: type) -> bool:
+    """Whether a class is written as its keys alone, without `class_path`."""
+    return is_dataclass(kind)
+
+
+def bare_name(path: str) -> str:
+    """The last part of a dotted path.
+
+    >>> bare_name("torch.optim.AdamW")
+    'AdamW'
+    """
+    return path.rpartition(".")[2]
 
 
 def known_classes(bases: list[type]) -> dict[str, type]:
@@ -71,7 +78,8 @@ def known_classes(bases: list[type]) -> dict[str, type]:
         kind = waiting.pop(0)
         waiting += kind.__subclasses__()
         path = public_path(kind)
-        if "<locals>" not in path and "._" not in path and not path.rpartition(".")[2].startswith("_"):
+        is_private = "<locals>" in path or "._" in path or path.startswith("_")
+        if not is_private:
             found.setdefault(path, kind)
     return found
 
@@ -86,42 +94,52 @@ def public_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_class(name: str, bases: list[type]) -> type | Callable | None:
-    """The class or function that a `class_path` means; None where only trying can say.
+def find_class(name: str, bases: list[type]) -> type | Callable:
+    """The class or function that a `class_path` means.
 
     Args:
-        name: With its module, or the bare name of a class that is imported.
-        bases: What kinds of class are taken.
+        name: A class with its module, or the bare name of a class that is imported.
+        bases: What kinds of class are accepted.
 
     Raises:
-        ClassNameError: There is no such class, there are several, or it is of another kind.
+        UserError: There is no such class, there are several, or it is of another kind. The message is the end
+            of a sentence about the key.
     """
-    known = known_classes(bases)
     if "." not in name:
-        own = [path for path, kind in known.items() if kind.__name__ == name]
-        if len(own) > 1:
-            raise ClassNameError(f"there are several classes {name}; write {' or '.join(own)}")
-        if not own:
-            raise ClassNameError(f"there is no class {name}{near_class(name, known)}")
-        return known[own[0]]
+        return _find_imported(name, bases)
+    found = _import(name, bases)
+    if inspect.isclass(found) and not any(_fits(found, base) for base in bases):
+        kinds = " or ".join(base.__name__ for base in bases)
+        raise UserError(f"{name} is no {kinds}; expected a class of that kind{such_as(bases)}")
+    return found
+
+
+def _find_imported(name: str, bases: list[type]) -> type:
+    known = known_classes(bases)
+    paths = [path for path, kind in known.items() if kind.__name__ == name]
+    if not paths:
+        raise UserError(f"there is no class {name}{_near_class(name, bases)}")
+    if len(paths) > 1:
+        raise UserError(f"there are several classes {name}; write {' or '.join(paths)}")
+    return known[paths[0]]
+
+
+def _import(name: str, bases: list[type]) -> Any:
     module_name, _, attribute = name.rpartition(".")
     try:
-        found = getattr(import_module(module_name), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-        if missing and not module_name.startswith(missing):
-            needs = f"{name} needs the package {missing}; pip install {missing}"
-            raise ClassNameError(needs) from error
-        near = near_class(name, known)
-        if missing and not near:
-            near = f": there is no module {missing}; put its folder on PYTHONPATH, or install its package"
-        raise ClassNameError(f"there is no class {name}{near}") from error
+        return getattr(import_module(module_name), attribute)
+    except AttributeError as error:
+        raise UserError(f"there is no class {name}{_near_class(name, bases)}") from error
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if not module_name.startswith(missing):
+            raise UserError(f"{name} needs the package {missing}; pip install {missing}") from error
+        hint = _near_class(name, bases)
+        if not hint:
+            hint = f": there is no module {missing}; put its folder on PYTHONPATH, or install its package"
+        raise UserError(f"there is no class {name}{hint}") from error
     except Exception as error:  # the module is the user's own and may raise anything
-        raise ClassNameError(f"importing {name} ends in {type(error).__name__}: {error}") from error
-    if inspect.isclass(found) and not any(_fits(found, base) for base in bases):
-        wanted = " or ".join(base.__name__ for base in bases)
-        raise ClassNameError(f"{name} is no {wanted}; expected a class of that kind{such_as(bases)}")
-    return found
+        raise UserError(f"importing {name} ends in {type(error).__name__}: {error}") from error
 
 
 def _fits(found: type, base: type) -> bool:
@@ -131,41 +149,40 @@ def _fits(found: type, base: type) -> bool:
         return True
 
 
-def near_class(name: str, known: dict[str, type]) -> str:
+def _near_class(name: str, bases: list[type]) -> str:
     """`; did you mean ...?`: the bare name for a bare name, else the whole path; or nothing."""
-    known = {path: kind for path, kind in known.items() if not inspect.isabstract(kind)}
-    bare = {path.rpartition(".")[2]: path for path in known}
+    paths = _concrete(bases)
     if "." not in name:
-        return did_you_mean(name, bare)
+        return did_you_mean(name, map(bare_name, paths))
+    package, _, last = name.rpartition(".")
     top = name.partition(".")[0]
-    known = {path: kind for path, kind in known.items() if nearest(top, [path.partition(".")[0]])}
-    bare = {path.rpartition(".")[2]: path for path in known}
-    package = name.rpartition(".")[0]
-    beside = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == package}
-    for names in (beside, bare):
-        if near := did_you_mean(name.rpartition(".")[2], names):
-            last = near.removeprefix("; did you mean ").removesuffix("?")
-            return f"; did you mean {names[last]}?"
-    return did_you_mean(name, known)
+    paths = [path for path in paths if nearest(top, [path.partition(".")[0]])]
+    beside = [path for path in paths if path.rpartition(".")[0] == package]
+    for candidates in (beside, paths):
+        by_name = {bare_name(path): path for path in candidates}
+        near = nearest(last, by_name)
+        if near is not None:
+            return f"; did you mean {by_name[near]}?"
+    return did_you_mean(name, paths)
 
 
 def such_as(bases: list[type], count: int = 3) -> str:
-    """` such as A, B`: some of the classes that are taken; nothing where none is known."""
-    kinds = {path: kind for path, kind in known_classes(bases).items() if not inspect.isabstract(kind)}
-    paths = sorted((path for path, kind in kinds.items() if kind not in bases), key=_familiarity)
-    names = [path.rpartition(".")[2] for path in paths[:count]]
+    """` such as A, B`: some of the accepted classes; nothing where none is known."""
+    base_paths = map(public_path, bases)
+    paths = sorted(set(_concrete(bases)).difference(base_paths), key=_familiarity)
+    names = [bare_name(path) for path in paths[:count]]
     return f" such as {', '.join(names)}" if names else ""
+
+
+def _concrete(bases: Iterable[type]) -> list[str]:
+    return [path for path, kind in known_classes(list(bases)).items() if not inspect.isabstract(kind)]
 
 
 def _familiarity(path: str) -> tuple[int, str]:
     """Sorts our classes first, then those of torch and Lightning, and classes that are rarely named last."""
     package = path.partition(".")[0]
-    order = ("lightning_vlm", "lightning_vlm_callbacks", "torch", "lightning")
-    rare = any(word in path for word in ("Dummy", "Base", "_"))
-    rank = order.index(package) if package in order and not (package == "lightning" and rare) else len(order)
-    return rank, path
-
-
-def is_settings(kind: type) -> bool:
-    """Whether a class is written as its keys alone, without `class_path`."""
-    return is_dataclass(kind)
+    order = ["lightning_vlm", "lightning_vlm_callbacks", "torch", "lightning"]
+    is_rare = package == "lightning" and any(word in path for word in ("Dummy", "Base", "_"))
+    if is_rare or package not in order:
+        return len(order), path
+    return order.index(package), path

@@ -1,6 +1,5 @@
 """Config files: read strictly, so that what YAML would take in silence is refused with its file and line."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, nearest
 
 MAX_BYTES = 1_000_000
 """No config is longer; a longer file is data, and reading it as YAML would take minutes."""
@@ -47,7 +46,7 @@ def read_config(name: str) -> Config:
         return _parse("--config", name)
     path = Path(name)
     if path.is_dir():
-        raise UserError(f"config {name}: found a folder; expected a YAML file{_files_in(path)}")
+        raise UserError(f"config {name}: found a folder; expected a YAML file{_config_in(path)}")
     if not path.exists():
         raise UserError(f"config {name}: found no such file{_near_files(path)}")
     try:
@@ -187,23 +186,22 @@ def _shown(text: str) -> str:
 def _near_files(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
-        beside = [name for name in _listed(folder.parent) if (folder.parent / name).is_dir()]
+        beside = [entry.name for entry in _entries(folder.parent) if entry.is_dir()]
         return f"; there is no folder {folder}{did_you_mean(folder.name, beside)}"
-    names = [name for name in _listed(folder) if (folder / name).is_file()]
-    near = did_you_mean(path.name, names)
-    if near or not Path("configs").is_dir():
-        return near.replace("mean ", f"mean {folder}/") if near and str(folder) != "." else near
-    inside = did_you_mean(path.name, _listed(Path("configs")))
-    return inside.replace("mean ", "mean configs/")
+    for place in (folder, Path("configs")):
+        near = nearest(path.name, [entry.name for entry in _entries(place) if entry.is_file()])
+        if near is not None:
+            return f"; did you mean {place / near}?"
+    return ""
 
 
-def _files_in(folder: Path) -> str:
-    found = [name for name in _listed(folder) if name.endswith((".yaml", ".yml"))]
-    return f" such as {folder / found[0]}" if found else ""
+def _config_in(folder: Path) -> str:
+    configs = [entry for entry in _entries(folder) if entry.suffix in (".yaml", ".yml")]
+    return f" such as {configs[0]}" if configs else ""
 
 
-def _listed(folder: Path) -> list[str]:
+def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(folder.iterdir())
     except OSError:
         return []

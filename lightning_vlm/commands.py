@@ -1,3 +1,0 @@
-"""The commands of `lightning-vlm`."""
-
-COMMANDS = ("preview", "fit", "validate", "test", "predict", "export")

@@ -1,0 +1,168 @@
+"""Messages of jsonargparse, which are prose, as one line: which key, what was found, what is expected."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lightning_vlm.config import COMMANDS
+from lightning_vlm.config.class_names import is_settings
+from lightning_vlm.config.key_names import key_types, nearest_key, no_key, with_commands
+from lightning_vlm.config.type_words import describe, words_of
+from lightning_vlm.nearest import did_you_mean
+
+OPEN, CLOSE = "\x02", "\x03"
+"""They enclose the message of an inner parser, which the message of the outer parser quotes."""
+
+
+def reword(message: str, parser: ArgumentParser, owner: type | None = None) -> str:
+    """Reword a message of jsonargparse.
+
+    Args:
+        message: One line or several.
+        parser: The parser whose keys it is about.
+        owner: The class whose arguments the parser reads, if it is an inner parser.
+
+    >>> parser = ArgumentParser()
+    >>> _ = parser.add_argument("--trainer.max_steps", type=int)
+    >>> reword('Parser key "trainer.max_steps":\\n  Expected a <class \\'int\\'>. Got value: many', parser)
+    'trainer.max_steps: found many; expected a whole number'
+    >>> reword("unrecognized arguments: --trainer.max_step 3", parser)
+    'there is no key trainer.max_step; did you mean trainer.max_steps?'
+    """
+    line = " ".join(message.split())
+    for rule in _RULES:
+        sentence = rule(line, parser, owner)
+        if sentence:
+            return sentence
+    return innermost(line) or line
+
+
+def innermost(message: str) -> str:
+    """The message of the innermost parser, without the marks that enclose it; or nothing."""
+    found = re.search(rf"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}", message)
+    return " ".join(found[1].split()) if found else ""
+
+
+def key_of(message: str) -> str | None:
+    """The key that a message of jsonargparse is about."""
+    found = re.search(r'Parser key "([\w.]+)":', message)
+    return found[1] if found else None
+
+
+def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`unrecognized arguments: --trainer.max_step 3`."""
+    found = re.search(r"unrecognized arguments: (\S+)", line)
+    if not found:
+        return None
+    word = found[1]
+    if not word.startswith("-"):
+        hint = f"; did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
+        return f"found {word} where an option was expected{hint}"
+    key, types = word.lstrip("-").partition("=")[0], _all_types(parser)
+    if "." in key:
+        return no_key(key, types)
+    near = nearest_key(key, types)
+    hint = f"; did you mean {_option(parser, near)}?" if near else ""
+    return f"there is no option --{key}{hint}"
+
+
+def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`Option 'alpa' is not accepted`, of a parser of a class's arguments."""
+    found = re.search(r"Option '([\w.]+)' is not accepted", line)
+    if not found or OPEN in line:
+        return None
+    inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
+    return f"there is no key {found[1]}{inside}{did_you_mean(found[1], key_types(parser))}"
+
+
+def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`the following arguments are required: fit.model.name_or_path, --out`."""
+    if "arguments are required" not in line:
+        return None
+    missing = re.sub(rf"\b({'|'.join(COMMANDS)})\.", "", line.partition(": ")[2])
+    if owner is not None:
+        return f"{owner.__name__} needs {missing}"
+    options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
+    in_config = ", or the key in a config" if "." in missing else ""
+    return f"found no {missing}; expected {options}{in_config}"
+
+
+def _without_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`argument --data.batch_size: expected one argument`."""
+    found = re.match(r"argument (\S+): expected (?:one|at least one) argument", line)
+    return f"{found[1].rpartition('/')[2]}: found nothing; expected a value after it" if found else None
+
+
+def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`argument --dtype: invalid choice: 'f32' (choose from 'auto', 'float32')`."""
+    found = re.match(r"argument --(\S+): invalid choice: '(.*?)' \(choose from (.*)\)", line)
+    if not found:
+        return None
+    key, word, choices = found.groups()
+    near = did_you_mean(word, choices.replace("'", "").split(", "))
+    return f"{key}: found {word}; expected one of {choices}{near}"
+
+
+def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
+    """`Parser key "trainer.max_steps": Expected a <class 'int'>. Got value: many`."""
+    found = re.search(r'Parser key "([\w.]+)":? ', line)
+    if not found:
+        return None
+    key, text = found[1], line[found.end() :]
+    if inner := innermost(line):
+        return f"{key}: {inner}"
+    if not any(word in text for word in ("Expected", "Does not validate", "Problem")):
+        return f"{key}: {text}"
+    nested = re.search(r"NestedArg\(key='([\w.]+)'", text)
+    if nested:
+        return f"there is no key {key}.{nested[1]}; the value of {key} has no keys"
+    types = _all_types(parser)
+    hint = types.get(key) or types.get(key.partition(".")[2])
+    value = _value_in(text)
+    if hint is None or value is None:
+        without_types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+        return f"{key}: {without_types}"
+    return f"{key}: found {value}; expected {describe(hint)}{did_you_mean(value, words_of(hint))}"
+
+
+_RULES: tuple[Callable[[str, ArgumentParser, type | None], str | None], ...] = (
+    _unrecognized,
+    _not_accepted,
+    _required,
+    _without_value,
+    _wrong_choice,
+    _wrong_value,
+)
+
+
+def _value_in(text: str) -> str | None:
+    """The value that a message quotes."""
+    for pattern in (
+        r"Given value: (.*)",
+        r"Got value: (.*)",
+        r"Expected a dot import path string: (\S+)",
+        r"given class_path '([\w.]+)'",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return found[1]
+    return None
+
+
+def _all_types(parser: ArgumentParser) -> dict[str, Any]:
+    """The types of the keys of a parser and of its commands."""
+    types: dict[str, Any] = {}
+    for command in with_commands(parser):
+        types |= key_types(command)
+    return types
+
+
+def _option(parser: ArgumentParser, key: str) -> str:
+    """A key as an option, spelt as the help spells it."""
+    for action in parser._actions:
+        for option in action.option_strings:
+            if action.dest == key and option.startswith("--"):
+                return option
+    return f"--{key}"
