@@ -7,6 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_vlm.errors import Interrupted
+from lightning_vlm.outputs.run_files import checkpoints_of
 
 
 def interruption(error: SystemExit, trainer: Trainer) -> Interrupted | None:
@@ -25,14 +26,9 @@ def _saved(by: str, trainer: Trainer) -> str:
     """One line: where the run stopped, the newest checkpoint, and how to continue from it."""
     if trainer.state.fn != TrainerFn.FITTING:
         return f"stopped by {by}"
-    found = {
-        path
-        for callback in trainer.checkpoint_callbacks
-        for name in ("last_model_path", "best_model_path")
-        if (path := getattr(callback, name, "")) and os.path.exists(path)
-    }
     stopped = f"stopped by {by} after {trainer.global_step:,} steps"
-    if not found:
+    checkpoints = checkpoints_of(trainer)
+    if not checkpoints:
         return f"{stopped}; no checkpoint was saved"
-    newest = max(found, key=os.path.getmtime)
+    newest = max(checkpoints, key=os.path.getmtime)
     return f"{stopped}; the newest checkpoint is {newest}; continue with --ckpt_path {newest}"

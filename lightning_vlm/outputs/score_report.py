@@ -1,5 +1,6 @@
 """What a run achieved: the test scores before and after, as a table and a picture."""
 
+import math
 from pathlib import Path
 
 import PIL.Image
@@ -8,7 +9,7 @@ from lightning_vlm_callbacks.runs import run_folder
 from PIL import ImageDraw, ImageFont
 from rich.table import Table
 
-from lightning_vlm.data.conversation import Conversations, Text
+from lightning_vlm.data.conversation import Conversation, Conversations, Text
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
@@ -19,31 +20,35 @@ from lightning_vlm.outputs.terminal import say
 from lightning_vlm.outputs.wandb_run import send_pictures
 
 SHOWN = 24
-"""Predictions on the picture."""
+"""How many predictions the picture shows."""
+COLUMNS, WIDTH, HEIGHT, SIDE, MARGIN = 6, 200, 232, 128, 8
+"""The picture's layout: predictions in a row, the size of each with its text and image, in pixels."""
+BLACK, GREY, GREEN, RED = (0, 0, 0), (90, 90, 90), (0, 120, 0), (190, 0, 0)
 
 
 class Report:
     """Scores the test data before and after training, and shows both beside blind baselines.
 
     Args:
-        trainer: Its log folder gets the picture.
+        trainer: The picture is saved in its run's folder.
         module: Must generate.
         data: Must have test data.
 
     Raises:
-        UserError: One of these is not so.
+        UserError: The module doesn't generate.
     """
 
     def __init__(self, trainer: Trainer, module: VLMModule, data: VLMDataModule) -> None:
         if module.generation is None:
             raise UserError("a report needs answers; set model.generation, such as {max_new_tokens: 32}")
         self.trainer, self.module, self.data = trainer, module, data
-        self._before: dict[str, float] = {}
+        self._scores: dict[str, float] = {}
         self._answers: list[Prediction] = []
 
     def before(self) -> None:
         """Score the model as it is."""
-        self._before, self._answers = self._test(), list(self.module.predictions)
+        self._scores = self._test()
+        self._answers = list(self.module.predictions)
 
     def after(self) -> None:
         """Score it again; print the table and save the picture."""
@@ -51,23 +56,26 @@ class Report:
         folder = run_folder(self.trainer)  # all ranks must call this
         if not self.trainer.is_global_zero:
             return
-        picture = draw_predictions(
-            folder / "predictions.png", self.data.source("test"), self._answers, self.module.predictions
-        )
+        source, answers = self.data.source("test"), self.module.predictions
+        picture = draw_predictions(folder / "predictions.png", source, self._answers, answers)
         send_pictures(self.trainer, [picture])
-        table = Table(title=f"Test: {len(self.data.source('test')):,} samples", title_justify="left")
-        for name in ("", "exact match", "token F1", "loss"):
-            table.add_column(name, justify="left" if not name else "right")
-        for name, share in self._baselines().items():
-            table.add_row(name, f"{share:.3f}", "", "", style="dim")
-        for name, row in (("before", self._before), ("after", scores)):
-            cells = [f"{row.get(key, float('nan')):.3f}" for key in ("exact_match", "token_f1", "loss")]
-            table.add_row(name, *cells, style="bold" if name == "after" else "")
-        say(table)
+        say(self._table(scores))
 
     def _test(self) -> dict[str, float]:
         scores = self.trainer.test(self.module, self.data, verbose=False)[0]
         return {name.removeprefix("test/"): value for name, value in scores.items()}
+
+    def _table(self, after: dict[str, float]) -> Table:
+        table = Table(title=f"Test: {len(self.data.source('test')):,} samples", title_justify="left")
+        table.add_column("")
+        for column in ("exact match", "token F1", "loss"):
+            table.add_column(column, justify="right")
+        for name, share in self._baselines().items():
+            table.add_row(name, f"{share:.3f}", "", "", style="dim")
+        for name, scores, style in (("before", self._scores, ""), ("after", after, "bold")):
+            values = [scores.get(key, float("nan")) for key in ("exact_match", "token_f1", "loss")]
+            table.add_row(name, *map("{:.3f}".format, values), style=style)
+        return table
 
     def _baselines(self) -> dict[str, float]:
         try:
@@ -77,11 +85,7 @@ class Report:
 
 
 def draw_predictions(
-    path: Path,
-    source: Conversations,
-    before: list[Prediction],
-    after: list[Prediction],
-    shown: int = SHOWN,
+    path: Path, source: Conversations, before: list[Prediction], after: list[Prediction], shown: int = SHOWN
 ) -> Path:
     """Save a picture of questions with the answers from before and after, the right ones in green.
 
@@ -91,40 +95,44 @@ def draw_predictions(
         before: Answers to its items, in order.
         after: Answers to the same items later.
         shown: How many of them, evenly spread.
+
     Returns:
         The path.
     """
-    columns, side, wide, high = 6, 128, 200, 232
     count = min(len(before), len(after))
-    chosen = sorted({index * count // shown for index in range(min(shown, count))})
-    pairs = [(before[index], after[index]) for index in chosen]
-    rows = -(-len(pairs) // columns)
-    sheet = PIL.Image.new("RGB", (columns * wide, max(1, rows) * high), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    conversations = {one.source: one for one in (source[index] for index in chosen)}
-    for place, (first, second) in enumerate(pairs):
-        x, y = place % columns * wide + 8, place // columns * high + 8
-        conversation = conversations.get(second.source)
-        if conversation is None:
-            continue
-        for image in conversation.images[:1]:
-            picture = load_image(image, conversation.source, "image")
-            picture = picture.resize((side, side), PIL.Image.Resampling.NEAREST)
-            sheet.paste(picture, (x, y))
-        question = [message for message in conversation.messages if message.role == "user"][-1]
-        words = "".join(part.text for part in question.parts if isinstance(part, Text))
-        pen.text((x, y + side + 4), _fit(words, 31), fill="black", font=font)
-        for line, (name, answer) in enumerate((("before", first), ("after", second))):
-            right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
-            ink = (0, 120, 0) if right else (190, 0, 0)
-            pen.text((x, y + side + 22 + 16 * line), _fit(f"{name}: {answer.text}", 31), fill=ink, font=font)
-        reference = f"right: {second.reference}"
-        pen.text((x, y + side + 54), _fit(reference, 31), fill=(90, 90, 90), font=font)
+    indices = sorted({number * count // shown for number in range(min(shown, count))})
+    rows = max(1, math.ceil(len(indices) / COLUMNS))
+    sheet = PIL.Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
+    conversations = {conversation.source: conversation for conversation in map(source.__getitem__, indices)}
+    for place, index in enumerate(indices):
+        conversation = conversations.get(after[index].source)
+        if conversation is not None:
+            row, column = divmod(place, COLUMNS)
+            cell = _draw_sample(conversation, before[index], after[index])
+            sheet.paste(cell, (column * WIDTH, row * HEIGHT))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path
 
 
-def _fit(words: str, length: int) -> str:
-    words = " ".join(words.split())
-    return words if len(words) <= length else f"{words[: length - 1]}…"
+def _draw_sample(conversation: Conversation, before: Prediction, after: Prediction) -> PIL.Image.Image:
+    cell = PIL.Image.new("RGB", (WIDTH, HEIGHT), "white")
+    for image in conversation.images[:1]:
+        picture = load_image(image, conversation.source, "image")
+        cell.paste(picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST), (MARGIN, MARGIN))
+    question = [message for message in conversation.messages if message.role == "user"][-1]
+    words = "".join(part.text for part in question.parts if isinstance(part, Text))
+    lines = [(words, BLACK)]
+    for name, answer in (("before", before), ("after", after)):
+        is_right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
+        lines.append((f"{name}: {answer.text}", GREEN if is_right else RED))
+    lines.append((f"right: {after.reference}", GREY))
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
+    for number, (text, colour) in enumerate(lines):
+        pen.text((MARGIN, MARGIN + SIDE + 4 + 17 * number), _fit(text, 31), fill=colour, font=font)
+    return cell
+
+
+def _fit(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ def short_path(path: str | Path) -> str:
 def print_line(name: str, text: str) -> None:
     """Print a name and what belongs to it. Long paths stay in one piece, so that they can be copied."""
     print_text(f"{name:<{LABEL}}{text}")
+
+
+def print_lines(name: str, texts: Iterable[str]) -> None:
+    """Print several lines that belong to one name, which stands before the first only."""
+    for text in texts:
+        print_line(name, text)
+        name = ""
 
 
 def print_text(text: str) -> None:

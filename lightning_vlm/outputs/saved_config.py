@@ -1,0 +1,60 @@
+"""The config of a run, saved beside its other files so that the run can be repeated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning_vlm_callbacks.runs import run_folder
+
+from lightning_vlm.outputs.wandb_run import loggers_of
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the config in the run's folder, and sends it to Weights & Biases if that is the logger."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, command: str, **options: Any) -> None:
+        super().__init__(parser, config, **options)
+        self.command = command
+        """The command that runs. A fit with a report begins with the stage `test`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder, together with the other ranks."""
+        self.folder = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Called once, on rank zero."""
+        file = config_file(self.folder, bool(trainer.loggers), self.command)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
+        for logger in loggers_of(trainer):
+            config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+            logger.experiment.config.update({"cli": config}, allow_val_change=True)
+
+
+def config_file(folder: Path, has_logger: bool, command: str) -> Path | None:
+    """Where the config of a run is saved, so that no file of the user or of another run is overwritten.
+
+    Args:
+        folder: The run's folder.
+        has_logger: Whether the run has a logger. Without one, runs share the folder, often the working
+            directory, so the config is saved beside the checkpoints.
+        command: The command that runs. A config of `fit` stays if another command uses its folder.
+
+    Returns:
+        The file; None if the config isn't worth a file.
+
+    >>> config_file(Path("runs/version_0"), True, "fit").as_posix()
+    'runs/version_0/config.yaml'
+    >>> config_file(Path(), False, "validate") is None
+    True
+    """
+    if not has_logger:
+        return folder / "checkpoints" / "config.yaml" if command == "fit" else None
+    file = folder / "config.yaml"
+    if command != "fit" and file.exists():
+        return folder / f"config-{command}.yaml"
+    return file
