@@ -202,9 +202,9 @@ def test_the_command_line_beats_the_checkpoint(project, capsys):
     assert (
         command("test", "--ckpt_path", "runs/last.ckpt", "--model.adapt", "{language: {lora: {r: 4}}}") == 2
     )
-    told = capsys.readouterr().err
-    assert "model.adapt" in told
-    assert "lora_A" in told or "projector" in told
+    message = capsys.readouterr().err
+    assert "model.adapt" in message
+    assert "lora_A" in message or "projector" in message
 
 
 def test_configs_compose(project):
@@ -215,7 +215,7 @@ def test_configs_compose(project):
     from lightning_vlm.run import run
 
     done = run(["fit", "--config", "config.yaml", "--config", "extra.yaml", "--trainer.max_steps", "1"])
-    kinds = [type(one) for one in done.trainer.callbacks]
+    kinds = [type(callback) for callback in done.trainer.callbacks]
     assert LearningRateMonitor in kinds
     assert ModelCheckpoint in kinds
 
@@ -277,6 +277,26 @@ def test_a_bad_line_names_file_and_line(project, capsys):
     reports = list(Path("runs").rglob("skipped_*.jsonl"))
     assert len(reports) == 1
     assert "data.jsonl:7" in reports[0].read_text()
+
+
+def test_a_fit_that_saves_nothing_claims_no_checkpoint_of_an_earlier_run(tmp_path, monkeypatch, capsys):
+    """As after resuming with a ModelCheckpoint, which restores the path of the best checkpoint."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from lightning_vlm.outputs.summary import FitSummary
+
+    monkeypatch.chdir(tmp_path)
+    keeper = ModelCheckpoint("checkpoints")
+    trainer = Trainer(callbacks=[keeper], logger=False, accelerator="cpu", enable_progress_bar=False)
+    summary = FitSummary(None, None)
+    summary.show(trainer, tmp_path)
+    assert "checkpoint  none was written" in capsys.readouterr().out
+    Path("old.ckpt").touch()
+    keeper.best_model_path = "old.ckpt"
+    os.utime("old.ckpt", (1, 1))
+    summary.show(trainer, tmp_path)
+    assert "checkpoint  old.ckpt (of an earlier run)" in capsys.readouterr().out
 
 
 def test_report(project, capsys):

@@ -90,8 +90,8 @@ class FitSummary(Callback):
         saved = f"--ckpt_path {shlex.quote(short_path(checkpoint))}"
         both = f"--config {shlex.quote(short_path(config))} \\\n    {saved}"
         for command, split in (("validate", "val"), ("test", "test")):
-            if self.data.has_split(split):
+            if self.data.given[split] is not None:
                 yield f"lightning-vlm {command} {both}"
-        questions = "" if self.data.has_split("predict") else " \\\n    --data.predict QUESTIONS.jsonl"
+        questions = " \\\n    --data.predict QUESTIONS.jsonl" if self.data.given["predict"] is None else ""
         yield f"lightning-vlm predict {both}{questions}"
         yield f"lightning-vlm export {saved} \\\n    --out DIR"
