@@ -51,7 +51,8 @@ class Box:
         >>> str(Box((0.125, 0.25, 0.5, 1.0)))
         '[125, 250, 500, 1000]'
         """
-        return "[" + ", ".join(str(round(1000 * value)) for value in self.xyxy) + "]"
+        thousandths = [round(1000 * value) for value in self.xyxy]
+        return str(thousandths)
 
 
 Part: TypeAlias = Text | Image | Box
@@ -154,7 +155,7 @@ class Conversations(Sequence[Conversation]):
     """Where conversations come from: a file, a data set, a drawing program. It has a length, and items."""
 
     skipped: Sequence[DataError] = ()
-    """The errors of samples that were left out when it was opened."""
+    """The errors of samples that were skipped when it was opened."""
 
     def task_table(self) -> TaskTable:
         """The task of each sample. A source that can tell without building its samples does."""
@@ -178,7 +179,8 @@ class Slice(Conversations):
     """
 
     def __init__(self, of: Conversations, start: int = 0, stop: int | None = None) -> None:
-        self._of, self._range = of, range(len(of))[start:stop]
+        self._of = of
+        self._range = range(len(of))[start:stop]
         self.skipped = of.skipped
         if not self._range:
             raise UserError(f"Slice: nothing lies between {start} and {stop} of {len(of)} items")
@@ -220,11 +222,10 @@ class Chain(Conversations):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of a chain of {len(self)} items")
-        index %= len(self)
+        index = range(len(self))[index]
         place = bisect.bisect_right(self._ends, index)
-        return self._sources[place][index - (self._ends[place - 1] if place else 0)]
+        before = self._ends[place - 1] if place else 0
+        return self._sources[place][index - before]
 
     def task_table(self) -> TaskTable:
         """Of all sources, one after the other."""

@@ -48,25 +48,27 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
     """
     if image.path is None:
         return None
-    path, root = str(image.path), str(image.root or ".")
+    path = str(image.path)
+    root = str(image.root or ".")
     if _URL.match(path):
         expected = "the path of a file: pictures are never fetched; download it and write its path"
         raise DataError(source, key, f"the URL {shorten(path).replace(':/', '://', 1)}", expected)
     try:
-        real_root = _real_root(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
+        real_root = _real_root(os.path.join(os.getcwd(), root))
         real = os.path.realpath(os.path.join(real_root, path))
     except (OSError, ValueError) as error:  # such as a null byte
         raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
-    if real != real_root and not real.startswith((os.path.join(real_root, ""), _hub_files(real_root))):
+    if not _is_below(real, real_root):
         expected = "a path below the image root, with links followed; data.image_root says where that is"
         if advise and os.path.isabs(path) and os.path.isfile(real):
             expected += f", and {shorten(os.path.dirname(real))} has the file"
         raise DataError(source, key, f"{shorten(path)}, which is outside {shorten(root)}", expected)
     if not os.path.isfile(real):
         what = "is not a file" if os.path.exists(real) else "does not exist"
-        advice = where_instead(path, real_root) if advise else ""
         found = f"{shorten(path)}, which {what} (looked for {shorten(real, 200)})"
-        expected = f"a picture file below the image root {shorten(root)} (data.image_root){advice}"
+        expected = f"a picture file below the image root {shorten(root)} (data.image_root)"
+        if advise:
+            expected += where_instead(path, real_root)
         raise DataError(source, key, found, expected)
     return Path(real)
 
@@ -114,15 +116,25 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
             return _rgb(picture)
     except DataError:
         raise
-    except PIL.UnidentifiedImageError:
-        expected = f"a picture file ({', '.join(FORMATS)})"
-        raise DataError(source, key, f"{name}, which is not a picture", expected) from None
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
-        raise DataError(source, key, f"{name} ({error})", expected) from None
     except Exception as error:  # decoders of broken files raise anything at all
-        expected = "a whole picture file that can be read"
-        raise DataError(source, key, f"{name}, which cannot be decoded ({error})", expected) from error
+        found, expected = _why_not_opened(error, name, max_pixels)
+        raise DataError(source, key, found, expected) from error
+
+
+def _why_not_opened(error: Exception, name: str, max_pixels: int) -> tuple[str, str]:
+    """What was found instead of a picture, and what is expected."""
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return f"{name}, which is not a picture", f"a picture file ({', '.join(FORMATS)})"
+    if isinstance(error, PIL.Image.DecompressionBombError | PIL.Image.DecompressionBombWarning):
+        expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
+        return f"{name} ({error})", expected
+    return f"{name}, which cannot be decoded ({error})", "a whole picture file that can be read"
+
+
+def _is_below(real: str, real_root: str) -> bool:
+    """Whether a real path is the root, lies below it, or is a file that a snapshot of the hub links to."""
+    below = os.path.join(real_root, ""), _hub_files(real_root)
+    return real == real_root or real.startswith(below)
 
 
 @lru_cache(maxsize=64)

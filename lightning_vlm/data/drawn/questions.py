@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import TypeAlias
 
-from lightning_vlm.data.drawn.scenes import Seen
+from lightning_vlm.data.drawn.scenes import DrawnThing
 from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES
 
+Things: TypeAlias = Sequence[DrawnThing]
+QuestionAndAnswer: TypeAlias = tuple[str, str]
 
-def question_about(seen: Sequence[Seen], rng: Random, kinds: Sequence[str] = ()) -> tuple[str, str]:
+
+def question_about(seen: Things, rng: Random, kinds: Sequence[str] = ()) -> QuestionAndAnswer:
     """One question and its answer.
 
     Args:
@@ -18,18 +22,27 @@ def question_about(seen: Sequence[Seen], rng: Random, kinds: Sequence[str] = ())
             picture that allows none, it is asked whether something exists.
     """
     kinds = kinds or USUAL
-    asked = (QUESTIONS[kind](seen, rng) for kind in rng.sample(kinds, len(kinds)))
-    return next(filter(None, asked), None) or _exists(seen, rng)
+    for kind in rng.sample(kinds, len(kinds)):
+        found = QUESTIONS[kind](seen, rng)
+        if found is not None:
+            return found
+    return _exists(seen, rng)
 
 
-def _colour(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
-    counts = Counter(one.thing.shape for one in seen)
-    able = [one.thing for one in seen if counts[one.thing.shape] == 1]
+def _colour(seen: Things, rng: Random) -> QuestionAndAnswer | None:
+    counts = Counter(drawn.thing.shape for drawn in seen)
+    able = [drawn.thing for drawn in seen if counts[drawn.thing.shape] == 1]
     if not able:
         return None
     thing = rng.choice(able)
-    question = rng.choice(_COLOUR_ALONE if len(seen) == 1 and rng.random() < 0.5 else _COLOUR)
+    question = _ask(seen, rng, alone=_COLOUR_ALONE, among_others=_COLOUR)
     return question.format(thing.shape), thing.colour
+
+
+def _ask(seen: Things, rng: Random, alone: Sequence[str], among_others: Sequence[str]) -> str:
+    """A wording; a thing that is alone needs no name."""
+    may_be_nameless = len(seen) == 1 and rng.random() < 0.5
+    return rng.choice(alone if may_be_nameless else among_others)
 
 
 _COLOUR = (
@@ -42,13 +55,13 @@ _COLOUR = (
 _COLOUR_ALONE = ("Which colour was used?", "What is its colour?", "Name the colour of the figure.")
 
 
-def _shape(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
-    counts = Counter(one.thing.colour for one in seen)
-    able = [one.thing for one in seen if counts[one.thing.colour] == 1 and not one.thing.word]
+def _shape(seen: Things, rng: Random) -> QuestionAndAnswer | None:
+    counts = Counter(drawn.thing.colour for drawn in seen)
+    able = [drawn.thing for drawn in seen if counts[drawn.thing.colour] == 1 and not drawn.thing.word]
     if not able:
         return None
     thing = rng.choice(able)
-    question = rng.choice(_SHAPE_ALONE if len(seen) == 1 and rng.random() < 0.5 else _SHAPE)
+    question = _ask(seen, rng, alone=_SHAPE_ALONE, among_others=_SHAPE)
     return question.format(thing.colour), thing.shape
 
 
@@ -62,30 +75,36 @@ _SHAPE = (
 _SHAPE_ALONE = ("Which shape was drawn?", "What figure is this?", "Name the shape.")
 
 
-def _exists(seen: Sequence[Seen], rng: Random) -> tuple[str, str]:
+def _exists(seen: Things, rng: Random) -> QuestionAndAnswer:
     name, true = _claim(seen, rng)
     return rng.choice(_IS_THERE).format(a(name)), "yes" if true else "no"
 
 
-def _absent(seen: Sequence[Seen], rng: Random) -> tuple[str, str]:
+def _absent(seen: Things, rng: Random) -> QuestionAndAnswer:
     name, true = _claim(seen, rng)
     return rng.choice(_IS_THERE_NO).format(name, a(name)), "no" if true else "yes"
 
 
-def _claim(seen: Sequence[Seen], rng: Random) -> tuple[str, bool]:
+def _claim(seen: Things, rng: Random) -> tuple[str, bool]:
     """What might be on the picture, and whether it is.
 
-    Half of these are true, and the false ones keep half of what is true of something in the picture."""
-    thing, true = rng.choice(seen).thing, rng.random() < 0.5
+    Half of these are true, and the false ones keep half of what is true of something in the picture.
+    """
+    thing = rng.choice(seen).thing
+    is_true = rng.random() < 0.5
     by = rng.choice(("colour", "shape", "both"))
     colour, shape = thing.colour, thing.shape
-    if not true and by != "shape" and (by == "colour" or rng.random() < 0.5):
-        colour = rng.choice(tuple(SHADES))
-    elif not true:
-        shape = rng.choice((*SHAPES, "word"))
-    name = {"colour": f"{colour} thing", "shape": shape, "both": f"{colour} {shape}"}[by]
-    fits = [other for other in seen if by == "shape" or other.thing.colour == colour]
-    return name, any(by == "colour" or other.thing.shape == shape for other in fits)
+    if not is_true:
+        if by == "colour" or (by == "both" and rng.random() < 0.5):
+            colour = rng.choice(tuple(SHADES))
+        else:
+            shape = rng.choice((*SHAPES, "word"))
+    things = [drawn.thing for drawn in seen]
+    if by == "colour":
+        return f"{colour} thing", any(thing.colour == colour for thing in things)
+    if by == "shape":
+        return shape, any(thing.shape == shape for thing in things)
+    return f"{colour} {shape}", any((thing.colour, thing.shape) == (colour, shape) for thing in things)
 
 
 _IS_THERE = (
@@ -103,19 +122,22 @@ _IS_THERE_NO = (
 )
 
 
-def _count(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
-    shapes = [one.thing for one in seen if not one.thing.word]
+def _count(seen: Things, rng: Random) -> QuestionAndAnswer | None:
+    shapes = [drawn.thing for drawn in seen if not drawn.thing.word]
     if not shapes:
         return None
     if rng.random() < 0.6:
-        question, answer = "shapes", len(shapes)
+        counted = "shapes"
+        number = len(shapes)
     elif rng.random() < 0.5:
         colour = rng.choice((rng.choice(shapes).colour, rng.choice(tuple(SHADES))))
-        question, answer = f"{colour} shapes", sum(one.colour == colour for one in shapes)
+        counted = f"{colour} shapes"
+        number = sum(thing.colour == colour for thing in shapes)
     else:
         shape = rng.choice((rng.choice(shapes).shape, rng.choice(tuple(SHAPES))))
-        question, answer = _plural(shape), sum(one.shape == shape for one in shapes)
-    return rng.choice(_HOW_MANY).format(question), str(answer)
+        counted = _plural(shape)
+        number = sum(thing.shape == shape for thing in shapes)
+    return rng.choice(_HOW_MANY).format(counted), str(number)
 
 
 _HOW_MANY = (
@@ -126,48 +148,64 @@ _HOW_MANY = (
 )
 
 
-def _place(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
-    one = rng.choice(seen)
-    asked = rng.choice(("Where is {}?", "In which part of the picture is {}?", "Whereabouts do you see {}?"))
-    return asked.format(the(one, seen, rng)), one.place
+def _place(seen: Things, rng: Random) -> QuestionAndAnswer | None:
+    drawn = rng.choice(seen)
+    question = rng.choice(_WHERE)
+    return question.format(the(drawn, seen, rng)), drawn.place
 
 
-def _side(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
+_WHERE = ("Where is {}?", "In which part of the picture is {}?", "Whereabouts do you see {}?")
+
+
+def _side(seen: Things, rng: Random) -> QuestionAndAnswer | None:
     """How two things lie to each other; asked only where one is clearly past the other."""
     if len(seen) < 2:
         return None
-    one, other = rng.sample(list(seen), 2)
+    first, second = rng.sample(list(seen), 2)
     axis = rng.randrange(2)
-    if one.box[axis] < other.box[axis + 2] and other.box[axis] < one.box[axis + 2]:
+    if first.box[axis] < second.box[axis + 2] and second.box[axis] < first.box[axis + 2]:
         return None
-    before = one.centre[axis] < other.centre[axis]
-    first, second = ("to the left of", "to the right of") if axis == 0 else ("above", "below")
-    relation = rng.choice((first, second))
-    question = f"Is {the(one, seen, rng)} {relation} {the(other, seen, rng)}?"
-    return question, "yes" if (relation == first) == before else "no"
+    before, after = ("to the left of", "to the right of") if axis == 0 else ("above", "below")
+    relation = rng.choice((before, after))
+    is_before = first.centre[axis] < second.centre[axis]
+    question = f"Is {the(first, seen, rng)} {relation} {the(second, seen, rng)}?"
+    return question, "yes" if is_before == (relation == before) else "no"
 
 
-def _larger(seen: Sequence[Seen], rng: Random) -> tuple[str, str] | None:
+def _larger(seen: Things, rng: Random) -> QuestionAndAnswer | None:
+    """Which of two shapes is larger; asked only where the difference is clear."""
     if len(seen) < 2:
         return None
-    one, other = rng.sample(list(seen), 2)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one.box, other.box)]
-    if max(areas) < 1.6 * min(areas) or one.thing.word or other.thing.word:
+    pair = rng.sample(list(seen), 2)
+    first, second = (drawn.thing for drawn in pair)
+    first_area, second_area = map(_area, pair)
+    are_close = max(first_area, second_area) < 1.6 * min(first_area, second_area)
+    if are_close or first.word or second.word:
         return None
-    asked = rng.choice(("Which is larger, the {} or the {}?", "Which one is bigger: the {} or the {}?"))
-    question = asked.format(one.thing.name, other.thing.name)
-    return question, (one if areas[0] > areas[1] else other).thing.name
+    question = rng.choice(_WHICH_IS_LARGER)
+    larger = first if first_area > second_area else second
+    return question.format(first.name, second.name), larger.name
 
 
-def the(one: Seen, seen: Sequence[Seen], rng: Random) -> str:
+_WHICH_IS_LARGER = ("Which is larger, the {} or the {}?", "Which one is bigger: the {} or the {}?")
+
+
+def _area(drawn: DrawnThing) -> float:
+    x1, y1, x2, y2 = drawn.box
+    return (x2 - x1) * (y2 - y1)
+
+
+def the(drawn: DrawnThing, seen: Things, rng: Random) -> str:
     """A name that fits this thing and no other on the picture; shorter where a shorter one is enough."""
-    shape = one.thing.shape
-    if sum(other.thing.shape == shape for other in seen) == 1 and rng.random() < 0.3:
+    shape = drawn.thing.shape
+    is_only_one = sum(other.thing.shape == shape for other in seen) == 1
+    if is_only_one and rng.random() < 0.3:
         return f"the {shape}"
-    return f"the {one.thing.name}"
+    return f"the {drawn.thing.name}"
 
 
 def a(name: str) -> str:
+    """A name with its article."""
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
@@ -175,7 +213,7 @@ def _plural(shape: str) -> str:
     return "crosses" if shape == "cross" else f"{shape}s"
 
 
-QUESTIONS: dict[str, Callable[[Sequence[Seen], Random], tuple[str, str] | None]] = {
+QUESTIONS: dict[str, Callable[[Things, Random], QuestionAndAnswer | None]] = {
     "colour": _colour,
     "shape": _shape,
     "exists": _exists,

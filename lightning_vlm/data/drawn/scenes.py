@@ -13,9 +13,9 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES, WORDS, Colour, Point
+from lightning_vlm.data.drawn.backgrounds import background
+from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES, SIDE, WORDS, Colour, Point
 
-SIDE = 64
 GAP = 2
 """Free units between two things, so that none covers another."""
 HOW_MANY = (1, 1, 1, 2, 2, 3, 4)
@@ -43,7 +43,7 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class DrawnThing:
     """A thing as it was drawn: `box` is (x1, y1, x2, y2) in fractions of the picture, around its pixels."""
 
     thing: Thing
@@ -51,15 +51,22 @@ class Seen:
 
     @property
     def centre(self) -> Point:
-        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
 
     @property
     def place(self) -> str:
         """Where it is, in words: `top left`, `left`, `centre`, ..."""
         x, y = self.centre
-        across = "left" if x < 0.36 else "right" if x > 0.64 else ""
-        down = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
-        return " ".join(filter(None, (down, across))) or "centre"
+        down = _third(y, "top", "bottom")
+        across = _third(x, "left", "right")
+        return f"{down} {across}".strip() or "centre"
+
+
+def _third(value: float, first: str, last: str) -> str:
+    if value < 0.36:
+        return first
+    return last if value > 0.64 else ""
 
 
 def belongs_to(layout: tuple[Thing, ...]) -> str:
@@ -68,30 +75,37 @@ def belongs_to(layout: tuple[Thing, ...]) -> str:
     A tenth of all layouts is kept for `val`, a tenth for `test`. So no picture of one split, from any seed,
     can show what a picture of another split shows.
     """
-    key = ";".join(sorted(f"{thing.name},{thing.colour},{thing.x},{thing.y}" for thing in layout))
-    return {0: "val", 1: "test"}.get(zlib.crc32(key.encode()) % 10, "train")
+    things = sorted(f"{thing.name},{thing.colour},{thing.x},{thing.y}" for thing in layout)
+    tenth = zlib.crc32(";".join(things).encode()) % 10
+    return {0: "val", 1: "test"}.get(tenth, "train")
 
 
 def layout(rng: Random, split: str, word_chance: float, most: int = 4) -> tuple[Thing, ...]:
     """Decide what is on a picture and where: one to `most` things that don't touch, no two alike."""
     while True:
         number = min(rng.choice(HOW_MANY), most)
-        words = rng.choice((1, 1, 1, min(2, number))) if rng.random() < word_chance else 0
+        words = 0
+        if rng.random() < word_chance:
+            words = rng.choice((1, 1, 1, min(2, number)))
         things: list[Thing] = []
         for index in range(number):
-            make = _some_word if index < words else _some_shape
-            for _ in range(12):
-                thing = make(rng, number)
-                if not any(_clash(thing, other) for other in things):
-                    things.append(thing)
-                    break
+            _add(things, _some_word if index < words else _some_shape, rng, number)
         if things and belongs_to(tuple(things)) == split:
             return tuple(things)
 
 
+def _add(things: list[Thing], make: Callable[[Random, int], Thing], rng: Random, number: int) -> None:
+    """Add a thing that clashes with no other, if one is found soon."""
+    for _ in range(12):
+        thing = make(rng, number)
+        if not any(_clash(thing, other) for other in things):
+            things.append(thing)
+            return
+
+
 def draw(
     rng: Random, things: tuple[Thing, ...], size: int, noise: float | None = None
-) -> tuple[Image.Image, list[Seen]]:
+) -> tuple[Image.Image, list[DrawnThing]]:
     """Draw things on a background of its own.
 
     Args:
@@ -99,24 +113,28 @@ def draw(
         things: What to draw. They may not overlap.
         size: The picture's side in pixels.
         noise: Share of random pixels blended in, 0..1; None chooses between 0 and 0.1.
+
     Returns:
         The RGB picture and where each thing is on it.
     """
-    picture, inks = _background(rng, [thing.colour for thing in things], size)
-    seen = []
-    for thing, ink in zip(things, inks, strict=True):
-        mask = _word_mask(thing, size) if thing.word else _shape_mask(thing, size)
-        left = min(round(thing.x * size / SIDE), size - mask.width)
-        top = min(round(thing.y * size / SIDE), size - mask.height)
-        picture.paste(ink, (left, top), mask)
-        x1, y1, x2, y2 = mask.point(_HALF).getbbox() or (0, 0, *mask.size)
-        box = ((left + x1) / size, (top + y1) / size, (left + x2) / size, (top + y2) / size)
-        seen.append(Seen(thing, box))
+    picture, inks = background(rng, [thing.colour for thing in things], size)
+    drawn = [_draw_thing(picture, thing, ink) for thing, ink in zip(things, inks, strict=True)]
     amount = rng.uniform(0, 0.1) if noise is None else noise
     if amount:
         grain = Image.frombytes("RGB", picture.size, rng.randbytes(3 * size * size))
         picture = Image.blend(picture, grain, amount)
-    return picture, seen
+    return picture, drawn
+
+
+def _draw_thing(picture: Image.Image, thing: Thing, ink: Colour) -> DrawnThing:
+    size = picture.width
+    mask = _word_mask(thing, size) if thing.word else _shape_mask(thing, size)
+    left = min(round(thing.x * size / SIDE), size - mask.width)
+    top = min(round(thing.y * size / SIDE), size - mask.height)
+    picture.paste(ink, (left, top), mask)
+    x1, y1, x2, y2 = mask.point(_HALF).getbbox() or (0, 0, *mask.size)
+    box = (left + x1) / size, (top + y1) / size, (left + x2) / size, (top + y2) / size
+    return DrawnThing(thing, box)
 
 
 _HALF = [0] * 128 + [255] * 128  # a pixel belongs to a thing when at least half of it is covered
@@ -129,30 +147,41 @@ def _clash(a: Thing, b: Thing) -> bool:
 
 
 def _some_shape(rng: Random, number: int) -> Thing:
-    name, colour = rng.choice(_SHAPE_NAMES), rng.choice(_COLOUR_NAMES)
+    name = rng.choice(_SHAPE_NAMES)
+    colour = rng.choice(_COLOUR_NAMES)
     shape = SHAPES[name]
-    width = rng.randint(9, (40, 30, 24, 20)[number - 1])
+    width = rng.randint(9, _WIDEST[number - 1])
     height = width
     if shape.stretch > 1:
-        height = max(6, min(44, round(width * shape.stretch ** rng.uniform(-1, 1))))
-    turn = rng.randint(-shape.tilt, shape.tilt) if shape.tilt > 90 or rng.random() < 0.4 else 0
-    x, y = rng.randint(0, SIDE - width), rng.randint(0, SIDE - height)
-    return Thing(name, colour, "", x, y, width, height, turn)
+        stretched = round(width * shape.stretch ** rng.uniform(-1, 1))
+        height = max(6, min(44, stretched))
+    degrees = 0
+    if shape.tilt > 90 or rng.random() < 0.4:
+        degrees = rng.randint(-shape.tilt, shape.tilt)
+    x = rng.randint(0, SIDE - width)
+    y = rng.randint(0, SIDE - height)
+    return Thing(name, colour, "", x, y, width, height, degrees)
 
 
 def _some_word(rng: Random, number: int) -> Thing:
     word = str(rng.randint(10, 999)) if rng.random() < 0.15 else rng.choice(WORDS)
     word = rng.choice((str.lower, str.upper, str.capitalize))(word)
-    letters = rng.randint(11, (24, 20, 16, 14)[number - 1])
+    letters = rng.randint(11, _TALLEST[number - 1])
     width, height = _ink_size(word, letters)
     while width > SIDE - 2:
         letters -= 1
         width, height = _ink_size(word, letters)
-    x, y = rng.randint(0, SIDE - width), rng.randint(0, SIDE - height)
+    x = rng.randint(0, SIDE - width)
+    y = rng.randint(0, SIDE - height)
     return Thing("word", rng.choice(_COLOUR_NAMES), word, x, y, width, height, letters)
 
 
-_SHAPE_NAMES, _COLOUR_NAMES = tuple(SHAPES), tuple(SHADES)
+_SHAPE_NAMES = tuple(SHAPES)
+_COLOUR_NAMES = tuple(SHADES)
+_WIDEST = (40, 30, 24, 20)
+"""The width of a shape at most, where there are one, two, three or four things."""
+_TALLEST = (24, 20, 16, 14)
+"""The height of letters at most, likewise."""
 
 
 @lru_cache(maxsize=256)
@@ -160,22 +189,23 @@ def _font(pixels: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(pixels)
 
 
-def _ink_size(word: str, letters: int) -> tuple[int, int]:
+def _ink_size(word: str, letters: float) -> tuple[int, int]:
     left, top, right, bottom = _font(letters).getbbox(word)
     return math.ceil(right - left), math.ceil(bottom - top)
 
 
 def _word_mask(thing: Thing, size: int) -> Image.Image:
-    font = _font(thing.turn * size / SIDE)
-    left, top, right, bottom = font.getbbox(thing.word)
-    mask = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
-    ImageDraw.Draw(mask).text((-left, -top), thing.word, fill=255, font=font)
+    pixels = thing.turn * size / SIDE
+    left, top, _, _ = _font(pixels).getbbox(thing.word)
+    mask = Image.new("L", _ink_size(thing.word, pixels))
+    ImageDraw.Draw(mask).text((-left, -top), thing.word, fill=255, font=_font(pixels))
     return mask
 
 
 def _shape_mask(thing: Thing, size: int) -> Image.Image:
     """How much of each pixel of its cell the shape covers, 0..255; drawn at four times the size."""
-    shape, fine = SHAPES[thing.shape], 4
+    fine = 4
+    shape = SHAPES[thing.shape]
     width = max(2, round(thing.width * size / SIDE)) * fine
     height = max(2, round(thing.height * size / SIDE)) * fine
     fit = _fit(shape.outline, width, height, thing.turn)
@@ -189,7 +219,8 @@ def _shape_mask(thing: Thing, size: int) -> Image.Image:
 
 def _fit(outline: list[Point], width: int, height: int, degrees: int) -> Callable[[list[Point]], list[Point]]:
     """How to stretch, turn and shrink points so that the outline just fills the cell in one direction."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    cos = math.cos(math.radians(degrees))
+    sin = math.sin(math.radians(degrees))
 
     def turned(points: list[Point]) -> list[Point]:
         return [(x * width * cos - y * height * sin, x * width * sin + y * height * cos) for x, y in points]
@@ -199,48 +230,3 @@ def _fit(outline: list[Point], width: int, height: int, degrees: int) -> Callabl
     across = (width - 1 - scale * (max(xs) + min(xs))) / 2
     down = (height - 1 - scale * (max(ys) + min(ys))) / 2
     return lambda points: [(scale * x + across, scale * y + down) for x, y in turned(points)]
-
-
-def _background(rng: Random, colours: list[str], size: int) -> tuple[Image.Image, list[Colour]]:
-    """A flat, graded or striped ground, and a shade for each colour that stands out from all of it."""
-    while True:
-        low, high = rng.choice(((205, 255), (205, 255), (150, 235), (0, 70), (40, 160)))
-        ground = (rng.randint(low, high), rng.randint(low, high), rng.randint(low, high))
-        red, green, blue = (max(0, min(255, channel + rng.randint(-40, 40))) for channel in ground)
-        other = (red, green, blue)
-        inks = [_shade(rng, colour) for colour in colours]
-        if all(_contrast(ink, ground) > 130 and _contrast(ink, other) > 130 for ink in inks):
-            break
-    picture = Image.new("RGB", (size, size), ground)
-    style = rng.choice(("flat", "flat", "graded", "striped"))
-    if style != "flat":
-        second = Image.new("RGB", (size, size), other)
-        blend = _graded(size) if style == "graded" else _striped(size, rng.randint(3, 12))
-        if rng.random() < 0.5:
-            blend = blend.transpose(Image.Transpose.TRANSPOSE)
-        picture.paste(second, (0, 0), blend)
-    return picture, inks
-
-
-@lru_cache(maxsize=16)
-def _graded(size: int) -> Image.Image:
-    return Image.linear_gradient("L").resize((size, size))
-
-
-@lru_cache(maxsize=64)
-def _striped(size: int, width: int) -> Image.Image:
-    rows = bytes(255 * ((row * SIDE // (size * width)) % 2) for row in range(size) for _ in range(size))
-    return Image.frombytes("L", (size, size), rows)
-
-
-def _shade(rng: Random, colour: str) -> Colour:
-    dark, light = SHADES[colour]
-    if colour in ("gray", "black", "white"):
-        level = rng.randint(dark[0], light[0])
-        return level, level, level
-    red, green, blue = (rng.randint(a, b) for a, b in zip(dark, light, strict=True))
-    return red, green, blue
-
-
-def _contrast(a: Colour, b: Colour) -> int:
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True))

@@ -5,24 +5,12 @@ stands in for real data in tests and demos, and the shipped model was pretrained
 """
 
 import io
-import textwrap
 import zlib
-from pathlib import Path
+from collections.abc import Collection
 from random import Random
 from typing import Literal, get_args
 
-import PIL.Image
-from PIL import ImageDraw, ImageFont
-
-from lightning_vlm.data.conversation import (
-    Box,
-    Conversation,
-    Conversations,
-    Image,
-    Message,
-    TaskTable,
-    Text,
-)
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
 from lightning_vlm.data.drawn.questions import QUESTIONS
 from lightning_vlm.data.drawn.scenes import HOW_MANY, draw, layout
 from lightning_vlm.data.drawn.talk import ASK, talk
@@ -78,28 +66,30 @@ class Drawn(Conversations):
         if split not in get_args(Split):
             raise UserError(f"Drawn: there is no split '{split}'; choose one of {', '.join(get_args(Split))}")
         wanted = tuple(TASKS if tasks is None else tasks)
-        if not wanted or (unknown := set(wanted) - set(TASKS)):
-            found = ", ".join(sorted(unknown)) if wanted else "an empty list"
-            raise UserError(f"Drawn: tasks has {found}; choose among {', '.join(TASKS)}")
+        if not wanted:
+            raise UserError(f"Drawn: tasks has an empty list; choose among {', '.join(TASKS)}")
+        _check_names("tasks", wanted, TASKS)
+        _check_names("questions", questions or (), QUESTIONS)
         if size < 1 or image_size < 32:
             raise UserError(f"Drawn: size {size} and image_size {image_size} must be at least 1 and 32")
         if not 1 <= max_things <= max(HOW_MANY):
             raise UserError(f"Drawn: max_things is {max_things}; choose 1 to {max(HOW_MANY)}")
         if rounds is not None and rounds < 1:
             raise UserError(f"Drawn: rounds is {rounds}; ask at least 1 question")
-        if unknown := set(questions or ()) - set(QUESTIONS):
-            found = ", ".join(sorted(unknown))
-            raise UserError(f"Drawn: questions has {found}; choose among {', '.join(QUESTIONS)}")
-        self.max_things, self.rounds, self.questions = max_things, rounds, tuple(questions or ())
-        self.split, self.size, self.seed, self.tasks, self.image_size = split, size, seed, wanted, image_size
+        self.split = split
+        self.size = size
+        self.seed = seed
+        self.tasks = wanted
+        self.image_size = image_size
+        self.max_things = max_things
+        self.rounds = rounds
+        self.questions = tuple(questions or ())
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
-        if not -self.size <= index < self.size:
-            raise IndexError(f"item {index} of a source with {self.size} items")
-        item = f"{self.seed}/{self.split}/{index % self.size}"
+        item = self._item(range(self.size)[index])
         task = self._task(item)
         rng = Random(f"{item}/{task}")
         word_chance = 1.0 if task == "ocr" else WORD_CHANCE
@@ -110,53 +100,18 @@ class Drawn(Conversations):
         messages = talk(task, seen, Image(data=file.getvalue()), rng, self.rounds, self.questions)
         return Conversation(messages, task=task, source=f"drawn:{item}")
 
+    def _item(self, index: int) -> str:
+        return f"{self.seed}/{self.split}/{index}"
+
     def _task(self, item: str) -> str:
         return self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
 
     def task_table(self) -> TaskTable:
         """Nothing is drawn for it."""
-        items = (f"{self.seed}/{self.split}/{index}" for index in range(self.size))
-        return TaskTable.of_samples(map(self._task, items))
+        return TaskTable.of_samples(self._task(self._item(index)) for index in range(self.size))
 
 
-def contact_sheet(path: Path, data: Drawn | None = None, columns: int = 6, rows: int = 5) -> Path:
-    """Save one picture that shows the first items of `data` enlarged, with their boxes and their words below.
-
-    Args:
-        path: Where to save it; the ending chooses the format.
-        data: What to show; None is the default training split.
-        columns: Items in a row.
-        rows: Rows of items.
-    Returns:
-        The path.
-    """
-    data = Drawn() if data is None else data
-    side, wide, high = 160, 230, 330
-    sheet = PIL.Image.new("RGB", (columns * wide, rows * high), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index in range(min(columns * rows, len(data))):
-        conversation = data[index]
-        x, y = index % columns * wide + 8, index // columns * high + 8
-        picture = PIL.Image.open(io.BytesIO(conversation.images[0].data or b""))
-        sheet.paste(picture.resize((side, side), PIL.Image.Resampling.NEAREST), (x, y))
-        for message in conversation.messages:
-            for part in message.parts:
-                if isinstance(part, Box):
-                    x1, y1, x2, y2 = (side * value for value in part.xyxy)
-                    pen.rectangle((x + x1, y + y1, x + x2, y + y2), outline="magenta")
-        lines = [f"({conversation.task})", *(_line(message) for message in conversation.messages)]
-        wrapped = "\n".join("\n".join(textwrap.wrap(line, 32)) for line in lines)
-        pen.multiline_text((x, y + side + 4), wrapped, fill="black", font=font, spacing=2)
-    sheet.save(path)
-    return path
-
-
-def _line(message: Message) -> str:
-    """A message on one line; entities stand between stars."""
-    words = ""
-    for part in message.parts:
-        if isinstance(part, Text):
-            words += f"*{part.text}*" if part.entity else part.text
-        elif isinstance(part, Box):
-            words += str(part)
-    return f"{message.role[0].upper()}: {words}"
+def _check_names(option: str, names: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(f"Drawn: {option} has {', '.join(unknown)}; choose among {', '.join(known)}")

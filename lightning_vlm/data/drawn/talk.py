@@ -5,8 +5,8 @@ from functools import partial
 from random import Random
 
 from lightning_vlm.data.conversation import Box, Image, Message, Part, Text
-from lightning_vlm.data.drawn.questions import a, question_about, the
-from lightning_vlm.data.drawn.scenes import Seen
+from lightning_vlm.data.drawn.questions import Things, a, question_about, the
+from lightning_vlm.data.drawn.scenes import DrawnThing
 
 Round = tuple[list[Part], list[Part]]
 """A question and its answer."""
@@ -17,52 +17,71 @@ SYSTEM = (
     "Look closely before you answer.",
     "You are a helpful assistant who can see.",
 )
-MORE_ROUNDS, SYSTEM_TURN = 0.15, 0.1
+MORE_ROUNDS = 0.15
+"""How often there are several rounds."""
+SYSTEM_TURN = 0.1
+"""How often there is a system turn."""
 
 
 def talk(
     task: str,
-    seen: Sequence[Seen],
+    seen: Things,
     image: Image,
     rng: Random,
-    number: int | None = None,
+    most: int | None = None,
     questions: Sequence[str] = (),
 ) -> tuple[Message, ...]:
-    """A conversation of one task about what is seen, at times with a system turn.
+    """A conversation about a picture, at times with a system turn. No question comes twice.
 
-    It has up to `number` rounds, no question twice; mostly one when None. A caption is always one round.
-    `questions` are kinds of vqa; without any, all.
+    Args:
+        task: One of `ASK`.
+        seen: What is on the picture.
+        image: The picture.
+        rng: Chooses among questions.
+        most: The most rounds; None is mostly one, at times up to three. A caption is always one round.
+        questions: Kinds of vqa questions; without any, all.
     """
-    ask = partial(_vqa, kinds=questions) if task == "vqa" and questions else ASK[task]
+    ask = ASK[task]
+    if task == "vqa" and questions:
+        ask = partial(_vqa, kinds=questions)
     if task == "caption":
-        number = 1
-    elif number is None:
-        number = rng.choice((2, 3)) if rng.random() < MORE_ROUNDS else 1
+        most = 1
+    elif most is None:
+        most = rng.choice((2, 3)) if rng.random() < MORE_ROUNDS else 1
     rounds: list[Round] = []
-    for _ in range(number):
+    for _ in range(most):
         question, answer = ask(seen, rng)
-        if all(question != asked and (task == "vqa" or answer != given) for asked, given in rounds):
+        is_new_question = all(question != asked for asked, _ in rounds)
+        is_new_answer = all(answer != given for _, given in rounds)
+        if is_new_question and (is_new_answer or task == "vqa"):
             rounds.append((question, answer))
-    messages = [Message("system", (Text(rng.choice(SYSTEM)),))] if rng.random() < SYSTEM_TURN else []
+    messages: list[Message] = []
+    if rng.random() < SYSTEM_TURN:
+        messages.append(Message("system", (Text(rng.choice(SYSTEM)),)))
     for index, (question, answer) in enumerate(rounds):
-        picture = (image,) if index == 0 else ()
-        messages += [Message("user", (*picture, *question)), Message("assistant", tuple(answer))]
+        shown = [image, *question] if index == 0 else question
+        messages.append(Message("user", tuple(shown)))
+        messages.append(Message("assistant", tuple(answer)))
     return tuple(messages)
 
 
-def _caption(seen: Sequence[Seen], rng: Random) -> Round:
+def _caption(seen: Things, rng: Random) -> Round:
     brief = rng.random() < 0.4
     question = rng.choice(_BRIEFLY if brief else _DESCRIBE)
-    ordered = sorted(seen, key=lambda one: one.centre)
+    ordered = sorted(seen, key=lambda drawn: drawn.centre)
     answer: list[Part] = []
-    for index, one in enumerate(ordered):
-        joint = "" if index == 0 else " and " if index == len(ordered) - 1 else ", "
-        article = _article(one)
-        answer.append(Text(joint + (article.capitalize() if index == 0 else article)))
-        answer.append(Text(one.thing.name, entity=True))
+    for index, drawn in enumerate(ordered):
+        article = _article(drawn)
+        if index == 0:
+            answer.append(Text(article.capitalize()))
+        elif index == len(ordered) - 1:
+            answer.append(Text(f" and {article}"))
+        else:
+            answer.append(Text(f", {article}"))
+        answer.append(Text(drawn.thing.name, entity=True))
         if not brief:
-            ink = f" in {one.thing.colour}" if one.thing.word else ""
-            answer.append(Text(f"{ink} {_at(one.place)}"))
+            colour = f" in {drawn.thing.colour}" if drawn.thing.word else ""
+            answer.append(Text(f"{colour} {_at(drawn.place)}"))
     answer.append(Text("."))
     return [Text(question)], answer
 
@@ -82,20 +101,22 @@ _BRIEFLY = (
 )
 
 
-def _ocr(seen: Sequence[Seen], rng: Random) -> Round:
-    words = [one.thing for one in seen if one.thing.word]
-    word = rng.choice(words)
-    if len(words) == 1:
+def _ocr(seen: Things, rng: Random) -> Round:
+    written = [drawn for drawn in seen if drawn.thing.word]
+    chosen = rng.choice(written)
+    colours = {drawn.thing.colour for drawn in written}
+    if len(written) == 1:
         question = rng.choice(_READ)
-    elif len({one.colour for one in words}) == len(words):
-        question = rng.choice(("What is written in {}?", "Read the {} word.", "What do the {} letters say?"))
-        question = question.format(word.colour)
+    elif len(colours) == len(written):
+        question = rng.choice(_READ_COLOUR).format(chosen.thing.colour)
     else:
-        upper = min((one for one in seen if one.thing.word), key=lambda one: one.centre[1])
-        word, question = upper.thing, rng.choice(("Read the upper word.", "Which word is higher up?"))
-    return [Text(question)], [Text(word.word)]
+        question = rng.choice(_READ_UPPER)
+        chosen = min(written, key=lambda drawn: drawn.centre[1])
+    return [Text(question)], [Text(chosen.thing.word)]
 
 
+_READ_COLOUR = ("What is written in {}?", "Read the {} word.", "What do the {} letters say?")
+_READ_UPPER = ("Read the upper word.", "Which word is higher up?")
 _READ = (
     "What does it say?",
     "Read the text.",
@@ -106,10 +127,10 @@ _READ = (
 )
 
 
-def _grounding(seen: Sequence[Seen], rng: Random) -> Round:
-    one = rng.choice(seen)
-    question = rng.choice(_LOCATE).format(the(one, seen, rng))
-    return [Text(question)], [Box(one.box)]
+def _grounding(seen: Things, rng: Random) -> Round:
+    drawn = rng.choice(seen)
+    question = rng.choice(_LOCATE).format(the(drawn, seen, rng))
+    return [Text(question)], [Box(drawn.box)]
 
 
 _LOCATE = (
@@ -122,11 +143,11 @@ _LOCATE = (
 )
 
 
-def _referring(seen: Sequence[Seen], rng: Random) -> Round:
-    one = rng.choice(seen)
+def _referring(seen: Things, rng: Random) -> Round:
+    drawn = rng.choice(seen)
     before, after = rng.choice(_REGION)
-    answer: list[Part] = [Text(_article(one)), Text(one.thing.name, entity=True)]
-    return [Text(before), Box(one.box), Text(after)], answer
+    answer: list[Part] = [Text(_article(drawn)), Text(drawn.thing.name, entity=True)]
+    return [Text(before), Box(drawn.box), Text(after)], answer
 
 
 _REGION = (
@@ -138,7 +159,7 @@ _REGION = (
 )
 
 
-def _vqa(seen: Sequence[Seen], rng: Random, kinds: Sequence[str] = ()) -> Round:
+def _vqa(seen: Things, rng: Random, kinds: Sequence[str] = ()) -> Round:
     """One question of a kind that this picture allows; of those asked for, where it allows any of them."""
     question, answer = question_about(seen, rng, kinds)
     if rng.random() < 0.3:
@@ -146,15 +167,19 @@ def _vqa(seen: Sequence[Seen], rng: Random, kinds: Sequence[str] = ()) -> Round:
     return [Text(question)], [Text(answer)]
 
 
-def _article(one: Seen) -> str:
-    return "the " if one.thing.word else a(one.thing.name)[: -len(one.thing.name)]
+def _article(drawn: DrawnThing) -> str:
+    if drawn.thing.word:
+        return "the "
+    return a(drawn.thing.name).removesuffix(drawn.thing.name)
 
 
 def _at(place: str) -> str:
-    return {"centre": "in the ", "left": "on the ", "right": "on the "}.get(place, "at the ") + place
+    """A place with its preposition."""
+    prepositions = {"centre": "in", "left": "on", "right": "on"}
+    return f"{prepositions.get(place, 'at')} the {place}"
 
 
-ASK: dict[str, Callable[[Sequence[Seen], Random], Round]] = {
+ASK: dict[str, Callable[[Things, Random], Round]] = {
     "caption": _caption,
     "vqa": _vqa,
     "ocr": _ocr,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+SIDE = 64
+"""The side of a picture, in the units in which everything is decided."""
 
 SHADES: dict[str, tuple[Colour, Colour]] = {
     "red": ((205, 0, 0), (255, 55, 55)),

@@ -109,9 +109,7 @@ class Source(Conversations):
         return len(self._places) // self.place_length
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of a source with {len(self)} items")
-        start = index % len(self) * self.place_length
+        start = range(len(self))[index] * self.place_length
         place = tuple(self._places[start : start + self.place_length])
         return self._build(place, self._record(place), self._reading)
 

@@ -14,8 +14,7 @@ import pytest
 from lightning_vlm.data.conversation import Box, Image, Text
 from lightning_vlm.data.drawn import TASKS, Drawn
 from lightning_vlm.data.drawn import scenes as drawn_scenes
-from lightning_vlm.data.drawn.scenes import Seen, Thing, draw, layout
-from lightning_vlm.data.drawn.source import contact_sheet
+from lightning_vlm.data.drawn.scenes import DrawnThing, Thing, draw, layout
 from lightning_vlm.data.drawn.talk import talk
 from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES
 from lightning_vlm.errors import UserError
@@ -45,7 +44,7 @@ def test_boxes_are_exactly_around_the_pixels(monkeypatch, size):
     def ground(rng, colours, size):
         return PIL.Image.new("RGB", (size, size), "white"), [(0, 0, 0)] * len(colours)
 
-    monkeypatch.setattr(drawn_scenes, "_background", ground)
+    monkeypatch.setattr(drawn_scenes, "background", ground)
     drawn_kinds = set()
     for seed in range(300):
         things = layout(Random(seed), "train", word_chance=0.3)
@@ -125,6 +124,12 @@ def test_an_item_is_the_same_in_every_process():
     assert other.stdout.strip() == here
 
 
+def test_the_shipped_model_was_trained_on_what_is_drawn_now():
+    """What is said about a picture also depends on where each thing lies on it."""
+    said = [[text(message) for message in item.messages] for item in Drawn(size=60, seed=3)]
+    assert hashlib.sha256(repr(said).encode()).hexdigest()[:16] == "b7a1359f6df4f932"
+
+
 def test_asking_for_one_task_gives_the_items_that_have_it():
     every, some = Drawn(size=100), Drawn(size=100, tasks=["vqa"])
     same = [every[index] == some[index] for index in range(100) if every[index].task == "vqa"]
@@ -155,10 +160,10 @@ def test_answers_about_a_known_scene():
         return Thing(shape, colour, word, 0, 0, 9, 9, 0)
 
     seen = [
-        Seen(thing("circle", "red"), (0.0, 0.0, 0.2, 0.2)),
-        Seen(thing("star", "blue"), (0.5, 0.5, 1.0, 1.0)),
-        Seen(thing("star", "gray"), (0.4, 0.0, 0.6, 0.2)),
-        Seen(thing("word", "black", "Lamp"), (0.0, 0.7, 0.3, 0.9)),
+        DrawnThing(thing("circle", "red"), (0.0, 0.0, 0.2, 0.2)),
+        DrawnThing(thing("star", "blue"), (0.5, 0.5, 1.0, 1.0)),
+        DrawnThing(thing("star", "gray"), (0.4, 0.0, 0.6, 0.2)),
+        DrawnThing(thing("word", "black", "Lamp"), (0.0, 0.7, 0.3, 0.9)),
     ]
     truth = {
         r"colou?r.* circle|circle .*colou?r": {"red"},
@@ -229,11 +234,6 @@ def test_it_is_a_sequence():
     assert source[-1] == source[4]
     with pytest.raises(IndexError):
         source[5]
-
-
-def test_contact_sheet(tmp_path):
-    path = contact_sheet(tmp_path / "sheet.png", Drawn(size=4), columns=2, rows=2)
-    assert PIL.Image.open(path).size == (460, 660)
 
 
 def test_how_many_things_at_most():
