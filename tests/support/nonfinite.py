@@ -73,11 +73,11 @@ def assert_same(found, expected):
         assert torch.equal(found[name], value), name
 
 
-def by_hand(module, batches, left_out=(), accumulate=1, clip=None, optimizer=None):
-    """Train without Lightning; the batches of steps left out are never looked at."""
+def by_hand(module, batches, skipped_steps=(), accumulate=1, clip=None, optimizer=None):
+    """Train without Lightning; the batches of skipped steps are never looked at."""
     optimizer = optimizer or module.configure_optimizers()
     for step in range(-(-len(batches) // accumulate)):
-        if step in left_out:
+        if step in skipped_steps:
             continue
         optimizer.zero_grad()
         for batch in batches[step * accumulate : (step + 1) * accumulate]:

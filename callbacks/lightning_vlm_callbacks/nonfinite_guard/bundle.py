@@ -70,7 +70,7 @@ class NonFiniteBundle:
 
         Args:
             module: Made as for training, on the device to use. It takes over the weights, train modes and
-                requires_grad of the bundle; what it hasn't got, as it is made when a fit begins, is left out
+                requires_grad of the bundle; what it hasn't got, as it is made when a fit begins, is skipped
                 with a warning.
         """
         module.configure_model()
@@ -86,7 +86,7 @@ class NonFiniteBundle:
         weights = self.weights or {}
         missing = [name for name in weights if name not in own]
         if missing:
-            rank_zero_warn(f"the module has no {', '.join(missing)}, which the bundle has: left out")
+            rank_zero_warn(f"the module has no {', '.join(missing)}, which the bundle has: skipped")
         for name in weights.keys() & own.keys():
             own[name].data.copy_(weights[name])
         for name, parameter in module.named_parameters():
@@ -109,23 +109,23 @@ def save(file: Path, bundle: NonFiniteBundle, max_bytes: float) -> str:
     Args:
         file: Its folder must exist.
         bundle: Its batch and weights may lie on any device.
-        max_bytes: What doesn't fit is left out, first the weights, then all.
+        max_bytes: What doesn't fit is omitted, first the weights, then all.
     Returns:
-        What was left out, as a sentence; else "".
+        What was omitted, as a sentence; else "".
     """
     size = _bytes(bundle.batch)
     if size > max_bytes:
         return f"The batch has {size / 2**20:,.0f} MiB, over max_bundle_mib: there is no bundle."
-    left_out = ""
+    omitted = ""
     weights = bundle.weights
     if size + _bytes(weights) > max_bytes:
         weights = None
-        left_out = "The weights were too large for the bundle: load a checkpoint from just before this step."
+        omitted = "The weights were too large for the bundle: load a checkpoint from just before this step."
     content = {field.name: getattr(bundle, field.name) for field in fields(bundle)}
     content["batch"] = _pack(bundle.batch)
     content["weights"] = _pack(weights)
     torch.save(content, file)
-    return left_out
+    return omitted
 
 
 def _bytes(value: Any) -> int:

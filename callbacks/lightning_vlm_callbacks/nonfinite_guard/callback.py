@@ -1,6 +1,6 @@
 """Finds NaN and infinity before they reach the weights, reports where they come from, and continues."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,12 +14,11 @@ from lightning_vlm_callbacks.nonfinite_guard.batches import keep_structure
 from lightning_vlm_callbacks.nonfinite_guard.detection import (
     Event,
     MicroBatch,
-    active_scaler,
     bad_gradients,
     find_bad,
 )
 from lightning_vlm_callbacks.nonfinite_guard.report import explain
-from lightning_vlm_callbacks.nonfinite_guard.state import KeptBuffers, Snapshots
+from lightning_vlm_callbacks.nonfinite_guard.state import Counts, KeptBuffers, Snapshots
 from lightning_vlm_callbacks.random_states import random_state
 from lightning_vlm_callbacks.requirements import (
     require_full_gradients,
@@ -30,7 +29,7 @@ from lightning_vlm_callbacks.requirements import (
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import loss_scaler, run_folder
 
 __all__ = ["NonFiniteError", "NonFiniteGuard"]
 
@@ -49,29 +48,8 @@ class NonFiniteError(MisconfigurationException):
     configuration errors in one line shows this too."""
 
 
-@dataclass
-class _Counts:
-    """What a checkpoint holds.
-
-    Args:
-        skipped: Steps whose update was left out because of NaN or infinity.
-        in_a_row: Of these, the last ones without a good step between them.
-        explained: Events that were reported.
-        still_out: Updates that are still to be left out after going back.
-        drops: The last steps at which the loss scale shrank.
-        drops_reported: Whether that was reported.
-    """
-
-    skipped: int = 0
-    in_a_row: int = 0
-    explained: int = 0
-    still_out: int = 0
-    drops: list[int] = field(default_factory=list)
-    drops_reported: bool = False
-
-
 class NonFiniteGuard(Callback):
-    """Leaves out the updates of steps whose loss or gradients hold NaN or infinity, and explains them.
+    """Skips the updates of steps whose loss or gradients hold NaN or infinity, and explains them.
 
     Looks after accumulation and unscaling, before clipping (which would spread one NaN over all gradients),
     at the losses of all micro-batches and at the gradients. Ranks agree, so replicas stay equal. A skipped
@@ -92,17 +70,18 @@ class NonFiniteGuard(Callback):
     Under float16 a GradScaler skips steps whose scaled gradients overflow, which isn't an anomaly; one that
     shrinks 10 times within 100 steps is reported, once. A compiled module is reported as one module.
 
-    Going back and leaving out batches is PaLM's remedy (https://arxiv.org/abs/2204.02311, section 5.1).
+    Going back and skipping batches is PaLM's remedy (https://arxiv.org/abs/2204.02311, section 5.1).
 
     Args:
         on_nonfinite: `skip` skips the update. `rollback` also goes back to an earlier state of weights,
-            buffers, optimizer and schedules, and leaves out the updates of the next `snapshot_every_n_steps`
-            steps. `stop` leaves the update out and raises NonFiniteError.
+            buffers, optimizer and schedules, and skips the next `snapshot_every_n_steps` updates. `stop`
+            skips the update and raises NonFiniteError.
         max_in_a_row: So many bad steps in a row stop the run with NonFiniteError; with `rollback`, so many
             without a new copy in between.
         dirpath: Folder of reports and bundles; None is `nonfinite` in the run's folder, which is
             `save_dir/name/version` of the logger.
-        max_bundle_mib: A bundle above this leaves out the weights, or all but the report.
+        max_bundle_mib: A larger bundle is written without the weights; if its batch alone is larger, there is
+            only the report.
         snapshot_every_n_steps: How often `rollback` copies the state to the CPU, which waits for the device.
             It keeps two copies, in memory only, and goes back to the older. Each is as large as the trained
             weights and the state of their optimizer together.
@@ -137,7 +116,7 @@ class NonFiniteGuard(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = _Counts()
+        self._counts = Counts()
         self._window: list[MicroBatch] = []
         self._snapshots: Snapshots | None = None
         self._step_is_good = False
@@ -145,7 +124,7 @@ class NonFiniteGuard(Callback):
 
     @property
     def skipped(self) -> int:
-        """Steps left out for NaN or infinity so far."""
+        """Steps skipped because of NaN or infinity so far."""
         return self._counts.skipped
 
     @override
@@ -199,9 +178,9 @@ class NonFiniteGuard(Callback):
             self._step_is_good = False
             self._skip_update(trainer, optimizer)
             return
-        bad_loss, bad_gradient = find_bad(trainer, window, optimizer)
+        bad_loss, bad_gradient = find_bad(trainer, [micro.loss for micro in window], optimizer)
         self._step_is_good = not bad_loss and not bad_gradient
-        scaler = active_scaler(trainer)
+        scaler = loss_scaler(trainer)
         if bad_loss:
             self._handle_bad_step(trainer, optimizer, window, "the loss is NaN or infinite")
         elif bad_gradient and scaler is not None:
@@ -220,7 +199,7 @@ class NonFiniteGuard(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        self._window = []  # not yet empty if the module itself has left the step out
+        self._window = []  # not yet empty if the module itself has skipped the step
         if self._snapshots is None:
             return
         if self._going_back:
@@ -235,7 +214,7 @@ class NonFiniteGuard(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.skipped:
             rank_zero_warn(
-                f"NonFiniteGuard: {self.skipped} of {trainer.global_step} steps were left out; reports in "
+                f"NonFiniteGuard: {self.skipped} of {trainer.global_step} steps were skipped; reports in "
                 f"{self._folder}"
             )
 
@@ -253,11 +232,11 @@ class NonFiniteGuard(Callback):
         state = dict(state_dict)
         state.pop("lines", None)  # both are in checkpoints of earlier versions
         state.setdefault("drops_reported", state.pop("drops_told", False))
-        self._counts = _Counts(**state)
+        self._counts = Counts(**state)
 
     def _skip_update(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Step without gradients, which changes nothing."""
-        scaler = active_scaler(trainer)
+        scaler = loss_scaler(trainer)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             # With a fused optimizer the scaler must check the gradients before the step.
             scaler.unscale_(optimizer)
@@ -269,11 +248,11 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, optimizer: Optimizer, window: list[MicroBatch], what: str
     ) -> None:
         """Skip and explain a bad step, then continue or stop."""
-        outcome = "The update of this step was left out on all ranks."
+        outcome = "The update of this step was skipped on all ranks."
         if self._snapshots is not None:
             self._going_back = True
             outcome = (
-                f"The run goes back to an earlier state and leaves out {self.snapshot_every_n_steps} steps."
+                f"The run goes back to an earlier state and skips {self.snapshot_every_n_steps} updates."
             )
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))
         record_event(trainer, "skipped", f"{what}; see {self._folder}")
@@ -300,7 +279,7 @@ class NonFiniteGuard(Callback):
             return
         counts.drops_reported = True
         what = f"the loss scale, now {scale:g}, shrank {len(counts.drops)} times within {SCALE_WINDOW} steps"
-        outcome = "The GradScaler left out these steps."
+        outcome = "The GradScaler skipped these steps."
         record_event(trainer, "anomaly", what)
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))
         self._warn(f"{self._explain(trainer, event)}. {outcome}")

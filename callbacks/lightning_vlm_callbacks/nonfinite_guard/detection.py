@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Event", "MicroBatch", "active_scaler", "bad_gradients", "find_bad"]
+__all__ = ["Event", "MicroBatch", "bad_gradients", "find_bad"]
 
 
 @dataclass
@@ -38,22 +38,17 @@ class Event:
     affected: list[str]
 
 
-def active_scaler(trainer: Trainer) -> "torch.amp.GradScaler | None":
-    """The GradScaler, if there is one that is enabled."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler if scaler is not None and scaler.is_enabled() else None
-
-
-def find_bad(trainer: Trainer, window: list[MicroBatch], optimizer: Optimizer) -> tuple[bool, bool]:
+def find_bad(trainer: Trainer, losses: list[Tensor | None], optimizer: Optimizer) -> tuple[bool, bool]:
     """Whether the losses of a step, and its gradients, hold NaN or infinity on any rank."""
     gradients = []
     for group in optimizer.param_groups:
-        gradients += [_values(parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                gradients.append(_values(parameter.grad))
     gradients = [gradient for gradient in gradients if gradient.numel()]
     norm = torch.nn.utils.get_total_norm(gradients).to(trainer.strategy.root_device)
-    losses = [micro.loss.flatten().float() for micro in window if micro.loss is not None]
-    losses_are_finite = torch.cat([norm.new_zeros(1), *losses]).isfinite().all()
-    bad = (~torch.stack((losses_are_finite, norm.isfinite()))).float()
+    loss = sum((loss.float().sum() for loss in losses if loss is not None), norm.new_zeros(()))
+    bad = (~torch.stack((loss, norm)).isfinite()).float()
     bad = trainer.strategy.reduce(bad, reduce_op="max")
     if not bad.any().item():  # the one number that the host waits for
         return False, False

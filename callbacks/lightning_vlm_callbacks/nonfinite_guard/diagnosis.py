@@ -117,9 +117,9 @@ def advice(diagnosis: Diagnosis, data: Sequence[str], precision: str) -> list[st
     """
     steps = []
     if any("nothing is supervised" in problem for problem in data):
-        steps.append("A mean over no tokens is 0/0: leave out samples of which nothing is learned.")
+        steps.append("A mean over no tokens is 0/0: remove samples of which nothing is learned.")
     elif data:
-        steps.append("Fix or leave out the samples named above.")
+        steps.append("Fix or remove the samples named above.")
     if diagnosis.broken:
         steps.append(
             "The weights themselves are bad, and were before this batch: go back to an earlier checkpoint "

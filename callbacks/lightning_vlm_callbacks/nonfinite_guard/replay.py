@@ -139,10 +139,7 @@ class _Watch:
             handle.remove()
 
     def _start(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if len(args) == 1 and isinstance(args[0], Tensor):
-            given = [("", args[0]), *named_tensors(kwargs)]
-        else:
-            given = list(named_tensors((*args, kwargs) if kwargs else args))
+        given = [*named_tensors(args), *named_tensors(kwargs)]
         parent = self._running[-1] if self._running else None
         inputs = [Statistics.of(path, tensor) for path, tensor in given]
         call = _Call(name, module, parent, len(self._running), inputs)

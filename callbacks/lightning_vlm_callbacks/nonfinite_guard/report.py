@@ -8,10 +8,11 @@ from lightning.pytorch import Trainer
 
 from lightning_vlm_callbacks.nonfinite_guard.batches import check_batch, keep_structure
 from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle, save
-from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch, active_scaler
+from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch
 from lightning_vlm_callbacks.nonfinite_guard.diagnosis import Diagnosis, advice
 from lightning_vlm_callbacks.nonfinite_guard.replay import replay
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
+from lightning_vlm_callbacks.runs import loss_scaler
 
 __all__ = ["explain"]
 
@@ -70,7 +71,7 @@ def _write_report(
         A sentence that says where it went wrong and where the report is; and whether it did go wrong.
     """
     module = trainer.lightning_module
-    scaler = active_scaler(trainer)
+    scaler = loss_scaler(trainer)
     scale = 1.0 if scaler is None else scaler.get_scale()
     factor = scale / trainer.accumulate_grad_batches
     for suspect in suspects:
@@ -101,12 +102,12 @@ def _write_report(
     )
     folder = folder / f"step-{trainer.global_step:08d}-rank{trainer.global_rank}"
     folder.mkdir(parents=True, exist_ok=True)
-    left_out = save(folder / "bundle.pt", bundle, max_mib * 2**20)
+    omitted = save(folder / "bundle.pt", bundle, max_mib * 2**20)
     run = f"{_learning_rates(trainer)}; precision {bundle.precision}"
     if scaler is not None:
         run += f"; loss scale {scale:g}"
     data = check_batch(suspect.batch, module)
-    text = _page(diagnosis, bundle, event, data, f"{run}.", folder / "bundle.pt", left_out)
+    text = _page(diagnosis, bundle, event, data, f"{run}.", folder / "bundle.pt", omitted)
     (folder / "report.md").write_text(text, "utf-8")
     return f"{diagnosis}; see {folder / 'report.md'}", diagnosis.phase not in ("none", "error")
 
@@ -127,7 +128,7 @@ def _page(
     data: list[str],
     run: str,
     file: Path,
-    left_out: str,
+    omitted: str,
 ) -> str:
     """The text of `report.md`: headings and paragraphs."""
     place = f"Rank {bundle.rank}, epoch {bundle.epoch}, batch {bundle.batch_idx}"
@@ -147,8 +148,8 @@ def _page(
     ]
     if file.exists():
         paragraphs += ["## Run it again", _RUN_IT_AGAIN.format(file=str(file))]
-    if left_out:
-        paragraphs.append(left_out)
+    if omitted:
+        paragraphs.append(omitted)
     return "\n\n".join(paragraphs) + "\n"
 
 

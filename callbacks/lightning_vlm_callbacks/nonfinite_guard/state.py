@@ -1,7 +1,7 @@
-"""Buffers and weights of a run: kept, and given back when a step is bad."""
+"""What is kept of a run: counts in its checkpoints, and buffers and weights to return to."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,10 +9,31 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-__all__ = ["KeptBuffers", "Snapshots"]
+__all__ = ["Counts", "KeptBuffers", "Snapshots"]
 
 SMALL = 2**16
 """Buffers of so many values are copied for every step, larger ones only if they change."""
+
+
+@dataclass
+class Counts:
+    """What a checkpoint holds.
+
+    Args:
+        skipped: Steps whose update was skipped because of NaN or infinity.
+        in_a_row: Of these, the last ones without a good step between them.
+        explained: Events that were reported.
+        still_out: Updates that are still to be skipped after going back.
+        drops: The last steps at which the loss scale shrank.
+        drops_reported: Whether that was reported.
+    """
+
+    skipped: int = 0
+    in_a_row: int = 0
+    explained: int = 0
+    still_out: int = 0
+    drops: list[int] = field(default_factory=list)
+    drops_reported: bool = False
 
 
 @dataclass(eq=False)

@@ -41,7 +41,7 @@ def test_as_if_never_seen(trapped, batches_of, make_trainer, tmp_path, kind, opt
     trainer.fit(module, loader(batches))
     other = trapped(kind, **options)
     by_optimizer = other.configure_optimizers()
-    expected = by_hand(other, batches, left_out=[1], accumulate=4, clip=0.1, optimizer=by_optimizer)
+    expected = by_hand(other, batches, skipped_steps=[1], accumulate=4, clip=0.1, optimizer=by_optimizer)
     assert_same(state_of(module), expected)
     assert_same(optimizer_state(trainer.optimizers[0]), optimizer_state(by_optimizer))
     assert trainer.global_step == 4

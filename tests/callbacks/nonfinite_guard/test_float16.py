@@ -76,7 +76,7 @@ def test_a_scaler_that_shrinks_again_and_again_is_reported_once(trapped, batches
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_steps_left_out_after_going_back_keep_the_scale(trapped, batches_of, make_trainer, tmp_path, fused):
+def test_steps_skipped_after_going_back_keep_the_scale(trapped, batches_of, make_trainer, tmp_path, fused):
     module, plugin = trapped(optimizer=adamw(fused)), scaler_of(256.0)
     guard = NonFiniteGuard("rollback", dirpath=tmp_path, snapshot_every_n_steps=4)
     trainer = make_trainer(max_epochs=1, plugins=[plugin], callbacks=[guard])

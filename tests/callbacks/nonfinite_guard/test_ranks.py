@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.parametrize(("kind", "what"), [("forward", "the loss"), ("backward", "a gradient")])
 def test_on_one_rank_of_two(trapped, batches_of, make_trainer, on_two_ranks, tmp_path, kind, what):
-    """Rank 1's second micro-batch of step 1 is bad. Both skip, rank 1's report is told, and the weights are
+    """Rank 1's second micro-batch of step 1 is bad. Both skip, rank 1's report is named, and the weights are
     those of a hand-written loop over what both ranks saw."""
     data = [batches_of(16)[:8], batches_of(16, marked=[11])[8:]]
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)}
@@ -62,7 +62,7 @@ def test_on_one_rank_of_two(trapped, batches_of, make_trainer, on_two_ranks, tmp
         torch.testing.assert_close(weights[name], value.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_loss_that_no_gradient_tells_of(digits, batches_of, make_trainer, on_two_ranks, tmp_path):
+def test_a_bad_loss_with_finite_gradients(digits, batches_of, make_trainer, on_two_ranks, tmp_path):
     """Infinite on rank 1 alone, by a constant: gradients are finite, yet both ranks leave the step out."""
 
     class Constant(digits.Classifier):

@@ -140,10 +140,10 @@ def test_statistics_of_the_input(trapped, batches_of):
     row = diagnosis_of(module, batch).inputs[0].row
     (x, *_) = seen
     numbers = [x.min(), x.max(), x.mean(), abs(x).max()]
-    assert row == ["-", str(list(x.shape)), "float32", *(f"{one:.4g}" for one in numbers), "0"]
+    assert row == ["[0]", str(list(x.shape)), "float32", *(f"{one:.4g}" for one in numbers), "0"]
 
 
-def test_a_failed_replay_is_told():
+def test_a_failed_replay_is_an_error_in_the_diagnosis():
     class Once(Sequence):
         def training_step(self, batch, batch_idx):
             raise ValueError("no more")

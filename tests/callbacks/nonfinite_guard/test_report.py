@@ -44,9 +44,9 @@ def test_report_and_three_lines(trapped, batches_of, make_trainer, tmp_path, pre
     text = (folder / "report.md").read_text()
     for words in (
         "# NaN or infinity at step 2\n",
-        "Rank 0, epoch 0, batch 5: a gradient is NaN or infinite. The update of this step was left out",
+        "Rank 0, epoch 0, batch 5: a gradient is NaN or infinite. The update of this step was skipped",
         "The forward is finite; the gradient goes bad in blocks.1.drop (Trap).\n",
-        "| - | [4, 8, 8, 8] |",
+        "| [0] | [4, 8, 8, 8] |",
         "Bad gradients in the step: stem.0.weight, stem.0.bias,",
         "- The batch passed all checks.\n",
         f"- Learning rate 0.01; precision {precision}.\n",
@@ -74,7 +74,7 @@ def test_bounded(trapped, batches_of, make_trainer, tmp_path):
         trainer.fit(trapped(), loader(batches_of(12, marked=range(1, 12, 2)[:6])))
     lines = [str(one.message) for one in caught if "NonFiniteGuard" in str(one.message)]
     assert len(lines) == MAX_REPORTS + 1
-    assert lines[-1] == f"NonFiniteGuard: 6 of 12 steps were left out; reports in {tmp_path}"
+    assert lines[-1] == f"NonFiniteGuard: 6 of 12 steps were skipped; reports in {tmp_path}"
     assert lines[-2].endswith("Later ones are only counted.")
     assert [one.name for one in sorted(tmp_path.iterdir())] == [
         f"step-0000000{step}-rank0" for step in (1, 3, 5)

@@ -20,7 +20,7 @@ def exponential(optimizer):
 
 @pytest.mark.parametrize("marked", [[9], [9, 14], [9, 18]])
 def test_rollback(trapped, batches_of, make_trainer, tmp_path, marked):
-    """By hand: of copies after steps 4 and 8 to the older; the next 4 steps are left out; the schedule goes
+    """By hand: of copies after steps 4 and 8 to the older; the next 4 steps are skipped; the schedule goes
     back too and then on. A second time it goes back to the same copy, even if there is one taken since."""
     batches = batches_of(28, marked=marked)
     options = {"schedule": exponential}
@@ -64,8 +64,8 @@ def test_rollback(trapped, batches_of, make_trainer, tmp_path, marked):
     assert guard.skipped == len(marked)
 
 
-def test_steps_left_out_go_on_after_a_resume(trapped, batches_of, make_trainer, tmp_path):
-    """Bit for bit: the bad step is 1, the checkpoint after step 3, and steps 2 to 5 are left out."""
+def test_skipping_goes_on_after_a_resume(trapped, batches_of, make_trainer, tmp_path):
+    """Bit for bit: the bad step is 1, the checkpoint after step 3, and steps 2 to 5 are skipped."""
     batches = batches_of(8, marked=[1])
 
     def fit(stop, data, ckpt_path=None):
@@ -116,4 +116,4 @@ def test_rollback_on_two_ranks_and_what_talks_to_others(
     assert folder.name == "step-00000005-rank1"
     text = (folder / "report.md").read_text()
     assert "could not be run again: RuntimeError: it talks to other ranks" in text
-    assert "goes back to an earlier state and leaves out 2 steps" in text
+    assert "goes back to an earlier state and skips 2 updates" in text

@@ -34,9 +34,9 @@ def vlm(model_folder):
 class Without(Drawn):
     """Drawn samples but some."""
 
-    def __init__(self, size, left_out=()):
+    def __init__(self, size, skipped=()):
         super().__init__("train", size=size, tasks=["vqa", "caption"])
-        self.kept = [index for index in range(size) if index not in left_out]
+        self.kept = [index for index in range(size) if index not in skipped]
 
     def __len__(self):
         return len(self.kept)
@@ -45,8 +45,8 @@ class Without(Drawn):
         return super().__getitem__(self.kept[index])
 
 
-def drawn(module, size, batch_size=4, left_out=()):
-    source = Without(size, left_out)
+def drawn(module, size, batch_size=4, skipped=()):
+    source = Without(size, skipped)
     return VLMDataModule(train=source, batch_size=batch_size, shuffle=False, processor=module.processor)
 
 
@@ -83,7 +83,7 @@ def test_a_vlm_is_as_if_it_had_never_seen_the_batch(vlm, make_trainer, tmp_path,
     """Micro-batch 3, the second of step 1, is bad. VLMModule clips by itself, and divides by the true weights
     of all micro-batches: a replay that counted into its sums would change the next step."""
     runs = []
-    for spoil, left_out in ((3, ()), (None, range(4, 8))):
+    for spoil, skipped in ((3, ()), (None, range(4, 8))):
         module, guard = vlm(clip=0.5), NonFiniteGuard(dirpath=tmp_path)
         trainer = make_trainer(
             max_epochs=1,
@@ -92,7 +92,7 @@ def test_a_vlm_is_as_if_it_had_never_seen_the_batch(vlm, make_trainer, tmp_path,
             precision=precision,
             callbacks=[guard, SpoilPixels(spoil)],
         )
-        trainer.fit(module, drawn(module, 16, 2, left_out))
+        trainer.fit(module, drawn(module, 16, 2, skipped))
         weights = {name: one.detach() for name, one in module.named_parameters()}
         runs.append((weights, optimizer_state(trainer.optimizers[0]), guard.skipped, module.tokens_seen))
     assert [one[2] for one in runs] == [1, 0]
