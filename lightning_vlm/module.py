@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, fit_ranks
-from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import restore_accumulation
+from lightning_vlm_callbacks.run_length import restore_accumulation
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from torch import Tensor

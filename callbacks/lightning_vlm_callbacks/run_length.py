@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
     "Unit",
-    "batches_per_step",
     "epochs_ahead",
     "first_step_at",
     "has_validation_data",
     "longest_window",
+    "restore_accumulation",
     "share_of_steps",
     "steps_of_epoch",
     "steps_of_run",
@@ -64,7 +64,7 @@ def steps_of_epoch(trainer: Trainer, epoch: int, batches: float | None = None) -
         batches = trainer.num_training_batches
     if batches == math.inf:
         return math.inf
-    return math.ceil(batches / batches_per_step(trainer, epoch))
+    return math.ceil(batches / _batches_per_step(trainer, epoch))
 
 
 def share_of_steps(share: float, steps: float) -> int:
@@ -106,6 +106,14 @@ def _known(trainer: Trainer, steps: float) -> int:
     raise MisconfigurationException(
         "unit: found fraction, but the run has no end; set max_steps or max_epochs"
     )
+
+
+def restore_accumulation(trainer: Trainer) -> None:
+    """Let a run that is resumed inside an epoch accumulate as many batches as it did there.
+
+    A GradientAccumulationScheduler sets the number when an epoch starts, which it doesn't for a resumed one.
+    """
+    trainer.accumulate_grad_batches = _batches_per_step(trainer, trainer.current_epoch)
 
 
 def epochs_ahead(trainer: Trainer) -> float:
@@ -183,7 +191,7 @@ def _is_finite(trainer: Trainer) -> bool:
     return 0 < trainer.num_training_batches < math.inf and steps_of_run(trainer) != math.inf
 
 
-def batches_per_step(trainer: Trainer, epoch: int) -> int:
+def _batches_per_step(trainer: Trainer, epoch: int) -> int:
     """The micro-batches of an optimizer step in an epoch, which GradientAccumulationScheduler may change."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
@@ -219,7 +227,7 @@ def _batches_of_epochs(trainer: Trainer) -> list[tuple[int, int]]:
     for epoch, whole in _epochs(trainer):
         batches = int(trainer.num_training_batches)
         if not whole:
-            batches = min(batches, int(last - before) * batches_per_step(trainer, epoch))
+            batches = min(batches, int(last - before) * _batches_per_step(trainer, epoch))
         found.append((epoch, batches))
         before += steps_of_epoch(trainer, epoch)
     return found

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_vlm_callbacks.folder_lock import FolderLock, LockedError
 
-__all__ = ["builds_in_setup", "log_metrics", "logs_at", "loss_scaler", "run_folder"]
+__all__ = ["LoggedMetric", "builds_in_setup", "log_metrics", "logs_at", "loss_scaler", "run_folder"]
 
 _claims: "WeakKeyDictionary[Trainer, _Claims]" = WeakKeyDictionary()
 
@@ -100,6 +100,26 @@ def loss_scaler(trainer: Trainer) -> GradScaler | None:
     """What multiplies losses against underflow in float16; None if nothing does."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+class LoggedMetric:
+    """Knows whether a metric was logged since it was last looked at: Lightning goes on showing old values."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+        """While it is held, no other tensor can lie at its address."""
+
+    def is_new(self, metric: Tensor | None) -> bool:
+        """Whether it was logged since the last call.
+
+        Args:
+            metric: As in `trainer.callback_metrics`; None if there is none.
+        """
+        last = self._last
+        self._last = metric
+        if metric is None or last is None:
+            return metric is not None
+        return metric.data_ptr() != last.data_ptr()
 
 
 def builds_in_setup(module: LightningModule) -> bool:

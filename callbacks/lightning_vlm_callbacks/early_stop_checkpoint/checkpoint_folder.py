@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ def name_of(step: int, version: int = 1) -> str:
     >>> name_of(120), name_of(120, 2)
     ('step-00000120.ckpt', 'step-00000120-v2.ckpt')
     """
-    return f"step-{step:08d}{f'-v{version}' if version > 1 else ''}.ckpt"
+    suffix = f"-v{version}" if version > 1 else ""
+    return f"step-{step:08d}{suffix}.ckpt"
 
 
 def step_of(name: str) -> int:
@@ -54,11 +55,11 @@ class Kept(NamedTuple):
         >>> Kept().add("a", best=True, periodic=False).add("b", best=False, periodic=True)
         Kept(files=('a', 'b'), periodic=('b',), best='a')
         """
-        return Kept(
-            (*(one for one in self.files if one != name), name),
-            (*(one for one in self.periodic if one != name), *([name] if periodic else [])),
-            name if best else self.best,
-        )
+        files = [*(file for file in self.files if file != name), name]
+        periodics = [file for file in self.periodic if file != name]
+        if periodic:
+            periodics.append(name)
+        return Kept(tuple(files), tuple(periodics), name if best else self.best)
 
     def prune(self, keep_periodic: int | None) -> "Kept":
         """Without those to delete: all but the best, the latest and the last `keep_periodic` periodic ones.
@@ -67,15 +68,14 @@ class Kept(NamedTuple):
         Kept(files=('a', 'c', 'd'), periodic=('c',), best='a')
         """
         first = 0 if keep_periodic is None else max(len(self.periodic) - keep_periodic, 0)
-        return self.only({*self.periodic[first:], self.best, self.latest}, self.periodic[first:])
+        kept = self._replace(periodic=self.periodic[first:])
+        return kept.only({*kept.periodic, self.best, self.latest})
 
-    def only(self, names: Collection[str | None], periodic: Sequence[str] | None = None) -> "Kept":
+    def only(self, names: Collection[str | None]) -> "Kept":
         """Without those that aren't among `names`."""
-        return Kept(
-            tuple(one for one in self.files if one in names),
-            tuple(one for one in (self.periodic if periodic is None else periodic) if one in names),
-            self.best if self.best in names else None,
-        )
+        files = tuple(file for file in self.files if file in names)
+        periodic = tuple(file for file in self.periodic if file in names)
+        return Kept(files, periodic, self.best if self.best in names else None)
 
 
 class CheckpointFolder:
@@ -90,8 +90,8 @@ class CheckpointFolder:
 
     def clear_unfinished(self) -> None:
         """Delete files that a killed run left unfinished."""
-        for one in self.path.glob(f"{UNFINISHED}*"):
-            _delete(one)
+        for path in self.path.glob(f"{UNFINISHED}*"):
+            _delete(path)
 
     def set_aside(self, ours: Collection[str], resumed: bool) -> Path | None:
         """Move the checkpoints of other runs to a folder of their own, so that runs don't mix.
@@ -104,23 +104,21 @@ class CheckpointFolder:
         Returns:
             Where they are now; None if there were none.
         """
-        found = [
-            one
-            for one in self.path.glob("step-*.ckpt")
-            if re.fullmatch(r"step-\d{8,}(-v\d+)?\.ckpt", one.name)
-        ]
-        strangers = [one for one in found if one.name not in ours]
+        others = []
+        for path in self.path.glob("step-*.ckpt"):
+            if re.fullmatch(r"step-\d{8,}(-v\d+)?\.ckpt", path.name) and path.name not in ours:
+                others.append(path)
         if not resumed:
-            rest = (BEST, LATEST, "history.csv", "history.png")
-            strangers += [self.path / one for one in rest if os.path.lexists(self.path / one)]
-        if not strangers:
+            rest = [self.path / name for name in (BEST, LATEST, "history.csv", "history.png")]
+            others += [path for path in rest if os.path.lexists(path)]
+        if not others:
             return None
         number = 1
         while (aside := self.path / f"previous-{number}").exists():
             number += 1
         aside.mkdir()
-        for one in strangers:
-            one.rename(aside / one.name)
+        for path in others:
+            path.rename(aside / path.name)
         _sync(self.path)
         return aside
 

@@ -13,7 +13,7 @@ from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_vlm_callbacks.random_states import random_state
-from lightning_vlm_callbacks.run_length import batches_per_step
+from lightning_vlm_callbacks.run_length import restore_accumulation
 
 __all__ = [
     "Position",
@@ -22,7 +22,6 @@ __all__ = [
     "gather",
     "go_on",
     "mend_progress",
-    "restore_accumulation",
     "unsure_loaders",
 ]
 
@@ -41,24 +40,31 @@ def _resumable(loader: Any) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
+def _resumable_loaders(trainer: Trainer) -> list[Any]:
+    return [loader for loader in _loaders(trainer) if _resumable(loader)]
+
+
 def unsure_loaders(trainer: Trainer) -> list[str]:
     """The kinds of training loaders that can't resume exactly inside an epoch.
 
     Those that don't save their position, and those without a length: from these Lightning draws one batch
     ahead, which is lost.
     """
-    unsure = [one for one in _loaders(trainer) if not (_resumable(one) and hasattr(one, "__len__"))]
-    return [type(one).__name__ for one in unsure]
+    loaders = _loaders(trainer)
+    unsure = [loader for loader in loaders if not (_resumable(loader) and hasattr(loader, "__len__"))]
+    return [type(loader).__name__ for loader in unsure]
 
 
 def _generators(trainer: Trainer) -> list[torch.Generator]:
     """Those of loaders and samplers. (torchdata's shuffle by one that is seeded when it is made.)"""
     found: dict[int, torch.Generator] = {}
     for loader in _loaders(trainer):
-        batches = getattr(loader, "batch_sampler", None)
-        for owner in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
-            if isinstance(one := getattr(owner, "generator", None), torch.Generator):
-                found[id(one)] = one
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        sampler, inner_sampler = (getattr(owner, "sampler", None) for owner in (loader, batch_sampler))
+        for owner in (loader, sampler, batch_sampler, inner_sampler):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = generator
     return list(found.values())
 
 
@@ -66,8 +72,8 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     """The state of this rank."""
     return {
         "random": random_state(),
-        "generators": [one.get_state() for one in _generators(trainer)],
-        "loaders": [one.state_dict() for one in _loaders(trainer) if _resumable(one)],
+        "generators": [generator.get_state() for generator in _generators(trainer)],
+        "loaders": [loader.state_dict() for loader in _resumable_loaders(trainer)],
     }
 
 
@@ -96,8 +102,7 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
         loop.epoch_loop.restarting = False
     elif position is not None and mine["loaders"]:
         # Lightning gives all ranks the state of rank 0, or none after `estimated_stepping_batches`.
-        resumable = [one for one in _loaders(trainer) if _resumable(one)]
-        for loader, state in zip(resumable, mine["loaders"], strict=True):
+        for loader, state in zip(_resumable_loaders(trainer), mine["loaders"], strict=True):
             loader.load_state_dict(state)
         iter(loop._data_fetcher)  # type: ignore[arg-type]
     if position == "validating":
@@ -111,14 +116,6 @@ def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) 
     if len(generators) == len(mine["generators"]):
         for generator, state in zip(generators, mine["generators"], strict=True):
             generator.set_state(state.cpu())
-
-
-def restore_accumulation(trainer: Trainer) -> None:
-    """Let a run that is resumed inside an epoch accumulate as many batches as it did there.
-
-    A GradientAccumulationScheduler sets the number when an epoch starts, which it doesn't for a resumed one.
-    """
-    trainer.accumulate_grad_batches = batches_per_step(trainer, trainer.current_epoch)
 
 
 def epoch_ended(trainer: Trainer) -> bool:

@@ -27,13 +27,15 @@ class ExitSignals:
         self._caught: int | None = None
         self._requeue: int | None = None
         self._held: dict[int, tuple[Any, Callable[[int, FrameType | None], None]]] = {}
-        self._process, self._speaks = os.getpid(), True
+        self._process = os.getpid()
+        self._speaks = True
 
     def install(self, trainer: Trainer) -> None:
         """Hold signals back from now on; in a thread, where Python allows no handlers, none is."""
         self.remove()
         self._caught = self._requeue = None
-        self._process, self._speaks = os.getpid(), trainer.is_global_zero
+        self._process = os.getpid()
+        self._speaks = trainer.is_global_zero
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a library has set another
@@ -70,14 +72,11 @@ class ExitSignals:
         if self._caught is None or self._caught == self._requeue:
             self._caught = number
             # A signal for the whole process group ends the workers of loaders too, which torch's handler of
-            # SIGCHLD makes an error, anywhere. It is there since the first worker.
+            # SIGCHLD, set with the first worker, turns into an error at any place.
             if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
                 self._hold(signal.SIGCHLD, _ignore)
             if self._speaks:
-                again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-                name = signal.Signals(number).name
-                message = f"\nEarlyStopCheckpoint: found {name}; saves after this batch{again}\n"
-                os.write(2, message.encode())  # a handler must not print
+                _announce(number)
 
     def caught(self, trainer: Trainer) -> int | None:
         """The signal that some rank has caught; None if there is none. All ranks must ask."""
@@ -106,3 +105,9 @@ class ExitSignals:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     pass
+
+
+def _announce(number: int) -> None:
+    again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+    message = f"\nEarlyStopCheckpoint: found {signal.Signals(number).name}; saves after this batch{again}\n"
+    os.write(2, message.encode())  # a handler must not print

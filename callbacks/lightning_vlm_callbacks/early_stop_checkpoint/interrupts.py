@@ -30,7 +30,9 @@ class Interrupts:
         save: Callable[[Trainer, Position | None], None],
         at: Callable[[Position | None], AbstractContextManager[None]],
     ) -> None:
-        self.enabled, self._save, self._at = enabled, save, at
+        self.enabled = enabled
+        self._save = save
+        self._at = at
         self.last = LastStep()
         self._signals = ExitSignals()
         self._first = 0
@@ -38,7 +40,9 @@ class Interrupts:
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Called when training begins."""
-        self.last, self._first, self._done = LastStep(), trainer.global_step, False
+        self.last = LastStep()
+        self._first = trainer.global_step
+        self._done = False
         if self.enabled:
             self._signals.install(trainer)
             self.last.find_buffers(module)
@@ -77,8 +81,8 @@ class Interrupts:
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Save what was whole before an exception."""
         caught = self._signals.remove()
-        insists = caught == signal.SIGINT and isinstance(exception, KeyboardInterrupt)
-        if self._done or insists or not self.enabled or trainer.global_step == self._first:
+        is_second_interrupt = caught == signal.SIGINT and isinstance(exception, KeyboardInterrupt)
+        if self._done or is_second_interrupt or not self.enabled or trainer.global_step == self._first:
             return
         name = type(exception).__name__
         if trainer.world_size > 1:
@@ -94,21 +98,24 @@ class Interrupts:
                 "can't be saved; latest.ckpt is the last whole checkpoint"
             )
         elif self.last.step is not None and self.last.step > self._first:
-            try:
-                self._save(trainer, None)
-                self._say(trainer, name)
-            except MisconfigurationException as error:  # the original exception matters more
-                rank_zero_warn(str(error))
+            self._save_last(trainer, name)
+
+    def _save_last(self, trainer: Trainer, why: str) -> None:
+        try:
+            self._save(trainer, None)
+            self._say(trainer, why)
+        except MisconfigurationException as error:  # the original exception matters more
+            rank_zero_warn(str(error))
 
     def fail(self) -> None:
         """Save nothing more, because saving has failed."""
         self._done = True
 
     def _say(self, trainer: Trainer, why: str) -> None:
+        text = f"EarlyStopCheckpoint: saved step {self.last.step or trainer.global_step} for {why}; resume "
+        text += 'with ckpt_path="last"'
         unsure = unsure_loaders(trainer)
-        inside = trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
-        rank_zero_info(
-            f"EarlyStopCheckpoint: saved step {self.last.step or trainer.global_step} for {why}; resume with "
-            'ckpt_path="last"'
-            + (f", though {unsure[0]} can't resume exactly inside an epoch" if unsure and inside else "")
-        )
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if unsure and batches < trainer.num_training_batches:
+            text += f", though {unsure[0]} can't resume exactly inside an epoch"
+        rank_zero_info(text)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_vlm_callbacks.early_stop_checkpoint.run_files import check_numbers
 from lightning_vlm_callbacks.run_length import epochs_ahead, validations_ahead, why_no_validation
+from lightning_vlm_callbacks.runs import LoggedMetric
 from lightning_vlm_callbacks.stop_rule import Decision, Rule, Standing, decide
 
 __all__ = ["Judge"]
@@ -46,14 +47,15 @@ class Judge:
                 f"EarlyStopCheckpoint: found patience {patience} without a metric to wait for; set monitor"
             )
         check_numbers(0, patience=patience, min_delta=min_delta)
-        self.monitor, self.rule, self.strict = monitor, Rule(mode, min_delta, patience), strict
+        self.monitor = monitor
+        self.rule = Rule(mode, min_delta, patience)
+        self.strict = strict
         self.standing = Standing()
         self.score: float | None = None
         """The last score that was judged."""
         self.due = False
         """Whether there was a validation since the last judgement."""
-        self._last: Tensor | None = None
-        """The metric that was judged last. It is kept alive so that its address stays unique."""
+        self._metric = LoggedMetric()
         self._validates = True
         self._judged = False
 
@@ -64,21 +66,28 @@ class Judge:
             return
         ahead = validations_ahead(trainer)
         self._validates = ahead > 0
-        moment = "after a validation"
-        if not self._validates:
-            ahead, moment = max(epochs_ahead(trainer), 1), "at an epoch's end"
-            rank_zero_info(
-                f"EarlyStopCheckpoint: no validation comes in this run ({why_no_validation(trainer)}), so "
-                f"{self.monitor} is judged at the end of each epoch"
-            )
+        if self._validates:
+            self._warn_of_long_patience(f"{ahead:g} times after a validation", ahead)
+            return
+        rank_zero_info(
+            f"EarlyStopCheckpoint: no validation comes in this run ({why_no_validation(trainer)}), so "
+            f"{self.monitor} is judged at the end of each epoch"
+        )
+        ahead = max(epochs_ahead(trainer), 1)
+        self._warn_of_long_patience(f"{ahead:g} times at an epoch's end", ahead)
+
+    def _warn_of_long_patience(self, judged: str, ahead: float) -> None:
         patience = self.rule.patience
-        if patience is not None:
-            needed = max(patience, 1) - self.standing.waited + (self.standing.best is None)
-            if ahead < needed:
-                rank_zero_warn(
-                    f"EarlyStopCheckpoint: patience {patience} stops nothing in this run, where "
-                    f"{self.monitor} is judged {ahead:g} times {moment}; set a smaller one"
-                )
+        if patience is None:
+            return
+        needed = max(patience, 1) - self.standing.waited
+        if self.standing.best is None:  # the first score is the best
+            needed += 1
+        if ahead < needed:
+            rank_zero_warn(
+                f"EarlyStopCheckpoint: patience {patience} stops nothing in this run, where {self.monitor} "
+                f"is judged {judged}; set a smaller one"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer) -> Decision | None:
         """Judge what hasn't been judged inside the epoch."""
@@ -93,30 +102,24 @@ class Judge:
         self.due = False
         if self.monitor is None:
             return None
-        metrics = trainer.callback_metrics
-        found: Any = metrics.get(self.monitor)
-        if found is None:
-            if self.strict:
-                raise MisconfigurationException(
-                    f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step "
-                    f"{trainer.global_step}; there are: {', '.join(sorted(metrics)) or 'none'}"
-                )
+        metric = trainer.callback_metrics.get(self.monitor)
+        if metric is None and self.strict:
+            there = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise MisconfigurationException(
+                f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step {trainer.global_step}; "
+                f"there are: {there}"
+            )
+        if metric is None or not self._metric.is_new(metric):
             return None
-        if self._last is not None and found.data_ptr() == self._last.data_ptr():
-            return None  # Lightning keeps metrics that were logged long ago
-        self._last = found
-        score = found.detach().float()
-        if trainer.world_size > 1:  # the metric may have been logged without sync_dist
-            score = trainer.strategy.reduce(score.clone().to(trainer.strategy.root_device), reduce_op="mean")
         self._judged = True
-        self.score = float(score)
+        self.score = _mean_over_ranks(trainer, metric)
         decision = decide(self.rule, self.standing, self.score)
         self.standing = decision.standing
         return decision
 
     def add_old(self, trainer: Trainer) -> None:
         """What is shown now was judged before the run was saved."""
-        self._last = trainer.callback_metrics.get(self.monitor or "")
+        self._metric.is_new(trainer.callback_metrics.get(self.monitor or ""))
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Say so if the metric never came."""
@@ -143,3 +146,10 @@ class Judge:
                 "can't be compared and is forgotten"
             )
         return False
+
+
+def _mean_over_ranks(trainer: Trainer, metric: Tensor) -> float:
+    score = metric.detach().float()
+    if trainer.world_size > 1:  # the metric may have been logged without sync_dist
+        score = trainer.strategy.reduce(score.clone().to(trainer.strategy.root_device), reduce_op="mean")
+    return float(score)

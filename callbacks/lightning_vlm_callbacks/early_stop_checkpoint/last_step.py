@@ -33,12 +33,15 @@ class LastStep:
         self._loops: dict[str, Any] = {}
         self._epoch = 0
         self._buffers: dict[str, Tensor] = {}
-        self._seen: dict[str, tuple[Tensor, int]] = {}
+        self._versions: dict[str, tuple[Tensor, int]] = {}
+        """Each buffer with the number that torch counts up when it is changed."""
         self._owners: list[tuple[str, nn.Module]] = []
 
     def take(self, trainer: Trainer, module: LightningModule, position: Position) -> None:
         """Called after a whole step, or when an epoch begins."""
-        self.step, self.position, self.stepping = trainer.global_step, position, False
+        self.step = trainer.global_step
+        self.position = position
+        self.stepping = False
         self._rank = capture(trainer)
         self._loops = trainer.fit_loop.state_dict()
         self._epoch = trainer.current_epoch
@@ -52,7 +55,7 @@ class LastStep:
 
         Walking over a large model takes longer than all else here, so it isn't done after each step.
         """
-        self._owners = [(place, owner) for place, owner in module.named_modules() if owner._buffers]
+        self._owners = [(name, owner) for name, owner in module.named_modules() if owner._buffers]
         self._keep_buffers()
 
     def _keep_buffers(self) -> None:
@@ -63,10 +66,11 @@ class LastStep:
         for place, owner in self._owners:
             is_norm = isinstance(owner, _NormBase)
             for name, buffer in owner.named_buffers(place, recurse=False):
-                seen, version = self._seen.get(name, (buffer, buffer._version))
-                if is_norm or name in self._buffers or seen is not buffer or version != buffer._version:
+                before, version = self._versions.get(name, (buffer, buffer._version))
+                changed = before is not buffer or version != buffer._version
+                if is_norm or changed or name in self._buffers:
                     self._buffers[name] = buffer.detach().clone()
-                self._seen[name] = (buffer, buffer._version)
+                self._versions[name] = (buffer, buffer._version)
 
     def on_before_optimizer_step(self) -> None:
         self.stepping = True
@@ -97,8 +101,10 @@ class LastStep:
         Returns:
             What `capture` gave on this rank.
         """
-        loops = checkpoint["loops"]["fit_loop"] = deepcopy(self._loops)
-        checkpoint["epoch"], checkpoint["global_step"] = self._epoch, self.step
+        loops = deepcopy(self._loops)
+        checkpoint["loops"]["fit_loop"] = loops
+        checkpoint["epoch"] = self._epoch
+        checkpoint["global_step"] = self.step
         for name, buffer in self._buffers.items():
             if name in checkpoint["state_dict"]:
                 checkpoint["state_dict"][name] = buffer

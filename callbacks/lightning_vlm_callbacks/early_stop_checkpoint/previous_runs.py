@@ -1,6 +1,7 @@
 """Which checkpoint `ckpt_path="last"` and `"best"` mean in a new process."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -35,15 +36,21 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
     if dirpath is not None:
         return _target(Path(dirpath).expanduser().absolute() / link)
     own, others = _folders(trainer)
-    if own is not None and (found := _target(own / "checkpoints" / link)):
-        return found
-    candidates = [folder / "checkpoints" for folder in others if not is_locked(folder)]
-    links = [folder / link for folder in candidates if _target(folder / link)]
-    of_this_job = [one for one in links if slurm_job() and _job_of(one.parent) == slurm_job()]
-    newest = max(of_this_job or links, key=lambda one: one.stat().st_mtime, default=None)
-    if newest is None:
+    if own is not None:
+        return _target(own / "checkpoints" / link)
+    return _newest(others, link)
+
+
+def _newest(folders: Sequence[Path], link: str) -> Path | None:
+    """What the newest of several runs' links points at."""
+    paths = [folder / "checkpoints" / link for folder in folders if not is_locked(folder)]
+    links = [path for path in paths if path.exists()]
+    job = slurm_job()
+    of_this_job = [path for path in links if job and _job_of(path.parent) == job]
+    if not links:
         return None
-    file, word = newest.resolve(), "last" if link == LATEST else newest.stem
+    file = max(of_this_job or links, key=lambda path: path.stat().st_mtime).resolve()
+    word = "last" if link == LATEST else link.removesuffix(".ckpt")
     whose = "of this SLURM job" if of_this_job else "of the newest earlier run"
     rank_zero_info(f"EarlyStopCheckpoint: ckpt_path {word} is {file}, {whose}")
     return file

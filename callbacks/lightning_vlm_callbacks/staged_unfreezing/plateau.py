@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lightning_vlm_callbacks.runs import LoggedMetric
 from lightning_vlm_callbacks.staged_unfreezing.stages import Plateau
 from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 
@@ -37,8 +38,7 @@ class PlateauWatch:
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         self._progress = _Progress(**(state or {}))
-        self._judged: Tensor | None = None
-        """The metric that was judged last. While it is held, no other tensor can lie at its address."""
+        self._metric = LoggedMetric()
 
     @property
     def begun(self) -> dict[int, int]:
@@ -51,7 +51,7 @@ class PlateauWatch:
 
     def new_fit(self) -> None:
         """Count a metric that was judged in another fit as a new one."""
-        self._judged = None
+        self._metric = LoggedMetric()
 
     def is_due(
         self, trainer: Trainer, root: nn.Module, stage: int, plateau: Plateau, trains: Collection[Parameter]
@@ -73,22 +73,17 @@ class PlateauWatch:
         """
         if self._progress.watched != stage:
             self._progress = _Progress(begun=self._progress.begun, watched=stage)
-        if self._was_judged(trainer.callback_metrics.get(plateau.monitor)):
+        metric = _logged(trainer, plateau.monitor)
+        if not self._metric.is_new(metric):
             return False
         progress = self._progress
         rule = Rule(plateau.mode, plateau.min_delta, plateau.patience)
-        value = _value_on_first_process(trainer, plateau.monitor)
+        value = trainer.strategy.broadcast(float(metric))  # so that all processes decide the same
         decision = decide(rule, Standing(progress.best, progress.waits), value)
         progress.best, progress.waits = decision.standing
         if decision.is_best and plateau.from_best:
             progress.weights = _copied_to_cpu(root, trains)
         return decision.should_stop
-
-    def _was_judged(self, metric: Tensor | None) -> bool:
-        """Whether a metric is still the one judged last: Lightning shows it until it is logged again."""
-        last = self._judged
-        self._judged = metric
-        return last is not None and metric is not None and metric.data_ptr() == last.data_ptr()
 
     def end(self, root: nn.Module, stage: int) -> set[Parameter]:
         """When a stage begins: put back the best weights if it waited for a plateau.
@@ -121,10 +116,9 @@ def _copied_to_cpu(root: nn.Module, trains: Collection[Parameter]) -> dict[str, 
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _value_on_first_process(trainer: Trainer, monitor: str) -> float:
-    """A metric's value there, so that all processes make the same decision."""
-    logged = trainer.callback_metrics
-    if monitor not in logged:
-        there = ", ".join(sorted(logged)) or "none"
+def _logged(trainer: Trainer, monitor: str) -> Tensor:
+    metrics = trainer.callback_metrics
+    if monitor not in metrics:
+        there = ", ".join(sorted(metrics)) or "none"
         raise MisconfigurationException(f"on_plateau: found no logged metric {monitor!r}; there are: {there}")
-    return trainer.strategy.broadcast(float(logged[monitor]))
+    return metrics[monitor]
