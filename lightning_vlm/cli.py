@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: The words after `lightning-vlm`; None takes the process's own.
+
     Returns:
         0 if all went well, 2 after an error that the user can fix, 1 after a defect of ours, 130 after
-        Ctrl-C, 143 after SIGTERM.
-        Each error is a message of at most three lines.
+        Ctrl-C, 143 after SIGTERM. Each error is a message of at most three lines.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
-        return 0 if words else 2
+        return 0 if words else USER
     if words[0] == "--version":
         from lightning_vlm import __version__
 
@@ -62,27 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if words[0] not in COMMANDS:
-        from lightning_vlm.nearest import did_you_mean
-
-        later = next((word for word in words if word in COMMANDS), None)
-        if words[0].startswith("-") and later is not None:
-            return _complain(f"found {words[0]} before the command; write lightning-vlm {later} first")
-        hint = did_you_mean(words[0], COMMANDS)
-        return _complain(f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}")
-    from lightning_vlm.compat import quiet
-
-    quiet.install_for_command(words[0])
+        return _complain(_unknown_command(words))
     try:
-        if words[0] == "export":
-            from lightning_vlm.export.command import run as export
-
-            export(words[1:])
-            return 0
-        from lightning_vlm.run import run
-
-        if arguments is None:  # LightningCLI warns of words given beside those of the process
-            sys.argv[1:] = words
-        run(None if arguments is None else words)
+        _run(words, is_process=arguments is None)
     except Interrupted as error:
         return _complain(str(error), error.code)
     except KeyboardInterrupt:
@@ -94,8 +76,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(words: list[str], is_process: bool) -> None:
+    from lightning_vlm.compat import quiet
+
+    quiet.install_for_command(words[0])
+    if words[0] == "export":
+        from lightning_vlm.export.command import run as export
+
+        export(words[1:])
+        return
+    from lightning_vlm.run import run
+
+    if is_process:  # LightningCLI warns of words that are passed beside those of the process
+        sys.argv[1:] = words
+    run(None if is_process else words)
+
+
+def _unknown_command(words: list[str]) -> str:
+    from lightning_vlm.nearest import did_you_mean
+
+    later = [word for word in words if word in COMMANDS]
+    if words[0].startswith("-") and later:
+        return f"found {words[0]} before the command; write lightning-vlm {later[0]} first"
+    hint = did_you_mean(words[0], COMMANDS)
+    return f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}"
+
+
 def _complain(message: str, code: int = USER) -> int:
     rank = os.environ.get("LOCAL_RANK", "0")
-    who = f"lightning-vlm (rank {rank})" if rank != "0" else "lightning-vlm"
-    print(f"{who}: error: {message}", file=sys.stderr)
+    program = "lightning-vlm" if rank == "0" else f"lightning-vlm (rank {rank})"
+    print(f"{program}: error: {message}", file=sys.stderr)
     return code

@@ -20,21 +20,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     >>> nearest("ckpt", ["ckpt_path", "config"]), nearest("Val", ["train", "val"]), nearest("x", ["train"])
     ('ckpt_path', 'val', None)
     """
-    by_spelling = {_spelling(one): one for one in reversed(list(known))}
+    by_spelling = {_spelling(candidate): candidate for candidate in reversed(list(known))}
     wanted = _spelling(name)
     if wanted in by_spelling:
         return by_spelling[wanted]
     beginnings = [spelling for spelling in by_spelling if wanted and spelling.startswith(wanted)]
     if len(beginnings) == 1:
         return by_spelling[beginnings[0]]
-    close = difflib.get_close_matches(wanted[:80], list(by_spelling), 1)
+    close = difflib.get_close_matches(wanted[:80], by_spelling, 1)
     if close:
         return by_spelling[close[0]]
-    by_word = {word: spelling for spelling in reversed(by_spelling) for word in spelling.split("_")}
-    close = difflib.get_close_matches(
-        wanted[:80], [word for word in by_word if len(word) > 2], 1, cutoff=0.75
-    )
-    return by_spelling[by_word[close[0]]] if close else None
+    by_word: dict[str, str] = {}
+    for spelling in reversed(by_spelling):
+        by_word |= {word: by_spelling[spelling] for word in spelling.split("_") if len(word) > 2}
+    close = difflib.get_close_matches(wanted[:80], by_word, 1, cutoff=0.75)
+    return by_word[close[0]] if close else None
 
 
 def did_you_mean(name: str, known: Iterable[str], quoted: bool = False) -> str:
@@ -62,6 +62,16 @@ def shorten(text: str, length: int = 80) -> str:
     """
     half = (length - 3) // 2
     return repr(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
+
+
+def one_line(text: str, length: int) -> str:
+    """A text on one line, cut off where it is too long.
+
+    >>> one_line("two  lines\\nof text", 12)
+    'two lines o…'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def _spelling(name: str) -> str:

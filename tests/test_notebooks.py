@@ -12,7 +12,8 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 def check_callbacks(text, pictures, outputs):
     assert pictures == 2
     assert float(text.split("accuracy ")[1].split()[0]) > 0.8
-    (report,) = [one["data"]["text/markdown"] for one in outputs if "text/markdown" in one.get("data", {})]
+    shown = [output.get("data", {}) for output in outputs]
+    (report,) = [data["text/markdown"] for data in shown if "text/markdown" in data]
     assert "NaN or infinity at step 100" in report
 
 

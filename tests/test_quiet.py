@@ -36,4 +36,8 @@ def test_only_what_says_nothing_is_kept_away():
             "Checkpoint directory a exists and is not empty",
         ):
             warnings.warn(message, stacklevel=1)
-    assert [str(one.message)[:14] for one in seen] == ["The dirpath ha", "Detected call ", "Checkpoint dir"]
+    assert [str(warning.message)[:14] for warning in seen] == [
+        "The dirpath ha",
+        "Detected call ",
+        "Checkpoint dir",
+    ]

@@ -114,16 +114,15 @@ SNIPPETS = {
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_snippets_of_configs(project, name, capsys):
     Path("snippet.yaml").write_text(SNIPPETS[name])
-    named = {
-        one["class_path"] for one in yaml.safe_load(SNIPPETS[name]).get("trainer", {}).get("callbacks", [])
-    }
+    callbacks = yaml.safe_load(SNIPPETS[name]).get("trainer", {}).get("callbacks", [])
+    named = {callback["class_path"].rpartition(".")[2] for callback in callbacks}
     assert (
         main(["fit", "--config", "my.yaml", "--config", "snippet.yaml", "--trainer.logger", "false", *FEW])
         == 0
     )
     saved = yaml.safe_load(Path("checkpoints/config.yaml").read_text())
-    made = {one["class_path"].rpartition(".")[2] for one in saved["trainer"]["callbacks"] or []}
-    assert made == {one.rpartition(".")[2] for one in named}
+    callbacks = saved["trainer"]["callbacks"] or []
+    assert {callback["class_path"].rpartition(".")[2] for callback in callbacks} == named
 
 
 def test_python(project):
@@ -133,7 +132,7 @@ def test_python(project):
         warnings.simplefilter("default")
         quiet.install()  # as importing the package does
         exec(code, {})
-    assert not [str(one.message) for one in seen if "lightning" in one.filename]
+    assert not [str(warning.message) for warning in seen if "lightning" in warning.filename]
     assert len(Path("answers.jsonl").read_text().splitlines()) == 3
 
 

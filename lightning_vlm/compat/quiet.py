@@ -5,8 +5,8 @@ import logging
 import sys
 import warnings
 
-_NEWS = ("💡 Tip: For seamless cloud", "`weights_only` was not set", "TPU available: False")
-"""How what Lightning logs begins or what it holds."""
+_UNHELPFUL = ("💡 Tip: For seamless cloud", "`weights_only` was not set", "TPU available: False")
+"""Parts of what Lightning logs."""
 _LOGGERS = (
     "lightning.pytorch",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
@@ -50,7 +50,7 @@ def install() -> None:
     # The package looks for a faster kernel at every import, and reports that there is none.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_is_no_news)
+        logging.getLogger(name).addFilter(_is_helpful)
 
 
 def install_for_command(command: str) -> None:
@@ -72,5 +72,5 @@ def install_for_command(command: str) -> None:
         transformers_logging.disable_progress_bar()
 
 
-def _is_no_news(record: logging.LogRecord) -> bool:
-    return not any(news in str(record.msg) for news in _NEWS)
+def _is_helpful(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in _UNHELPFUL)

@@ -8,7 +8,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean, nearest
+from lightning_vlm.nearest import did_you_mean, nearest, one_line
 
 MAX_BYTES = 1_000_000
 """No config is longer; a longer file is data, and reading it as YAML would take minutes."""
@@ -71,7 +71,9 @@ def _parse(name: str, text: str) -> Config:
         if root is None or (isinstance(root, ScalarNode) and root.value == ""):
             raise UserError(f"config {name}: found nothing in it; expected keys such as model, data, trainer")
         if not isinstance(root, MappingNode):
-            kind = "a list" if isinstance(root, SequenceNode) else f"only the text {_shown(root.value)}"
+            kind = (
+                "a list" if isinstance(root, SequenceNode) else f"only the text {one_line(root.value, 40)!r}"
+            )
             raise UserError(f"config {name}: found {kind}; expected keys such as model, data, trainer")
         config = Config(name, root)
         _check_nodes(config)
@@ -176,11 +178,6 @@ def find(node: Node, keys: Sequence[str]) -> Node | None:
         if key.value == "init_args" and (found := find(value, keys)):
             return found
     return None
-
-
-def _shown(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= 40 else f"{line[:39]}…")
 
 
 def _near_files(path: Path) -> str:

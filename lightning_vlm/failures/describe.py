@@ -1,6 +1,6 @@
 """What a person reads when a command fails: at most three lines, the cause first.
 
-An exception is a user error if it is one of our user errors, if `failure_rules` has a rule for it, or if it
+An exception is a user error if it is one of our user errors, if `rules` has a rule for it, or if it
 comes from the user's own code. Anything else is treated as a defect of ours, and its traceback is kept in a
 file.
 """
@@ -14,7 +14,8 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
+
+from lightning_vlm.nearest import one_line
 
 USER, DEFECT, INTERRUPTED = 2, 1, 130
 """Exit codes: a user error, a defect of ours, Ctrl-C."""
@@ -30,9 +31,7 @@ def report(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
         words: The command, for the file that a defect leaves.
     """
     message = explain(error)
-    if message is not None:
-        return message, USER
-    return _defect(error, words), DEFECT
+    return (_defect(error, words), DEFECT) if message is None else (message, USER)
 
 
 def explain(error: BaseException) -> str | None:
@@ -48,38 +47,33 @@ def explain(error: BaseException) -> str | None:
     from lightning_vlm_callbacks.selectors import SelectorError
 
     from lightning_vlm.errors import UserError
-    from lightning_vlm.failures.rules import known
+    from lightning_vlm.failures.rules import known_failure
 
     causes = list(_causes(error))
-    for cause in causes:  # the parser wraps what a class of ours raises while it is made
+    for cause in causes:  # the parser wraps what the constructor of a class of ours raises
         if isinstance(cause, UserError | SelectorError):
             return str(cause)
-    if message := _from_process(error):
-        return message
-    if message := known(causes):
-        return _three_lines(message)
-    for cause in causes:
-        if isinstance(cause, MisconfigurationException):
-            return _three_lines(_sentence(cause))
-    message = _of_users_code(causes[-1])
+    message = _from_process(error) or known_failure(causes)
+    if message is None:
+        refused = [cause for cause in causes if isinstance(cause, MisconfigurationException)]
+        message = (str(refused[0]) or type(refused[0]).__name__) if refused else _of_users_code(causes[-1])
     return _three_lines(message) if message else None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The exception, and those that it came from, the first one last."""
     cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    visited: set[int] = set()
+    while cause is not None and id(cause) not in visited:
+        visited.add(id(cause))
         yield cause
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _from_process(error: BaseException) -> str | None:
     """The message of an error of ours in a data worker or another rank, which is only quoted here."""
-    quoted = re.findall(
-        r"^(?:lightning_vlm|lightning_vlm_callbacks)[\w.]*Error: (.+)$", str(error), re.MULTILINE
-    )
+    names = "|".join(_PACKAGES)
+    quoted = re.findall(rf"^(?:{names})[\w.]*Error: (.+)$", str(error), re.MULTILINE)
     return quoted[-1] if quoted else None
 
 
@@ -87,28 +81,25 @@ def _with_type(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
 
 
-def _sentence(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
-
-
 def _three_lines(message: str) -> str:
-    lines = [" ".join(line.split()) for line in message.strip().splitlines() if line.strip()]
-    return "\n".join(line if len(line) <= 500 else f"{line[:499]}…" for line in lines[:3])
+    lines = [one_line(line, 500) for line in message.splitlines() if line.strip()]
+    return "\n".join(lines[:3])
 
 
 def _of_users_code(error: BaseException) -> str | None:
     """The message of an error in the user's own callback, data set or template; None for other code."""
-    frame = _innermost(error.__traceback__)
-    if frame is None or not _is_users(frame[0]):
+    frame = _innermost(error)
+    if frame is None or not _is_users(frame.filename):
         return None
-    file, line, function = frame
-    return f"{_with_type(error)}\nraised by {function} in {file}:{line}; --debug shows the whole traceback"
+    place = f"raised by {frame.name} in {frame.filename}:{frame.lineno}"
+    return f"{_with_type(error)}\n{place}; --debug shows the whole traceback"
 
 
-def _innermost(trace: TracebackType | None) -> tuple[str, int, str] | None:
-    frames = traceback.extract_tb(trace)
+def _innermost(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost frame, if possible of a file that isn't an installed package's."""
+    frames = list(traceback.extract_tb(error.__traceback__))
     own = [frame for frame in frames if not _is_installed(frame.filename)] or frames
-    return (own[-1].filename, own[-1].lineno or 0, own[-1].name) if own else None
+    return own[-1] if own else None
 
 
 def _is_installed(file: str) -> bool:
@@ -134,10 +125,12 @@ def _defect(error: BaseException, words: Sequence[str]) -> str:
         kept = f"the traceback is in {path}"
     except OSError:
         kept = "run again with --debug to see the traceback"
-    frame = _innermost(error.__traceback__)
-    place = f"\nin {frame[2]}, {Path(frame[0]).name}:{frame[1]}" if frame else ""
+    frame = _innermost(error)
+    place = f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}" if frame else ""
     first = _three_lines(_with_type(error)).partition("\n")[0]
-    return f"{first}{place}\nthis looks like a defect of lightning-vlm; please report it: {kept}"
+    return _three_lines(
+        f"{first}\n{place}\nthis looks like a defect of lightning-vlm; please report it: {kept}"
+    )
 
 
 def _versions() -> str:

@@ -8,6 +8,7 @@ wins. A rule's text may use the groups of its pattern, or be a function that get
 import re
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lightning_vlm.failures.texts import (
     LOGIN,
@@ -22,33 +23,36 @@ from lightning_vlm.failures.texts import (
     out_of_memory,
     refused_by_system,
 )
+from lightning_vlm.nearest import one_line
 
 Text = str | Callable[[re.Match[str], BaseException], str]
 
 
-def known(causes: Sequence[BaseException]) -> str | None:
+def known_failure(causes: Sequence[BaseException]) -> str | None:
     """The message for the first rule that one of some exceptions fits, or None.
 
     Args:
         causes: An exception, and those that it came from.
 
-    >>> known([ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install`")])
+    >>> known_failure([ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip`")])
     "this needs the package mlflow, which isn't installed; pip install 'mlflow>=1.0.0'"
     """
-    described = [(f"{_name(cause)}: {cause}", cause) for cause in causes]
+    prefix = _class_of(causes)
     for pattern, text in RULES:
-        for description, cause in described:
-            if found := re.search(pattern, description, re.DOTALL):
+        for cause in causes:
+            found = re.search(pattern, f"{_name(cause)}: {cause}", re.DOTALL)
+            if found:
                 message = found.expand(text) if isinstance(text, str) else text(found, cause)
-                return f"{_class_of(causes)}{message}"
+                return f"{prefix}{message}"
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno is not None:
             return refused_by_system(cause)
     for cause in reversed(causes):
-        if isinstance(cause, Exception) and (place := _place(cause)) is not None:
-            return f"{_class_of(causes) or place}{_first_words(cause)}\n--debug shows the whole traceback"
-    if prefix := _class_of(causes):  # its constructor refuses what the config gives it
-        return f"{prefix}{_first_words(causes[-1])}\n--debug shows the whole traceback"
+        place = _place(cause) if isinstance(cause, Exception) else None
+        if place is not None:
+            return f"{prefix or place}{_words(cause)}"
+    if prefix:  # its constructor refuses what the config gives it
+        return f"{prefix}{_words(causes[-1])}"
     return None
 
 
@@ -57,17 +61,17 @@ def _name(error: BaseException) -> str:
 
 
 def _class_of(causes: Sequence[BaseException]) -> str:
-    """`Name: ` of the class of a config in whose construction it happened; or nothing."""
+    """`Name: ` of the class that a config names, if its construction failed; or nothing."""
     for cause in causes:
-        if found := re.search(r"Problem with given class_path '(?:[\w.]+\.)?(\w+)'", str(cause)):
+        found = re.search(r"Problem with given class_path '(?:[\w.]+\.)?(\w+)'", str(cause))
+        if found:
             return f"{found[1]}: "
     return ""
 
 
-def _first_words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    text = text if len(text) <= 400 else f"{text[:399]}…"
-    return text or type(error).__name__
+def _words(error: BaseException) -> str:
+    words = one_line(str(error), 400) or type(error).__name__
+    return f"{words}\n--debug shows the whole traceback"
 
 
 def _place(error: BaseException) -> str | None:
@@ -75,7 +79,7 @@ def _place(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return None
-    where = f"{frames[-1].filename.replace(chr(92), '/')}:{frames[-1].name}"
+    where = f"{Path(frames[-1].filename).as_posix()}:{frames[-1].name}"
     return next((start for pattern, start in PLACES if re.search(pattern, where)), None)
 
 

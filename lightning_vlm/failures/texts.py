@@ -1,4 +1,4 @@
-"""What to say of exceptions whose message needs more than a template; `failure_rules` says when."""
+"""Messages about exceptions that need more than a template; `rules` says when each is used."""
 
 import errno
 import re
@@ -7,14 +7,16 @@ from lightning_vlm.nearest import did_you_mean
 
 
 def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
-    """What to lower."""
+    """Memory ran out."""
     text = str(error)
     device = "the GPU" if re.search(r"CUDA|CUBLAS|HIP|GPU", f"{type(error).__name__} {text}") else "the CPU"
+    size = re.search(
+        r"allocate memory: (?:you tried to allocate )?(\d+)|Tried to allocate ([\d.]+ \w+)", text
+    )
     asked = ""
-    if size := re.search(r"allocate memory: you tried to allocate (\d+)|allocate memory: (\d+) bytes", text):
-        asked = f" ({int(size[1] or size[2]) / 1e9:,.1f} GB more were asked for)"
-    elif size := re.search(r"Tried to allocate ([\d.]+ \w+)", text):
-        asked = f" ({size[1]} more were asked for)"
+    if size:
+        amount = f"{int(size[1]) / 1e9:,.1f} GB" if size[1] else size[2]
+        asked = f" ({amount} more were asked for)"
     return (
         f"out of memory on {device}{asked}\n"
         "lower data.batch_size and raise trainer.accumulate_grad_batches as much, or lower data.max_length;\n"
@@ -69,19 +71,23 @@ PACKAGE_OF = {
 
 
 def in_worker(found: re.Match[str], error: BaseException) -> str:
-    """The last line of what a data worker raised."""
-    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
-    return f"a data worker failed with {last}\nset data.num_workers: 0 and --debug to see where"
+    """An exception in a data worker."""
+    return f"a data worker failed with {_last_line(error)}\nset data.num_workers: 0 and --debug to see where"
 
 
 def in_rank(found: re.Match[str], error: BaseException) -> str:
-    """The last line of what another process of the run raised."""
-    last = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")][-1]
-    return f"process {found[1]} failed with {last}\n--debug shows the whole traceback"
+    """An exception in another process of the run."""
+    return f"process {found[1]} failed with {_last_line(error)}\n--debug shows the whole traceback"
+
+
+def _last_line(error: BaseException) -> str:
+    """What was raised there: the last line of the quoted traceback that isn't indented."""
+    lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")]
+    return lines[-1]
 
 
 def refused_by_system(error: OSError) -> str:
-    """What the operating system refuses."""
+    """The operating system refuses something."""
     path = error.filename or ""
     at = f" at {path}" if path else ""
     elsewhere = "choose another folder with the logger's save_dir or trainer.default_root_dir"

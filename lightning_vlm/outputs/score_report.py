@@ -16,6 +16,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
 from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.module import VLMModule
+from lightning_vlm.nearest import one_line
 from lightning_vlm.outputs.terminal import say
 from lightning_vlm.outputs.wandb_run import send_pictures
 
@@ -129,10 +130,5 @@ def _draw_sample(conversation: Conversation, before: Prediction, after: Predicti
     lines.append((f"right: {after.reference}", GREY))
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
     for number, (text, colour) in enumerate(lines):
-        pen.text((MARGIN, MARGIN + SIDE + 4 + 17 * number), _fit(text, 31), fill=colour, font=font)
+        pen.text((MARGIN, MARGIN + SIDE + 4 + 17 * number), one_line(text, 31), fill=colour, font=font)
     return cell
-
-
-def _fit(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"
