@@ -212,7 +212,7 @@ def adapters(module: Any, contender: str, ranks: dict[str, int], steps: int) -> 
     inject_adapter_in_model(config, module.model)
     if contender in ("sensitivity", "fisher", "activation"):
         bounds = {"min_rank": 2, "max_rank": 32, "multiple_of": 2}
-        return [AdaptiveLoRARank(importance=contender, picture=False, **bounds)]  # type: ignore[arg-type]
+        return [AdaptiveLoRARank(importance=contender, **bounds)]  # type: ignore[arg-type]
     return []
 
 

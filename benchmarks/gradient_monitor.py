@@ -70,7 +70,7 @@ class Function(Callback):
 
 
 def contenders() -> dict[str, Callback]:
-    options: dict[str, Any] = {"every_n_steps": 1, "picture": False}
+    options: dict[str, Any] = {"every_n_steps": 1}
     return {
         "GradientMonitor": GradientMonitor(**options),
         "..., no update ratio": GradientMonitor(**options, update_ratio=False),

@@ -131,7 +131,7 @@ class Race(Callback):
 
     def __init__(self, steps: Turns, layer: str, device: str) -> None:
         self.steps, self.device = steps, device
-        self.gradnorms = {name: GradNorm(layer=layer, picture=False) for name in ("GradNorm", "..., total")}
+        self.gradnorms = {name: GradNorm(layer=layer) for name in ("GradNorm", "..., total")}
         self.seconds: defaultdict[str, dict[int, float]] = defaultdict(dict)
 
     def now(self) -> float:

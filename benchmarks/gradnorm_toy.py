@@ -128,7 +128,7 @@ def run(contender: str, problem: Problem, steps: int, lr: float, seed: int, batc
         accelerator="cpu",
         devices=1,
         logger=False,
-        callbacks=[GradNorm(ALPHA, solver=solver, picture=False)] if "GradNorm" in contender else [],
+        callbacks=[GradNorm(ALPHA, solver=solver)] if "GradNorm" in contender else [],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

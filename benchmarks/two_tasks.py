@@ -102,7 +102,7 @@ def run(steps: int, lr: float, seed: int, weights: str | None = None, alpha: flo
     chance = torch.Generator().manual_seed(1000 + seed)
     held_out = torch.randn(HELD_OUT, WIDE, generator=chance)
     first = module.measure(held_out)
-    gradnorm = [] if alpha is None else [GradNorm(alpha, layer="trunk[2]", picture=False)]
+    gradnorm = [] if alpha is None else [GradNorm(alpha, layer="trunk[2]")]
     trainer = Trainer(
         max_epochs=1,
         accelerator="cpu",

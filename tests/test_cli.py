@@ -92,7 +92,7 @@ def test_version_no_command_and_unknown_command(capsys):
 
 def test_last_and_best_in_a_new_process(project, capsys, caplog):
     """A job starts from scratch, and goes on from its latest checkpoint the next time."""
-    keeper = {"class_path": "EarlyStopCheckpoint", "init_args": {"monitor": "val/loss", "picture": False}}
+    keeper = {"class_path": "EarlyStopCheckpoint", "init_args": {"monitor": "val/loss"}}
     config = yaml.safe_load(Path("config.yaml").read_text())
     config["trainer"]["callbacks"] = [keeper]
     Path("config.yaml").write_text(yaml.safe_dump(config))

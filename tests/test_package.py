@@ -69,7 +69,7 @@ except RuntimeError as error:
     assert "torchvision::nms" in str(error)
 import lightning_vlm_callbacks
 import lightning.pytorch
-lightning_vlm_callbacks.GradientMonitor(picture=False)
+lightning_vlm_callbacks.GradientMonitor()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

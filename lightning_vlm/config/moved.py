@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 MOVED = {
@@ -12,10 +13,21 @@ MOVED = {
 }
 """Class paths of earlier versions, and where those classes are now."""
 
+_DRAWN = ("true", "RunReport draws what is logged, for all callbacks")
+_DRAWN_IN = ("null", "RunReport writes what is logged; it has a dirpath of its own")
+
 REMOVED: dict[str, dict[str, tuple[str, str]]] = {
+    "AdaptiveLoRARank": {"dirpath": _DRAWN_IN, "picture": _DRAWN},
+    "EarlyStopCheckpoint": {
+        "history": ("['*loss*']", "RunReport records all that is logged in report.jsonl"),
+        "picture": _DRAWN,
+    },
+    "GradientMonitor": {"dirpath": _DRAWN_IN, "picture": _DRAWN},
     "GradNorm": {
+        "dirpath": _DRAWN_IN,
         "initial_losses": ("null", "L(0) is always the mean of a task's first 10 measured losses"),
         "initial_steps": ("10", "L(0) is always the mean of a task's first 10 measured losses"),
+        "picture": _DRAWN,
         "packed": ("false", "each row of a batch belongs to one task"),
         "sketch": ("null", "choose a smaller layer if the gradients of all tasks take too much memory"),
         "unbiased": ("false", "use larger batches, or every_n_steps, if gradients of rare tasks are noisy"),
@@ -80,6 +92,6 @@ def _drop_keys(arguments: MappingNode, name: str) -> Iterator[str]:
             kept.append((key, value))
             continue
         default, instead = REMOVED[name][key.value]
-        if not isinstance(value, ScalarNode) or value.value != default:
+        if yaml.safe_load(yaml.serialize(value)) != yaml.safe_load(default):
             yield f"{name} no longer has the key {key.value}, which is ignored; {instead}"
     arguments.value = kept

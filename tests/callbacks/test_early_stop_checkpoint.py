@@ -1,6 +1,5 @@
 """Best, latest and periodic checkpoints, stopping, exact resume, and what is left when a machine dies."""
 
-import csv
 import multiprocessing
 import os
 import random
@@ -51,7 +50,7 @@ def run(digits, classifier, make_trainer, tmp_path):
     def fit(
         name="run", ckpt_path=None, callbacks=(), data=None, module=None, chance=0, trainer=None, **options
     ):
-        options = {"monitor": "val/loss", "dirpath": str(tmp_path / name), "picture": False, **options}
+        options = {"monitor": "val/loss", "dirpath": str(tmp_path / name), **options}
         keep = EarlyStopCheckpoint(**options)
         given = {"max_epochs": 3, **(trainer or {})}
         made = make_trainer(callbacks=[*callbacks, keep], enable_checkpointing=True, **given)
@@ -260,11 +259,11 @@ def test_what_others_left_stays(run, tmp_path):
 
 
 def test_two_in_one_run(run, tmp_path):
-    other = EarlyStopCheckpoint("val/accuracy", mode="max", dirpath=str(tmp_path / "other"), picture=False)
+    other = EarlyStopCheckpoint("val/accuracy", mode="max", dirpath=str(tmp_path / "other"))
     run(callbacks=[other])
     assert (tmp_path / "other/best.ckpt").exists()
     assert (tmp_path / "run/best.ckpt").exists()
-    other = EarlyStopCheckpoint("val/accuracy", mode="max", dirpath=str(tmp_path / "run"), picture=False)
+    other = EarlyStopCheckpoint("val/accuracy", mode="max", dirpath=str(tmp_path / "run"))
     with pytest.raises(MisconfigurationException, match="two EarlyStopCheckpoint with one folder"):
         run(callbacks=[other])
 
@@ -420,39 +419,6 @@ def test_disk_full(run, tmp_path):
 # History
 
 
-def test_history(run, tmp_path):
-    """Each number as another callback saw it; a resumed run writes the same file."""
-
-    class Seen(Callback):
-        def __init__(self):
-            self.rows = {}
-
-        def on_before_optimizer_step(self, trainer, module, optimizer):
-            norm = torch.cat([one.grad.flatten() for one in module.parameters()]).double().norm().item()
-            self.rows[trainer.global_step + 1] = [optimizer.param_groups[0]["lr"], norm]
-
-        def on_train_batch_end(self, trainer, module, outputs, *_):
-            self.rows[trainer.global_step].append(outputs["loss"].item())
-
-    seen = Seen()
-    options = {"module": {"schedule": one_cycle}, "keep_periodic": None, "picture": True}
-    run("whole", callbacks=[seen], **options)
-    text = (tmp_path / "whole/history.csv").read_text()
-    rows = {int(row["step"]): row for row in csv.DictReader(text.splitlines())}
-    assert [*rows] == [*range(1, 25)]
-    for step, numbers in seen.rows.items():
-        found = [float(rows[step][name]) for name in ("lr", "grad_norm", "train/loss")]
-        assert found == pytest.approx(numbers, rel=1e-5)
-    assert [step for step, row in rows.items() if row["val/loss"]] == [8, 16, 24]
-    assert (tmp_path / "whole/history.png").stat().st_size > 10_000
-    run("whole", ckpt_path=tmp_path / "whole/step-00000016.ckpt", chance=5, **options)
-    assert (tmp_path / "whole/history.csv").read_text() == text
-    shorter = {**options, "trainer": {"max_epochs": 2}}
-    run("whole", ckpt_path=tmp_path / "whole/step-00000008.ckpt", **shorter)
-    again = (tmp_path / "whole/history.csv").read_text().splitlines()
-    assert again == text.splitlines()[:17], "rows of a future that this run doesn't have are gone"
-
-
 # Ranks
 
 
@@ -540,9 +506,7 @@ class Sharded(LightningModule):
 
 def _sharded_on_rank(digits, make_trainer, tmp_path):
     def fit(name, ckpt_path=None):
-        keep = EarlyStopCheckpoint(
-            "val/loss", dirpath=str(tmp_path / name), picture=False, keep_periodic=None
-        )
+        keep = EarlyStopCheckpoint("val/loss", dirpath=str(tmp_path / name), keep_periodic=None)
         strategy = ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
         )

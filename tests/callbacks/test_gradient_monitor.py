@@ -1,7 +1,6 @@
 """GradientMonitor: true statistics, at the right step, without waiting; anomalies; steps left out."""
 
 import csv
-import itertools
 import math
 import os
 from fnmatch import fnmatch
@@ -17,7 +16,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradientMonitor
-from lightning_vlm_callbacks.curves import History
 from lightning_vlm_callbacks.gradient_monitor.rules import Limits, Usual, Watch, anomaly
 from lightning_vlm_callbacks.gradient_monitor.statistics import (
     OCTAVES,
@@ -113,11 +111,6 @@ class Drop(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         for one in pl_module.parameters():
             one.grad = None if trainer.global_step in self.steps else one.grad
-
-
-def monitor(*arguments, **options):
-    """Without a picture, which takes time."""
-    return GradientMonitor(*arguments, **{"picture": False, **options})
 
 
 @pytest.fixture(scope="module")
@@ -380,16 +373,6 @@ def test_octaves_are_numpys_histogram():
     assert big[OCTAVES.index(-2)] == big[OCTAVES.index(1)] == big.sum() / 2
 
 
-def test_history_stays_small():
-    history = History(most=100)
-    for step in range(12345):
-        history.add(step, {"all": 1.0} if step % 2 else {"all": 1.0, "head": 2.0})
-    steps, values = history.curve("head")
-    assert 50 <= len(steps) == len(values) <= 100
-    assert len({b - a for a, b in itertools.pairwise(steps)}) == 1
-    assert math.isnan(history.curve("nowhere")[1][0])
-
-
 # True gradients
 
 
@@ -427,7 +410,7 @@ def _pairs(items):
 def test_gradients_are_those_of_the_whole_step(fit, samples, batch):
     """Accumulated, before and after clipping."""
     trainer = fit(
-        [monitor()],
+        [GradientMonitor()],
         steps=3,
         data=DataLoader(samples, batch),
         accumulate_grad_batches=8 // batch,
@@ -451,7 +434,7 @@ def test_gradients_are_those_of_the_whole_step_on_two_ranks(fit, samples, on_two
         model = Plain()
         half = DistributedSampler(samples, 2, int(os.environ["RANK"]), shuffle=False)
         trainer = fit(
-            [monitor()],
+            [GradientMonitor()],
             model,
             3,
             DataLoader(samples, 4, sampler=half),
@@ -518,7 +501,7 @@ def test_gradients_of_a_vlm_are_those_of_the_whole_step(vlm, make_trainer, on_tw
 
     def run(batch, **options):
         module, logger = vlm(), Kept()
-        watched = monitor()
+        watched = GradientMonitor()
         given = {"logger": logger, "max_steps": 1, "callbacks": [watched], "use_distributed_sampler": False}
         make_trainer(**given, **options).fit(module, vlm_data(module, batch))
         return logger.lines
@@ -551,7 +534,7 @@ def test_sparse_gradients_count_whole(fit):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     data = DataLoader(TensorDataset(torch.tensor([1, 2, 1])), 3)
-    logger = fit([monitor()], Words(), 1, data).logger
+    logger = fit([GradientMonitor()], Words(), 1, data).logger
     ((_, found),) = logger.of("table")
     assert found["zeros"] == pytest.approx(0.8)
 
@@ -559,7 +542,7 @@ def test_sparse_gradients_count_whole(fit):
 def test_bf16_mixed(fit, classifier, digits):
     """Against gradients that another callback saw."""
     see = See()
-    logger = fit([monitor(), see], classifier(), 2, digits.Digits(32), precision="bf16-mixed").logger
+    logger = fit([GradientMonitor(), see], classifier(), 2, digits.Digits(32), precision="bf16-mixed").logger
     for (_, found), gradients in zip(logger.of("all"), see.all, strict=True):
         expected = flat_statistics(gradients.values())
         assert_close({name: found[name] for name in expected}, expected)
@@ -570,7 +553,7 @@ def test_bf16_mixed(fit, classifier, digits):
 
 def scaled_run(fit, scale, optimizer=None, **options):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    watched = monitor(**options)
+    watched = GradientMonitor(**options)
     model = Plain(optimizer) if optimizer else Plain()
     return fit([watched], model, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]), watched, scaler
 
@@ -600,7 +583,7 @@ def test_a_scaler_with_a_fused_optimizer_is_refused(fit):
 
     with pytest.raises(MisconfigurationException, match="fused=False"):
         scaled_run(fit, 2.0, fused)
-    assert fit([monitor()], Plain(fused), 1).global_step == 1
+    assert fit([GradientMonitor()], Plain(fused), 1).global_step == 1
 
 
 # When, and at which cost
@@ -608,17 +591,17 @@ def test_a_scaler_with_a_fused_optimizer_is_refused(fit):
 
 def test_logged_with_the_step_it_belongs_to(fit, tmp_path):
     logger = CSVLogger(tmp_path)
-    fit([monitor(every_n_steps=2)], steps=7, logger=logger)
+    fit([GradientMonitor(every_n_steps=2)], steps=7, logger=logger)
     with open(tmp_path / "lightning_logs/version_0/metrics.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["gradients/all/norm"]]
     assert [int(row["step"]) for row in rows] == [1, 3, 5]
-    every = fit([monitor(max_norm=None)], steps=7).logger.of("all")
+    every = fit([GradientMonitor(max_norm=None)], steps=7).logger.of("all")
     assert [float(row["gradients/all/norm"]) for row in rows] == [
         every[step][1]["norm"] for step in (1, 3, 5)
     ]
-    default = fit([monitor()], steps=7, log_every_n_steps=3).logger.of("all")
+    default = fit([GradientMonitor()], steps=7, log_every_n_steps=3).logger.of("all")
     assert [step for step, _ in default] == [2, 5]
-    assert fit([monitor()], steps=2, log_every_n_steps=0).logger.lines == []
+    assert fit([GradientMonitor()], steps=2, log_every_n_steps=0).logger.lines == []
 
 
 class Operations(TorchDispatchMode):
@@ -668,7 +651,7 @@ def test_a_clipped_norm_is_that_of_clipped_gradients(fit, nesterov):
     def optimizer(parameters):
         return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=nesterov, foreach=True)
 
-    logger = fit([monitor()], Plain(optimizer), gradient_clip_val=0.1).logger
+    logger = fit([GradientMonitor()], Plain(optimizer), gradient_clip_val=0.1).logger
     found = [values.get("clipped_norm") for _, values in logger.of("all")]
     assert found == [None] * 6 if nesterov else found == pytest.approx([0.1] * 6, rel=1e-4)
 
@@ -680,7 +663,7 @@ def test_training_is_the_same_with_it(fit, classifier, digits):
         fit([*callbacks], model, 8, digits.Digits(64, 16), gradient_clip_val=0.5)
         return weights_of(model)
 
-    assert_equal(weights(monitor(on_anomaly="skip")), weights())
+    assert_equal(weights(GradientMonitor(on_anomaly="skip")), weights())
 
 
 # Groups
@@ -691,10 +674,10 @@ def names_of(logger):
 
 
 def test_groups(fit, classifier, digits):
-    assert names_of(fit([monitor()], steps=1).logger) == ["stem", "head", "all"]
+    assert names_of(fit([GradientMonitor()], steps=1).logger) == ["stem", "head", "all"]
     given = ["blocks[-2:]", "*.bias", "head"]
     see = See()
-    logger = fit([monitor(given), see], classifier(), 1, digits.Digits(16)).logger
+    logger = fit([GradientMonitor(given), see], classifier(), 1, digits.Digits(16)).logger
     assert names_of(logger) == [*given, "all"]
     for group, pattern in zip(given, ["blocks.[12].*", "*.bias", "head.*"], strict=True):
         gradients = [gradient for name, gradient in see.all[0].items() if fnmatch(name, pattern)]
@@ -703,7 +686,7 @@ def test_groups(fit, classifier, digits):
         assert_close({name: found[name] for name in expected}, expected)
     assert set(logger.of("*.bias")[0][1]) == STATS
     with pytest.raises(SelectorError, match="stem"):
-        fit([monitor(["sten"])])
+        fit([GradientMonitor(["sten"])])
 
 
 def test_default_groups(fit):
@@ -719,11 +702,11 @@ def test_default_groups(fit):
             net = self.model["net"]
             return net["head"](torch.relu(net["stem"](pictures.flatten(1))))
 
-    logger = fit([monitor()], Wrapped(), 1).logger
+    logger = fit([GradientMonitor()], Wrapped(), 1).logger
     assert names_of(logger) == ["model.net.stem", "model.net.head", "all"]
     model = Wrapped()
     model.parts = {"low": ["model.net.stem"], "low.bias": ["model.net.stem.bias"], "none": []}
-    assert names_of(fit([monitor()], model, 1).logger) == ["low", "all"]
+    assert names_of(fit([GradientMonitor()], model, 1).logger) == ["low", "all"]
 
 
 def test_frozen_at_first(fit, recwarn):
@@ -733,7 +716,7 @@ def test_frozen_at_first(fit, recwarn):
         def on_train_batch_start(self, trainer, pl_module, *_):
             pl_module.stem.requires_grad_(trainer.global_step >= 3)
 
-    logger = fit([Unfreeze(), monitor(dead_after=2)]).logger
+    logger = fit([Unfreeze(), GradientMonitor(dead_after=2)]).logger
     assert [step for step, _ in logger.of("stem")] == [3, 4, 5]
     assert [step for step, _ in logger.of("head")] == list(range(6))
     assert not [one for one in recwarn if "GradientMonitor" in str(one.message)]
@@ -748,7 +731,7 @@ def warnings_of(recwarn):
 
 def test_warn_is_told_once_and_counted(fit, recwarn):
     poison = Poison("head.bias", dict.fromkeys(range(2, 12), 1e5))
-    trainer = fit([poison, monitor()], steps=12, gradient_clip_val=0.1)
+    trainer = fit([poison, GradientMonitor()], steps=12, gradient_clip_val=0.1)
     assert trainer.global_step == 12
     first, last = warnings_of(recwarn)
     assert "step 2: exploding in 'head': norm" in first
@@ -759,7 +742,7 @@ def test_warn_is_told_once_and_counted(fit, recwarn):
 
 def test_exploding_against_what_is_usual(fit, recwarn):
     """Far below the absolute limit."""
-    fit([Poison("head.bias", {27: 30.0}), monitor(max_norm=1e9)], steps=30)
+    fit([Poison("head.bias", {27: 30.0}), GradientMonitor(max_norm=1e9)], steps=30)
     assert "step 27: exploding in 'head'" in warnings_of(recwarn)[0]
     assert len(warnings_of(recwarn)) == 2
 
@@ -771,7 +754,7 @@ def test_what_is_usual_begins_anew_with_what_trains(fit, recwarn):
         def on_train_batch_start(self, trainer, pl_module, *_):
             pl_module.stem.requires_grad_(trainer.global_step >= 27)
 
-    fit([Unfreeze(), Poison("head.bias", {27: 30.0}), monitor(max_norm=1e9)], steps=30)
+    fit([Unfreeze(), Poison("head.bias", {27: 30.0}), GradientMonitor(max_norm=1e9)], steps=30)
     assert not warnings_of(recwarn)
 
 
@@ -780,7 +763,7 @@ def test_what_is_usual_begins_anew_with_what_trains(fit, recwarn):
 def test_vanishing_and_dead_are_only_told(fit, recwarn, kind, on_anomaly):
     factor = {"vanishing": 1e-9, "dead": 0.0}[kind]
     poisons = [Poison(f"stem.{name}", dict.fromkeys(range(20), factor)) for name in ("weight", "bias")]
-    trainer = fit([*poisons, monitor(on_anomaly=on_anomaly, dead_after=3)])
+    trainer = fit([*poisons, GradientMonitor(on_anomaly=on_anomaly, dead_after=3)])
     assert trainer.global_step == 6
     first, last = warnings_of(recwarn)
     assert f"step {0 if kind == 'vanishing' else 2}: {kind} in 'stem'" in first
@@ -799,10 +782,10 @@ def test_no_gradient_at_all(fit, recwarn):
         def forward(self, pictures):
             return super().forward(pictures) + self.empty.sum()
 
-    logger = fit([monitor(dead_after=3)], Unused()).logger
+    logger = fit([GradientMonitor(dead_after=3)], Unused()).logger
     assert "dead in 'unused': no gradient" in warnings_of(recwarn)[0]
     assert logger.of("unused") == []
-    logger = fit([Drop(2), monitor(dead_after=1)], Unused()).logger
+    logger = fit([Drop(2), GradientMonitor(dead_after=1)], Unused()).logger
     assert [step for step, _ in logger.of("all")] == [0, 1, 3, 4, 5]
     assert any("dead in 'all': no gradient" in one for one in warnings_of(recwarn))
 
@@ -810,7 +793,7 @@ def test_no_gradient_at_all(fit, recwarn):
 @pytest.mark.parametrize("factor", [1e5, math.nan, math.inf])
 def test_stop(fit, recwarn, factor):
     """After the step that follows, at which it is read."""
-    trainer = fit([Poison("head.bias", {2: factor}), monitor(on_anomaly="stop")])
+    trainer = fit([Poison("head.bias", {2: factor}), GradientMonitor(on_anomaly="stop")])
     assert trainer.global_step == 4
     assert f"step 2: {'exploding' if factor == 1e5 else 'nan'} in 'head'" in warnings_of(recwarn)[0]
 
@@ -837,7 +820,7 @@ def test_a_skipped_step_changes_nothing(fit, recwarn, name, every_n_steps):
     """Bit for bit; and the run is the one in which gradients were taken away by hand."""
     optimizer, seen, by_hand = OPTIMIZERS[name], States(), States()
     poisons = [Poison("stem.weight", {2: math.nan, 4: 1e5}), Poison("head.bias", {5: -math.inf})]
-    watched = monitor(on_anomaly="skip", every_n_steps=every_n_steps)
+    watched = GradientMonitor(on_anomaly="skip", every_n_steps=every_n_steps)
     trainer = fit([*poisons, watched, seen], Plain(optimizer), 8, gradient_clip_val=0.5)
     fit([Drop(2, 4, 5), by_hand], Plain(optimizer), 8, gradient_clip_val=0.5)
     for skipped in (2, 4, 5):
@@ -874,7 +857,7 @@ def test_skip_on_two_ranks(fit, samples, on_two_ranks, where):
 
     def run():
         seen = States()
-        watched = monitor(on_anomaly="skip")
+        watched = GradientMonitor(on_anomaly="skip")
         fit(
             [OnOne(), watched, seen],
             NaNLoss(OPTIMIZERS["AdamW"]),
@@ -901,7 +884,7 @@ def test_stop_on_two_ranks(fit, samples, on_two_ranks):
                 pl_module.head.bias.grad.fill_(1e5)
 
     def run():
-        callbacks = [OnOne(), monitor(on_anomaly="stop")]
+        callbacks = [OnOne(), GradientMonitor(on_anomaly="stop")]
         return fit(callbacks, steps=9, data=DataLoader(samples, 4), devices=2, strategy="ddp").global_step
 
     assert on_two_ranks(run) == [4, 4]
@@ -913,7 +896,6 @@ def test_twenty_skips_in_a_row_are_an_error(fit, tmp_path):
         MisconfigurationException, match=r"skipped 20 steps in a row.*raise max_norm \(100.0\)"
     ):
         fit([poison, GradientMonitor(on_anomaly="skip")], steps=99)
-    assert (tmp_path / "kept/0/gradients.png").stat().st_size > 1000  # what there was until then
     poison.factors.pop(15)
     assert fit([poison, GradientMonitor(on_anomaly="skip")], steps=30).global_step == 30
 
@@ -948,7 +930,7 @@ def test_resumed_is_uninterrupted(fit, classifier, digits, tmp_path, at, every_n
     def run(*callbacks, **options):
         seed_everything(2)
         model = classifier(dropout=0.0)
-        watched = monitor(on_anomaly=on_anomaly, every_n_steps=every_n_steps, dead_after=3)
+        watched = GradientMonitor(on_anomaly=on_anomaly, every_n_steps=every_n_steps, dead_after=3)
         poison = [
             Poison("head.bias", {3: math.nan, 9: 1e5}),
             Poison("stem.0.weight", dict.fromkeys(range(2, 9), 0.0)),
@@ -972,7 +954,7 @@ def test_a_stop_that_is_due_survives_a_resume(fit, tmp_path):
     file = tmp_path / "at.ckpt"
 
     def run(*callbacks, **options):
-        watched = monitor(on_anomaly="stop")
+        watched = GradientMonitor(on_anomaly="stop")
         trainer = fit([Poison("head.bias", {2: 1e6}), watched, *callbacks], **options)
         return trainer.global_step
 
@@ -981,30 +963,27 @@ def test_a_stop_that_is_due_survives_a_resume(fit, tmp_path):
 
 def test_all_of_the_state_comes_back(tmp_path):
     """As a checkpoint has it: nothing but primitives."""
-    first, second = monitor(), monitor()
+    first, second = GradientMonitor(), GradientMonitor()
     first._watch.judge(3, {"a": 1e3, "b": None})
-    first._history.add(3, {"a/norm": 1e3})
     first._skips = 7
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second._skips == 7
     assert second.state_dict() == first.state_dict()
-    assert vars(second._history) == vars(first._history)
 
 
 def test_the_constructor_wins_on_resume(fit, tmp_path, recwarn):
     file = tmp_path / "at.ckpt"
-    fit([monitor(["stem", "head"]), Save(file, 4)])
-    watched = monitor(["head"], max_norm=1e-3)
+    fit([GradientMonitor(["stem", "head"]), Save(file, 4)])
+    watched = GradientMonitor(["head"], max_norm=1e-3)
     fit([watched], ckpt_path=file)
     assert watched.limits.max_norm == 1e-3
     assert "step 4: exploding in 'head'" in warnings_of(recwarn)[0]
     assert watched._watch.usual["head"].seen == 6
-    assert len(watched._history.points) == 6
 
 
 def test_fit_again_begins_anew(fit):
-    watched = monitor()
+    watched = GradientMonitor()
     first = fit([watched])
     state = watched.state_dict()
     second = fit([watched])
@@ -1033,57 +1012,26 @@ trainer:
         groups: [stem, "blocks[-1]"]
         on_anomaly: skip
         table: true
-        dirpath: {tmp_path / "pictures"}
 """)
     digits.main(["fit", "--config", str(config)])
     table = capsys.readouterr().out
     assert [line.split()[0] for line in table.splitlines()[-4:]] == ["group", "stem", "blocks[-1]", "all"]
-    assert (tmp_path / "pictures/gradients.png").stat().st_size > 1000
     text = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "gradients/blocks[-1]/update_ratio" in text
-
-
-def test_the_picture(fit, tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        "lightning_vlm_callbacks.gradient_monitor.callback.save_curves",
-        lambda file, panels, marks, log: drawn.update(file=file, panels=panels, marks=marks, log=log),
-    )
-    poison = Poison("head.bias", {5: math.nan})
-    trainer = fit([poison, GradientMonitor(on_anomaly="skip")], gradient_clip_val=0.5)
-    assert drawn["file"] == tmp_path / "kept/0/gradients.png"
-    assert drawn["marks"] == {"nan: head, all": 5.0}
-    assert drawn["log"] == list(drawn["panels"])
-    norm, clipping, update = drawn["panels"].values()
-    assert list(norm) == list(update) == ["stem", "head", "all"]
-    steps, values = norm["all"]
-    assert steps == list(range(6))
-    assert values[:5] == [found["norm"] for _, found in trainer.logger.of("all")][:5]
-    assert clipping["after"][1][:5] == [found["clipped_norm"] for _, found in trainer.logger.of("all")[:5]]
-    assert math.isnan(clipping["after"][1][5])
-    drawn.clear()
-    fit([GradientMonitor(picture=False)])
-    fit([GradientMonitor()], fast_dev_run=True)
-    assert drawn == {}
-    fit([GradientMonitor(update_ratio=False)])
-    assert len(drawn["panels"]) == 2
-    drawn.clear()
-    fit([Poison("head.bias", {0: math.nan}), GradientMonitor(["head"])], steps=1)
-    assert drawn == {}  # nothing to show
 
 
 def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
     """A real run, offline."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     with pytest.raises(MisconfigurationException, match="no WandbLogger"):
-        fit([monitor(histogram=True)])
+        fit([GradientMonitor(histogram=True)])
     sent = []
     log = logger.experiment.log
     monkeypatch.setattr(
         logger.experiment, "log", lambda values, **options: (sent.append(values), log(values, **options))
     )
     see = See()
-    fit([monitor(histogram=True), see], steps=2, logger=[logger, Kept()])
+    fit([GradientMonitor(histogram=True), see], steps=2, logger=[logger, Kept()])
     logger.experiment.finish()
     found = [one for one in sent if "gradients/head/log2" in one]
     assert [one["trainer/global_step"] for one in found] == [0, 1]
@@ -1111,7 +1059,7 @@ def test_manual_optimization_is_refused(fit):
     model = Plain()
     model.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="manual optimization"):
-        fit([monitor()], model, -1, max_epochs=1)
+        fit([GradientMonitor()], model, -1, max_epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -1128,10 +1076,3 @@ def test_arguments_out_of_range(options):
     (name,) = options
     with pytest.raises(MisconfigurationException, match=f"{name}: found .*expected"):
         GradientMonitor(**options)
-
-
-def test_no_matplotlib(fit, monkeypatch):
-    monkeypatch.setattr("lightning_vlm_callbacks.curves.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"GradientMonitor\(picture=False\)"):
-        fit([GradientMonitor()])
-    assert fit([GradientMonitor(picture=False)]).global_step == 6

@@ -72,7 +72,6 @@ def run(digits, classifier, make_trainer, tmp_path):
             "val/loss",
             every_n_epochs=None,
             dirpath=str(tmp_path / name),
-            picture=False,
             save_on_exit=save_on_exit,
         )
         options = {"max_epochs": 3, "accumulate_grad_batches": 2, "val_check_interval": 4, **options}

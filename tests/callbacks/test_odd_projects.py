@@ -17,9 +17,11 @@ from lightning_vlm_callbacks import (
     GradientMonitor,
     GradNorm,
     NonFiniteGuard,
+    RunReport,
     StagedUnfreezing,
     TaskWeights,
 )
+from lightning_vlm_callbacks.run_report.history import read_history
 from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates
 from torch import nn
 from torch.utils.data import DataLoader
@@ -179,12 +181,12 @@ class SometimesNoLoss(Plain):
 STAGES = [{"at": 0, "train": {"head": 1.0}}, {"at": 2, "train": {"*": 0.1}}]
 CALLBACKS = {
     "staged": lambda folder: StagedUnfreezing(STAGES, unit="step"),
-    "monitor": lambda folder: GradientMonitor(every_n_steps=1, dirpath=folder, picture=False),
-    "skip": lambda folder: GradientMonitor(on_anomaly="skip", dirpath=folder, picture=False),
-    "checkpoint": lambda folder: EarlyStopCheckpoint(dirpath=folder, picture=False),
+    "monitor": lambda folder: GradientMonitor(every_n_steps=1),
+    "skip": lambda folder: GradientMonitor(on_anomaly="skip"),
+    "checkpoint": lambda folder: EarlyStopCheckpoint(dirpath=folder),
     "guard": lambda folder: NonFiniteGuard(dirpath=folder),
     "rollback": lambda folder: NonFiniteGuard("rollback", snapshot_every_n_steps=2, dirpath=folder),
-    "gradnorm": lambda folder: GradNorm(layer="body.1", dirpath=folder, picture=False),
+    "gradnorm": lambda folder: GradNorm(layer="body.1"),
 }
 CLOSURES = r"found optimizer \w+, which computes several gradients in a step"
 SHAPE = "found head.weight without a shape"
@@ -246,7 +248,7 @@ def test_a_trainer_of_the_other_package(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "level", logging.ERROR)
     module = type("Other", (other.LightningModule,), dict(vars(Plain)))
     module.__init__ = lambda self: other.LightningModule.__init__(self)
-    for make in (*CALLBACKS.values(), lambda folder: AdaptiveLoRARank(dirpath=folder)):
+    for make in (*CALLBACKS.values(), lambda folder: AdaptiveLoRARank()):
         callback = make(str(tmp_path))
         run = other.Trainer(accelerator="cpu", max_steps=1, callbacks=[callback], logger=False)
         message = f"^{type(callback).__name__}: found a Trainer of pytorch_lightning.* from lightning.pytorch"
@@ -272,7 +274,7 @@ def test_trainers_that_log_nothing(options, tmp_path):
         )
         run.fit(Plain())
         assert run.global_step == 3
-    silent = GradientMonitor(dirpath=str(tmp_path), picture=False)
+    silent = GradientMonitor()
     with pytest.warns(UserWarning, match=r"measures nothing, as the Trainer's log_every_n_steps is 0"):
         Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, callbacks=[silent], **options).fit(
             Plain()
@@ -297,21 +299,20 @@ class Gradients(Callback):
 
 @pytest.mark.parametrize("kind", [Complex, Sparse, Lbfgs, Sam, Half])
 def test_norms_are_those_of_the_first_gradient(kind, tmp_path):
-    seen, folder = Gradients(), tmp_path / "checkpoints"
+    seen, folder = Gradients(), tmp_path / "report"
     callbacks = [
         seen,
-        GradientMonitor(every_n_steps=1, picture=False, dirpath=str(tmp_path)),
-        EarlyStopCheckpoint(dirpath=str(folder), picture=False),
+        GradientMonitor(every_n_steps=1),
+        RunReport(str(folder)),
     ]
     logger = CSVLogger(tmp_path)
-    trainer(callbacks, tmp_path, logger=logger, enable_checkpointing=True).fit(kind())
+    trainer(callbacks, tmp_path, logger=logger).fit(kind())
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("gradients/all/norm")]
     monitored = {int(row["step"]): float(row["gradients/all/norm"]) for row in rows}
-    with (folder / "history.csv").open() as lines:
-        history = {int(row["step"]) - 1: float(row["grad_norm"]) for row in csv.DictReader(lines)}
+    recorded = dict(read_history(folder / "report.jsonl").curves["grad_norm"].points())
     assert monitored == pytest.approx(seen.norms, rel=2e-3 if kind is Half else 1e-5)
-    assert history == pytest.approx(seen.norms, rel=2e-3 if kind is Half else 1e-5)
+    assert recorded == pytest.approx(seen.norms, rel=2e-3 if kind is Half else 1e-5)
     assert bool(rows[0].get("gradients/all/clipped_norm")) == (kind not in (Lbfgs, Sam))
 
 
@@ -390,6 +391,6 @@ def test_ranks_of_lora_need_a_plain_optimizer(make, message, tmp_path):
     module = Plain()
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["body.0", "body.1"]), module)
     module.configure_optimizers = lambda: make([one for one in module.parameters() if one.requires_grad])
-    callback = AdaptiveLoRARank(min_rank=1, max_rank=4, multiple_of=1, picture=False, dirpath=str(tmp_path))
+    callback = AdaptiveLoRARank(min_rank=1, max_rank=4, multiple_of=1)
     with pytest.raises(MisconfigurationException, match=f"^AdaptiveLoRARank: .*{message}"):
         trainer([callback], tmp_path).fit(module)

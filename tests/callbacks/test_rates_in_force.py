@@ -6,8 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
-from lightning_vlm_callbacks import EarlyStopCheckpoint, NonFiniteGuard, StagedUnfreezing
+from lightning_vlm_callbacks import NonFiniteGuard, RunReport, StagedUnfreezing
 from lightning_vlm_callbacks.rates_in_force import rates_in_force, scalings
+from lightning_vlm_callbacks.run_report.history import read_history
 
 STAGES = [
     {"at": 0, "train": {"head": 1.0}},
@@ -68,14 +69,12 @@ def test_logged_as_stepped(classifier, digits, make_trainer, tmp_path, groups, c
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": halve, "interval": "step"}}
 
     model.configure_optimizers = configure_optimizers
-    folder = tmp_path / "checkpoints"
     staged = StagedUnfreezing(STAGES, unit="step", warmup_steps=2)
     trainer = make_trainer(
         max_steps=8,
         logger=CSVLogger(tmp_path),
         accumulate_grad_batches=2,
-        enable_checkpointing=True,
-        callbacks=[EarlyStopCheckpoint(dirpath=str(folder), picture=False), staged],
+        callbacks=[RunReport(str(tmp_path)), staged],
         max_epochs=4,
     )
     trainer.fit(model, digits.Digits())
@@ -84,8 +83,8 @@ def test_logged_as_stepped(classifier, digits, make_trainer, tmp_path, groups, c
         logged = {
             int(row["step"]): row for row in csv.DictReader(lines) if any(row[c] for c in columns.values())
         }
-    with (folder / "history.csv").open() as lines:
-        history = {int(row["step"]) - 1: row for row in csv.DictReader(lines)}
+    history = read_history(tmp_path / "report.jsonl").curves
+    recorded = {name: dict(curve.points()) for name, curve in history.items()}
     assert [*logged] == [*range(8)]
     for step, stepped in enumerate(steps):
         for part, column in columns.items():
@@ -94,13 +93,14 @@ def test_logged_as_stepped(classifier, digits, make_trainer, tmp_path, groups, c
             expected = by_hand(part, step, base)
             if expected is None:
                 assert rates == {None}
-                assert logged[step][column] == history[step][column] == ""
+                assert logged[step][column] == ""
+                assert step not in recorded[column]
                 continue
             assert len(rates) == 1
             assert rates.pop() == pytest.approx(expected)
             assert float(logged[step][column]) == pytest.approx(expected)
-            assert float(history[step][column]) == pytest.approx(expected, rel=1e-6)
-    assert not any(column.startswith("lr") and column not in columns.values() for column in history[0])
+            assert recorded[column][step] == pytest.approx(expected)
+    assert {name for name in recorded if name.startswith("lr")} == set(columns.values())
     assert trainer.optimizers[0] not in scalings
 
 

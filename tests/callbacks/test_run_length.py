@@ -158,7 +158,7 @@ def test_without_validation_an_epochs_end_is_judged(make_trainer, tmp_path, opti
         return trainer.current_epoch
 
     lightnings = EarlyStopping("train_loss", patience=2, check_on_train_epoch_end=True)
-    ours = EarlyStopCheckpoint("train_loss", patience=2, dirpath=str(tmp_path), picture=False)
+    ours = EarlyStopCheckpoint("train_loss", patience=2, dirpath=str(tmp_path))
     assert epochs(ours) == epochs(lightnings) == 3
     assert ours.best_model_path == str(tmp_path / "step-00000004.ckpt")
     assert "no validation comes in this run" in caplog.text
@@ -178,7 +178,7 @@ def test_a_metric_of_each_second_validation(make_trainer, tmp_path):
     loader = torch.utils.data.DataLoader(RandomDataset(4, 4))
 
     def fit(**options):
-        keep = EarlyStopCheckpoint("val_loss", dirpath=str(tmp_path), picture=False, **options)
+        keep = EarlyStopCheckpoint("val_loss", dirpath=str(tmp_path), **options)
         trainer = make_trainer(callbacks=[keep], max_epochs=10, enable_checkpointing=True)
         trainer.fit(AtRest(), val_dataloaders=loader)
         return trainer, keep
@@ -210,7 +210,7 @@ class Logged(Callback):
 
 
 def test_rules_that_come_too_late_are_said(make_trainer, tmp_path, recwarn):
-    options = {"dirpath": str(tmp_path), "picture": False}
+    options = {"dirpath": str(tmp_path)}
     for keep in (
         EarlyStopCheckpoint("train_loss", patience=3, every_n_steps=50, **options),
         EarlyStopCheckpoint("nothing", strict=False, **options),
@@ -231,7 +231,7 @@ def test_rules_that_come_too_late_are_said(make_trainer, tmp_path, recwarn):
 
 def test_intervals_that_are_longer_than_the_run_are_said(make_trainer, tmp_path, recwarn):
     callbacks = [
-        GradientMonitor(every_n_steps=13, picture=False),
+        GradientMonitor(every_n_steps=13),
         NonFiniteGuard("rollback", snapshot_every_n_steps=100, dirpath=str(tmp_path)),
     ]
     make_trainer(callbacks=callbacks, max_epochs=3).fit(AtRest(), val_dataloaders=[])

@@ -50,11 +50,6 @@ class Bucket(Elsewhere):
     save_dir = "s3://bucket/logs"
 
 
-class Checkpoints(EarlyStopCheckpoint):
-    def __init__(self, **options):
-        super().__init__(picture=False, **options)
-
-
 @pytest.fixture
 def fit(make_trainer, tmp_path):
     def run(*callbacks, epochs=1, ckpt_path=None, **options):
@@ -96,13 +91,13 @@ def test_a_bucket_is_replaced_by_a_disk(fit, tmp_path):
     fit(ours, logger=Bucket())
     assert ours.folder == tmp_path / "experiment" / "version_7"
     with pytest.raises(MisconfigurationException, match=r"found the folder s3://bucket.*set dirpath"):
-        fit(Checkpoints(), logger=False, default_root_dir="s3://bucket")
+        fit(EarlyStopCheckpoint(), logger=False, default_root_dir="s3://bucket")
 
 
 def test_a_second_run_leaves_the_first_alone(fit, tmp_path):
     kept = []
     for _ in range(2):
-        keep = Checkpoints()
+        keep = EarlyStopCheckpoint()
         trainer = fit(keep, logger=WandbLogger(save_dir=tmp_path, project="captions", offline=True))
         file = Path(keep.last_model_path)
         wandb.finish()  # as at the end of a process
@@ -145,15 +140,17 @@ def in_another_process():
 
 def test_two_runs_at_once_without_a_logger(fit, tmp_path, in_another_process):
     torch.set_num_threads(1)
-    process, _, folder = in_another_process(lambda pause: fit(pause, Checkpoints(), logger=False, epochs=2))
+    process, _, folder = in_another_process(
+        lambda pause: fit(pause, EarlyStopCheckpoint(), logger=False, epochs=2)
+    )
     assert folder == tmp_path
     message = rf"another run that writes into .*{tmp_path.name}: process {process.pid} on .*dirpath"
     with pytest.raises(MisconfigurationException, match=message):
-        fit(Checkpoints(), logger=False)
-    assert fit(Checkpoints(), logger=False, fast_dev_run=True)  # which writes nothing
+        fit(EarlyStopCheckpoint(), logger=False)
+    assert fit(EarlyStopCheckpoint(), logger=False, fast_dev_run=True)  # which writes nothing
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    again = Checkpoints()
+    again = EarlyStopCheckpoint()
     fit(again, logger=False)  # at once
     assert Path(again.last_model_path).exists()
     assert not list(tmp_path.rglob(".run.lock"))
@@ -163,12 +160,12 @@ def test_two_runs_at_once_without_a_logger(fit, tmp_path, in_another_process):
 def test_two_runs_that_found_the_same_version_number(fit, tmp_path, in_another_process, make):
     torch.set_num_threads(1)
     process, pipe, folder = in_another_process(
-        lambda pause: fit(pause, Checkpoints(), logger=make(tmp_path, name="logs"))
+        lambda pause: fit(pause, EarlyStopCheckpoint(), logger=make(tmp_path, name="logs"))
     )
     assert folder == tmp_path / "logs" / "version_0"
     logger = make(tmp_path, name="logs")
     logger._version = 0  # as if both had looked at the same moment
-    ours = Checkpoints()
+    ours = EarlyStopCheckpoint()
     with pytest.warns(UserWarning, match=r"Another run writes into .*version_0 .*version_1"):
         trainer = fit(ours, logger=logger, log_every_n_steps=1)
     assert Path(ours.last_model_path).parent == tmp_path / "logs" / "version_1" / "checkpoints"
@@ -177,9 +174,9 @@ def test_two_runs_that_found_the_same_version_number(fit, tmp_path, in_another_p
     process.join(60)
     assert process.exitcode == 0
     assert len(list(tmp_path.rglob("step-00000002.ckpt"))) == 2
-    in_another_process(lambda pause: fit(pause, Checkpoints(), logger=make(tmp_path, version="mine")))
+    in_another_process(lambda pause: fit(pause, EarlyStopCheckpoint(), logger=make(tmp_path, version="mine")))
     with pytest.raises(MisconfigurationException, match="the logger's version"):
-        fit(Checkpoints(), logger=make(tmp_path, version="mine"))
+        fit(EarlyStopCheckpoint(), logger=make(tmp_path, version="mine"))
 
 
 def test_a_folder_that_is_a_file_is_found_at_setup(fit, tmp_path):
@@ -197,7 +194,7 @@ def test_ranks_agree(fit, tmp_path, on_two_ranks):
         logger = CSVLogger(tmp_path, name="logs", version=int(os.environ.get("LOCAL_RANK", 0)))
         fit(ours, logger=logger, devices=2, strategy="ddp")
         try:
-            fit(Checkpoints(dirpath=__file__), logger=False, devices=2, strategy="ddp")
+            fit(EarlyStopCheckpoint(dirpath=__file__), logger=False, devices=2, strategy="ddp")
         except MisconfigurationException as error:
             return {"folder": str(ours.folder), "error": str(error)}
 

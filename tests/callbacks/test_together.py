@@ -6,7 +6,14 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import seed_everything
-from lightning_vlm_callbacks import EarlyStopCheckpoint, GradientMonitor, NonFiniteGuard, StagedUnfreezing
+from lightning_vlm_callbacks import (
+    EarlyStopCheckpoint,
+    GradientMonitor,
+    NonFiniteGuard,
+    RunReport,
+    StagedUnfreezing,
+)
+from lightning_vlm_callbacks.run_report.history import read_history
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
@@ -21,11 +28,12 @@ BAD = 9
 """The batch whose pictures are spoiled."""
 
 
-def four(folder, stages=STAGES, **unfreezing):
+def five(folder, stages=STAGES, **unfreezing):
     return [
         StagedUnfreezing(stages, unit="step", warmup_steps=2, **unfreezing),
         NonFiniteGuard(dirpath=str(folder / "nonfinite")),
-        GradientMonitor(dirpath=str(folder), every_n_steps=1),
+        GradientMonitor(every_n_steps=1),
+        RunReport(),
         EarlyStopCheckpoint(
             "val/loss", every_n_steps=3, keep_periodic=None, dirpath=str(folder / "checkpoints")
         ),
@@ -67,7 +75,7 @@ def make_trainer(make_trainer):
 
 def run(make_trainer, digits, module, folder, ckpt_path=None, **options):
     trainer = make_trainer(
-        max_epochs=2, callbacks=four(folder), default_root_dir=folder, gradient_clip_val=1.0, **options
+        max_epochs=2, callbacks=five(folder), default_root_dir=folder, gradient_clip_val=1.0, **options
     )
     trainer.fit(module, digits.Digits(), ckpt_path=ckpt_path)
     return trainer
@@ -87,11 +95,10 @@ def test_resumed_in_every_stage(make_trainer, digits, spoiled, tmp_path):
         file = tmp_path / f"whole/checkpoints/step-{step:08d}.ckpt"
         trainer = run(make_trainer, digits, module, tmp_path / f"from-{step}", ckpt_path=file)
         assert_equal(everything(trainer, module), whole)
-    columns = (tmp_path / "whole/checkpoints/history.csv").read_text().splitlines()[0].split(",")
-    rates = {column for column in columns if column.startswith("lr")}
+    names = read_history(tmp_path / "whole/report.jsonl").curves
+    rates = {name for name in names if name.startswith("lr")}
     assert rates == {"lr/head", "lr/blocks[-1:]", "lr/*", "lr/*/lowest"}
-    assert (tmp_path / "whole/gradients.png").stat().st_size > 5000
-    assert (tmp_path / "whole/checkpoints/history.png").stat().st_size > 5000
+    assert (tmp_path / "whole/report/norm-of-the-gradient.png").stat().st_size > 5000
 
 
 def _on_rank(make_trainer, digits, make, folder):
@@ -157,7 +164,6 @@ def test_from_yaml_by_class_name(digits, tmp_path):
     cli = digits.main(["fit", "--config", str(file)])
     folder = tmp_path / "lightning_logs/version_0"
     assert (folder / "checkpoints/best.ckpt").exists()
-    assert (folder / "gradients.png").exists()
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert "gradients/head/norm" in header
     assert "staged_unfreezing/stage" in header
@@ -166,7 +172,7 @@ def test_from_yaml_by_class_name(digits, tmp_path):
 
 def test_twice_in_one_process(make_trainer, digits, spoiled, tmp_path):
     """The same callbacks in a second fit begin anew."""
-    callbacks = four(tmp_path)
+    callbacks = five(tmp_path)
     ends = []
     for _ in range(2):
         module = spoiled()
@@ -195,7 +201,7 @@ def test_in_a_vlm(make_trainer, model_folder, tmp_path):
         trainer = make_trainer(
             max_steps=6,
             max_epochs=3,
-            callbacks=four(folder, stages),
+            callbacks=five(folder, stages),
             use_distributed_sampler=False,
             default_root_dir=folder,
             accumulate_grad_batches=2,
@@ -209,7 +215,7 @@ def test_what_a_later_stage_does_not_reach(make_trainer, model_folder, tmp_path)
     """LLaVA reads its tower one layer early: found at the first batch, not when the stage begins."""
     stages = [{"at": 0, "train": {"projector": 1.0}}, {"at": 2, "train": {"projector": 1.0, "vision": 0.1}}]
     module = VLMModule(str(model_folder("llava")), adapt={"projector": "full", "vision": "full"})
-    trainer = make_trainer(max_steps=4, callbacks=four(tmp_path, stages)[:1], use_distributed_sampler=False)
+    trainer = make_trainer(max_steps=4, callbacks=five(tmp_path, stages)[:1], use_distributed_sampler=False)
     with pytest.raises(UserError, match=r"the loss gives them no gradient: model.*layers\.2\."):
         trainer.fit(module, VLMDataModule(train=Drawn("train", size=8), batch_size=2))
     assert trainer.global_step == 0

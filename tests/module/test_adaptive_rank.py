@@ -50,9 +50,7 @@ def fit(module, make_quiet):
         trainer_options = {key: options.pop(key) for key in ("strategy", "devices") if key in options}
         one = module("llava", adapt=plan, optimizer=partial(torch.optim.AdamW, lr=3e-3), **options)
         one.schedule = Constant()
-        rank = AdaptiveLoRARank(
-            min_rank=least, max_rank=8, multiple_of=1, start=2, every=2, until=4, dirpath=str(folder)
-        )
+        rank = AdaptiveLoRARank(min_rank=least, max_rank=8, multiple_of=1, start=2, every=2, until=4)
         saves = ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         watch = Widths()
         trainer = make_quiet(
@@ -147,7 +145,7 @@ def test_two_ranks_agree(fit, tmp_path, on_two_ranks):
 
 def test_beside_gradnorm(fit, tmp_path):
     """Its layer, a LoRA B, changes its width."""
-    gradnorm = GradNorm(picture=False, layer="language.layers[0].self_attn.q_proj.lora_B.default")
+    gradnorm = GradNorm(layer="language.layers[0].self_attn.q_proj.lora_B.default")
     whole = fit(tmp_path, callbacks=[gradnorm])
     assert whole.tasks.weights.unique().numel() > 1
     assert torch.load(tmp_path / "step=6.ckpt", weights_only=True)[RANKS] == ranks_of(whole)

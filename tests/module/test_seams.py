@@ -139,7 +139,7 @@ def test_seam(fit, tmp_path, case):
     if hooks is not HOOKS:
         savers = [
             ModelCheckpoint(lightnings, every_n_train_steps=1, save_top_k=-1),
-            EarlyStopCheckpoint(every_n_steps=1, keep_periodic=None, dirpath=str(ours), picture=False),
+            EarlyStopCheckpoint(every_n_steps=1, keep_periodic=None, dirpath=str(ours)),
         ]
     if stop is None:
         expected, trace = fit([*more(), SaveAtHooks(tmp_path, hooks, batches), *savers], **options)

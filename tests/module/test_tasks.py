@@ -275,7 +275,7 @@ def test_a_task_without_weight_and_one_that_never_comes(make_quiet, fresh, sourc
     items = [dataclasses.replace(one, weight=0.0) if one.task == "ocr" else one for one in source.items]
     items.append(dataclasses.replace(items[0], task="grounding"))
     one = fresh(task_weights=way)
-    callbacks = [] if way else [GradNorm(picture=False)]
+    callbacks = [] if way else [GradNorm()]
     keep = fit(make_quiet, one, listed(items), callbacks=callbacks, max_steps=3)
     assert one.tasks.names == (*TASKS, "grounding")
     assert all(weight.isfinite().all() for weight in end(one).values())
@@ -366,7 +366,7 @@ NF4 = Quantization("nf4", ["language"], compute_dtype="float32")
 def test_gradnorm_measures_autograds_norms(
     make_quiet, fresh, source, batch_of, listed, family, options, layer
 ):
-    gradnorm = GradNorm(layer=layer, picture=False)
+    gradnorm = GradNorm(layer=layer)
     keep = KeepNorms(gradnorm)
     one = fresh(family, **options)
     fit(make_quiet, one, source, callbacks=[gradnorm, keep], max_epochs=1)
@@ -396,7 +396,7 @@ def test_gradnorm_where_rows_go_through_the_model_in_groups(
     items = list(source.items[:6])
     for at in (1, 3, 5):
         items[at] = words(answer="Red and blue. " * at, task=TASKS[at % 3])
-    gradnorm = GradNorm(picture=False)
+    gradnorm = GradNorm()
     one, plain = fresh("mllama"), fresh("mllama")
     keep = KeepNorms(gradnorm)
     fit(make_quiet, one, listed(items), callbacks=[gradnorm, keep], max_steps=1)
@@ -412,7 +412,7 @@ def test_gradnorm_where_rows_go_through_the_model_in_groups(
 def test_gradnorm_on_any_split_and_resumed(make_quiet, fresh, source, on_two_ranks, tmp_path):
     def run(*split, folder=None, **options):
         one = fresh()
-        callbacks = [GradNorm(picture=False)]
+        callbacks = [GradNorm()]
         if folder:
             options["enable_checkpointing"] = True
             callbacks.append(ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}"))
@@ -431,7 +431,7 @@ def test_gradnorm_on_any_split_and_resumed(make_quiet, fresh, source, on_two_ran
 
 def test_gradnorm_beside_weights_that_learn(make_quiet, fresh, source):
     with pytest.raises(MisconfigurationException, match="task_weights: uncertainty changes; expected one"):
-        fit(make_quiet, fresh(task_weights="uncertainty"), source, callbacks=[GradNorm(picture=False)])
+        fit(make_quiet, fresh(task_weights="uncertainty"), source, callbacks=[GradNorm()])
 
 
 def test_weights_stay_float32_in_a_model_of_bfloat16():

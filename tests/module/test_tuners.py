@@ -34,7 +34,7 @@ def callbacks():
         {"at": 0.5, "train": {"projector": 1.0, "language": 1.0}},
     ]
     points = [{"at": 0, "instruction": 1.0}, {"at": 0.5, "instruction": 0.0}]
-    rank = AdaptiveLoRARank(min_rank=2, multiple_of=2, start=0.25, every=0.25, until=0.75, picture=False)
+    rank = AdaptiveLoRARank(min_rank=2, multiple_of=2, start=0.25, every=0.25, until=0.75)
     return [StagedUnfreezing(stages), TokenWeightSchedule(points), rank]
 
 

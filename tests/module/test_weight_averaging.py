@@ -113,7 +113,7 @@ def test_an_ended_run_goes_on(fit, tmp_path):
     """Saved after the average was put into the module."""
 
     def keep():
-        return EarlyStopCheckpoint(dirpath=str(tmp_path), picture=False)
+        return EarlyStopCheckpoint(dirpath=str(tmp_path))
 
     expected, _ = fit(WeightAveraging())
     fit(WeightAveraging(), keep(), max_epochs=1)
@@ -143,7 +143,7 @@ def test_with_the_callback_from_a_checkpoint_without_averages(fit, tmp_path):
     ("callbacks", "said"),
     [
         ([StochasticWeightAveraging(0.1)], "use lightning.pytorch.callbacks.WeightAveraging"),
-        ([EMAWeightAveraging(), AdaptiveLoRARank(picture=False)], "whose shapes change"),
+        ([EMAWeightAveraging(), AdaptiveLoRARank()], "whose shapes change"),
     ],
 )
 def test_refused_at_setup(fit, callbacks, said):

@@ -32,9 +32,7 @@ from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
     lora_layers,
     set_ranks,
 )
-from lightning_vlm_callbacks.adaptive_lora_rank.picture import save_ranks
 from lightning_vlm_callbacks.adaptive_lora_rank.replicas import ranks_before_weights, synchronise_ranks
-from lightning_vlm_callbacks.curves import need_matplotlib
 from lightning_vlm_callbacks.requirements import (
     require_full_gradients,
     require_initialized,
@@ -43,7 +41,7 @@ from lightning_vlm_callbacks.requirements import (
     require_single_closure,
 )
 from lightning_vlm_callbacks.run_report import record_event
-from lightning_vlm_callbacks.runs import log_metrics, loss_scaler, run_folder
+from lightning_vlm_callbacks.runs import log_metrics, loss_scaler
 from lightning_vlm_callbacks.selectors import select_modules
 
 __all__ = ["AdaptiveLoRARank"]
@@ -85,15 +83,13 @@ class AdaptiveLoRARank(Callback):
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
         unit: Of the budget. A rank of a wide layer has more parameters than one of a narrow layer, so a
             budget of ranks doesn't fix the memory that adapters need, while one of parameters does.
-        picture: Draw `ranks.png` at the end.
-        dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range. Or, when the fit begins: there are no LoRA
             layers, or such as can't be resized (DoRA); the budget is less than `min_rank` needs; the schedule
             lies beyond the end of the run; one device or DDP isn't the strategy.
         SelectorError: A group's selector finds nothing.
-        ModuleNotFoundError: PEFT isn't installed, or `picture` without matplotlib.
+        ModuleNotFoundError: PEFT isn't installed.
     """
 
     def __init__(
@@ -108,8 +104,6 @@ class AdaptiveLoRARank(Callback):
         until: float = 0.7,
         groups: dict[str, float] | None = None,
         unit: Literal["rank", "parameters"] = "rank",
-        picture: bool = True,
-        dirpath: str | None = None,
     ) -> None:
         super().__init__()
         check_bounds(min_rank, max_rank, multiple_of)
@@ -130,8 +124,6 @@ class AdaptiveLoRARank(Callback):
         self.start = start
         self.every = every
         self.until = until
-        self.picture = picture
-        self.dirpath = dirpath
         self._loaded: dict[str, Any] = {}
         self._unwrap_loading: Callable[[], None] | None = None
         self._importance: Importance | None = None
@@ -146,12 +138,8 @@ class AdaptiveLoRARank(Callback):
         require_lightning("AdaptiveLoRARank", trainer)
         self._end()
         self._unwrap_loading = ranks_before_weights(pl_module)
-        if stage != "fit":
-            return
-        require_full_gradients("AdaptiveLoRARank", trainer, pl_module)
-        if self.picture:
-            need_matplotlib("AdaptiveLoRARank(picture=False)")
-        self._folder = run_folder(trainer, self.dirpath)
+        if stage == "fit":
+            require_full_gradients("AdaptiveLoRARank", trainer, pl_module)
 
     def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
         """Raise a SelectorError if a group finds nothing in a model; `may_train` doesn't matter here."""
@@ -212,8 +200,6 @@ class AdaptiveLoRARank(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("adaptive_lora_rank/ranks", ["step", "layer", "rank"], rows)
-        if self.picture and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_ranks(self._folder / "ranks.png", self._history, trainer.global_step)
 
     @override
     def on_exception(

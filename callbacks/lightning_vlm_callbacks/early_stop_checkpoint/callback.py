@@ -1,7 +1,5 @@
 """Best, latest and periodic checkpoints and the decision to stop, in one place."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,8 +10,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_vlm_callbacks.curves import need_matplotlib
-from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import step_of
 from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     Position,
     epoch_ended,
@@ -37,9 +33,8 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     """Keeps the best, the latest and periodic checkpoints, and stops when there is no more progress.
 
     One decision both makes a checkpoint the best and resets the patience, so that the best checkpoint and
-    the early stop can't disagree. In `dirpath` are `step-00000120.ckpt`, ..., the links `best.ckpt` and
-    `latest.ckpt`, `history.csv` (losses, learning rates and norms of the gradient) and at the end
-    `history.png`. `latest.ckpt` is complete even if the run is killed.
+    the early stop can't disagree. In `dirpath` are `step-00000120.ckpt`, ... and the links `best.ckpt` and
+    `latest.ckpt`, which is complete even if the run is killed.
 
     A run resumed from our checkpoints continues bit for bit as if it had never stopped: they hold the random
     states of all ranks. Inside an epoch this needs loaders that save their position (`state_dict`), such as
@@ -72,15 +67,11 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         dirpath: A folder on a local or shared disk; None is `checkpoints` in the run's folder, which
             is `save_dir/name/version` of the logger, or `default_root_dir` without one. What another run has
             left there is moved to `previous-1` and so on; a run that still writes there is an error.
-        history: Globs of the metrics in `history.csv`, beside the monitored one; learning rates and norms
-            are there in any case. None writes none.
-        picture: Draw `history.png` at the end.
         strict: Whether it is an error if the metric isn't there when it is judged. False waits for the next
             time, for a metric that only some validations have.
         save_on_exit: Save when the run is interrupted.
 
     Raises:
-        ModuleNotFoundError: `picture` without matplotlib.
         MisconfigurationException: A number that makes no sense, two of these callbacks with one folder, a
             folder that can't be written into or that another run writes into, a metric that isn't there, or
             a checkpoint that can't be written (the older ones stay).
@@ -102,19 +93,15 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         every_n_epochs: int | None = 1,
         keep_periodic: int | None = 1,
         dirpath: str | None = None,
-        history: Sequence[str] | None = ("*loss*",),
-        picture: bool = True,
         strict: bool = True,
         save_on_exit: bool = True,
     ) -> None:
         check_numbers(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         judge = Judge(monitor, mode, patience, min_delta, strict)
-        names = None if history is None else [*history, *([monitor] if monitor else [])]
-        super().__init__(judge, RunFiles(names, keep_periodic, dirpath), save_on_exit, dirpath)
+        super().__init__(judge, RunFiles(keep_periodic, dirpath), save_on_exit, dirpath)
         self.every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs  # type: ignore[assignment]
-        self.history, self.picture = history, picture
-        self._step = self._stopped = 0
+        self._step = 0
 
     # Begin
 
@@ -136,15 +123,13 @@ class EarlyStopCheckpoint(WholeCheckpoints):
                 "EarlyStopCheckpoint: found AsyncCheckpointIO, which returns before a checkpoint is written, "
                 "so that nothing says when it is whole; leave it out of the Trainer's plugins"
             )
-        if self.picture and self.history is not None:
-            need_matplotlib("EarlyStopCheckpoint(picture=False)")
         self._files.open(folder, trainer.is_global_zero)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._step, self._stopped = trainer.global_step, 0
+        self._step = trainer.global_step
         if self._loaded is None:
             self._files.start(trainer)
         else:
@@ -171,14 +156,12 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         self._interrupts.last.on_train_batch_start()
-        self._files.recorder.on_train_batch_start(trainer)
 
     @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         self._interrupts.last.on_before_optimizer_step()
-        self._files.recorder.on_before_optimizer_step(trainer, optimizer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
@@ -189,7 +172,6 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             if trainer.world_size == 1:
                 self._interrupts.leave_if_asked(trainer, None)
             return
-        self._files.recorder.on_step_end(trainer)
         every = self.every_n_steps
         if every and self._step // every > before // every:
             self._periodic_due = True
@@ -212,7 +194,6 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_training(trainer):
             return
-        self._files.recorder.record(trainer)
         self._judge.due = True
         self._interrupts.last.on_validation_end(trainer)
         if not epoch_ended(trainer):
@@ -225,7 +206,6 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_training(trainer):
             return
-        self._files.recorder.record(trainer)
         self._interrupts.last.on_train_epoch_end(trainer)
         self._follow(trainer, self._judge.on_train_epoch_end(trainer))
         every = self._every_n_epochs
@@ -252,11 +232,6 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         position: Position = "epoch" if epoch_ended(trainer) else "stopped"
         self._save(trainer, position)
         self._judge.on_train_end(trainer)
-        if self.picture and self.history is not None and trainer.is_global_zero:
-            marks = {"best": self._files.kept.best, "stopped": self._stopped and self._files.kept.latest}
-            steps = {mark: float(step_of(name)) for mark, name in marks.items() if name}
-            file = Path(self._files.path_of("history.png"))
-            self._files.recorder.history.draw(file, self.monitor, steps)
         self._interrupts.leave_if_asked(trainer, position)
         self._interrupts.end()
 
@@ -275,9 +250,8 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             return
         self._best_due |= decision.is_best
         if trainer.strategy.reduce_boolean_decision(decision.should_stop, all=False):
-            self._stopped = trainer.global_step
             trainer.should_stop = True
             rank_zero_info(
-                f"EarlyStopCheckpoint stops at step {self._stopped}: {self.monitor}: {decision.reason}"
+                f"EarlyStopCheckpoint stops at step {trainer.global_step}: {self.monitor}: {decision.reason}"
             )
             record_event(trainer, "stopped", f"{self.monitor}: {decision.reason}")

@@ -1,6 +1,6 @@
-"""The checkpoints and the history of a run: what is written when, and what all ranks must agree on."""
+"""The checkpoints of a run: what is written when, and what all ranks must agree on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     step_of,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import JOB, slurm_job
-from lightning_vlm_callbacks.early_stop_checkpoint.run_history import Recorder
 
 __all__ = ["RunFiles"]
 
@@ -28,7 +27,6 @@ class RunFiles:
     """What a run has written.
 
     Args:
-        names: Globs of the metrics in `history.csv`; None writes none.
         keep_periodic: How many periodic checkpoints are kept; None keeps all.
         dirpath: The folder that the user chose.
 
@@ -36,21 +34,20 @@ class RunFiles:
         MisconfigurationException: Numbers that make no sense, or a folder that isn't on a disk.
     """
 
-    def __init__(self, names: Sequence[str] | None, keep_periodic: int | None, dirpath: str | None) -> None:
+    def __init__(self, keep_periodic: int | None, dirpath: str | None) -> None:
         check_numbers(0, keep_periodic=keep_periodic)
         if dirpath is not None and "://" in str(dirpath):
             raise MisconfigurationException(
                 f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared disk, "
                 "where a file can be renamed and linked"
             )
-        self._has_history, self._keep_periodic = names is not None, keep_periodic
-        self.recorder = Recorder(names)
+        self._keep_periodic = keep_periodic
         self.folder: CheckpointFolder | None = None
         self.kept = Kept()
         self._earlier: frozenset[str] = frozenset()
         """Names given in an earlier fit whose steps were counted from 0 too."""
         self._continues = False
-        """Whether links and history in the folder are this run's."""
+        """Whether the links in the folder are this run's."""
         self._settled = False
         """Whether other runs' files are out of the way."""
 
@@ -92,7 +89,6 @@ class RunFiles:
         if latest is not None and trainer.global_step < step_of(latest):
             # The steps of this fit begin at 0 again, so its names may be there already.
             self._earlier = self._earlier | frozenset(self.kept.files)
-            self.recorder.clear()
             self._continues = self._settled = False
 
     def resume(self, trainer: Trainer, state: dict[str, Any], same_metric: bool) -> None:
@@ -113,11 +109,6 @@ class RunFiles:
                 f"{self.folder.path}; its score {state['best']:g} still counts"
             )
         self.kept = kept if same_metric else kept._replace(best=None)
-        self.recorder.clear()
-        if self._has_history and trainer.is_global_zero:
-            table = Path(other or self.folder.path, "history.csv")
-            here_too = self.folder.path / "history.csv"
-            self.recorder.history.load(here_too if here_too.is_file() else table, trainer.global_step)
 
     # Save
 
@@ -161,8 +152,6 @@ class RunFiles:
             if trainer.is_global_zero:
                 if not self._settled:
                     self._settle(folder, kept)
-                if self._has_history:
-                    folder.write("history.csv", self.recorder.history.text())
                 if name is not None:
                     folder.publish(name)
                 folder.link(BEST, kept.best)

@@ -111,7 +111,6 @@ class WholeCheckpoints(ModelCheckpoint):
         self._files.resume(trainer, state, same_metric)
         device = trainer.strategy.root_device
         trainer.callback_metrics.update({name: value.to(device) for name, value in state["metrics"].items()})
-        self._files.recorder.history.add_old(trainer.callback_metrics)
         self._judge.add_old(trainer)
         if len(state["ranks"]) != trainer.world_size:
             rank_zero_warn(

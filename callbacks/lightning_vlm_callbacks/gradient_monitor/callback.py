@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_vlm_callbacks.curves import History, need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradient_monitor.rules import Limits, Watch
 from lightning_vlm_callbacks.gradient_monitor.statistics import (
     OCTAVES,
@@ -31,7 +30,7 @@ from lightning_vlm_callbacks.requirements import (
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
-from lightning_vlm_callbacks.runs import builds_in_setup, run_folder
+from lightning_vlm_callbacks.runs import builds_in_setup
 from lightning_vlm_callbacks.selectors import select_parameters
 
 __all__ = ["GradientMonitor"]
@@ -39,8 +38,6 @@ __all__ = ["GradientMonitor"]
 ALL = "all"
 MOST_SKIPS = 20
 """So many skipped steps in a row end the run: a limit is wrong, or the model is beyond help."""
-DRAWN = ("norm", "clipped_norm", "update_ratio")
-"""What is kept for the picture."""
 
 
 class GradientMonitor(Callback):
@@ -83,14 +80,11 @@ class GradientMonitor(Callback):
         min_norm: A norm below is `vanishing`.
         dead_after: A group is `dead` after so many measured steps in a row (with `skip`: steps) without
             gradient or with nothing but zeros, unless all of it is frozen.
-        picture: Draw `gradients.png` at the end.
         table: Print the last values at the end.
-        dirpath: Where the picture goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range, or the run can't be measured.
         SelectorError: A group finds nothing.
-        ModuleNotFoundError: `picture` without matplotlib.
     """
 
     def __init__(
@@ -104,9 +98,7 @@ class GradientMonitor(Callback):
         max_z: float | None = 6.0,
         min_norm: float | None = 1e-7,
         dead_after: int | None = 10,
-        picture: bool = True,
         table: bool = False,
-        dirpath: str | None = None,
     ) -> None:
         super().__init__()
         if on_anomaly not in ("warn", "skip", "stop"):
@@ -117,11 +109,11 @@ class GradientMonitor(Callback):
                 raise MisconfigurationException(f"{name}: found {value}; expected a number > 0, or None")
         self.groups, self.every_n_steps, self.on_anomaly = groups, every_n_steps, on_anomaly
         self.update_ratio, self.histogram = update_ratio, histogram
-        self.picture, self.table, self.dirpath = picture, table, dirpath
+        self.table = table
         self._reset()
 
     def _reset(self) -> None:
-        self._watch, self._history = Watch(self.limits), History()
+        self._watch = Watch(self.limits)
         self._skips = 0  # in a row
         self._closures = 0  # gradients computed in the current step
         self._last: dict[str, dict[str, float]] = {}
@@ -141,9 +133,6 @@ class GradientMonitor(Callback):
             raise MisconfigurationException(
                 "GradientMonitor(histogram=True): found no WandbLogger; add one to the Trainer, or set False"
             )
-        if self.picture:
-            need_matplotlib("GradientMonitor(picture=False)")
-        self._folder = run_folder(trainer, self.dirpath)
         self._reset()
         if not builds_in_setup(pl_module):
             self.check_selectors(pl_module)
@@ -223,26 +212,16 @@ class GradientMonitor(Callback):
             rank_zero_warn(f"GradientMonitor: {'; '.join(self._watch.counts())}")
         if self.table and trainer.is_global_zero:
             print(text_table(self._last))
-        self._draw(trainer)
-
-    @override
-    def on_exception(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
-    ) -> None:
-        self._draw(trainer)  # the pending measurement isn't read, as a device that failed may never answer
 
     @override
     def state_dict(self) -> dict[str, Any]:
         self._read()  # it belongs to a step that the checkpoint contains
-        history = self._history
-        thinned = [history.every, history.offered, list(history.points)]
-        return {**self._watch.state(), "skips": self._skips, "alarm": self._alarm, "history": thinned}
+        return {**self._watch.state(), "skips": self._skips, "alarm": self._alarm}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._watch.restore(state_dict)
         self._skips, self._alarm = state_dict["skips"], state_dict.get("alarm")
-        self._history.every, self._history.offered, self._history.points = state_dict["history"]
 
     # Steps
 
@@ -258,8 +237,6 @@ class GradientMonitor(Callback):
             if histograms and isinstance(logger, WandbLogger):
                 logger.log_metrics(_for_wandb(logger, histograms), step=measured.step)
         self._last.update(found)
-        kept = {f"{name}/{key}": one[key] for name, one in found.items() for key in DRAWN if key in one}
-        self._history.add(measured.step, kept)
         if self.on_anomaly != "skip":  # with `skip` the step was judged before it was made
             self._alarm = self._judge(measured.step, {name: one["norm"] for name, one in found.items()})
 
@@ -303,40 +280,6 @@ class GradientMonitor(Callback):
                 f"norms are right, raise max_norm ({self.limits.max_norm}) or max_z ({self.limits.max_z})"
             )
         return True
-
-    def _draw(self, trainer: "pl.Trainer") -> None:
-        """Norms over steps, the total before and after clipping, and how far the weights moved."""
-        history = self._history
-        if not (self.picture and history.points and trainer.is_global_zero) or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        kept = dict.fromkeys(key for _, values in history.points for key in values)
-        norm, update = (
-            {key.removesuffix(what): history.curve(key) for key in kept if key.endswith(what)}
-            for what in ("/norm", "/update_ratio")
-        )
-        panels = {
-            "norm of the gradient": norm,
-            "all, before and after clipping": {
-                "before": norm[ALL],
-                "after": history.curve(f"{ALL}/clipped_norm"),
-            },
-            "update of the weights, ‖Δw‖/‖w‖": update,
-        }
-        firsts: dict[int, dict[str, list[str]]] = {}  # step -> kind -> groups
-        for group, kinds in self._watch.seen.items():
-            for kind, (_, first, _) in kinds.items():
-                firsts.setdefault(first, {}).setdefault(kind, []).append(group)
-        marks = {
-            "; ".join(f"{kind}: {', '.join(groups)}" for kind, groups in kinds.items()): float(step)
-            for step, kinds in firsts.items()
-        }
-        shown = {  # a logarithmic axis needs something to show
-            title: curves
-            for title, curves in panels.items()
-            if any(0 < value < math.inf for _, values in curves.values() for value in values)
-        }
-        if shown:
-            save_curves(self._folder / "gradients.png", shown, marks, log=list(shown))
 
 
 def _groups(module: nn.Module, selectors: Sequence[str] | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_vlm_callbacks.curves import History, need_matplotlib, save_curves
 from lightning_vlm_callbacks.gradnorm.layer import refuse_batch_norms, shared_layer
 from lightning_vlm_callbacks.gradnorm.solver import closed_form, paper
 from lightning_vlm_callbacks.gradnorm.statistics import TaskStatistics, logged_values
@@ -26,7 +25,7 @@ from lightning_vlm_callbacks.requirements import (
     several_closures,
 )
 from lightning_vlm_callbacks.run_length import warn_if_beyond
-from lightning_vlm_callbacks.runs import loss_scaler, run_folder
+from lightning_vlm_callbacks.runs import loss_scaler
 from lightning_vlm_callbacks.selectors import select_modules
 from lightning_vlm_callbacks.task_weights import TaskWeights, task_weights_of
 
@@ -62,14 +61,11 @@ class GradNorm(Callback):
         solver: `closed_form` moves the weights a share of the way to where they would converge; `paper` makes
             a step of the paper's gradient descent. Both work on the logarithms of the weights.
         rate: That share, or the learning rate.
-        picture: Draw `gradnorm.png` at the end.
-        dirpath: Where it goes; None is the run's folder (`save_dir/name/version` of the logger).
 
     Raises:
         MisconfigurationException: An argument is out of range. Or, when the fit begins: the module has no
             TaskWeights, or changes them itself; no layer, or several; one device or DDP isn't the strategy.
         SelectorError: `layer` finds nothing.
-        ModuleNotFoundError: `picture` without matplotlib.
     """
 
     def __init__(
@@ -79,8 +75,6 @@ class GradNorm(Callback):
         every_n_steps: int = 1,
         solver: Literal["closed_form", "paper"] = "closed_form",
         rate: float = 0.1,
-        picture: bool = True,
-        dirpath: str | None = None,
     ) -> None:
         super().__init__()
         if solver not in SOLVERS:
@@ -96,23 +90,16 @@ class GradNorm(Callback):
         self.every_n_steps = every_n_steps
         self.solver = SOLVERS[solver]
         self.rate = rate
-        self.picture = picture
-        self.dirpath = dirpath
         self._loaded: dict[str, Any] = {}
         self._gradients: TaskGradients | None = None
-        self._history = History()
 
     # Hooks
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         require_lightning("GradNorm", trainer)
-        if stage != "fit":
-            return
-        require_full_gradients("GradNorm", trainer, pl_module)
-        if self.picture:
-            need_matplotlib("GradNorm(picture=False)")
-        self._folder = run_folder(trainer, self.dirpath)
+        if stage == "fit":
+            require_full_gradients("GradNorm", trainer, pl_module)
 
     def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
         """Raise a SelectorError if `layer` finds nothing in a model; `may_train` doesn't matter here."""
@@ -126,9 +113,8 @@ class GradNorm(Callback):
         tasks = _task_weights(pl_module)
         name, layer = shared_layer(pl_module, self.layer, self._loaded.get("layer"))
         self._begin(tasks, TaskGradients(layer, name, tasks))
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self._loggers = trainer.loggers if every else []
-        self._every = every or 50  # Lightning's default, for the picture alone
+        self._loggers = trainer.loggers
+        self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         once = "weights change only once, after the first step"
         warn_if_beyond(trainer, "GradNorm: every_n_steps", self.every_n_steps, once)
         rank_zero_info(f"GradNorm: {len(tasks.names)} tasks ({', '.join(tasks.names)}), layer {name}")
@@ -163,8 +149,6 @@ class GradNorm(Callback):
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._log_pending()
-        if self.picture and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._draw()
 
     @override
     def on_exception(
@@ -184,13 +168,11 @@ class GradNorm(Callback):
         if self._gradients is None:
             return self._loaded
         self._log_pending()
-        history = self._history
         return {
             "tasks": list(self._tasks.names),
             "layer": self._gradients.name,
             "weights": self._tasks.weights.clone(),
             **self._statistics.state_dict(),
-            "history": [history.every, history.offered, list(history.points)],
         }
 
     @override
@@ -203,7 +185,6 @@ class GradNorm(Callback):
         self._tasks = tasks
         self._gradients = gradients
         self._statistics = TaskStatistics(len(tasks.names), tasks.weights.device)
-        self._history = History()
         self._pending: tuple[int, HostCopy, HostCopy] | None = None
         self._stepped = False
         self._has_loss = False
@@ -219,9 +200,6 @@ class GradNorm(Callback):
             )
         self._tasks.weights.copy_(state["weights"])
         self._statistics.load_state_dict(state)
-        history = self._history
-        history.every, history.offered, points = state["history"]
-        history.points = [(step, dict(values)) for step, values in points]
 
     # A step
 
@@ -234,7 +212,7 @@ class GradNorm(Callback):
         weights = self._tasks.weights.clone()
         self._move_weights(step)
         done = trainer.global_step + 1
-        if done // self._every != (done - self.every_n_steps) // self._every:
+        if self._every and done // self._every != (done - self.every_n_steps) // self._every:
             table = HostCopy(self._statistics.table(weights))
             self._pending = (trainer.global_step, table, HostCopy(step.cosines()))
 
@@ -261,7 +239,7 @@ class GradNorm(Callback):
                 "TaskWeights.total nor set TaskWeights.rows; choose a layer that all tasks go through"
             )
 
-    # Logging and pictures
+    # Logging
 
     def _log_pending(self) -> None:
         """Log what was measured a step ago. The host waits here, at steps that log."""
@@ -270,25 +248,8 @@ class GradNorm(Callback):
         step, table, cosines = self._pending
         self._pending = None
         values = logged_values(self._tasks.names, table.read().tolist(), cosines.read().tolist())
-        self._history.add(step, values)
         for logger in self._loggers:
             logger.log_metrics(values, step=step)
-
-    def _draw(self) -> None:
-        """Weights, weighted norms and rates over steps."""
-        panels = {"weight": "weight", "norm of the weighted gradient": "weighted_norm", "rate": "rate"}
-        names = {key for _, values in self._history.points for key in values}
-        curves = {
-            title: {
-                task: self._history.curve(f"gradnorm/{kind}/{task}")
-                for task in self._tasks.names
-                if f"gradnorm/{kind}/{task}" in names
-            }
-            for title, kind in panels.items()
-        }
-        shown = {title: some for title, some in curves.items() if some}
-        if shown:
-            save_curves(self._folder / "gradnorm.png", shown, log=list(shown))
 
 
 def _task_weights(module: nn.Module) -> TaskWeights:

@@ -9,10 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.run_report.draw import draw_report
+from lightning_vlm_callbacks.run_report.gradient_norm import gradient_norm
 from lightning_vlm_callbacks.run_report.record import Record
 from lightning_vlm_callbacks.runs import logs_at, run_folder
 
@@ -50,8 +52,9 @@ class RunReport(Callback):
     tokens, ranks and whatever else was logged, with stages as bands and events as marks.
 
     What is recorded is what any logger of the Trainer gets, with the same steps, as well as the learning
-    rates in force (`rates_in_force`) and what is passed to `record_event`. So it costs what one
-    more logger costs, and nothing at steps that the Trainer doesn't log. It needs no logger.
+    rates in force (`rates_in_force`), the norm of the gradient before clipping, and what is passed to
+    `record_event`. So it costs little more than another logger would, and nothing at steps that the Trainer
+    doesn't log. It needs no logger.
 
     A resumed run continues the record of the run before, also in another folder: what had been recorded after
     the checkpoint doesn't count any more.
@@ -76,7 +79,9 @@ class RunReport(Callback):
         self._file: Path | None = None
         self._loaded: dict[str, str] | None = None
         self._record: Record | None = None
-        self._rates: tuple[int, dict[str, float | Tensor]] | None = None
+        self._measured: dict[str, float | Tensor] = {}
+        """Learning rates and gradient norm of the step that was logged last, until they are read."""
+        self._measured_step = -1
 
     # Hooks
 
@@ -101,17 +106,35 @@ class RunReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = _logged_step(trainer)
-        if self._rates is not None and self._rates[0] == step:  # another micro-batch of the step
+        if step == self._measured_step:  # another micro-batch of the step
             return
-        self._write_rates()
-        if self._record is not None and logs_at(trainer, step + 1):
-            rates = rates_in_force(trainer.optimizers)
-            now = {name: rate.clone() if isinstance(rate, Tensor) else rate for name, rate in rates.items()}
-            self._rates = (step, now)
+        self._write_measured()
+        if self._is_attached(trainer) and logs_at(trainer, step + 1):
+            self._measured_step = step
+            self._measure_rates(trainer)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        # At the batch's start a later callback may have begun a stage, which changes the rates.
+        if self._measured_step == _logged_step(trainer):
+            self._measure_rates(trainer)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        name = "grad_norm"
+        if len(trainer.optimizers) > 1:
+            name = f"grad_norm/{trainer.optimizers.index(optimizer)}"
+        # LBFGS and SAM compute several gradients in a step, of which the first counts.
+        if self._measured_step == _logged_step(trainer) and name not in self._measured:
+            norm = gradient_norm(optimizer)  # on all ranks, as gradients may be spread over them
+            if norm is not None:
+                self._measured[name] = norm
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_rates()
+        self._write_measured()
         for stopper in trainer.early_stopping_callbacks:
             if stopper.stopped_epoch:
                 reason = stopper.stopping_reason_message or f"{stopper.monitor} no longer improved"
@@ -120,7 +143,7 @@ class RunReport(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write_rates()
+        self._write_measured()
         first_line = next(iter(str(exception).splitlines()), "")
         what = f"{type(exception).__name__}: {first_line}".removesuffix(": ")
         self.add_event(trainer, "interrupted", what)
@@ -201,11 +224,15 @@ class RunReport(Callback):
                 self._record.copy(before)
         self._record.add_event(step, kind, text, {"run": self._run})
 
-    def _write_rates(self) -> None:
-        """Record the rates of the step that was logged last; the host has waited for that step already."""
-        if self._rates is not None and self._record is not None:
-            self._record.add_metrics(*self._rates)
-        self._rates = None
+    def _measure_rates(self, trainer: Trainer) -> None:
+        for name, rate in rates_in_force(trainer.optimizers).items():
+            self._measured[name] = rate.clone() if isinstance(rate, Tensor) else rate
+
+    def _write_measured(self) -> None:
+        """Record what was measured in the last step that was logged. The host has waited for it already."""
+        if self._measured and self._record is not None:
+            self._record.add_metrics(self._measured_step, self._measured)
+        self._measured, self._measured_step = {}, -1
 
 
 class _ReportLogger(DummyLogger):

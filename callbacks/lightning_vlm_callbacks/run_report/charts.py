@@ -119,6 +119,8 @@ def frame(history: History) -> Frame:
 def charts(history: History) -> list[Chart]:
     """All charts of curves, in the order of the page."""
     points = {name: curve.points() for name, curve in sorted(history.curves.items())}
+    if points.keys() & {"gradients/all/norm", "train/grad_norm"}:
+        points.pop("grad_norm", None)  # which is the same
     others = {name for name in points if not re.fullmatch(NOT_DRAWN, name)}
     found = []
     for family in FAMILIES:
@@ -130,7 +132,7 @@ def charts(history: History) -> list[Chart]:
     groups: dict[str, dict[str, Points]] = {}
     for name in sorted(others):
         groups.setdefault(_group(name), {})[name] = points[name]
-    found += [_chart(title, curves, "auto", "other") for title, curves in groups.items()]
+    found += [_chart(title, curves, "auto", "other") for title, curves in sorted(groups.items())]
     return found
 
 

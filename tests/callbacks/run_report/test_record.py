@@ -85,6 +85,7 @@ def test_the_same_steps_and_values_as_others_saw(make_trainer, classifier, digit
     rates = recorded.pop("lr")
     assert len(set(rates.values())) > 3
     assert rates.items() <= expected["lr-AdamW"].items()
+    assert recorded.pop("grad_norm").keys() == rates.keys()
     assert recorded == expected
     for name, values in witness.seen.items():
         both = recorded[name].keys() & values.keys()
