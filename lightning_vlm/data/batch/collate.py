@@ -157,35 +157,46 @@ def _join(
     if not examples:
         return {}
     inputs = {"input_ids": _stack([example.input_ids for example in examples], pad_token_id, side)}
-    given: dict[str, list[tuple[Example, Tensor]]] = {}
-    for example in examples:
-        for name, value in example.inputs.items():
-            given.setdefault(name, []).append((example, value))
-    by_token = {
-        name
-        for name, values in given.items()
-        if all(value.shape[:2] == (1, len(example.input_ids)) for example, value in values)
-    }
+    names = dict.fromkeys(name for example in examples for name in example.inputs)
+    by_token = [name for name in names if all(_is_by_token(name, example) for example in examples)]
     # Where tokens say which pictures of their row they see (Mllama), each row must have some.
-    each_needs_pictures = any(given[name][0][1].ndim > 2 for name in by_token)
-    for name, values in given.items():
-        like = values[0][1]
+    each_needs_pictures = any(_given(name, examples)[0].ndim > 2 for name in by_token)
+    for name in names:
         if name in by_token:
-            # attention_mask, mm_token_type_ids, ...: a sample without it gets zeros.
-            shape = _largest([value[0, 0] for _, value in values])
-            rows = [
-                example.inputs.get(name, like.new_zeros(1, len(example.input_ids), *like.shape[2:]))[0]
-                for example in examples
-            ]
-            inputs[name] = _stack([_fill(row, shape) for row in rows], 0, side)
-            continue
-        pictures = [value for _, value in values]
-        if each_needs_pictures:
-            pictures = [example.inputs.get(name, like.new_zeros(1, *like.shape[1:])) for example in examples]
-        # Where others than the first dimension differ (SmolVLM: pictures of a sample), fill up with zeros.
-        shape = _largest([value[0] for value in pictures])
-        inputs[name] = torch.cat([_fill(value, shape) for value in pictures])
+            inputs[name] = _join_by_token(name, examples, side)
+        else:
+            inputs[name] = _join_pictures(name, examples, each_needs_pictures)
     return inputs
+
+
+def _given(name: str, examples: Sequence[Example]) -> list[Tensor]:
+    return [example.inputs[name] for example in examples if name in example.inputs]
+
+
+def _is_by_token(name: str, example: Example) -> bool:
+    value = example.inputs.get(name)
+    return value is None or value.shape[:2] == (1, len(example.input_ids))
+
+
+def _join_by_token(name: str, examples: Sequence[Example], side: Literal["left", "right"]) -> Tensor:
+    """Values of each token, such as `attention_mask`. A sample without them gets zeros."""
+    given = _given(name, examples)
+    shape = _largest(value[0, 0] for value in given)
+    rows = []
+    for example in examples:
+        missing = given[0].new_zeros(1, len(example.input_ids), *shape)
+        rows.append(_fill(example.inputs.get(name, missing)[0], shape))
+    return _stack(rows, 0, side)
+
+
+def _join_pictures(name: str, examples: Sequence[Example], each_needs_pictures: bool) -> Tensor:
+    """Values of pictures. Where dimensions behind the first one differ (SmolVLM), zeros fill them up."""
+    values = _given(name, examples)
+    if each_needs_pictures:
+        missing = values[0].new_zeros(1, *values[0].shape[1:])
+        values = [example.inputs.get(name, missing) for example in examples]
+    shape = _largest(value[0] for value in values)
+    return torch.cat([_fill(value, shape) for value in values])
 
 
 def _stack(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:

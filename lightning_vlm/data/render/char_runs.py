@@ -54,15 +54,11 @@ def char_runs(
         special: Finds a special token where a text spells it.
         bos_token: The tokenizer's.
     """
-    # A processor may add text at the end (PaliGemma's adds a new line, which ends the question). It belongs
-    # before the first answer even when that answer is already there.
-    *others, last = pieces
-    added = last.before[len(trailer) :] if last.before.startswith(trailer) else ""
-    last = last._replace(before=last.before.removesuffix(added))
+    pieces, added = _without_added(pieces, trailer)
     runs: list[CharRun] = []
     number = 0
     ended: TextSpan | None = None  # the answer just before the piece
-    for piece in (*others, last):
+    for place, piece in enumerate(pieces, 1):
         before = piece.before
         if ended and before.startswith(answers.end_of_turn):
             runs.append(_answer_part(answers.end_of_turn, number, ended.end_weight))
@@ -70,9 +66,9 @@ def char_runs(
         span = None if piece.number is None else spans[piece.number]
         ended = span if span and span.answer else None
         white_space = answers.white_space_before(before) if ended else ""
-        runs.append(_written_by_template(before.removesuffix(white_space), Kind.SPECIAL))
-        if ended or piece is last:
-            runs.append(_written_by_template(added, Kind.SPECIAL))
+        runs.append(_no_answer(before.removesuffix(white_space), Kind.SPECIAL))
+        if ended or place == len(pieces):
+            runs.append(_no_answer(added, Kind.SPECIAL))
             added = ""
         if ended:
             number += 1
@@ -81,16 +77,27 @@ def char_runs(
         if piece.picture is not None:
             # PaliGemma's processor writes the begin-of-sequence token behind the pictures.
             picture = piece.picture.removesuffix(bos_token)
-            runs.append(_written_by_template(picture, Kind.IMAGE))
-            runs.append(_written_by_template(piece.picture.removeprefix(picture), Kind.SPECIAL))
+            runs.append(_no_answer(picture, Kind.IMAGE))
+            runs.append(_no_answer(piece.picture.removeprefix(picture), Kind.SPECIAL))
         if span:
             literal = special.search(span.text) is not None
             run = CharRun(span.text, span.kinds, from_user=True, literal=literal)
-            runs.append(run._replace(answer=number, weights=span.weights) if span.answer else run)
+            runs.append(run._replace(answer=number, weights=span.weights) if ended else run)
     return runs
 
 
-def _written_by_template(text: str, kind: Kind) -> CharRun:
+def _without_added(pieces: Sequence[MarkedPiece], trailer: str) -> tuple[list[MarkedPiece], str]:
+    """The pieces without the text that a processor added at the end, and that text.
+
+    PaliGemma's processor adds a new line, which ends the question even when the answer is already there. So
+    it belongs before the first answer.
+    """
+    *others, last = pieces
+    added = last.before[len(trailer) :] if last.before.startswith(trailer) else ""
+    return [*others, last._replace(before=last.before.removesuffix(added))], added
+
+
+def _no_answer(text: str, kind: Kind) -> CharRun:
     return CharRun(text, bytes([kind]) * len(text))
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vlm.data.render.turns import Turn, plain_text, text_spans
+from lightning_vlm.data.render.example import Example
+from lightning_vlm.data.render.turns import Turn, text_spans
 
 WITHOUT_LIMIT = 262_144
 """The most tokens of a sample where no `max_length` is set and the tokenizer names no larger limit."""
@@ -27,52 +28,60 @@ def turns_within(
         The number of turns before the one that certainly exceeds the limit, and how many tokens there are at
         least up to there; None if all might fit.
     """
-    characters = sum(len(plain_text(turn)) for turn in turns)
-    pictures = sum(span is None for turn in turns for span in text_spans(turn))
+    texts = [[span and span.text for span in text_spans(turn)] for turn in turns]
+    characters = sum(len(text or "") for texts_of_turn in texts for text in texts_of_turn)
+    pictures = sum(texts_of_turn.count(None) for texts_of_turn in texts)
     if characters <= 4 * limit + _PIECE and pictures <= limit:
         return len(turns), None
-    backend = tokenizer.backend_tokenizer
-    most, total = 2 * limit + 1000, 0
-    for place, turn in enumerate(turns):
-        for span in text_spans(turn):
-            if span is None:  # a picture has a token at least
+    most = 2 * limit + 1000
+    total = 0
+    for place, texts_of_turn in enumerate(texts):
+        for text in texts_of_turn:
+            if text is None:  # a picture has a token at least
                 total += 1
                 continue
-            for start in range(0, len(span.text), _PIECE):
-                total += len(backend.encode(span.text[start : start + _PIECE], add_special_tokens=False).ids)
+            for start in range(0, len(text), _PIECE):
+                piece = text[start : start + _PIECE]
+                total += len(tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids)
                 most += _SLACK
                 if total > most:
                     return place, total
     return len(turns), None
 
 
-def longest_fit(rounds: int, limit: int, render: Callable[[int], tuple[int, Sequence[int]]]) -> int:
-    """How many of the first rounds of a conversation fit.
+def longest_fit(
+    render: Callable[[int], Example], last_answers: Sequence[int], limit: int
+) -> tuple[int, Example]:
+    """How many of the first rounds of a conversation fit, and their rendering.
 
     The lengths of all rounds are read off one rendering. They are not exact: a round is longer when it comes
     last, by what ends a turn, or where a picture gets more tokens because it is alone. So what should fit is
     rendered alone, and shortened until it fits.
 
     Args:
-        rounds: How many there are.
+        render: Renders so many rounds.
+        last_answers: Of each round, the place of its last answer among all answers.
         limit: The most tokens.
-        render: Renders so many rounds; gives the number of tokens, and up to which token each round goes,
-            without what ends its last turn.
     Returns:
-        The number of rounds; 0 if not even the first fits.
+        The number of rounds, and their rendering; 0 and the first round if not even that fits.
     """
-    expected, too_many = 0, rounds + 1
-    while rounds:
-        length, ends = render(rounds)
-        if length <= limit:
-            break
+    rounds = len(last_answers)
+    example = render(rounds)
+    expected = 0
+    too_many = rounds + 1
+    while len(example.input_ids) > limit:
+        if rounds == 1:
+            return 0, example
         too_many = rounds
+        ends = [example.answer_ends[answer] for answer in last_answers[:rounds]]
         rounds = min(rounds - 1, max(1, sum(end - _SLACK <= limit for end in ends)))
         expected = ends[rounds - 1]
+        example = render(rounds)
     # A template may write less in front of a shorter chat, so that more rounds fit than the long one shows.
-    while rounds and length < expected and rounds + 1 < too_many:
-        longer, _ = render(rounds + 1)
-        if longer > limit:
+    while len(example.input_ids) < expected and rounds + 1 < too_many:
+        longer = render(rounds + 1)
+        if len(longer.input_ids) > limit:
             break
         rounds += 1
-    return rounds
+        example = longer
+    return rounds, example

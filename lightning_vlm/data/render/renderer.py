@@ -1,6 +1,5 @@
 """Where a mask is made: from a conversation to token ids, each with its kind."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -95,27 +94,23 @@ class Renderer:
         rounds = sum(end <= within for end in ends)
         if counted is not None and (not rounds or self.max_length is None):
             raise self._too_long(source, f"more than {counted:,} tokens", counted)
+        last_answers = [sum(turn.role == "assistant" for turn in turns[:end]) - 1 for end in ends[:rounds]]
         pictures: _Pictures = {}
-        last_answers = [sum(turn.role == "assistant" for turn in turns[:end]) - 1 for end in ends]
 
-        @functools.cache
         def render(count: int) -> Example:
             return self._render(conversation, turns[: ends[count - 1]], False, pictures)
 
-        def measure(count: int) -> tuple[int, list[int]]:
-            rendered = render(count)
-            return len(rendered.input_ids), [rendered.answer_ends[last] for last in last_answers[:count]]
-
-        if self.max_length is not None:
-            rounds = longest_fit(rounds, self.max_length, measure)
-        example = render(max(rounds, 1))
+        if self.max_length is None:
+            example = render(rounds)
+        else:
+            rounds, example = longest_fit(render, last_answers, self.max_length)
         if not rounds:
             length = len(example.input_ids)
             of_pictures = int((example.kinds == Kind.IMAGE).sum())
             raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures", length)
         kept = sum(len(turn.messages) for turn in turns[: ends[rounds - 1]])
-        conversation = replace(conversation, messages=learned[:kept])
-        return replace(example, conversation=conversation, truncated=len(learned) - kept, changes=changes)
+        rendered = replace(conversation, messages=learned[:kept])
+        return replace(example, conversation=rendered, truncated=len(learned) - kept, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
         """Render what the model is to answer: everything before the last assistant turn, and the template's

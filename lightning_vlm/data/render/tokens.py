@@ -34,22 +34,26 @@ class _Characters:
     """Arrays over the characters of runs, each with one entry more, for spans that end at the end."""
 
     def __init__(self, runs: Sequence[CharRun]) -> None:
-        lengths = [len(run.text) for run in runs]
         self.text = "".join(run.text for run in runs)
-        self.kinds = np.frombuffer(b"".join(run.kinds for run in runs) + b"\0", np.int8)
-        self.answers = np.append(np.repeat([run.answer for run in runs], lengths), 0)
-        self.from_user = np.append(np.repeat([run.from_user for run in runs], lengths), False)
-        self.literal = np.append(np.repeat([run.literal for run in runs], lengths), False)
-        self.weights = np.full(len(self.text) + 1, np.inf, np.float32)
+        size = len(self.text) + 1
+        self.kinds = np.zeros(size, np.int8)
+        self.answers = np.zeros(size, np.int64)
+        self.weights = np.full(size, np.inf, np.float32)
         """Infinite outside of answers."""
+        self.from_user = np.zeros(size, bool)
+        self.literal = np.zeros(size, bool)
         self.literal_borders: set[int] = set()
         """Where runs that must be tokenized as ordinary text begin and end."""
         start = 0
         for run in runs:
             stop = start + len(run.text)
+            self.kinds[start:stop] = np.frombuffer(run.kinds, np.int8)
+            self.answers[start:stop] = run.answer
             if run.weights is not None:
                 self.weights[start:stop] = run.weights
+            self.from_user[start:stop] = run.from_user
             if run.literal:
+                self.literal[start:stop] = True
                 self.literal_borders |= {start, stop}
             start = stop
 
