@@ -101,7 +101,7 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     """
     path = find_image(image, source, key)
     data = image.data if image.url is None else fetch(image.url, source, key)
-    name = f"{len(data or b'')} bytes" if image.data else shorten(str(image.path or image.url))
+    name = shorten(str(image.path or image.url)) if image.data is None else f"{len(image.data)} bytes"
     try:
         with io.BytesIO(data or b"") if path is None else path.open("rb") as file:
             picture = PIL.Image.open(file, formats=FORMATS)

@@ -20,7 +20,7 @@ def write(folder):
     """Write records, or lines as they are, to a file, and give its path."""
 
     def write_lines(*records, path="data.jsonl"):
-        lines = [one if isinstance(one, str) else json.dumps(one) for one in records]
+        lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
         Path(path).write_text("\n".join(lines) + "\n", "utf-8")
         return path
 
@@ -37,7 +37,7 @@ def words():
         )
 
     return lambda conversation: [
-        (turn.role, [short(one) for one in turn.parts]) for turn in conversation.messages
+        (turn.role, [short(part) for part in turn.parts]) for turn in conversation.messages
     ]
 
 

@@ -73,13 +73,13 @@ def test_errors_travel_from_worker_to_main():
 def test_a_chain_and_a_slice_are_views():
     first, second = Drawn(size=4, seed=1), Drawn(size=3, seed=2, split="val")
     chain = Chain([first, second])
-    assert [one.source for one in chain] == [one.source for one in (*first, *second)]
+    assert [sample.source for sample in chain] == [sample.source for sample in (*first, *second)]
     assert chain[-1] == second[2]
     for index in (7, -8):
         with pytest.raises(IndexError):
             chain[index]
     cut = Slice(chain, 3, 5)
-    assert [one.source for one in cut] == [first[3].source, second[0].source]
+    assert [sample.source for sample in cut] == [first[3].source, second[0].source]
     with pytest.raises(IndexError):
         cut[2]
     assert len(Slice(chain, -2)) == 2

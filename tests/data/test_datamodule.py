@@ -104,7 +104,7 @@ def test_a_bad_picture_is_skipped_counted_and_reported(lines, processor, workers
     assert reads.seen == ["1", "3", "6"]
     (path,) = Path("runs").rglob("skipped_fit_0.jsonl")
     report = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [one["source"].split(":")[-1] for one in report] == ["2", "4", "5"]
+    assert [row["source"].split(":")[-1] for row in report] == ["2", "4", "5"]
     assert "max_length" in report[2]["expected"]
 
 

@@ -141,9 +141,13 @@ _HALF = [0] * 128 + [255] * 128  # a pixel belongs to a thing when at least half
 
 
 def _clash(a: Thing, b: Thing) -> bool:
-    apart_across = a.x + a.width + GAP <= b.x or b.x + b.width + GAP <= a.x
-    apart_down = a.y + a.height + GAP <= b.y or b.y + b.height + GAP <= a.y
-    return not (apart_across or apart_down) or a.name == b.name
+    """Whether two things touch, or are called the same."""
+    touch = _overlap(a.x, a.width, b.x, b.width) and _overlap(a.y, a.height, b.y, b.height)
+    return touch or a.name == b.name
+
+
+def _overlap(start: int, length: int, other_start: int, other_length: int) -> bool:
+    return start < other_start + other_length + GAP and other_start < start + length + GAP
 
 
 def _some_shape(rng: Random, number: int) -> Thing:
@@ -223,10 +227,16 @@ def _fit(outline: list[Point], width: int, height: int, degrees: int) -> Callabl
     sin = math.sin(math.radians(degrees))
 
     def turned(points: list[Point]) -> list[Point]:
-        return [(x * width * cos - y * height * sin, x * width * sin + y * height * cos) for x, y in points]
+        return [_turned(x * width, y * height, cos, sin) for x, y in points]
 
     xs, ys = zip(*turned(outline), strict=True)
-    scale = min((width - 1) / (max(xs) - min(xs)), (height - 1) / (max(ys) - min(ys)))
-    across = (width - 1 - scale * (max(xs) + min(xs))) / 2
-    down = (height - 1 - scale * (max(ys) + min(ys))) / 2
+    left, right = min(xs), max(xs)
+    top, bottom = min(ys), max(ys)
+    scale = min((width - 1) / (right - left), (height - 1) / (bottom - top))
+    across = (width - 1 - scale * (right + left)) / 2
+    down = (height - 1 - scale * (bottom + top)) / 2
     return lambda points: [(scale * x + across, scale * y + down) for x, y in turned(points)]
+
+
+def _turned(x: float, y: float, cos: float, sin: float) -> Point:
+    return x * cos - y * sin, x * sin + y * cos

@@ -37,30 +37,48 @@ WORDS = tuple(
 )
 
 
+def _at(radius: float, turn: float) -> Point:
+    """The point at a distance from the middle, and at an angle from above, clockwise."""
+    return radius * math.sin(turn), -radius * math.cos(turn)
+
+
 def _circle(radius: float = 1.0, steps: int = 48) -> list[Point]:
-    turns = [2 * math.pi * step / steps for step in range(steps)]
-    return [(radius * math.sin(t), -radius * math.cos(t)) for t in turns]
+    return [_at(radius, 2 * math.pi * step / steps) for step in range(steps)]
 
 
 def _star() -> list[Point]:
-    turns = [math.pi * step / 5 for step in range(10)]
-    radii = [1.0 if step % 2 == 0 else 0.42 for step in range(10)]
-    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
+    radii = [1.0, 0.42] * 5
+    return [_at(radius, math.pi * step / 5) for step, radius in enumerate(radii)]
 
 
 def _heart() -> list[Point]:
-    turns = [2 * math.pi * step / 40 for step in range(40)]
-    tall = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
-    return [(math.sin(t) ** 3, -(y + 2.5) / 14.5) for t, y in zip(turns, tall, strict=True)]
+    points = []
+    for step in range(40):
+        t = 2 * math.pi * step / 40
+        y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        points.append((math.sin(t) ** 3, -(y + 2.5) / 14.5))
+    return points
 
 
 def _moon() -> list[Point]:
-    outer = [(math.cos(t), math.sin(t)) for t in (math.radians(a) for a in range(50, 311, 10))]
-    inner = [
-        (0.45 + 0.78 * math.cos(t), 0.78 * math.sin(t))
-        for t in (math.radians(a) for a in range(280, 79, -10))
-    ]
-    return outer + inner
+    points = []
+    for degrees in range(50, 311, 10):
+        t = math.radians(degrees)
+        points.append((math.cos(t), math.sin(t)))
+    for degrees in range(280, 79, -10):
+        t = math.radians(degrees)
+        points.append((0.45 + 0.78 * math.cos(t), 0.78 * math.sin(t)))
+    return points
+
+
+def _cross(bar: float = 0.36) -> list[Point]:
+    points: list[Point] = []
+    for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)):  # the quarters, clockwise
+        quarter = [(1, bar), (bar, bar), (bar, 1)]
+        if x * y < 0:
+            quarter.reverse()
+        points += [(x * across, y * down) for across, down in quarter]
+    return points
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +94,12 @@ class Shape:
     hole: list[Point] | None = None
 
 
-def _corner(order: int) -> list[Point]:
-    """One quarter of a cross, clockwise."""
-    corner = [(1, _BAR), (_BAR, _BAR), (_BAR, 1)]
-    return corner if order > 0 else corner[::-1]
-
-
-_BAR = 0.36
 SHAPES: dict[str, Shape] = {
     "circle": Shape(_circle(), tilt=0, stretch=1.0),
     "rectangle": Shape([(-1, -1), (1, -1), (1, 1), (-1, 1)], tilt=12, stretch=2.5),
     "triangle": Shape([(0, -1), (1, 1), (-1, 1)], tilt=15, stretch=1.3),
     "star": Shape(_star(), tilt=36),
-    "cross": Shape(
-        [(x * a, y * b) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)) for a, b in _corner(x * y)]
-    ),
+    "cross": Shape(_cross()),
     "heart": Shape(_heart()),
     "diamond": Shape([(0, -1), (0.7, 0), (0, 1), (-0.7, 0)], tilt=8),
     "ring": Shape(_circle(), tilt=0, stretch=1.0, hole=_circle(0.52)),

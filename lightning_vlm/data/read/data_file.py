@@ -32,7 +32,8 @@ class Place(NamedTuple):
 
     def name(self, path: str) -> str:
         """`file:line`; in an array, where several may share a line, with the index of the row too."""
-        return f"{path}:{self.line}" + (f"[{self.number - 1}]" if self.number else "")
+        line = f"{path}:{self.line}"
+        return f"{line}[{self.number - 1}]" if self.number else line
 
 
 class Layout(Protocol):

@@ -137,7 +137,9 @@ def number_of(value: Any, at: Location) -> float:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; `true` and `false` are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < math.inf
 
 
 def box_of(value: Any, at: Location) -> tuple[float, float, float, float]:
@@ -166,7 +168,7 @@ def json_list(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return _rows_of_columns(value)
-    if not (isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]"):
+    if not isinstance(value, str) or not value.startswith("[") or not value.rstrip().endswith("]"):
         return value
     try:
         return json.loads(value)

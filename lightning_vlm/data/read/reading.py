@@ -42,7 +42,8 @@ class Notes:
         """One line for all ignored keys, and one for each choice."""
         lines = [f"{sentence} ({_rows(count)})" for sentence, count in self._said.items()]
         if self._ignored:
-            lines.insert(0, f"ignored: {quote(self._ignored)} ({_rows(max(self._ignored.values()))})")
+            most = max(self._ignored.values())
+            lines.insert(0, f"ignored: {quote(self._ignored)} ({_rows(most)})")
         return lines
 
 

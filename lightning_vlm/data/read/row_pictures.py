@@ -54,7 +54,9 @@ class RowPictures:
     def next(self) -> Part:
         """The next picture. Missing pictures are reported at the end, when their number is known."""
         self.placed += 1
-        return self.images[self.placed - 1] if self.placed <= len(self.images) else Text("")
+        if self.placed > len(self.images):
+            return Text("")
+        return self.images[self.placed - 1]
 
     def with_index(self, index: int, at: Location) -> Part:
         """The picture that a part such as `{"type": "image", "index": 0}` asks for."""

@@ -136,8 +136,11 @@ def _parts(
     """The content of a turn, and where each part stands in the row."""
     content = turn.content
     if isinstance(content, str):
-        parts = pictures.split(content, turn.at) if texts_have_places else [Text(text_of(content, turn.at))]
-        yield from ((part, turn.at) for part in parts)
+        if not texts_have_places:
+            yield Text(text_of(content, turn.at)), turn.at
+            return
+        for part in pictures.split(content, turn.at):
+            yield part, turn.at
         return
     if not isinstance(content, list | dict):
         raise turn.at.wrong(content, "a text or a list of parts")

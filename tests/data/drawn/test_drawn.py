@@ -50,14 +50,14 @@ def test_boxes_are_exactly_around_the_pixels(monkeypatch, size):
         things = layout(Random(seed), "train", word_chance=0.3)
         picture, seen = draw(Random(seed), things, size, noise=0)
         dark = np.asarray(picture.convert("L")) < 128
-        for one in seen:
-            edges = np.array(one.box) * size
+        for drawn in seen:
+            edges = np.array(drawn.box) * size
             x1, y1, x2, y2 = edges.round().astype(int)
             np.testing.assert_allclose(edges, [x1, y1, x2, y2], atol=1e-9)  # whole pixels
             inside = dark[y1:y2, x1:x2]
             assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
             dark[y1:y2, x1:x2] = False
-            drawn_kinds.add(one.thing.shape)
+            drawn_kinds.add(drawn.thing.shape)
         assert not dark.any()
     assert drawn_kinds == {*SHAPES, "word"}
 

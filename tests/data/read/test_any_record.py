@@ -10,24 +10,9 @@ from hypothesis import strategies as st
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import UserError
+from tests.support.rows import CAT, GPT, change
 
 pytestmark = pytest.mark.usefixtures("folder")
-
-CAT = Path("cat.png")
-GPT = {"from": "gpt", "value": "A cat."}
-
-
-def change(record, path, value):
-    """A copy of a record with one thing changed; `...` removes it."""
-    record = json.loads(json.dumps(record))
-    at = record
-    for key in path[:-1]:
-        at = at[key]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return record
 
 
 texts = st.text(max_size=12) | st.sampled_from(
@@ -47,11 +32,9 @@ def turn(role, parts):
 
 @st.composite
 def conversations(draw):
-    rounds = [
-        one
-        for _ in range(draw(st.integers(1, 3)))
-        for one in (draw(turn("user", shown)), draw(turn("assistant", seen)))
-    ]
+    rounds = []
+    for _ in range(draw(st.integers(1, 3))):
+        rounds += [draw(turn("user", shown)), draw(turn("assistant", seen))]
     system = [draw(turn("system", shown))] if draw(st.booleans()) else []
     end = -1 if draw(st.booleans()) else None
     task, weight = draw(st.text(min_size=1, max_size=5)), draw(st.floats(0, 1e6))
@@ -72,8 +55,14 @@ def record_of(conversation):
         plain = len(parts) == 1 and isinstance(parts[0], Text) and not parts[0].entity
         return parts[0].text if plain else [part_of(part) for part in parts]
 
-    turns = [{"role": one.role, "content": content_of(one.parts)} for one in conversation.messages]
+    turns = [
+        {"role": message.role, "content": content_of(message.parts)} for message in conversation.messages
+    ]
     return {"messages": turns, "task": conversation.task, "weight": conversation.weight}
+
+
+def content_of_sample(conversation):
+    return conversation.messages, conversation.task, conversation.weight
 
 
 unhurried = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -82,15 +71,13 @@ unhurried = settings(max_examples=100, deadline=None, suppress_health_check=list
 @given(some=st.lists(conversations(), min_size=1, max_size=3), ascii_only=st.booleans(), array=st.booleans())
 @unhurried
 def test_what_is_written_is_read(some, ascii_only, array):
-    records = [record_of(one) for one in some]
+    records = [record_of(conversation) for conversation in some]
     separator = (",\n", "\n")[not array].join(
         json.dumps(record, ensure_ascii=ascii_only) for record in records
     )
     Path("data.jsonl").write_text(f"[{separator}]" if array else separator, "utf-8", newline="")
     for source in (Messages("data.jsonl"), read("data.jsonl")):
-        assert [(one.messages, one.task, one.weight) for one in source] == [
-            (one.messages, one.task, one.weight) for one in some
-        ]
+        assert list(map(content_of_sample, source)) == list(map(content_of_sample, some))
 
 
 anything = st.recursive(
@@ -164,10 +151,10 @@ def damaged(draw):
 @pytest.mark.parametrize("reader", [Messages, OpenAIMessages, LLaVA, read])
 def test_garbage_gives_our_errors_only(reader, data):
     Path("data.jsonl").write_bytes(data)
-    told = "data.jsonl"
+    message = "data.jsonl"
     try:
         for conversation in reader("data.jsonl"):
             assert pickle.loads(pickle.dumps(conversation)) == conversation
     except UserError as error:
-        told = str(error)
-    assert all(line.isprintable() and "data.jsonl" in line for line in told.encode().decode().split("\n"))
+        message = str(error)
+    assert all(line.isprintable() and "data.jsonl" in line for line in message.encode().decode().split("\n"))

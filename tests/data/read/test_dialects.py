@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -12,12 +11,9 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.data.read.dialects import DIALECTS
 from lightning_vlm.data.read.readers import DataFile, Messages, read
 from lightning_vlm.errors import DataError, UserError
+from tests.support.rows import ANSWER, CAT, DOG, GPT
 
 pytestmark = pytest.mark.usefixtures("folder")
-
-ANSWER = {"role": "assistant", "content": "A cat."}
-CAT, DOG = Path("cat.png"), Path("pictures/dog.png")
-GPT = {"from": "gpt", "value": "A cat."}
 
 
 def picture():

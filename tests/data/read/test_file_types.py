@@ -87,7 +87,7 @@ def check(source, words):
         [("user", [Path(row["image"]), row["question"]]), ("assistant", [row["answer"]])] for row in ROWS
     ]
     assert [words(conversation) for conversation in source] == expected
-    colours = [load_image(one.images[0], one.source, "image").getpixel((0, 0)) for one in source]
+    colours = [load_image(sample.images[0], sample.source, "image").getpixel((0, 0)) for sample in source]
     assert colours == [(255, 0, 0), (0, 0, 255)]
 
 
@@ -173,7 +173,7 @@ class TestDataSets:
         return datasets.Dataset.from_list(rows, features=features)
 
     def check(self, source):
-        colours = [load_image(one.images[0], one.source, "image").getpixel((0, 0)) for one in source]
+        colours = [load_image(sample.images[0], sample.source, "image").getpixel((0, 0)) for sample in source]
         assert colours == [(255, 0, 0), (0, 0, 255)][: len(colours)]
 
     def test_a_copy_of_a_repository_of_the_hub(self, data, capsys):
@@ -183,7 +183,7 @@ class TestDataSets:
         Path("copy/README.md").write_text("---\nlicense: mit\n---\n# Pictures\n")
         assert len(read("copy", image_root=".")) == 4
         validation = read("copy", image_root=".", split="val")
-        assert [one.source for one in validation] == ["copy/validation:0", "copy/validation:1"]
+        assert [sample.source for sample in validation] == ["copy/validation:0", "copy/validation:1"]
         self.check(validation)
         with pytest.raises(
             UserError, match=r"copy: found the splits 'train', 'validation'; expected one of 'odd'"
@@ -207,8 +207,8 @@ class TestDataSets:
     def test_splits_that_were_saved(self, data):
         datasets = pytest.importorskip("datasets")
         datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk("saved")
-        assert [one.source for one in read("saved")] == ["saved/train:0", "saved/train:1"]
-        assert [one.source for one in read("saved", split="test")] == ["saved/test:0"]
+        assert [sample.source for sample in read("saved")] == ["saved/train:0", "saved/train:1"]
+        assert [sample.source for sample in read("saved", split="test")] == ["saved/test:0"]
 
     def test_pictures_inside_messages(self, words):
         """As Unsloth makes them; arrow fills the keys of parts with null."""
@@ -225,7 +225,7 @@ class TestDataSets:
         source = read("saved")
         stored = [row["messages"][0]["content"][0]["image"]["bytes"] for _, row in source._records()]
         assert stored == [b"", b""]  # opening it read no picture
-        assert [words(one)[0][1][1:] for one in source] == [["What?"], ["What?"]]
+        assert [words(sample)[0][1][1:] for sample in source] == [["What?"], ["What?"]]
         assert load_image(source[1].images[0], "a", "b").getpixel((0, 0)) == (255, 0, 0)
 
     def test_numbers_of_classes_are_their_names(self, words):
@@ -280,8 +280,8 @@ def test_a_folder_of_files():
     for name in ("train_0.jsonl", "train_1.jsonl", "dev.jsonl", "dataset_info.json", ".hidden.jsonl"):
         Path("texts").mkdir(exist_ok=True)
         Path("texts", name).write_text(json.dumps({"messages": TURNS}))
-    assert [one.source for one in read("texts")] == ["texts/train_0.jsonl:1", "texts/train_1.jsonl:1"]
-    assert [one.source for one in read("texts", split="val")] == ["texts/dev.jsonl:1"]
+    assert [sample.source for sample in read("texts")] == ["texts/train_0.jsonl:1", "texts/train_1.jsonl:1"]
+    assert [sample.source for sample in read("texts", split="val")] == ["texts/dev.jsonl:1"]
     with pytest.raises(
         UserError, match=r"texts: found the splits 'validation', 'train'; expected one of 'odd'"
     ):

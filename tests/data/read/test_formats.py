@@ -1,5 +1,4 @@
 import base64
-import json
 import math
 from pathlib import Path
 
@@ -7,26 +6,12 @@ import pytest
 
 from lightning_vlm.data.read.readers import Messages, OpenAIMessages
 from lightning_vlm.errors import DataError
+from tests.support.rows import ANSWER, QUESTION, change, image_url
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-QUESTION = {"role": "user", "content": "What is this?"}
-ANSWER = {"role": "assistant", "content": "A cat."}
 
 BASE64 = base64.b64encode(b"picture").decode()
-
-
-def change(record, path, value):
-    """A copy of a record with one thing changed; `...` removes it."""
-    record = json.loads(json.dumps(record))
-    at = record
-    for key in path[:-1]:
-        at = at[key]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return record
 
 
 PARTS = {
@@ -38,7 +23,7 @@ CONTENT = ("messages", 0, "content")
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "key", "told"),
+    ("path", "value", "key", "message"),
     [
         (
             ("mesages",),
@@ -116,17 +101,13 @@ CONTENT = ("messages", 0, "content")
         (("task",), 3, "task", "found 3; expected a text"),
     ],
 )
-def test_bad_messages(path, value, key, told, write):
+def test_bad_messages(path, value, key, message, write):
     file = write(PARTS, change(PARTS, path, value))
     with pytest.raises(DataError) as caught:
         Messages(file)
     assert (caught.value.source, caught.value.key) == ("data.jsonl:2", key)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def image_url(url, **more):
-    return {"type": "image_url", "image_url": {"url": url, **more}}
 
 
 def test_openai(write, words):
@@ -148,7 +129,7 @@ def test_openai(write, words):
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "told"),
+    ("part", "key", "message"),
     [
         (
             image_url("https://a.b/c.png"),
@@ -167,15 +148,15 @@ def test_openai(write, words):
         ({"type": "text", "text": 3}, ".text", "a text"),
     ],
 )
-def test_bad_openai_parts(part, key, told, write):
+def test_bad_openai_parts(part, key, message, write):
     with pytest.raises(DataError) as caught:
         OpenAIMessages(write({"messages": [{"role": "user", "content": [part]}, ANSWER]}))
     assert caught.value.key == f"messages[0].content[0]{key}"
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("record", "key", "told"),
+    ("record", "key", "message"),
     [
         (
             {"messages": [QUESTION, {**ANSWER, "weight": "a"}]},
@@ -199,8 +180,8 @@ def test_bad_openai_parts(part, key, told, write):
         ([], "", "an object"),
     ],
 )
-def test_bad_openai(record, key, told, write):
+def test_bad_openai(record, key, message, write):
     with pytest.raises(DataError) as caught:
         OpenAIMessages(write({"messages": [QUESTION, ANSWER]}, record))
     assert (caught.value.source, caught.value.key) == ("data.jsonl:2", key)
-    assert told in str(caught.value)
+    assert message in str(caught.value)

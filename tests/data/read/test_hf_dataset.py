@@ -11,18 +11,10 @@ from lightning_vlm.data.read import hf_dataset
 from lightning_vlm.data.read.hf_dataset import HFDataset
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import DataError, UserError
+from tests.support.rows import ANSWER, CAT, GPT, QUESTION, image_url
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("folder")
-
-QUESTION = {"role": "user", "content": "What is this?"}
-ANSWER = {"role": "assistant", "content": "A cat."}
-GPT = {"from": "gpt", "value": "A cat."}
-CAT = Path("cat.png")
-
-
-def image_url(url, **more):
-    return {"type": "image_url", "image_url": {"url": url, **more}}
 
 
 def save(columns, features=None, path="saved"):
@@ -59,13 +51,15 @@ def test_messages_and_pictures():
         ),
     )
     source = HFDataset(path)
-    assert [one.source for one in source] == [f"saved:{row}" for row in range(5)]
-    assert [one.task for one in source] == ["vqa"] * 4 + ["default"]
-    checked = [one for _, record in source._records() for one in record["images"] or ()]
-    assert [one["bytes"] for one in checked] == [b""] * 4  # opening it read no picture
-    shown = [[type(part) for part in one.messages[0].parts] for one in source]
+    assert [sample.source for sample in source] == [f"saved:{row}" for row in range(5)]
+    assert [sample.task for sample in source] == ["vqa"] * 4 + ["default"]
+    checked = [image for _, record in source._records() for image in record["images"] or ()]
+    assert [image["bytes"] for image in checked] == [b""] * 4  # opening it read no picture
+    shown = [[type(part) for part in sample.messages[0].parts] for sample in source]
     assert shown == [[Image, Text], [Text], [Image, Text, Image], [Text, Image], [Text]]
-    colours = [load_image(one, "a", "b").getpixel((0, 0))[0] for each in source for one in each.images]
+    colours = [
+        load_image(image, "a", "b").getpixel((0, 0))[0] for sample in source for image in sample.images
+    ]
     assert colours == [0, 40, 80, 120]
     assert list(pickle.loads(pickle.dumps(source))) == list(source) == list(read(path))
 
@@ -96,7 +90,7 @@ def test_conversations_and_pictures(column, values, features, folder):
         values = [str(folder / value) for value in values]
     turns = [{"from": "human", "value": "<image>\nWhat?"}, GPT]
     source = HFDataset(save({"conversations": [turns, turns], column: values}, kinds), image_root=str(folder))
-    colours = [load_image(one.images[0], one.source, column).getpixel((0, 0)) for one in source]
+    colours = [load_image(sample.images[0], sample.source, column).getpixel((0, 0)) for sample in source]
     assert colours == [(255, 0, 0), (0, 0, 255)]
     assert [part.text for part in source[1].messages[0].parts[1:]] == ["What?"]
 
@@ -108,10 +102,10 @@ def test_contents_that_are_texts_or_lists(words):
     data = datasets.Dataset.from_dict(rows, on_mixed_types="use_json")
     data.save_to_disk("saved")
     source = HFDataset("saved", image_root=".")
-    assert [words(one)[0][1] for one in source] == [[CAT, "<image>"], ["<image>"]]
+    assert [words(sample)[0][1] for sample in source] == [[CAT, "<image>"], ["<image>"]]
     data.add_column("image", [None, "cat.png"]).save_to_disk("with pictures")
     source = HFDataset("with pictures", image_root=".")
-    assert [words(one)[0][1] for one in source] == [[CAT, "<image>"], [CAT]]
+    assert [words(sample)[0][1] for sample in source] == [[CAT, "<image>"], [CAT]]
 
 
 def test_bad_rows():
@@ -121,7 +115,7 @@ def test_bad_rows():
     with pytest.raises(DataError, match=r"saved:1: messages\[0\].role"):
         HFDataset(path, image_root=".")
     source = HFDataset(path, image_root=".", on_bad_sample="skip")
-    assert [one.source for one in source] == ["saved:0"]
+    assert [sample.source for sample in source] == ["saved:0"]
     assert [error.key for error in source.skipped] == ["messages[0].role", "image"]
     with pytest.raises(DataError, match=r"saved:0: image: found 'cat.png', which does not exist"):
         HFDataset(save({"messages": [good], "image": ["cat.png"]}))
@@ -133,12 +127,12 @@ def test_splits():
     datasets.DatasetDict({"only": one}).save_to_disk("one")
     assert HFDataset("two", split="val")[0].source == "two/val:0"
     assert len(HFDataset("one")) == 1
-    for path, split, told in (
+    for path, split, message in (
         ("two", None, "choose one of train, val"),
         ("two", "test", "split is test; choose one of train, val"),
         (save({"messages": [[QUESTION]]}), "train", "it has no splits"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             HFDataset(path, split=split)
 
 

@@ -5,11 +5,10 @@ import pytest
 
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import DataError
+from tests.support.rows import ANSWER
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-QUESTION = {"role": "user", "content": "What is this?"}
-ANSWER = {"role": "assistant", "content": "A cat."}
 
 PARTS = {
     "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER],
@@ -19,7 +18,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize(
-    ("line", "key", "told"),
+    ("line", "key", "message"),
     [
         (b'{"messages": [}', "column 15", "broken JSON (Expecting value) at '}'"),
         (b'{"messages"', "column 12", "Expecting ':' delimiter"),
@@ -32,12 +31,12 @@ PARTS = {
         (b"null", "", "found null"),
     ],
 )
-def test_bad_lines(line, key, told):
+def test_bad_lines(line, key, message):
     Path("data.jsonl").write_bytes(json.dumps(PARTS).encode() + b"\r\n\n" + line + b"\n")
     with pytest.raises(DataError) as caught:
         Messages("data.jsonl")
     assert (caught.value.source, caught.value.key) == ("data.jsonl:3", key)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     source = Messages("data.jsonl", on_bad_sample="skip")
     assert len(source) == len(source.skipped) == 1
 
@@ -73,17 +72,19 @@ def test_arrays_and_lines_are_the_same(indent, mark):
     lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     Path("data.jsonl").write_text(mark + lines, "utf-8")
     array, jsonl = Messages("data.json"), Messages("data.jsonl")
-    assert [one.messages for one in array] == [one.messages for one in jsonl]
+    assert [sample.messages for sample in array] == [sample.messages for sample in jsonl]
     at = (
         [2, 2, 2]
         if indent is None
         else [1 + n for n, line in enumerate(["", *text.split("\n")]) if line == "  {"]
     )
-    assert [one.source for one in array] == [f"data.json:{line}[{index}]" for index, line in enumerate(at)]
+    assert [sample.source for sample in array] == [
+        f"data.json:{line}[{index}]" for index, line in enumerate(at)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("text", "source", "told"),
+    ("text", "source", "message"),
     [
         ('[\n{"messages": 1}, \n{"a": }]', "data.json:3", "column 7: found broken JSON (Expecting value)"),
         ("[1 2]", "data.json:1", "Expecting ',' or ']'"),
@@ -95,12 +96,12 @@ def test_arrays_and_lines_are_the_same(indent, mark):
         ("[1,\n" + "9" * 5000 + "]", "data.json:2", "too many digits"),
     ],
 )
-def test_broken_arrays_cannot_be_skipped(text, source, told):
+def test_broken_arrays_cannot_be_skipped(text, source, message):
     Path("data.json").write_text(text)
     with pytest.raises(DataError) as caught:
         Messages("data.json", on_bad_sample="skip")
     assert caught.value.source == source
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_array_that_is_no_utf8():

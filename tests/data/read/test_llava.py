@@ -5,12 +5,9 @@ import pytest
 
 from lightning_vlm.data.read.readers import LLaVA
 from lightning_vlm.errors import DataError
+from tests.support.rows import CAT, DOG, GPT, HUMAN
 
 pytestmark = pytest.mark.usefixtures("folder")
-
-HUMAN = {"from": "human", "value": "What is this?"}
-GPT = {"from": "gpt", "value": "A cat."}
-CAT, DOG = Path("cat.png"), Path("pictures/dog.png")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +70,7 @@ def test_llava(words):
 
 
 @pytest.mark.parametrize(
-    ("record", "key", "told"),
+    ("record", "key", "message"),
     [
         ({"image": "cat.png", "conversations": [HUMAN, GPT]}, "image", "1 picture(s) and 0 place(s)"),
         (
@@ -111,8 +108,8 @@ def test_llava(words):
         ("7", "", "an object with the key 'conversations'"),
     ],
 )
-def test_bad_llava(record, key, told, write):
+def test_bad_llava(record, key, message, write):
     with pytest.raises(DataError) as caught:
         LLaVA(write({"conversations": [HUMAN, GPT]}, record))
     assert (caught.value.source, caught.value.key) == ("data.jsonl:2", key)
-    assert told in str(caught.value)
+    assert message in str(caught.value)

@@ -13,22 +13,14 @@ from lightning_vlm.data.read.faults import skip_summary, write_skip_report
 from lightning_vlm.data.read.hf_dataset import HFDataset
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import DataError, UserError
+from tests.support.rows import ANSWER, CAT, GPT, HUMAN, QUESTION, image_url
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-QUESTION = {"role": "user", "content": "What is this?"}
-ANSWER = {"role": "assistant", "content": "A cat."}
-HUMAN = {"from": "human", "value": "What is this?"}
-GPT = {"from": "gpt", "value": "A cat."}
-CAT = Path("cat.png")
 
 BASE64 = base64.b64encode(b"picture").decode()
 
 PLAIN = {"messages": [QUESTION, ANSWER]}
-
-
-def image_url(url, **more):
-    return {"type": "image_url", "image_url": {"url": url, **more}}
 
 
 def test_messages(write):
@@ -72,7 +64,7 @@ def test_messages(write):
             source="data.jsonl:3",
         )
     )
-    assert [one.source for one in source] == ["data.jsonl:1", "data.jsonl:3"]
+    assert [sample.source for sample in source] == ["data.jsonl:1", "data.jsonl:3"]
     with pytest.raises(IndexError):
         source[2]
 
@@ -106,7 +98,7 @@ def test_sources_go_to_spawned_workers(write):
     assert list(copy) == list(source)
     assert str(copy.skipped) == str(source.skipped)
     loader = DataLoader(source, batch_size=8, num_workers=1, multiprocessing_context="spawn", collate_fn=list)
-    assert [one for batch in loader for one in batch] == list(source)
+    assert [sample for batch in loader for sample in batch] == list(source)
 
 
 def test_read(write):
@@ -133,7 +125,7 @@ def test_read(write):
 def test_skipped_samples_are_counted_listed_and_saved(write):
     bad = [{**PLAIN, "weight": -1}, "{", {"messages": [{**QUESTION, "role": "\ud800"}]}]
     source = Messages(write(PLAIN, *bad, PLAIN), on_bad_sample="skip")
-    assert [one.source for one in source] == ["data.jsonl:1", "data.jsonl:5"]
+    assert [sample.source for sample in source] == ["data.jsonl:1", "data.jsonl:5"]
     assert [error.source for error in source.skipped] == ["data.jsonl:2", "data.jsonl:3", "data.jsonl:4"]
     assert Chain([Slice(source, stop=1), source]).skipped == 2 * source.skipped
     summary = skip_summary(source.skipped)
