@@ -24,7 +24,7 @@ def set_modes(module: nn.Module, outer: bool = True) -> None:
     >>> [name for name, module in model.named_modules() if module.training]
     ['', '1']
     """
-    trains = [one.requires_grad for one in module.parameters()]
+    trains = [parameter.requires_grad for parameter in module.parameters()]
     module.training = any(trains) if trains else outer
     for child in module.children():
         set_modes(child, module.training)
@@ -51,15 +51,15 @@ def hold_modes(module: nn.Module) -> None:
     """
     release_modes(module)
     set_modes(module)
-    for one in module.modules():
-        if not one.training:
-            one.train = _StayInEval(one)  # type: ignore[method-assign]
+    for part in module.modules():
+        if not part.training:
+            part.train = _StayInEval(part)  # type: ignore[method-assign]
 
 
 def release_modes(module: nn.Module) -> None:
     """Let `train()` work again. Modes stay as they are until it is called."""
-    for one in module.modules():
-        held = one.__dict__.get("train")
+    for part in module.modules():
+        held = part.__dict__.get("train")
         if isinstance(held, _StayInEval):
             held.remove()
 

@@ -26,7 +26,7 @@ class Scaling(Protocol):
 
 
 scalings: "WeakKeyDictionary[Optimizer, ReferenceType[Scaling]]" = WeakKeyDictionary()
-"""What scales the rates of an optimizer enters itself here, and takes itself out again."""
+"""What scales the rates of an optimizer, as long as it does; it registers itself."""
 
 
 def rates_in_force(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:
@@ -49,25 +49,26 @@ def rates_in_force(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]
     >>> rates_in_force([torch.optim.SGD(groups, lr=0.1)])
     {'lr/head': 0.1, 'lr/1': 0.2}
     """
+    groups = [scaled for optimizer in optimizers for scaled in _scaled_groups(optimizer)]
     rates: dict[str, float | Tensor] = {}
-    scaled = [(scaling, group) for one in optimizers for scaling, group in _groups(one) if "lr" in group]
     names: set[str] = set()
-    for number, (scaling, group) in enumerate(scaled):
-        name = str(group.get("name", number if len(scaled) > 1 else ""))
+    for number, (scaling, group) in enumerate(groups):
+        name = str(group.get("name", number if len(groups) > 1 else ""))
         if name in names:
             name = f"{name}/{number}"
         names.add(name)
         scales = {"": [1.0]} if scaling is None else scaling.scales(group)
-        for part, some in scales.items():
+        for part, of_part in scales.items():
             key = "/".join(word for word in ("lr", name, part) if word)
-            rates[key] = group["lr"] * max(some)
-            if min(some) < max(some):
-                rates[f"{key}/lowest"] = group["lr"] * min(some)
+            rates[key] = group["lr"] * max(of_part)
+            if min(of_part) < max(of_part):
+                rates[f"{key}/lowest"] = group["lr"] * min(of_part)
     return rates
 
 
-def _groups(optimizer: Optimizer) -> list[tuple[Scaling | None, Group]]:
+def _scaled_groups(optimizer: Optimizer) -> list[tuple[Scaling | None, Group]]:
+    """The groups with a learning rate, as they are between steps, and what scales them."""
     reference = scalings.get(optimizer)
     scaling = None if reference is None else reference()
     groups = optimizer.param_groups if scaling is None else scaling.groups(optimizer)
-    return [(scaling, group) for group in groups]
+    return [(scaling, group) for group in groups if "lr" in group]

@@ -1,7 +1,7 @@
 """How long a fit is, in optimizer steps, epochs and validations. Nothing else counts them."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -118,7 +118,9 @@ def restore_accumulation(trainer: Trainer) -> None:
 
 def epochs_ahead(trainer: Trainer) -> float:
     """Whole epochs that end from now on, known from `on_train_start` on; infinity if that isn't known."""
-    return sum(1 for _, whole in _epochs(trainer) if whole) if _is_finite(trainer) else math.inf
+    if not _is_finite(trainer):
+        return math.inf
+    return sum(epoch.is_whole for epoch in _epochs(trainer))
 
 
 def validations_ahead(trainer: Trainer) -> float:
@@ -132,17 +134,21 @@ def validations_ahead(trainer: Trainer) -> float:
     """
     if not has_validation_data(trainer):
         return 0
-    interval, every = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    interval = trainer.val_check_batch
+    every_n_epochs = trainer.check_val_every_n_epoch
     if interval is None or not _is_finite(trainer):
         return math.inf  # the run is limited by time, or not at all
-    if every is None:
+    if every_n_epochs is None:
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        return int(_batches_ahead(trainer) + done) // int(interval) - done // int(interval)
+        return (done + _batches_ahead(trainer)) // int(interval) - done // int(interval)
     count: float = 0
-    for epoch, batches in _batches_of_epochs(trainer):
-        if (epoch + 1) % every == 0:
-            at_end = batches == trainer.num_training_batches
-            count += int(at_end) if interval == math.inf else batches // interval
+    for epoch in _epochs(trainer):
+        if (epoch.number + 1) % every_n_epochs != 0:
+            continue
+        if interval == math.inf:
+            count += epoch.batches == trainer.num_training_batches
+        else:
+            count += epoch.batches // interval
     return count
 
 
@@ -208,32 +214,35 @@ def longest_window(trainer: Trainer) -> int:
     return max(windows)
 
 
-def _epochs(trainer: Trainer) -> list[tuple[int, bool]]:
-    """The epochs that end from now on, and whether they do so with their last batch."""
-    found: list[tuple[int, bool]] = []
-    steps, last, epoch = 0.0, steps_of_run(trainer), 0
-    while steps < last:
-        steps += steps_of_epoch(trainer, epoch)
-        if epoch >= trainer.current_epoch and steps > trainer.global_step:
-            found.append((epoch, steps <= last))
-        epoch += 1
-    return found
+class _Epoch(NamedTuple):
+    """An epoch that ends from now on, and the batches that it has had by then."""
+
+    number: int
+    batches: int
+    is_whole: bool
+    """Whether it ends with its last batch, rather than with the run."""
 
 
-def _batches_of_epochs(trainer: Trainer) -> list[tuple[int, int]]:
-    """The epochs that end from now on, and how many batches they have by then."""
-    found, last = [], steps_of_run(trainer)
-    before = sum(steps_of_epoch(trainer, epoch) for epoch in range(trainer.current_epoch))
-    for epoch, whole in _epochs(trainer):
-        batches = int(trainer.num_training_batches)
-        if not whole:
-            batches = min(batches, int(last - before) * _batches_per_step(trainer, epoch))
-        found.append((epoch, batches))
-        before += steps_of_epoch(trainer, epoch)
+def _epochs(trainer: Trainer) -> list[_Epoch]:
+    found: list[_Epoch] = []
+    last = steps_of_run(trainer)
+    number = 0
+    before: float = 0
+    while before < last:
+        after = before + steps_of_epoch(trainer, number)
+        if number >= trainer.current_epoch and after > trainer.global_step:
+            batches = int(trainer.num_training_batches)
+            if after > last:
+                batches = min(batches, int(last - before) * _batches_per_step(trainer, number))
+            found.append(_Epoch(number, batches, is_whole=after <= last))
+        before = after
+        number += 1
     return found
 
 
 def _batches_ahead(trainer: Trainer) -> int:
+    ahead = sum(epoch.batches for epoch in _epochs(trainer))
     in_this_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    inside = 0 < in_this_epoch < trainer.num_training_batches
-    return sum(batches for _, batches in _batches_of_epochs(trainer)) - (in_this_epoch if inside else 0)
+    if in_this_epoch < trainer.num_training_batches:  # else it has ended
+        ahead -= in_this_epoch
+    return ahead

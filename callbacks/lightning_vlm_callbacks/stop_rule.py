@@ -44,14 +44,27 @@ def decide(rule: Rule, standing: Standing, score: float) -> Decision:
     >>> decide(rule, Standing(0.7, waited=1), 0.7).reason
     'no score in a row of 2 was better than 0.7; the last is 0.7'
     """
-    sign = 1 if rule.mode == "min" else -1
-    better = standing.best is None or sign * score < sign * standing.best - rule.min_delta
-    if math.isfinite(score) and better:
+    if _is_better(rule, standing.best, score):
         return Decision(Standing(score), is_best=True, should_stop=False)
-    waited = standing.waited + 1
-    if rule.patience is None or waited < max(rule.patience, 1):
-        return Decision(Standing(standing.best, waited), is_best=False, should_stop=False)
-    margin = f" by more than {rule.min_delta:g}" if rule.min_delta else ""
-    best = "finite" if standing.best is None else f"better than {standing.best:g}{margin}"
-    reason = f"no score in a row of {waited} was {best}; the last is {score:g}"
-    return Decision(Standing(standing.best, waited), is_best=False, should_stop=True, reason=reason)
+    waited = Standing(standing.best, standing.waited + 1)
+    if rule.patience is None or waited.waited < max(rule.patience, 1):
+        return Decision(waited, is_best=False, should_stop=False)
+    return Decision(waited, is_best=False, should_stop=True, reason=_reason(rule, waited, score))
+
+
+def _is_better(rule: Rule, best: float | None, score: float) -> bool:
+    if not math.isfinite(score):
+        return False
+    if best is None:
+        return True
+    sign = 1 if rule.mode == "min" else -1
+    return sign * score < sign * best - rule.min_delta
+
+
+def _reason(rule: Rule, standing: Standing, score: float) -> str:
+    better = "finite"
+    if standing.best is not None:
+        better = f"better than {standing.best:g}"
+        if rule.min_delta:
+            better += f" by more than {rule.min_delta:g}"
+    return f"no score in a row of {standing.waited} was {better}; the last is {score:g}"

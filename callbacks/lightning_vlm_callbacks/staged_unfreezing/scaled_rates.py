@@ -43,13 +43,15 @@ class ScaledRates:
         scale: Callable[[Parameter], float],
         by_part: Callable[[dict[str, Any]], Mapping[str, Sequence[float]]] | None = None,
     ) -> None:
-        self._scale, self._by_part = scale, by_part
+        self._scale = scale
+        self._by_part = by_part
         self._split: dict[Optimizer, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
         self._depth: dict[Optimizer, int] = {}
-        self._hooks = [one.register_step_pre_hook(self._before) for one in optimizers]
-        self._hooks += [one.register_step_post_hook(self._after) for one in optimizers]
         self._optimizers = list(optimizers)
+        self._hooks = []
         for optimizer in optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before))
+            self._hooks.append(optimizer.register_step_post_hook(self._after))
             scalings[optimizer] = ref(self)
 
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -78,14 +80,18 @@ class ScaledRates:
         self._depth[optimizer] = self._depth.get(optimizer, 0) + 1
         if self._depth[optimizer] > 1:
             return
-        split = self._split[optimizer] = [(group, self._parts(group)) for group in optimizer.param_groups]
+        split = [(group, self._parts(group)) for group in optimizer.param_groups]
+        self._split[optimizer] = split
         optimizer.param_groups = [part for _, parts in split for part in parts]
 
     def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        of_scale: defaultdict[float, list[Parameter]] = defaultdict(list)
-        for one in group["params"]:
-            of_scale[self._scale(one)].append(one)
-        return [{**group, "params": some, "lr": group["lr"] * scale} for scale, some in of_scale.items()]
+        by_scale: defaultdict[float, list[Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            by_scale[self._scale(parameter)].append(parameter)
+        return [
+            {**group, "params": parameters, "lr": group["lr"] * scale}
+            for scale, parameters in by_scale.items()
+        ]
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth[optimizer] -= 1
@@ -94,15 +100,20 @@ class ScaledRates:
         split = self._split.pop(optimizer)
         optimizer.param_groups = [group for group, _ in split]
         for group, parts in split:
-            for key in set[str]().union(*parts) - {"params", "lr"}:
-                written = [part[key] for part in parts if key in part and part[key] is not group.get(key)]
-                if any(value != written[0] for value in written):
-                    raise MisconfigurationException(
-                        f"found optimizer {type(optimizer).__name__}, which keeps {key!r} for each group; "
-                        "with scaled learning rates that isn't one number; use another optimizer"
-                    )
-                if written:
-                    group[key] = written[0]
+            _take_over(optimizer, group, parts)
+
+
+def _take_over(optimizer: Optimizer, group: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
+    """Write into a group what the optimizer wrote into its parts, which must be the same in all of them."""
+    for key in set[str]().union(*parts) - {"params", "lr"}:
+        written = [part[key] for part in parts if key in part and part[key] is not group.get(key)]
+        if any(value != written[0] for value in written):
+            raise MisconfigurationException(
+                f"found optimizer {type(optimizer).__name__}, which keeps {key!r} for each group; "
+                "with scaled learning rates that isn't one number; use another optimizer"
+            )
+        if written:
+            group[key] = written[0]
 
 
 def learning_rates(optimizers: Sequence[Optimizer]) -> dict[Parameter, float]:
