@@ -32,6 +32,7 @@ REMOVED: dict[str, dict[str, tuple[str, str]]] = {
         "sketch": ("null", "choose a smaller layer if the gradients of all tasks take too much memory"),
         "unbiased": ("false", "use larger batches, or every_n_steps, if gradients of rare tasks are noisy"),
     },
+    "HFDataset": {"preferred": ("[]", "split takes a list, of which the first split that there is is read")},
     "NonFiniteGuard": {
         "leave_out": ("100", "a rollback leaves out as many steps as snapshot_every_n_steps"),
         "max_bundles": ("3", "the first 3 events are always reported"),

@@ -18,11 +18,11 @@ UNREADABLE_FILES = (
     *(".pkl", ".pickle", ".pt", ".npy", ".npz", ".h5", ".xlsx", ".xls", ".lmdb"),
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff", ".mp4"),
 )
-PREFERRED: Mapping[str, Sequence[str]] = {
-    "train": ("train",),
-    "val": ("validation", "val", "valid", "dev", "test"),
-    "test": ("test", "testing", "eval", "validation", "val"),
-    "predict": ("test", "validation", "val", "train"),
+PREFERRED: Mapping[str, list[str]] = {
+    "train": ["train"],
+    "val": ["validation", "val", "valid", "dev", "test"],
+    "test": ["test", "testing", "eval", "validation", "val"],
+    "predict": ["test", "validation", "val", "train"],
 }
 """The splits that a stage reads, the first that there is."""
 _SPLITS = {

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +28,12 @@ class HFDataset(Source):
     Args:
         path: A folder that `save_to_disk` wrote, a copy of a repository of the hub, a parquet or arrow file,
             or the name of a data set on the hub.
-        split: Which of its splits; needed if it has several and none of them is in `preferred`.
+        split: Which of its splits; needed if it has several. Of a list, the first that there is.
         image_root: The folder that holds pictures given by path. None is `path`, or the folder of a file.
         on_bad_sample: As in `DataFile`.
         columns: As in `DataFile`.
         allow_urls: As in `DataFile`.
         config: Which of its configurations; needed if it has several.
-        preferred: The splits to read where `split` is None, the first that there is.
 
     Raises:
         DataError: Bad rows, each with its `folder:row` counted from 0; no such folder; or no rows.
@@ -54,23 +53,15 @@ class HFDataset(Source):
     def __init__(
         self,
         path: str,
-        split: str | None = None,
+        split: str | list[str] | None = None,
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
         config: str | None = None,
-        preferred: Sequence[str] = (),
     ) -> None:
-        data = _load(path, config)
-        splits = list(data) if isinstance(data, dict) else []
-        if split is None and len(splits) == 1:
-            split = splits[0]
-        elif split is None and preferred and splits:
-            split = choose_split(splits, preferred, path)
-        if split is not None or splits:
-            data = _split_of(data, splits, split, path)
-        self._name = path if split is None else f"{path}/{split}"
+        data, chosen = _split_of(_load(path, config), split, path)
+        self._name = path if chosen is None else f"{path}/{chosen}"
         self._features = _stored(data.features)
         self._class_names = _class_names(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
@@ -170,12 +161,22 @@ def is_hub_name(path: str) -> bool:
     return not path.lower().removesuffix(".gz").endswith((*TEXT_FILES, *TABLE_FILES))
 
 
-def _split_of(data: Any, splits: list[str], split: str | None, path: str) -> "datasets.Dataset":
-    """One split of a data set."""
-    if split not in splits:
-        known = f"one of {', '.join(map(str, splits))}" if splits else "none: it has no splits"
-        raise UserError(f"{path}: split is {split}; choose {known}")
-    return data[split]
+def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["datasets.Dataset", str | None]:
+    """One split of a data set, and its name if it has several splits."""
+    if not isinstance(data, dict):
+        if isinstance(split, str):
+            raise UserError(f"{path}: split is {split}; choose none: it has no splits")
+        return data, None
+    splits = list(data)
+    if isinstance(split, list):
+        chosen = choose_split(splits, split, path)
+    elif split is not None and split in splits:
+        chosen = split
+    elif split is None and len(splits) == 1:
+        (chosen,) = splits
+    else:
+        raise UserError(f"{path}: split is {split}; choose one of {', '.join(map(str, splits))}")
+    return data[chosen], chosen
 
 
 def _class_names(features: Any) -> dict[str, "datasets.ClassLabel"]:

@@ -221,7 +221,7 @@ def read(
         "columns": columns,
         "allow_urls": allow_urls,
     }
-    preferred = PREFERRED.get(split, (split,))
+    preferred = PREFERRED.get(split, [split])
     is_folder = os.path.isdir(path)
     if is_folder and not is_saved(path) and (files := text_files(path)):
         chosen = choose_split(files, preferred, path)
@@ -231,7 +231,7 @@ def read(
     if suffix in TABLE_FILES and not os.path.exists(path):
         raise DataError(path, "", "no such file", f"a {suffix} file")
     if is_folder or suffix in TABLE_FILES or is_hub_name(path):
-        return HFDataset(path, preferred=preferred, **options)
+        return HFDataset(path, split=preferred, **options)
     if suffix in UNREADABLE_FILES:
         readable = ", ".join((*TEXT_FILES, *TABLE_FILES))
         expected = f"one of {readable}, or a folder with such files"

@@ -126,6 +126,7 @@ def test_splits():
     datasets.DatasetDict({"train": one, "val": one}).save_to_disk("two")
     datasets.DatasetDict({"only": one}).save_to_disk("one")
     assert HFDataset("two", split="val")[0].source == "two/val:0"
+    assert HFDataset("two", split=["dev", "val", "train"])[0].source == "two/val:0"
     assert len(HFDataset("one")) == 1
     for path, split, message in (
         ("two", None, "choose one of train, val"),
