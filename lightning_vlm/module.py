@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
-from lightning_vlm.data.batch.skip_checks import EvaluationSkipCheck, TrainingSkipCheck
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
@@ -79,6 +78,7 @@ from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.resume import WINDOW, AccumulationWindow
 from lightning_vlm.training.resume_changes import RUN, RunChanges
+from lightning_vlm.training.skip_checks import EvaluationSkipCheck, TrainingSkipCheck
 from lightning_vlm.training.weight_averaging import (
     FrozenWeightsWarning,
     average_what_trains,

@@ -160,7 +160,7 @@ def test_stops_where_all_is_too_long(make_quiet, module, listed, words):
     samples = [words(question="word " * (30 + at)) for at in range(8)]
     one = module("llava", adapt=PLAN, optimizer=ADAMW)
     lengths = [len(one.processor.tokenizer("word " * count)["input_ids"]) for count in (30, 37)]
-    found = "training data: all of 8 samples were left out: 8 longer than data.max_length 20"
+    found = "training data: all of 8 samples were skipped: 8 longer than data.max_length 20"
     with pytest.raises(UserError, match=found) as caught:
         fit(make_quiet, one, listed(samples), batch_size=2, max_length=20)
     shortest, longest = map(int, str(caught.value).partition("(")[2].partition(" tokens")[0].split(" to "))
@@ -171,7 +171,7 @@ def test_stops_where_all_is_too_long(make_quiet, module, listed, words):
 def test_stops_after_64_samples(make_quiet, module, listed, words):
     samples = [words(question="word " * 30)] * 200
     one = module("llava", adapt=PLAN)
-    with pytest.raises(UserError, match="all of 64 samples were left out: 64 longer than"):
+    with pytest.raises(UserError, match="all of 64 samples were skipped: 64 longer than"):
         fit(make_quiet, one, listed(samples), batch_size=4, max_length=20)
 
 
@@ -179,17 +179,17 @@ def test_looks_ahead_where_the_first_step_is_empty(make_quiet, module, listed, w
     """It doesn't wait for the end of a pass; and long samples in front of a sorted file don't stop it."""
     long = words(question="word " * 30)
     one = module("llava", adapt=PLAN)
-    with pytest.raises(UserError, match="all of 20 samples were left out"):
+    with pytest.raises(UserError, match="all of 20 samples were skipped"):
         fit(make_quiet, one, listed([long] * 20), batch_size=2, max_length=20, limit_train_batches=3)
     samples = listed([long] * 60 + [words()] * 20)
     trainer, _ = fit(make_quiet, one, samples, batch_size=2, max_length=60, limit_train_batches=35)
     assert trainer.global_step == 35
 
 
-def test_stops_where_nearly_all_is_left_out(make_quiet, module, listed, words):
+def test_a_fit_stops_where_nearly_all_samples_are_skipped(make_quiet, module, listed, words):
     samples = [words(question="word " * 30)] * 9 + [words()]
     one = module("llava", adapt=PLAN)
-    with pytest.raises(UserError, match="9 of 10 samples were left out: 9 longer than"):
+    with pytest.raises(UserError, match="9 of 10 samples were skipped: 9 longer than"):
         fit(make_quiet, one, listed(samples), batch_size=2, max_length=60)
 
 
@@ -199,10 +199,10 @@ def test_stops_where_nothing_has_weight(make_quiet, module, listed, words):
         fit(make_quiet, one, listed([words(weight=0.0)] * 4))
 
 
-def test_says_at_the_end_how_much_was_left_out(make_quiet, module, listed, words):
+def test_the_end_of_a_fit_says_how_many_samples_were_skipped(make_quiet, module, listed, words):
     samples = [words(question="word " * 30)] * 2 + [words()] * 2
     one = module("llava", adapt=PLAN)
-    with pytest.warns(UserWarning, match=r"Of 4 training samples 2 \(50%\) were left out: 2 longer than"):
+    with pytest.warns(UserWarning, match=r"Of 4 training samples 2 \(50%\) were skipped: 2 longer than"):
         fit(make_quiet, one, listed(samples), max_length=60)
 
 
@@ -244,6 +244,6 @@ def test_ranks_agree(make_quiet, module, listed, words, on_two_ranks):
     assert equal(second, third)
     assert not equal(third, last)
     assert ranks[0]["stops"] == ranks[1]["stops"]
-    found = "training data: 2 of 4 samples were left out: 2 longer than data.max_length 60 ("
+    found = "training data: 2 of 4 samples were skipped: 2 longer than data.max_length 60 ("
     assert ranks[0]["stops"].startswith(found)
     assert ", and no token of the others has weight" in ranks[0]["stops"]

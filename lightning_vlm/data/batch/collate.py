@@ -79,7 +79,7 @@ def collate(
 ) -> Batch:
     """Pad and join samples.
 
-    Without any samples (all were left out) the batch is one padding token, which has no weight: under DDP a
+    Without any samples (all were skipped) the batch is one padding token, which has no weight: under DDP a
     rank must go through its step all the same.
     """
     examples = [item.example for item in items if item.example is not None]

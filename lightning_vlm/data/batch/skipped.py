@@ -1,4 +1,4 @@
-"""How many samples were left out, and whether so many that a run can't learn what it should."""
+"""How many samples were skipped, and whether so many that a run can't learn what it should."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch.distributed
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.render.example import TooLong
 
-ENOUGH = 64
+JUDGE_SKIPPED_AFTER = 64
 """After so many samples a run that has nearly none to learn from is stopped; a shorter epoch at its end."""
-MANY = 1024
-"""After so many samples a run is stopped in which no token had weight, though no sample was left out."""
-TOO_MANY = 0.9
-"""A run is stopped if this share of its samples or more is left out."""
-WORTH_A_LINE = 0.1
-"""A line at the end names the share of samples left out if it is at least this."""
+JUDGE_WEIGHTS_AFTER = 1024
+"""After so many samples a run is stopped in which no token had weight, though no sample was skipped."""
+TOO_MANY_SKIPPED = 0.9
+"""A run is stopped if this share of its samples or more is skipped."""
+WORTH_REPORTING = 0.1
+"""A line at the end names the share of skipped samples if it is at least this."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class SampleCounts:
 
     Args:
         samples: All of them.
-        too_long: Those left out because they exceed the maximum length.
+        too_long: Those skipped because they exceed the maximum length.
         shortest: The fewest tokens of one that was too long; 0 if there is none.
         longest: The most tokens of one that was too long.
-        bad: Those left out for another reason.
+        bad: Those skipped for another reason.
         first_bad: The error of the first such sample.
         targets: How many tokens have weight.
 
@@ -84,16 +84,16 @@ class SampleCounts:
 
     @property
     def skipped(self) -> int:
-        """How many samples were left out."""
+        """How many samples were skipped."""
         return self.too_long + self.bad
 
     @property
     def share(self) -> float:
-        """The share of samples that were left out."""
+        """The share of samples that were skipped."""
         return self.skipped / max(self.samples, 1)
 
     def reasons(self, max_length: int | None) -> str:
-        """Why samples were left out, in words."""
+        """Why samples were skipped, in words."""
         reasons = []
         if self.too_long:
             limit = "the maximum length" if max_length is None else f"data.max_length {max_length:,}"
@@ -105,17 +105,18 @@ class SampleCounts:
             reasons.append(f"{self.bad:,} bad ({self.first_bad})")
         return ", ".join(reasons)
 
-    def problem(self, max_length: int | None, whole: bool = True) -> str | None:
+    def problem(self, max_length: int | None, complete: bool = True) -> str | None:
         """What is wrong if there is nothing, or nearly nothing, to learn from, and what to change.
 
         Args:
             max_length: What samples may have at most, if that is known.
-            whole: Whether these are all samples of a pass. Else few of them say little about the others.
+            complete: Whether these are all samples of a pass. Else few of them say little about the others.
         """
-        nothing = self.targets == 0 and (whole or self.samples >= MANY)
-        if self.samples == 0 or not (
-            nothing or (self.share >= TOO_MANY and (whole or self.samples >= ENOUGH))
-        ):
+        few = 0 if complete else JUDGE_SKIPPED_AFTER
+        nearly_all_skipped = self.share >= TOO_MANY_SKIPPED and self.samples >= few
+        few = 0 if complete else JUDGE_WEIGHTS_AFTER
+        nothing_has_weight = self.targets == 0 and self.samples >= few
+        if not self.samples or not (nearly_all_skipped or nothing_has_weight):
             return None
         if not self.skipped:
             return (
@@ -123,7 +124,7 @@ class SampleCounts:
                 "at the samples' weights and at the weights of kinds of tokens"
             )
         much = "all" if self.skipped == self.samples else f"{self.skipped:,}"
-        text = f"{much} of {self.samples:,} samples were left out: {self.reasons(max_length)}"
+        text = f"{much} of {self.samples:,} samples were skipped: {self.reasons(max_length)}"
         if not self.targets and self.skipped < self.samples:
             text += ", and no token of the others has weight"
         if self.too_long:

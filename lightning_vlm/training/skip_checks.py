@@ -7,13 +7,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vlm.data.batch.collate import Batch, Targets
-from lightning_vlm.data.batch.skipped import ENOUGH, MANY, WORTH_A_LINE, SampleCounts
+from lightning_vlm.data.batch.skipped import (
+    JUDGE_SKIPPED_AFTER,
+    JUDGE_WEIGHTS_AFTER,
+    WORTH_REPORTING,
+    SampleCounts,
+)
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 
 
 class TrainingSkipCheck:
-    """Counts what became of the training samples, and stops a fit in which nearly all are left out."""
+    """Counts what became of the training samples, and stops a fit in which nearly all are skipped."""
 
     def __init__(self) -> None:
         self.start_fit()
@@ -22,9 +27,9 @@ class TrainingSkipCheck:
         """Begin to count."""
         self._of_epoch = SampleCounts()
         self._of_fit = SampleCounts()
-        self._epoch_is_whole = False
+        self._epoch_is_complete = False
         self._looked_ahead = False
-        self._check_at: float = ENOUGH
+        self._check_at: float = JUDGE_SKIPPED_AFTER
 
     def add(self, batch: Batch, targets: int, batch_idx: int) -> None:
         """Count a batch.
@@ -36,7 +41,7 @@ class TrainingSkipCheck:
         """
         if batch_idx == 0:
             self._of_epoch = SampleCounts()
-            self._epoch_is_whole = True  # a resumed epoch isn't
+            self._epoch_is_complete = True  # a resumed epoch isn't
         self._of_epoch += SampleCounts.of_batch(batch, targets)
 
     def end_step(
@@ -46,10 +51,10 @@ class TrainingSkipCheck:
         step_was_empty: bool,
         find_targets: Callable[[Batch], Targets],
     ) -> None:
-        """Stop all ranks if nearly all samples of this epoch were left out, on all ranks together.
+        """Stop all ranks if nearly all samples of this epoch were skipped, on all ranks together.
 
-        That is checked at the first step without a target, after `ENOUGH` and `MANY` samples, and at the
-        epoch's end.
+        That is checked at the first step without a target, after `JUDGE_SKIPPED_AFTER` samples, after
+        `JUDGE_WEIGHTS_AFTER` samples, and at the epoch's end.
 
         Args:
             trainer: That runs the fit.
@@ -66,7 +71,7 @@ class TrainingSkipCheck:
         if not (first_empty or trainer.is_last_batch or samples >= self._check_at):
             return
         if samples >= self._check_at:
-            self._check_at = MANY if samples < MANY else math.inf
+            self._check_at = JUDGE_WEIGHTS_AFTER if samples < JUDGE_WEIGHTS_AFTER else math.inf
         problem = self._problem(trainer, first_empty, find_targets)
         if problem:
             raise UserError(f"training data: {problem}")
@@ -76,28 +81,28 @@ class TrainingSkipCheck:
     ) -> str | None:
         data = _data_of(trainer)
         limit = _max_length(trainer)
-        whole = self._epoch_is_whole and trainer.is_last_batch
-        problem = self._of_epoch.over_ranks().problem(limit, whole)
-        if whole or not (problem or first_empty) or not isinstance(data, VLMDataModule):
+        complete = self._epoch_is_complete and trainer.is_last_batch
+        problem = self._of_epoch.over_ranks().problem(limit, complete)
+        if complete or not (problem or first_empty) or not isinstance(data, VLMDataModule):
             return problem
         # The first samples of a sorted file say little about the others.
         self._looked_ahead = True
         rendered = data.rendered("train", learn=True, prompts=False)
-        ahead = rendered.look_ahead(ENOUGH, find_targets)
+        ahead = rendered.look_ahead(JUDGE_SKIPPED_AFTER, find_targets)
         are_all = ahead.samples == len(data.source("train"))
-        return ahead.problem(limit, whole=bool(problem) or are_all)
+        return ahead.problem(limit, complete=bool(problem) or are_all)
 
     def end_epoch(self) -> None:
         """Add the epoch to the fit's counts. Every rank must call it."""
         self._of_fit += self._of_epoch.over_ranks()
 
     def end_fit(self, trainer: Trainer) -> None:
-        """Say what was left out if that is worth a line."""
+        """Say what was skipped if that is worth a line."""
         counts = self._of_fit
-        if counts.share >= WORTH_A_LINE:
+        if counts.share >= WORTH_REPORTING:
             rank_zero_warn(
-                f"Of {counts.samples:,} training samples {counts.skipped:,} ({counts.share:.0%}) were left "
-                f"out: {counts.reasons(_max_length(trainer))}"
+                f"Of {counts.samples:,} training samples {counts.skipped:,} ({counts.share:.0%}) were "
+                f"skipped: {counts.reasons(_max_length(trainer))}"
             )
 
 
