@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.errors import Interrupted
-from lightning_vlm.failures.describe import INTERRUPTED, USER, report
+from lightning_vlm.failures.describe import INTERRUPTED, USER, message_and_code
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        return _complain(*report(error, words))
+        return _complain(*message_and_code(error, words))
     return 0
 
 

@@ -1,16 +1,16 @@
-"""User errors: one sentence each, without a traceback on the command line."""
+"""Errors that the user can fix: the command line prints their message without a traceback."""
 
 
 class UserError(ValueError):
-    """Bad input of any kind (config, data, image, checkpoint). The message says what to do about it."""
+    """A setting, file or checkpoint is wrong. The message says what was found and what to write instead."""
 
 
 class DataError(UserError):
-    """One bad sample.
+    """A sample is wrong.
 
     Args:
         source: Where the sample came from, as `file:line`.
-        key: Which key or part of it is wrong, such as `messages[1].role`; empty for the whole line.
+        key: The key or part that is wrong, such as `messages[1].role`; empty for the whole sample.
         found: What was found there.
         expected: What is accepted instead, or how to fix it.
 
@@ -19,12 +19,15 @@ class DataError(UserError):
     """
 
     def __init__(self, source: str, key: str, found: str, expected: str) -> None:
-        self.source, self.key, self.found, self.expected = source, key, found, expected
+        self.source = source
+        self.key = key
+        self.found = found
+        self.expected = expected
         where = f"{source}: {key}" if key else source
         super().__init__(f"{where}: found {found}; expected {expected}")
 
     def __reduce__(self) -> tuple:
-        # Without this, exceptions with several arguments can't be pickled by a DataLoader worker.
+        # Without this, a DataLoader worker couldn't pickle an exception with several arguments.
         return type(self), (self.source, self.key, self.found, self.expected)
 
 

@@ -32,7 +32,7 @@ from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.module import VLMModule
 from lightning_vlm.outputs.saved_config import SaveConfig
-from lightning_vlm.outputs.score_report import Report
+from lightning_vlm.outputs.score_report import ScoreReport
 from lightning_vlm.outputs.summary import FitSummary
 from lightning_vlm.outputs.wandb_run import resume_run
 from lightning_vlm.parser import Parser, check_words
@@ -133,7 +133,7 @@ class VLMCLI(LightningCLI):
         if self.config.fit.report:
             # The test before the fit already starts the logger's run.
             check_selectors(self.model, self.trainer, fits=True)
-            self.report = Report(self.trainer, self.model, self.datamodule)
+            self.report = ScoreReport(self.trainer, self.model, self.datamodule)
             self.report.before()
 
     def after_fit(self) -> None:

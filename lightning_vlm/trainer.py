@@ -1,4 +1,4 @@
-"""The Trainer of the command line: its methods are the commands, and print what people read."""
+"""The Trainer of the command line. Each of its methods that is a command prints its result for people."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_vlm.module import VLMModule
 
 
 class VLMTrainer(Trainer):
-    """Lightning's Trainer, whose methods are the commands, with one more. They print for people."""
+    """Lightning's Trainer with one more command, `preview`; `predict` writes its answers to a file."""
 
     def predict(
         self,
@@ -34,15 +34,15 @@ class VLMTrainer(Trainer):
         Args:
             model: The module.
             dataloaders: Batches of prompts, if there is no data module.
-            datamodule: Has the prediction data.
+            datamodule: The data module, with prediction data.
             return_predictions: Whether to hold all answers in memory and return them.
-            ckpt_path: The checkpoint to ask; None asks the model as it is.
+            ckpt_path: The checkpoint that answers; None for the model as it is.
             weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
             out: The file of answers; null is answers.jsonl in the run's folder.
             show: How many answers to print at the end.
 
         Raises:
-            UserError: As `AnswerWriter`.
+            UserError: As in `AnswerWriter`.
         """
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
@@ -65,8 +65,8 @@ class VLMTrainer(Trainer):
         """Show what would be learned from the training data, without training and without the model.
 
         Args:
-            model: Says which processor, and how much each kind of token weighs.
-            datamodule: Has the training data.
+            model: The module, for its processor and the weight of each kind of token.
+            datamodule: The data module, with training data.
             samples: How many samples to show.
             scan: How many samples to read for the figures, spread over all data.
             out: The file of the page.

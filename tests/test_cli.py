@@ -268,17 +268,6 @@ def test_debug_shows_the_traceback(project):
         command("fit", "--trainer.gradient_clip_val", "1.0", "--debug")
 
 
-def test_a_bad_line_names_file_and_line(project, capsys):
-    with Path("data.jsonl").open("a") as file:
-        file.write('\n{"mesages": []}')
-    assert command("fit") == 2
-    assert "data.jsonl:7" in capsys.readouterr().err
-    assert command("fit", "--data.on_bad_sample", "skip") == 0
-    reports = list(Path("runs").rglob("skipped_*.jsonl"))
-    assert len(reports) == 1
-    assert "data.jsonl:7" in reports[0].read_text()
-
-
 def test_a_fit_that_saves_nothing_claims_no_checkpoint_of_an_earlier_run(tmp_path, monkeypatch, capsys):
     """As after resuming with a ModelCheckpoint, which restores the path of the best checkpoint."""
     from lightning.pytorch import Trainer

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_vlm.cli import main
 from lightning_vlm.errors import DataError, UserError
-from lightning_vlm.failures.describe import DEFECT, USER, explain, report
+from lightning_vlm.failures.describe import DEFECT, USER, explain, message_and_code
 from lightning_vlm.models.parts import find_parts
 
 FIT = (
@@ -311,7 +311,7 @@ def test_the_cause_is_found_behind_what_wraps_it():
 
 def test_a_defect_keeps_its_traceback_in_a_file():
     error = raised(lambda: find_parts(None))
-    message, code = report(error, ["fit", "--config", "c.yaml"])
+    message, code = message_and_code(error, ["fit", "--config", "c.yaml"])
     lines = message.splitlines()
     assert code == DEFECT
     assert code != USER

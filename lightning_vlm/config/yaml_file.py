@@ -50,15 +50,17 @@ def read_config(name: str) -> Config:
     if not path.exists():
         raise UserError(f"config {name}: found no such file{_near_files(path)}")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            size = f"{path.stat().st_size / 1e6:,.1f} MB"
-            raise UserError(f"config {name}: found {size}; expected a YAML file of at most 1 MB")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(
+                f"config {name}: found {size / 1e6:,.1f} MB; expected a YAML file of at most 1 MB"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
+        byte = f"{error.object[error.start]:#04x}"
         raise UserError(
-            f"{name}:{line}: found the byte {error.object[error.start]:#04x}, which is not UTF-8; "
-            "save the file as UTF-8"
+            f"{name}:{line}: found the byte {byte}, which is not UTF-8; save the file as UTF-8"
         ) from None
     except OSError as error:
         raise UserError(f"config {name}: it can't be read: {error.strerror}") from error
@@ -71,10 +73,9 @@ def _parse(name: str, text: str) -> Config:
         if root is None or (isinstance(root, ScalarNode) and root.value == ""):
             raise UserError(f"config {name}: found nothing in it; expected keys such as model, data, trainer")
         if not isinstance(root, MappingNode):
-            kind = (
-                "a list" if isinstance(root, SequenceNode) else f"only the text {one_line(root.value, 40)!r}"
-            )
-            raise UserError(f"config {name}: found {kind}; expected keys such as model, data, trainer")
+            is_list = isinstance(root, SequenceNode)
+            found = "a list" if is_list else f"only the text {one_line(root.value, 40)!r}"
+            raise UserError(f"config {name}: found {found}; expected keys such as model, data, trainer")
         config = Config(name, root)
         _check_nodes(config)
     except yaml.MarkedYAMLError as error:
@@ -82,7 +83,7 @@ def _parse(name: str, text: str) -> Config:
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise UserError(f"{place}: broken YAML: {_problem(error)}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config {name}: broken YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"config {name}: broken YAML: {one_line(str(error), 400)}") from None
     except RecursionError:
         raise UserError(f"config {name}: found values nested too deeply; expected a few levels") from None
     return config
@@ -168,15 +169,17 @@ def find(node: Node, keys: Sequence[str]) -> Node | None:
     if not keys:
         return node
     if isinstance(node, SequenceNode):
-        return next((found for item in node.value if (found := find(item, keys))), None)
+        found = (find(item, keys) for item in node.value)
+        return next(filter(None, found), None)
     if not isinstance(node, MappingNode):
         return None
     for key, value in pairs(node):
         written = key.value.removesuffix("+").split(".")
         if written == list(keys[: len(written)]):
             return find(value, keys[len(written) :]) or key
-        if key.value == "init_args" and (found := find(value, keys)):
-            return found
+        inside = find(value, keys) if key.value == "init_args" else None
+        if inside is not None:
+            return inside
     return None
 
 

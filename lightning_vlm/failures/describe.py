@@ -23,7 +23,7 @@ USER, DEFECT, INTERRUPTED = 2, 1, 130
 _PACKAGES = ("lightning_vlm", "lightning_vlm_callbacks")
 
 
-def report(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
+def message_and_code(error: BaseException, words: Sequence[str] = ()) -> tuple[str, int]:
     """The message of an exception that ended a command, and the exit code.
 
     Args:

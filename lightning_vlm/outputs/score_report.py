@@ -27,7 +27,7 @@ COLUMNS, WIDTH, HEIGHT, SIDE, MARGIN = 6, 200, 232, 128, 8
 BLACK, GREY, GREEN, RED = (0, 0, 0), (90, 90, 90), (0, 120, 0), (190, 0, 0)
 
 
-class Report:
+class ScoreReport:
     """Scores the test data before and after training, and shows both beside blind baselines.
 
     Args:

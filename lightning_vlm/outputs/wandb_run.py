@@ -16,7 +16,7 @@ KEY = "wandb_id"
 
 
 def loggers_of(trainer: Trainer) -> list[WandbLogger]:
-    """Those that send to Weights & Biases."""
+    """The loggers that send to Weights & Biases."""
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
@@ -29,20 +29,18 @@ def run_id(trainer: Trainer) -> str | None:
 def saved_id(checkpoint: str | Path) -> str | None:
     """The id of the run that wrote a checkpoint; None if it wasn't logged there, or this is no checkpoint."""
     try:
-        holds = torch.load(checkpoint, map_location="meta", weights_only=True)
-    except Exception:  # A broken file is reported when it is loaded.
+        content = torch.load(checkpoint, map_location="meta", weights_only=True)
+        return content["lightning_vlm"].get(KEY)
+    except Exception:  # A broken file is reported when it is loaded; others have no entry of ours.
         return None
-    own = holds.get("lightning_vlm") if isinstance(holds, dict) else None
-    found = own.get(KEY) if isinstance(own, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def resume_run(trainer: Trainer, checkpoint: str | Path) -> None:
     """Let a resumed run continue the run of Weights & Biases that its checkpoint belongs to.
 
     Args:
-        trainer: Whose loggers haven't begun. A WandbLogger that was given an id keeps it.
-        checkpoint: What is resumed: a file, or `last` or `best` of an EarlyStopCheckpoint.
+        trainer: Its loggers haven't started a run yet. A WandbLogger with an id of its own keeps it.
+        checkpoint: The checkpoint that is resumed: a file, or `last` or `best` of an EarlyStopCheckpoint.
     """
     unnamed = [logger for logger in loggers_of(trainer) if logger.version is None]
     if not unnamed or not trainer.is_global_zero:
@@ -71,7 +69,7 @@ def note_other_run(trainer: Trainer, saved: str | None) -> None:
     """Say that a resumed run logs to another run than the one before, as a logger's id can't be changed.
 
     Args:
-        trainer: That resumes.
+        trainer: The Trainer that resumes.
         saved: The id in the checkpoint.
     """
     now = run_id(trainer)
@@ -86,7 +84,7 @@ def send_pictures(trainer: Trainer, files: Iterable[Path]) -> None:
     """Show pictures in a run, each under its name.
 
     Args:
-        trainer: Whose loggers get them, on rank zero.
+        trainer: The run's Trainer; only rank zero sends pictures.
         files: PNG files.
     """
     if not trainer.is_global_zero:
