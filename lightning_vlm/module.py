@@ -1,7 +1,6 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
 import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, fit_ranks
 from lightning_vlm_callbacks.run_length import restore_accumulation
-from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.selectors import select_parameters
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -61,9 +59,8 @@ from lightning_vlm.optim import (
 )
 from lightning_vlm.optim.closures import check_closure, no_call, several_calls
 from lightning_vlm.optim.groups import groups_without_decay
-from lightning_vlm.outputs.run_files import pictures_of
 from lightning_vlm.outputs.start_report import report_start
-from lightning_vlm.outputs.wandb_run import KEY, loggers_of, note_other_run, run_id, send_pictures
+from lightning_vlm.outputs.wandb_run import KEY, note_other_run, run_id
 from lightning_vlm.step import (
     StepClosure,
     StepLoss,
@@ -201,7 +198,6 @@ class VLMModule(LightningModule):
         """The answers of the last validation or test on this process."""
         self.strict_loading = False  # our own load_state_dict is stricter: see there
         self._varlen_attention = VarlenAttentionCheck()
-        self._fit_began = 0.0
         self._scores_to_print: dict[str, float] | None = None
         self._ever_trains: set[str] = set()
         self._frozen_weights = FrozenWeightsWarning()
@@ -285,7 +281,6 @@ class VLMModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Look at all that ever trains; from `on_train_start` on, a callback may freeze some of it."""
-        self._fit_began = time.time()
         assert self.model is not None
         assert self.loaded is not None
         self._modes.start_fit(self.model)
@@ -376,15 +371,10 @@ class VLMModule(LightningModule):
         self._coverage.end_fit(anything_seen=self.tokens_seen > 0)
 
     def teardown(self, stage: str) -> None:
-        """Print the scores of `validate` and `test`, and send the pictures that callbacks have drawn in a fit
-        to Weights & Biases, if that is a logger."""
+        """Print the scores of `validate` and `test`."""
         if self._scores_to_print is not None:
             print_scores(self.trainer, self._scores_to_print)
             self._scores_to_print = None
-        if stage != "fit" or not loggers_of(self.trainer):
-            return
-        pictures = pictures_of(self.trainer, run_folder(self.trainer), self._fit_began)
-        send_pictures(self.trainer, pictures)
 
     def optimizer_step(
         self,

@@ -16,6 +16,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
     GradientMonitor,
     GradNorm,
     NonFiniteGuard,
+    RunReport,
     StagedUnfreezing,
 )
 from lightning_vlm_callbacks.runs import run_folder
@@ -99,7 +100,7 @@ class VLMCLI(LightningCLI):
         config.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Show a rich progress bar, unless progress is off; a resumed run continues its W&B run."""
+        """Show a rich progress bar, unless progress is off; report a fit; continue a resumed W&B run."""
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
@@ -108,8 +109,11 @@ class VLMCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint == "best":
             _find_best(trainer)
-        if checkpoint and self.subcommand == "fit":
-            resume_run(trainer, checkpoint)
+        if self.subcommand == "fit":
+            if not any(isinstance(callback, RunReport) for callback in callbacks):
+                callbacks.append(RunReport())
+            if checkpoint:
+                resume_run(trainer, checkpoint)
         return trainer
 
     def _parse_ckpt_path(self) -> None:

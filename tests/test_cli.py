@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+from lightning_vlm_callbacks.run_report.history import read_history
 
 from lightning_vlm.cli import main
 from tools import shipped
@@ -94,7 +95,7 @@ def test_last_and_best_in_a_new_process(project, capsys, caplog):
     """A job starts from scratch, and goes on from its latest checkpoint the next time."""
     keeper = {"class_path": "EarlyStopCheckpoint", "init_args": {"monitor": "val/loss"}}
     config = yaml.safe_load(Path("config.yaml").read_text())
-    config["trainer"]["callbacks"] = [keeper]
+    config["trainer"] |= {"callbacks": [keeper], "log_every_n_steps": 1}
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert command("test", "--ckpt_path", "best") == 2
     assert "--ckpt_path best: found no best checkpoint of an earlier run" in capsys.readouterr().err
@@ -103,8 +104,10 @@ def test_last_and_best_in_a_new_process(project, capsys, caplog):
     folders = [Path(f"runs/lightning_logs/version_{number}") for number in range(2)]
     steps = [os.readlink(folder / "checkpoints/latest.ckpt") for folder in folders]
     assert steps == ["step-00000003.ckpt", "step-00000006.ckpt"]
-    rows = (folders[1] / "checkpoints/history.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows if row[0] != "s"][-1] == "6"
+    curves = read_history(folders[1] / "report.jsonl").curves
+    assert list(dict(curves["train/loss"].points())) == list(range(6))  # those of the job before, too
+    assert f"report      {folders[1]}/report.html" in capsys.readouterr().out.splitlines()
+    assert (folders[1] / "report.html").stat().st_size > 5000
     assert command("test", "--ckpt_path", "best") == 0
     best = (folders[1] / "checkpoints/best.ckpt").resolve()
     assert f"ckpt_path best is {best}, of the newest earlier run" in caplog.text
@@ -122,6 +125,7 @@ def test_fit_validate_test_predict_and_fit_again(project, capsys):
         f"config      {folder}/config.yaml",
     ):
         assert line in shown.splitlines()
+    assert "report.html" not in shown  # nothing was logged
     saved = yaml.safe_load(Path(folder, "config.yaml").read_text())
     assert saved["data"]["train"] == "data.jsonl"
     assert not Path("answers.jsonl").exists()
@@ -236,7 +240,7 @@ def test_weights_and_biases(project, capsys):
 
     # What resumes goes on in the same run, and its pictures are there too.
     keeps = "{class_path: EarlyStopCheckpoint, init_args: {every_n_epochs: 1}}"
-    again = "--ckpt_path", "runs/last.ckpt", "--trainer.max_steps", "3"
+    again = "--ckpt_path", "runs/last.ckpt", "--trainer.max_steps", "3", "--trainer.log_every_n_steps", "1"
     saved = "--config", str(folder / "config.yaml"), "--trainer.callbacks", "null"
     assert main(["fit", *saved, "--trainer.callbacks", f"[{keeps}]", *again]) == 0
     second = wandb.run.id
@@ -245,8 +249,9 @@ def test_weights_and_biases(project, capsys):
     assert (
         yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]["init_args"]["id"] is None
     )
-    assert (folder / "checkpoints" / "history.png").is_file()
-    assert [path.name[:8] for path in Path("wb").rglob("*.png") if "media" in path.parts] == ["history_"]
+    assert (folder / "report.html").is_file()
+    sent = [path.name for path in Path("wb").rglob("*.png") if "media" in path.parts]
+    assert any(name.startswith("learning-rate_") for name in sent)
 
     last = "--ckpt_path", "last", "--trainer.max_steps", "4"
     assert main(["fit", *saved, "--trainer.callbacks", f"[{keeps}]", *last]) == 0

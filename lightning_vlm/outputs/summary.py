@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_vlm_callbacks import RunReport
 from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -66,6 +67,7 @@ class FitSummary(Callback):
             config = None
         if config is not None:
             print_line("config", short_path(config))
+        print_lines("report", map(short_path, _pages_of(trainer)))
         print_lines("picture", map(short_path, pictures_of(trainer, folder, self._made)))
         if config is not None and checkpoints:
             print_line("", "")
@@ -95,3 +97,10 @@ class FitSummary(Callback):
         questions = " \\\n    --data.predict QUESTIONS.jsonl" if self.data.given["predict"] is None else ""
         yield f"lightning-vlm predict {both}{questions}"
         yield f"lightning-vlm export {saved} \\\n    --out DIR"
+
+
+def _pages_of(trainer: Trainer) -> list[Path]:
+    """The pages that reports have drawn of a fit."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    reports = [callback for callback in callbacks if isinstance(callback, RunReport)]
+    return [report.page for report in reports if report.page is not None]

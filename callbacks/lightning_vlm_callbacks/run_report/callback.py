@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -46,10 +47,10 @@ class RunReport(Callback):
     """Keeps a record of everything that is logged, and makes a page with pictures of it at the end.
 
     Beside the run it writes `report.jsonl`, a line for each step that the Trainer logs and for each event,
-    flushed at once, so that a killed run keeps what it has. When the run ends, or is interrupted, it
-    draws `report.html`, one file without anything external, and PNGs in the folder `report` if matplotlib is
-    there: losses, learning rates by the names of their groups, norms of gradients, weights of tasks and
-    tokens, ranks and whatever else was logged, with stages as bands and events as marks.
+    flushed at once, so that a killed run keeps what it has. When the run ends, or is interrupted, it draws
+    `report.html`, one file without anything external, and with matplotlib PNGs in the folder `report`, which
+    a WandbLogger gets too. They show losses, learning rates by the names of their groups, norms of gradients,
+    weights of tasks and tokens, ranks and whatever else was logged, with stages as bands and events as marks.
 
     What is recorded is what any logger of the Trainer gets, with the same steps, as well as the learning
     rates in force (`rates_in_force`), the norm of the gradient before clipping, and what is passed to
@@ -74,6 +75,8 @@ class RunReport(Callback):
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__()
         self.dirpath = dirpath
+        self.page: Path | None = None
+        """The page of the last fit, from its end on; None if there was nothing to draw."""
         self._run: str | None = None
         """What names the run in its record. It stays the same when the run is resumed."""
         self._file: Path | None = None
@@ -88,7 +91,7 @@ class RunReport(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._loaded = None
+            self._loaded = self.page = None
             self._folder = run_folder(trainer, self.dirpath)
 
     @override
@@ -186,7 +189,12 @@ class RunReport(Callback):
         if self._record is not None:
             self._record.close()
             self._record = None
-            draw_report(self._folder / FILE)
+            files = draw_report(self._folder / FILE)
+            self.page = files[0] if files else None
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    for picture in files[1:]:
+                        logger.log_image(f"pictures/{picture.stem}", [str(picture)])
 
     def _attach(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run and not self._is_attached(trainer):  # type: ignore[attr-defined]

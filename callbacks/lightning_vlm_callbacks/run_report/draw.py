@@ -16,37 +16,44 @@ PAGE = "report.html"
 PICTURES = "report"
 
 
-def draw_report(record: Path) -> None:
+def draw_report(record: Path) -> list[Path]:
     """Draw the page beside a record, and the pictures in a folder beside it.
 
     A report that can't be drawn or written is no reason for a run to fail: it is a warning.
 
     Args:
         record: The file of the run that was recorded last.
+
+    Returns:
+        The page and the pictures; nothing if there was nothing to draw.
     """
     history = read_history(record)
     if not history.curves:
         rank_zero_info(f"RunReport: nothing was logged, so there is no {PAGE}; events are in {record}")
-        return
+        return []
     page = record.with_name(PAGE)
     try:
         page.write_text(report_page(history, str(Path(*record.absolute().parent.parts[-3:]))), "utf-8")
-        _draw_pictures(record.with_name(PICTURES), history)
+        pictures = _draw_pictures(record.with_name(PICTURES), history)
     except Exception as error:
         rank_zero_warn(f"RunReport: the report of {record} can't be drawn: {type(error).__name__}: {error}")
-        return
+        return []
     rank_zero_info(f"RunReport: {page}")
+    return [page, *pictures]
 
 
-def _draw_pictures(folder: Path, history: History) -> None:
+def _draw_pictures(folder: Path, history: History) -> list[Path]:
     if find_spec("matplotlib") is None:
         rank_zero_info("RunReport: no PNGs, as matplotlib isn't installed; pip install matplotlib")
-        return
+        return []
     folder.mkdir(exist_ok=True)
-    axes = frame(history)
+    axes, files = frame(history), []
     for chart in charts(history):
         if chart.place == "main":
-            save_chart(folder / file_name(chart.title), chart, axes)
+            files.append(folder / file_name(chart.title))
+            save_chart(files[-1], chart, axes)
     ranks = rank_map(history)
     if ranks is not None:
-        save_ranks(folder / file_name(ranks.title), ranks)
+        files.append(folder / file_name(ranks.title))
+        save_ranks(files[-1], ranks)
+    return files
