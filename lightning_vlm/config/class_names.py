@@ -168,9 +168,8 @@ def _near_class(name: str, bases: list[type]) -> str:
 
 def such_as(bases: list[type], count: int = 3) -> str:
     """` such as A, B`: some of the accepted classes; nothing where none is known."""
-    base_paths = map(public_path, bases)
-    paths = sorted(set(_concrete(bases)).difference(base_paths), key=_familiarity)
-    names = [bare_name(path) for path in paths[:count]]
+    others = set(_concrete(bases)).difference(map(public_path, bases))
+    names = [bare_name(path) for path in sorted(others, key=_familiarity)[:count]]
     return f" such as {', '.join(names)}" if names else ""
 
 
@@ -180,9 +179,9 @@ def _concrete(bases: Iterable[type]) -> list[str]:
 
 def _familiarity(path: str) -> tuple[int, str]:
     """Sorts our classes first, then those of torch and Lightning, and classes that are rarely named last."""
-    package = path.partition(".")[0]
     order = ["lightning_vlm", "lightning_vlm_callbacks", "torch", "lightning"]
-    is_rare = package == "lightning" and any(word in path for word in ("Dummy", "Base", "_"))
+    package = path.partition(".")[0]
+    is_rare = package == "lightning" and ("Dummy" in path or "Base" in path)
     if is_rare or package not in order:
         return len(order), path
     return order.index(package), path

@@ -34,7 +34,7 @@ def check_config(config: Config, parser: ArgumentParser) -> None:
     Raises:
         UserError: With file and line, and the nearest key or class.
     """
-    _Walk(config).check_keys(config.root, parser)
+    _Checker(config).check_keys(config.root, parser)
 
 
 def check_value(key: str, text: str, parser: ArgumentParser, is_class: bool = False) -> None:
@@ -58,14 +58,14 @@ def check_value(key: str, text: str, parser: ArgumentParser, is_class: bool = Fa
         return
     if node is None:
         return
-    walk, bases = _Walk(None), class_types(hint)
+    checker, bases = _Checker(None), class_types(hint)
     if is_class and bases and isinstance(node, ScalarNode) and _is_name(node.value):
-        walk.find_class(node, node.value, bases, key)
-    walk.check_value(node, hint, key)
+        checker.find_class(node, node.value, bases, key)
+    checker.check_value(node, hint, key)
 
 
-class _Walk:
-    """Walks through the values of one config.
+class _Checker:
+    """Checks the values of one config.
 
     Args:
         config: The file, for places; None for a value of the command line.
@@ -107,7 +107,7 @@ class _Walk:
             return
         config = self.file_of(value)
         if config is not None:
-            _Walk(config).check_keys(config.root, parser, f"{path}.", owner)
+            _Checker(config).check_keys(config.root, parser, f"{path}.", owner)
             return
         expected = f"keys such as {', '.join(inside[:3])}, indented"
         if value.tag.endswith(":null"):
@@ -130,7 +130,7 @@ class _Walk:
         elif isinstance(node, ScalarNode) and bases and not takes_text(hint):
             config = self.file_of(node)
             if config is not None:
-                _Walk(config).check_value(config.root, hint, key)
+                _Checker(config).check_value(config.root, hint, key)
             elif node.tag.endswith(":str") and _is_name(node.value) and not all(map(is_settings, bases)):
                 self.find_class(node, node.value, bases, key)
 

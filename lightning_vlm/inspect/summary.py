@@ -1,7 +1,8 @@
 """The summary of a preview, which the page and the terminal show: tables, a histogram, sentences."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from lightning_vlm.data.render.turns import GREETING, MERGED, TRAILING
@@ -61,21 +62,35 @@ class Bin(NamedTuple):
 
 def kind_table(preview: Preview) -> Table:
     """How many tokens of each kind there are, and how much they weigh."""
-    total, rows = preview.total, []
-    for kind, row in preview.by_kind().items():
-        share, weight = percent(row.tokens, total.tokens), percent(row.weight, total.weight)
-        rows.append(
-            (row.name, f"{preview.kind_weight(kind):g}", f"{row.tokens:,}", share, f"{row.learned:,}", weight)
+    total = preview.total
+    rows = [
+        (
+            row.name,
+            f"{preview.kind_weight(kind):g}",
+            f"{row.tokens:,}",
+            percent(row.tokens, total.tokens),
+            f"{row.learned:,}",
+            percent(row.weight, total.weight),
         )
+        for kind, row in preview.by_kind().items()
+    ]
     return Table(("kind", "weight", "tokens", "share", "learned", "share of weight"), rows)
 
 
 def task_table(preview: Preview) -> Table:
     """How much is learned from each task; the last row is the sum."""
-    total, rows = preview.total, []
-    for row in (*preview.by_task(), total):
-        counts = (f"{row.samples:,}", f"{row.tokens:,}", f"{row.learned:,}")
-        rows.append((row.name, *counts, percent(row.learned, row.tokens), percent(row.weight, total.weight)))
+    total = preview.total
+    rows = [
+        (
+            row.name,
+            f"{row.samples:,}",
+            f"{row.tokens:,}",
+            f"{row.learned:,}",
+            percent(row.learned, row.tokens),
+            percent(row.weight, total.weight),
+        )
+        for row in (*preview.by_task(), total)
+    ]
     return Table(("task", "samples", "tokens", "learned", "share learned", "share of weight"), rows)
 
 
@@ -84,14 +99,21 @@ def length_bins(preview: Preview, most: int = 16) -> list[Bin]:
     lengths = preview.lengths()
     if not lengths:
         return []
-    shortest, longest = min(lengths)[0], max(lengths)[0]
-    round_widths = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
-    width = next(width for width in round_widths if longest // width - shortest // width < most)
+    shortest, _ = min(lengths)
+    longest, _ = max(lengths)
+    width = next(width for width in _round_numbers() if longest // width - shortest // width < most)
     counts = Counter((length // width, fate) for length, fate in lengths)
-    return [
-        Bin(number * width, (number + 1) * width, *(counts[number, fate] for fate in FATES))
-        for number in range(shortest // width, longest // width + 1)
-    ]
+    bins = []
+    for number in range(shortest // width, longest // width + 1):
+        by_fate = {fate: counts[number, fate] for fate in FATES}
+        bins.append(Bin(number * width, (number + 1) * width, **by_fate))
+    return bins
+
+
+def _round_numbers() -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50, 100 ..."""
+    for power in count():
+        yield from (10**power, 2 * 10**power, 5 * 10**power)
 
 
 def describe_share(preview: Preview) -> str:
