@@ -1,4 +1,4 @@
-"""Shared fixtures. Importing `lightning_vlm` first lets its torchvision mend act before all else."""
+"""Shared fixtures. Importing `lightning_vlm` first applies its fix of torchvision before all else."""
 
 import os
 

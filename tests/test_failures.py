@@ -75,7 +75,7 @@ SETTINGS = {
         "model.optimizer: Invalid learning rate: -1",
     ),
     "workers": (["--data.num_workers", "-1"], "data: num_workers option should be non-negative"),
-    "the seed": (["--seed_everything", "-5"], "-5 is not in bounds"),
+    "a seed": (["--seed_everything", "-5"], "-5 is not in bounds"),
     "validation's interval": (
         ["--trainer.val_check_interval", "100", "--data.val", "Drawn", "--data.val.size", "2"],
         "`val_check_interval` (100) must be less than",

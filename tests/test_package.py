@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning_vlm_callbacks
 import pytest
 import torch
-from lightning_vlm_callbacks.compat import torchvision as torchvision_mend
+from lightning_vlm_callbacks.compat import torchvision as torchvision_fix
 
 import lightning_vlm
 
@@ -24,21 +24,21 @@ def test_torchvision_works_beside_this_torch():
     assert v2.Resize((4, 4))(picture).shape == (3, 4, 4)
 
 
-def test_the_mend_is_gone_once_torchvision_is_there():
+def test_the_fix_is_gone_once_torchvision_is_there():
     import torchvision  # noqa: F401
 
     before = list(sys.meta_path)
-    torchvision_mend.install()
+    torchvision_fix.install()
     assert sys.meta_path == before
-    assert not any(type(finder).__module__ == torchvision_mend.__name__ for finder in before)
+    assert not any(type(finder).__module__ == torchvision_fix.__name__ for finder in before)
 
 
-def test_the_mend_leaves_a_whole_torchvision_alone(tmp_path):
+def test_the_fix_leaves_a_whole_torchvision_alone(tmp_path):
     """A folder without a compiled library stands for one whose library loads."""
-    assert not torchvision_mend._is_broken(tmp_path)
+    assert not torchvision_fix.is_broken(tmp_path)
     if torch.version.cuda is None and torch.version.hip is None:
         (tmp_path / "_C.so").write_bytes(b"not a library")
-        assert torchvision_mend._is_broken(tmp_path)
+        assert torchvision_fix.is_broken(tmp_path)
 
 
 def test_callbacks_do_without_everything_of_ours():
@@ -61,7 +61,7 @@ print(StagedUnfreezing.__module__)
 
 
 def test_lightning_imports_after_it_has_failed():
-    """As in a notebook whose first cell lacks the import that mends it."""
+    """As in a notebook whose first cell lacks the import that fixes it."""
     code = """
 try:
     import lightning.pytorch

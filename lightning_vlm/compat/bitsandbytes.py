@@ -16,7 +16,7 @@ from torch import Tensor
 _libraries: list = []  # torch drops a kernel when its Library object is collected
 
 
-def mend() -> None:
+def install() -> None:
     """Give the kernel the shape of the blocks instead. Does nothing where weights are read right."""
     if _is_broken():
         library = torch.library.Library("bitsandbytes", "IMPL")

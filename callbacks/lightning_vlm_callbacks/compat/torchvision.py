@@ -24,17 +24,17 @@ _libraries: list = []  # torch drops a schema when its Library object is collect
 
 def install() -> None:
     """Wait for the first import of torchvision. Does nothing where torchvision has been imported already."""
-    if "torchvision" not in sys.modules and not any(isinstance(f, _Mend) for f in sys.meta_path):
-        sys.meta_path.insert(0, _Mend())
+    if "torchvision" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
 def is_needed() -> bool:
     """Whether torchvision doesn't import here unless `install` is called first."""
     spec = PathFinder.find_spec("torchvision")
-    return spec is not None and spec.origin is not None and _is_broken(Path(spec.origin).parent)
+    return spec is not None and spec.origin is not None and is_broken(Path(spec.origin).parent)
 
 
-class _Mend(MetaPathFinder):
+class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -45,7 +45,12 @@ class _Mend(MetaPathFinder):
         return None  # the ordinary finders do the import
 
 
-def _is_broken(package: Path) -> bool:
+def is_broken(package: Path) -> bool:
+    """Whether torchvision's compiled library doesn't load beside this torch.
+
+    Args:
+        package: The folder of torchvision.
+    """
     import torch
 
     if torch.version.cuda is not None or torch.version.hip is not None:

@@ -16,7 +16,7 @@ from lightning_vlm_callbacks.selectors import SelectorError, select_modules
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lightning_vlm.compat import bitsandbytes as bitsandbytes_mend
+from lightning_vlm.compat import bitsandbytes as bitsandbytes_fix
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import Parts, find_parts
 
@@ -176,7 +176,7 @@ def prepare(model: PreTrainedModel) -> None:
     """Make a model that was just loaded fit to be trained, as far as it is quantised. Works in place."""
     layers = quantised_layers(model)
     if "nf4" in layers.values():
-        bitsandbytes_mend.mend()
+        bitsandbytes_fix.install()
     for name, method in layers.items():
         layer: Any = model.get_submodule(name)
         if method == "nf4":
