@@ -1,5 +1,6 @@
 """Best, latest and periodic checkpoints and the decision to stop, in one place."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -17,14 +18,14 @@ from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
 from lightning_vlm_callbacks.early_stop_checkpoint.last_step import is_training, position_after_batch
-from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles, check_numbers
+from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles
 from lightning_vlm_callbacks.early_stop_checkpoint.whole_checkpoints import WholeCheckpoints
 from lightning_vlm_callbacks.random_states import set_random_state
 from lightning_vlm_callbacks.requirements import require_lightning
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import run_folder
-from lightning_vlm_callbacks.stop_rule import Decision
+from lightning_vlm_callbacks.stop_rule import Decision, Rule
 
 __all__ = ["EarlyStopCheckpoint"]
 
@@ -96,9 +97,11 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         strict: bool = True,
         save_on_exit: bool = True,
     ) -> None:
-        check_numbers(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
-        judge = Judge(monitor, mode, patience, min_delta, strict)
-        super().__init__(judge, RunFiles(keep_periodic, dirpath), save_on_exit, dirpath)
+        _check_numbers(1, every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        _check_numbers(0, patience=patience, min_delta=min_delta, keep_periodic=keep_periodic)
+        _check_options(monitor, mode, patience, dirpath)
+        judge = Judge(monitor, Rule(mode, min_delta, patience), strict)
+        super().__init__(judge, RunFiles(keep_periodic), save_on_exit, dirpath)
         self.every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs  # type: ignore[assignment]
         self._step = 0
@@ -111,19 +114,24 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         if stage != TrainerFn.FITTING:
             return
         self._forget_fit()
-        folder = run_folder(trainer, self.dirpath or run_folder(trainer) / "checkpoints")
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            files = other._files if isinstance(other, EarlyStopCheckpoint) and other is not self else None
-            if files is not None and files.folder is not None and files.folder.path == folder:
-                raise MisconfigurationException(
-                    f"found two EarlyStopCheckpoint with one folder, {folder}; give each its dirpath"
-                )
         if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
             raise MisconfigurationException(
                 "EarlyStopCheckpoint: found AsyncCheckpointIO, which returns before a checkpoint is written, "
                 "so that nothing says when it is whole; leave it out of the Trainer's plugins"
             )
+        folder = run_folder(trainer, self.dirpath or run_folder(trainer) / "checkpoints")
+        self._refuse_shared_folder(trainer, folder)
         self._files.open(folder, trainer.is_global_zero)
+
+    def _refuse_shared_folder(self, trainer: Trainer, folder: Path) -> None:
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(other, EarlyStopCheckpoint) or other is self:
+                continue
+            theirs = other._files.folder
+            if theirs is not None and theirs.path == folder:
+                raise MisconfigurationException(
+                    f"found two EarlyStopCheckpoint with one folder, {folder}; give each its dirpath"
+                )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,14 +145,15 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             self._loaded = None
         self._update_paths()
         self._judge.on_train_start(trainer)
-        self._say_what_never_comes(trainer)
+        self._warn_at_start(trainer)
         self._interrupts.start(trainer, pl_module)
 
-    def _say_what_never_comes(self, trainer: Trainer) -> None:
+    def _warn_at_start(self, trainer: Trainer) -> None:
         every = self.every_n_steps
         warn_if_beyond(trainer, "EarlyStopCheckpoint: every_n_steps", every, "it saves nothing")
-        inside = bool(every) or (self.monitor and trainer.val_check_interval != 1.0)
-        if inside and (unsure := unsure_loaders(trainer)):
+        unsure = unsure_loaders(trainer)
+        saves_inside = bool(every) or (self.monitor and trainer.val_check_interval != 1.0)
+        if unsure and saves_inside:
             rank_zero_warn(
                 "EarlyStopCheckpoint: checkpoints inside an epoch were asked for, but the training data "
                 f"come from {unsure[0]}, which can't resume inside one exactly. Use torchdata."
@@ -165,7 +174,8 @@ class EarlyStopCheckpoint(WholeCheckpoints):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        before, self._step = self._step, trainer.global_step
+        before = self._step
+        self._step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self._step == before:  # in the middle of an accumulation window
@@ -175,7 +185,9 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         every = self.every_n_steps
         if every and self._step // every > before // every:
             self._periodic_due = True
-        position = position_after_batch(trainer)
+        self._end_step(trainer, pl_module, position_after_batch(trainer))
+
+    def _end_step(self, trainer: Trainer, pl_module: LightningModule, position: Position) -> None:
         self._interrupts.keep(trainer, pl_module, position)
         if self._periodic_due and position == "batch":
             self._save(trainer, "batch")
@@ -255,3 +267,25 @@ class EarlyStopCheckpoint(WholeCheckpoints):
                 f"EarlyStopCheckpoint stops at step {trainer.global_step}: {self.monitor}: {decision.reason}"
             )
             record_event(trainer, "stopped", f"{self.monitor}: {decision.reason}")
+
+
+def _check_options(monitor: str | None, mode: str, patience: int | None, dirpath: str | None) -> None:
+    if mode not in ("min", "max"):
+        raise MisconfigurationException(f"EarlyStopCheckpoint: found mode {mode!r}; expected 'min' or 'max'")
+    if patience is not None and monitor is None:
+        raise MisconfigurationException(
+            f"EarlyStopCheckpoint: found patience {patience} without a metric to wait for; set monitor"
+        )
+    if dirpath is not None and "://" in str(dirpath):
+        raise MisconfigurationException(
+            f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared disk, "
+            "where a file can be renamed and linked"
+        )
+
+
+def _check_numbers(least: int, /, **numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < least:
+            raise MisconfigurationException(
+                f"EarlyStopCheckpoint: found {name} {value}; expected at least {least}"
+            )

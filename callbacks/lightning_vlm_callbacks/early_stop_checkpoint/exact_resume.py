@@ -17,11 +17,11 @@ from lightning_vlm_callbacks.run_length import restore_accumulation
 
 __all__ = [
     "Position",
-    "capture",
+    "correct_progress",
     "epoch_ended",
-    "gather",
-    "go_on",
-    "mend_progress",
+    "rank_state",
+    "resume_at",
+    "states_of_ranks",
     "unsure_loaders",
 ]
 
@@ -68,7 +68,7 @@ def _generators(trainer: Trainer) -> list[torch.Generator]:
     return list(found.values())
 
 
-def capture(trainer: Trainer) -> dict[str, Any]:
+def rank_state(trainer: Trainer) -> dict[str, Any]:
     """The state of this rank."""
     return {
         "random": random_state(),
@@ -77,8 +77,8 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def gather(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    """The states that `capture` gave on every rank, in their order. All ranks must call it."""
+def states_of_ranks(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states that `rank_state` gave on every rank, in their order. All ranks must call it."""
     if trainer.world_size == 1:
         return [mine]
     every: list[Any] = [None] * trainer.world_size
@@ -86,11 +86,11 @@ def gather(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
     return every
 
 
-def go_on(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) -> None:
+def resume_at(trainer: Trainer, mine: Mapping[str, Any], position: Position | None) -> None:
     """Put a trainer where it was. Called in `on_train_start`; random states are for the caller to set.
 
     Args:
-        mine: What `capture` gave on this rank.
+        mine: What `rank_state` gave on this rank.
         position: None if another callback saved: then all is as Lightning resumes.
     """
     loop = trainer.fit_loop
@@ -124,7 +124,7 @@ def epoch_ended(trainer: Trainer) -> bool:
     return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
 
 
-def mend_progress(checkpoint: dict[str, Any], position: Position) -> None:
+def correct_progress(checkpoint: dict[str, Any], position: Position) -> None:
     """Let a checkpoint count epochs as if it had been saved exactly between two, or inside one.
 
     The next epoch has been begun when the hook runs that comes behind everything of the last one; and a run

@@ -1,14 +1,13 @@
 """When a score is judged, and what of it never comes in a run."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_vlm_callbacks.early_stop_checkpoint.run_files import check_numbers
 from lightning_vlm_callbacks.run_length import epochs_ahead, validations_ahead, why_no_validation
 from lightning_vlm_callbacks.runs import LoggedMetric
 from lightning_vlm_callbacks.stop_rule import Decision, Rule, Standing, decide
@@ -21,34 +20,13 @@ class Judge:
 
     Args:
         monitor: The metric; None judges nothing.
-        mode: Whether less or more of it is better.
-        patience: Stop when this many scores in a row aren't better; None never stops.
-        min_delta: How much better a score must be.
+        rule: What is better, and how long to wait for it.
         strict: Whether a metric that isn't there is an error.
-
-    Raises:
-        MisconfigurationException: A number that makes no sense, or a patience without a metric.
     """
 
-    def __init__(
-        self,
-        monitor: str | None,
-        mode: Literal["min", "max"],
-        patience: int | None,
-        min_delta: float,
-        strict: bool,
-    ) -> None:
-        if mode not in ("min", "max"):
-            raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found mode {mode!r}; expected 'min' or 'max'"
-            )
-        if patience is not None and monitor is None:
-            raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found patience {patience} without a metric to wait for; set monitor"
-            )
-        check_numbers(0, patience=patience, min_delta=min_delta)
+    def __init__(self, monitor: str | None, rule: Rule, strict: bool) -> None:
         self.monitor = monitor
-        self.rule = Rule(mode, min_delta, patience)
+        self.rule = rule
         self.strict = strict
         self.standing = Standing()
         self.score: float | None = None

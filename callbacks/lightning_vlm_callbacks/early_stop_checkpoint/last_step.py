@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import Position, capture, epoch_ended
+from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import Position, epoch_ended, rank_state
 
 __all__ = ["LastStep", "is_training", "position_after_batch"]
 
@@ -42,7 +42,7 @@ class LastStep:
         self.step = trainer.global_step
         self.position = position
         self.stepping = False
-        self._rank = capture(trainer)
+        self._rank = rank_state(trainer)
         self._loops = trainer.fit_loop.state_dict()
         self._epoch = trainer.current_epoch
         if position == "epoch":
@@ -82,12 +82,12 @@ class LastStep:
     def on_validation_end(self, trainer: Trainer) -> None:
         if self.position == "validating":
             self.position = "epoch" if epoch_ended(trainer) else "validation"
-            self._rank = capture(trainer)
+            self._rank = rank_state(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         if epoch_ended(trainer):
             self.position = "epoch"
-            self._rank = capture(trainer)
+            self._rank = rank_state(trainer)
 
     def complete(self, trainer: Trainer, module: LightningModule) -> None:
         """Take the step that has just been made, if another callback failed after it."""
@@ -99,7 +99,7 @@ class LastStep:
         """Let a checkpoint that is being written say what was true then.
 
         Returns:
-            What `capture` gave on this rank.
+            What `rank_state` gave on this rank.
         """
         loops = deepcopy(self._loops)
         checkpoint["loops"]["fit_loop"] = loops

@@ -28,19 +28,9 @@ class RunFiles:
 
     Args:
         keep_periodic: How many periodic checkpoints are kept; None keeps all.
-        dirpath: The folder that the user chose.
-
-    Raises:
-        MisconfigurationException: Numbers that make no sense, or a folder that isn't on a disk.
     """
 
-    def __init__(self, keep_periodic: int | None, dirpath: str | None) -> None:
-        check_numbers(0, keep_periodic=keep_periodic)
-        if dirpath is not None and "://" in str(dirpath):
-            raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared disk, "
-                "where a file can be renamed and linked"
-            )
+    def __init__(self, keep_periodic: int | None) -> None:
         self._keep_periodic = keep_periodic
         self.folder: CheckpointFolder | None = None
         self.kept = Kept()
@@ -53,7 +43,9 @@ class RunFiles:
 
     def path_of(self, name: str | None) -> str:
         """The path of a checkpoint; empty if there is none."""
-        return str(self.folder.path / name) if self.folder is not None and name else ""
+        if self.folder is None or not name:
+            return ""
+        return str(self.folder.path / name)
 
     # Begin
 
@@ -82,9 +74,8 @@ class RunFiles:
         """Begin to write in a run that isn't resumed from a file, but may be its callback's second fit."""
         assert self.folder is not None
         self._clear(trainer)
-        here = [name for name in self.kept.files if (self.folder.path / name).exists()]
         latest = self.kept.latest
-        self.kept = self.kept.only(trainer.strategy.broadcast(here))
+        self.kept = self._still_there(trainer, self.kept)
         self._continues = bool(self.kept.files)
         if latest is not None and trainer.global_step < step_of(latest):
             # The steps of this fit begin at 0 again, so its names may be there already.
@@ -95,20 +86,27 @@ class RunFiles:
         """Begin to write in a run that is resumed from a file."""
         assert self.folder is not None
         self._clear(trainer)
+        self._continues = True
+        self._settled = False
+        self._earlier = frozenset()
         files, periodic, best = state["kept"]
-        self.kept = Kept(tuple(files), tuple(periodic), best)
-        self._continues, self._settled, self._earlier = True, False, frozenset()
         other = state.get("folder")
         if trainer.is_global_zero and other and Path(other) != self.folder.path and same_metric:
             self._move_in(Path(other), best)
-        here = [name for name in self.kept.files if (self.folder.path / name).exists()]
-        kept = self.kept.only(trainer.strategy.broadcast(here))
-        if same_metric and self.kept.best and not kept.best:
+        self.kept = self._still_there(trainer, Kept(tuple(files), tuple(periodic), best))
+        if not same_metric:
+            self.kept = self.kept._replace(best=None)
+        elif best and not self.kept.best:
             rank_zero_warn(
-                f"EarlyStopCheckpoint: the best checkpoint so far, {self.kept.best}, isn't in "
-                f"{self.folder.path}; its score {state['best']:g} still counts"
+                f"EarlyStopCheckpoint: the best checkpoint so far, {best}, isn't in {self.folder.path}; its "
+                f"score {state['best']:g} still counts"
             )
-        self.kept = kept if same_metric else kept._replace(best=None)
+
+    def _still_there(self, trainer: Trainer, kept: Kept) -> Kept:
+        """Those of some checkpoints that the first process finds in the folder."""
+        assert self.folder is not None
+        here = [name for name in kept.files if (self.folder.path / name).exists()]
+        return kept.only(trainer.strategy.broadcast(here))
 
     # Save
 
@@ -117,23 +115,24 @@ class RunFiles:
     ) -> None:
         """Write a checkpoint, then let the links point at it, then delete what is no longer kept."""
         assert self.folder is not None
-        before, name = self.kept, self._name(step)
-        new = name not in before.files
-        self.kept = before.add(name, best, periodic)
+        name = self._name(step)
+        before = self.kept
+        is_new = name not in before.files
+        self.kept = before.add(name, best, periodic)  # which the checkpoint itself holds, too
         try:
-            if new:
+            if is_new:
                 self._write(trainer, self.folder.unfinished(name), write)
-            self._publish(trainer, name if new else None)
+            self._publish(trainer, name if is_new else None)
         except BaseException:
             self.kept = before
             raise
         self.kept = self.kept.prune(self._keep_periodic)
 
     def _name(self, step: int) -> str:
-        name, version = name_of(step), 2
-        while name in self._earlier:
-            name, version = name_of(step, version), version + 1
-        return name
+        version = 1
+        while name_of(step, version) in self._earlier:
+            version += 1
+        return name_of(step, version)
 
     def _write(self, trainer: Trainer, file: Path, write: Callable[[Trainer, Path], None]) -> None:
         error: BaseException | None = None
@@ -146,24 +145,30 @@ class RunFiles:
 
     def _publish(self, trainer: Trainer, name: str | None) -> None:
         """Write the files before the link `latest`, and delete old ones last."""
-        folder, kept, error = self.folder, self.kept, None
-        assert folder is not None
+        assert self.folder is not None
+        error: OSError | None = None
         try:
             if trainer.is_global_zero:
-                if not self._settled:
-                    self._settle(folder, kept)
-                if name is not None:
-                    folder.publish(name)
-                folder.link(BEST, kept.best)
-                folder.link(LATEST, kept.latest)
-                folder.delete(set(kept.files).difference(kept.prune(self._keep_periodic).files))
+                self._publish_in(self.folder, name)
         except OSError as found:
             error = found
         self._settled = True
         self._agree(trainer, error)
 
-    def _settle(self, folder: CheckpointFolder, kept: Kept) -> None:
-        if aside := folder.set_aside(kept.files, self._continues):
+    def _publish_in(self, folder: CheckpointFolder, name: str | None) -> None:
+        if not self._settled:
+            self._settle(folder)
+        if name is not None:
+            folder.publish(name)
+        folder.link(BEST, self.kept.best)
+        folder.link(LATEST, self.kept.latest)
+        remaining = self.kept.prune(self._keep_periodic).files
+        folder.delete([file for file in self.kept.files if file not in remaining])
+
+    def _settle(self, folder: CheckpointFolder) -> None:
+        """Move other runs' files out of the way, and say which SLURM job writes here."""
+        aside = folder.set_aside(self.kept.files, self._continues)
+        if aside is not None:
             rank_zero_warn(f"EarlyStopCheckpoint: another run's checkpoints were moved to {aside}")
         if slurm_job():
             folder.write(JOB, slurm_job())
@@ -181,12 +186,3 @@ class RunFiles:
             f"EarlyStopCheckpoint could not save step {trainer.global_step} in {self.folder.path}: {found}. "
             "The checkpoints from before are whole, and latest.ckpt points at the last of them"
         ) from error
-
-
-def check_numbers(least: int = 1, /, **numbers: float | None) -> None:
-    """Refuse a number below the least."""
-    for name, value in numbers.items():
-        if value is not None and value < least:
-            raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found {name} {value}; expected at least {least}"
-            )

@@ -15,10 +15,10 @@ from typing_extensions import override
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
 from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     Position,
-    capture,
-    gather,
-    go_on,
-    mend_progress,
+    correct_progress,
+    rank_state,
+    resume_at,
+    states_of_ranks,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.interrupts import Interrupts
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
@@ -82,13 +82,13 @@ class WholeCheckpoints(ModelCheckpoint):
         # Every rank comes here, also when another callback saves.
         last = self._interrupts.last
         position = last.position if self._rewinding else self._position
-        mine = last.rewind(checkpoint) if self._rewinding else capture(trainer)
+        mine = last.rewind(checkpoint) if self._rewinding else rank_state(trainer)
         state = checkpoint["callbacks"][self.state_key]
         state["position"] = position
-        state["ranks"] = gather(trainer, mine)
+        state["ranks"] = states_of_ranks(trainer, mine)
         state["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
         if position is not None:
-            mend_progress(checkpoint, position)
+            correct_progress(checkpoint, position)
 
     @override
     def on_load_checkpoint(
@@ -119,7 +119,7 @@ class WholeCheckpoints(ModelCheckpoint):
             )
             return
         mine = state["ranks"][trainer.global_rank]
-        go_on(trainer, mine, state["position"])
+        resume_at(trainer, mine, state["position"])
         if state["position"] == "epoch":
             self._random = mine["random"]
         else:

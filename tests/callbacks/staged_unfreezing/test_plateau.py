@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import StagedUnfreezing
-from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 from torch.nn import functional
 
 from tests.support.staged import (
@@ -124,13 +123,3 @@ def test_a_metric_that_is_not_there(classifier, digits, make_trainer):
     trainer = make_trainer(callbacks=[StagedUnfreezing(stages)], max_epochs=1, limit_val_batches=0)
     with pytest.raises(MisconfigurationException, match="on_plateau: found no validation"):
         trainer.fit(classifier(), digits.Digits())
-
-
-def test_what_counts_as_better():
-    rule = Rule("max", min_delta=0.5)
-
-    def is_better(value, best):
-        return decide(rule, Standing(best), value).is_best
-
-    assert [is_better(value, 1.0) for value in (1.6, 1.5, 0.0, math.nan)] == [True, False, False, False]
-    assert [is_better(value, None) for value in (-5.0, math.nan)] == [True, False]

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_vlm_callbacks import EarlyStopCheckpoint
 
+from tests.support.checkpoints import assert_same, plateau, tensors_and_numbers
+
 
 class At(Callback):
     """Does something at the n-th call of a hook, after training has begun."""
@@ -39,11 +41,6 @@ def interrupt():
 
 
 RAISES = {fail: RuntimeError, terminate: SIGTERMException, interrupt: SystemExit}
-
-
-def plateau(optimizer):
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau
-    return schedule(optimizer, patience=0, factor=0.5, threshold=0.2)
 
 
 class Constant(Callback):
@@ -89,28 +86,14 @@ def run(digits, classifier, make_trainer, tmp_path):
         (schedule,) = trainer.lr_scheduler_configs
         return {
             **{name: value.clone() for name, value in module.state_dict().items()},
-            **flat(trainer.optimizers[0].state_dict()),
-            **flat(schedule.scheduler.state_dict()),
+            **tensors_and_numbers(trainer.optimizers[0].state_dict()),
+            **tensors_and_numbers(schedule.scheduler.state_dict()),
             "best": keep.best_model_score,
             "waited": keep.state_dict()["waited"],
             "loggers": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
 
     return fit
-
-
-def flat(value, path=""):
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {name: leaf for key, inner in items for name, leaf in flat(inner, f"{path}/{key}").items()}
-    return {path: value.clone() if isinstance(value, torch.Tensor) else value}
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-        assert same, name
 
 
 # An epoch has 7 batches in 4 steps, and is validated (2 batches) after its 4th batch, or at its end.
