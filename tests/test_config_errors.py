@@ -182,6 +182,13 @@ CONFIGS = {
         ),
         "c.yaml:5: Slice.of: there is no class Drwan; did you mean Drawn?",
     ),
+    "a number in place of a class": (
+        config(
+            "{class_path: Drawn, init_args: {split: train, size: 20}}",
+            "{class_path: Slice, init_args: {of: 3}}",
+        ),
+        "data.train: of: found 3; expected a class with class_path and init_args such as",
+    ),
     "a key of settings": (
         config("  adapt", "  token_weights: {respones: 2}\n  adapt"),
         "c.yaml:3: there is no key model.token_weights.respones; did you mean response?",

@@ -52,7 +52,7 @@ def key_of(message: str) -> str | None:
 
 
 def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`unrecognized arguments: --trainer.max_step 3`."""
+    """Reword `unrecognized arguments: --trainer.max_step 3`."""
     found = re.search(r"unrecognized arguments: (\S+)", line)
     if not found:
         return None
@@ -69,7 +69,7 @@ def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str 
 
 
 def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`Option 'alpa' is not accepted`, of a parser of a class's arguments."""
+    """Reword `Option 'alpa' is not accepted`, which an inner parser says."""
     found = re.search(r"Option '([\w.]+)' is not accepted", line)
     if not found or OPEN in line:
         return None
@@ -78,7 +78,7 @@ def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str 
 
 
 def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`the following arguments are required: fit.model.name_or_path, --out`."""
+    """Reword `the following arguments are required: fit.model.name_or_path, --out`."""
     if "arguments are required" not in line:
         return None
     missing = re.sub(rf"\b({'|'.join(COMMANDS)})\.", "", line.partition(": ")[2])
@@ -90,13 +90,13 @@ def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | No
 
 
 def _without_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`argument --data.batch_size: expected one argument`."""
+    """Reword `argument --data.batch_size: expected one argument`."""
     found = re.match(r"argument (\S+): expected (?:one|at least one) argument", line)
     return f"{found[1].rpartition('/')[2]}: found nothing; expected a value after it" if found else None
 
 
 def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`argument --dtype: invalid choice: 'f32' (choose from 'auto', 'float32')`."""
+    """Reword `argument --dtype: invalid choice: 'f32' (choose from 'auto', 'float32')`."""
     found = re.match(r"argument --(\S+): invalid choice: '(.*?)' \(choose from (.*)\)", line)
     if not found:
         return None
@@ -106,14 +106,14 @@ def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str 
 
 
 def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
-    """`Parser key "trainer.max_steps": Expected a <class 'int'>. Got value: many`."""
+    """Reword `Parser key "trainer.max_steps": Expected a <class 'int'>. Got value: many`."""
     found = re.search(r'Parser key "([\w.]+)":? ', line)
     if not found:
         return None
     key, text = found[1], line[found.end() :]
     if inner := innermost(line):
         return f"{key}: {inner}"
-    if not any(word in text for word in ("Expected", "Does not validate", "Problem")):
+    if not any(word in text for word in ("Expected", "Does not validate", "Not a valid subclass", "Problem")):
         return f"{key}: {text}"
     nested = re.search(r"NestedArg\(key='([\w.]+)'", text)
     if nested:
@@ -141,7 +141,7 @@ def _value_in(text: str) -> str | None:
     """The value that a message quotes."""
     for pattern in (
         r"Given value: (.*)",
-        r"Got value: (.*)",
+        r"Got value: (.*?)(?: Subclass types expect|$)",
         r"Expected a dot import path string: (\S+)",
         r"given class_path '([\w.]+)'",
     ):
