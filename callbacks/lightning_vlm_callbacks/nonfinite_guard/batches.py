@@ -12,6 +12,7 @@ __all__ = ["check_batch", "items_of", "keep_structure", "named_tensors"]
 
 IGNORED = -100
 """The label that no loss counts."""
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def items_of(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -85,19 +86,20 @@ def _problems(name: str, value: Tensor, vocabulary: int | None) -> Iterator[str]
         bad = int((~value.isfinite()).sum())
         if bad:
             yield f"{bad} of {value.numel()} values are NaN or infinite"
-    if value.is_floating_point() or value.dtype == torch.uint8:
+        yield from _plain_pictures(value)
+    elif value.dtype == torch.uint8:
         yield from _plain_pictures(value)
     if name in ("weights", "loss_weights") and not (value > 0).any():
         yield "nothing is supervised (no weight is above 0)"
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if value.dtype not in _INTEGERS:
         return
-    if name == "input_ids" and vocabulary is not None:
-        yield from _outside(value, vocabulary, "embedding", "ids")
+    if name == "input_ids":
+        yield from _outside(value, vocabulary, "ids")
     if name in ("labels", "label", "targets", "target"):
         counted = value[value != IGNORED]
         if not counted.numel():
             yield f"nothing is supervised (all are {IGNORED})"
-        yield from _outside(counted, vocabulary, "vocabulary", "labels")
+        yield from _outside(counted, vocabulary, "labels")
 
 
 def _plain_pictures(value: Tensor) -> Iterator[str]:
@@ -113,10 +115,12 @@ def _plain_pictures(value: Tensor) -> Iterator[str]:
         yield f"pictures {plain.tolist()[:8]} of {len(pictures)} are one colour ({colours}){padding}"
 
 
-def _outside(values: Tensor, size: int | None, what: str, kind: str) -> Iterator[str]:
+def _outside(values: Tensor, vocabulary: int | None, kind: str) -> Iterator[str]:
     if not values.numel():
         return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or (size is not None and high >= size):
-        end = "or more" if size is None else f"to {size - 1}, as the {what} has {size} entries"
-        yield f"{kind} from {low} to {high}; expected 0 {end}"
+    low, high = map(int, values.aminmax())
+    found = f"{kind} from {low} to {high}"
+    if vocabulary is not None and (low < 0 or high >= vocabulary):
+        yield f"{found}; expected 0 to {vocabulary - 1}, as the vocabulary has {vocabulary} entries"
+    elif low < 0:
+        yield f"{found}; expected 0 or more"

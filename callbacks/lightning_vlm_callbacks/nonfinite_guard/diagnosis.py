@@ -7,7 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Diagnosis", "Statistics", "advice"]
+__all__ = ["COLUMNS", "Diagnosis", "Statistics", "advice"]
+
+
+COLUMNS = ("", "shape", "type", "min", "max", "mean", "abs max", "NaN or infinite")
+"""Of the table of what went into a module."""
 
 
 @dataclass
@@ -16,48 +20,33 @@ class Statistics:
 
     Args:
         path: Where it was among the inputs or outputs of its module.
-        shape: Of the tensor.
-        dtype: Of the tensor, such as "float32".
-        minimum: Of its values; and its `maximum` and `mean`.
-        bad: How many values are NaN or infinite.
-        is_mask: Whether it holds only 0 and -infinity, as an attention mask does.
+        row: Its path and figures under `COLUMNS`.
+        is_bad: Whether there is NaN or infinity; -infinity in an attention mask is meant.
     """
 
     path: str
-    shape: tuple[int, ...]
-    dtype: str
-    minimum: float
-    maximum: float
-    mean: float
-    bad: int
-    is_mask: bool
+    row: list[str]
+    is_bad: bool
 
     @classmethod
     def of(cls, path: str, tensor: Tensor) -> "Statistics":
-        """Of a tensor of any shape; a complex one is seen as pairs."""
+        """Of a tensor of any shape; a complex one is seen as pairs.
+
+        >>> Statistics.of("x", torch.tensor([1.0, -3.0])).row
+        ['x', '[2]', 'float32', '-3', '1', '-1', '3', '0']
+        """
         values = tensor.detach()
         if values.is_complex():
             values = torch.view_as_real(values)
         values = values.float() if values.numel() else torch.zeros(1, device=tensor.device)
-        bad = (~values.isfinite()).sum()
+        count = (~values.isfinite()).sum()
         is_mask = ((values == 0) | values.isneginf()).all()
-        # One read of the device instead of five.
-        read = torch.stack((*values.aminmax(), values.mean(), bad.float(), is_mask.float())).tolist()
-        low, high, mean, count, mask = read
+        low, high = values.aminmax()
+        figures = torch.stack((low, high, values.mean(), torch.maximum(-low, high))).tolist()
+        written = [f"{figure:.4g}" for figure in figures]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(path, tuple(tensor.shape), dtype, low, high, mean, int(count), bool(mask))
-
-    @property
-    def is_bad(self) -> bool:
-        """Whether there is NaN or infinity; -infinity in an attention mask is meant."""
-        return self.bad > 0 and not self.is_mask
-
-    @property
-    def row(self) -> list[str]:
-        """For a table: path, shape, type, minimum, maximum, mean, greatest absolute value, how many bad."""
-        numbers = (self.minimum, self.maximum, self.mean, max(abs(self.minimum), abs(self.maximum)))
-        written = [f"{number:.4g}" for number in numbers]
-        return [self.path or "-", str(list(self.shape)), self.dtype, *written, str(self.bad)]
+        row = [path, str(list(tensor.shape)), dtype, *written, str(int(count))]
+        return cls(path, row, bool(count > 0 and not is_mask))
 
 
 @dataclass

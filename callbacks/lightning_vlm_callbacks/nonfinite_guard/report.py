@@ -9,14 +9,13 @@ from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.nonfinite_guard.batches import check_batch, keep_structure
 from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle, save
 from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch
-from lightning_vlm_callbacks.nonfinite_guard.diagnosis import Diagnosis, advice
+from lightning_vlm_callbacks.nonfinite_guard.diagnosis import COLUMNS, Diagnosis, advice
 from lightning_vlm_callbacks.nonfinite_guard.replay import replay
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.runs import loss_scaler
 
 __all__ = ["explain"]
 
-_COLUMNS = ("", "shape", "type", "min", "max", "mean", "abs max", "NaN or infinite")
 _MAX_NAMES = 5
 _RUN_IT_AGAIN = """\
 With `module` made as for training:
@@ -103,22 +102,15 @@ def _write_report(
     folder = folder / f"step-{trainer.global_step:08d}-rank{trainer.global_rank}"
     folder.mkdir(parents=True, exist_ok=True)
     omitted = save(folder / "bundle.pt", bundle, max_mib * 2**20)
-    run = f"{_learning_rates(trainer)}; precision {bundle.precision}"
+    rates = rates_in_force(trainer.optimizers)
+    run = ", ".join(f"{name} {float(rate):.3g}" for name, rate in rates.items())
+    run += f"; precision {bundle.precision}"
     if scaler is not None:
         run += f"; loss scale {scale:g}"
     data = check_batch(suspect.batch, module)
     text = _page(diagnosis, bundle, event, data, f"{run}.", folder / "bundle.pt", omitted)
     (folder / "report.md").write_text(text, "utf-8")
     return f"{diagnosis}; see {folder / 'report.md'}", diagnosis.phase not in ("none", "error")
-
-
-def _learning_rates(trainer: Trainer) -> str:
-    """Those in force, as the beginning of a sentence."""
-    rates = rates_in_force(trainer.optimizers)
-    if len(rates) == 1:
-        (rate,) = rates.values()
-        return f"Learning rate {float(rate):.3g}"
-    return "Learning rates: " + ", ".join(f"{float(rate):.3g} ({name})" for name, rate in rates.items())
 
 
 def _page(
@@ -156,7 +148,8 @@ def _page(
 def _table(diagnosis: Diagnosis) -> Iterable[str]:
     if diagnosis.inputs:
         yield "The last output of a module:" if diagnosis.phase == "loss" else "What went into it:"
-        rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(statistics.row for statistics in diagnosis.inputs)]
+        rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
+        rows += [statistics.row for statistics in diagnosis.inputs]
         yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

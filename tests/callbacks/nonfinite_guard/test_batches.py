@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
         ),
         (
             {"input_ids": torch.tensor([0, 9, 10])},
-            ["input_ids: ids from 0 to 10; expected 0 to 9, as the embedding has 10 entries"],
+            ["input_ids: ids from 0 to 10; expected 0 to 9, as the vocabulary has 10 entries"],
         ),
         ({"input_ids": torch.tensor([0, 9]), "labels": torch.tensor([-100, 9])}, []),
         (
