@@ -44,7 +44,10 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
         UserError: Something trained in full that PEFT can't name.
     """
     model: Any = trained.module.model
-    in_full = [name for name in trainable_names(model) if not any(key in name for key in _ADAPTER_KEYS)]
+    in_full = []
+    for name in trainable_names(model):
+        if not any(key in name for key in _ADAPTER_KEYS):
+            in_full.append(name)
     if not hasattr(model, "peft_config"):
         save_adapters(model, folder, in_full)
         return
@@ -62,7 +65,9 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
     config.revision = trained.module.hparams["revision"]
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    renamed = {f"{_PREFIX}{name}": weight.detach().contiguous().clone() for name, weight in weights.items()}
+    renamed = {}
+    for name, weight in weights.items():
+        renamed[f"{_PREFIX}{name}"] = weight.detach().contiguous().clone()
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     save_adapters(model, folder)
 
@@ -72,27 +77,30 @@ def _against_base(weights: dict[str, Tensor], starts: dict[str, Tensor]) -> dict
     relative = {}
     for name, weight in weights.items():
         start = starts[name.removesuffix(".weight") + f".{ADAPTER}.weight"]
-        is_a = ".lora_A." in name
-        relative[name] = torch.cat([weight, start]) if is_a else torch.cat([weight, -start], dim=1)
+        if ".lora_A." in name:
+            relative[name] = torch.cat([weight, start])
+        else:
+            relative[name] = torch.cat([weight, -start], dim=1)
     return relative
 
 
 def _double_rank(config: LoraConfig, weights: dict[str, Tensor], model: PreTrainedModel) -> None:
-    """Twice the rank at the same scale; where training has changed it (AdaptiveLoRARank), what it is now."""
+    """Twice the rank at the same scale, which may be another one in some layers."""
     factor = math.sqrt(2) if config.use_rslora else 2
     config.init_lora_weights = True
     config.r *= 2
     config.lora_alpha *= factor  # type: ignore[assignment]
-    config.rank_pattern = {name: 2 * rank for name, rank in (config.rank_pattern or {}).items()}
-    config.alpha_pattern = {name: factor * alpha for name, alpha in (config.alpha_pattern or {}).items()}
+    ranks, alphas = {}, {}
     for name, weight in weights.items():
         layer, is_a, _ = name.partition(".lora_A.")
-        rank = len(weight)
-        if is_a and rank != config.r:
+        if is_a:
+            rank = len(weight)
             scale = model.get_submodule(layer).scaling[ADAPTER]  # type: ignore[index]
-            pattern = f"^{re.escape(layer)}"
-            config.rank_pattern[pattern] = rank
-            config.alpha_pattern[pattern] = scale * (math.sqrt(rank) if config.use_rslora else rank)
+            alpha = scale * (math.sqrt(rank) if config.use_rslora else rank)
+            if rank != config.r or not math.isclose(alpha, config.lora_alpha):
+                pattern = f"^{re.escape(layer)}"
+                ranks[pattern], alphas[pattern] = rank, alpha
+    config.rank_pattern, config.alpha_pattern = ranks, alphas
 
 
 def _modules_of(in_full: set[str], model: PreTrainedModel) -> list[str]:

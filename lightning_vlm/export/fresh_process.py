@@ -73,19 +73,18 @@ def describe(processor: Any, model: Any = None) -> dict[str, str]:
 
     Args:
         processor: How it treats pictures (their size, how many pixels at most, ...), and the chat template.
-        model: Which weights share their memory, and a checksum of each.
+        model: Which weights are tied, and a checksum of each.
     """
     pictures = processor.image_processor.to_dict()
     pictures.pop("image_processor_type", None)
     described = {f"image processor's {key}": repr(value) for key, value in pictures.items()}
     described["chat template"] = str(processor.chat_template)
     if model is not None:
-        names: dict[int, list[str]] = {}
+        first_names: dict[int, str] = {}
         for name, weight in model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(weight), []).append(name)
-        described["set of tied weights"] = str(
-            sorted(sorted(same) for same in names.values() if len(same) > 1)
-        )
+            first = first_names.setdefault(id(weight), name)
+            if first != name:
+                described[f"weight tied to {name}"] = first
         for name, number in bits(model).items():
             described[f"checksum of {name}"] = f"{number:x}"
     return described
@@ -107,14 +106,18 @@ def compare_answers(
     largest = 0.0
     for number, (ours, theirs) in enumerate(zip(expected, found, strict=True), 1):
         length = min(len(ours["ids"]), len(theirs["ids"]))
-        different = (ours["ids"][:length] != theirs["ids"][:length]).nonzero().flatten().tolist()
-        compared = different[0] + 1 if different else length
-        off_in_steps = _difference(ours["steps"][:compared], theirs["steps"][:compared])
-        off = max(_difference(ours["logits"], theirs["logits"]), off_in_steps)
+        compared = 0  # tokens, up to the first that is another
+        while compared < length and ours["ids"][compared] == theirs["ids"][compared]:
+            compared += 1
+        is_different = compared < length
+        compared += is_different
+        off_at_prompt = _difference(ours["logits"], theirs["logits"])
+        off_in_answer = _difference(ours["steps"][:compared], theirs["steps"][:compared])
+        off = max(off_at_prompt, off_in_answer)
         largest = max(largest, off)
         if not off <= TOLERANCE:
             problems.append(f"sample {number}: logits differ by {off:.1e} of the largest")
-        elif not different and len(ours["ids"]) != len(theirs["ids"]):
+        elif not is_different and len(ours["ids"]) != len(theirs["ids"]):
             problems.append(f"sample {number}: its answer has another length")
     return problems, largest
 
@@ -140,7 +143,8 @@ def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> It
 def _compare_descriptions(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
-            yield f"the {key} is {found.get(key)}, not {expected.get(key)}"[:300]
+            difference = f"the {key} is {found.get(key)}, not {expected.get(key)}"
+            yield difference[:300]
 
 
 def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
@@ -166,8 +170,9 @@ def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for turn in chat:
         content = []
         for part in turn["content"]:
-            is_picture = "path" in part
-            content.append({"type": "image", "image": PIL.Image.open(part["path"])} if is_picture else part)
+            if "path" in part:
+                part = {"type": "image", "image": PIL.Image.open(part["path"])}
+            content.append(part)
         opened.append({**turn, "content": content})
     return opened
 

@@ -29,7 +29,9 @@ def check_quantized(
         source: What to score on; None: drawn pictures.
         module: Which trained it; its weights of tokens count.
     """
-    data = Drawn("test", size=_SCORED) if source is None else Slice(source, 0, min(_SCORED, len(source)))
+    data: Conversations = Drawn("test", size=_SCORED)
+    if source is not None:
+        data = Slice(source, 0, min(_SCORED, len(source)))
     quantization = Quantization(method)  # type: ignore[arg-type]
     plain = _scores(folder, data, module, None)
     quantised = _scores(folder, data, module, quantization)

@@ -39,9 +39,10 @@ def loading_lines(folder: Path, loading: Loading, *options: str) -> list[str]:
         )
     imports.append("from transformers import AutoModelForImageTextToText, AutoProcessor")
     trust = ["trust_remote_code=True"] if loading.trust_remote_code else []
-    revision = [f"revision={_quoted(loading.revision)}"] if loading.base and loading.revision else []
-    arguments = ", ".join([_quoted(loading.base or folder), *revision, *trust, *options])
-    lines = [f"model = AutoModelForImageTextToText.from_pretrained({arguments})"]
+    arguments = [_quoted(loading.base or folder), *trust, *options]
+    if loading.base and loading.revision:
+        arguments.append(f"revision={_quoted(loading.revision)}")
+    lines = [f"model = AutoModelForImageTextToText.from_pretrained({', '.join(arguments)})"]
     if loading.has_peft:
         imports.append("from peft import PeftModel")
         lines.append(f"model = PeftModel.from_pretrained(model, {_quoted(folder)})")
@@ -50,7 +51,8 @@ def loading_lines(folder: Path, loading: Loading, *options: str) -> list[str]:
         imports.append("from lightning_vlm.models.adapters import load_adapters")
         inner = "model.get_base_model()" if loading.has_peft else "model"
         lines.append(f"load_adapters({inner}, Path({_quoted(folder)}))")
-    lines.append(f"processor = AutoProcessor.from_pretrained({', '.join([_quoted(folder), *trust])})")
+    arguments = [_quoted(folder), *trust]
+    lines.append(f"processor = AutoProcessor.from_pretrained({', '.join(arguments)})")
     return imports + lines
 
 

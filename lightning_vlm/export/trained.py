@@ -93,7 +93,9 @@ def load_trained(request: ExportRequest) -> Trained:
                 starts[name] = weight.detach().float().clone()
     module.on_load_checkpoint(saved)
     module.load_state_dict(saved["state_dict"])
-    dtypes = {name.replace(".base_layer.", "."): weight.dtype for name, weight in model.state_dict().items()}
+    dtypes = {}
+    for name, weight in model.state_dict().items():
+        dtypes[name.replace(".base_layer.", ".")] = weight.dtype
     model.float().eval()
     quantised = saved["lightning_vlm"].get("quantised", {})
     return Trained(module, starts, dtypes, len(quantised))

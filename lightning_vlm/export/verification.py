@@ -101,6 +101,7 @@ def require_same(problems: Sequence[str]) -> None:
 nothing was written
     """
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        first = " ".join(problems[0].split())
-        raise UserError(f"export: it is not what was trained: {first}{more}; nothing was written")
+        found = " ".join(problems[0].split())
+        if len(problems) > 1:
+            found += f" (and {len(problems) - 1} more)"
+        raise UserError(f"export: it is not what was trained: {found}; nothing was written")

@@ -102,16 +102,15 @@ def _write_merged(
     problems, off = compare_answers(export.answers, answers)
     require_same(problems)
     rows = [("merged", f"{parameters:,} parameters, logits off by {off:.1e} of the largest")]
-    weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
-    dtypes = {name: trained.dtypes[name] for name in weights}
-    if request.dtype != "auto":
-        dtypes = dict.fromkeys(weights, getattr(torch, request.dtype))
-    stored = next(dtypes[name] for name, _ in model.named_parameters() if name in dtypes)
+    dtypes = _stored_dtypes(model, trained, request)
+    first_weight, _ = next(model.named_parameters())
+    stored = dtypes[first_weight]
     if any(dtype != torch.float32 for dtype in dtypes.values()):
-        for name, weight in weights.items():
-            weight.copy_(weight.to(dtypes[name]))
+        for name, weight in model.state_dict().items():
+            weight.copy_(weight.to(dtypes.get(name, weight.dtype)))
         rounded = _answers(model, export.samples)
-        rows.append((f"rounded to {str(stored).removeprefix('torch.')}", _rounding(answers, rounded)))
+        name = str(stored).removeprefix("torch.")
+        rows.append((f"rounded to {name}", _rounding(answers, rounded)))
         answers = rounded
     description = describe(trained.module.processor, model)
     export = export._replace(answers=answers, description=description)
@@ -119,6 +118,15 @@ def _write_merged(
     model.config.dtype = stored
     model.save_pretrained(export.folder, max_shard_size=request.max_shard_size)
     return export, rows
+
+
+def _stored_dtypes(model: Any, trained: Trained, request: ExportRequest) -> dict[str, torch.dtype]:
+    """The type in which each floating-point weight and buffer is stored, by name."""
+    dtypes = {}
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point():
+            dtypes[name] = trained.dtypes[name] if request.dtype == "auto" else getattr(torch, request.dtype)
+    return dtypes
 
 
 def _rounding(exact: list[dict[str, Any]], rounded: list[dict[str, Any]]) -> str:
@@ -130,7 +138,9 @@ def _rounding(exact: list[dict[str, Any]], rounded: list[dict[str, Any]]) -> str
 
 
 def _convert(model: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
+    tensors: dict[str, Tensor] = {}
+    tensors.update(model.named_parameters())
+    tensors.update(model.named_buffers())
+    for name, tensor in tensors.items():
         if name in dtypes:
             tensor.data = tensor.data.to(dtypes[name])

@@ -37,10 +37,15 @@ def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
         return
-    is_sequence = isinstance(value, list | tuple) and not hasattr(value, "_fields")
+    is_named = not isinstance(value, list | tuple) or hasattr(value, "_fields")
     for key, item in items_of(value):
-        inner = f"{path}[{key}]" if is_sequence else f"{path}.{key}".lstrip(".")
-        yield from named_tensors(item, inner)
+        if not is_named:
+            place = f"{path}[{key}]"
+        elif path:
+            place = f"{path}.{key}"
+        else:
+            place = str(key)
+        yield from named_tensors(item, place)
 
 
 def keep_structure(batch: Any) -> Any:
@@ -105,14 +110,15 @@ def _problems(name: str, value: Tensor, vocabulary: int | None) -> Iterator[str]
 def _plain_pictures(value: Tensor) -> Iterator[str]:
     if value.ndim < 3 or not value.numel():
         return
-    pictures = value.flatten(max(1, value.ndim - 3)).flatten(0, -2)
+    first = max(1, value.ndim - 3)  # of the dimensions that are within a picture
+    pictures = value.flatten(first).flatten(0, -2)
     is_plain = pictures.amin(1) == pictures.amax(1)
     (plain,) = is_plain.nonzero(as_tuple=True)
     if len(plain):
-        levels = sorted({f"{level:.4g}" for level in pictures[plain, 0].tolist()})
-        colours = ", ".join(levels[:4])
-        padding = "; it may be padding" if value.ndim > 4 else ""
-        yield f"pictures {plain.tolist()[:8]} of {len(pictures)} are one colour ({colours}){padding}"
+        colours = pictures[plain, 0].tolist()
+        levels = sorted({f"{colour:.4g}" for colour in colours})
+        found = f"pictures {plain.tolist()[:8]} of {len(pictures)} are one colour ({', '.join(levels[:4])})"
+        yield f"{found}; it may be padding" if value.ndim > 4 else found
 
 
 def _outside(values: Tensor, vocabulary: int | None, kind: str) -> Iterator[str]:

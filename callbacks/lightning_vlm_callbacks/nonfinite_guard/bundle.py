@@ -82,13 +82,17 @@ class NonFiniteBundle:
         return replay(module, batch, self.batch_idx, self.random, factor=self.factor, context=context)[0]
 
     def _prepare(self, module: LightningModule) -> None:
-        own: dict[str, Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
-        weights = self.weights or {}
-        missing = [name for name in weights if name not in own]
+        own: dict[str, Tensor] = {}
+        own.update(module.named_parameters())
+        own.update(module.named_buffers())
+        missing = []
+        for name, value in (self.weights or {}).items():
+            if name in own:
+                own[name].data.copy_(value)
+            else:
+                missing.append(name)
         if missing:
             rank_zero_warn(f"the module has no {', '.join(missing)}, which the bundle has: skipped")
-        for name in weights.keys() & own.keys():
-            own[name].data.copy_(weights[name])
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in self.trainable)
         for name, submodule in module.named_modules():
@@ -143,7 +147,9 @@ def _pack(value: Any) -> Any:
     is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
     if not (is_named_tuple or isinstance(value, dict | UserDict) or is_dataclass(value)):
         return repr(value)
-    packed = {} if type(value) is dict else {_CLASS: f"{type(value).__module__}:{type(value).__qualname__}"}
+    packed = {}
+    if type(value) is not dict:
+        packed[_CLASS] = f"{type(value).__module__}:{type(value).__qualname__}"
     for key, item in items_of(value):
         packed[key] = _pack(item)
     return packed

@@ -47,13 +47,17 @@ def find_bad(trainer: Trainer, losses: list[Tensor | None], optimizer: Optimizer
                 gradients.append(_values(parameter.grad))
     gradients = [gradient for gradient in gradients if gradient.numel()]
     norm = torch.nn.utils.get_total_norm(gradients).to(trainer.strategy.root_device)
-    loss = sum((loss.float().sum() for loss in losses if loss is not None), norm.new_zeros(()))
-    bad = (~torch.stack((loss, norm)).isfinite()).float()
-    bad = trainer.strategy.reduce(bad, reduce_op="max")
+    total = norm.new_zeros(())
+    for loss in losses:
+        if loss is not None:
+            total = total + loss.float().sum()
+    is_finite = torch.stack((total, norm)).isfinite()
+    bad = trainer.strategy.reduce((~is_finite).float(), reduce_op="max")
     if not bad.any().item():  # the one number that the host waits for
         return False, False
     # Squares of finite gradients may overflow, so this is checked exactly.
-    bad[1] = float(not all(gradient.isfinite().all() for gradient in gradients))
+    are_finite = all(gradient.isfinite().all() for gradient in gradients)
+    bad[1] = float(not are_finite)
     bad_loss, bad_gradient = trainer.strategy.reduce(bad, reduce_op="max").tolist()
     return bool(bad_loss), bool(bad_gradient)
 

@@ -42,11 +42,13 @@ class Statistics:
         count = (~values.isfinite()).sum()
         is_mask = ((values == 0) | values.isneginf()).all()
         low, high = values.aminmax()
-        figures = torch.stack((low, high, values.mean(), torch.maximum(-low, high))).tolist()
-        written = [f"{figure:.4g}" for figure in figures]
+        largest = torch.maximum(-low, high)
+        figures = torch.stack((low, high, values.mean(), largest))
+        written = [f"{figure:.4g}" for figure in figures.tolist()]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        row = [path, str(list(tensor.shape)), dtype, *written, str(int(count))]
-        return cls(path, row, bool(count > 0 and not is_mask))
+        shape = str(list(tensor.shape))
+        is_bad = bool(count > 0 and not is_mask)
+        return cls(path, [path, shape, dtype, *written, str(int(count))], is_bad)
 
 
 @dataclass

@@ -123,9 +123,11 @@ class _Watch:
         self._passages: dict[tuple[int, int], _Passage] = {}
         self._nodes: list[Any] = []  # kept alive so that ids stay unique
         self._handles: list[RemovableHandle] = []
-        tensors = [*root.named_parameters(), *root.named_buffers()]
-        # Before the forward, which updates buffers.
-        self.broken = [name for name, tensor in tensors if not tensor.detach().isfinite().all()]
+        self.broken = []
+        """Parameters and buffers that hold NaN or infinity before the forward, which updates some."""
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            if not tensor.detach().isfinite().all():
+                self.broken.append(name)
         for name, parameter in root.named_parameters():
             if parameter.requires_grad:
                 parameter.register_hook(partial(self._see_gradient, name))

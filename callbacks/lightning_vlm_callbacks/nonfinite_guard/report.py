@@ -38,7 +38,10 @@ def explain(trainer: Trainer, event: Event, folder: Path | None, max_mib: float)
     Returns:
         The same line on all ranks.
     """
-    suspects = [micro for micro in event.window if micro.loss is not None and not micro.loss.isfinite().all()]
+    suspects = []
+    for micro in event.window:
+        if micro.loss is not None and not micro.loss.isfinite().all():
+            suspects.append(micro)
     ranks = _ranks_with(trainer, bool(suspects))
     line = f"NonFiniteGuard: step {trainer.global_step}: {event.what}"
     if ranks and trainer.world_size > 1:
@@ -102,9 +105,9 @@ def _write_report(
     folder = folder / f"step-{trainer.global_step:08d}-rank{trainer.global_rank}"
     folder.mkdir(parents=True, exist_ok=True)
     omitted = save(folder / "bundle.pt", bundle, max_mib * 2**20)
-    rates = rates_in_force(trainer.optimizers)
-    run = ", ".join(f"{name} {float(rate):.3g}" for name, rate in rates.items())
-    run += f"; precision {bundle.precision}"
+    run = f"precision {bundle.precision}"
+    for name, rate in rates_in_force(trainer.optimizers).items():
+        run += f"; {name} {float(rate):.3g}"
     if scaler is not None:
         run += f"; loss scale {scale:g}"
     data = check_batch(suspect.batch, module)
@@ -150,7 +153,8 @@ def _table(diagnosis: Diagnosis) -> Iterable[str]:
         yield "The last output of a module:" if diagnosis.phase == "loss" else "What went into it:"
         rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
         rows += [statistics.row for statistics in diagnosis.inputs]
-        yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        yield "\n".join(lines)
 
 
 def _bad_gradients(event: Event) -> Iterable[str]:

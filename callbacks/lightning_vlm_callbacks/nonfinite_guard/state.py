@@ -73,7 +73,8 @@ class KeptBuffers:
 
     def keep(self) -> None:
         """Copy them before a step. Nothing waits for the device."""
-        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        tensors: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        copies: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for buffer in self._buffers:
             tensor = getattr(buffer.owner, buffer.key)
             is_new = buffer.version == -1
@@ -83,14 +84,13 @@ class KeptBuffers:
             if is_new or buffer.changes:
                 if buffer.copied is None or is_replaced:
                     buffer.copied = torch.empty_like(tensor)
-                copies, tensors = by_dtype[tensor.dtype]
-                copies.append(buffer.copied)
-                tensors.append(tensor.detach())
+                tensors[tensor.dtype].append(tensor.detach())
+                copies[tensor.dtype].append(buffer.copied)
             else:
                 buffer.copied = None
             buffer.tensor, buffer.version = tensor, tensor._version
-        for copies, tensors in by_dtype.values():
-            torch._foreach_copy_(copies, tensors)
+        for dtype in tensors:
+            torch._foreach_copy_(copies[dtype], tensors[dtype])
 
     def restore(self) -> None:
         """Give them back as they were at the last `keep`."""

@@ -49,7 +49,7 @@ def test_report_and_three_lines(trapped, batches_of, make_trainer, tmp_path, pre
         "| [0] | [4, 8, 8, 8] |",
         "Bad gradients in the step: stem.0.weight, stem.0.bias,",
         "- The batch passed all checks.\n",
-        f"- lr 0.01; precision {precision}.\n",
+        f"- precision {precision}; lr 0.01.\n",
         "1. Look for a derivative that is infinite where the value is fine: sqrt,",
     ):
         assert words in text, words
