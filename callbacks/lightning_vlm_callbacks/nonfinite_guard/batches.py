@@ -115,9 +115,10 @@ def _plain_pictures(value: Tensor) -> Iterator[str]:
     is_plain = pictures.amin(1) == pictures.amax(1)
     (plain,) = is_plain.nonzero(as_tuple=True)
     if len(plain):
-        colours = pictures[plain, 0].tolist()
-        levels = sorted({f"{colour:.4g}" for colour in colours})
-        found = f"pictures {plain.tolist()[:8]} of {len(pictures)} are one colour ({', '.join(levels[:4])})"
+        which = plain.tolist()[:8]
+        levels = {f"{colour:.4g}" for colour in pictures[plain, 0].tolist()}
+        colours = ", ".join(sorted(levels)[:4])
+        found = f"pictures {which} of {len(pictures)} are one colour ({colours})"
         yield f"{found}; it may be padding" if value.ndim > 4 else found
 
 

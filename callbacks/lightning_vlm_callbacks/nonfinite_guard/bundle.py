@@ -160,8 +160,9 @@ def _unpack(value: Any) -> Any:
         return type(value)(map(_unpack, value))
     if not isinstance(value, dict):
         return value
-    items = {key: _unpack(item) for key, item in value.items() if key != _CLASS}
-    return _rebuild(value[_CLASS], items) if _CLASS in value else items
+    items = {key: _unpack(item) for key, item in value.items()}
+    path = items.pop(_CLASS, None)
+    return items if path is None else _rebuild(path, items)
 
 
 def _rebuild(path: str, items: dict[str, Any]) -> Any:

@@ -38,7 +38,9 @@ class Statistics:
         values = tensor.detach()
         if values.is_complex():
             values = torch.view_as_real(values)
-        values = values.float() if values.numel() else torch.zeros(1, device=tensor.device)
+        if not values.numel():
+            values = torch.zeros(1, device=tensor.device)
+        values = values.float()
         count = (~values.isfinite()).sum()
         is_mask = ((values == 0) | values.isneginf()).all()
         low, high = values.aminmax()
@@ -46,9 +48,10 @@ class Statistics:
         figures = torch.stack((low, high, values.mean(), largest))
         written = [f"{figure:.4g}" for figure in figures.tolist()]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = str(list(tensor.shape))
+        shape = list(tensor.shape)
+        row = [path, str(shape), dtype, *written, f"{count.item()}"]
         is_bad = bool(count > 0 and not is_mask)
-        return cls(path, [path, shape, dtype, *written, str(int(count))], is_bad)
+        return cls(path, row, is_bad)
 
 
 @dataclass

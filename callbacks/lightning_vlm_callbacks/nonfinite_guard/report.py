@@ -61,7 +61,8 @@ def explain(trainer: Trainer, event: Event, folder: Path | None, max_mib: float)
 def _ranks_with(trainer: Trainer, flag: bool) -> list[int]:
     """The ranks on which a flag is set."""
     flags = torch.tensor([int(flag)], device=trainer.strategy.root_device)
-    return trainer.strategy.all_gather(flags).flatten().nonzero().flatten().tolist()
+    of_all_ranks = trainer.strategy.all_gather(flags).flatten()
+    return of_all_ranks.nonzero().flatten().tolist()
 
 
 def _write_report(
@@ -113,7 +114,8 @@ def _write_report(
     data = check_batch(suspect.batch, module)
     text = _page(diagnosis, bundle, event, data, f"{run}.", folder / "bundle.pt", omitted)
     (folder / "report.md").write_text(text, "utf-8")
-    return f"{diagnosis}; see {folder / 'report.md'}", diagnosis.phase not in ("none", "error")
+    is_reproduced = diagnosis.phase not in ("none", "error")
+    return f"{diagnosis}; see {folder / 'report.md'}", is_reproduced
 
 
 def _page(
