@@ -77,7 +77,7 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     """Open a picture, upright and in RGB.
 
     The EXIF orientation is applied. What is transparent becomes white. Grey with 16 bits is scaled to 8. Of
-    an animation or a file with several pages it is the first picture. Colour profiles are left aside, as
+    an animation or a file with several pages it is the first picture. Colour profiles are ignored, as
     image processors do. Nothing outside `image.root` is opened, and nothing but `image.url` is
     fetched.
 

@@ -135,7 +135,7 @@ def test_broken_exif_is_no_harm_or_a_data_error():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_truncated(kind, tmp_path):
+def test_a_truncated_picture_is_refused(kind, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(encoded(PIL.Image.fromarray(noise(64, 64, 3)), kind)[:-2000])
     error = refused(Image(Path("cat.jpg"), root=tmp_path))
     assert "'cat.jpg', which cannot be decoded" in error.found

@@ -45,7 +45,7 @@ class Plain(Conversations):
         return self._of[index]
 
 
-def test_each_source_is_as_its_samples(file):
+def test_a_source_and_its_samples_name_the_same_tasks(file):
     drawn = Drawn(size=30, seed=5)
     assert listed(file) == ["b", "a", "b"]
     for source in (
@@ -61,7 +61,7 @@ def test_each_source_is_as_its_samples(file):
         assert list(dict.fromkeys(listed(source))) == list(names)
 
 
-def test_only_so_many():
+def test_more_than_65536_tasks_are_refused():
     many = TaskTable.of_samples(str(number) for number in range(65536))
     assert many.of[-1] == 65535
     assert isinstance(many.of, array)

@@ -1,4 +1,4 @@
-"""Files whose rows are read at their places, in any order: where a row lies, and how a file is opened."""
+"""Data files: where a row lies, so that rows can be read in any order, and how a file is opened."""
 
 import atexit
 import gzip

@@ -73,9 +73,9 @@ def dialect_of(row: Row, at: Location) -> Dialect:
 
 def find_dialect(row: Row) -> Dialect | None:
     """The first dialect whose keys a row has; None if there is none."""
-    has_picture = has_pictures(row)
     for dialect in DIALECTS:
-        if all(name in row for name in dialect.needs) and (has_picture or not dialect.needs_picture):
+        has_keys = all(name in row for name in dialect.needs)
+        if has_keys and (not dialect.needs_picture or has_pictures(row)):
             return dialect
     return None
 

@@ -1,4 +1,4 @@
-"""All faults of a data file in one error, so that it needs one correction and not one for each run."""
+"""All faults of a data file in one error, so that a file is corrected once and not once a run."""
 
 import json
 import re

@@ -10,7 +10,7 @@ from lightning_vlm.data.read.words import quote
 from lightning_vlm.errors import UserError
 
 TEXT_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-"""What `readers.DataFile` reads, also with `.gz` behind it."""
+"""What `readers.DataFile` reads, also with `.gz` at the end."""
 TABLE_FILES = (".parquet", ".arrow", ".feather")
 """What `datasets` reads."""
 UNREADABLE_FILES = (
@@ -80,7 +80,7 @@ def choose_split(splits: Iterable[str], preferred: Sequence[str], path: str) -> 
 
 
 def _files(folder: str) -> list[str]:
-    """The files of a folder and of those in it, sorted; hidden ones are left out."""
+    """The files of a folder and of its subfolders, sorted and without hidden ones."""
     found = []
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))

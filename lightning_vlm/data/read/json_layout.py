@@ -120,7 +120,7 @@ def _may_be_rows(items: list[Any]) -> bool:
 
 
 class _Text:
-    """A JSON text that is gone through once. It knows at which byte and line it is.
+    """Reads a JSON text once from its beginning, and knows the byte and the line where it is.
 
     Places count bytes, and Python counts characters.
 

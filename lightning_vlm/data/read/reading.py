@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.read.words import describe, quote
@@ -68,8 +68,7 @@ class Reading:
     notes: Notes = field(default_factory=Notes)
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where in a source a value stands. Everything that reads a value gets its location too.
 
     Args:

@@ -27,7 +27,7 @@ _NEWLINE_BEFORE_LAST = re.compile(r"\r?\n((?:<image>(?:\r?\n)?)+)\Z")
 
 def has_pictures(row: dict[str, Any]) -> bool:
     """Whether a row has a picture beside its text."""
-    return any(not _is_empty(row.get(name)) for name in COLUMNS)
+    return any(name in row and not _is_empty(row[name]) for name in COLUMNS)
 
 
 class RowPictures:
@@ -45,7 +45,7 @@ class RowPictures:
             raise (at / "images").error("both 'image' and 'images'", "one of them")
         key = (filled or written or ["image"])[0]
         self.has_column = bool(written)
-        """Whether the row has a place for pictures, be it empty."""
+        """Whether the row has a column for pictures, even if it is empty."""
         self.at = at / key
         self.images = _images_of(row.get(key), self.at)
         self.placed = 0

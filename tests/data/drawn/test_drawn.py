@@ -223,12 +223,12 @@ def test_drawn_words_are_read_as_they_are_spelt():
         ({"questions": ["size", "colour"]}, "questions has size; choose among colour, shape"),
     ],
 )
-def test_wrong_arguments(bad, named):
+def test_wrong_arguments_are_refused(bad, named):
     with pytest.raises(UserError, match=named):
         Drawn(**bad)
 
 
-def test_it_is_a_sequence():
+def test_the_source_is_a_sequence():
     source = Drawn(size=5)
     assert len(list(source)) == 5
     assert source[-1] == source[4]

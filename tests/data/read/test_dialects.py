@@ -9,7 +9,7 @@ import pytest
 
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.read.dialects import DIALECTS
-from lightning_vlm.data.read.readers import DataFile, Messages, read
+from lightning_vlm.data.read.readers import Messages, read
 from lightning_vlm.errors import DataError, UserError
 from tests.support.rows import ANSWER, CAT, DOG, GPT
 
@@ -153,7 +153,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("row", "expected"), ROWS.values(), ids=ROWS)
-def test_rows(row, expected, write, words):
+def test_rows_of_every_dialect(row, expected, write, words):
     (conversation,) = read(write(row))
     assert words(conversation) == expected
 
@@ -238,7 +238,7 @@ def test_a_picture_in_a_part(part, folder, write):
         ({"question": "a", "image": "cat.png", "weight": 1e38}, "weight", "found 1e+38; expected at most"),
     ],
 )
-def test_refused_rows(row, key, expected, write):
+def test_rows_that_are_refused(row, key, expected, write):
     with pytest.raises(DataError) as caught:
         read(write(row))
     assert (caught.value.source, caught.value.key) == ("data.jsonl:1", key)
@@ -311,15 +311,3 @@ def test_every_dialect_says_what_it_needs():
     for place, dialect in enumerate(DIALECTS):
         for earlier in DIALECTS[:place]:
             assert not set(earlier.needs) <= set(dialect.needs), f"{dialect.name} is never reached"
-
-
-def test_text_and_pictures_are_mixed_in_one_file(write):
-    rows = [
-        {"messages": [user("Hi"), ANSWER], "images": []},
-        {"messages": [user("<image>What?"), ANSWER], "images": ["cat.png"]},
-        {"conversations": [{"from": "human", "value": "<image>"}, GPT], "image": "cat.png"},
-        {"messages": [user({"type": "image", "path": "cat.png"}), ANSWER]},
-    ]
-    source = read(write(*rows))
-    assert type(source) is DataFile
-    assert [len(conversation.images) for conversation in source] == [0, 1, 1, 1]

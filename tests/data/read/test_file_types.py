@@ -93,7 +93,7 @@ def check(source, words):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("name", FILES)
-def test_files(name, packed, words):
+def test_the_same_rows_in_every_type_of_file(name, packed, words):
     FILES[name](ROWS, name)
     if packed and name.endswith(("parquet", "arrow", "feather")):
         pytest.skip("they are compressed inside")
@@ -138,7 +138,7 @@ def test_bad_tables(content, source, expected):
     assert expected in str(caught.value)
 
 
-def test_files_that_are_none():
+def test_files_that_cannot_be_read():
     Path("cut.jsonl.gz").write_bytes(gzip.compress(lines(ROWS).encode())[:40])
     Path("text.jsonl.gz").write_text("hello")
     Path("data.tar").touch()
@@ -235,7 +235,7 @@ class TestDataSets:
         datasets.Dataset.from_dict({"query": ["What?"], "label": [1]}, features).to_parquet("a.parquet")
         assert words(read("a.parquet")[0]) == [("user", ["What?"]), ("assistant", ["dog"])]
 
-    def test_a_name_on_the_hub_that_cannot_be_had(self):
+    def test_a_name_on_the_hub_that_cannot_be_loaded(self):
         pytest.importorskip("datasets")
         with pytest.raises(
             DataError, match=r"^someone/nothing: found no such file or folder, and no data set"

@@ -137,7 +137,7 @@ def test_splits():
             HFDataset(path, split=split)
 
 
-def test_what_is_no_data_set(monkeypatch):
+def test_paths_that_hold_no_data_set(monkeypatch):
     with pytest.raises(DataError, match=r"^missing: found no such folder"):
         HFDataset("missing")
     Path("nothing").mkdir()

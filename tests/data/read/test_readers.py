@@ -101,8 +101,7 @@ def test_sources_go_to_spawned_workers(write):
     assert [sample for batch in loader for sample in batch] == list(source)
 
 
-def test_read(write):
-    """Each row is read by itself, so that one file may hold several formats."""
+def test_one_file_may_hold_several_formats(write):
     ours = {"role": "user", "content": [{"type": "image", "path": "cat.png"}]}
     theirs = {"role": "user", "content": [{"type": "text", "text": "image_url"}, image_url("cat.png")]}
     records = [
@@ -150,6 +149,6 @@ def test_nothing_is_left_after_skipping(write):
         Messages(write("{", "}"), on_bad_sample="skip")
 
 
-def test_wrong_policy(write):
+def test_an_unknown_policy_for_bad_samples_is_refused(write):
     with pytest.raises(UserError, match="on_bad_sample is 'ignore'; choose 'raise' or 'skip'"):
         Messages(write(PLAIN), on_bad_sample="ignore")
