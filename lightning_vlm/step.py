@@ -1,21 +1,14 @@
-"""Optimizer steps: how many a run has, and the loss of each."""
+"""The loss over one whole optimizer step: `StepLoss.divide` is where its gradients are divided.
 
-import math
+`training/optimizer_steps.py` calls it in a run.
+"""
+
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks.requirements import require_whole_model
-from lightning_vlm_callbacks.run_length import steps_of_run
 from torch import Tensor, nn
-
-from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.errors import UserError
 
 SCALE = 1024.0
 """Losses are sums over tokens; divided by this before the backward they stay within float16."""
@@ -46,11 +39,7 @@ class StepLoss:
     """
 
     def __init__(self) -> None:
-        self.begin(torch.device("cpu"), 1)
-
-    def begin(self, device: torch.device, tasks: int) -> None:
-        """Begin a window."""
-        self._sums = torch.zeros(2, tasks, device=device, dtype=torch.float32)
+        self._sums: Tensor | None = None
         self.targets = 0
         """How many tokens of this rank have weight in this window."""
 
@@ -62,7 +51,8 @@ class StepLoss:
             sums: Tensor of shape [tasks], detached, as in `WholeStep`.
             counts: Tensor of shape [tasks], likewise.
         """
-        self._sums += torch.stack((sums, counts))
+        both = torch.stack((sums, counts))
+        self._sums = both if self._sums is None else self._sums + both
         return loss_sum / SCALE
 
     def divide(
@@ -79,17 +69,19 @@ class StepLoss:
             accumulate: What Lightning has divided the losses by: not the window's true length.
             world: The number of ranks, which DDP has divided the gradients by.
         """
+        assert self._sums is not None, "no micro-batch was added"
         if world > 1:
             torch.distributed.all_reduce(self._sums)
         sums, counts = self._sums.unbind()
         weight_sum = counts.sum()
         factor = torch.where(weight_sum > 0, SCALE * accumulate * world / weight_sum, 0)
-        gradients = [one.grad for one in parameters if one.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
         loss = torch.where(weight_sum > 0, (weights * sums).sum() / weight_sum, 0)
         empty = self.targets == 0 and not bool(weight_sum > 0)
-        self.begin(self._sums.device, len(sums))
+        self._sums = None
+        self.targets = 0
         return WholeStep(loss, factor, sums, counts, empty)
 
 
@@ -113,7 +105,10 @@ class StepClosure:
         record: Callable[[WholeStep], None],
         repeat: Callable[[], None],
     ) -> None:
-        self._run, self._divide, self._record, self._repeat = run, divide, record, repeat
+        self._run = run
+        self._divide = divide
+        self._record = record
+        self._repeat = repeat
         self._result: Any = None
         self._is_ahead = False
         self.step: WholeStep | None = None
@@ -139,73 +134,3 @@ class StepClosure:
         self._is_ahead = True
         assert self.step is not None
         return self.step
-
-
-def log_no_more(trainer: Trainer, names: tuple[str, ...]) -> None:
-    """Let a Trainer not log values of an earlier step again at a step that logs none of them.
-
-    Args:
-        trainer: Lightning repeats the last value of `self.log(..., on_step=True)` at each step of an epoch.
-        names: What the names of the values begin with.
-    """
-    for result in (trainer._results or {}).values():
-        if result.meta.name.startswith(names):
-            result.has_reset = True  # until it is logged again
-
-
-def zero_loss(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """A zero whose backward reaches all parameters that train, so that DDP waits for none of them."""
-    # One value of each: a sum over all could overflow, and 0 times infinity is NaN.
-    return 0 * torch.stack([one.flatten()[0].float() for one in parameters if one.requires_grad]).sum()
-
-
-def refuse_unsuited(strategy: Strategy, gradient_clip_val: float | None) -> None:
-    """Refuse at setup what would be silently wrong.
-
-    Raises:
-        UserError: A strategy other than one device or DDP, or the Trainer's own clipping.
-    """
-    try:
-        require_whole_model("VLMModule", strategy)
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from None
-    if gradient_clip_val is not None:
-        raise UserError(
-            f"found trainer.gradient_clip_val {gradient_clip_val}; clip with model.clip, which knows "
-            "selectors (1.0 by default)"
-        )
-
-
-def refuse_rate_finder(trainer: Trainer) -> None:
-    """Refuse Lightning's search for a learning rate, by callback or by `Tuner.lr_find`.
-
-    Raises:
-        UserError: It judges the loss that `training_step` returns, which here is a sum over the tokens of a
-            micro-batch, and gives all groups of parameters one rate, which the schedule would then replace.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, LearningRateFinder):
-            raise UserError(
-                f"found {type(callback).__name__}: it gives all parameters one learning rate, judged by sums "
-                "over a batch, and the schedule replaces it; leave it out, and compare a few short runs with "
-                "rates such as 1e-5, 5e-5 and 2e-4 (model.optimizer, model.learning_rates)"
-            )
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps in the whole run that a trainer is set up for.
-
-    Raises:
-        UserError: It has no end.
-    """
-    data = getattr(trainer, "datamodule", None)
-    batches = None
-    if isinstance(data, VLMDataModule):
-        # A loader made now would not be the one that a resumed run continues with.
-        batches = data.batches_per_epoch(trainer.world_size, trainer.limit_train_batches)
-    elif trainer.max_epochs not in (None, -1) and trainer.train_dataloader is None:
-        trainer.fit_loop.setup_data()
-    steps = steps_of_run(trainer, batches)
-    if steps == math.inf:
-        raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
-    return int(steps)

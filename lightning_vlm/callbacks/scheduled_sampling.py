@@ -20,7 +20,7 @@ from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.language import default_chunk_size
 from lightning_vlm.models.logits import LogitOptions, logit_options
 from lightning_vlm.module import VLMModule
-from lightning_vlm.step import total_steps
+from lightning_vlm.training.optimizer_steps import total_steps
 
 Decay = Literal["constant", "linear", "exponential", "inverse_sigmoid"]
 
@@ -111,7 +111,8 @@ class ScheduledSampling(Callback):
             return
         ids = batch.inputs["input_ids"]
         generator = torch.Generator(ids.device)
-        generator.manual_seed(pl_module.seed_of(batch_idx, " scheduled sampling"))
+        seed = pl_module.callbacks.run_state.seed_of(trainer, batch_idx, " scheduled sampling")
+        generator.manual_seed(seed)
         chosen = torch.rand(len(targets.positions), generator=generator, device=ids.device) < probability
         assert pl_module.model is not None
         # Lightning opens the context of the precision around the training step only.

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights, WeightCurve
 from lightning_vlm.module import VLMModule
-from lightning_vlm.step import total_steps
+from lightning_vlm.training.optimizer_steps import total_steps
 
 DEFAULT_POINTS = (
     {"at": 0.0, "instruction": 1.0},

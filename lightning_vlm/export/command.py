@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> None:
     with _folder_beside(out) as folder:
         with console.status("writing"):
             written = write(trained, folder, request)
-        trained.module.model = None  # the other process needs the memory
+        trained.module.unload_model()  # the other process needs the memory
         with console.status("loading it in a fresh process"):
             (verification,) = verify([written.export])
         require_same(verification.problems)

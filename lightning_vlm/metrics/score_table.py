@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from rich.text import Text
 
-from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.outputs.terminal import print_line, say, visible
+from lightning_vlm.outputs.terminal import visible
 
 SCORES = {
     "exact_match": "exact match",
@@ -67,50 +64,3 @@ def _number(score: str, value: float | None) -> str:
     if score == "supervised":
         return f"{value:.1%}"
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def take_over_printing(trainer: Trainer) -> dict[str, float] | None:
-    """Keep Lightning from printing the scores of `validate` or `test`, as it does with 16 decimals.
-
-    Args:
-        trainer: At the end of an evaluation.
-
-    Returns:
-        All that was logged; None if nothing is to be printed.
-    """
-    loops = {TrainerFn.VALIDATING: trainer.validate_loop, TrainerFn.TESTING: trainer.test_loop}
-    loop = loops.get(trainer.state.fn) if trainer.state.fn else None
-    if loop is None or not loop.verbose:
-        return None
-    loop.verbose = False  # Each call of the Trainer sets it again.
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-
-def print_scores(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Print the table of `Trainer.validate` or `test`, and below it what others have logged.
-
-    Args:
-        trainer: Whose call ends.
-        metrics: All that was logged.
-    """
-    if not trainer.is_global_zero:
-        return
-    stage = "test" if trainer.state.fn == TrainerFn.TESTING else "val"
-    title = _title(trainer, stage)
-    table = score_table(title, metrics, stage)
-    if table is None:
-        print_line(title, "no score: no token has weight, and no answer has a reference")
-    else:
-        say(table)
-    for name, value in metrics.items():
-        if score_of(name, stage) is None:
-            print_line(name, f" {value:.4g}")
-
-
-def _title(trainer: Trainer, stage: str) -> str:
-    words, split = ("Validation", "val") if stage == "val" else ("Test", "test")
-    limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, VLMDataModule) or split not in data.sources or limit != 1.0:
-        return words
-    return f"{words}: {len(data.sources[split]):,} samples"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
@@ -18,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from typing_extensions import override
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import vision_tower
@@ -152,11 +154,16 @@ def use_varlen_attention(model: PreTrainedModel) -> bool:
     return True
 
 
-class VarlenAttentionCheck:
+class VarlenAttentionCheck(Callback):
     """Checks the vision tower's attention on the first batch with pictures."""
 
     def __init__(self) -> None:
         self._is_done = False
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if "pixel_values" in batch.inputs:
+            self.check_once(pl_module.model, batch.inputs)
 
     def check_once(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
         """Call `check_varlen_attention` the first time only, and say what it found. Arguments as there."""

@@ -1,10 +1,14 @@
 """The train and eval modes of a model during a fit."""
 
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from torch import nn
+from typing_extensions import override
 
 
-class FitModes:
+class FitModes(Callback):
     """Keeps what trains in train mode and what is frozen in eval mode, whatever has changed either.
 
     transformers loads all in eval mode, projects call `train()` or `eval()`, and callbacks freeze.
@@ -24,6 +28,18 @@ class FitModes:
         self._may_train: list[nn.Parameter] = []
         self._trained: list[bool] | None = None  # which of them trained when modes were last set
         self._in_training: list[nn.Module] = []
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.start_fit(pl_module.model)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.keep()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end_fit()
 
     def start_fit(self, model: nn.Module) -> None:
         """Begin with what trains now. From now on callbacks may freeze some of it for a while."""

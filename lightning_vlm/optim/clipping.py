@@ -18,14 +18,14 @@ ALL = "all"
 
 
 def clip_groups(
-    root: nn.Module, clip: float | Mapping[str, float], left_out: Iterable[nn.Parameter] = ()
+    root: nn.Module, clip: float | Mapping[str, float] | None, left_out: Iterable[nn.Parameter] = ()
 ) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
     """Which parameters are clipped together, and to which norm: both arguments of `clip_gradients`.
 
     Args:
         root: Any module. Only parameters that require a gradient at the time of the call are looked at.
         clip: One limit for the norm of all gradients; or selector -> limit for each, with "rest"
-            for all other trainable parameters. Without "rest" the others are not clipped.
+            for all other trainable parameters. Without "rest" the others are not clipped. None clips nothing.
     Returns:
         Parameters by group and limit by group. The groups are "all", or the selectors and "rest".
 
@@ -38,6 +38,8 @@ def clip_groups(
     >>> {name: len(parameters) for name, parameters in groups.items()}, limits
     ({'projector': 2, 'rest': 2}, {'projector': 0.5, 'rest': 1.0})
     """
+    if clip is None:
+        return {}, {}
     limits = dict(clip) if isinstance(clip, Mapping) else {ALL: clip}
     for name, limit in limits.items():
         if not 0 < limit < math.inf:

@@ -8,7 +8,6 @@ without weights first, which takes a fraction of a second.
 import warnings
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
@@ -16,9 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.load import model_without_weights
 from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan.adapt import adapt
 from lightning_vlm.optim import clip_groups, parameter_groups
 
 if TYPE_CHECKING:
@@ -67,7 +64,7 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     except SelectorError as error:
         raise UserError(f"no_gradient_needed: {error}") from None
     trains = {parameter for parameter in root.parameters() if parameter.requires_grad}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         check = getattr(callback, "check_selectors", None)
         if check is not None:
             check(root, trains)
@@ -79,10 +76,7 @@ def _adapted_skeleton(module: "VLMModule") -> _Root | None:
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            where = {key: module._model_options[key] for key in ("revision", "trust_remote_code")}
-            model = model_without_weights(module.name_or_path, **where)
-            with torch.device("meta"):
-                adapt(model, module.adapt, find_parts(model))
+            model = module.source.skeleton()
         except UserError:
             raise
         except Exception:  # Some initial values, such as those of PiSSA, are made from weights.

@@ -1,17 +1,23 @@
 """Whether the loss gives a gradient to all that a run trains, now and in its later stages."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_vlm.errors import UserError
 
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
-class GradientCoverage:
+
+class GradientCoverage(Callback):
     """Stops a run in which something that trains gets no gradient.
 
     It checks the first backward pass that it is shown, and the next one after more or less trains. At the
@@ -41,6 +47,18 @@ class GradientCoverage:
         self._is_watching = False
         self._not_reached: dict[str, nn.Parameter] = {}
         self._hooks: list[Any] = []
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
+        self.start_fit(pl_module, pl_module.model, pl_module.no_gradient_needed)
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
+        self.after_backward()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
+        self.end_fit(anything_seen=pl_module.tokens_seen > 0)
 
     def start_fit(self, root: nn.Module, model: nn.Module, excused: Sequence[str]) -> None:
         """Begin with what trains now. From now on callbacks may freeze some of it for a while.
@@ -126,7 +144,7 @@ class GradientCoverage:
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
-            with without_saved_tensors():
+            with isolate_rng(), without_saved_tensors():  # dropout draws as if this forward hadn't been
                 loss = compute_loss()
             named = self._root.named_parameters()
             names = outside_graph(loss, [(name, weight) for name, weight in named if id(weight) in to_check])

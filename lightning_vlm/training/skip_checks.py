@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.data.batch.skipped import (
@@ -17,11 +19,28 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 
 
-class TrainingSkipCheck:
+class TrainingSkipCheck(Callback):
     """Counts what became of the training samples, and stops a fit in which nearly all are skipped."""
 
     def __init__(self) -> None:
         self.start_fit()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start_fit()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        targets = batch.targets or pl_module.targets(batch)
+        self.add(batch, len(targets.positions), batch_idx)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end_epoch()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end_fit(trainer)
 
     def start_fit(self) -> None:
         """Begin to count."""

@@ -1,7 +1,7 @@
 """Lightning's WeightAveraging (EMA, SWA) beside a model that is mostly frozen."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.training.resume_changes import ended
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
 CURRENT = "current_model_state"
 """Where Lightning's callback keeps the weights of training; under `state_dict` are then the averaged ones."""
@@ -83,13 +86,12 @@ def _tree(weights: Mapping[str, nn.Parameter]) -> nn.Module:
     return root
 
 
-def average_what_trains(trainer: Trainer, root: nn.Module, names: Collection[str]) -> None:
+def average_what_trains(trainer: Trainer, root: "VLMModule") -> None:
     """Let every WeightAveraging of a trainer average only what trains. Called at setup, after the callback's.
 
     Args:
         trainer: Whose callbacks are meant.
         root: The module that trains.
-        names: Of the parameters that ever train.
 
     Raises:
         UserError: A callback that can't work with a frozen base model, or with AdaptiveLoRARank.
@@ -108,7 +110,7 @@ def average_what_trains(trainer: Trainer, root: nn.Module, names: Collection[str
                 f"{type(callback).__name__} beside AdaptiveLoRARank: weights whose shapes change have no "
                 "average; leave out one of the two"
             )
-        average = TrainedAverage(root, names, callback._average_model)
+        average = TrainedAverage(root, root.trained.names, callback._average_model)
         callback._average_model = average
         # Lightning's own version loops over all parameters, and loses the training weights at the end.
         callback._swap_models = average.swap  # type: ignore[method-assign]

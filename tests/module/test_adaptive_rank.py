@@ -73,7 +73,7 @@ def ranks_of(one):
 
 
 def state(one):
-    return {name: weight for name, weight in one.state_dict().items() if name in one._ever_trains}
+    return {name: weight for name, weight in one.state_dict().items() if name in one.trained.names}
 
 
 def assert_equal(one, other):

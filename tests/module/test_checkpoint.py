@@ -12,6 +12,7 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.load import load_model
+from lightning_vlm.training.run_state import RunState
 from tests.support import tiny
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}
@@ -109,7 +110,7 @@ def test_statistics_of_a_norm_that_trains(folder, make_quiet, tmp_path, monkeypa
         trainer.fit(one, data, ckpt_path=ckpt_path, weights_only=True)
         return norm_of(one)
 
-    monkeypatch.setattr("lightning_vlm.module.load_model", load)
+    monkeypatch.setattr("lightning_vlm.models.source.load_model", load)
     expected = run()
     assert expected.keys() >= {
         f"model.model.multi_modal_projector.linear_2.norm.running_{x}" for x in ("mean", "var")
@@ -126,7 +127,7 @@ def test_statistics_of_a_norm_that_trains(folder, make_quiet, tmp_path, monkeypa
 
 def test_another_seed_drops_other_things(trained, module, make_quiet, tmp_path, monkeypatch):
     """Else the tests above would say nothing about dropout."""
-    monkeypatch.setattr(VLMModule, "on_train_batch_start", lambda self, batch, batch_idx: None)
+    monkeypatch.setattr(RunState, "on_train_batch_start", lambda *_: None)
     resumed, _ = fit(make_quiet, module("llava", adapt=PLAN), tmp_path, path(trained, 1))
     assert any(not torch.equal(resumed[name], weight) for name, weight in trained[1].items())
 

@@ -116,7 +116,7 @@ def test_answers_in_a_mixed_batch_are_those_of_each_alone(module, batch_of, list
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     one.model.eval()
     samples = mixed(family)
-    alone = [one.answer(batch_of(one, listed([sample]), predict=True))[0].text for sample in samples]
-    together = [answer.text for answer in one.answer(batch_of(one, listed(samples), predict=True))]
+    alone = [one.predict_step(batch_of(one, listed([sample]), predict=True), 0)[0].text for sample in samples]
+    together = [answer.text for answer in one.predict_step(batch_of(one, listed(samples), predict=True), 0)]
     assert together == alone
     assert len(set(alone)) > 1

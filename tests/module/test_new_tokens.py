@@ -15,7 +15,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import head_is_tied
-from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_rows
+from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_rows, new_token_ids
 from tests.support import tiny
 
 TOKENS = ["<loc_1>", "<loc_2>"]
@@ -49,7 +49,8 @@ def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
     with torch.no_grad():
         logits = model(input_ids=ids).logits
     old = len(processor.tokenizer)
-    rows = add_to_tokenizer(processor, TOKENS)
+    add_to_tokenizer(processor, TOKENS)
+    rows = new_token_ids(processor, TOKENS)
     assert rows == range(old, old + 2)
     assert processor.tokenizer("a<loc_2><loc_1>b", add_special_tokens=False).input_ids[1:3] == [old + 1, old]
     add_rows(model, rows)
@@ -76,7 +77,8 @@ def test_rows_to_spare_are_used(folder):
     """As in most published models, whose matrices are wider than their vocabulary."""
     model, processor = load_model(folder("qwen2_5_vl")).model, load_processor(folder("qwen2_5_vl"))
     model.resize_token_embeddings(512, mean_resizing=False)
-    rows = add_to_tokenizer(processor, TOKENS)
+    add_to_tokenizer(processor, TOKENS)
+    rows = new_token_ids(processor, TOKENS)
     weight = model.get_input_embeddings().weight
     add_rows(model, rows)
     assert model.get_input_embeddings().weight is weight

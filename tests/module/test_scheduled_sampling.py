@@ -230,7 +230,7 @@ def test_two_ranks(module, make_quiet, on_two_ranks, listed, words):
         one, sampling = awake(module("llava", adapt=PLAN)), ScheduledSampling(0.5, "constant")
         options = {"strategy": "ddp", "devices": 2, "batch_size": 1, "max_epochs": 1}
         before, after, weights = fit(one, make_quiet, listed(same), sampling, **options)
-        seeds = [one.seed_of(0), one.seed_of(0, " scheduled sampling")]
+        seeds = [one.callbacks.run_state.seed_of(one.trainer, 0, use) for use in ("", " scheduled sampling")]
         return {
             "changed": changed(before, after),
             "weights": weights,

@@ -62,21 +62,21 @@ class Keep(Callback):
         self.steps, self.weights, self.gradients = [], [], []
 
     def on_train_start(self, trainer, module):
-        divide = module._step_loss.divide
+        run = module.steps.run
 
         def kept(*args):
             self.weights.append(module.tasks.weights.clone())
-            self.steps.append(divide(*args))
+            self.steps.append(run(*args))
             return self.steps[-1]
 
-        module._step_loss.divide = kept
+        module.steps.run = kept
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         named = module.named_parameters()
         self.gradients.append({name: one.grad.clone() for name, one in named if one.requires_grad})
 
     def on_train_end(self, trainer, module):
-        del module._step_loss.divide
+        del module.steps.run
 
 
 def fit(make_quiet, one, source, batch_size=6, accumulate=1, callbacks=(), ckpt_path=None, **options):

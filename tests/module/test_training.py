@@ -17,7 +17,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Linear
-from lightning_vlm.step import refuse_unsuited
+from lightning_vlm.training.refusals import refuse_strategy
 
 LORA = {"lora": {"r": 2}}
 
@@ -205,10 +205,10 @@ def test_norms_are_logged_by_selector(module, make_quiet):
 
 
 def test_strategies():
-    refuse_unsuited(DDPStrategy(), None)
+    refuse_strategy(DDPStrategy())
     for strategy in (DeepSpeedStrategy.__new__(DeepSpeedStrategy), FSDPStrategy(), ModelParallelStrategy()):
         with pytest.raises(UserError, match=f"{type(strategy).__name__}.*choose ddp"):
-            refuse_unsuited(strategy, None)
+            refuse_strategy(strategy)
 
 
 def test_the_trainers_own_clipping_is_refused(module, make_quiet):

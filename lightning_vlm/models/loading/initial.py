@@ -8,7 +8,7 @@ import inspect
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,18 +88,25 @@ def init_missing_weights(
     return missing
 
 
-def check_missing_weights_train(missing: Mapping[str, nn.Parameter], excused: Collection[int] = ()) -> None:
+def check_missing_weights_train(
+    missing: Mapping[str, nn.Parameter], root: nn.Module, excused: Sequence[str] = ()
+) -> None:
     """Refuse to leave weights as they were drawn.
 
     Args:
         missing: The parameters that the model's files lack, by name, after the model was adapted.
-        excused: Identities of parameters that may stay.
+        root: What selectors start from.
+        excused: Selectors of parameters that may stay.
 
     Raises:
         UserError: One of them doesn't train.
     """
+    if not missing:
+        return
+    chosen = select_parameters(root, excused).values() if excused else ()
+    may_stay = {id(weight) for weight in chosen}
     left = [
-        name for name, weight in missing.items() if not weight.requires_grad and id(weight) not in excused
+        name for name, weight in missing.items() if not weight.requires_grad and id(weight) not in may_stay
     ]
     if left:
         shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")

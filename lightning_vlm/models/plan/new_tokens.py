@@ -15,11 +15,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from lightning_vlm.errors import UserError
 
 
-def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
+def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> None:
     """Add new tokens to a processor's tokenizer. They are words, not special: an answer may hold them.
-
-    Returns:
-        Their ids, in order.
 
     Raises:
         UserError: One is empty, given twice, or known already.
@@ -36,8 +33,15 @@ def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
             problem = "as a token that the model has"
         if problem:
             raise UserError(f"new_tokens: found {token!r} {problem}; expected words that aren't tokens yet")
-    first = len(tokenizer)
     tokenizer.add_tokens(list(tokens))
+
+
+def new_token_ids(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
+    """The ids that `add_to_tokenizer` gave to new tokens, in order."""
+    if not tokens:
+        return range(0)
+    tokenizer: Any = processor.tokenizer
+    first = tokenizer.convert_tokens_to_ids(tokens[0])
     return range(first, first + len(tokens))
 
 

@@ -125,7 +125,7 @@ def test_a_module_runs_a_batch_without_samples(model_folder, family):
     sums = module.loss_sums(batch)
     sums.loss_sum.backward()
     assert sums.loss_sum.item() == sums.weight_sum.item() == 0
-    assert module.answer(batch) == []
+    assert module.predict_step(batch, 0) == []
     assert (batch.skipped, batch.tokens) == ([error], 0)
 
 

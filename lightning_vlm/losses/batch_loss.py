@@ -1,0 +1,135 @@
+"""The loss of a batch: which tokens are learned, what the model makes of them, and the share of each task."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
+from lightning_vlm.losses.language import LossSums, head_cross_entropy
+from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
+from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
+from lightning_vlm.models.logits import logit_options
+
+
+class TaskSums(NamedTuple):
+    """The loss of a training batch, and its parts by task.
+
+    Args:
+        loss_sum: Scalar with a graph: Σ wℓ with the weights of tasks.
+        sums: Tensor of shape [tasks], detached: Σ wℓ of each task, before its weight.
+        counts: Tensor of shape [tasks], detached: Σ w.
+    """
+
+    loss_sum: Tensor
+    sums: Tensor
+    counts: Tensor
+
+
+def find_targets(batch: Batch, table: KindWeights) -> Targets:
+    """The tokens of a batch that have weight, each at the position that predicts it.
+
+    Args:
+        batch: On the CPU, or the host waits for its device.
+        table: The weight of each kind of token.
+    """
+    if not batch.kinds.numel():  # the batch has only prompts
+        none = torch.zeros(0, dtype=torch.int64)
+        return Targets(none, none, torch.zeros(0))
+    weights = token_weights(batch.kinds, table, batch.sample_weights, batch.turn_weights)
+    weights = pad(weights[:, 1:], (0, 1)).flatten()
+    (positions,) = (weights >= LEAST_WEIGHT).nonzero(as_tuple=True)
+    return Targets(positions, batch.inputs["input_ids"].flatten()[positions + 1], weights[positions])
+
+
+def last_hidden_states(
+    model: PreTrainedModel, batch: Batch, before_forward: Callable[[Tensor], None] | None = None
+) -> Tensor:
+    """What the head of a model gets.
+
+    Args:
+        model: Its head isn't called.
+        batch: May take several forward passes, as `split_by_image_count` says.
+        before_forward: Called before each of them with the rows of the batch that it computes.
+
+    Returns:
+        Tensor of shape [batch, length, hidden].
+    """
+    base = getattr(model, model.base_model_prefix)
+    groups = split_by_image_count(batch.inputs)
+    hidden_states = []
+    for rows, inputs in groups:
+        if before_forward is not None:
+            before_forward(rows)
+        hidden_states.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
+    if len(groups) == 1:
+        return hidden_states[0]
+    order = torch.cat([rows for rows, _ in groups]).argsort()
+    return torch.cat(hidden_states)[order]
+
+
+def target_losses(model: PreTrainedModel, hidden: Tensor, targets: Targets) -> LossSums:
+    """Weighted losses of targets, summed. Logits exist only where a token has weight, in chunks.
+
+    Args:
+        model: Its head is called.
+        hidden: Tensor of shape [batch, length, hidden], as from `last_hidden_states`.
+        targets: Of the same batch.
+
+    Returns:
+        As `head_cross_entropy`, with one token loss for each target.
+    """
+    chosen = hidden.flatten(0, 1).index_select(0, targets.positions)
+    head: nn.Module = model.get_output_embeddings()
+    options = logit_options(model)._asdict()
+    return head_cross_entropy(chosen, head, targets.labels, targets.weights, **options)
+
+
+def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: FixedWeights | None) -> TaskSums:
+    """The loss of a training batch, and its parts by task; no second pass for them.
+
+    Args:
+        model: In a fit.
+        batch: On the device of the model.
+        targets: What is learned from it.
+        tasks: The weights of tasks; None outside of a fit, where no task has a weight.
+
+    Raises:
+        UserError: A sample's task isn't one of the training data's.
+    """
+    device = batch.inputs["input_ids"].device
+    if tasks is None:
+        tasks = make_task_weights(None, [OTHER]).to(device)
+    task_of_row = torch.tensor([task_index(task, tasks.names) for task in batch.tasks] or [-1])
+    length = batch.inputs["input_ids"].shape[1]
+    task_of_target = task_of_row.to(device, non_blocking=True)[targets.positions // length]
+
+    def announce(rows: Tensor) -> None:
+        tasks.rows = task_of_row[rows]  # GradNorm's layers read it during the forward
+
+    hidden = last_hidden_states(model, batch, announce)
+    weights = targets.weights * tasks.weights[task_of_target]
+    loss = target_losses(model, hidden, targets._replace(weights=weights))
+    zeros = torch.zeros_like(tasks.weights)
+    token_sums = (loss.token_losses * targets.weights).to(zeros.dtype)
+    sums = zeros.index_add(0, task_of_target, token_sums)
+    counts = zeros.index_add(0, task_of_target, targets.weights)
+    tasks.add(sums, counts)
+    regularizer = tasks.regularizer(sums, counts)
+    loss_sum = loss.loss_sum if regularizer is None else loss.loss_sum + regularizer
+    return TaskSums(loss_sum, sums, counts)
+
+
+def zero_loss(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """A zero whose backward reaches all parameters that train, so that DDP waits for none of them."""
+    # One value of each: a sum over all could overflow, and 0 times infinity is NaN.
+    firsts = [parameter.flatten()[0].float() for parameter in parameters if parameter.requires_grad]
+    return 0 * torch.stack(firsts).sum()
+
+
+def has_pictures(batch: Batch) -> bool:
+    """Whether the model sees a picture in a batch."""
+    return any(name.startswith(("pixel_values", "image")) for name in batch.inputs)

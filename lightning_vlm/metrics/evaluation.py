@@ -1,0 +1,67 @@
+"""What a validation or a test finds, from the first batch to what is logged."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.data.batch.skip_checks import EvaluationSkipCheck
+from lightning_vlm.metrics.scores import Prediction, Scores
+
+
+class Evaluation(Callback):
+    """Adds up the scores of a validation or test, and logs them over all ranks at its end."""
+
+    def __init__(self) -> None:
+        self.answers: list[Prediction] = []
+        """The answers of the last validation or test on this process."""
+        self._scores = Scores()
+        self._skip_check = EvaluationSkipCheck()
+
+    def add(
+        self, batch: Batch, targets: Targets, token_losses: Tensor, answers: Sequence[Prediction]
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            batch: Of the validation or test data.
+            targets: What is scored of it.
+            token_losses: Tensor of shape [targets], one loss each, before its weight.
+            answers: What the model has generated for it.
+        """
+        self._skip_check.add(batch, len(targets.positions))
+        self._scores.add_losses(batch, targets, token_losses)
+        self._scores.add_answers(answers)
+        self.answers += answers
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "test")
+
+    def _start(self) -> None:
+        self.answers = []
+        self._scores.reset()
+        self._skip_check.start()
+
+    def _log(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        scores = self._scores.compute()
+        if "loss" not in scores:  # on all ranks alike
+            self._skip_check.warn_of_no_loss(trainer, stage)
+        for name, value in scores.items():
+            # Every rank has the same value; sync_dist only keeps Lightning from warning.
+            in_bar = name in ("loss", "exact_match")
+            module.log(f"{stage}/{name}", value, prog_bar=in_bar, sync_dist=trainer.world_size > 1)

@@ -1,0 +1,113 @@
+"""Which model is fine-tuned, how it is loaded, and what of it trains."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from lightning_vlm.models.blocks import compile_blocks
+from lightning_vlm.models.loading.load import (
+    Dtype,
+    LoadedModel,
+    load_model,
+    load_processor,
+    model_without_weights,
+)
+from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.plan.adapt import adapt
+from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_token_ids, train_new_rows
+from lightning_vlm.models.plan.plan import read_plan, refuse_on_quantised
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The options of a `VLMModule` that its model and processor are made from.
+
+    Args:
+        name_or_path: As in `load_model` and `load_processor`, as are all options but these.
+        plan: What trains, and how, as for `adapt`.
+        compile: Whether the blocks are compiled.
+        new_tokens: Words that become tokens.
+
+    Raises:
+        UserError: A plan that no model could have, or none whose weights are quantised.
+    """
+
+    name_or_path: str
+    plan: Mapping[str, Any]
+    dtype: Dtype
+    attn_implementation: str | None
+    gradient_checkpointing: bool
+    compile: bool
+    quantization: Quantization | None
+    chat_template: str | None
+    revision: str | None
+    trust_remote_code: bool
+    new_tokens: list[str]
+
+    def __post_init__(self) -> None:
+        entries = read_plan(self.plan)
+        if self.quantization:
+            refuse_on_quantised(entries, self.quantization.method, self.quantization.parts)
+
+    def processor(self) -> ProcessorMixin:
+        """Load the processor, whose tokenizer gets the new tokens."""
+        processor = load_processor(
+            self.name_or_path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            chat_template=self.chat_template,
+        )
+        add_to_tokenizer(processor, self.new_tokens)
+        return processor
+
+    def model(self, processor: ProcessorMixin | None) -> LoadedModel:
+        """Load the model and adapt it.
+
+        Args:
+            processor: As from `processor`; only new tokens need it.
+        """
+        loaded = load_model(
+            self.name_or_path,
+            dtype=self.dtype,
+            attn_implementation=self.attn_implementation,
+            gradient_checkpointing=self.gradient_checkpointing,
+            quantization=self.quantization,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if processor is not None:
+            add_rows(loaded.model, new_token_ids(processor, self.new_tokens))
+        adapt(loaded.model, self.plan, loaded.parts)
+        train_new_rows(loaded.model)
+        if self.compile:
+            compile_blocks(loaded.model)
+        return loaded
+
+    def skeleton(self) -> PreTrainedModel:
+        """The adapted model on the meta device, without weights and without rows for new tokens."""
+        model = model_without_weights(
+            self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
+        with torch.device("meta"):
+            adapt(model, self.plan, find_parts(model))
+        return model
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What a checkpoint keeps, from which the same model is made again.
+
+        That is only what can be saved without pickling code, and nothing that a person may change on resume.
+        Nor is it `trust_remote_code`: a stranger's checkpoint would trust the stranger.
+        """
+        return {
+            "name_or_path": self.name_or_path,
+            "adapt": self.plan,
+            "chat_template": self.chat_template,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "new_tokens": self.new_tokens,
+            "quantization": asdict(self.quantization) if self.quantization else None,
+        }

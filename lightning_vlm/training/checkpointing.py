@@ -1,0 +1,48 @@
+"""What a `VLMModule` writes into checkpoints and reads from them."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_vlm.models.loading.checkpoint import base_of, check_base
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
+
+KEY = "lightning_vlm"
+"""Where a checkpoint keeps what is ours."""
+
+
+def fill_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
+    """Keep only what ever trains; the rest is the base model's, whose identity is kept instead.
+
+    Args:
+        module: That is saved.
+        checkpoint: As Lightning has made it.
+    """
+    module.trained.keep_in(checkpoint, module.trainer)
+    own = base_of(module.name_or_path, module.loaded.fingerprint)
+    own |= module.callbacks.run_state.save(module.trainer, checkpoint, module.trained.buffers())
+    if module.tasks is not None:
+        own["tasks"] = {**module.tasks.state(), "log": module.steps.log.state_dict()}
+    checkpoint[KEY] = own
+
+
+def read_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
+    """Take over what `fill_checkpoint` wrote, before Lightning loads the weights.
+
+    Args:
+        module: With its model.
+        checkpoint: As Lightning has it, perhaps from an older version, which wrote less.
+
+    Raises:
+        UserError: It is a checkpoint of another base model, or its tasks or options don't fit.
+    """
+    own = check_base(checkpoint.get(KEY), module.name_or_path, module.loaded.fingerprint)
+    trainer = module._trainer  # None where only weights are loaded
+    module.trained.prepare_load(checkpoint, own.get("buffers", {}), trainer)
+    module.callbacks.run_state.load(trainer, checkpoint, own)
+    if module.tasks is not None and module.trainer.state.fn == TrainerFn.FITTING:
+        saved = own.get("tasks", {})
+        module.tasks.load_state(saved)
+        module.steps.log.load_state_dict(saved.get("log", {}))

@@ -1,0 +1,54 @@
+"""The callbacks that a `VLMModule` brings along: parts of it that follow a run, and what it reports."""
+
+from dataclasses import dataclass, field, fields
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_vlm.data.batch.skip_checks import TrainingSkipCheck
+from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.evaluation import Evaluation
+from lightning_vlm.models.attention import VarlenAttentionCheck
+from lightning_vlm.models.modes import FitModes
+from lightning_vlm.outputs.score_printer import ScorePrinter
+from lightning_vlm.outputs.start_report import StartReport
+from lightning_vlm.outputs.wandb_run import PictureSender
+from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.run_state import RunState
+
+
+@dataclass(frozen=True)
+class ModuleCallbacks:
+    """One callback for each job beside the loss; Lightning calls them in this order, after those of a user.
+
+    >>> missing = ModuleCallbacks().missing_in(Trainer(logger=False, barebones=True))
+    >>> [type(callback).__name__ for callback in missing[:2]]
+    ['RunState', 'FitModes']
+    """
+
+    run_state: RunState = field(default_factory=RunState)
+    modes: FitModes = field(default_factory=FitModes)
+    coverage: GradientCoverage = field(default_factory=GradientCoverage)
+    skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    attention_check: VarlenAttentionCheck = field(default_factory=VarlenAttentionCheck)
+    start_report: StartReport = field(default_factory=StartReport)
+    score_printer: ScorePrinter = field(default_factory=ScorePrinter)
+    picture_sender: PictureSender = field(default_factory=PictureSender)
+
+    def missing_in(self, trainer: Trainer) -> list[Callback]:
+        """Those that a Trainer doesn't have yet."""
+        attached = {id(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        ours = [getattr(self, entry.name) for entry in fields(self)]
+        return [callback for callback in ours if id(callback) not in attached]
+
+    def check_attached(self, trainer: Trainer) -> None:
+        """Whether a Trainer that is set up has all of them.
+
+        Raises:
+            UserError: A subclass of the module has left them out.
+        """
+        if self.missing_in(trainer):
+            raise UserError(
+                "configure_callbacks: found none of the VLMModule's own callbacks, without which a run isn't "
+                "checked and can't be resumed; return [*super().configure_callbacks(), ...]"
+            )

@@ -1,0 +1,176 @@
+"""The optimizer steps of a fit: how many there are, and what happens in each."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning_vlm_callbacks.run_length import steps_of_run
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import UserError
+from lightning_vlm.losses.batch_loss import TaskSums
+from lightning_vlm.losses.tasks import FixedWeights, TaskLog
+from lightning_vlm.optim import Schedule, lr_lambda, settle_rates
+from lightning_vlm.optim.closures import no_call, several_calls
+from lightning_vlm.step import StepClosure, StepLoss, WholeStep
+from lightning_vlm.training.resume import AccumulationWindow
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
+
+
+class OptimizerSteps:
+    """Runs the optimizer steps of a fit with gradients of the loss over each whole step.
+
+    Args:
+        tasks: The weights of tasks.
+        window: Is kept up to date with when the optimizer changes weights.
+    """
+
+    def __init__(self, tasks: FixedWeights, window: AccumulationWindow) -> None:
+        self.log = TaskLog(tasks)
+        """The losses of tasks since they were last logged."""
+        self.last_was_empty = False
+        """Whether the last step was skipped because no token in it has weight."""
+        self.total = 0
+        """Optimizer steps of the whole run, known from `schedule` on."""
+        self._tasks = tasks
+        self._window = window
+        self._loss = StepLoss()
+
+    def schedule(self, optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> LambdaLR:
+        """A schedule of learning rates over the whole run."""
+        self.total = total_steps(trainer)
+        return LambdaLR(optimizer, lambda step: lr_lambda(schedule, self.total)(step))
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin to train, at the beginning of a window, and settle how long the schedule is."""
+        self._loss = StepLoss()
+        # A tuner such as BatchSizeFinder changes the number of steps after the optimizer was configured, and
+        # a resumed run may be longer than it was.
+        self.total = total_steps(trainer)
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LambdaLR):
+                settle_rates(config.scheduler)
+
+    def start_batch(self, targets: int) -> None:
+        """Count how many tokens of the micro-batch that comes next have weight."""
+        self._loss.targets += targets
+
+    def add(self, losses: TaskSums) -> Tensor:
+        """Add a micro-batch; returns the loss to run backward from."""
+        return self._loss.add(*losses)
+
+    def run(
+        self,
+        module: "VLMModule",
+        batch_idx: int,
+        run_closure: Callable[[], Any],
+        step: Callable[[Callable[[], Any]], None],
+    ) -> WholeStep:
+        """Make an optimizer step, or skip one in which no token has weight.
+
+        A skipped step logs nothing, and the schedule waits. `global_step` counts it all the same, since
+        lengths of runs are counted so.
+
+        Args:
+            module: That trains.
+            batch_idx: The last batch of the step.
+            run_closure: Lightning's closure: forward and backward of the last micro-batch.
+            step: Lets the optimizer step with a closure.
+
+        Raises:
+            UserError: The optimizer doesn't call its closure, or calls it again where a window has several
+                micro-batches.
+        """
+        closure = StepClosure(
+            run=run_closure,
+            divide=lambda: self._divide(module),
+            record=lambda found: self._record(module, found),
+            repeat=lambda: self._prepare_repeat(module, batch_idx),
+        )
+        may_be_empty = self._loss.targets == 0
+        self.last_was_empty = may_be_empty and closure.run_ahead().empty
+        if self.last_was_empty:
+            self._skip(module)
+        else:
+            step(closure)
+        if closure.step is None:
+            raise UserError(no_call(_optimizer_name(module)))
+        self._end(module, closure.step, batch_idx)
+        return closure.step
+
+    def _divide(self, module: "VLMModule") -> WholeStep:
+        trainer = module.trainer
+        found = self._loss.divide(
+            module.parameters(), self._tasks.weights, trainer.accumulate_grad_batches, trainer.world_size
+        )
+        self._tasks.scale = found.factor
+        self._window.stepping = True
+        return found
+
+    def _record(self, module: "VLMModule", found: WholeStep) -> None:
+        self.log.add(found.sums, found.counts, module.trainer)
+        module.log("train/loss", found.loss, prog_bar=True, on_step=True, on_epoch=False)
+
+    def _prepare_repeat(self, module: "VLMModule", batch_idx: int) -> None:
+        """Let an optimizer that calls its closure again get the same dropout."""
+        window = module.trainer.accumulate_grad_batches
+        if window > 1:
+            raise UserError(several_calls(_optimizer_name(module), window))
+        torch.manual_seed(module.callbacks.run_state.seed_of(module.trainer, batch_idx))
+
+    def _skip(self, module: "VLMModule") -> None:
+        self.log.write(module.trainer)
+        log_no_more(module.trainer, ("train/loss", "train/grad_norm"))
+        for parameter in module.parameters():
+            parameter.grad = None
+
+    def _end(self, module: "VLMModule", found: WholeStep, batch_idx: int) -> None:
+        """Pass on what the step has found, and end its window."""
+        if not found.empty:
+            self._tasks.end_step(found.sums, found.counts)
+        data = getattr(module.trainer, "datamodule", None)
+        if isinstance(data, VLMDataModule):
+            data.end_step(found.sums, found.counts, batch_idx)
+        self._window.end_step(module.trainer, batch_idx)
+
+
+def _optimizer_name(module: "VLMModule") -> str:
+    return type(module.trainer.optimizers[0]).__name__
+
+
+def log_no_more(trainer: Trainer, names: tuple[str, ...]) -> None:
+    """Let a Trainer not log values of an earlier step again at a step that logs none of them.
+
+    Args:
+        trainer: Lightning repeats the last value of `self.log(..., on_step=True)` at each step of an epoch.
+        names: What the names of the values begin with.
+    """
+    for result in (trainer._results or {}).values():
+        if result.meta.name.startswith(names):
+            result.has_reset = True  # until it is logged again
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps in the whole run that a trainer is set up for.
+
+    Raises:
+        UserError: It has no end.
+    """
+    data = getattr(trainer, "datamodule", None)
+    batches = None
+    if isinstance(data, VLMDataModule):
+        # A loader made now would not be the one that a resumed run continues with.
+        batches = data.batches_per_epoch(trainer.world_size, trainer.limit_train_batches)
+    elif trainer.max_epochs not in (None, -1) and trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    steps = steps_of_run(trainer, batches)
+    if steps == math.inf:
+        raise UserError("the schedule needs an end; set trainer.max_steps or trainer.max_epochs")
+    return int(steps)

@@ -1,0 +1,59 @@
+"""Settings of a Trainer that a `VLMModule` can't run with, refused at setup."""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.requirements import require_whole_model
+
+from lightning_vlm.errors import UserError
+
+
+def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
+    """Refuse at setup what would be silently wrong.
+
+    Args:
+        trainer: Is set up.
+        fits: Whether the module is going to be trained. Otherwise only the strategy matters.
+
+    Raises:
+        UserError: A strategy other than one device or DDP, the Trainer's own clipping, or as from
+            `refuse_rate_finder`.
+    """
+    refuse_strategy(trainer.strategy)
+    if not fits:
+        return
+    if trainer.gradient_clip_val is not None:
+        raise UserError(
+            f"found trainer.gradient_clip_val {trainer.gradient_clip_val}; clip with model.clip, which knows "
+            "selectors (1.0 by default)"
+        )
+    refuse_rate_finder(trainer)
+
+
+def refuse_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy other than one device or DDP.
+
+    Raises:
+        UserError: Says which one was found.
+    """
+    try:
+        require_whole_model("VLMModule", strategy)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from None
+
+
+def refuse_rate_finder(trainer: Trainer) -> None:
+    """Refuse Lightning's search for a learning rate, by callback or by `Tuner.lr_find`.
+
+    Raises:
+        UserError: It judges the loss that `training_step` returns, which here is a sum over the tokens of a
+            micro-batch, and gives all groups of parameters one rate, which the schedule would then replace.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                f"found {type(callback).__name__}: it gives all parameters one learning rate, judged by sums "
+                "over a batch, and the schedule replaces it; leave it out, and compare a few short runs with "
+                "rates such as 1e-5, 5e-5 and 2e-4 (model.optimizer, model.learning_rates)"
+            )

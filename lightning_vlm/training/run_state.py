@@ -1,0 +1,121 @@
+"""What checkpoints say of their run, so that a run resumed from one is the uninterrupted run."""
+
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import restore_accumulation
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_vlm.outputs.wandb_run import KEY, note_other_run, run_id
+from lightning_vlm.training.resume import WINDOW, AccumulationWindow
+from lightning_vlm.training.resume_changes import RUN, RunChanges
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
+
+
+class RunState(Callback):
+    """The seed of a run, its place inside an accumulation window, and what the run was made with.
+
+    Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same.
+    """
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+        """Of the whole run, also of its resumed parts; None until a fit is set up."""
+        self.window = AccumulationWindow()
+        self._changes = RunChanges()
+
+    def setup_fit(self) -> None:
+        """Choose the seed, before a tuner draws random numbers."""
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+
+    def seed_of(self, trainer: Trainer, batch_idx: int, use: str = "") -> int:
+        """A seed for one use of chance in a training batch: its place in the run and the rank decide."""
+        place = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}{use}"
+        return random.Random(place).getrandbits(63)
+
+    def configured(self, optimizer: Optimizer) -> None:
+        """Keep the options of an optimizer, before the state of a checkpoint is loaded into it."""
+        self._changes.configured(optimizer)
+
+    def start(self, module: "VLMModule", steps: int) -> None:
+        """Begin to train, perhaps inside an epoch, and say what has changed since the checkpoint.
+
+        Args:
+            module: That trains.
+            steps: The optimizer steps of the whole run.
+        """
+        trainer = module.trainer
+        arguments = {
+            "adapt": module.adapt,
+            "optimizer": type(trainer.optimizers[0]).__name__,
+            "schedule": str(module.schedule),
+            "clip": module.clip,
+            "token_weights": module.hparams["token_weights"],
+            "task_weights": module.task_weights,
+            "dtype": module.source.dtype,
+        }
+        restore_accumulation(trainer)
+        self._changes.start(trainer, arguments, steps)
+        self.window.start_run(trainer)
+        self.setup_fit()
+
+    def save(
+        self, trainer: Trainer, checkpoint: dict[str, Any], buffers: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """What a checkpoint says of its run.
+
+        Args:
+            trainer: That saves.
+            checkpoint: As Lightning has made it; inside a window its counts are changed.
+            buffers: Those that every forward changes.
+        """
+        state: dict[str, Any] = {"seed": self.seed, "buffers": self.window.buffers(buffers)}
+        wandb_id = run_id(trainer)
+        if wandb_id is not None:
+            state[KEY] = wandb_id
+        if trainer.state.fn == TrainerFn.FITTING:
+            state[WINDOW] = self.window.save(trainer, checkpoint)
+            state[RUN] = self._changes.facts
+        return state
+
+    def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Take over what `save` returned.
+
+        Args:
+            trainer: That of the resumed run; None where only weights are loaded.
+            checkpoint: As Lightning has it.
+            state: What `save` returned; older versions had less.
+        """
+        self.seed = state.get("seed")
+        self.window.load(state.get(WINDOW))
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._changes.load(trainer, checkpoint, state.get(RUN, {}))
+            note_other_run(trainer, state.get(KEY))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._changes.check_optimizer(trainer.optimizers)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.window.start_batch(trainer, pl_module.trained.buffers())
+        torch.manual_seed(self.seed_of(trainer, batch_idx))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.window.end_batch(trainer, batch_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.window.end_validation(trainer)
