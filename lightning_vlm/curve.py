@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 _STEEPNESS = 5.0
 """Exponential curves fall to e^-5 of their distance; the logistic function goes from -5 to 5."""
-_ROUNDING = 1e-6
-"""Of progress, so that step 2 of 3 is at 0.6666667."""
 
 WAYS: dict[str, Callable[[float], float]] = {
     "steps": lambda share: 0.0,
@@ -44,18 +42,20 @@ class Curve:
 
     Args:
         points: At least one, in order of progress. Of several at one progress the last one counts.
+        tolerance: A point counts as reached so much before it.
 
     >>> curve = Curve([Point(0, 0.0), Point(0.2, 1.0, "smooth"), Point(1, 0.1)])
     >>> [round(curve(progress), 3) for progress in (0, 0.1, 0.2, 0.6, 1, 2)]
     [0.0, 0.5, 1.0, 0.55, 0.1, 0.1]
     """
 
-    def __init__(self, points: Sequence[Point]) -> None:
+    def __init__(self, points: Sequence[Point], tolerance: float = 0.0) -> None:
         self.points = tuple(points)
+        self._tolerance = tolerance
 
     def __call__(self, progress: float) -> float:
         """The value at a progress."""
-        passed = [place for place, point in enumerate(self.points) if point.at <= progress + _ROUNDING]
+        passed = [place for place, point in enumerate(self.points) if point.at <= progress + self._tolerance]
         place = passed[-1] if passed else 0
         point = self.points[place]
         if place + 1 == len(self.points):

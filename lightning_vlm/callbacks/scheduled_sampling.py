@@ -1,9 +1,8 @@
 """Scheduled sampling for transformers: a model learns to continue its own words."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +13,7 @@ from torch.nn.functional import pad
 from transformers import ProcessorMixin
 from typing_extensions import override
 
+from lightning_vlm.curve import Curve, Point
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
@@ -132,11 +132,11 @@ class ScheduledSampling(Callback):
 def replacement_probability(progress: float, probability: float, decay: Decay, start: float = 0.0) -> float:
     """The probability of a replacement: 0 up to `start`, `probability` at the end of training.
 
-    One minus it is the teacher forcing of Bengio et al. (2015), section 2.4. With x from 0 to 1 between
-    `start` and the end it is `probability` times: linear, x; exponential, 1 - k^i where k^i falls to e^-5;
-    inverse sigmoid, 1 - k / (k + e^(i/k)) where k = e^5, which is a logistic function of 10 (x - 1/2). The
-    latter two are stretched by less than 1.4% to begin at 0 and end at 1. Constant is `probability` from
-    `start` on.
+    One minus it is the teacher forcing of Bengio et al. (2015, https://arxiv.org/abs/1506.03099), section
+    2.4. With x from 0 to 1 between `start` and the end it is `probability` times: linear, x; exponential,
+    1 - k^i where k^i falls to e^-5; inverse sigmoid, 1 - k / (k + e^(i/k)) where k = e^5, which is a logistic
+    function of 10 (x - 1/2). The latter two are stretched by less than 1.4% to begin at 0 and end at 1.
+    Constant is `probability` from `start` on.
 
     Raises:
         UserError: There is no such decay.
@@ -144,16 +144,11 @@ def replacement_probability(progress: float, probability: float, decay: Decay, s
     >>> [round(replacement_probability(x, 0.4, "linear", start=0.5), 2) for x in (0, 0.5, 0.75, 1)]
     [0.0, 0.0, 0.2, 0.4]
     """
-    share = min(max((progress - start) / (1 - start), 0.0), 1.0)
+    if decay not in get_args(Decay):
+        raise UserError(f"decay: found {decay!r}; expected constant, linear, exponential or inverse_sigmoid")
     if decay == "constant":
-        return probability if progress >= start else 0.0
-    if decay == "linear":
-        return probability * share
-    if decay == "exponential":
-        return probability * math.expm1(-5 * share) / math.expm1(-5)
-    if decay == "inverse_sigmoid":  # tanh is a logistic function of twice its argument
-        return probability * (1 + math.tanh(5 * (share - 0.5)) / math.tanh(2.5)) / 2
-    raise UserError(f"decay: found {decay!r}; expected constant, linear, exponential or inverse_sigmoid")
+        return Curve([Point(0, 0.0, "steps"), Point(start, probability)])(progress)
+    return Curve([Point(start, 0.0, decay), Point(1, probability)])(progress)
 
 
 def predict_tokens(
@@ -178,7 +173,7 @@ def predict_tokens(
     >>> predict_tokens(torch.eye(3), nn.Identity(), LogitOptions(None, 1.0))
     tensor([0, 1, 2])
     """
-    size = chunk_size or default_chunk_size(getattr(head, "out_features", 2**17), hidden.device.type)
+    size = chunk_size or default_chunk_size(head, hidden.device)
     found = []
     for chunk in hidden.split(size):
         logits = head(chunk)

@@ -75,8 +75,8 @@ class TokenWeightSchedule(Callback):
         """
         way = {"steps": "by steps", "linear": "linearly", "smooth": "smoothly"}[self.between]
         kinds = []
-        for kind, points in sorted(self._curve.of_kind.items()):
-            stations = ", ".join(f"{weight:g} at {100 * at:.4g}%" for at, weight in points)
+        for kind, curve in sorted(self._curve.of_kind.items()):
+            stations = ", ".join(f"{point.value:g} at {100 * point.at:.4g}%" for point in curve.points)
             kinds.append(f"{kind} goes {way}: {stations}")
         return "; ".join(kinds)
 

@@ -1,6 +1,6 @@
 """Cross-entropy of a language model's output without ever holding all of its logits."""
 
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.losses.linear_cross_entropy import LinearCrossEntropy
 
 CHUNK_LOGITS = {"cpu": 2**24}
 """How many logits a chunk has on a kind of device unless `chunk_size` is given: 64 MiB in float32; else 128,
@@ -86,113 +87,11 @@ def linear_cross_entropy(
     device, dtype = hidden.device.type, hidden.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    chunk_size = chunk_size or default_chunk_size(len(weight), hidden.device.type)
+    chunk_size = chunk_size or default_chunk_size(weight, hidden.device)
     # Inside, the grad mode is always off.
     options = softcap, logit_scale, chunk_size, dtype, torch.is_grad_enabled()
-    loss_sum, token_losses = _LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
+    loss_sum, token_losses = LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
     return LossSums(loss_sum, weights.sum(), token_losses)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        token_weights: Tensor,
-        softcap: float | None,
-        logit_scale: float,
-        chunk_size: int,
-        dtype: torch.dtype,
-        with_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        for_hidden, for_weight, for_bias = (with_grad and need for need in ctx.needs_input_grad[:3])
-        any_grad = for_hidden or for_weight or for_bias
-        with_slopes = any_grad and softcap is not None
-        if with_slopes:
-            chunk_size = max(1, chunk_size // 2)
-        wide, tokens = token_weights.dtype, len(hidden)
-        wide_chunk = hidden.new_empty(min(chunk_size, tokens), len(weight), dtype=wide)
-        chunk = wide_chunk if dtype == wide else torch.empty_like(wide_chunk, dtype=dtype)
-        slopes = torch.empty_like(wide_chunk) if with_slopes else None
-
-        weight_as_used = weight.to(dtype)
-        losses = hidden.new_empty(tokens, dtype=wide)
-        grad_hidden = hidden.new_empty(hidden.shape, dtype=dtype) if for_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if for_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and for_bias else None
-
-        # Matrix multiplications write into `out`: no copies, and autocast leaves them alone.
-        for start in range(0, tokens, chunk_size):
-            piece = slice(start, start + chunk_size)
-            size = min(chunk_size, tokens - start)
-            counts = token_weights[piece] != 0
-            # 0 times NaN is NaN, so tokens without weight are replaced before they are multiplied.
-            inputs = hidden[piece].to(dtype).masked_fill(~counts[:, None], 0)
-            targets = labels[piece].masked_fill(~counts, 0)[:, None]
-
-            logits = wide_chunk[:size]
-            torch.mm(inputs, weight_as_used.t(), out=chunk[:size])
-            if chunk is not wide_chunk:
-                logits.copy_(chunk[:size])
-            if bias is not None:
-                logits.add_(bias)
-            if logit_scale != 1:
-                logits.mul_(logit_scale)
-            if softcap is not None:
-                logits.div_(softcap).tanh_()
-                if slopes is not None:
-                    torch.mul(logits, logits, out=slopes[:size]).neg_().add_(1)
-                logits.mul_(softcap)
-
-            largest = logits.amax(1, keepdim=True)
-            gap = largest - logits.gather(1, targets)
-            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            losses[piece] = (gap + total.log())[:, 0].masked_fill(~counts, 0)
-            if not any_grad:
-                continue
-
-            # From here on `logits` holds the gradient of the weighted loss with respect to hidden @ weight.T.
-            scale = token_weights[piece, None] * logit_scale
-            logits.mul_(scale / total)
-            logits.scatter_(1, targets, logits.gather(1, targets) - scale)
-            if slopes is not None:
-                logits.mul_(slopes[:size])
-            if grad_bias is not None:
-                grad_bias += logits.sum(0)
-            if grad_weight is not None:
-                torch.addmm(grad_weight, logits.t(), inputs.to(wide), out=grad_weight)
-            if grad_hidden is not None:
-                if chunk is not wide_chunk:
-                    chunk[:size].copy_(logits)
-                torch.mm(chunk[:size], weight_as_used, out=grad_hidden[piece])
-
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(losses)
-        return (losses * token_weights).sum(), losses
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients are constants here. Without this, a second derivative would silently be wrong.
-        if torch.is_grad_enabled():
-            raise UserError("linear_cross_entropy has no second derivative: found create_graph=True")
-        # A scalar would be rounded to the gradient's dtype before it multiplies (a loss scale of 65536
-        # overflows float16); a factor with a dimension is not, and only the product is rounded, once.
-        factor = grad_loss.reshape(1)
-        # A weight's gradient is large. Only a backward that is to be repeated (retain_graph) needs a copy.
-        again = torch._C._autograd._get_current_graph_task_keep_graph()
-        grads = tuple(
-            grad if grad is None else torch.mul(grad, factor, out=_room_for(grad, dtype, again))
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
-        return *grads, *[None] * 7
-
-
-def _room_for(grad: Tensor, dtype: torch.dtype, again: bool) -> Tensor:
-    return torch.empty_like(grad, dtype=dtype) if again or grad.dtype != dtype else grad
 
 
 def head_cross_entropy(
@@ -247,8 +146,7 @@ def head_cross_entropy(
     counts = weights != 0
     inputs = torch.where(counts[:, None], rows, 0)  # as above: 0 times NaN is NaN
     targets = targets.masked_fill(~counts, 0)
-    # Layers of PEFT and bitsandbytes have `out_features`; for others a usual vocabulary is assumed.
-    size = chunk_size or default_chunk_size(getattr(head, "out_features", 2**17), hidden.device.type)
+    size = chunk_size or default_chunk_size(head, hidden.device)
     chunks = [
         checkpoint(_chunk_losses, head, *chunk, softcap, logit_scale, use_reentrant=False)
         for chunk in zip(inputs.split(size), targets.split(size), strict=True)
@@ -276,10 +174,20 @@ def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def default_chunk_size(vocabulary: int, device: str) -> int:
-    return max(
-        64, CHUNK_LOGITS.get(device, 2**25) // vocabulary
-    )  # fewer rows would waste the matrix multiplication
+def default_chunk_size(head: nn.Module | Tensor, device: torch.device) -> int:
+    """How many tokens' logits are computed at a time unless a caller says otherwise.
+
+    Args:
+        head: The output layer, or its weight of shape [vocabulary, hidden].
+        device: That computes them.
+
+    >>> default_chunk_size(nn.Linear(8, 2**17), torch.device("cpu"))
+    128
+    """
+    # Layers of PEFT and bitsandbytes have `out_features`; for others a usual vocabulary is assumed.
+    vocabulary = len(head) if isinstance(head, Tensor) else getattr(head, "out_features", 2**17)
+    logits = CHUNK_LOGITS.get(device.type, 2**25)
+    return max(64, logits // vocabulary)  # fewer rows would waste the matrix multiplication
 
 
 def _as_weights(token_weights: Tensor | None, hidden: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_vlm.curve import Curve, Point
 from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
@@ -152,11 +153,12 @@ class WeightCurve:
                     f"points[{place}].{kind}: found no weight of {kind} at the first point; give it one to "
                     "begin with"
                 )
-        self.between = between
-        self.of_kind: dict[str, list[tuple[float, float]]] = {}
-        """Each kind's own points: progress and weight."""
+        self._ats = ats
+        self.of_kind: dict[str, Curve] = {}
+        """Each kind's own curve."""
         for kind in points[0].keys() - {"at"}:
-            self.of_kind[kind] = [(point["at"], float(point[kind])) for point in points if kind in point]
+            own = [Point(point["at"], float(point[kind]), between) for point in points if kind in point]
+            self.of_kind[kind] = Curve(own, tolerance=_ROUNDING)
 
     def __call__(self, progress: float, table: KindWeights) -> KindWeights:
         """The weights at a progress.
@@ -168,28 +170,15 @@ class WeightCurve:
         Raises:
             UserError: No kind has weight.
         """
-        now = {kind: self._weight(points, progress) for kind, points in self.of_kind.items()}
-        return replace(table, **now)
+        return replace(table, **{kind: curve(progress) for kind, curve in self.of_kind.items()})
 
     def check(self, table: KindWeights) -> None:
         """Raise a `UserError` if with such a table no kind has weight at some point."""
-        for at in sorted({at for points in self.of_kind.values() for at, _ in points}):
+        for at in self._ats:
             try:
                 self(at, table)
             except UserError as error:
                 raise UserError(f"points at {at}: {error}") from None
-
-    def _weight(self, points: list[tuple[float, float]], progress: float) -> float:
-        passed = [place for place, (at, _) in enumerate(points) if at <= progress + _ROUNDING]
-        place = passed[-1] if passed else 0
-        at, weight = points[place]
-        if place + 1 == len(points) or self.between == "steps":
-            return weight
-        later, other = points[place + 1]
-        share = max(0.0, progress - at) / (later - at)
-        if self.between == "smooth":
-            share = 0.5 * (1 - math.cos(math.pi * share))
-        return weight * (1 - share) + other * share
 
 
 _ROUNDING = 1e-6

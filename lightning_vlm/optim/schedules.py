@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_vlm.curve import Curve, Point
 from lightning_vlm.errors import UserError
 
 
@@ -71,7 +72,7 @@ class Constant(Schedule):
 
     def factor(self, progress: float) -> float:
         """See `Schedule`."""
-        return progress / self.warmup if progress < self.warmup else 1.0
+        return Curve([Point(0, 0.0), Point(self.warmup, 1.0)])(progress)
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ class Linear(Schedule):
 
     def factor(self, progress: float) -> float:
         """See `Schedule`."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        return _between(1.0, self.floor, (progress - self.warmup) / (1 - self.warmup))
+        return Curve([Point(0, 0.0), Point(self.warmup, 1.0), Point(1, self.floor)])(progress)
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,7 @@ class Cosine(Schedule):
 
     def factor(self, progress: float) -> float:
         """See `Schedule`."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        return _between(1.0, self.floor, _half_cosine((progress - self.warmup) / (1 - self.warmup)))
+        return Curve([Point(0, 0.0), Point(self.warmup, 1.0, "smooth"), Point(1, self.floor)])(progress)
 
 
 @dataclass(frozen=True)
@@ -154,12 +151,10 @@ class ThreePhase(Schedule):
 
     def factor(self, progress: float) -> float:
         """See `Schedule`."""
-        if progress < self.warmup:
-            return _between(self.start, 1.0, progress / self.warmup)
-        left = 1 - progress
-        if left >= self.refinement:
-            return 1.0
-        return _between(1.0, self.floor, _half_cosine(1 - left / self.refinement))
+        points = [Point(0, self.start), Point(self.warmup, 1.0)]
+        if self.refinement:
+            points += [Point(1 - self.refinement, 1.0, "smooth"), Point(1, self.floor)]
+        return Curve(points)(progress)
 
 
 def lr_lambda(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
@@ -216,12 +211,3 @@ def settle_rates(scheduler: LambdaLR) -> None:
             group["lr"] = rate
         rates.append(group["lr"])
     scheduler._last_lr = rates
-
-
-def _between(first: float, last: float, share: float) -> float:
-    return first * (1 - share) + last * share
-
-
-def _half_cosine(share: float) -> float:
-    """0 to 1 as a straight line is, but level at both ends."""
-    return 0.5 * (1 - math.cos(math.pi * share))
