@@ -35,21 +35,20 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
     if answer.candidates:
         best = answer.candidates[0]
         scores |= {"log_prob": _finite(best.log_prob), "score": _finite(best.score)}
-    candidates = [
-        {**one._asdict(), "log_prob": _finite(one.log_prob), "score": _finite(one.score)}
-        for one in answer.candidates
-    ]
-    values = (
-        answer.source,
-        answer.task,
-        answer.prompt,
-        list(answer.images),
-        answer.text,
-        answer.reference,
-        scores,
-        candidates,
-    )
-    return dict(zip(KEYS, values, strict=True))
+    candidates = []
+    for candidate in answer.candidates:
+        numbers = {"log_prob": _finite(candidate.log_prob), "score": _finite(candidate.score)}
+        candidates.append({**candidate._asdict(), **numbers})
+    return {
+        "source": answer.source,
+        "task": answer.task,
+        "prompt": answer.prompt,
+        "images": list(answer.images),
+        "answer": answer.text,
+        "reference": answer.reference,
+        "scores": scores,
+        "candidates": candidates,
+    }
 
 
 def _finite(number: float) -> float | None:

@@ -90,7 +90,7 @@ class AnswerWriter(Callback):
     ) -> None:
         assert self._file is not None
         answers = [] if outputs is None else outputs
-        if not isinstance(answers, list) or not all(isinstance(one, Prediction) for one in answers):
+        if not isinstance(answers, list) or not all(isinstance(answer, Prediction) for answer in answers):
             raise UserError(
                 f"AnswerWriter: found predictions of type {type(outputs).__name__}; expected those of a "
                 "VLMModule, which are lists of Prediction"

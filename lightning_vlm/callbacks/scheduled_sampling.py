@@ -77,8 +77,13 @@ class ScheduledSampling(Callback):
         if predictions not in ("likeliest", "drawn"):
             raise UserError(f"predictions: found {predictions!r}; expected likeliest or drawn")
         replacement_probability(0.0, probability, decay, start)
-        self.probability, self.decay, self.start, self.predictions = probability, decay, start, predictions
-        self._total, self._logged, self._never = 1, -1, torch.zeros(0, dtype=torch.bool)
+        self.probability = probability
+        self.decay = decay
+        self.start = start
+        self.predictions = predictions
+        self._total = 1
+        self._logged = -1
+        self._never = torch.zeros(0, dtype=torch.bool)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -88,7 +93,8 @@ class ScheduledSampling(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
         assert pl_module.model is not None
-        self._total, self._logged = total_steps(trainer), -1
+        self._total = total_steps(trainer)
+        self._logged = -1
         if self.start >= (self._total - 1) / self._total:
             rank_zero_warn(
                 f"ScheduledSampling: start {self.start:g} never comes in this run of {self._total} steps, so "
@@ -223,14 +229,14 @@ def never_written(processor: ProcessorMixin, size: int) -> Tensor:
         Tensor of shape [size or more], bool.
     """
     tokenizer = processor.tokenizer
-    ids = {
-        *tokenizer.all_special_ids,
-        *(id for id, one in tokenizer.added_tokens_decoder.items() if one.special),
-    }
-    names = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio"))
-    ids |= {tokenizer.convert_tokens_to_ids(str(name)) for name in names if name}
+    ids = set(tokenizer.all_special_ids)
+    ids |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    for medium in ("image", "video", "audio"):
+        token = getattr(processor, f"{medium}_token", None)
+        if token:
+            ids.add(tokenizer.convert_tokens_to_ids(str(token)))
     ids.discard(None)
-    never = torch.zeros(max(size, *(one + 1 for one in ids)), dtype=torch.bool)
+    never = torch.zeros(max(size, max(ids, default=0) + 1), dtype=torch.bool)
     never[list(ids)] = True
     return never
 
@@ -238,10 +244,10 @@ def never_written(processor: ProcessorMixin, size: int) -> Tensor:
 @contextmanager
 def _in_use(model: nn.Module) -> Iterator[None]:
     """A model in eval mode for a while."""
-    training = [one for one in model.modules() if one.training]
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        for one in training:
-            one.training = True
+        for module in training:
+            module.training = True

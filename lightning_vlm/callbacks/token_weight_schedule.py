@@ -61,7 +61,8 @@ class TokenWeightSchedule(Callback):
         self._curve = WeightCurve(self.points, between)
         self._own: KindWeights | None = None  # the module's own weights, during a fit
         self._now: KindWeights | None = None  # the weights in force, during a fit
-        self._total, self._step = 1, -1
+        self._total = 1
+        self._step = -1
 
     def at(self, progress: float, table: KindWeights) -> KindWeights:
         """The weights at a progress from 0 to 1; kinds that no point names have theirs of `table`."""
@@ -91,7 +92,9 @@ class TokenWeightSchedule(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: VLMModule) -> None:  # type: ignore[override]
-        self._own, self._total, self._step = pl_module.token_weights, total_steps(trainer), -1
+        self._own = pl_module.token_weights
+        self._total = total_steps(trainer)
+        self._step = -1
         late = max(point["at"] for point in self.points)
         if self.between == "steps" and late > (self._total - 1) / self._total:
             rank_zero_warn(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, split_by_image_count
@@ -45,24 +46,39 @@ def generate_answers(
     if not batch.prompts:
         return []
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
+    several = options.get("num_return_sequences", 1) > 1
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
-    for some, inputs in split_by_image_count(batch.prompts):
-        if options.get("num_return_sequences", 1) > 1:
-            several = generate_candidates(model, processor.tokenizer, inputs, options)
-            for row, candidates in zip(some.tolist(), several, strict=True):
-                texts[row], ranked[row] = candidates[0].text, tuple(candidates)
-            continue
-        ids = model.generate(**inputs, **options)  # type: ignore[operator]
-        answers = processor.tokenizer.batch_decode(
-            ids[:, inputs["input_ids"].shape[1] :],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        for row, answer in zip(some.tolist(), answers, strict=True):
-            texts[row] = answer
-    rows = zip(batch.sources, batch.tasks, texts, batch.references, ranked, batch.questions, strict=True)
+    for rows, inputs in split_by_image_count(batch.prompts):
+        if several:
+            found = generate_candidates(model, processor.tokenizer, inputs, options)
+            for row, candidates in zip(rows.tolist(), found, strict=True):
+                texts[row] = candidates[0].text
+                ranked[row] = tuple(candidates)
+        else:
+            for row, text in zip(rows.tolist(), _generate(model, processor, inputs, options), strict=True):
+                texts[row] = text
     return [
-        Prediction(source, task, text.strip(), reference, candidates, question.text, tuple(question.images))
-        for source, task, text, reference, candidates, question in rows
+        Prediction(
+            source=batch.sources[row],
+            task=batch.tasks[row],
+            text=text.strip(),
+            reference=batch.references[row],
+            candidates=ranked[row],
+            prompt=batch.questions[row].text,
+            images=tuple(batch.questions[row].images),
+        )
+        for row, text in enumerate(texts)
     ]
+
+
+def _generate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: Mapping[str, Tensor],
+    options: Mapping[str, Any],
+) -> list[str]:
+    """One answer to each prompt."""
+    ids = model.generate(**inputs, **options)  # type: ignore[operator]
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -105,7 +105,7 @@ def generate_candidates(
         for text, log_prob, length in zip(texts, sums.tolist(), lengths.tolist(), strict=True)
     ]
     prompts = [rows[first : first + count] for first in range(0, len(rows), count)]
-    return [sorted(some, key=lambda one: -one.score) for some in prompts]
+    return [sorted(candidates, key=lambda candidate: -candidate.score) for candidates in prompts]
 
 
 def token_log_probs(logits: Sequence[Tensor], tokens: Tensor, beams: Tensor | None = None) -> Tensor:

@@ -61,7 +61,7 @@ class Scores:
         sums = columns.new_zeros(samples, 4).index_add_(0, rows, columns)
         tokens = batch.inputs["attention_mask"].sum(1).to(sums.dtype)
         for task in sorted(set(batch.tasks)):
-            of_task = [row for row, one in enumerate(batch.tasks) if one == task]
+            of_task = [row for row, task_of_row in enumerate(batch.tasks) if task_of_row == task]
             index = torch.tensor(of_task).to(sums.device, non_blocking=True)
             loss, weight, nll, count = sums[index].sum(0).unbind()
             self._tally.update(
@@ -70,12 +70,12 @@ class Scores:
 
     def add_answers(self, answers: Sequence[Prediction]) -> None:
         """Add generated answers that have a reference."""
-        for one in answers:
-            if one.reference is not None:
+        for answer in answers:
+            if answer.reference is not None:
                 self._tally.update(
-                    one.task,
-                    right=exact_match(one.text, one.reference),
-                    f1=token_f1(one.text, one.reference),
+                    answer.task,
+                    right=exact_match(answer.text, answer.reference),
+                    f1=token_f1(answer.text, answer.reference),
                     answers=1,
                 )
 

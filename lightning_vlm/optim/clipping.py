@@ -47,14 +47,14 @@ def clip_groups(
                 f"clip: found {name}: {limit}; expected a number > 0 (to clip nothing, leave it out)"
             )
     out = set(map(id, left_out))
-    trainable = {name: one for name, one in trainable_parameters(root).items() if id(one) not in out}
+    trainable = {name: weight for name, weight in trainable_parameters(root).items() if id(weight) not in out}
     if not isinstance(clip, Mapping):
         return {ALL: list(trainable.values())}, limits
     chosen: dict[str, dict[str, nn.Parameter]] = {}
     for selector in limits:
         if selector != REST:
             selected = trainable_parameters(root, selector)
-            chosen[selector] = {name: one for name, one in selected.items() if id(one) not in out}
+            chosen[selector] = {name: weight for name, weight in selected.items() if id(weight) not in out}
     for name, first, selector in overlaps(chosen):
         raise UserError(
             f"clip: parameter {name!r} is taken by two selectors, {first!r} and {selector!r}; write "

@@ -110,8 +110,8 @@ def groups_without_decay(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     merged: dict[str, dict[str, Any]] = {}
     for group in groups:
         name = group["name"].removesuffix(NO_DECAY)
-        one = merged.setdefault(name, {"params": [], "lr": group["lr"], "name": name})
-        one["params"] += group["params"]
+        joined = merged.setdefault(name, {"params": [], "lr": group["lr"], "name": name})
+        joined["params"] += group["params"]
     return list(merged.values())
 
 

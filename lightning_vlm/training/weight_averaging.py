@@ -188,8 +188,8 @@ def frozen_weights_in(checkpoint: Mapping[str, Any], frozen: Collection[str]) ->
             pending += [((*place, str(key)), inner) for key, inner in value.items()]
         elif isinstance(value, Tensor):
             name = place[-1]
-            names = (name, name.partition(".")[2], f"model.{name}")
-            if any(one in frozen for one in names):
+            names = {name, name.partition(".")[2], f"model.{name}"}
+            if not names.isdisjoint(frozen):
                 where = ".".join(place[:2]) if place[0] == "callbacks" else place[0]
                 found[where] = found.get(where, 0) + value.nbytes
     return found

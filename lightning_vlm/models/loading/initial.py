@@ -135,26 +135,29 @@ def initial_checks(model: PreTrainedModel, parts: Parts, missing: Mapping[str, n
         measured.append(_Measured("new tokens: off the mean, in deviations", name, off, 0.01))
     if not measured:
         return []
-    values = torch.stack([one.value.double() for one in measured]).tolist()  # one transfer from the device
+    stacked = torch.stack([measurement.value.double() for measurement in measured])
+    values = stacked.tolist()  # one transfer from the device
     lines: dict[str, list[tuple[float, _Measured]]] = defaultdict(list)
-    for one, value in zip(measured, values, strict=True):
-        lines[one.what].append((value, one))
+    for measurement, value in zip(measured, values, strict=True):
+        lines[measurement.what].append((value, measurement))
     checks = []
     for what, found in lines.items():
-        # Beyond its limit by most; NaN is beyond any.
-        value, worst = max(
-            found, key=lambda pair: math.inf if pair[0] != pair[0] else pair[0] - pair[1].limit
-        )
+        value, worst = max(found, key=lambda pair: _excess(*pair))
         checks.append(Check(what, len(found), value, worst.limit, worst.name))
     return checks
+
+
+def _excess(value: float, measurement: _Measured) -> float:
+    """How far a value is beyond its limit; NaN is beyond any."""
+    return math.inf if math.isnan(value) else value - measurement.limit
 
 
 def initial_table(checks: Collection[Check]) -> Table:
     """The checks, for the terminal."""
     table = Table("at the start", "weights", "largest", "at most", "")
-    for one in checks:
-        verdict = "ok" if one.fine else f"look: {one.worst}"
-        table.add_row(one.what, str(one.weights), f"{one.found:.2g}", f"{one.limit:.2g}", verdict)
+    for check in checks:
+        verdict = "ok" if check.fine else f"look: {check.worst}"
+        table.add_row(check.what, str(check.weights), f"{check.found:.2g}", f"{check.limit:.2g}", verdict)
     return table
 
 
