@@ -151,6 +151,7 @@ class VLMModule(LightningModule):
         """Tokens of this process that went through training steps, padding not counted."""
         self.callbacks = ModuleCallbacks()
         """Parts of this module that follow a run."""
+        self._clip_groups = clip_groups(self, None)
         self.strict_loading = False  # our own load_state_dict is stricter: see there
 
     @cached_property
@@ -196,8 +197,7 @@ class VLMModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Find what is clipped together; from `on_train_start` on, a callback may freeze some of it."""
-        own = self.tasks.parameters() if self.tasks else ()
-        self._clip_groups = clip_groups(self, self.clip, own)
+        self._clip_groups = clip_groups(self, self.clip, self.tasks.parameters() if self.tasks else ())
 
     def on_train_start(self) -> None:
         """Begin to count."""
@@ -270,9 +270,8 @@ class VLMModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
         targets = batch.targets or self.targets(batch)
-        losses = self.loss_sums(batch).token_losses
         answers = [] if self.generation is None else self.predict_step(batch, batch_idx)
-        self.callbacks.evaluation.add(batch, targets, losses, answers)
+        self.callbacks.evaluation.add(batch, targets, self.loss_sums(batch).token_losses, answers)
 
     test_step = validation_step
 

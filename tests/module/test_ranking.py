@@ -100,7 +100,7 @@ def test_drawn_answers_have_the_models_own_probabilities(awake, batch_of, words,
         lambda ids, **more: (seen.extend(ids.tolist()), decode(ids, **more))[1],
     )
     torch.manual_seed(0)
-    found = one.answer(batch_of(one, listed(texts), predict=True))
+    found = one.predict_step(batch_of(one, listed(texts), predict=True), 0)
     lengths = set()
     for place, answer in enumerate(found):
         prompt = batch_of(one, listed([texts[place]]), predict=True).prompts
@@ -123,14 +123,14 @@ def test_beams_own_option_is_not_told_to_others(awake, batch_of, caplog):
     """transformers would warn that it ignores it."""
     one = awake("llava", generation={**BEAMS, "num_beams": 1, "do_sample": True})
     logging.enable_propagation()
-    one.answer(batch_of(one, predict=True))
+    one.predict_step(batch_of(one, predict=True), 0)
     logging.disable_propagation()
     assert "length_penalty" not in caplog.text
 
 
 def test_one_answer_has_no_candidates(awake, batch_of):
     one = awake("llava", generation={"max_new_tokens": 4})
-    assert [answer.candidates for answer in one.answer(batch_of(one, predict=True))] == [()] * 3
+    assert [answer.candidates for answer in one.predict_step(batch_of(one, predict=True), 0)] == [()] * 3
 
 
 def test_validation_scores_the_best(awake, make_quiet):
@@ -144,4 +144,4 @@ def test_validation_scores_the_best(awake, make_quiet):
 def test_several_that_would_be_one(awake, batch_of):
     one = awake("llava", generation={"num_return_sequences": 4, "num_beams": 2, "max_new_tokens": 4})
     with pytest.raises(UserError, match=r"num_return_sequences 4 with 2 beam\(s\).*set do_sample to true"):
-        one.answer(batch_of(one, predict=True))
+        one.predict_step(batch_of(one, predict=True), 0)
