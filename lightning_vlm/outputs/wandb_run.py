@@ -1,20 +1,15 @@
 """A run on Weights & Biases: which one a checkpoint belongs to, and the pictures that it gets."""
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks import EarlyStopCheckpoint
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
-from lightning_vlm_callbacks.runs import run_folder
-from typing_extensions import override
-
-from lightning_vlm.outputs.run_files import pictures_of
 
 KEY = "wandb_id"
 """Where a checkpoint of ours keeps the id of its run."""
@@ -83,22 +78,6 @@ def note_other_run(trainer: Trainer, saved: str | None) -> None:
             f"Weights & Biases: the checkpoint belongs to run {saved}, this is run {now}; to continue the "
             f"same one, make the logger with id={saved!r}"
         )
-
-
-class PictureSender(Callback):
-    """Sends the pictures that callbacks have drawn in a fit to Weights & Biases, if that is a logger."""
-
-    def __init__(self) -> None:
-        self._began = 0.0
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = time.time()
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and loggers_of(trainer):
-            send_pictures(trainer, pictures_of(trainer, run_folder(trainer), self._began))
 
 
 def send_pictures(trainer: Trainer, files: Iterable[Path]) -> None:

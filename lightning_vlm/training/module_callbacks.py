@@ -4,16 +4,15 @@ from dataclasses import dataclass, field, fields
 
 from lightning.pytorch import Callback, Trainer
 
-from lightning_vlm.data.batch.skip_checks import TrainingSkipCheck
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.evaluation import Evaluation
 from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.modes import FitModes
 from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
-from lightning_vlm.outputs.wandb_run import PictureSender
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.run_state import RunState
+from lightning_vlm.training.skip_checks import TrainingSkipCheck
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class ModuleCallbacks:
     attention_check: VarlenAttentionCheck = field(default_factory=VarlenAttentionCheck)
     start_report: StartReport = field(default_factory=StartReport)
     score_printer: ScorePrinter = field(default_factory=ScorePrinter)
-    picture_sender: PictureSender = field(default_factory=PictureSender)
 
     def missing_in(self, trainer: Trainer) -> list[Callback]:
         """Those that a Trainer doesn't have yet."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import restore_accumulation
+from lightning_vlm_callbacks.run_length import restore_accumulation
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
