@@ -248,7 +248,7 @@ def test_a_layer_that_grows_twice_gets_other_directions(fit, monkeypatch):
     def more(scores, layers, *_):
         return {name: lora.rank + 2 for name, lora in layers.items()}
 
-    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.callback.ranks_of_group", more)
+    monkeypatch.setattr("lightning_vlm_callbacks.adaptive_lora_rank.callback.share_ranks", more)
     module = Module(optimizer=lambda some, lr: torch.optim.SGD(some, lr=0.0))
     fit(module, quiet())
     for lora in lora_layers(module).values():

@@ -229,6 +229,15 @@ def test_resumed_is_uninterrupted(name, whole, fit, tmp_path):
             assert_same_state(end.states[key], expected.states[key])
 
 
+@pytest.mark.parametrize("name", [name for name in IN_A_FIT if name not in KNOW_THEIR_FILES])
+def test_a_checkpoint_saved_after_the_fit_has_its_state(name, fit, tmp_path):
+    callback = make(name)
+    end = fit(name, [callback], tmp_path)
+    end.trainer.save_checkpoint(tmp_path / "after.ckpt")
+    saved = torch.load(tmp_path / "after.ckpt", weights_only=True)["callbacks"]
+    assert_same_state(saved.get(callback.state_key, {}), end.states[callback.state_key])
+
+
 @pytest.mark.parametrize("name", IN_A_FIT)
 def test_a_second_fit_is_like_the_first(name, whole, fit, tmp_path):
     """With the same object, and a logger."""

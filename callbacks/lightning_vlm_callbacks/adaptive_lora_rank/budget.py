@@ -18,10 +18,11 @@ __all__ = [
     "Bounds",
     "check_groups",
     "check_schedule",
+    "describe_steps",
     "group_layers",
     "rank_update_steps",
-    "ranks_of_group",
-    "shares",
+    "share_ranks",
+    "split",
 ]
 
 
@@ -70,20 +71,40 @@ def check_groups(groups: Mapping[str, float]) -> None:
             raise MisconfigurationException(f"groups[{selector!r}]: found {share}; expected a number > 0")
 
 
-def ranks_of_group(
-    scores: Mapping[str, float], layers: Mapping[str, LoraLayer], budget: int, bounds: Bounds
+def share_ranks(
+    scores: Mapping[str, float],
+    layers: Mapping[str, LoraLayer],
+    groups: Mapping[str, Sequence[str]],
+    budgets: Sequence[int],
+    bounds: Bounds,
 ) -> dict[str, int]:
-    """The ranks of the layers of a group that train. Frozen ones keep theirs, which count.
+    """The ranks of the layers that train, group by group.
 
     Args:
         scores: By layer.
-        layers: The layers of the group.
-        budget: What all of them may cost.
+        layers: Those that still have an adapter.
+        groups: The names of the layers of each group.
+        budgets: What each group may spend.
         bounds: The bounds of ranks.
 
     Raises:
-        MisconfigurationException: As in `allocate_ranks`.
+        MisconfigurationException: As in `allocate_ranks`; it names the group.
     """
+    ranks: dict[str, int] = {}
+    for (group, names), budget in zip(groups.items(), budgets, strict=True):
+        with_adapter = {name: layers[name] for name in names if name in layers}
+        try:
+            ranks |= _ranks_of_group(scores, with_adapter, budget, bounds)
+        except MisconfigurationException as error:
+            where = f"groups[{group!r}]: " if group else ""
+            raise MisconfigurationException(f"AdaptiveLoRARank: {where}{error}") from None
+    return ranks
+
+
+def _ranks_of_group(
+    scores: Mapping[str, float], layers: Mapping[str, LoraLayer], budget: int, bounds: Bounds
+) -> dict[str, int]:
+    """The ranks of the layers of a group that train. Frozen ones keep theirs, which count."""
     train = {name: lora for name, lora in layers.items() if lora.a.requires_grad}
     frozen = {name: lora for name, lora in layers.items() if name not in train}
     scores_that_train = {name: scores[name] for name in train}
@@ -189,11 +210,22 @@ def _layers_inside(root: nn.Module, layers: Mapping[str, LoraLayer], selector: s
     return [name for name, lora in layers.items() if id(lora.layer) in inside]
 
 
-def shares(total: int, groups: Sequence[float]) -> list[int]:
-    """A budget in proportion, to the last unit.
+def describe_steps(steps: Sequence[int]) -> str:
+    """How many steps there are, and the first ones.
 
-    >>> shares(10, [1.0, 2.0])
+    >>> describe_steps([3, 5, 7, 9])
+    '4 steps: 3, 5, 7 ...'
+    """
+    first = ", ".join(map(str, steps[:3]))
+    more = " ..." if len(steps) > 3 else ""
+    return f"{len(steps)} steps: {first}{more}"
+
+
+def split(total: int, shares: Sequence[float]) -> list[int]:
+    """A budget in proportion to shares, to the last unit.
+
+    >>> split(10, [1.0, 2.0])
     [3, 7]
     """
-    ends = [round(total * sum(groups[:end]) / sum(groups)) for end in range(len(groups) + 1)]
+    ends = [round(total * sum(shares[:end]) / sum(shares)) for end in range(len(shares) + 1)]
     return [end - begin for begin, end in pairwise(ends)]

@@ -18,10 +18,11 @@ from lightning_vlm_callbacks.adaptive_lora_rank.budget import (
     Bounds,
     check_groups,
     check_schedule,
+    describe_steps,
     group_layers,
     rank_update_steps,
-    ranks_of_group,
-    shares,
+    share_ranks,
+    split,
 )
 from lightning_vlm_callbacks.adaptive_lora_rank.importance import Fisher, Importance, Sensitivity
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
@@ -157,7 +158,7 @@ class AdaptiveLoRARank(Callback):
         self._steps = rank_update_steps(trainer, self.start, self.every, self.until)
         rank_zero_info(
             f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
-            f"{_listed(self._steps)}"
+            f"{describe_steps(self._steps)}"
         )
         record_event(trainer, "ranks", describe_ranks(layers), ranks=self._history[-1][1])
         if self._history[-1][0] < trainer.global_step in self._steps:
@@ -246,7 +247,8 @@ class AdaptiveLoRARank(Callback):
         self._measuring = False
         self._importance = self._new_importance(layers)
         if self._loaded:
-            self._restore(self._loaded, layers, self._importance)
+            self._restore(self._loaded, layers)
+            self._importance.load_state_dict(self._loaded["kept"])
             self._loaded = {}
 
     def _new_importance(self, layers: Mapping[str, LoraLayer]) -> Importance:
@@ -254,14 +256,11 @@ class AdaptiveLoRARank(Callback):
             return Activation(layers, self.bounds.max_rank + 8)
         return Fisher(layers) if self.importance == "fisher" else Sensitivity(layers)
 
-    def _restore(
-        self, state: Mapping[str, Any], layers: Mapping[str, LoraLayer], importance: Importance
-    ) -> None:
+    def _restore(self, state: Mapping[str, Any], layers: Mapping[str, LoraLayer]) -> None:
         self._history = [(step, dict(ranks)) for step, ranks in state["history"]]
         check_ranks(layers, self._history[-1][1])
         if self.budget is None:
             self._budget = state["budget"]
-        importance.load_state_dict(state["kept"])
 
     def _end(self) -> None:
         """Leave the module as it was found, except for its ranks."""
@@ -289,32 +288,14 @@ class AdaptiveLoRARank(Callback):
         self._log_change(trainer, layers, len(changed))
 
     def _shared_ranks(self, layers: Mapping[str, LoraLayer], scores: Mapping[str, float]) -> dict[str, int]:
-        """The ranks of the layers that train, group by group."""
-        wanted: dict[str, int] = {}
-        budgets = shares(self._budget, list(self.groups.values()) if self.groups else [1.0])
-        for (group, names), budget in zip(self._groups.items(), budgets, strict=True):
-            with_adapter = {name: layers[name] for name in names if name in layers}
-            try:
-                wanted |= ranks_of_group(scores, with_adapter, budget, self.bounds)
-            except MisconfigurationException as error:
-                where = f"groups[{group!r}]: " if group else ""
-                raise MisconfigurationException(f"AdaptiveLoRARank: {where}{error}") from None
-        return wanted
+        shares = list(self.groups.values()) if self.groups else [1.0]
+        return share_ranks(scores, layers, self._groups, split(self._budget, shares), self.bounds)
 
     def _log_change(self, trainer: "pl.Trainer", layers: Mapping[str, LoraLayer], changed: int) -> None:
-        step, ranks = trainer.global_step, self._history[-1][1]
-        record_event(trainer, "ranks", f"{changed} of {len(ranks)} layers changed", ranks=ranks)
-        rank_zero_info(
-            f"AdaptiveLoRARank: step {step}, {changed} of {len(ranks)} layers changed; "
-            f"{describe_ranks(layers)}"
-        )
+        ranks = self._history[-1][1]
+        message = f"{changed} of {len(ranks)} layers changed"
+        record_event(trainer, "ranks", message, ranks=ranks)
+        rank_zero_info(f"AdaptiveLoRARank: step {trainer.global_step}, {message}; {describe_ranks(layers)}")
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
         metrics = {"adaptive_lora_rank/changed": changed, "adaptive_lora_rank/parameters": parameters}
-        log_metrics(trainer, metrics, step)
-
-
-def _listed(steps: list[int]) -> str:
-    """How many steps there are, and the first ones."""
-    first = ", ".join(map(str, steps[:3]))
-    more = " ..." if len(steps) > 3 else ""
-    return f"{len(steps)} steps: {first}{more}"
+        log_metrics(trainer, metrics, trainer.global_step)

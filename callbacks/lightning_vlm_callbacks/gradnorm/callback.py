@@ -161,7 +161,6 @@ class GradNorm(Callback):
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if self._gradients is not None:
             self._gradients.stop()
-            self._gradients = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +190,7 @@ class GradNorm(Callback):
         tasks.weights.mul_(len(tasks.names) / tasks.weights.sum())
         if self._loaded:
             self._restore(self._loaded)
+            self._loaded = {}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["tasks"] != list(self._tasks.names):
