@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="module")
 def toy():
     """The benchmark, which is no package."""
-    file = Path(__file__).parents[2] / "benchmarks/gradnorm_toy.py"
+    file = Path(__file__).parents[3] / "benchmarks/gradnorm_toy.py"
     spec = importlib.util.spec_from_file_location("gradnorm_toy", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
