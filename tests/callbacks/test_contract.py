@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -393,7 +393,7 @@ def test_an_argument_out_of_range(name):
     assert all(word in message for word in (wrong, "found ", "expected "))
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.whole])
 def test_strategies_that_shard_the_model(name, strategy):
     trainer = type("T", (), {"strategy": strategy.__new__(strategy), "callbacks": []})()

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from tokenizers import AddedToken
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -321,9 +321,3 @@ def test_what_is_refused(module, make_quiet):
     data = VLMDataModule(train=Drawn("train", size=2))
     with pytest.raises(UserError, match="needs an end"):
         make_quiet(max_epochs=-1, callbacks=[ScheduledSampling(0.1)]).fit(module("llava"), data)
-
-    class Other(LightningModule):
-        pass
-
-    with pytest.raises(UserError, match="found a Other; expected a VLMModule"):
-        ScheduledSampling(0.1).setup(make_quiet(), Other(), "fit")

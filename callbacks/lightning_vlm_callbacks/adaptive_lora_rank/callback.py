@@ -76,11 +76,10 @@ class AdaptiveLoRARank(Callback):
         multiple_of: Ranks are multiples of this. Ranks of 8 or 16 suit tensor cores.
         importance: `fisher`: how many directions a layer uses, and what they are worth to the loss.
             `sensitivity`: what AdaLoRA measures, of whole layers; it costs least. `activation`: EVA's, which
-            looks at inputs only. See the classes in `lightning_vlm_callbacks.adaptive_lora_rank.importance`.
+            looks at inputs only. The classes in `importance.py` and `activation.py` say more.
         start: The first change is after this many steps; below 1 it is a share of the run.
         every: Steps from one change to the next; below 1 it is a share of the run.
-        until: The last step with a change; below 1 it is a share of the run. Later steps train at fixed
-            ranks.
+        until: The last step with a change; below 1 it is a share of the run. Ranks stay fixed afterwards.
         groups: Selector -> share of the budget, such as `{vision: 1, language: 3}`: rank moves within each.
         unit: Of the budget. A rank of a wide layer has more parameters than one of a narrow layer, so a
             budget of ranks doesn't fix the memory that adapters need, while one of parameters does.
