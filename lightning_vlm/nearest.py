@@ -60,8 +60,10 @@ def shorten(text: str, length: int = 80) -> str:
     >>> shorten("data:image/png;base64," + 200 * "A", 40)
     "'data:image/png;ba...AAAAAAAAAAAAAAAAA'"
     """
-    half = (length - 3) // 2
-    return repr(text if len(text) <= length else f"{text[:half]}...{text[-half:]}")
+    if len(text) > length:
+        half = (length - 3) // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return repr(text)
 
 
 def one_line(text: str, length: int) -> str:
@@ -71,7 +73,9 @@ def one_line(text: str, length: int) -> str:
     'two lines o…'
     """
     line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
+    if len(line) > length:
+        line = f"{line[: length - 1]}…"
+    return line
 
 
 def _spelling(name: str) -> str:

@@ -71,12 +71,15 @@ class Parser(LightningArgumentParser):
         """`file:line: ` of the key that a message of ours begins with; or nothing."""
         plan = re.match(r"plan(?:\['([^']+)'\])?: ", message)
         if plan:
-            return self._place(["model", "adapt", plan[1]] if plan[1] else ["model", "adapt"])
+            part = [plan[1]] if plan[1] else []
+            return self._place(["model", "adapt", *part])
         named = re.match(r"([\w.]+): ", message)
-        if not named:
-            return ""
-        keys = named[1].split(".")
-        return self._place(keys) or self._place(["model", *keys]) or self._place(["data", *keys])
+        if named:
+            for section in ([], ["model"], ["data"]):
+                place = self._place([*section, *named[1].split(".")])
+                if place:
+                    return place
+        return ""
 
     def _place_of_error(self, message: str) -> str:
         """`file:line: ` of the key that a message of jsonargparse is about; or nothing."""
@@ -84,7 +87,8 @@ class Parser(LightningArgumentParser):
         if key is None:
             return ""
         inner = re.match(r"([\w.]+): ", innermost(message))
-        return self._place(key.split("."), inner[1].split(".") if inner else [])
+        inside = inner[1].split(".") if inner else []
+        return self._place(key.split("."), inside)
 
     def _place(self, keys: list[str], inside: Sequence[str] = ()) -> str:
         """Where the last config with a key has it, or a key inside of it; nothing if an option sets it."""

@@ -91,7 +91,8 @@ class _Checker:
             elif path in types:
                 self.check_value(value, types[path], f"{owner}.{path}" if owner else path)
             elif owner:
-                self.fail(key, f"there is no key {path} in {owner}{did_you_mean(path, types)}")
+                near = did_you_mean(path, types)
+                self.fail(key, f"there is no key {path} in {owner}{near}")
             elif path in COMMANDS and isinstance(value, MappingNode):
                 advice = "the command is no key: take what is under it one level up"
                 self.fail(key, f"there is no key {path}; {advice}")
@@ -168,7 +169,8 @@ class _Checker:
         types = key_types(parser)
         for name, _ in pairs(node):
             if name.value not in types and name.value not in CLASS_KEYS:
-                self.fail(name, f"there is no key {key}.{name.value}{did_you_mean(name.value, types)}")
+                near = did_you_mean(name.value, types)
+                self.fail(name, f"there is no key {key}.{name.value}{near}")
 
     def find_class(self, node: Node, name: Any, bases: list[type], key: str) -> type | Callable:
         """The class of a `class_path`."""

@@ -73,15 +73,17 @@ def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str 
     found = re.search(r"Option '([\w.]+)' is not accepted", line)
     if not found or OPEN in line:
         return None
+    key, near = found[1], did_you_mean(found[1], key_types(parser))
     inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
-    return f"there is no key {found[1]}{inside}{did_you_mean(found[1], key_types(parser))}"
+    return f"there is no key {key}{inside}{near}"
 
 
 def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
     """Reword `the following arguments are required: fit.model.name_or_path, --out`."""
     if "arguments are required" not in line:
         return None
-    missing = re.sub(rf"\b({'|'.join(COMMANDS)})\.", "", line.partition(": ")[2])
+    commands = "|".join(COMMANDS)
+    missing = re.sub(rf"\b({commands})\.", "", line.partition(": ")[2])
     if owner is not None:
         return f"{owner.__name__} needs {missing}"
     options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
@@ -92,7 +94,10 @@ def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | No
 def _without_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
     """Reword `argument --data.batch_size: expected one argument`."""
     found = re.match(r"argument (\S+): expected (?:one|at least one) argument", line)
-    return f"{found[1].rpartition('/')[2]}: found nothing; expected a value after it" if found else None
+    if not found:
+        return None
+    option = found[1].rpartition("/")[2]
+    return f"{option}: found nothing; expected a value after it"
 
 
 def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
@@ -111,7 +116,8 @@ def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str |
     if not found:
         return None
     key, text = found[1], line[found.end() :]
-    if inner := innermost(line):
+    inner = innermost(line)
+    if inner:
         return f"{key}: {inner}"
     if not any(word in text for word in ("Expected", "Does not validate", "Not a valid subclass", "Problem")):
         return f"{key}: {text}"
@@ -124,10 +130,12 @@ def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str |
     if hint is None or value is None:
         without_types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
         return f"{key}: {without_types}"
-    return f"{key}: found {value}; expected {describe(hint)}{did_you_mean(value, words_of(hint))}"
+    near = did_you_mean(value, words_of(hint))
+    return f"{key}: found {value}; expected {describe(hint)}{near}"
 
 
-_RULES: tuple[Callable[[str, ArgumentParser, type | None], str | None], ...] = (
+_Rule = Callable[[str, ArgumentParser, type | None], str | None]
+_RULES: tuple[_Rule, ...] = (
     _unrecognized,
     _not_accepted,
     _required,

@@ -46,7 +46,8 @@ def describe(hint: Any) -> str:
             parts[parts.index(part)] = f"{part} (or a list of those)"
     if type(None) in members(hint):
         parts.append("null")
-    return " or ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    *first, last = parts
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def words_of(hint: Any) -> list[str]:

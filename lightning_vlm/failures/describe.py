@@ -55,8 +55,8 @@ def explain(error: BaseException) -> str | None:
             return str(cause)
     message = _from_process(error) or known_failure(causes)
     if message is None:
-        refused = [cause for cause in causes if isinstance(cause, MisconfigurationException)]
-        message = (str(refused[0]) or type(refused[0]).__name__) if refused else _of_users_code(causes[-1])
+        refused = [str(cause) for cause in causes if isinstance(cause, MisconfigurationException)]
+        message = refused[0] if refused else _of_users_code(causes[-1])
     return _three_lines(message) if message else None
 
 
@@ -78,7 +78,8 @@ def _from_process(error: BaseException) -> str | None:
 
 
 def _with_type(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error).strip() else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {error}" if str(error).strip() else name
 
 
 def _three_lines(message: str) -> str:
@@ -118,15 +119,17 @@ def _is_users(file: str) -> bool:
 def _defect(error: BaseException, words: Sequence[str]) -> str:
     """Keep the traceback in a file, and say so."""
     text = "".join(traceback.format_exception(error))
+    command = " ".join(["lightning-vlm", *words])
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = Path(tempfile.gettempdir()) / f"lightning-vlm-{stamp}-{os.getpid()}.txt"
     try:
-        path.write_text(f"{' '.join(['lightning-vlm', *words])}\n{_versions()}\n\n{text}", encoding="utf-8")
+        path.write_text(f"{command}\n{_versions()}\n\n{text}", encoding="utf-8")
         kept = f"the traceback is in {path}"
     except OSError:
         kept = "run again with --debug to see the traceback"
-    frame = _innermost(error)
-    place = f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}" if frame else ""
+    place, frame = "", _innermost(error)
+    if frame is not None:
+        place = f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
     first = _three_lines(_with_type(error)).partition("\n")[0]
     return _three_lines(
         f"{first}\n{place}\nthis looks like a defect of lightning-vlm; please report it: {kept}"

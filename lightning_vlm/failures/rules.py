@@ -79,7 +79,8 @@ def _place(error: BaseException) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return None
-    where = f"{Path(frames[-1].filename).as_posix()}:{frames[-1].name}"
+    frame = frames[-1]
+    where = f"{Path(frame.filename).as_posix()}:{frame.name}"
     return next((start for pattern, start in PLACES if re.search(pattern, where)), None)
 
 

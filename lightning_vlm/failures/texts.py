@@ -9,7 +9,8 @@ from lightning_vlm.nearest import did_you_mean
 def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
     """Memory ran out."""
     text = str(error)
-    device = "the GPU" if re.search(r"CUDA|CUBLAS|HIP|GPU", f"{type(error).__name__} {text}") else "the CPU"
+    is_gpu = re.search(r"CUDA|CUBLAS|HIP|GPU", f"{type(error).__name__} {text}")
+    device = "the GPU" if is_gpu else "the CPU"
     size = re.search(
         r"allocate memory: (?:you tried to allocate )?(\d+)|Tried to allocate ([\d.]+ \w+)", text
     )
@@ -82,8 +83,8 @@ def in_rank(found: re.Match[str], error: BaseException) -> str:
 
 def _last_line(error: BaseException) -> str:
     """What was raised there: the last line of the quoted traceback that isn't indented."""
-    lines = [line for line in str(error).strip().splitlines() if line and not line.startswith(" ")]
-    return lines[-1]
+    lines = str(error).strip().splitlines()
+    return [line for line in lines if line and not line.startswith(" ")][-1]
 
 
 def refused_by_system(error: OSError) -> str:

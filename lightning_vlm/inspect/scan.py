@@ -92,7 +92,8 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
             preview.skipped.append(Skipped(error, length))
             continue
         length = _full_length(untruncated, conversation) if example.truncated else len(example.input_ids)
-        preview.stats.append(_stats(index, conversation, example, length, learned_weights(module, example)))
+        weights = learned_weights(module, example)
+        preview.stats.append(_stats(index, conversation, example, length, weights))
     preview.notes += describe_changes(preview)
     without_weight = sum(not stats.learned.any() for stats in preview.stats)
     if without_weight:
@@ -100,13 +101,15 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
             f"{without_weight:,} of the samples that were read teach nothing: no token has weight"
         )
     for stats in choose(preview.stats, samples):
-        preview.samples.append(_sample(module, renderer, renderer.example(source[stats.index]), stats))
+        example = renderer.example(source[stats.index])
+        preview.samples.append(_sample(module, renderer, example, stats))
     return preview
 
 
 def _spread(preview: Preview, rng: Random) -> list[int]:
     """One random index from each of `read` equal stretches of the data."""
-    bounds = [number * preview.size // preview.read for number in range(preview.read + 1)]
+    size, read = preview.size, preview.read
+    bounds = [number * size // read for number in range(read + 1)]
     return [rng.randrange(start, stop) for start, stop in pairwise(bounds)]
 
 
@@ -139,11 +142,13 @@ def choose(stats: Sequence[SampleStats], count: int) -> list[SampleStats]:
         sorts[sort].append(sample)
     groups = sorted(sorts.values(), key=len, reverse=True)
     # The groups take turns until there are `count` samples or no more.
-    turns = [place for turn in range(count) for place, group in enumerate(groups) if turn < len(group)]
+    turns: list[int] = []
+    for turn in range(count):
+        turns += [place for place, group in enumerate(groups) if turn < len(group)]
     chosen = []
     for place, number in sorted(Counter(turns[:count]).items()):
         group = groups[place]
-        chosen += [group[turn * len(group) // number] for turn in range(number)]
+        chosen += [group[step * len(group) // number] for step in range(number)]
     return chosen
 
 

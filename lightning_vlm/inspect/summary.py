@@ -47,7 +47,9 @@ class Bin(NamedTuple):
         ('1,000–1,099', '7')
         """
         last = self.stop - 1
-        return f"{self.start:,}" if self.start == last else f"{self.start:,}–{last:,}"
+        if self.start == last:
+            return f"{last:,}"
+        return f"{self.start:,}–{last:,}"
 
     @property
     def fates(self) -> str:
@@ -123,13 +125,15 @@ def describe_share(preview: Preview) -> str:
     if preview.read == preview.size:
         read = f"all {preview.read:,}"
     share = percent(total.learned, total.tokens)
-    return f"{share} of the tokens are learned: {total.learned:,} of {total.tokens:,}, in {read} samples"
+    tokens = f"{total.learned:,} of {total.tokens:,}"
+    return f"{share} of the tokens are learned: {tokens}, in {read} samples"
 
 
 def describe_sample(sample: Sample) -> str:
     """What is learned from one sample, and what was done to it."""
     stats, conversation = sample.stats, sample.conversation
-    parts = [f"{int(stats.learned.sum()):,} of {int(stats.tokens.sum()):,} tokens learned"]
+    learned, tokens = int(stats.learned.sum()), int(stats.tokens.sum())
+    parts = [f"{learned:,} of {tokens:,} tokens learned"]
     if conversation.weight != 1:
         parts.append(f"sample weight {conversation.weight:g}")
     weights = [f"{message.weight:g}" for message in conversation.messages if message.role == "assistant"]
@@ -146,7 +150,8 @@ def describe_sample(sample: Sample) -> str:
 def describe_changes(preview: Preview) -> list[str]:
     """What was done to the turns of samples, a line for each change."""
     counts = Counter(change for stats in preview.stats for change in stats.changes)
-    return [f"in {count:,} of {preview.read:,} samples read {change}" for change, count in counts.items()]
+    read = f"{preview.read:,} samples read"
+    return [f"in {count:,} of {read} {change}" for change, count in counts.items()]
 
 
 def describe_lengths(preview: Preview) -> str:
@@ -155,7 +160,8 @@ def describe_lengths(preview: Preview) -> str:
     if not lengths:
         return "none"
     median = lengths[(len(lengths) - 1) // 2]
-    sentence = f"{lengths[0]:,} to {lengths[-1]:,} tokens before any cutting, half of them up to {median:,}"
+    shortest, longest = lengths[0], lengths[-1]
+    sentence = f"{shortest:,} to {longest:,} tokens before any cutting, half of them up to {median:,}"
     limit = preview.max_length
     if limit is None:
         return f"{sentence}; there is no max_length"
@@ -171,15 +177,17 @@ def describe_skipped(preview: Preview) -> list[str]:
     if truncated:
         lines.append(f"Cut to fit by whole rounds: {_part_of_read(truncated, preview)}")
     if preview.skipped:
+        part = _part_of_read(len(preview.skipped), preview)
         reasons = [f"{reason} ({count:,})" for reason, count in preview.reasons().most_common()]
-        lines.append(f"Left out: {_part_of_read(len(preview.skipped), preview)}: {', '.join(reasons)}")
+        lines.append(f"Left out: {part}: {', '.join(reasons)}")
     if preview.skipped_at_opening:
         lines.append(f"Left out when the data was opened: {len(preview.skipped_at_opening):,} of all")
     return lines or ["Nothing is cut or left out."]
 
 
 def _part_of_read(count: int, preview: Preview) -> str:
-    return f"{count:,} of {preview.read:,} read ({percent(count, preview.read)})"
+    share = percent(count, preview.read)
+    return f"{count:,} of {preview.read:,} read ({share})"
 
 
 def errors(preview: Preview) -> list[DataError]:

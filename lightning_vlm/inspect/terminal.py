@@ -76,7 +76,7 @@ def sample_lines(sample: Sample, width: int) -> Iterator[Text]:
 
 
 def _append_piece(text: Text, piece: Piece) -> None:
-    style = f"{STYLES[piece.kind]} {LEARNED}" if piece.weight else STYLES[piece.kind]
+    style = _style(piece.kind, piece.weight)
     if piece.kind in (Kind.IMAGE, Kind.PAD):
         text.append(f" {piece.text} ", style)
         return
@@ -85,6 +85,10 @@ def _append_piece(text: Text, piece: Piece) -> None:
     for is_itself, run in groupby(visible_characters(piece.text), lambda shown: shown[0] == shown[1]):
         marks = "".join(f"{mark}\n" if character == "\n" else mark for character, mark in run)
         text.append(marks, style if is_itself else f"{style} dim")
+
+
+def _style(kind: Kind, weight: float) -> str:
+    return f"{STYLES[kind]} {LEARNED}" if weight else STYLES[kind]
 
 
 def _fold(line: Text, width: int) -> Iterator[Text]:
@@ -127,12 +131,13 @@ def _head(number: int, sample: Sample) -> Text:
 
 
 def _kind_table(preview: Preview) -> Table:
-    styles = [f"{STYLES[kind]} {LEARNED}" if preview.kind_weight(kind) else STYLES[kind] for kind in Kind]
+    styles = [_style(kind, preview.kind_weight(kind)) for kind in Kind]
     return _table(summary.kind_table(preview), styles)
 
 
 def _task_table(preview: Preview) -> Table:
-    table = _table(summary.task_table(preview), [""] * (len(preview.by_task()) + 1))
+    content = summary.task_table(preview)
+    table = _table(content, [""] * len(content.rows))
     table.rows[-1].style = "bold"
     return table
 
@@ -163,9 +168,10 @@ def _histogram(preview: Preview) -> Iterator[Text]:
             line.append(f"  ◀ max_length {limit:,}", "bold")
         yield line
     if any(bin.truncated or bin.skipped for bin in bins):
-        yield Text(" ").join(
-            Text(f"{character} {summary.FATES[fate]}", style) for fate, (character, style) in BARS.items()
-        )
+        names = []
+        for fate, (character, style) in BARS.items():
+            names.append(Text(f"{character} {summary.FATES[fate]}", style))
+        yield Text(" ").join(names)
 
 
 def _skipped(preview: Preview) -> Iterator[Text]:

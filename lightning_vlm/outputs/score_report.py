@@ -24,7 +24,8 @@ SHOWN = 24
 """How many predictions the picture shows."""
 COLUMNS, WIDTH, HEIGHT, SIDE, MARGIN = 6, 200, 232, 128, 8
 """The picture's layout: predictions in a row, the size of each with its text and image, in pixels."""
-BLACK, GREY, GREEN, RED = (0, 0, 0), (90, 90, 90), (0, 120, 0), (190, 0, 0)
+BLACK, GREY = (0, 0, 0), (90, 90, 90)
+GREEN, RED = (0, 120, 0), (190, 0, 0)
 
 
 class ScoreReport:
@@ -67,7 +68,8 @@ class ScoreReport:
         return {name.removeprefix("test/"): value for name, value in scores.items()}
 
     def _table(self, after: dict[str, float]) -> Table:
-        table = Table(title=f"Test: {len(self.data.source('test')):,} samples", title_justify="left")
+        size = len(self.data.source("test"))
+        table = Table(title=f"Test: {size:,} samples", title_justify="left")
         table.add_column("")
         for column in ("exact match", "token F1", "loss"):
             table.add_column(column, justify="right")
@@ -120,7 +122,8 @@ def _draw_sample(conversation: Conversation, before: Prediction, after: Predicti
     cell = PIL.Image.new("RGB", (WIDTH, HEIGHT), "white")
     for image in conversation.images[:1]:
         picture = load_image(image, conversation.source, "image")
-        cell.paste(picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST), (MARGIN, MARGIN))
+        picture = picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST)
+        cell.paste(picture, (MARGIN, MARGIN))
     question = [message for message in conversation.messages if message.role == "user"][-1]
     words = "".join(part.text for part in question.parts if isinstance(part, Text))
     lines = [(words, BLACK)]
@@ -130,5 +133,6 @@ def _draw_sample(conversation: Conversation, before: Prediction, after: Predicti
     lines.append((f"right: {after.reference}", GREY))
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
     for number, (text, colour) in enumerate(lines):
-        pen.text((MARGIN, MARGIN + SIDE + 4 + 17 * number), one_line(text, 31), fill=colour, font=font)
+        top = MARGIN + SIDE + 4 + 17 * number
+        pen.text((MARGIN, top), one_line(text, 31), fill=colour, font=font)
     return cell
