@@ -22,7 +22,13 @@ REMOVED: dict[str, dict[str, tuple[str, str]]] = {
         "history": ("['*loss*']", "RunReport records all that is logged in report.jsonl"),
         "picture": _DRAWN,
     },
-    "GradientMonitor": {"dirpath": _DRAWN_IN, "picture": _DRAWN},
+    "GradientMonitor": {
+        "dead_after": ("10", "a group is always dead after 10 measured steps without a gradient"),
+        "dirpath": _DRAWN_IN,
+        "min_norm": ("1.0e-07", "a norm below 1e-7 always counts as vanishing"),
+        "picture": _DRAWN,
+        "table": ("false", "RunReport shows the last values"),
+    },
     "GradNorm": {
         "dirpath": _DRAWN_IN,
         "initial_losses": ("null", "L(0) is always the mean of a task's first 10 measured losses"),

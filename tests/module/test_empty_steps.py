@@ -127,7 +127,7 @@ def test_beside_callbacks_that_watch_steps(make_quiet, module, listed, words):
     tasks = "ab" * 6
     samples = [words(weight=float(at not in (3, 4, 5)), task=task) for at, task in enumerate(tasks)]
     rank = AdaptiveLoRARank(start=4, every=4, until=8)
-    watchers = [NonFiniteGuard(), GradientMonitor(table=False), GradNorm(), rank]
+    watchers = [NonFiniteGuard(), GradientMonitor(), GradNorm(), rank]
     one = module("llava", adapt={"language": {"lora": {"r": 4}}}, clip=None)
     trainer, state = fit(make_quiet, one, listed(samples), callbacks=watchers)
     assert trainer.global_step == 12

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Kind", "Limits", "Usual", "Watch", "anomaly"]
+__all__ = ["Anomaly", "Limits", "RunningNorm", "Watch", "anomaly"]
 
-Kind = Literal["nan", "exploding", "vanishing", "dead"]
+Anomaly = Literal["nan", "exploding", "vanishing", "dead"]
 
 WARM_UP = 25
 """Norms that are seen before any is called unusual, as in ZClip."""
@@ -14,18 +14,20 @@ ALPHA = 0.97
 """How much of the running mean and variance a new norm leaves, as in ZClip."""
 LEAST_SPREAD = 0.05
 """A standard deviation below this share of the mean counts as this much: steady norms may move a little."""
+MIN_NORM = 1e-7
+"""A norm below this is vanishing: such a step is lost in the rounding of float32 weights."""
+DEAD_AFTER = 10
+"""After so many norms in a row that are zero or missing, a group is dead."""
 
 
 class Limits(NamedTuple):
-    """What a norm is held against; None leaves a rule out."""
+    """Above what a norm is exploding; None turns a rule off."""
 
     max_norm: float | None
     max_z: float | None
-    min_norm: float | None
-    dead_after: int | None
 
 
-class Usual(NamedTuple):
+class RunningNorm(NamedTuple):
     """The norm that a group usually has.
 
     As in ZClip (https://arxiv.org/abs/2504.02507, section 3), these are the mean and variance of the first
@@ -48,26 +50,27 @@ class Usual(NamedTuple):
             return math.inf
         return self.mean + max_z * self.spread
 
-    def after(self, norm: float, max_z: float | None) -> "Usual":
+    def after(self, norm: float, max_z: float | None) -> "RunningNorm":
         """With one norm more.
 
-        >>> Usual().after(1.0, max_z=6.0).after(3.0, max_z=6.0)
-        Usual(seen=2, mean=2.0, variance=1.0)
-        >>> Usual(25, 1.0, 0.01).after(math.nan, max_z=6.0)
-        Usual(seen=25, mean=1.0, variance=0.01)
+        >>> RunningNorm().after(1.0, max_z=6.0).after(3.0, max_z=6.0)
+        RunningNorm(seen=2, mean=2.0, variance=1.0)
+        >>> RunningNorm(25, 1.0, 0.01).after(math.nan, max_z=6.0)
+        RunningNorm(seen=25, mean=1.0, variance=0.01)
         """
         if not math.isfinite(norm):
             return self
         norm = min(norm, self.limit(max_z))
-        warm_up = self.seen < WARM_UP
-        share = 1 / (self.seen + 1) if warm_up else 1 - ALPHA
+        is_warm_up = self.seen < WARM_UP
+        share = 1 / (self.seen + 1) if is_warm_up else 1 - ALPHA
         mean = self.mean + share * (norm - self.mean)
-        # During the warm-up, the variance of all norms so far (Welford); afterwards as in ZClip.
-        square = (norm - mean) * (norm - self.mean if warm_up else norm - mean)
-        return Usual(self.seen + 1, mean, self.variance + share * (square - self.variance))
+        # During the warm-up this is the variance of all norms so far (Welford); afterwards as in ZClip.
+        other = self.mean if is_warm_up else mean
+        square = (norm - mean) * (norm - other)
+        return RunningNorm(self.seen + 1, mean, self.variance + share * (square - self.variance))
 
 
-def anomaly(norm: float | None, usual: Usual, dead_for: int, limits: Limits) -> Kind | None:
+def anomaly(norm: float | None, usual: RunningNorm, dead_for: int, limits: Limits) -> Anomaly | None:
     """What is wrong with the gradient of a group at a step.
 
     Args:
@@ -75,24 +78,27 @@ def anomaly(norm: float | None, usual: Usual, dead_for: int, limits: Limits) -> 
         usual: From the steps before.
         dead_for: Steps in a row, this one included, without gradient or with nothing but zeros.
         limits: See `Limits`.
+
     Returns:
         `nan`: an element is NaN or infinite. `exploding`: the norm is above `max_norm`, or more than `max_z`
-        standard deviations above the mean. `dead`: `dead_for` has reached `dead_after`. `vanishing`: the norm
-        is below `min_norm` and not zero. None: nothing.
+        standard deviations above the mean. `dead`: `dead_for` has reached 10. `vanishing`: the norm is below
+        1e-7 and not zero. None: nothing.
 
-    >>> limits = Limits(max_norm=100.0, max_z=6.0, min_norm=1e-7, dead_after=10)
-    >>> [anomaly(norm, Usual(25, 1.0, 0.04), 0, limits) for norm in (1.2, 2.3, 101.0, 1e-9, math.nan, 0.0)]
+    >>> limits = Limits(max_norm=100.0, max_z=6.0)
+    >>> norms = (1.2, 2.3, 101.0, 1e-9, math.nan, 0.0)
+    >>> [anomaly(norm, RunningNorm(25, 1.0, 0.04), 0, limits) for norm in norms]
     [None, 'exploding', 'exploding', 'vanishing', 'nan', None]
     """
-    if limits.dead_after is not None and dead_for >= limits.dead_after:
+    if dead_for >= DEAD_AFTER:
         return "dead"
-    if not norm:
+    if norm is None or norm == 0:
         return None
     if not math.isfinite(norm):
         return "nan"
-    if norm > min(math.inf if limits.max_norm is None else limits.max_norm, usual.limit(limits.max_z)):
+    highest = math.inf if limits.max_norm is None else limits.max_norm
+    if norm > min(highest, usual.limit(limits.max_z)):
         return "exploding"
-    return "vanishing" if limits.min_norm is not None and norm < limits.min_norm else None
+    return "vanishing" if norm < MIN_NORM else None
 
 
 class Watch:
@@ -100,9 +106,9 @@ class Watch:
 
     Args:
         limits: For all groups.
-        scaled: Whether a GradScaler handles gradients that are `nan`, which then aren't an anomaly.
+        has_scaler: Whether a GradScaler handles gradients that are `nan`, which then aren't an anomaly.
 
-    >>> watch = Watch(Limits(max_norm=100.0, max_z=6.0, min_norm=1e-7, dead_after=10))
+    >>> watch = Watch(Limits(max_norm=100.0, max_z=6.0))
     >>> watch.judge(0, {"head": 512.0, "stem": 1.0})
     (True, ["exploding in 'head': norm 512 (usually 0 ± 0)"])
     >>> watch.judge(1, {"head": 300.0, "stem": 1.0})
@@ -111,13 +117,13 @@ class Watch:
     ["exploding in 'head' 2× (steps 0 to 1)"]
     """
 
-    def __init__(self, limits: Limits, scaled: bool = False) -> None:
-        self.limits, self.scaled = limits, scaled
+    def __init__(self, limits: Limits, has_scaler: bool = False) -> None:
+        self.limits, self.has_scaler = limits, has_scaler
         self.trained = 0
-        self.usual: dict[str, Usual] = {}
+        self.usual: dict[str, RunningNorm] = {}
         self.dead_for: dict[str, int] = {}
         self.seen: dict[str, dict[str, list[int]]] = {}
-        """Group -> kind -> how many steps, the first, the last."""
+        """Group -> anomaly -> how many steps, the first, the last."""
 
     def judge(self, step: int, norms: Mapping[str, float | None], trained: int = 0) -> tuple[bool, list[str]]:
         """Judge a step.
@@ -127,47 +133,60 @@ class Watch:
             norms: Of each group; None if it could have a gradient and has none.
             trained: How many parameters train. When that changes, what was usual is no measure any more, for
                 any group: what trains beside it changes its gradient too.
+
         Returns:
-            Whether a group is `nan` or `exploding`; and the first of each kind and group, in words.
+            Whether a group is `nan` or `exploding`; and the first anomaly of each kind and group, as a
+            sentence.
         """
-        alarm, news = False, []
         if trained != self.trained:
             self.trained, self.usual = trained, {}
+        alarm, news = False, []
         for group, norm in norms.items():
-            usual = self.usual.get(group, Usual())
-            self.dead_for[group] = 0 if norm else self.dead_for.get(group, 0) + 1
-            kind = anomaly(norm, usual, self.dead_for[group], self.limits)
-            if norm is not None:
-                self.usual[group] = usual.after(norm, self.limits.max_z)
-            if kind is None or (kind == "nan" and self.scaled):
+            usual = self.usual.get(group, RunningNorm())
+            found = self._judge_group(group, norm, usual)
+            if found is None:
                 continue
-            alarm = alarm or kind in ("nan", "exploding")
-            seen = self.seen.setdefault(group, {}).setdefault(kind, [0, step, step])
-            seen[:] = seen[0] + 1, seen[1], step
-            if seen[0] == 1:
+            alarm = alarm or found in ("nan", "exploding")
+            if self._count(group, found, step) == 1:
                 value = "no gradient" if norm is None else f"norm {norm:.3g}"
-                news.append(f"{kind} in {group!r}: {value} (usually {usual.mean:.3g} ± {usual.spread:.2g})")
+                news.append(f"{found} in {group!r}: {value} (usually {usual.mean:.3g} ± {usual.spread:.2g})")
         return alarm, news
 
-    def counts(self) -> Iterator[str]:
-        """All that was unusual, in words."""
-        for group, kinds in self.seen.items():
-            for kind, (count, first, last) in kinds.items():
-                yield f"{kind} in {group!r} {count}× (steps {first} to {last})"
+    def _judge_group(self, group: str, norm: float | None, usual: RunningNorm) -> Anomaly | None:
+        is_dead = norm is None or norm == 0
+        self.dead_for[group] = self.dead_for.get(group, 0) + 1 if is_dead else 0
+        found = anomaly(norm, usual, self.dead_for[group], self.limits)
+        if norm is not None:
+            self.usual[group] = usual.after(norm, self.limits.max_z)
+        return None if found == "nan" and self.has_scaler else found
 
-    def state(self) -> dict[str, Any]:
+    def _count(self, group: str, found: Anomaly, step: int) -> int:
+        """Count an anomaly; how many there are of it now."""
+        counts = self.seen.setdefault(group, {}).setdefault(found, [0, step, step])
+        counts[0] += 1
+        counts[2] = step
+        return counts[0]
+
+    def counts(self) -> Iterator[str]:
+        """A sentence for each anomaly of each group."""
+        for group, anomalies in self.seen.items():
+            for found, (count, first, last) in anomalies.items():
+                yield f"{found} in {group!r} {count}× (steps {first} to {last})"
+
+    def state_dict(self) -> dict[str, Any]:
         """All of this as primitives."""
+        seen = {}
+        for group, anomalies in self.seen.items():
+            seen[group] = {found: list(counts) for found, counts in anomalies.items()}
         return {
             "trained": self.trained,
             "usual": {group: list(usual) for group, usual in self.usual.items()},
             "dead_for": dict(self.dead_for),
-            "seen": {
-                group: {kind: list(of) for kind, of in kinds.items()} for group, kinds in self.seen.items()
-            },
+            "seen": seen,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
         self.trained = state["trained"]
-        self.usual = {group: Usual(*usual) for group, usual in state["usual"].items()}
+        self.usual = {group: RunningNorm(*usual) for group, usual in state["usual"].items()}
         self.dead_for, self.seen = dict(state["dead_for"]), state["seen"]
