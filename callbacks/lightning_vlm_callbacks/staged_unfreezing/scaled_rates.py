@@ -30,7 +30,7 @@ class ScaledRates:
     >>> import torch
     >>> slow, fast = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
     >>> optimizer = torch.optim.SGD([slow, fast], lr=1.0)
-    >>> rates = ScaledRates([optimizer], lambda one: 0.1 if one is slow else 1.0)
+    >>> rates = ScaledRates([optimizer], lambda weight: 0.1 if weight is slow else 1.0)
     >>> (slow + fast).backward()
     >>> optimizer.step()
     >>> slow.item(), fast.item(), len(optimizer.param_groups)

@@ -1,12 +1,10 @@
 """Stages that can't be right are refused, at construction or when the fit begins."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import StagedUnfreezing
 from torch import nn
@@ -76,17 +74,12 @@ def lbfgs(model):
     model.configure_optimizers = lambda: torch.optim.LBFGS(model.parameters())
 
 
-def manual(model):
-    model.automatic_optimization = False
-
-
 ENTRIES = {
     "frozen": (frozen_stem, {}, {"stem": 1.0}, "'stem', whose 4 parameters are frozen by the module"),
     "quantised": (quantised_stem, {}, {"stem[0]": 1.0}, "quantised and can't train; give it LoRA"),
     "no optimizer": (without_head, {}, {"head": 1.0}, "found head.weight and 1 more in no optimizer"),
     "optimizer": (lbfgs, {}, {"head": 1.0}, "found optimizer LBFGS"),
     "no end": (None, {"max_epochs": -1}, {"head": 1.0}, "the run has no end"),
-    "manual": (manual, {"max_epochs": 1}, {"head": 1.0}, "found manual optimization"),
 }
 
 
@@ -104,14 +97,3 @@ def test_another_callback_that_freezes_is_refused(classifier, digits, make_train
     trainer = make_trainer(callbacks=[StagedUnfreezing([GOOD]), BackboneFinetuning()])
     with pytest.raises(MisconfigurationException, match="found BackboneFinetuning, which freezes"):
         trainer.fit(classifier(), digits.Digits())
-
-
-@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
-def test_other_strategies_are_refused(strategy):
-    trainer = SimpleNamespace(strategy=object.__new__(strategy))
-    staged = StagedUnfreezing([GOOD])
-    with pytest.raises(
-        MisconfigurationException, match=f"trainer.strategy {strategy.__name__}, .*choose ddp"
-    ):
-        staged.setup(trainer, None, "fit")
-    staged.setup(trainer, None, "validate")
