@@ -43,16 +43,18 @@ class Activation(Importance):
             return
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
             x = args[0].detach().flatten(0, -2).float()  # [tokens, in]
-            product = x.T @ (x @ self._sketch(x))
+            sketched = x @ self._sketch(x)
             count = torch.tensor(float(len(x)), device=x.device)
-            totals = torch.stack((count, x.square().sum()))
-            self._step[name] = add_tensors(self._step.get(name), [product, x.sum(0), totals])
+            squares = x.square().sum()
+            sums = [x.T @ sketched, x.sum(0), torch.stack((count, squares))]
+            self._step[name] = add_tensors(self._step.get(name), sums)
 
     def _sketch(self, like: Tensor) -> Tensor:
         """A random matrix of shape [in, width], the same for all layers that are equally wide."""
         wide = like.shape[-1]
+        shape = (wide, min(self.width, wide))
         generator = torch.Generator().manual_seed(wide)
-        return torch.randn(wide, min(self.width, wide), generator=generator).to(like.device)
+        return torch.randn(shape, generator=generator).to(like.device)
 
     def step(self, scale: float) -> Measured:
         return {name: self._step.get(name) or self._zeros(lora) for name, lora in self.layers.items()}
@@ -70,7 +72,8 @@ class Activation(Importance):
         directions = []
         for name in names:
             if name in self.kept and self.kept[name][2][0] > 0:
-                directions += [(part, name) for part in self._explained(name).tolist()]
+                parts = self._explained(name).tolist()
+                directions += [(part, name) for part in parts]
         directions.sort(key=lambda direction: (-direction[0], direction[1]))
         taken = [name for _, name in directions[:budget]]
         return {name: float(taken.count(name)) for name in names}
@@ -80,10 +83,13 @@ class Activation(Importance):
         product, total, (count, squares) = self.kept[name]
         sketch = self._sketch(total)
         mean = total / count
-        covariance = (product / count - torch.outer(mean, mean @ sketch)).double()  # times the sketch
+        centre = torch.outer(mean, mean @ sketch)
+        covariance = (product / count - centre).double()  # times the sketch
         core = sketch.double().T @ covariance
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
-        kept = values > values[-1].clamp(min=0) * 1e-7
+        least = values[-1].clamp(min=0) * 1e-7
+        kept = values > least
         root = covariance @ vectors[:, kept] / values[kept].sqrt()
+        explained = torch.linalg.svdvals(root).square()
         variance = squares / count - mean.square().sum()
-        return (torch.linalg.svdvals(root).square() / variance).cpu()
+        return (explained / variance).cpu()

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_vlm_callbacks.adaptive_lora_rank.allocation import allocate_ranks
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import LoraLayer
 from lightning_vlm_callbacks.run_length import share_of_steps, steps_of_run
-from lightning_vlm_callbacks.selectors import select_modules
+from lightning_vlm_callbacks.selectors import overlaps, select_modules
 
 __all__ = [
     "Bounds",
@@ -191,23 +191,25 @@ def group_layers(
     if groups is None:
         return {"": list(layers)}
     found = {selector: _layers_inside(root, layers, selector) for selector in groups}
-    for selector, names in found.items():
-        if not names:
+    for selector, inside in found.items():
+        if not inside:
             raise MisconfigurationException(f"groups[{selector!r}]: found no LoRA layer in it")
+    for name, first, second in overlaps(found):
+        raise MisconfigurationException(
+            f"groups: found {name} in {first!r} and {second!r}; expected each LoRA layer in one"
+        )
     for name in layers:
-        groups_of_layer = [repr(selector) for selector, names in found.items() if name in names]
-        if len(groups_of_layer) != 1:
-            where = " and ".join(groups_of_layer) or "none of them"
+        if not any(name in inside for inside in found.values()):
             raise MisconfigurationException(
-                f"groups: found {name} in {where}; expected each LoRA layer in one"
+                f"groups: found {name} in none of them; expected each LoRA layer in one"
             )
-    return found
+    return {selector: list(inside) for selector, inside in found.items()}
 
 
-def _layers_inside(root: nn.Module, layers: Mapping[str, LoraLayer], selector: str) -> list[str]:
+def _layers_inside(root: nn.Module, layers: Mapping[str, LoraLayer], selector: str) -> dict[str, nn.Module]:
     selected = select_modules(root, selector).values()
-    inside = {id(module) for top in selected for module in top.modules()}
-    return [name for name, lora in layers.items() if id(lora.layer) in inside]
+    modules = {id(module) for top in selected for module in top.modules()}
+    return {name: lora.layer for name, lora in layers.items() if id(lora.layer) in modules}
 
 
 def describe_steps(steps: Sequence[int]) -> str:

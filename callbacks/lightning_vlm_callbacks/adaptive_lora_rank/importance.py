@@ -33,17 +33,27 @@ def squared_norms(x: Tensor, dy: Tensor) -> Tensor:
     >>> squared_norms(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]]))
     tensor([45.])
     """
-    wide = torch.promote_types(torch.promote_types(x.dtype, dy.dtype), torch.float32)
-    x = x.detach().to(wide).reshape(len(x), -1, x.shape[-1])  # [samples, tokens, in]
-    dy = dy.detach().to(wide).reshape(len(dy), -1, dy.shape[-1])  # [samples, tokens, out]
-    tokens, width_in, width_out = x.shape[1], x.shape[2], dy.shape[2]
+    dtype = torch.promote_types(x.dtype, dy.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    x = _by_sample(x, dtype)  # [samples, tokens, in]
+    dy = _by_sample(dy, dtype)  # [samples, tokens, out]
+    _, tokens, width_in = x.shape
+    width_out = dy.shape[2]
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if tokens * (width_in + width_out) <= width_in * width_out:
             products = torch.bmm(x, x.mT) * torch.bmm(dy, dy.mT)
             return products.sum((1, 2))
         # Sample by sample, because a batch of matrices as large as the weight may not fit into memory.
-        gradients = (dy_n.T @ x_n for x_n, dy_n in zip(x, dy, strict=True))
-        return torch.stack([gradient.square().sum() for gradient in gradients])
+        norms = []
+        for x_n, dy_n in zip(x, dy, strict=True):
+            gradient = dy_n.T @ x_n
+            norms.append(gradient.square().sum())
+        return torch.stack(norms)
+
+
+def _by_sample(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """[samples, ..., width] -> [samples, all between, width]."""
+    return tensor.detach().to(dtype).reshape(len(tensor), -1, tensor.shape[-1])
 
 
 class Importance:
@@ -147,8 +157,10 @@ class Fisher(Importance):
     def step(self, scale: float) -> Measured:
         found = {}
         for name, lora in self.layers.items():
-            zero = lora.a.new_zeros((), dtype=torch.promote_types(lora.a.dtype, torch.float32))
-            found[name] = [(zero + self._sums.get(name, 0.0)) / scale**2]
+            dtype = torch.promote_types(lora.a.dtype, torch.float32)
+            zero = lora.a.new_zeros((), dtype=dtype)  # a layer may not have been called
+            total = zero + self._sums.get(name, 0.0)
+            found[name] = [total / scale**2]
         return found
 
     def scores(self, names: Collection[str], budget: int) -> dict[str, float]:
@@ -159,9 +171,12 @@ class Fisher(Importance):
         lora = self.layers[name]
         values = singular_values(lora)
         largest = values[0]
-        stable_rank = values.square().sum() / largest.square().clamp(min=1e-30)
-        fisher = self.kept[name][0] / (lora.layer.in_features * lora.layer.out_features)
-        return stable_rank * (largest * fisher.sqrt()).sqrt()
+        squared = largest.square().clamp(min=1e-30)
+        stable_rank = values.square().sum() / squared
+        weights = lora.layer.in_features * lora.layer.out_features
+        fisher = self.kept[name][0] / weights
+        worth = largest * fisher.sqrt()
+        return stable_rank * worth.sqrt()
 
 
 class Sensitivity(Importance):
@@ -194,7 +209,8 @@ def _sensitivity(lora: LoraLayer) -> Tensor:
     total = torch.zeros((), device=lora.a.device)
     for parameter in (lora.a, lora.b):
         if parameter.grad is not None:
-            total = total + (parameter.detach().float() * parameter.grad.float()).abs().sum()
+            products = parameter.detach().float() * parameter.grad.float()
+            total = total + products.abs().sum()
     return total
 
 
@@ -218,11 +234,13 @@ def _is_finite(step: Measured) -> bool:
 
 def _floats(names: Collection[str], found: Mapping[str, Tensor]) -> dict[str, float]:
     """The values by name, 0 where there is none. All come to the host at once, so that it waits only once."""
-    known = dict(zip(found, _stacked(list(found.values())).tolist(), strict=True))
+    values = _stacked(list(found.values())).tolist()
+    known = dict(zip(found, values, strict=True))
     return {name: known.get(name, 0.0) for name in names}
 
 
 def _stacked(values: list[Tensor]) -> Tensor:
     if not values:
         return torch.zeros(0)
-    return torch.stack([value.float().to(values[0].device) for value in values])
+    device = values[0].device
+    return torch.stack([value.float().to(device) for value in values])
