@@ -77,6 +77,16 @@ def test_other_batches_are_refused_in_the_middle_of_an_epoch_only():
     loader(size=23).load_state_dict(first.state_dict())
 
 
+def test_a_state_that_an_earlier_version_saved_still_loads():
+    """Such a state has these keys; the earliest ones had no sampling."""
+    saved = {"epoch": 0, "seen": 4, "samples": 22, "samples a step": 4, "seed": 0, "shuffle": 1}
+    for state in (saved, {**saved, "sampling": "each sample once"}):
+        resumed = loader()
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == {**saved, "sampling": "each sample once"}
+        assert listed(resumed) == listed(loader())[4:]
+
+
 class Records(LightningModule):
     """Trains one weight and writes down what it sees."""
 

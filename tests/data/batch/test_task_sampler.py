@@ -287,6 +287,21 @@ def test_resumed_it_draws_exactly_the_rest(score, workers, seen):
     assert second.sampler.samples(second.passed) == whole.sampler.samples(whole.passed)
 
 
+def test_a_state_that_an_earlier_version_saved_still_loads():
+    sampling = TaskSampling("hard", every_n_samples=32)
+    whole = loader(sampling)
+    expected = feed(whole, 0)
+    first = loader(sampling)
+    feed(first, 0, stop=6)
+    state = first.state_dict()
+    assert state["order"].keys() == {"epoch", "first", "known", "losses"}
+    assert (state["order"]["epoch"], state["order"]["first"]) == (0, [0, 0, 0])
+    assert all(isinstance(shares, list) for shares in state["order"]["known"])
+    second = loader(sampling)
+    second.load_state_dict({**state, "order": dict(state["order"])})
+    assert feed(second, 0) == expected[6:]
+
+
 def torch_saved(state):
     """As it comes back out of a checkpoint that holds no code."""
     import io
