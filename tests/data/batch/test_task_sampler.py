@@ -225,6 +225,26 @@ def test_tasks_are_drawn_by_how_much_of_their_loss_is_left(score):
     assert [counts[task] / total for task in SIZES] == pytest.approx([x / total for x in expected], abs=0.02)
 
 
+def test_a_round_is_drawn_by_the_losses_of_one_round_earlier():
+    """At temperature 0 only the task with the most of its loss left is drawn, so each round shows it."""
+    drawing = loader(TaskSampling("hard", temperature=0, every_n_samples=16))
+    drawing.sampler.set_epoch(0)
+    generator = torch.Generator().manual_seed(1705)
+    shares = LossShares(3)
+    highest = []  # when each round ended
+    counts = torch.ones(3)
+    for step, batch in enumerate(drawing):
+        number = step // 2
+        if number > 2:  # the first round ends when all tasks have lost equally much
+            assert {TASK_OF[index] for index in batch.tolist()} == {TABLE.names[highest[number - 2]]}
+        if step % 2:
+            highest.append(int(shares.now().argmax()))
+        losses = 10 ** (2 * torch.rand(3, generator=generator))
+        shares.add(losses, counts)
+        drawing.sampler.end_step(losses, counts, 8 * (step + 1))
+    assert all(before != after for before, after in itertools.pairwise(highest))
+
+
 def test_a_loss_share_is_the_mean_of_late_losses_over_that_of_first_ones():
     shares = LossShares(2)
     sums = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)) + 0.5
