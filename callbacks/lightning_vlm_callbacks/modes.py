@@ -1,5 +1,7 @@
 """Train and eval modes that follow from what trains, and hold against calls of `train()`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["hold_modes", "release_modes", "set_modes"]
+__all__ = ["eval_mode", "hold_modes", "release_modes", "set_modes"]
 
 
 def set_modes(module: nn.Module, outer: bool = True) -> None:
@@ -62,6 +64,26 @@ def release_modes(module: nn.Module) -> None:
         held = part.__dict__.get("train")
         if isinstance(held, _StayInEval):
             held.remove()
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while. Afterwards each part of the module is in the mode that it was in.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    >>> with eval_mode(model):
+    ...     [part.training for part in model.modules()]
+    [False, False, False]
+    >>> [part.training for part in model.modules()]
+    [True, True, False]
+    """
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class _StayInEval:

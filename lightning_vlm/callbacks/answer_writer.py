@@ -52,7 +52,7 @@ class AnswerWriter(Callback):
         self.out, self.show = out, show
         self._file: AnswerFile | None = None
         self._scores = Scores()
-        self._left_out = 0
+        self._skipped = 0
         self._end: tuple[int, int, dict[str, float]] | None = None
 
     @override
@@ -69,7 +69,7 @@ class AnswerWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
         self._scores.reset()
-        self._left_out = 0
+        self._skipped = 0
         if trainer.is_global_zero:
             aside = self._file.set_aside()
             if aside is not None:
@@ -98,7 +98,7 @@ class AnswerWriter(Callback):
         self._file.write(answers)
         self._scores.add_answers(answers)
         if isinstance(batch, Batch):
-            self._left_out += len(batch.skipped)
+            self._skipped += len(batch.skipped)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,16 +111,16 @@ class AnswerWriter(Callback):
                 "have another name beside it now; give each run a file of its own"
             )
         scores = self._scores.compute()  # all ranks must call this
-        ranks: list[Any] = [(self._file.lengths, self._left_out)]
+        ranks: list[Any] = [(self._file.lengths, self._skipped)]
         if trainer.world_size > 1:
             ranks *= trainer.world_size
-            torch.distributed.all_gather_object(ranks, (self._file.lengths, self._left_out))
+            torch.distributed.all_gather_object(ranks, (self._file.lengths, self._skipped))
         if not trainer.is_global_zero:
             return
         self._file.join([lengths for lengths, _ in ranks])
         count = sum(sum(lengths) for lengths, _ in ranks)
-        left_out = sum(number for _, number in ranks) + _skipped_by_reader(trainer)
-        self._end = count, left_out, scores
+        skipped = sum(number for _, number in ranks) + _skipped_by_reader(trainer)
+        self._end = count, skipped, scores
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -136,10 +136,10 @@ class AnswerWriter(Callback):
             return
         self._file.close()
         if self._end is not None:  # Not before, where the progress bar may still be on the screen.
-            self._tell(self._file, *self._end)
+            self._print_summary(self._file, *self._end)
         self._file = self._end = None
 
-    def _tell(self, file: AnswerFile, count: int, left_out: int, scores: dict[str, float]) -> None:
+    def _print_summary(self, file: AnswerFile, count: int, skipped: int, scores: dict[str, float]) -> None:
         for block in answer_blocks(file.first(self.show), get_console().width):
             say("", block)
         if self.show and count:
@@ -148,7 +148,7 @@ class AnswerWriter(Callback):
             print_line(
                 "scores", f"exact match {scores['exact_match']:.3f}, token F1 {scores['token_f1']:.3f}"
             )
-        more = f"; {left_out:,} left out" if left_out else ""
+        more = f"; {skipped:,} skipped" if skipped else ""
         print_line("answers", f"{count:,} in {short_path(file.path)}{more}")
 
 
@@ -160,6 +160,6 @@ def _refuse_own_data(path: Path, trainer: Trainer) -> None:
 
 
 def _skipped_by_reader(trainer: Trainer) -> int:
-    """The samples that were left out when the data was opened; every rank knows them all."""
+    """The samples that were skipped when the data was opened; every rank knows them all."""
     source = getattr(getattr(trainer, "datamodule", None), "sources", {}).get("predict")
     return len(source.skipped) if source is not None else 0

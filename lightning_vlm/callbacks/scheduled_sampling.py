@@ -1,12 +1,11 @@
 """Scheduled sampling for transformers: a model learns to continue its own words."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.modes import eval_mode
 from lightning_vlm_callbacks.runs import log_metrics, logs_at
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -122,7 +121,7 @@ class ScheduledSampling(Callback):
         chosen = torch.rand(len(targets.positions), generator=generator, device=ids.device) < probability
         assert pl_module.model is not None
         # Lightning opens the context of the precision around the training step only.
-        with trainer.precision_plugin.forward_context(), torch.no_grad(), _in_use(pl_module.model):
+        with trainer.precision_plugin.forward_context(), torch.no_grad(), eval_mode(pl_module.model):
             hidden = pl_module.hidden_states(batch).flatten(0, 1).index_select(0, targets.positions)
             predicted = predict_tokens(
                 hidden,
@@ -239,15 +238,3 @@ def never_written(processor: ProcessorMixin, size: int) -> Tensor:
     never = torch.zeros(max(size, max(ids, default=0) + 1), dtype=torch.bool)
     never[list(ids)] = True
     return never
-
-
-@contextmanager
-def _in_use(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode for a while."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_vlm_callbacks.modes import eval_mode
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
@@ -218,17 +219,14 @@ def tower_distance(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> floa
     pictures = {name: value for name, value in inputs.items() if name in takes}
     outputs: list[Tensor] = []
     hook = tower.register_forward_hook(lambda _, args, output: outputs.append(output[0].float()))
-    modes = {module: module.training for module in tower.modules()}
-    tower.eval()
     try:
-        for implementation in ("sdpa", NAME):
-            tower.config._attn_implementation_internal = implementation
-            features(**pictures)
+        with eval_mode(tower):
+            for implementation in ("sdpa", NAME):
+                tower.config._attn_implementation_internal = implementation
+                features(**pictures)
     finally:
         hook.remove()
         tower.config._attn_implementation_internal = NAME
-        for module, mode in modes.items():
-            module.training = mode
     expected, found = outputs
     return ((found - expected).norm() / expected.norm()).item()
 

@@ -18,7 +18,7 @@ ALL = "all"
 
 
 def clip_groups(
-    root: nn.Module, clip: float | Mapping[str, float] | None, left_out: Iterable[nn.Parameter] = ()
+    root: nn.Module, clip: float | Mapping[str, float] | None, excluded: Iterable[nn.Parameter] = ()
 ) -> tuple[dict[str, list[nn.Parameter]], dict[str, float]]:
     """Which parameters are clipped together, and to which norm: both arguments of `clip_gradients`.
 
@@ -46,7 +46,7 @@ def clip_groups(
             raise UserError(
                 f"clip: found {name}: {limit}; expected a number > 0 (to clip nothing, leave it out)"
             )
-    out = set(map(id, left_out))
+    out = set(map(id, excluded))
     trainable = {name: weight for name, weight in trainable_parameters(root).items() if id(weight) not in out}
     if not isinstance(clip, Mapping):
         return {ALL: list(trainable.values())}, limits

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunState(Callback):
-    """The seed of a run, its place inside an accumulation window, and what the run was made with.
+    """A run's random seed, its place inside an accumulation window, and what it was made with.
 
     Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same.
     """
@@ -33,7 +33,7 @@ class RunState(Callback):
         self._changes = RunChanges()
 
     def setup_fit(self) -> None:
-        """Choose the seed, before a tuner draws random numbers."""
+        """Choose a random seed, before a tuner draws numbers."""
         if self.seed is None:
             self.seed = torch.initial_seed()
 

@@ -348,7 +348,7 @@ def test_any_head_equals_calling_it_in_full(name, scaling):
     expected, losses = reference(head(hidden), labels, weights.float(), **scaling)
     wanted = torch.autograd.grad(expected, leaves)
 
-    # In one chunk dropout draws the same mask as in full; the backward must draw it again, whatever the seed.
+    # In one chunk dropout draws the same mask as in full. The backward must draw it in any random state.
     torch.manual_seed(1)
     chunk_size = N if name == "dropout" else 8
     sums = head_cross_entropy(hidden, head, labels, weights, chunk_size=chunk_size, **scaling)

@@ -150,7 +150,7 @@ def test_a_way_between_points_that_there_is_not():
         WeightCurve(POINTS, "cubic")
 
 
-def test_a_point_at_which_nothing_has_weight_is_told_beforehand():
+def test_a_point_at_which_nothing_has_weight_is_refused_beforehand():
     curve = WeightCurve([{"at": 0, "response": 1.0}, {"at": 0.5, "response": 0.0}])
     curve.check(KindWeights())
     with pytest.raises(UserError, match=r"points at 0\.5: kind weights: found 0 for every kind"):

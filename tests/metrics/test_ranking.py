@@ -18,7 +18,7 @@ def test_both_forms(length, alpha):
 
 
 def test_perplexity_has_no_length_bias_the_probability_has():
-    """The seed says it the other way round."""
+    """Perplexity is a mean over tokens already; a sum of logarithms favours short answers."""
     token = math.log(0.25)
     short, long = (3 * token, 3), (12 * token, 12)
     assert length_score(*short, alpha=0) > length_score(*long, alpha=0)

@@ -49,7 +49,7 @@ def test_losses_by_task_over_two_batches():
     assert scores.compute() == {}
 
 
-def test_one_task_is_not_told_twice():
+def test_one_task_is_not_reported_twice():
     scores = Scores()
     scores.add_losses(batch(["vqa"], [2]), targets([0], [1.0]), torch.tensor([0.0]))
     assert scores.compute() == {"loss": 0.0, "perplexity": 1.0, "supervised": 0.5}

@@ -91,7 +91,7 @@ def test_quantised_weights_fit_nothing_that_was_trained_otherwise(tiny_folder):
         check_base(base_of("a", base("nf4", "language", "vision", "projector")), "a", nf4)
 
 
-def test_keys_all_told_in_one_error():
+def test_all_keys_in_one_error():
     own = {name: torch.zeros(2) for name in ("a", "b", "c", "frozen")}
     check_keys({name: own[name] for name in "abc"}, own, {"a", "b", "c"})
     with pytest.raises(UserError, match=r"2 frozen here \(c, frozen\)"):

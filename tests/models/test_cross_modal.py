@@ -202,7 +202,7 @@ def test_more_pictures_on_top_of_a_cache(tiny_folder, inputs_of):
     torch.testing.assert_close(found, logits(model, whole)[:, cuts[-1] :], rtol=1e-5, atol=1e-5)
 
 
-def test_a_cache_that_was_emptied_begins_anew(tiny_folder, inputs_of):
+def test_a_cache_that_was_emptied_begins_again(tiny_folder, inputs_of):
     model = moved(tiny_folder("llava")).eval()
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     for seed in (1, 2):

@@ -108,7 +108,7 @@ def test_new_weights_must_train(tiny_folder, tmp_path):
     check_missing_weights_train(adapted({"projector": "full", "vision": "full"}).missing, nn.Module())
 
 
-def test_what_is_drawn_anew_each_time_is_no_part_of_the_fingerprint(tiny_folder, tmp_path):
+def test_what_is_drawn_at_each_load_is_no_part_of_the_fingerprint(tiny_folder, tmp_path):
     folder = without(tiny_folder("llava"), tmp_path / "model", "projector")
     models = [load_model(folder) for _ in range(2)]
     weights = [loaded.model.model.multi_modal_projector.linear_1.weight for loaded in models]

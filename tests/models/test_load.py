@@ -58,7 +58,7 @@ def test_training_keeps_no_cache_but_generation_does(
         assert lengths == [3, 1, 1]
 
 
-def test_checkpointing_without_effect_is_told(tiny_folder: Folder) -> None:
+def test_checkpointing_without_effect_warns(tiny_folder: Folder) -> None:
     with pytest.warns(UserWarning, match=r"MllamaVisionEncoderLayer in vision doesn't support it"):
         load_model(tiny_folder("mllama"), gradient_checkpointing=True)
     with warnings.catch_warnings(action="error"):

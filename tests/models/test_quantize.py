@@ -184,7 +184,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_folder):
     assert torch.equal(*gradients)
 
 
-def test_checkpointing_that_saves_less_is_told(tiny_folder):
+def test_checkpointing_that_saves_less_warns(tiny_folder):
     with pytest.warns(UserWarning, match="int8 layers keep what goes into them all the same"):
         load_model(tiny_folder("llava"), quantization=Quantization("int8"), gradient_checkpointing=True)
     with warnings.catch_warnings(action="error"):

@@ -126,7 +126,7 @@ def test_the_end_says_what_came_of_it(module, make_quiet, prompts, tmp_path, mon
     one = module(generation={"max_new_tokens": 2})
     predict(one, make_quiet, prompts, AnswerWriter("answers.jsonl", show=6))
     shown = capsys.readouterr().out
-    assert "6 in answers.jsonl; 1 left out" in shown
+    assert "6 in answers.jsonl; 1 skipped" in shown
     assert "exact match" in shown
     assert "Say [bold]this[/bold]." in shown
     assert "\x1b[2J" not in shown

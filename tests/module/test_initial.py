@@ -1,4 +1,4 @@
-"""A model whose files lack its projector: told at the start, trained, and gone on with bit for bit."""
+"""A model whose files lack its projector: reported at the start, trained, and resumed bit for bit."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def fit(make_quiet, folder, one, ckpt_path=None):
     return {name: p.detach().clone() for name, p in one.named_parameters()}
 
 
-def test_a_new_projector_is_told_trained_and_resumed(bare, make_quiet, tmp_path, capsys):
+def test_a_new_projector_is_reported_trained_and_resumed(bare, make_quiet, tmp_path, capsys):
     whole = fit(make_quiet, tmp_path / "whole", VLMModule(bare, adapt=PLAN))
     shown = capsys.readouterr().out
     for line in ("projector: standard deviation", "LoRA: B"):

@@ -1,5 +1,8 @@
 """The callbacks that a module brings along are there in each run, once, and can't be left out unnoticed."""
 
+import gc
+import weakref
+
 import pytest
 
 from lightning_vlm import VLMDataModule, VLMModule
@@ -31,3 +34,11 @@ def test_one_trainer_runs_the_same_module_twice_and_then_another_one(module, mak
     trainer.validate(other, data, verbose=False)
     assert not other.callbacks.missing_in(trainer)
     assert one.callbacks.evaluation not in trainer.callbacks
+
+
+def test_an_unloaded_model_is_freed(module):
+    one = module("llava")
+    model = weakref.ref(one.model)
+    one.unload_model()
+    gc.collect()
+    assert model() is None

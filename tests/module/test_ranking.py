@@ -119,7 +119,7 @@ def test_drawn_answers_have_the_models_own_probabilities(awake, batch_of, words,
     assert len(lengths) > 3
 
 
-def test_beams_own_option_is_not_told_to_others(awake, batch_of, caplog):
+def test_beams_own_option_is_not_passed_to_others(awake, batch_of, caplog):
     """transformers would warn that it ignores it."""
     one = awake("llava", generation={**BEAMS, "num_beams": 1, "do_sample": True})
     logging.enable_propagation()

@@ -1,4 +1,4 @@
-"""Sampling by task under a real Trainer: what is trained on, by loss, on ranks, resumed, and what is told."""
+"""Sampling by task under a real Trainer: what is trained on, by loss, on ranks, resumed, printed."""
 
 import csv
 import dataclasses
@@ -85,7 +85,7 @@ def test_grouped_batches_have_one_task(fit):
     assert len({tasks[0] for tasks in seen.tasks}) == 3
 
 
-def test_what_is_logged_and_told(fit, tmp_path, capsys, caplog):
+def test_what_is_logged_and_printed(fit, tmp_path, capsys, caplog):
     logger = CSVLogger(tmp_path, name="", version="")
     seen = fit("uniform", logger=logger, log_every_n_steps=4)
     with open(tmp_path / "metrics.csv", newline="") as file:
@@ -98,13 +98,13 @@ def test_what_is_logged_and_told(fit, tmp_path, capsys, caplog):
             assert float(row[f"data/samples/{task}"]) == so_far.count(task)
             size = 18 if task == "vqa" else 9
             assert float(row[f"data/epochs/{task}"]) == pytest.approx(so_far.count(task) / size)
-    (told,) = [one.getMessage() for one in caplog.records if "Epochs of each task" in one.getMessage()]
-    counts = dict(re.findall(r"(\w+) [\d.]+ \((\d+) samples\)", told))
+    (line,) = [one.getMessage() for one in caplog.records if "Epochs of each task" in one.getMessage()]
+    counts = dict(re.findall(r"(\w+) [\d.]+ \((\d+) samples\)", line))
     assert counts == {task: str(tasks.count(task)) for task in TASKS}
-    assert f"ocr {tasks.count('ocr') / 9:.2f} (" in told
+    assert f"ocr {tasks.count('ocr') / 9:.2f} (" in line
 
 
-def test_what_cannot_be_sampled_is_told_at_setup(fit):
+def test_what_cannot_be_sampled_is_refused_at_setup(fit):
     weights = {"vqa": 1.0, "ocr": 1.0, "captions": 2.0}
     with pytest.raises(UserError, match=r"no such task.*did you mean 'caption'"):
         fit(TaskSampling("weights", weights=weights))

@@ -285,7 +285,7 @@ def test_a_task_without_weight_and_one_that_never_comes(make_quiet, fresh, sourc
         assert one.tasks.weights[one.tasks.index(task)].item() == pytest.approx(expected.get(task, 1.0))
 
 
-def test_a_frozen_uncertainty_is_told(make_quiet, fresh, source):
+def test_a_frozen_uncertainty_warns(make_quiet, fresh, source):
     one = fresh(task_weights="uncertainty")
     parts = {"projector": 1.0}
     stages = StagedUnfreezing([{"at": 0.0, "train": parts}, {"at": 0.5, "train": {**parts, "language": 1.0}}])
@@ -321,7 +321,7 @@ def test_another_way_or_other_tasks_cannot_go_on(make_quiet, fresh, source, tmp_
 
 
 def test_another_data_module(make_quiet, fresh, source):
-    """Nobody knows its tasks beforehand: those with a weight are told apart, all others are one."""
+    """Nobody knows its tasks beforehand: those with a weight are kept apart, all others are one."""
     one = fresh(task_weights={"ocr": 2.0})
     own = VLMDataModule(train=source, batch_size=6, shuffle=False, processor=one.processor)
     loader = DataLoader(list(own.train_dataloader()), batch_size=None)

@@ -55,7 +55,7 @@ def test_cosine_with_a_floor_is_that_of_torch():
     assert [Cosine(floor=0.1)(step / 100) for step in range(100)] == pytest.approx(seen, rel=1e-9)
 
 
-def test_the_three_phases_of_the_seed():
+def test_the_three_phases_by_hand():
     schedule = ThreePhase(warmup=0.1, refinement=0.4)
     for progress, rate in [(0, 1e-6), (0.05, 1.005e-4), (0.1, 2e-4), (0.3, 2e-4), (0.6, 2e-4), (1, 1e-5)]:
         assert 2e-4 * schedule(progress) == pytest.approx(rate, rel=1e-12)
