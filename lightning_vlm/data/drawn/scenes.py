@@ -70,7 +70,7 @@ def _third(value: float, first: str, last: str) -> str:
 
 
 def belongs_to(layout: tuple[Thing, ...]) -> str:
-    """The one split that may show these things at these places, whatever the seed, sizes and shades.
+    """The one split that may show these things at these places, for any seed, sizes and shades.
 
     A tenth of all layouts is kept for `val`, a tenth for `test`. So no picture of one split, from any seed,
     can show what a picture of another split shows.

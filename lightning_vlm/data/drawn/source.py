@@ -26,9 +26,9 @@ class Drawn(Conversations):
     """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring.
 
     A picture has one to four things on it (ten shapes, twelve colours, drawn words) that don't touch. Item
-    `i` is the same in every process; it depends on the split, the seed, `i`, and on which of the tasks asked
-    for falls to it. No picture of one split shows the same things at the same places as a picture of another
-    split, whatever their seeds.
+    `i` is the same in every process; it depends on `split`, `seed`, `i`, and on which of the wanted tasks
+    falls to it. No picture of one split shows the same things at the same places as a picture of another
+    split, for any seeds.
 
     Args:
         split: `train`, `val` or `test`.

@@ -118,8 +118,7 @@ def skip_summary(errors: Sequence[DataError]) -> str:
     if not errors:
         return "none bad"
     counts = Counter(_kind(error) for error in errors)
-    kinds = ", ".join(f"{key} ({count})" for key, count in counts.most_common(5))
-    return f"{len(errors)} bad: {kinds}; the first is {errors[0]}"
+    return f"{len(errors)} bad: {_most_common(counts)}; the first is {errors[0]}"
 
 
 def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
@@ -141,6 +140,10 @@ def _kind(error: DataError) -> str:
     return re.sub(r"\d+", "*", error.key) or "whole sample"
 
 
+def _most_common(counts: Counter[str]) -> str:
+    return ", ".join(f"{kind} ({count:,})" for kind, count in counts.most_common(5))
+
+
 def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[str]:
     # Equal faults share a line.
     alike: dict[tuple[str, str, str], list[DataError]] = {}
@@ -152,6 +155,6 @@ def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[s
         lines.append(f"{first} (also {also})" if also else str(first))
     total = sum(counts.values())
     if total > len(errors):
-        kinds = ", ".join(f"{kind} ({count:,})" for kind, count in Counter(counts).most_common(5))
+        kinds = _most_common(Counter(counts))
         lines.append(f"{name}: {total:,} samples are bad, {len(errors)} of them are shown: {kinds}")
     return lines

@@ -61,12 +61,12 @@ class HFDataset(Source):
         config: str | None = None,
     ) -> None:
         data, chosen = _split_of(_load(path, config), split, path)
-        self._name = path if chosen is None else f"{path}/{chosen}"
+        name = path if chosen is None else f"{path}/{chosen}"
         self._features = _stored(data.features)
         self._class_names = _class_names(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         root = image_root or (str(Path(path).parent) if Path(path).is_file() else path)
-        super().__init__(self._name, root, on_bad_sample, columns, allow_urls)
+        super().__init__(name, root, on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):
@@ -84,7 +84,7 @@ class HFDataset(Source):
         return record
 
     def _name_of(self, place: tuple[int, ...]) -> str:
-        return f"{self._name}:{place[0]}"
+        return f"{self.name}:{place[0]}"
 
     def _row(self, record: dict[str, Any], source: str) -> dict[str, Any]:
         row: dict[str, Any] = self._features.decode_example(record)  # some columns are stored as JSON

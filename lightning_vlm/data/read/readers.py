@@ -61,7 +61,7 @@ class DataFile(Source):
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
     ) -> None:
-        self.path = path = os.fspath(path)
+        path = os.fspath(path)
         self._file = unpack(path)
         suffix = Path(self._file).suffix.lower()
         self._layout: Layout
@@ -81,7 +81,7 @@ class DataFile(Source):
             return file.read(end - start)
 
     def _name_of(self, place: tuple[int, ...]) -> str:
-        return Place(*place).name(self.path)
+        return Place(*place).name(self.name)
 
     def _row(self, record: bytes, source: str) -> Any:
         return self._layout.parse(record, source)

@@ -56,10 +56,9 @@ class Source(Conversations):
         columns = dict(columns or {})
         check_our_names(columns)
         self.name = name
-        self.root = Path(image_root)
         self.skipped: list[DataError] = []
         """The errors of the samples that are skipped."""
-        self._reading = Reading(self.root, _dont_check, allow_urls, columns, self.needs)
+        self._reading = Reading(Path(image_root), _dont_check, allow_urls, columns, self.needs)
         self._places = array("Q")
         faults = Faults(name)
         checking = replace(self._reading, check_image=faults.check_image, notes=Notes())
