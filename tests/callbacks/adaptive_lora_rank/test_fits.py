@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.support.lora_modules import Module, assert_equal, data, everything, quiet, weights
+from tests.support.ranks import DDP
 
 
 @pytest.mark.parametrize("importance", ["fisher", "activation"])
@@ -91,7 +92,7 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, importance):
             def on_train_batch_end(self, trainer, pl_module, *_):
                 seen.append(everything(trainer, pl_module))
 
-        options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False} if two else {}
+        options = DDP if two else {}
         callbacks = [quiet(importance=importance, min_rank=0), See()]
         trainer = make_trainer(callbacks=callbacks, max_epochs=1, default_root_dir=tmp_path, **options)
         order = torch.arange(96).view(12, 8)

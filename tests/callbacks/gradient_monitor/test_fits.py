@@ -1,19 +1,16 @@
 """Resumed runs, second fits, configs, and what is refused."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradientMonitor
 
 from tests.callbacks.gradient_monitor.support import (
     Kept,
-    Plain,
     Poison,
     See,
     assert_equal,
@@ -165,21 +162,6 @@ def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
         assert list(histogram.bins) == list(range(-40, 9))
     norms = [one["gradients/all/norm"] for one in sent if "gradients/all/norm" in one]
     assert len(norms) == 2
-
-
-@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
-def test_other_strategies_are_refused(strategy):
-    trainer = SimpleNamespace(strategy=object.__new__(strategy))
-    with pytest.raises(MisconfigurationException, match=f"{strategy.__name__}, with which a rank may not"):
-        GradientMonitor().setup(trainer, Plain(), "fit")
-    GradientMonitor().setup(trainer, Plain(), "validate")
-
-
-def test_manual_optimization_is_refused(fit):
-    model = Plain()
-    model.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match="manual optimization"):
-        fit([GradientMonitor()], model, -1, max_epochs=1)
 
 
 @pytest.mark.parametrize(

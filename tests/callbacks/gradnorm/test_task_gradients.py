@@ -8,6 +8,7 @@ from lightning_vlm_callbacks.gradnorm.task_gradients import TaskGradients
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tests.support.ranks import DDP
 from tests.support.task_modules import Heads, Sorts, batches, data, one_by_one
 
 
@@ -44,7 +45,7 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks, accumula
     def run(*two):
         gradnorm = GradNorm(layer=None if tasks == "rows" else "trunk[0]")
         module = Sorts() if tasks == "rows" else Heads()
-        options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False} if two else {}
+        options = DDP if two else {}
         options |= {"default_root_dir": tmp_path, "accumulate_grad_batches": accumulate if two else 1}
         trainer = make_trainer(callbacks=[gradnorm], max_epochs=1, **options)
         order = torch.arange(48).view(4, 12)
@@ -66,9 +67,7 @@ def test_a_rank_without_a_task_hangs_nobody(make_trainer, on_two_ranks, tmp_path
             callbacks=[gradnorm],
             max_epochs=1,
             default_root_dir=tmp_path,
-            devices=2,
-            strategy="ddp",
-            use_distributed_sampler=False,
+            **DDP,
         )
         mine = data(16, tasks=[(0, 1), (2,)][trainer.global_rank], seed=trainer.global_rank)
         trainer.fit(module, DataLoader(mine, 8))
