@@ -77,8 +77,9 @@ def describe(processor: Any, model: Any = None) -> dict[str, str]:
     """
     pictures = processor.image_processor.to_dict()
     pictures.pop("image_processor_type", None)
-    described = {f"image processor's {key}": repr(value) for key, value in pictures.items()}
-    described["chat template"] = str(processor.chat_template)
+    described = {"chat template": str(processor.chat_template)}
+    for key, value in pictures.items():
+        described[f"image processor's {key}"] = repr(value)
     if model is not None:
         first_names: dict[int, str] = {}
         for name, weight in model.named_parameters(remove_duplicate=False):
@@ -127,23 +128,27 @@ def _difference(expected: Any, found: Any) -> float:
         return float("inf")
     if not expected.numel():
         return 0.0
-    return float((expected - found).abs().max() / expected.abs().max())
+    off = (expected - found).abs().max()
+    return float(off / expected.abs().max())
 
 
 def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(expected.keys() | found.keys()):
         if name in expected and name in found:
-            ours, theirs = expected[name], found[name]
-            if ours.shape != theirs.shape or not (ours.to(theirs.dtype) == theirs).all():
+            theirs = found[name]
+            ours = expected[name].to(theirs.dtype)
+            if ours.shape != theirs.shape or not (ours == theirs).all():
                 yield f"its processor makes other {name}"
         elif name not in _OPTIONAL_INPUTS:
-            yield f"its processor makes {'no' if name in expected else 'also'} {name}"
+            makes = "no" if name in expected else "also"
+            yield f"its processor makes {makes} {name}"
 
 
 def _compare_descriptions(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
-            difference = f"the {key} is {found.get(key)}, not {expected.get(key)}"
+            ours, theirs = expected.get(key), found.get(key)
+            difference = f"the {key} is {theirs}, not {ours}"
             yield difference[:300]
 
 
@@ -155,11 +160,10 @@ def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
 
     saved = load_file(Path(folder, "adapter_model.safetensors"))
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
-    wrong = sorted(loaded.keys() ^ saved.keys())
-    if not wrong:
-        wrong = [name for name in loaded if not torch.equal(loaded[name], saved[name])]
-    if wrong:
-        yield f"not as in adapter_model.safetensors: {wrong}"
+    for name in sorted(loaded.keys() | saved.keys()):
+        is_in_both = name in loaded and name in saved
+        if not is_in_both or not torch.equal(loaded[name], saved[name]):
+            yield f"{name} isn't as in adapter_model.safetensors"
 
 
 def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,7 +184,8 @@ def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
     scope: dict[str, Any] = {}
     exec("\n".join(job["lines"]), scope)
-    model, processor = scope["model"].float().eval(), scope["processor"]
+    processor = scope["processor"]
+    model = scope["model"].float().eval()
     described = describe(processor, model if job["is_whole"] else None)
     problems = list(_compare_descriptions(job["description"], described))
     if hasattr(model, "get_base_model"):

@@ -1,7 +1,6 @@
 """The samples on which an exported folder is compared with the trained model."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,11 @@ class ProbeSample(NamedTuple):
 def drawn_conversations(count: int) -> list[Conversation]:
     """Drawn pictures of several sizes with questions, of a split that nothing is trained on."""
     sources = [Drawn("test", size=count, image_size=size) for size in _SIZES]
-    return [sources[index % len(sources)][index] for index in range(count)]
+    conversations = []
+    for index in range(count):
+        source = sources[index % len(sources)]
+        conversations.append(source[index])
+    return conversations
 
 
 def probe_samples(
@@ -53,24 +56,26 @@ def probe_samples(
         UserError: As from `Renderer`.
     """
     renderer = Renderer(processor)
-    with_question = (
-        conversation
-        for conversation in conversations
-        if any(message.role == "user" for message in conversation.messages)
-    )
-    samples = []
-    for index, conversation in enumerate(islice(with_question, count)):
+    samples: list[ProbeSample] = []
+    for conversation in conversations:
+        if len(samples) == count:
+            break
         question = _question(conversation)
+        if question is None:
+            continue
         example, _ = renderer.prompt(question)
         inputs = {"input_ids": example.input_ids[None], **example.inputs}
         turns, _ = arrange(question.messages, renderer.template.accepts)
-        chat = _chat(turns, conversation.source, folder.resolve() / str(index))
+        chat = _chat(turns, conversation.source, folder.resolve() / str(len(samples)))
         samples.append(ProbeSample(conversation.source, inputs, chat))
     return samples
 
 
-def _question(conversation: Conversation) -> Conversation:
+def _question(conversation: Conversation) -> Conversation | None:
+    """What comes before the first answer, if there is a question."""
     roles = [message.role for message in conversation.messages]
+    if "user" not in roles:
+        return None
     stop = roles.index("user")  # a greeting of the assistant may come before it
     while stop < len(roles) and roles[stop] != "assistant":
         stop += 1

@@ -40,9 +40,13 @@ def check_quantized(
     table.add_column("")
     for name in _SHOWN:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_row("as exported", *(f"{plain[name]:.4f}" for name in _SHOWN))
-    table.add_row(method, *(f"{quantised[name]:.4f}" for name in _SHOWN))
-    table.add_row("lost", *(f"{lost[name]:+.4f}" for name in _SHOWN))
+    for title, scores, form in (
+        ("as exported", plain, ".4f"),
+        (method, quantised, ".4f"),
+        ("lost", lost, "+.4f"),
+    ):
+        cells = [format(scores[name], form) for name in _SHOWN]
+        table.add_row(title, *cells)
     console.print(table)
 
 
@@ -58,4 +62,7 @@ def _scores(
     )
     trainer = Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
     (found,) = trainer.test(exported, VLMDataModule(test=data), verbose=False)
-    return {name.removeprefix("test/"): float(value) for name, value in found.items()}
+    scores = {}
+    for name, value in found.items():
+        scores[name.removeprefix("test/")] = float(value)
+    return scores

@@ -122,11 +122,10 @@ def _write_merged(
 
 def _stored_dtypes(model: Any, trained: Trained, request: ExportRequest) -> dict[str, torch.dtype]:
     """The type in which each floating-point weight and buffer is stored, by name."""
-    dtypes = {}
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point():
-            dtypes[name] = trained.dtypes[name] if request.dtype == "auto" else getattr(torch, request.dtype)
-    return dtypes
+    floating = [name for name, weight in model.state_dict().items() if weight.is_floating_point()]
+    if request.dtype == "auto":
+        return {name: trained.dtypes[name] for name in floating}
+    return dict.fromkeys(floating, getattr(torch, request.dtype))
 
 
 def _rounding(exact: list[dict[str, Any]], rounded: list[dict[str, Any]]) -> str:
@@ -134,7 +133,8 @@ def _rounding(exact: list[dict[str, Any]], rounded: list[dict[str, Any]]) -> str
     same = 0
     for before, after in zip(exact, rounded, strict=True):
         same += torch.equal(before["ids"], after["ids"])
-    return f"logits off by {off:.1e}; {same} of {len(exact)} answers the same"
+    count = len(exact)
+    return f"logits off by {off:.1e}; {same} of {count} answers the same"
 
 
 def _convert(model: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
