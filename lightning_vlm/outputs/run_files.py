@@ -1,4 +1,4 @@
-"""Where the files of a run are: its checkpoints, pictures and logs."""
+"""Where the files of a run are: its checkpoints and logs."""
 
 import shlex
 from collections.abc import Iterator
@@ -23,25 +23,6 @@ def checkpoints_of(trainer: Trainer) -> dict[Path, str]:
         paths += [best, getattr(callback, "last_model_path", "")]
     existing = [path for path in [*notes, *paths] if path and Path(path).exists()]
     return {Path(path): notes.get(path, "") for path in existing}
-
-
-def pictures_of(trainer: Trainer, folder: Path, since: float) -> list[Path]:
-    """The pictures that a run has saved, in its folder or beside its checkpoints.
-
-    Args:
-        trainer: The run's Trainer.
-        folder: The run's folder.
-        since: When the run began, in seconds as of `time.time()`. Older pictures aren't its own.
-    """
-    folders = dict.fromkeys([folder, folder / "checkpoints"])
-    folders |= dict.fromkeys(path.parent for path in checkpoints_of(trainer))
-    files = [file for place in folders for file in sorted(place.glob("*.png"))]
-    return [file for file in dict.fromkeys(files) if is_written_since(file, since)]
-
-
-def is_written_since(file: Path, since: float) -> bool:
-    """Whether a file has changed since a time; some file systems store times in whole seconds only."""
-    return file.stat().st_mtime >= since - 1
 
 
 def logs_of(trainer: Trainer, folder: Path) -> Iterator[str]:

@@ -17,8 +17,8 @@ from lightning_vlm.metrics.baselines import blind_baselines
 from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.module import VLMModule
 from lightning_vlm.nearest import one_line
-from lightning_vlm.outputs.terminal import say
-from lightning_vlm.outputs.wandb_run import send_pictures
+from lightning_vlm.outputs.terminal import print_line, say, short_path
+from lightning_vlm.outputs.wandb_run import send_picture
 
 SHOWN = 24
 """How many predictions the picture shows."""
@@ -60,8 +60,9 @@ class ScoreReport:
             return
         source, answers = self.data.source("test"), self.module.predictions
         picture = draw_predictions(folder / "predictions.png", source, self._answers, answers)
-        send_pictures(self.trainer, [picture])
+        send_picture(self.trainer, picture)
         say(self._table(scores))
+        print_line("picture", short_path(picture))
 
     def _test(self) -> dict[str, float]:
         scores = self.trainer.test(self.module, self.data, verbose=False)[0]

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_table
 from lightning_vlm.module import VLMModule
-from lightning_vlm.outputs.run_files import checkpoints_of, is_written_since, logs_of, pictures_of
+from lightning_vlm.outputs.run_files import checkpoints_of, logs_of
 from lightning_vlm.outputs.saved_config import config_file
 from lightning_vlm.outputs.terminal import print_line, print_lines, print_text, say, short_path
 
@@ -68,7 +68,6 @@ class FitSummary(Callback):
         if config is not None:
             print_line("config", short_path(config))
         print_lines("report", map(short_path, _pages_of(trainer)))
-        print_lines("picture", map(short_path, pictures_of(trainer, folder, self._made)))
         if config is not None and checkpoints:
             print_line("", "")
             for command in self._next_commands(config, next(iter(checkpoints))):
@@ -84,7 +83,9 @@ class FitSummary(Callback):
 
     def _checkpoint_line(self, path: Path, note: str) -> str:
         # After a resumed fit that saved nothing, callbacks still name the checkpoints of the run before.
-        earlier = "" if is_written_since(path, self._made) else " (of an earlier run)"
+        # Some file systems store times in whole seconds only.
+        is_earlier = path.stat().st_mtime < self._made - 1
+        earlier = " (of an earlier run)" if is_earlier else ""
         return f"{short_path(path)}{note}{earlier}"
 
     def _next_commands(self, config: Path, checkpoint: Path) -> Iterator[str]:

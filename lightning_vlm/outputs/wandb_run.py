@@ -1,6 +1,5 @@
 """A run on Weights & Biases: which one a checkpoint belongs to, and the pictures that it gets."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -80,15 +79,12 @@ def note_other_run(trainer: Trainer, saved: str | None) -> None:
         )
 
 
-def send_pictures(trainer: Trainer, files: Iterable[Path]) -> None:
-    """Show pictures in a run, each under its name.
+def send_picture(trainer: Trainer, file: Path) -> None:
+    """Show a picture in the run on Weights & Biases, under its file's name.
 
     Args:
-        trainer: The run's Trainer; only rank zero sends pictures.
-        files: PNG files.
+        trainer: The run's Trainer, on rank zero.
+        file: A PNG file.
     """
-    if not trainer.is_global_zero:
-        return
     for logger in loggers_of(trainer):
-        for file in files:
-            logger.log_image(f"pictures/{file.stem}", [str(file)])
+        logger.log_image(f"pictures/{file.stem}", [str(file)])
