@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning_vlm_callbacks.run_length import longest_window
 from lightning_vlm_callbacks.runs import loss_scaler
 from torch.optim import Optimizer
 
@@ -46,12 +46,9 @@ def check_closure(make: Callable[[Any], Optimizer], trainer: Trainer) -> Optimiz
             "nothing would be learned; call it at the beginning of step"
         )
     if calls is not None and calls > 1:
-        windows = [trainer.accumulate_grad_batches]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler):
-                windows += callback.scheduling.values()
-        if max(windows) > 1:
-            raise UserError(several_calls(name, max(windows)))
+        window = longest_window(trainer)
+        if window > 1:
+            raise UserError(several_calls(name, window))
         if loss_scaler(trainer) is not None:
             raise UserError(
                 f"model.optimizer: found {name}, which calls its closure several times a step, with "

@@ -42,7 +42,8 @@ class WholeCheckpoints(ModelCheckpoint):
     def __init__(self, judge: Judge, files: RunFiles, save_on_exit: bool, dirpath: str | None) -> None:
         super().__init__(monitor=judge.monitor, mode=judge.rule.mode, save_last=True)
         self.dirpath = dirpath
-        self._judge, self._files = judge, files
+        self._judge = judge
+        self._files = files
         self._interrupts = Interrupts(save_on_exit, self._save, self._at)
         link = Path(dirpath or "", BEST)
         self.best_model_path = str(link.resolve()) if dirpath and link.exists() else ""
@@ -54,7 +55,8 @@ class WholeCheckpoints(ModelCheckpoint):
         self._random: dict[str, Any] | None = None  # to be set when the next epoch begins
         self._position: Position | None = None  # while saving
         self._rewinding = False  # while the last whole step is saved during the next one
-        self._best_due = self._periodic_due = False
+        self._best_due = False
+        self._periodic_due = False
 
     @property
     @override
@@ -80,9 +82,12 @@ class WholeCheckpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Every rank comes here, also when another callback saves.
-        last = self._interrupts.last
-        position = last.position if self._rewinding else self._position
-        mine = last.rewind(checkpoint) if self._rewinding else rank_state(trainer)
+        if self._rewinding:
+            position: Position | None = self._interrupts.last.position
+            mine = self._interrupts.last.rewind(checkpoint)
+        else:
+            position = self._position
+            mine = rank_state(trainer)
         state = checkpoint["callbacks"][self.state_key]
         state["position"] = position
         state["ranks"] = states_of_ranks(trainer, mine)
@@ -97,10 +102,13 @@ class WholeCheckpoints(ModelCheckpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         states = checkpoint["callbacks"]
-        taken = {other.state_key for other in trainer.callbacks}  # type: ignore[attr-defined]
-        ours = [key for key in states if key.startswith(f"{type(self).__qualname__}{{") and key not in taken]
-        key = self.state_key if self.state_key in states else ours[0] if len(ours) == 1 else None
-        self._loaded = None if key is None else states[key]
+        self._loaded = states.get(self.state_key)
+        if self._loaded is None:  # it may have been saved with another metric, which is part of the key
+            taken = {other.state_key for other in trainer.callbacks}  # type: ignore[attr-defined]
+            kind = f"{type(self).__qualname__}{{"
+            others = [key for key in states if key.startswith(kind) and key not in taken]
+            if len(others) == 1:
+                self._loaded = states[others[0]]
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,10 +137,11 @@ class WholeCheckpoints(ModelCheckpoint):
 
     def _save(self, trainer: Trainer, position: Position | None) -> None:
         """Save the run as it is, or for None as it was after its last whole step."""
-        last = self._interrupts.last
-        step = last.step if position is None and last.step is not None else trainer.global_step
+        last_step = self._interrupts.last.step
+        step = trainer.global_step if position is not None or last_step is None else last_step
         best, periodic = self._best_due, self._periodic_due
-        self._best_due = self._periodic_due = False
+        self._best_due = False
+        self._periodic_due = False
         try:
             with self._at(position):
                 self._files.save(trainer, step, best, periodic, self._write)
@@ -147,11 +156,13 @@ class WholeCheckpoints(ModelCheckpoint):
     @contextmanager
     def _at(self, position: Position | None) -> Iterator[None]:
         """What is saved inside of it says where the run is, or for None is as it was after the last step."""
-        self._position, self._rewinding = position, position is None
+        self._position = position
+        self._rewinding = position is None
         try:
             yield
         finally:
-            self._position, self._rewinding = None, False
+            self._position = None
+            self._rewinding = False
 
     def _write(self, trainer: Trainer, file: Path) -> None:
         trainer.save_checkpoint(file, weights_only=False)
