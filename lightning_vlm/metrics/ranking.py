@@ -83,7 +83,8 @@ def generate_candidates(
     Raises:
         UserError: `generate` would give the same answer each time.
     """
-    count, beams = options["num_return_sequences"], options.get("num_beams", 1)
+    count = options["num_return_sequences"]
+    beams = options.get("num_beams", 1)
     if not options.get("do_sample") and count > beams:
         raise UserError(
             f"generation: found num_return_sequences {count} with {beams} beam(s) and do_sample false, which "
@@ -94,11 +95,13 @@ def generate_candidates(
         options = {key: value for key, value in options.items() if key != "length_penalty"}
     found = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)  # type: ignore[operator]
     new = found.sequences[:, inputs["input_ids"].shape[1] :]
-    chances = token_log_probs(found.logits, new, getattr(found, "beam_indices", None))
+    log_probs = token_log_probs(found.logits, new, getattr(found, "beam_indices", None))
     ends = options.get("eos_token_id", model.generation_config.eos_token_id)
-    lengths = answer_lengths(new, [ends] if isinstance(ends, int) else ends or [], tokenizer.pad_token_id)
-    inside = torch.arange(new.shape[1], device=new.device) < lengths[:, None]
-    sums = chances.double().masked_fill(~inside, 0).sum(1)
+    if isinstance(ends, int):
+        ends = [ends]
+    lengths = answer_lengths(new, ends or [], tokenizer.pad_token_id)
+    is_inside = torch.arange(new.shape[1], device=new.device) < lengths[:, None]
+    sums = log_probs.double().masked_fill(~is_inside, 0).sum(1)
     texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     rows = [
         Candidate(text.strip(), log_prob, length, length_score(log_prob, length, alpha))

@@ -59,10 +59,12 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
 
 def describe_data(source: Conversations) -> str:
     """How many samples there are, and a fingerprint of some of them: what they say, not where they lie."""
-    digest, count = hashlib.sha256(), len(source)
-    for place in range(min(count, _SAMPLES)):
+    digest = hashlib.sha256()
+    count = len(source)
+    sampled = min(count, _SAMPLES)
+    for number in range(sampled):
         try:
-            conversation = source[place * count // min(count, _SAMPLES)]
+            conversation = source[number * count // sampled]
         except DataError:
             continue
         for text in _texts(conversation):
@@ -105,12 +107,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     known = {_argument(name) for name in before}
     lines = []
     for name in dict.fromkeys([*before, *now]):
-        was, value = before.get(name), now.get(name)
+        was = before.get(name)
+        value = now.get(name)
         if was == value or _argument(name) not in known:
             continue
         if name != "seed_everything":
             lines.append(f"{name} is {_shown(value)}, was {_shown(was)}")
-        elif None not in (was, value):
+        elif was is not None and value is not None:
             lines.append(f"{name} is {value}, was {was}; dropout continues with the checkpoint's")
     return lines
 
@@ -180,7 +183,8 @@ class RunChanges:
         """
         if self._before is None or not self._groups or len(optimizers) != 1:
             return
-        was, name = self._before.get("model.optimizer"), type(optimizers[0]).__name__
+        was = self._before.get("model.optimizer")
+        name = type(optimizers[0]).__name__
         if was not in (None, name):
             raise UserError(
                 f"model.optimizer: found {name}, but the checkpoint has the state of {was}; resume with "
@@ -202,7 +206,8 @@ class RunChanges:
             steps: The optimizer steps of the whole run.
         """
         self.facts = describe_run(trainer, model, steps)
-        before, self._before = self._before, None
+        before = self._before
+        self._before = None
         if before is None:
             return
         lines = changes(before, self.facts)
@@ -234,21 +239,22 @@ def keep_given_options(
     Returns:
         A line for each option that isn't what it was.
     """
-    found: dict[str, list[str]] = {}
+    groups_of_change: dict[tuple[str, str], list[str]] = {}
     for number, (group, options) in enumerate(zip(optimizer.param_groups, given, strict=True)):
         for name, value in options.items():
             if name in ("lr", "name") or group.get(name) == value:
                 continue
             shown = "the learning rate" if name == "initial_lr" else name
             change = f"is {value}, was {_shown(group.get(name))}"
-            found.setdefault(f"{shown}|{change}", []).append(str(group.get("name", number)))
+            groups_of_change.setdefault((shown, change), []).append(str(group.get("name", number)))
             group[name] = value
     lines = []
-    for key, groups in found.items():
-        shown, change = key.split("|", 1)
+    for (shown, change), groups in groups_of_change.items():
         where = "" if len(groups) == len(given) else f" of {' and of '.join(map(repr, groups))}"
         lines.append(f"model.optimizer: {shown}{where} {change}")
-    for scheduler in schedulers if lines else ():
+    if not lines:
+        return []
+    for scheduler in schedulers:
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
             settle_rates(scheduler)
