@@ -103,7 +103,7 @@ def loss_scaler(trainer: Trainer) -> GradScaler | None:
 
 
 class LoggedMetric:
-    """Knows whether a metric was logged since it was last looked at: Lightning goes on showing old values."""
+    """Knows whether a metric was logged since it was last judged: Lightning keeps showing the old value."""
 
     def __init__(self) -> None:
         self._last: Tensor | None = None

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import EarlyStopCheckpoint
-from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.runs import LoggedMetric, run_folder
 
 tensorboard = pytest.mark.skipif(
     not (find_spec("tensorboard") or find_spec("tensorboardX")), reason="TensorBoard isn't installed"
@@ -202,3 +202,20 @@ def test_ranks_agree(fit, tmp_path, on_two_ranks):
     assert first["folder"] == second["folder"] == str(tmp_path / "logs" / "version_0")
     assert first["error"] == second["error"]
     assert "can't be written into" in first["error"]
+
+
+def test_a_metric_is_new_each_time_that_lightning_gets_one(make_trainer):
+    """Also if its value is the same; the trainer shows it between two validations, too."""
+    metric, found = LoggedMetric(), []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            found.append(metric.is_new(trainer.callback_metrics.get("score")))
+
+        def on_validation_epoch_end(self, trainer, module):
+            self.log("score", 1.0)
+
+    options = {"limit_train_batches": 6, "limit_val_batches": 1, "val_check_interval": 2, "max_epochs": 1}
+    make_trainer(callbacks=[Watch()], **options).fit(BoringModel())
+    # Validations follow the second, the fourth and the sixth batch.
+    assert found == [False, False, True, False, True, False]

@@ -171,7 +171,7 @@ def test_from_yaml_by_class_name(digits, tmp_path):
 
 
 def test_twice_in_one_process(make_trainer, digits, spoiled, tmp_path):
-    """The same callbacks in a second fit begin anew."""
+    """The same callbacks start over in a second fit."""
     callbacks = five(tmp_path)
     ends = []
     for _ in range(2):

@@ -38,7 +38,7 @@ def names_in(folder):
 
 
 class Scores(Callback):
-    """Validation says what it is told to."""
+    """Logs given scores: one for each epoch of a list, or by the step."""
 
     def __init__(self, scores):
         self.scores = scores

@@ -39,7 +39,7 @@ def test_decides_as_lightning_does(scores, patience, delta, mode):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_scores_that_are_no_numbers(bad):
-    """The seed's best score would stay NaN for ever."""
+    """A best score of NaN would stay the best for ever."""
     standing = Standing()
     for score, best in ((bad, None), (3.0, 3.0), (bad, 3.0), (2.0, 2.0)):
         decision = decide(Rule(patience=2), standing, score)
