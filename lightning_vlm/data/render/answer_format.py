@@ -4,7 +4,8 @@ import re
 import warnings
 from collections.abc import Iterable
 
-from lightning_vlm.data.render.chat import CHOOSE_ANOTHER, ChatTemplate, any_of
+from lightning_vlm.data.render.chat import CHOOSE_ANOTHER, ChatTemplate
+from lightning_vlm.data.render.special_tokens import any_of
 
 
 class AnswerFormat:

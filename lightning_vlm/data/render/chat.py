@@ -1,10 +1,9 @@
 """The text that a chat template writes for the turns of a conversation."""
 
 import itertools
-import re
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -12,6 +11,7 @@ from transformers import ProcessorMixin
 
 from lightning_vlm.data.render.bounded_template import BoundedTemplate
 from lightning_vlm.data.render.markers import split_at_markers, text_marker, text_numbers
+from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.data.render.stripped_texts import match_stripped
 from lightning_vlm.data.render.template_sizes import TemplateLimit
 from lightning_vlm.data.render.templates import TEMPLATES
@@ -174,12 +174,6 @@ class ChatTemplate:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
         return f"line {lines[-1]}: {text}" if lines and "\n" in self._text else text
-
-
-def any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds any of some words, the longest first; nothing where there are none."""
-    longest_first = sorted(words, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _messages(

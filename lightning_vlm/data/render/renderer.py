@@ -11,12 +11,12 @@ from transformers import ProcessorMixin
 from lightning_vlm.data.conversation import Conversation, Image, Message
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
-from lightning_vlm.data.render.chat import ChatTemplate, any_of
+from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
 from lightning_vlm.data.render.markers import mark_pictures
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
-from lightning_vlm.data.render.special_tokens import special_tokens
+from lightning_vlm.data.render.special_tokens import any_of, special_tokens
 from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
@@ -61,6 +61,7 @@ class Renderer:
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
         self.special = special_tokens(processor)
+        self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
         self.answers = AnswerFormat(self.template, self.special.ends, str(self.tokenizer.eos_token))
         self.template.warn_of_flaws(self.special.placeholders)
@@ -142,8 +143,6 @@ class Renderer:
     def _too_long(self, source: str, found: str, length: int) -> TooLong:
         if self.max_length is None:
             expected = f"at most {self.most_tokens:,} without data.max_length; set it, so that it is cut"
-        elif found.startswith("a prompt"):
-            expected = f"at most {self.max_length} (max_length)"
         else:
             expected = f"at most {self.max_length} (max_length); smaller pictures or a shorter text"
         return TooLong(source, found, expected, length)
@@ -155,7 +154,7 @@ class Renderer:
         source = conversation.source
         pictures = _open_pictures(turns, source, opened)
         marked, spans = self.template.render_marked(turns, generate, source)
-        marked, places = mark_pictures(marked, any_of(self.special.placeholders))
+        marked, places = mark_pictures(marked, self._placeholder)
         if places != len(pictures):
             found = f"{len(pictures)} picture(s) and {places} place(s) for them in the rendered template"
             raise DataError(source, "messages", found, "as many places as pictures")

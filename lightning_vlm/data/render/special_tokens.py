@@ -1,12 +1,11 @@
 """The special tokens of a processor, which no text of a conversation may become."""
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from transformers import ProcessorMixin
-
-from lightning_vlm.data.render.chat import any_of
 
 
 class SpecialTokens(NamedTuple):
@@ -30,14 +29,20 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
     tokenizer = processor.tokenizer
     named = [getattr(processor, f"{medium}_token", None) for medium in ("image", "video", "audio")]
     placeholders = {str(token) for token in named if token}
-    added = tokenizer.added_tokens_decoder.values()
-    special = {str(token) for token in tokenizer.all_special_tokens}
-    special |= {token.content for token in added if token.special} | placeholders
-    unknown = str(tokenizer.unk_token)  # which any text may become
-    ids = {tokenizer.convert_tokens_to_ids(token) for token in special - {unknown}}
+    special = {str(token) for token in tokenizer.all_special_tokens} | placeholders
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            special.add(token.content)
+    # Any text may become the unknown token.
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in special - {str(tokenizer.unk_token)}}
     ids -= {None, tokenizer.unk_token_id}
-    # Where one token begins a text and ends it, it ends turns as well.
-    begins = {str(tokenizer.bos_token)} - {str(tokenizer.eos_token)}
-    return SpecialTokens(
-        any_of(special), np.array(sorted(ids), np.int64), special - placeholders - begins, placeholders
-    )
+    ends = special - placeholders
+    if tokenizer.bos_token != tokenizer.eos_token:  # one token may begin a text and end its turns
+        ends.discard(str(tokenizer.bos_token))
+    return SpecialTokens(any_of(special), np.array(sorted(ids), np.int64), ends, placeholders)
+
+
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of some words, the longest first; nothing where there are none."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
