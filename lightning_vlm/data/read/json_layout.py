@@ -111,12 +111,12 @@ def _key_of_rows(value: Any) -> str | None:
     """The only key under which an object has a list of objects; None if the object is a row itself."""
     if not isinstance(value, dict) or find_dialect(value) is not None:
         return None
-    keys = [key for key, item in value.items() if isinstance(item, list) and _may_be_rows(item)]
+    keys = [key for key, item in value.items() if isinstance(item, list) and _are_objects(item)]
     return keys[0] if len(keys) == 1 else None
 
 
-def _may_be_rows(items: list[Any]) -> bool:
-    return not items or isinstance(items[0], dict)
+def _are_objects(items: list[Any]) -> bool:
+    return bool(items) and isinstance(items[0], dict)
 
 
 class _Text:

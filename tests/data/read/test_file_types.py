@@ -62,7 +62,9 @@ FILES = {
     "lines.json": json_text(lines),
     "array.json": json_text(json.dumps),
     "pretty.json": json_text(lambda rows: json.dumps(rows, indent=2)),
-    "object.json": json_text(lambda rows: json.dumps({"version": "1.0", "data": rows, "info": {"a": [1]}})),
+    "object.json": json_text(
+        lambda rows: json.dumps({"version": "1.0", "data": rows, "licences": [], "info": {"a": [1]}})
+    ),
     "pretty object.json": json_text(
         lambda rows: "\ufeff" + json.dumps({"größe": 2, "description": "ä", "train": rows}, indent=1)
     ),
