@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,6 +15,8 @@ from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.run_report.draw import draw_report
 from lightning_vlm_callbacks.run_report.gradient_norm import gradient_norm
 from lightning_vlm_callbacks.run_report.record import Record
+from lightning_vlm_callbacks.run_report.report_logger import ReportLogger
+from lightning_vlm_callbacks.run_report.steps import logged_step, steps_made
 from lightning_vlm_callbacks.runs import logs_at, run_folder
 
 __all__ = ["RunReport", "record_event"]
@@ -108,7 +108,7 @@ class RunReport(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        step = _logged_step(trainer)
+        step = logged_step(trainer)
         if step == self._measured_step:  # another micro-batch of the step
             return
         self._write_measured()
@@ -119,7 +119,7 @@ class RunReport(Callback):
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         # At the batch's start a later callback may have begun a stage, which changes the rates.
-        if self._measured_step == _logged_step(trainer):
+        if self._measured_step == logged_step(trainer):
             self._measure_rates(trainer)
 
     @override
@@ -130,7 +130,7 @@ class RunReport(Callback):
         if len(trainer.optimizers) > 1:
             name = f"grad_norm/{trainer.optimizers.index(optimizer)}"
         # LBFGS and SAM compute several gradients in a step, of which the first counts.
-        if self._measured_step == _logged_step(trainer) and name not in self._measured:
+        if self._measured_step == logged_step(trainer) and name not in self._measured:
             norm = gradient_norm(optimizer)  # on all ranks, as gradients may be spread over them
             if norm is not None:
                 self._measured[name] = norm
@@ -172,7 +172,7 @@ class RunReport(Callback):
         """Record an event; see `record_event`."""
         self._open(trainer)
         if self._record is not None:
-            self._record.add_event(_steps_made(trainer) if step is None else step, kind, text, values)
+            self._record.add_event(steps_made(trainer) if step is None else step, kind, text, values)
 
     def add_metrics(self, trainer: Trainer, values: dict[str, Any], step: int | None) -> None:
         """Record what the Trainer or someone else logs."""
@@ -181,11 +181,11 @@ class RunReport(Callback):
             epoch = values.get("epoch")
             numbers = {name: value for name, value in values.items() if name != "epoch"}
             shown = None if epoch is None else int(epoch)
-            self._record.add_metrics(_logged_step(trainer) if step is None else step, numbers, shown)
+            self._record.add_metrics(logged_step(trainer) if step is None else step, numbers, shown)
 
     def finish(self, trainer: Trainer) -> None:
         """Stop recording, and draw the report."""
-        trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, _ReportLogger)]
+        trainer.loggers = [logger for logger in trainer.loggers if not isinstance(logger, ReportLogger)]
         if self._record is not None:
             self._record.close()
             self._record = None
@@ -198,17 +198,17 @@ class RunReport(Callback):
 
     def _attach(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run and not self._is_attached(trainer):  # type: ignore[attr-defined]
-            trainer.loggers = [*trainer.loggers, _ReportLogger(self, trainer)]
+            trainer.loggers = [*trainer.loggers, ReportLogger(self, trainer)]
 
     def _is_attached(self, trainer: Trainer) -> bool:
-        return any(isinstance(logger, _ReportLogger) for logger in trainer.loggers)
+        return any(isinstance(logger, ReportLogger) for logger in trainer.loggers)
 
     def _open(self, trainer: Trainer) -> None:
         """Begin to write. It is the first call during a fit that does so, when the step is known."""
         if self._record is not None or not trainer.is_global_zero or not self._is_attached(trainer):
             return
         before, self._file = self._file, self._folder / FILE
-        step = _steps_made(trainer)
+        step = steps_made(trainer)
         if self._loaded is not None:
             self._run = self._loaded["run"]
             before = _find(trainer, Path(self._loaded["file"]))
@@ -241,62 +241,6 @@ class RunReport(Callback):
         if self._measured and self._record is not None:
             self._record.add_metrics(self._measured_step, self._measured)
         self._measured, self._measured_step = {}, -1
-
-
-class _ReportLogger(DummyLogger):
-    """A logger of the Trainer that passes all that is logged to a RunReport.
-
-    It is one that code which uses `trainer.logger` or `trainer.loggers` can't trip over: a DummyLogger takes
-    any call, as in `fast_dev_run`.
-    """
-
-    def __init__(self, report: RunReport, trainer: Trainer) -> None:
-        super().__init__()
-        self._report, self._trainer = report, trainer
-        self._best: str | None = None
-
-    @property
-    @override
-    def save_dir(self) -> str:
-        """So that `trainer.log_dir` is what it is without a logger."""
-        return self._trainer.default_root_dir
-
-    @override
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self._report.add_metrics(self._trainer, metrics, step)
-
-    @override
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        trainer, best = self._trainer, checkpoint_callback.best_model_path
-        score = checkpoint_callback.best_model_score
-        if best and best != self._best and score is not None:
-            self._best = best
-            text = f"{checkpoint_callback.monitor} {float(score):.4g} ({Path(best).name})"
-            self._report.add_event(trainer, "best", text, path=best)
-        else:
-            path = checkpoint_callback.last_model_path or best
-            self._report.add_event(trainer, "checkpoint", Path(path).name, path=path)
-
-    @override
-    def finalize(self, status: str) -> None:
-        """Called when the run ends by an exception, after all callbacks have heard of it."""
-        self._report.finish(self._trainer)
-
-
-def _logged_step(trainer: Trainer) -> int:
-    """The number under which the Trainer logs the step that is being made, from 0 on.
-
-    With several optimizers it isn't `global_step`, and Lightning has no public name for it.
-    """
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _steps_made(trainer: Trainer) -> int:
-    """How many steps have been made, counted as the Trainer logs them.
-
-    Lightning counts a step only at the very end of its batch, when it may be in a checkpoint already.
-    """
-    return min(trainer.global_step, _logged_step(trainer) + 1)
 
 
 def _find(trainer: Trainer, saved: Path) -> Path | None:

@@ -1,6 +1,5 @@
 """The page of a run: one HTML file that needs no other."""
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
@@ -9,18 +8,19 @@ from lightning_vlm_callbacks.run_report.charts import (
     MOST_OTHERS,
     Chart,
     Frame,
-    RankMap,
     charts,
     frame,
     rank_map,
 )
 from lightning_vlm_callbacks.run_report.history import Event, History
+from lightning_vlm_callbacks.run_report.rank_svg import rank_svg
 from lightning_vlm_callbacks.run_report.svg import (
     COLOURS,
     MARK_COLOURS,
+    OTHER_MARK_COLOUR,
     STAGE_COLOURS,
     chart_svg,
-    rank_svg,
+    number,
 )
 
 __all__ = ["report_page"]
@@ -79,7 +79,7 @@ def _body(history: History, axes: Frame, title: str) -> Iterator[str]:
         yield _chart(chart, axes)
     ranks = rank_map(history)
     if ranks is not None:
-        yield _ranks(ranks, axes)
+        yield f"<h2>{escape(ranks.title)}</h2>{rank_svg(ranks)}"
     others = _placed(found, "other")
     if others:
         yield "<h2>Other</h2><div class=small>"
@@ -139,14 +139,14 @@ def _duration(seconds: float) -> str:
 def _explanation(axes: Frame) -> str:
     """What bands and marks mean, as far as there are any."""
     lines = []
-    for number, stage in enumerate(axes.stages):
-        colour = STAGE_COLOURS[number % len(STAGE_COLOURS)]
+    for place, stage in enumerate(axes.stages):
+        colour = STAGE_COLOURS[place % len(STAGE_COLOURS)]
         lines.append(
-            f'<p class="legend"><i class="band" style="background:{colour}"></i>stage {number}, '
+            f'<p class="legend"><i class="band" style="background:{colour}"></i>stage {place}, '
             f"steps {stage.start:,} to {stage.end:,}: {escape(stage.text)}</p>"
         )
     kinds = dict.fromkeys(event.kind for event in axes.marks)
-    marks = [_swatch(MARK_COLOURS.get(kind, "#555"), escape(kind)) for kind in kinds]
+    marks = [_swatch(MARK_COLOURS.get(kind, OTHER_MARK_COLOUR), escape(kind)) for kind in kinds]
     if marks:
         lines.append(f'<p class="legend">marks: {"".join(marks)}</p>')
     return "".join(lines)
@@ -158,18 +158,13 @@ def _swatch(colour: str, text: str) -> str:
 
 def _chart(chart: Chart, axes: Frame, small: bool = False) -> str:
     legend = []
-    for number, (name, points) in enumerate(chart.curves.items()):
+    for place, (name, points) in enumerate(chart.curves.items()):
         last = points[-1][1]
-        value = f"{last:.4g}" if math.isfinite(last) else f"<b>{last}</b>"
-        legend.append(_swatch(COLOURS[number % len(COLOURS)], f"{escape(name)} <b>{value}</b>"))
+        legend.append(_swatch(COLOURS[place % len(COLOURS)], f"{escape(name)} <b>{number(last)}</b>"))
     if chart.missing:
         legend.append(f"<span>and {chart.missing} more, which are in report.jsonl</span>")
     picture = chart_svg(chart, axes, 440, 180) if small else chart_svg(chart, axes)
     return f'<h2>{escape(chart.title)}</h2><p class="legend">{" ".join(legend)}</p>{picture}'
-
-
-def _ranks(ranks: RankMap, axes: Frame) -> str:
-    return f"<h2>{escape(ranks.title)}</h2>{rank_svg(ranks, axes)}"
 
 
 def _events(events: Sequence[Event]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vlm_callbacks.run_report.charts import Chart, Frame, RankMap
-from lightning_vlm_callbacks.run_report.svg import COLOURS, MARK_COLOURS, STAGE_COLOURS
+from lightning_vlm_callbacks.run_report.svg import COLOURS, MARK_COLOURS, OTHER_MARK_COLOUR, STAGE_COLOURS
 
 __all__ = ["file_name", "save_chart", "save_ranks"]
 
@@ -29,7 +29,7 @@ def save_chart(file: Path, chart: Chart, frame: Frame) -> None:
     for event in frame.marks:
         top = 1.0 if event.kind == "best" else 0.05
         style = "--" if event.kind == "best" else "-"
-        colour = MARK_COLOURS.get(event.kind, "#555555")
+        colour = MARK_COLOURS.get(event.kind, OTHER_MARK_COLOUR)
         axis.axvline(event.step, ymax=top, color=colour, linestyle=style, linewidth=1.2)
     for number, (name, points) in enumerate(chart.curves.items()):
         values = [value if math.isfinite(value) else math.nan for _, value in points]

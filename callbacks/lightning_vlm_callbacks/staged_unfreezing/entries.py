@@ -89,12 +89,14 @@ def depth_factors(
     >>> depth_factors(model, dict(model.named_parameters()), 0.5)
     {'0.weight': 0.25, '0.bias': 0.25, '1.weight': 0.5, '1.bias': 0.5}
     """
+    if decay is None:  # a parameter may not have its shape yet
+        return dict.fromkeys(parameters, 1.0)
     places = {name: _place(name) for name in parameters}
     weights: Counter[str] = Counter()
     for name, place in places.items():
         if place is not None:
             weights[place[0]] += parameters[name].numel()
-    if decay is None or not weights:
+    if not weights:
         return dict.fromkeys(parameters, 1.0)
     layers = weights.most_common(1)[0][0]
     count = sum(child.isdigit() for child, _ in root.get_submodule(layers).named_children())
