@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 TOLERANCE = 1e-5
 """How far outputs in float32 may be off, as a share of the largest."""
 NEW_TOKENS = 16
@@ -30,8 +32,6 @@ def answer(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         `inputs`; `logits` of the prompt's last tokens, [at most KEPT, vocabulary]; `ids` that were generated
         greedily, and `steps`, the logits of each, [generated, vocabulary].
     """
-    import torch
-
     length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
         logits = model(**inputs, use_cache=False).logits[0, -KEPT:]
@@ -58,8 +58,6 @@ def bits(model: Any) -> dict[str, int]:
 
     The order of the sum doesn't matter, so threads don't either.
     """
-    import torch
-
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = {}
     for name, value in model.state_dict().items():
@@ -123,7 +121,7 @@ def compare_answers(
     return problems, largest
 
 
-def _difference(expected: Any, found: Any) -> float:
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
     if expected.shape != found.shape:
         return float("inf")
     if not expected.numel():
@@ -146,15 +144,14 @@ def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> It
 
 def _compare_descriptions(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
     for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            ours, theirs = expected.get(key), found.get(key)
+        ours, theirs = expected.get(key), found.get(key)
+        if ours != theirs:
             difference = f"the {key} is {theirs}, not {ours}"
             yield difference[:300]
 
 
 def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
     """PEFT's part of a folder of adapters: each of its weights has found its place, and no place is empty."""
-    import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -204,8 +201,6 @@ def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(jobs: str, results: str) -> None:
     """Verify all folders of a file and write what came out into another."""
-    import torch
-
     found = []
     needs_us = False
     for job in torch.load(jobs, weights_only=True):

@@ -35,18 +35,13 @@ def check_quantized(
     quantization = Quantization(method)  # type: ignore[arg-type]
     plain = _scores(folder, data, module, None)
     quantised = _scores(folder, data, module, quantization)
-    lost = {name: quantised[name] - plain[name] for name in _SHOWN}
     table = Table(title=f"Quantised: {len(data):,} samples", title_justify="left")
     table.add_column("")
     for name in _SHOWN:
         table.add_column(name.replace("_", " "), justify="right")
-    for title, scores, form in (
-        ("as exported", plain, ".4f"),
-        (method, quantised, ".4f"),
-        ("lost", lost, "+.4f"),
-    ):
-        cells = [format(scores[name], form) for name in _SHOWN]
-        table.add_row(title, *cells)
+    for title, scores in (("as exported", plain), (method, quantised)):
+        table.add_row(title, *(f"{scores[name]:.4f}" for name in _SHOWN))
+    table.add_row("lost", *(f"{quantised[name] - plain[name]:+.4f}" for name in _SHOWN))
     console.print(table)
 
 
