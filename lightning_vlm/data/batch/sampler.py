@@ -13,7 +13,7 @@ PAD_INDEX = -1
 class ResumableBatchSampler(DistributedSampler):
     """Draws batches of indices for one rank.
 
-    The order depends only on the seed and the epoch. Step `s` of all ranks together takes the next
+    The order depends only on `seed` and the epoch. Step `s` of all ranks together takes the next
     `world × batch_size` indices of it, so 2 ranks × 4 see what 1 rank × 8 sees. The last step is padded with
     `PAD_INDEX` instead of repeating samples, so every sample comes exactly once an epoch on exactly one rank,
     and all ranks have equally many batches. This is a `DistributedSampler` so that Lightning leaves it in
@@ -68,7 +68,7 @@ class ResumableBatchSampler(DistributedSampler):
         """Called before a pass: how many samples, on all ranks, the pass before handed out."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What else than seed and epoch the order depends on."""
+        """What the order depends on besides `seed` and the epoch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

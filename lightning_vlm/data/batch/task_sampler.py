@@ -19,7 +19,7 @@ class TaskBatchSampler(ResumableBatchSampler):
 
     All ranks draw the same samples and each takes its own, so 2 ranks × 4 see what 1 rank × 8 sees, or 4 × 2
     accumulated (but not with `grouped`, where the batches of all ranks together have one task). Samples of an
-    epoch are drawn in rounds of `every_n_samples`. What a round draws depends on the seed, the epoch, its
+    epoch are drawn in rounds of `every_n_samples`. What a round draws depends on `seed`, the epoch, its
     number, its probabilities and what was drawn before; with `hard` and `easy` its probabilities are those of
     the losses one round earlier, however far ahead batches are prepared. What an epoch leaves of a pass over
     a task comes in the next epoch.
