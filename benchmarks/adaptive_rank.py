@@ -148,7 +148,9 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            [one for one in self.parameters() if one.requires_grad], lr=self.rate, weight_decay=0.0
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=self.rate,
+            weight_decay=0.0,
         )
         steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.02, 1 - step / steps))
@@ -205,7 +207,7 @@ def adapters(module: Any, contender: str, ranks: dict[str, int], steps: int) -> 
         tuner = AdaLoraModel(module.model, {"default": settings}, "default")
         del module.model.peft_config  # by which VLMModule would look for plain LoRA
         return [Drive(tuner)]
-    patterns: dict[str, Any] = {f"^{names[name]}": one for name, one in ranks.items()}
+    patterns: dict[str, Any] = {f"^{names[name]}": rank for name, rank in ranks.items()}
     config = LoraConfig(
         target_modules=targets, r=rank, lora_alpha=rank, rank_pattern=patterns, alpha_pattern=patterns
     )
@@ -224,9 +226,11 @@ class Drive(Callback):
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         named = self.tuner.model.named_parameters()
-        pairs = [(one, "lora_A" in name) for name, one in named if "lora_A" in name or "lora_B" in name]
-        grams = [one @ one.T if wide else one.T @ one for one, wide in pairs]
-        penalty = sum((one - torch.eye(len(one))).norm() for one in grams) / len(grams)
+        pairs = [
+            (parameter, "lora_A" in name) for name, parameter in named if "lora_A" in name or "lora_B" in name
+        ]
+        grams = [matrix @ matrix.T if wide else matrix.T @ matrix for matrix, wide in pairs]
+        penalty = sum((gram - torch.eye(len(gram))).norm() for gram in grams) / len(grams)
         (self.tuner.peft_config["default"].orth_reg_weight * penalty).backward()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -240,22 +244,24 @@ class SquaredGradients(Callback):
         self.scores: defaultdict[str, float] = defaultdict(float)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        for name, one in pl_module.model.named_parameters():
-            if one.grad is not None:
-                self.scores[name.partition(".lora_")[0]] += float((one.grad**2).sum())
+        for name, parameter in pl_module.model.named_parameters():
+            if parameter.grad is not None:
+                self.scores[name.partition(".lora_")[0]] += float((parameter.grad**2).sum())
 
     def ranks(self, budget: int) -> dict[str, int]:
         total = sum(self.scores.values())
-        shares = {name: int(one / total * budget) for name, one in self.scores.items()}
+        shares = {name: int(score / total * budget) for name, score in self.scores.items()}
         return {name: min(64, max(4, share)) // 4 * 4 for name, share in shares.items()}
 
 
 def used(module: Any) -> dict[str, int]:
     """The ranks in the end; of AdaLoRA what isn't masked."""
     return {
-        name: int((one.lora_E["default"] != 0).sum()) if hasattr(one, "lora_E") else one.r.get("default", 0)
-        for name, one in module.model.named_modules()
-        if hasattr(one, "lora_A")
+        name: int((layer.lora_E["default"] != 0).sum())
+        if hasattr(layer, "lora_E")
+        else layer.r.get("default", 0)
+        for name, layer in module.model.named_modules()
+        if hasattr(layer, "lora_A")
     }
 
 
@@ -268,9 +274,9 @@ def train(
     with redirect_stdout(io.StringIO()):  # VLMModule prints its plan
         trainer.fit(module, data)
     seconds = time.process_time() - start
-    states = [one for state in trainer.optimizers[0].state.values() for one in state.values()]
-    trained = sum(one.numel() for one in module.parameters() if one.requires_grad)
-    return seconds, trained, sum(one.nbytes for one in states if isinstance(one, Tensor))
+    states = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return seconds, trained, sum(value.nbytes for value in states if isinstance(value, Tensor))
 
 
 # The small VLM
@@ -286,14 +292,14 @@ class Backwards(Conversations):
         return len(self.of)
 
     def __getitem__(self, index: int) -> Conversation:
-        one = self.of[index]
+        conversation = self.of[index]
         turned = [
             Message(m.role, tuple(Text(p.text[::-1]) if isinstance(p, Text) else p for p in m.parts))
             if m.role == "assistant"
             else m
-            for m in one.messages
+            for m in conversation.messages
         ]
-        return Conversation(tuple(turned), one.task, one.weight, one.source)
+        return Conversation(tuple(turned), conversation.task, conversation.weight, conversation.source)
 
 
 def sources(task: str) -> tuple[Conversations, Conversations]:
@@ -330,18 +336,18 @@ def tune(contender: str, seed: int, task: str, rate: float, steps: int) -> tuple
 # All of it
 
 
-def compare(title: str, one: Callable[..., tuple[Result, dict[str, int]]], task: str, given: Any) -> None:
+def compare(title: str, learner: Callable[..., tuple[Result, dict[str, int]]], task: str, given: Any) -> None:
     """Run all contenders on a task and print their table."""
-    known = one is learn
+    known = learner is learn
     steps, rates = (given.steps, RATES) if known else (given.vlm_steps, VLM_RATES)
     contenders = [name for name in CONTENDERS if name == "uniform" or name in given.of]
     found, best = dict[str, list[tuple[Result, dict[str, int]]]](), dict[str, float]()
     for name in (*contenders, *(["known"] if known else [])):
         best[name] = best.get("uniform", 0.0)
         if name.startswith(("uniform", "AdaLoRA")):
-            tried = {rate: one(name, 0, task, rate, steps) for rate in rates}
+            tried = {rate: learner(name, 0, task, rate, steps) for rate in rates}
             best[name] = min(rates, key=lambda rate: tried[rate][0].loss)
-        found[name] = [one(name, seed, task, best[name], steps) for seed in range(given.seeds)]
+        found[name] = [learner(name, seed, task, best[name], steps) for seed in range(given.seeds)]
         print(title, name, *(f"{result.loss:.5g}" for result, _ in found[name]), flush=True)
     table = Table(title=f"{title}: {task}, {steps} steps, {given.seeds} seeds")
     columns = [

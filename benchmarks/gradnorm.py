@@ -116,14 +116,16 @@ class Mixture(LightningModule):
             return self.tasks.total(parts)
         weights = [self.get_submodule(self.layer).weight]
         if self.way == "all weights":
-            weights = [one for one in self.parameters() if one.requires_grad]
+            weights = [parameter for parameter in self.parameters() if parameter.requires_grad]
         for loss in parts.values():
             found = torch.autograd.grad(loss, weights, retain_graph=True)
-            self.norm = torch.cat([one.flatten() for one in found]).norm()
+            self.norm = torch.cat([gradient.flatten() for gradient in found]).norm()
         return (self.tasks.weights * torch.stack(list(parts.values()))).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([one for one in self.parameters() if one.requires_grad], lr=1e-4)
+        return torch.optim.AdamW(
+            [parameter for parameter in self.parameters() if parameter.requires_grad], lr=1e-4
+        )
 
 
 class Race(Callback):
@@ -141,8 +143,8 @@ class Race(Callback):
         return time.process_time()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        for one in self.gradnorms.values():
-            one.on_train_start(trainer, pl_module)
+        for gradnorm in self.gradnorms.values():
+            gradnorm.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.round, pl_module.way = self.steps[batch_idx]
@@ -162,21 +164,21 @@ def race(rounds: int, hidden: int, layers: int, lora: bool, layer: str, device: 
     """The times of all that can run."""
     module = Mixture(hidden, layers, lora, layer)
     steps = turns(rounds + WARM, able=module.get_submodule(layer).weight.requires_grad)
-    one = Race(steps, layer, device)
+    racer = Race(steps, layer, device)
     trainer = Trainer(
         max_epochs=1,
         accelerator=device.replace("cuda", "gpu"),
         devices=1,
         precision="bf16-mixed" if device == "cuda" else "32-true",
         logger=False,
-        callbacks=[one],
+        callbacks=[racer],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     trainer.fit(module, DataLoader(Batches(steps), batch_size=None))
-    return one
+    return racer
 
 
 def main() -> None:
@@ -199,9 +201,9 @@ def main() -> None:
         for column in ("", "ms per step", "× plain", "quartiles"):
             table.add_column(column, justify="right" if column else "left")
         plain = found.seconds["plain"]
-        for name in (one for one in CONTENDERS if one in found.seconds):
-            seconds = {number: one for number, one in found.seconds[name].items() if number >= WARM}
-            ratios = [one / plain[number] for number, one in seconds.items()]
+        for name in (contender for contender in CONTENDERS if contender in found.seconds):
+            seconds = {number: value for number, value in found.seconds[name].items() if number >= WARM}
+            ratios = [value / plain[number] for number, value in seconds.items()]
             low, _, high = statistics.quantiles(ratios, n=4)
             middle = f"{statistics.median(ratios):.3f}"
             milliseconds = f"{statistics.median(seconds.values()) * 1e3:.0f}"

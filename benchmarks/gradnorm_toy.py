@@ -69,7 +69,7 @@ class Toy(LightningModule):
         torch.manual_seed(seed)
         tasks, out, wide = problem.maps.shape
         layers = [nn.Linear(wide if first else hidden, hidden) for first in (True, False, False, False)]
-        self.trunk = nn.Sequential(*(one for layer in layers for one in (layer, nn.ReLU())))
+        self.trunk = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
         names = [f"task{number}" for number in range(tasks)]
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, out) for name in names})
         known = problem.sigmas**-2 if contender == "1/σ²" else torch.ones(tasks)
@@ -153,7 +153,7 @@ def main() -> None:
         for lr in given.lr
         for name in CONTENDERS
     }
-    shares = {key: [one.shares.mean().item() for one in runs] for key, runs in found.items()}
+    shares = {key: [run.shares.mean().item() for run in runs] for key, runs in found.items()}
     best = {name: min(given.lr, key=lambda lr: statistics.mean(shares[name, lr])) for name in CONTENDERS}
     title = f"Held-out L(t)/L(0) after {given.steps} steps: means over {given.seeds} seeds"
     table = Table(title=title)
@@ -162,11 +162,11 @@ def main() -> None:
     equal = "equal", best["equal"]
     for name, lr in best.items():
         runs = found[name, lr]
-        ratios = [one / other for one, other in zip(shares[name, lr], shares[equal], strict=True)]
+        ratios = [share / other for share, other in zip(shares[name, lr], shares[equal], strict=True)]
         times = statistics.median(
-            one.seconds / other.seconds for one, other in zip(runs, found[equal], strict=True)
+            mine.seconds / other.seconds for mine, other in zip(runs, found[equal], strict=True)
         )
-        ends = torch.stack([one.shares for one in runs]).mean(0)
+        ends = torch.stack([run.shares for run in runs]).mean(0)
         table.add_row(
             name,
             f"{lr:g}",

@@ -116,7 +116,9 @@ class Keep(Callback):
             self.weights[f"{trainer.current_epoch}.{batch_idx} {name}"] = value.clone()
 
     def on_train_end(self, trainer, pl_module):
-        self.states = copy.deepcopy({one.state_key: one.state_dict() for one in trainer.callbacks})
+        self.states = copy.deepcopy(
+            {callback.state_key: callback.state_dict() for callback in trainer.callbacks}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -360,9 +362,9 @@ def test_from_yaml_and_the_saved_config_again(name, model_folder, tmp_path):
     file, saved = tmp_path / "given.yaml", tmp_path / "saved.yaml"
     file.write_text(yaml.safe_dump(config))
     cli = parse(name, file)
-    assert [type(one) for one in cli.trainer.callbacks if type(one) is kind] == [kind]
+    assert [type(found) for found in cli.trainer.callbacks if type(found) is kind] == [kind]
     saved.write_text(cli.parser.dump(cli.config, skip_none=False))
-    (arguments,) = (one["init_args"] for one in yaml.safe_load(saved.read_text())["trainer"]["callbacks"])
+    (arguments,) = (found["init_args"] for found in yaml.safe_load(saved.read_text())["trainer"]["callbacks"])
     assert arguments.keys() == inspect.signature(kind.__init__).parameters.keys() - {"self"}
     again = parse(name, saved)
     assert again.parser.dump(again.config, skip_none=False) == saved.read_text()

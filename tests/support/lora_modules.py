@@ -51,7 +51,9 @@ class Module(LightningModule):
         self.log("test", self.training_step(batch, batch_idx))
 
     def configure_optimizers(self):
-        optimizer = self.optimizer([one for one in self.parameters() if one.requires_grad], lr=0.01)
+        optimizer = self.optimizer(
+            [parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.01
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.98**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -64,10 +66,12 @@ class Keep(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         layers = lora_layers(pl_module)
-        self.ranks.append({name: one.rank for name, one in layers.items()})
-        kept = [one for state in trainer.optimizers[0].state.values() for one in state.values() if one.ndim]
+        self.ranks.append({name: lora.rank for name, lora in layers.items()})
+        kept = [
+            value for state in trainer.optimizers[0].state.values() for value in state.values() if value.ndim
+        ]
         self.held.append(
-            (sum(map(torch.numel, kept)), 2 * sum(one.rank * one.cost for one in layers.values()))
+            (sum(map(torch.numel, kept)), 2 * sum(lora.rank * lora.cost for lora in layers.values()))
         )
 
 
@@ -83,16 +87,16 @@ def quiet(**options):
 
 
 def weights(module):
-    return {name: one.detach().clone() for name, one in module.state_dict().items()}
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def everything(trainer, module):
     state = trainer.optimizers[0].state_dict()["state"]
-    kept = {f"{index}.{key}": one for index, some in state.items() for key, one in some.items()}
+    kept = {f"{index}.{key}": value for index, some in state.items() for key, value in some.items()}
     return {**weights(module), **kept}
 
 
 def assert_equal(found, expected):
     assert found.keys() == expected.keys()
-    for name, one in expected.items():
-        assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(one)), name
+    for name, value in expected.items():
+        assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name

@@ -30,8 +30,8 @@ def test_exact_bounded_monotone_and_the_same_in_any_order(case):
     assert sum(ranks.values()) == min(budget // step * step, bounds["max_rank"] * len(scores))
     assert all(bounds["min_rank"] <= rank <= bounds["max_rank"] for rank in ranks.values())
     assert all(rank % step == 0 for rank in ranks.values())
-    for one, other in itertools.permutations(scores, 2):
-        assert scores[one] <= scores[other] or ranks[one] >= ranks[other]
+    for name, other in itertools.permutations(scores, 2):
+        assert scores[name] <= scores[other] or ranks[name] >= ranks[other]
     assert allocate_ranks(dict(reversed(scores.items())), budget, **bounds) == ranks
 
 

@@ -23,7 +23,7 @@ from tests.support.lora_modules import (
 
 
 class ByStep(Module):
-    """Its data is a function of the step: a plain loader begins anew in the middle of an epoch."""
+    """Its data is a function of the step: a plain loader starts over in the middle of an epoch."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step(data()[self.trainer.global_step * 4 % 88 :][:8], batch_idx)

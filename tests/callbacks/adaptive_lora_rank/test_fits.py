@@ -20,7 +20,7 @@ def test_a_run_that_fails_is_tidied_up(fit, importance):
     module.training_step = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         fit(module, quiet(importance=importance))
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
     assert "on_load_checkpoint" not in vars(module)
 
 
@@ -49,8 +49,8 @@ def test_base_weights_in_4_bits(fit):
                 bnb.nn.Linear4bit(64, 64, compute_dtype=torch.float32, quant_type="nf4") for _ in range(2)
             )
             self.head = nn.Linear(64, 8)
-            for one in (self.up, self.down):
-                one.load_state_dict(nn.Linear(64, 64).state_dict())
+            for layer in (self.up, self.down):
+                layer.load_state_dict(nn.Linear(64, 64).state_dict())
             self.to("cpu")
             self(torch.randn(1, 16))
 
@@ -59,7 +59,7 @@ def test_base_weights_in_4_bits(fit):
             return self.head(torch.tanh(self.down(torch.tanh(self.up(x)))))
 
     module = Module(net=Quantised)
-    assert {type(one.layer).__name__ for one in lora_layers(module).values()} == {"Linear4bit", "Linear"}
+    assert {type(lora.layer).__name__ for lora in lora_layers(module).values()} == {"Linear4bit", "Linear"}
     keep = fit(module, quiet(importance="fisher", multiple_of=1, budget=20))
     assert len(set(keep.ranks[-1].values())) > 1
     assert sum(keep.ranks[-1].values()) == 20
@@ -102,11 +102,10 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, importance):
 
     alone = run()
     first, second = on_two_ranks(run, 2)
-    for mine, other, one in zip(first, second, alone, strict=True):
+    for mine, other, expected in zip(first, second, alone, strict=True):
         assert_equal(mine, other)
-        assert {name: value.shape for name, value in mine.items()} == {
-            name: value.shape for name, value in one.items()
-        }
+        shapes = {name: value.shape for name, value in mine.items()}
+        assert shapes == {name: value.shape for name, value in expected.items()}
     for name, value in alone[-1].items():
         if "lora" in name:
             torch.testing.assert_close(first[-1][name], value, rtol=0.02, atol=2e-3)

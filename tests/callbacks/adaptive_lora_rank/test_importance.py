@@ -51,7 +51,7 @@ def one_by_one(model, weights, x):
     total = torch.zeros(len(weights), dtype=x.dtype)
     for row in x:
         gradients = torch.autograd.grad(loss_of(model, row[None]) / len(x), weights)
-        total += torch.stack([one.square().sum() for one in gradients])
+        total += torch.stack([gradient.square().sum() for gradient in gradients])
     return total
 
 
@@ -94,8 +94,8 @@ def test_fisher_is_that_of_single_samples(ckpt, tokens):
     found = torch.stack([kind.kept[name][0] for name in layers])
     assert expected.min() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert all(one.layer.base_layer.weight.grad is None for one in lora_layers(model).values())
-    assert not any(one._forward_hooks for one in model.modules())
+    assert all(lora.layer.base_layer.weight.grad is None for lora in lora_layers(model).values())
+    assert not any(child._forward_hooks for child in model.modules())
 
 
 def test_fisher_scores_by_hand():
@@ -127,18 +127,18 @@ def test_a_scaled_loss_is_scaled_back():
     model = adapted()
     plain = measured(Fisher(lora_layers(model)), model, [data()])
     scaled = measured(Fisher(lora_layers(model)), model, [data()], scale=1024.0)
-    for name, (one,) in plain.kept.items():
-        torch.testing.assert_close(scaled.kept[name][0], one, rtol=1e-12, atol=0)
+    for name, (value,) in plain.kept.items():
+        torch.testing.assert_close(scaled.kept[name][0], value, rtol=1e-12, atol=0)
 
 
 def test_a_step_that_overflows_is_left_out():
     model = adapted()
     kind = measured(Fisher(lora_layers(model)), model, [data()])
-    before = {name: one[0].clone() for name, one in kind.kept.items()}
+    before = {name: tensors[0].clone() for name, tensors in kind.kept.items()}
     bad = data()
     bad[0, 0, 0] = float("inf")
     measured(kind, model, [bad])
-    assert all(torch.equal(one[0], before[name]) for name, one in kind.kept.items())
+    assert all(torch.equal(tensors[0], before[name]) for name, tensors in kind.kept.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -147,9 +147,9 @@ def test_half_precision(dtype):
     plain = measured(Fisher(lora_layers(model)), model, [data(dtype=torch.float32)])
     with torch.autocast("cpu", dtype):
         half = measured(Fisher(lora_layers(model)), model, [data(dtype=torch.float32)])
-    for name, (one,) in plain.kept.items():
+    for name, (value,) in plain.kept.items():
         assert half.kept[name][0].dtype == torch.float32
-        torch.testing.assert_close(half.kept[name][0], one, rtol=0.05, atol=0)
+        torch.testing.assert_close(half.kept[name][0], value, rtol=0.05, atol=0)
 
 
 # Sensitivity
@@ -164,7 +164,7 @@ def test_sensitivity_is_adaloras():
     theirs.update_ipt(model)
     scores = kind.scores(layers, 6)
     for name in layers:
-        mine = sum(one.sum().item() for key, one in theirs.ipt.items() if key.startswith(f"{name}."))
+        mine = sum(value.sum().item() for key, value in theirs.ipt.items() if key.startswith(f"{name}."))
         assert scores[name] == pytest.approx(mine, rel=1e-6)
         assert mine > 0.01
     model.zero_grad()
@@ -220,8 +220,8 @@ def test_counts_are_evas():
         eva_config=EvaConfig(rho=1.6, use_label_mask=False),
     )
     fresh = get_peft_model(Net(), config)
-    for one in (model, fresh):  # three directions are all that the second layer sees
-        one.get_parameter("base_model.model.first.base_layer.weight").data[3:] *= 0.1
+    for adapted_model in (model, fresh):  # three directions are all that the second layer sees
+        adapted_model.get_parameter("base_model.model.first.base_layer.weight").data[3:] *= 0.1
     theirs = get_eva_state_dict(
         fresh,
         batches * 5,
@@ -239,7 +239,7 @@ def test_counts_are_evas():
             loss_of(model, batch["x"])
             kind.end(1.0, 1)
     mine = kind.scores(layers, 10)
-    found = {name: len(one) for name, one in theirs.items()}
+    found = {name: len(directions) for name, directions in theirs.items()}
     assert sum(found.values()) == 10
     assert max(found.values()) > 6
     assert {name.rpartition(".")[2]: score for name, score in mine.items()} == {
@@ -266,7 +266,7 @@ def test_two_ranks_are_one(on_two_ranks, kind):
             measure.begin()
             loss_of_second(model, data(seed=3)).backward()
             measure.end(1.0, 1)
-            return {name: one for name, one in measure.kept.items() if name == last}
+            return {name: tensors for name, tensors in measure.kept.items() if name == last}
         torch.distributed.init_process_group("gloo")
         try:
             measured(measure, model, [batches[rank]], world=2)

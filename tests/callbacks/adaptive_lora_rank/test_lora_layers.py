@@ -61,7 +61,7 @@ def test_plain_peft_loads_what_was_resized(tmp_path, rslora, holder, dropped):
     if dropped:
         ranks[names[0]] = ranks[names[-1]] = 0
     assert set_ranks(root, ranks) == [name for name in names if ranks[name] != 4]
-    assert {name: one.rank for name, one in lora_layers(root).items()} == {
+    assert {name: lora.rank for name, lora in lora_layers(root).items()} == {
         n: r for n, r in ranks.items() if r
     }
     for lora in lora_layers(root).values():
@@ -69,7 +69,7 @@ def test_plain_peft_loads_what_was_resized(tmp_path, rslora, holder, dropped):
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(Net(), tmp_path)
     assert torch.equal(again(X), model(X))
-    scales = [one.layer.scaling["default"] for one in lora_layers(again).values()]
+    scales = [lora.layer.scaling["default"] for lora in lora_layers(again).values()]
     assert scales == pytest.approx([4.0 if rslora else 2.0] * len(scales), rel=1e-14)
 
 
@@ -87,11 +87,11 @@ def test_new_rows_differ_by_layer_and_seed():
     def rows(seed):
         model = adapted()
         set_ranks(model, dict.fromkeys(lora_layers(model), 6), seed=seed)
-        return [one.a[4:].detach() for one in lora_layers(model).values() if one.layer.in_features == 6]
+        return [lora.a[4:].detach() for lora in lora_layers(model).values() if lora.layer.in_features == 6]
 
     first, again, other = rows(0), rows(0), rows(1)
     assert all(map(torch.equal, first, again))
-    assert len({one.sum().item() for one in first + other}) == 2 * len(first)
+    assert len({rows.sum().item() for rows in first + other}) == 2 * len(first)
 
 
 def test_gaussian_is_read_from_the_config():
@@ -130,7 +130,7 @@ def test_variants_are_refused(options, found):
 def test_several_active_adapters_are_refused():
     model = adapted()
     model.add_adapter("other", LoraConfig(r=2, target_modules=["up"]))
-    assert {one.adapter for one in lora_layers(model).values()} == {"default"}
+    assert {lora.adapter for lora in lora_layers(model).values()} == {"default"}
     model.base_model.set_adapter(["default", "other"])
     with pytest.raises(MisconfigurationException, match=r"found 2 active adapters \(default, other\)"):
         lora_layers(model)

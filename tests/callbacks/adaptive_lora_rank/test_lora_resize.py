@@ -160,8 +160,8 @@ def test_gradients_turn_as_moments_do():
     optimizer = torch.optim.SGD([a, b], lr=0.0, momentum=0.5)
     exact = copy.deepcopy(layer)
     with torch.no_grad():  # of rank 2 in truth, so that shrinking changes nothing
-        for one in (layer, exact):
-            a1, b1 = matrices(one)
+        for resized in (layer, exact):
+            a1, b1 = matrices(resized)
             a1[2:], b1[:, 2:] = a1[:2] * 0.5, b1[:, :2] * 2
     train(layer, optimizer)
     resize_lora(layer, 2, optimizers=[optimizer])
@@ -185,11 +185,11 @@ def test_adams_state(kind):
     optimizer = getattr(torch.optim, kind, torch.optim.Adam)(matrices(layer), lr=0.01, **options)
     train(layer, optimizer)
     a, b = matrices(layer)
-    before = {one: copy.deepcopy(optimizer.state[one]) for one in (a, b)}
+    before = {matrix: copy.deepcopy(optimizer.state[matrix]) for matrix in (a, b)}
     resize_lora(layer, 6, optimizers=[optimizer])
     assert matrices(layer) == (a, b)  # the same objects
-    for one, axis in ((a, 0), (b, 1)):
-        state, old = optimizer.state[one], before[one]
+    for matrix, axis in ((a, 0), (b, 1)):
+        state, old = optimizer.state[matrix], before[matrix]
         assert state.keys() == old.keys()
         assert state["step"] == old["step"] == 3
         for key in state.keys() - {"step"}:
@@ -199,9 +199,11 @@ def test_adams_state(kind):
             torch.testing.assert_close(new, mean.expand_as(new))
     train(layer, optimizer)
     resize_lora(layer, 2, optimizers=[optimizer])
-    for one in (a, b):
-        assert all(state.shape == one.shape for key, state in optimizer.state[one].items() if key != "step")
-        assert (optimizer.state[one]["exp_avg_sq"] > 0).all()
+    for matrix in (a, b):
+        assert all(
+            state.shape == matrix.shape for key, state in optimizer.state[matrix].items() if key != "step"
+        )
+        assert (optimizer.state[matrix]["exp_avg_sq"] > 0).all()
     train(layer, optimizer)
     assert torch.isfinite(layer.get_delta_weight("default")).all()
 
@@ -211,7 +213,7 @@ def test_second_moments_by_hand():
     optimizer = torch.optim.Adam(matrices(layer), lr=0.01)
     train(layer, optimizer)
     a, b = matrices(layer)
-    old = [(one.detach().clone(), optimizer.state[one]["exp_avg_sq"].clone()) for one in (a, b)]
+    old = [(matrix.detach().clone(), optimizer.state[matrix]["exp_avg_sq"].clone()) for matrix in (a, b)]
     resize_lora(layer, 2, optimizers=[optimizer])
     s = a.detach() @ torch.linalg.pinv(old[0][0])
     t = torch.linalg.pinv(old[1][0]) @ b.detach()
@@ -240,7 +242,7 @@ def test_what_cannot_be_carried_over_begins_anew():
     with pytest.warns(UserWarning, match="RMSprop keeps 'square_avg'"):
         resize_lora(layer, 2, optimizers=[optimizer])
     train(layer, optimizer, steps=1)
-    assert all(optimizer.state[one]["square_avg"].shape == one.shape for one in matrices(layer))
+    assert all(optimizer.state[matrix]["square_avg"].shape == matrix.shape for matrix in matrices(layer))
 
 
 def test_bitsandbytes_in_8_bits_begins_anew():
@@ -260,7 +262,7 @@ def test_a_graph_that_is_held_and_hooks_do_no_harm():
     layer, seen = make(), []
     a, b = matrices(layer)
     a.register_hook(lambda gradient: seen.append(tuple(gradient.shape)))
-    b.register_post_accumulate_grad_hook(lambda one: seen.append(tuple(one.grad.shape)))
+    b.register_post_accumulate_grad_hook(lambda matrix: seen.append(tuple(matrix.grad.shape)))
     held = layer(torch.randn(2, 7)).sum()
     held.backward(retain_graph=True)
     resize_lora(layer, 2)

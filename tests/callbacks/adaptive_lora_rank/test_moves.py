@@ -23,7 +23,7 @@ def test_ranks_move_and_the_budget_is_kept(fit, importance, wrap):
         assert all(2 <= rank <= 12 and rank % 2 == 0 for rank in ranks.values())
     assert all(ranks == keep.ranks[8] for ranks in keep.ranks[8:])
     assert all(held == expected for held, expected in keep.held)
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+    assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
     assert "on_load_checkpoint" not in vars(module)
 
 
@@ -38,8 +38,8 @@ def test_where_the_need_is_the_rank_goes(fit):
 
     for importance in ("fisher", "sensitivity"):
         module = Module(net=Lone)
-        for name, one in module.named_parameters():
-            one.requires_grad_("lora" in name and "text.1.up" in name)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("lora" in name and "text.1.up" in name)
         keep = fit(module, quiet(importance=importance, budget=32))
         last = {name.partition("model.model.")[2]: rank for name, rank in keep.ranks[-1].items()}
         assert last["text.1.up"] == 8
@@ -48,7 +48,7 @@ def test_where_the_need_is_the_rank_goes(fit):
 
 def test_a_budget_of_parameters(fit):
     keep = fit(Module(), quiet(unit="parameters", budget=900, min_rank=0))
-    costs = {name: one.cost for name, one in lora_layers(keep.trainer.lightning_module).items()}
+    costs = {name: lora.cost for name, lora in lora_layers(keep.trainer.lightning_module).items()}
     spent = sum(keep.ranks[-1][name] * cost for name, cost in costs.items())
     assert 900 - 2 * max(costs.values()) < spent <= 900
 
@@ -79,7 +79,7 @@ def test_no_layer_gets_more_rank_than_it_is_wide(fit):
 
 def test_what_is_frozen_keeps_its_rank_and_weights(fit):
     module = Module()
-    frozen = [one for name, one in lora_layers(module).items() if "vision" in name]
+    frozen = [lora for name, lora in lora_layers(module).items() if "vision" in name]
     for lora in frozen:
         nn.init.normal_(lora.b)
         lora.a.requires_grad_(False)

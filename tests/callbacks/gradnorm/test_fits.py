@@ -45,7 +45,7 @@ class See(Callback):
         self.seen = seen
 
     def on_train_batch_end(self, trainer, *_):
-        (gradnorm,) = (one for one in trainer.callbacks if isinstance(one, GradNorm))
+        (gradnorm,) = (callback for callback in trainer.callbacks if isinstance(callback, GradNorm))
         self.seen.append(gradnorm._gradients.name)
 
 
@@ -55,7 +55,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
 
         def training_step(self, batch, batch_idx):
             kept = batch[2] >= (0 if self.current_epoch == 0 else 2)
-            return super().training_step([one[kept] for one in batch], batch_idx)
+            return super().training_step([column[kept] for column in batch], batch_idx)
 
     def run(folder):
         module, gradnorm = Forgets(adam=True), GradNorm(every_n_steps=2)
@@ -138,7 +138,7 @@ def test_logs(fit, tmp_path, monkeypatch):
     )
     fit(Sorts(), GradNorm(), logger=[logger, wandb], log_every_n_steps=2)
     wandb.experiment.finish()
-    assert [one["trainer/global_step"] for one in sent if "gradnorm/weight/near" in one] == [1, 3, 5]
+    assert [values["trainer/global_step"] for values in sent if "gradnorm/weight/near" in values] == [1, 3, 5]
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("gradnorm/weight/near")]
     assert [int(row["step"]) for row in rows] == [1, 3, 5]

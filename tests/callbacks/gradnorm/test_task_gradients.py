@@ -31,8 +31,8 @@ def test_accumulated_is_one_batch(fit):
     """Matrices are added, not norms."""
     whole = fit(Sorts(), GradNorm(), batch=24)
     parts = fit(Sorts(), GradNorm(), batch=8, accumulate_grad_batches=3)
-    for one, other in zip(whole.norms, parts.norms[2::3], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for norms, other in zip(whole.norms, parts.norms[2::3], strict=True):
+        torch.testing.assert_close(norms, other, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(whole.weights[-1], parts.weights[-1], rtol=1e-4, atol=1e-6)
 
 
@@ -53,11 +53,11 @@ def test_two_ranks_are_one(make_trainer, on_two_ranks, tmp_path, tasks, accumula
         trainer.fit(module, DataLoader(dataset, batch_sampler=order.tolist()))
         return [gradnorm._statistics.norms, module.tasks.weights, gradnorm._statistics.losses]
 
-    one = run()
+    alone = run()
     first, second = on_two_ranks(run, 2)
-    for mine, other, alone in zip(first, second, one, strict=True):
+    for mine, other, expected in zip(first, second, alone, strict=True):
         assert torch.equal(mine, other)
-        torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_rank_without_a_task_hangs_nobody(make_trainer, on_two_ranks, tmp_path):
@@ -74,8 +74,8 @@ def test_a_rank_without_a_task_hangs_nobody(make_trainer, on_two_ranks, tmp_path
         return [gradnorm._statistics.norms, module.tasks.weights, module.head.weight.data]
 
     first, second = on_two_ranks(run)
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one, other)
+    for value, other in zip(first, second, strict=True):
+        assert torch.equal(value, other)
     assert (first[0] > 0).all()
 
 

@@ -54,11 +54,11 @@ def test_every_n_steps_and_absent_tasks(fit):
     keep = fit(module, GradNorm(every_n_steps=2), both)
     assert torch.equal(keep.weights[0], keep.weights[1])
     assert not torch.equal(keep.weights[1], keep.weights[2])
-    assert [one[2].item() for one in keep.weights] == [1.0] * 6
+    assert [weights[2].item() for weights in keep.weights] == [1.0] * 6
     assert keep.norms[4][1] == keep.norms[3][1] > 0
     assert torch.isfinite(keep.gradnorm._statistics.losses[:2]).all()
     assert keep.weights[4][1] != keep.weights[3][1]  # on its way to where its last norm and loss want it
-    assert all(one.sum().item() == pytest.approx(3.0) for one in keep.weights)
+    assert all(weights.sum().item() == pytest.approx(3.0) for weights in keep.weights)
 
 
 def test_given_weights_are_a_start(fit):
@@ -67,8 +67,8 @@ def test_given_weights_are_a_start(fit):
     module.tasks = TaskWeights(TASKS, [6.0, 2.0, 4.0])
     keep = fit(module, GradNorm(), data(16, tasks=(0, 1)))
     assert keep.before[0]["tasks.weights"].tolist() == [1.5, 0.5, 1.0]
-    assert [one[2].item() for one in keep.weights] == [1.0, 1.0]
-    assert all(one.sum().item() == pytest.approx(3.0) for one in keep.weights)
+    assert [weights[2].item() for weights in keep.weights] == [1.0, 1.0]
+    assert all(weights.sum().item() == pytest.approx(3.0) for weights in keep.weights)
 
 
 def test_a_task_that_is_solved_makes_no_nan(fit):
