@@ -128,7 +128,7 @@ def test_a_report_of_nan_has_them(classifier, digits, make_trainer, tmp_path):
     with pytest.warns(UserWarning, match="a gradient is NaN"):
         make_trainer(max_steps=4, callbacks=[Spoilt(), staged, guard]).fit(classifier(), digits.Digits())
     report = (tmp_path / "step-00000002-rank0/report.md").read_text()
-    assert "- Learning rates: 0.005 (lr/head), 0.001 (lr/blocks); precision 32-true." in report
+    assert "precision 32-true; lr/head 0.005; lr/blocks 0.001." in report
 
 
 def test_without_stages_groups_show_by_name():
