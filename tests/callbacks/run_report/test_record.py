@@ -155,6 +155,12 @@ def test_a_resumed_run_continues_the_record(make_trainer, classifier, digits, tm
     fit(make_trainer, classifier(), digits.Digits(), whole, ckpt_path=file)
     assert curves(whole) == expected
     assert (whole / "report.jsonl").read_bytes().startswith(before)  # only appended to
+    file = whole / "checkpoints/step-00000003.ckpt"
+    fit(make_trainer, classifier(), digits.Digits(), whole, ckpt_path=file, max_steps=5)
+    found = curves(whole)
+    assert found.keys() == {name for name, curve in expected.items() if min(curve) < 5}
+    for name, curve in found.items():  # nothing is left of the future that this run doesn't have
+        assert curve == {step: value for step, value in expected[name].items() if step < 5}
 
 
 def test_a_run_whose_folder_was_moved(make_trainer, classifier, digits, tmp_path):
