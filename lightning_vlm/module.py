@@ -84,8 +84,6 @@ class VLMModule(LightningModule):
     """The model, and what was found out as it was loaded; set by `configure_model`."""
     trained: TrainedWeights
     """The weights that ever train, which checkpoints keep; set by `configure_model`."""
-    steps: OptimizerSteps
-    """The optimizer steps of a fit; set by `setup`."""
 
     def __init__(
         self,
@@ -151,6 +149,8 @@ class VLMModule(LightningModule):
         """Tokens of this process that went through training steps, padding not counted."""
         self.callbacks = ModuleCallbacks()
         """Parts of this module that follow a run."""
+        self.steps = OptimizerSteps(self.callbacks.run_state.window)
+        """What divides the gradients of each step in a fit."""
         self._clip_groups = clip_groups(self, None)
         self.strict_loading = False  # our own load_state_dict is stricter: see there
 
@@ -192,7 +192,7 @@ class VLMModule(LightningModule):
         if stage == "fit":
             self.callbacks.run_state.setup_fit()
             self.tasks = task_weights_for(self.trainer, self.task_weights)
-            self.steps = OptimizerSteps(self.tasks, self.callbacks.run_state.window)
+            self.steps = OptimizerSteps(self.callbacks.run_state.window, self.tasks)
             average_what_trains(self.trainer, self)
 
     def on_fit_start(self) -> None:

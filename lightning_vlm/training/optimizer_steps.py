@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import TaskSums
-from lightning_vlm.losses.tasks import FixedWeights, TaskLog
+from lightning_vlm.losses.tasks import OTHER, FixedWeights, TaskLog, make_task_weights
 from lightning_vlm.optim import Schedule, lr_lambda, settle_rates
 from lightning_vlm.optim.closures import no_call, several_calls
 from lightning_vlm.step import StepClosure, StepLoss, WholeStep
@@ -28,11 +28,12 @@ class OptimizerSteps:
     """Runs the optimizer steps of a fit with gradients of the loss over each whole step.
 
     Args:
-        tasks: The weights of tasks.
         window: Is kept up to date with when the optimizer changes weights.
+        tasks: The weights of tasks; None outside of a fit, where a training step may be tried alone.
     """
 
-    def __init__(self, tasks: FixedWeights, window: AccumulationWindow) -> None:
+    def __init__(self, window: AccumulationWindow, tasks: FixedWeights | None = None) -> None:
+        tasks = tasks or make_task_weights(None, [OTHER])
         self.log = TaskLog(tasks)
         """The losses of tasks since they were last logged."""
         self.last_was_empty = False
