@@ -9,7 +9,7 @@ from lightning_vlm.data.render.turns import GREETING, MERGED, TRAILING
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
 
-FATES: dict[Fate, str] = {"kept": "whole", "truncated": "cut by whole rounds", "skipped": "left out"}
+FATES: dict[Fate, str] = {"kept": "whole", "truncated": "cut by whole rounds", "skipped": "skipped"}
 """What can become of a sample, and how it is called in both views."""
 _CHANGES = {
     MERGED: "turns of one role merged",
@@ -56,7 +56,7 @@ class Bin(NamedTuple):
         """How many samples share each fate.
 
         >>> Bin(0, 10, 3, 0, 1).fates
-        '3 whole, 1 left out'
+        '3 whole, 1 skipped'
         """
         counts = [(getattr(self, fate), words) for fate, words in FATES.items()]
         return ", ".join(f"{count:,} {words}" for count, words in counts if count) or "none"
@@ -182,7 +182,7 @@ def describe_skipped(preview: Preview) -> list[str]:
         lines.append(f"Left out: {part}: {', '.join(reasons)}")
     if preview.skipped_at_opening:
         lines.append(f"Left out when the data was opened: {len(preview.skipped_at_opening):,} of all")
-    return lines or ["Nothing is cut or left out."]
+    return lines or ["Nothing is cut or skipped."]
 
 
 def _part_of_read(count: int, preview: Preview) -> str:

@@ -1,6 +1,5 @@
 """The weights of tasks in the loss of a `VLMModule`, and what is logged of tasks while it trains."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
+from lightning_vlm.nearest import did_you_mean
 
 Weighting = Literal["inverse_initial_loss", "uncertainty"]
 OTHER = "other tasks"
@@ -246,9 +246,8 @@ def task_index(task: str, names: Sequence[str]) -> int:
         return names.index(task)
     if OTHER in names:
         return names.index(OTHER)
-    near = difflib.get_close_matches(task, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"task {task!r}: the training data has no such task, only {', '.join(names)}{hint}")
+    near = did_you_mean(task, names, quoted=True)
+    raise UserError(f"task {task!r}: the training data has no such task, only {', '.join(names)}{near}")
 
 
 class TaskLog:

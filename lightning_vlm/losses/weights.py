@@ -1,6 +1,5 @@
 """How much each token counts in the loss: a table by kind, times its sample's and its turn's weight."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -197,9 +196,8 @@ def _check_point(place: int, point: Any) -> None:
         if key in ("image", "pad"):
             raise UserError(f"{where}: found {value}; pictures and padding always weigh 0, leave it out")
         if key not in ("at", *kinds):
-            near = difflib.get_close_matches(str(key), kinds, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{where}: there is no such kind; choose of {', '.join(kinds)}{hint}")
+            near = did_you_mean(str(key), kinds)
+            raise UserError(f"{where}: there is no such kind; expected one of {', '.join(kinds)}{near}")
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not (number and 0 <= value <= (1 if key == "at" else MAX_WEIGHT)):
             expected = f"a finite number >= 0, at most {MAX_WEIGHT:,.0f}"

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -70,7 +70,7 @@ class FitSummary(Callback):
         print_lines("report", map(short_path, _pages_of(trainer)))
         if config is not None and checkpoints:
             print_line("", "")
-            for command in self._next_commands(config, next(iter(checkpoints))):
+            for command in self._next_commands(config, self._checkpoint_to_use(checkpoints)):
                 print_text(command)
 
     def _speed(self, trainer: Trainer) -> str:
@@ -82,11 +82,17 @@ class FitSummary(Callback):
         return f"{steps}, {speed:,.0f} tokens per second{each}"
 
     def _checkpoint_line(self, path: Path, note: str) -> str:
-        # After a resumed fit that saved nothing, callbacks still name the checkpoints of the run before.
-        # Some file systems store times in whole seconds only.
-        is_earlier = path.stat().st_mtime < self._made - 1
-        earlier = " (of an earlier run)" if is_earlier else ""
+        earlier = " (of an earlier run)" if self._is_earlier(path) else ""
         return f"{short_path(path)}{note}{earlier}"
+
+    def _checkpoint_to_use(self, checkpoints: Mapping[Path, str]) -> Path:
+        """The best one, or else one of this run, or else one of an earlier run."""
+        return min(checkpoints, key=lambda path: ("best" not in checkpoints[path], self._is_earlier(path)))
+
+    def _is_earlier(self, path: Path) -> bool:
+        """Whether an earlier run saved it: callbacks of a resumed fit still name its checkpoints."""
+        # Some file systems store times in whole seconds only.
+        return path.stat().st_mtime < self._made - 1
 
     def _next_commands(self, config: Path, checkpoint: Path) -> Iterator[str]:
         """What the user may type next, on lines that fit a narrow terminal if paths allow."""

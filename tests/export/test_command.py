@@ -158,9 +158,9 @@ def test_what_is_refused(bad, tmp_path, capsys, name, message):
     capsys.readouterr()  # what loading the models of the checkpoints said
     before = sorted(tmp_path.rglob("*"))
     assert command_line(*words) == 2
-    told = capsys.readouterr().err.strip()
-    assert message in told
-    assert told.count("\n") == 0
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert printed.count("\n") == 0
     assert sorted(tmp_path.rglob("*")) == before
 
 

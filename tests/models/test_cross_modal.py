@@ -36,7 +36,7 @@ def moved(folder, **options):
 
 @pytest.fixture(scope="session")
 def inputs_of(processor_of):
-    """Inputs of chats, each a list of turns; a turn is a text and perhaps the seed of a picture."""
+    """Inputs of chats, each a list of turns; a turn is a text and perhaps a seed that draws a picture."""
 
     def make(family, *chats, prompt=False):
         template = None if tiny.FAMILIES[family].template else "plain"

@@ -73,7 +73,7 @@ def deeper(tmp_path, monkeypatch):
 
 
 def test_mixed_16gb_by_hundredths_of_the_layers(deeper):
-    """The seed's exercise 7 on 32 layers is 8, 16 and 8 of them; on 8 it is 2, 4 and 2."""
+    """A quarter, a half and a quarter of the layers: on 32 they are 8, 16 and 8, on 8 they are 2, 4 and 2."""
     plan = expand("mixed-16gb")
     model = adapted(deeper, plan)
     rows = plan_rows(model, find_parts(model), plan)

@@ -142,7 +142,7 @@ def test_half_precision_is_kept_where_nothing_is_quantised(tiny_folder):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_look_without_gradients_leaves_weights_and_gradients_as_they_are(tiny_folder, family):
-    """On a CPU with AVX512-BF16 bitsandbytes would pack weights anew, once and for all."""
+    """On a CPU with AVX512-BF16 bitsandbytes would pack weights again, for good."""
     model = load_model(tiny_folder(family), quantization=nf4("language.layers[:].self_attn")).model
     ids = torch.tensor([[5, 6, 7, 8]])
     weights = {name: one.clone() for name, one in model.named_parameters()}

@@ -189,7 +189,7 @@ def test_another_base_or_quantisation_is_refused(trained, tmp_path):
 
 
 def test_weights_in_full_cannot_train(module):
-    for selector in ("language", "*.q_proj"):  # told without the model, and with it
+    for selector in ("language", "*.q_proj"):  # refused without the model, and with it
         with pytest.raises(UserError, match=r"quantised weights.*can't train; use lora"):
             module("llava", adapt={selector: "full"}, quantization="nf4")
 

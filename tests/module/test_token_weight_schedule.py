@@ -189,7 +189,7 @@ def test_what_is_refused(module, make_quiet):
 
 
 def test_from_a_config(folder, tmp_path, monkeypatch, capsys):
-    """With scheduled sampling beside it; and a mistake is told in one line."""
+    """With scheduled sampling beside it; and a mistake is one line."""
     monkeypatch.chdir(tmp_path)
     here = "lightning_vlm.callbacks.token_weight_schedule.TokenWeightSchedule"
     sampling = "lightning_vlm.callbacks.scheduled_sampling.ScheduledSampling"

@@ -4,12 +4,11 @@ Each turn begins with a line of its own for its role. In `Assistant: red` a toke
 the first word of the answer to one token, half template and half answer, that no mask can divide.
 """
 
-import difflib
-
 import PIL.Image
 from transformers import ProcessorMixin
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.nearest import did_you_mean
 
 STEPS = (
     "Look at the images in turn and think step by step. Begin each step on a new line with its number, as in "
@@ -88,9 +87,8 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
             `chatml` for a tokenizer without `<|im_start|>`.
     """
     if name not in TEMPLATES:
-        near = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.4)
-        hint = f"did you mean '{near[0]}'? There are " if near else "there are "
-        raise UserError(f"unknown chat template '{name}': {hint}{', '.join(TEMPLATES)}")
+        near = did_you_mean(name, TEMPLATES, quoted=True)
+        raise UserError(f"there is no chat template {name!r}, only {', '.join(TEMPLATES)}{near}")
     kind = type(processor).__name__
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:

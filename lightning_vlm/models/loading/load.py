@@ -1,6 +1,5 @@
 """Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.parts import Parts, find_parts
 from lightning_vlm.models.shipped import SHIPPED
-from lightning_vlm.nearest import shorten
+from lightning_vlm.nearest import did_you_mean, shorten
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -218,8 +217,8 @@ def _template(text_or_path: str) -> str:
     try:
         text = Path(text_or_path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a null byte
-        near = difflib.get_close_matches(text_or_path, TEMPLATES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f" ({', '.join(TEMPLATES)} are ready)"
+        near = did_you_mean(text_or_path, TEMPLATES, quoted=True)
+        hint = near or f" ({', '.join(TEMPLATES)} are ready)"
         why = " (a file that is no text)" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(f"chat_template: found {shorten(text_or_path)}{why}; {expected}{hint}") from None
     if not text.strip():

@@ -1,13 +1,13 @@
 """Plans of what trains: selector -> method, read and checked before any model is loaded."""
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.quantize import QuantMethod
 from lightning_vlm.models.plan.methods import IA3, METHODS, REFUSED, LoraSettings, Settings
+from lightning_vlm.nearest import nearest
 
 Plan = Mapping[str, str | Mapping[str, Any]]
 """Selector -> `frozen`, `full`, the name of a method, or `{method: {setting: value}}`; see `METHODS`."""
@@ -125,8 +125,8 @@ def refuse_on_quantised(
 
 def expected(found: object, known: Sequence[str]) -> str:
     """The nearest of the known words, or all of them, as the end of a sentence."""
-    near = difflib.get_close_matches(str(found), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of: {', '.join(known)}"
+    near = nearest(str(found), known)
+    return f"expected one of: {', '.join(known)}" if near is None else f"did you mean {near!r}?"
 
 
 def _read_entry(selector: str, value: object) -> PlanEntry:

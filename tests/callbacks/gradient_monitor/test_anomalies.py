@@ -132,9 +132,10 @@ def test_a_skipped_step_changes_nothing(fit, recwarn, name, every_n_steps):
         "clipped_norm",
         "update_ratio",
     }
-    told = warnings_of(recwarn)
-    assert ["step 2: nan in 'stem'" in told[0], "step 4: exploding in 'stem'" in told[1]] == [True, True]
-    assert "nan in 'all' 2× (steps 2 to 5)" in told[-1]
+    warnings = warnings_of(recwarn)
+    assert "step 2: nan in 'stem'" in warnings[0]
+    assert "step 4: exploding in 'stem'" in warnings[1]
+    assert "nan in 'all' 2× (steps 2 to 5)" in warnings[-1]
     assert math.isfinite(watched._watch.usual["all"].mean)
 
 

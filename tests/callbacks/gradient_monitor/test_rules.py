@@ -99,7 +99,7 @@ def test_a_watch_reports_each_anomaly_of_a_group_once(dead_after):
         "dead in 'b' 2× (steps 2 to 3)",
     ]
     assert watch.judge(4, {"b": 1.0}) == (False, [])
-    assert watch.judge(5, {"b": None}) == (False, [])  # counts anew
+    assert watch.judge(5, {"b": None}) == (False, [])  # it counts from one again
     assert watch.usual["b"].seen == 2  # a zero is a norm
     other = Watch(watch.limits)
     other.load_state_dict(watch.state_dict())
