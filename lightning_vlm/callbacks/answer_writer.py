@@ -14,7 +14,7 @@ from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.scores import Prediction, Scores
-from lightning_vlm.outputs.terminal import answer_blocks, print_line, say, short_path
+from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
 
 NAME = "answers.jsonl"
 """The file in a run's folder."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.kinds import Kind
-from lightning_vlm.outputs.terminal import code_point, visible
+from lightning_vlm.terminal import code_point, visible
 
 CONTEXT = 4
 """How many preceding tokens are decoded with a token, because its text may depend on them."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from lightning_vlm.outputs.terminal import visible
+from lightning_vlm.terminal import visible
 
 SCORES = {
     "exact_match": "exact match",

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from lightning_vlm.outputs.terminal import short_path
+from lightning_vlm.terminal import short_path
 
 
 def checkpoints_of(trainer: Trainer) -> dict[Path, str]:

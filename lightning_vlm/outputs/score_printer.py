@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_of, score_table
-from lightning_vlm.outputs.terminal import print_line, say
+from lightning_vlm.terminal import print_line, say
 
 
 class ScorePrinter(Callback):

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import PIL.Image
 from lightning.pytorch import Trainer
@@ -15,10 +16,12 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
 from lightning_vlm.metrics.scores import Prediction
-from lightning_vlm.module import VLMModule
 from lightning_vlm.nearest import one_line
-from lightning_vlm.outputs.terminal import print_line, say, short_path
 from lightning_vlm.outputs.wandb_run import send_picture
+from lightning_vlm.terminal import print_line, say, short_path
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
 SHOWN = 24
 """How many predictions the picture shows."""
@@ -40,7 +43,7 @@ class ScoreReport:
         UserError: The module doesn't generate.
     """
 
-    def __init__(self, trainer: Trainer, module: VLMModule, data: VLMDataModule) -> None:
+    def __init__(self, trainer: Trainer, module: "VLMModule", data: VLMDataModule) -> None:
         if module.generation is None:
             raise UserError("a report needs answers; set model.generation, such as {max_new_tokens: 32}")
         self.trainer, self.module, self.data = trainer, module, data

@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_vlm_callbacks import RunReport
@@ -11,10 +12,12 @@ from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_table
-from lightning_vlm.module import VLMModule
 from lightning_vlm.outputs.run_files import checkpoints_of, logs_of
 from lightning_vlm.outputs.saved_config import config_file
-from lightning_vlm.outputs.terminal import print_line, print_lines, print_text, say, short_path
+from lightning_vlm.terminal import print_line, print_lines, print_text, say, short_path
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
 
 class FitSummary(Callback):
@@ -25,7 +28,7 @@ class FitSummary(Callback):
         data: Its data.
     """
 
-    def __init__(self, module: VLMModule, data: VLMDataModule) -> None:
+    def __init__(self, module: "VLMModule", data: VLMDataModule) -> None:
         self.module, self.data = module, data
         self._made = self._start = time.time()
         self._seconds = 0.0

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, fields
 from lightning.pytorch import Callback, Trainer
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.metrics.evaluation import Evaluation
 from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.modes import FitModes
 from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
+from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.run_state import RunState
 from lightning_vlm.training.skip_checks import TrainingSkipCheck
