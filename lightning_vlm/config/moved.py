@@ -8,6 +8,10 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 MOVED = {
     "lightning_vlm.data.easy_vqa.EasyVQA": "lightning_vlm.data.read.easy_vqa.EasyVQA",
     "lightning_vlm.data.hf_dataset.HFDataset": "lightning_vlm.data.read.hf_dataset.HFDataset",
+    "lightning_vlm.data.readers.DataFile": "lightning_vlm.data.read.readers.DataFile",
+    "lightning_vlm.data.readers.LLaVA": "lightning_vlm.data.read.readers.LLaVA",
+    "lightning_vlm.data.readers.Messages": "lightning_vlm.data.read.readers.Messages",
+    "lightning_vlm.data.readers.OpenAIMessages": "lightning_vlm.data.read.readers.OpenAIMessages",
     "lightning_vlm.losses.scheduled_sampling.ScheduledSampling": "lightning_vlm.ScheduledSampling",
     "lightning_vlm.token_weight_schedule.TokenWeightSchedule": "lightning_vlm.TokenWeightSchedule",
 }
