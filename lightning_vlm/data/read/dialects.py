@@ -68,15 +68,18 @@ def dialect_of(row: Row, at: Location) -> Dialect:
     if dialect is not None:
         return dialect
     found = f"a row with the keys {quote(row)}" if row else "a row without keys"
-    raise at.error(found, _what_is_missing(tuple(map(str, row)), has_pictures(row)))
+    keys = tuple(str(key) for key in row)
+    raise at.error(found, _what_is_missing(keys, has_pictures(row)))
 
 
 def find_dialect(row: Row) -> Dialect | None:
     """The first dialect whose keys a row has; None if there is none."""
     for dialect in DIALECTS:
-        has_keys = all(name in row for name in dialect.needs)
-        if has_keys and (not dialect.needs_picture or has_pictures(row)):
-            return dialect
+        if not all(name in row for name in dialect.needs):
+            continue
+        if dialect.needs_picture and not has_pictures(row):
+            continue
+        return dialect
     return None
 
 
@@ -89,18 +92,24 @@ def _question(ask: str) -> ReadTurns:
 
     def read(row: Row, at: Location) -> list[Turn]:
         question = row[ask]
-        more = row.get("input") if ask == "instruction" else None
-        if isinstance(question, str) and isinstance(more, str) and more:
-            question = f"{question}\n{more}"  # as LLaMA-Factory joins them
-        return [*_history(row, at), *_turns_of("user", question, at / ask)]
+        if ask == "instruction":
+            question = _with_input(question, row.get("input"))
+        return _history(row, at) + _turns_of("user", question, at / ask)
 
     return read
+
+
+def _with_input(instruction: Any, more: Any) -> Any:
+    """An instruction of Alpaca with the text in `input`, joined as LLaMA-Factory joins them."""
+    if isinstance(instruction, str) and isinstance(more, str) and more:
+        return f"{instruction}\n{more}"
+    return instruction
 
 
 def _pair(ask: str, answer: str) -> ReadTurns:
     """A question and its answer."""
     question = _question(ask)
-    return lambda row, at: [*question(row, at), *_answer(row, answer, at)]
+    return lambda row, at: question(row, at) + _answer(row, answer, at)
 
 
 def _caption(key: str) -> ReadTurns:
@@ -115,25 +124,30 @@ def _turns_of(role: Role, value: Any, at: Location) -> list[Turn]:
 
 
 def _are_turns(value: Any) -> bool:
-    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+    return _are_objects_with("role", value) or _are_objects_with("from", value)
+
+
+def _are_objects_with(key: str, value: Any) -> bool:
+    """Whether the first object of a list has a key."""
+    if not isinstance(value, list) or not value:
         return False
-    return "role" in value[0] or "from" in value[0]
-
-
-def _are_parts(value: list[Any]) -> bool:
-    return bool(value) and isinstance(value[0], dict) and "type" in value[0]
+    first = value[0]
+    return isinstance(first, dict) and key in first
 
 
 def _answer(row: Row, key: str, at: Location) -> list[Turn]:
     value = row[key]
     at = at / key
-    if isinstance(value, dict) or key in ("answers", "captions"):  # an answer may itself be JSON
+    may_be_json = isinstance(value, dict) or key in ("answers", "captions")
+    if may_be_json:  # a text under another key stays as it is, because an answer may itself be JSON
         value = json_list(value)
     has_choices = row.get("choices") or row.get("options")
     if has_choices and is_number(value):
+        found = f"{describe(value)}, which stands for one of several choices"
         expected = "the answer as a text: choices can't be read yet, write them into the question"
-        raise at.error(f"{describe(value)}, which stands for one of several choices", expected)
-    if isinstance(value, list) and not _are_turns(value) and not _are_parts(value):
+        raise at.error(found, expected)
+    is_one_answer = _are_turns(value) or _are_objects_with("type", value)
+    if isinstance(value, list) and not is_one_answer:
         value = _most_common(value, at)
     return _turns_of("assistant", value, at)
 
@@ -149,7 +163,9 @@ def _most_common(answers: list[Any], at: Location) -> str:
 
 
 def _text_of_answer(answer: Any, at: Location) -> str:
-    text = answer.get("answer", answer.get("text")) if isinstance(answer, dict) else answer
+    text = answer
+    if isinstance(answer, dict):
+        text = answer.get("answer", answer.get("text"))
     if is_number(text):
         return str(text)
     if not isinstance(text, str):
@@ -181,7 +197,7 @@ def _texts(row: Row, at: Location) -> list[Turn]:
         raise at.wrong(rounds, "a list of objects with the keys 'user', 'assistant'")
     for index, item in enumerate(rounds):
         item_at = at / index
-        if not isinstance(item, dict) or item.get("user") is None or item.get("assistant") is None:
+        if not _is_round(item):
             raise item_at.wrong(item, "an object with the keys 'user', 'assistant'")
         for name in item:
             if name not in ("user", "assistant", "source"):
@@ -191,9 +207,23 @@ def _texts(row: Row, at: Location) -> list[Turn]:
     return turns
 
 
+def _is_round(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    return item.get("user") is not None and item.get("assistant") is not None
+
+
 def _question_and_answer(name: str, ask: str, answer: str) -> Dialect:
     optional = ("history", "input") if ask == "instruction" else ("history",)
-    return Dialect(name, (ask, answer), _pair(ask, answer), optional)
+    return Dialect(name, needs=(ask, answer), turns=_pair(ask, answer), optional=optional)
+
+
+def _picture_and_caption(key: str) -> Dialect:
+    return Dialect(f"picture and {key}", needs=(key,), turns=_caption(key), needs_picture=True)
+
+
+def _question_alone(ask: str) -> Dialect:
+    return Dialect(f"{ask} alone", needs=(ask,), turns=_question(ask), optional=("history",))
 
 
 _NAMED_PAIRS = {
@@ -210,7 +240,8 @@ _SHOWN_WHERE_NOTHING_IS_NEAR = (
 )
 _QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "user", "input")
 _ANSWERS = ("answer", "answers", "response", "completion", "output", "solution", "assistant", "label")
-_OTHER_PAIRS = [pair for pair in itertools.product(_QUESTIONS, _ANSWERS) if pair not in _NAMED_PAIRS.values()]
+_ALL_PAIRS = itertools.product(_QUESTIONS, _ANSWERS)
+_OTHER_PAIRS = [pair for pair in _ALL_PAIRS if pair not in _NAMED_PAIRS.values()]
 DIALECTS = (
     Dialect("messages of OpenAI, TRL or LLaMA-Factory", ("messages",), _chat("messages"), says_where=True),
     Dialect("LLaVA or ShareGPT", ("conversations",), _chat("conversations"), places_needed=True),
@@ -218,43 +249,42 @@ DIALECTS = (
     Dialect("the Cauldron", ("texts",), _texts),
     *(_question_and_answer(name, *pair) for name, pair in _NAMED_PAIRS.items()),
     *(_question_and_answer(f"{ask} and {answer}", ask, answer) for ask, answer in _OTHER_PAIRS),
-    *(
-        Dialect(f"picture and {key}", (key,), _caption(key), needs_picture=True)
-        for key in ("caption", "captions", "description", "text")
-    ),
-    *(
-        Dialect(f"{ask} alone", (ask,), _question(ask), ("history",))
-        for ask in ("question", "query", "prompt", "problem")
-    ),
+    *map(_picture_and_caption, ("caption", "captions", "description", "text")),
+    *map(_question_alone, ("question", "query", "prompt", "problem")),
 )
 """Every dialect, in the order in which they are tried."""
-KNOWN = frozenset(name for dialect in DIALECTS for name in dialect.known)
+KNOWN = frozenset[str]().union(*(dialect.known for dialect in DIALECTS))
 """Every key that has an effect in some dialect."""
 
 
 @lru_cache(maxsize=256)  # the rows of a file lack the same keys, and the search is slow
 def _what_is_missing(row: tuple[str, ...], has_picture: bool) -> str:
     """What rows with these keys would need to be of the nearest dialects."""
-    nearest = ", ".join(_lack(dialect, row, has_picture) for dialect in _nearest(row))
+    lacks = [_lack(dialect, row, has_picture) for dialect in _nearest(row)]
+    nearest = ", ".join(lacks)
     return f"a known format: {nearest}; data.columns maps other names, as {{question: query, image: img}}"
 
 
 def _nearest(row: tuple[str, ...]) -> list[Dialect]:
     """The three dialects whose keys are most like those of a row."""
-
     names = [name[:80] for name in row]
 
-    def likeness(need: str) -> float:
-        near = difflib.get_close_matches(need, names, 1)
-        return difflib.SequenceMatcher(None, need, near[0]).ratio() if near else 0.0
+    def likeness(dialect: Dialect) -> float:
+        of_each_key = [_likeness(need, names) for need in dialect.needs]
+        return sum(of_each_key) / len(of_each_key)
 
-    def likeness_of_all(dialect: Dialect) -> float:
-        return sum(map(likeness, dialect.needs)) / len(dialect.needs)
-
-    ranked = sorted(DIALECTS, key=likeness_of_all, reverse=True)
-    if likeness_of_all(ranked[0]) > 0:
+    ranked = sorted(DIALECTS, key=likeness, reverse=True)
+    if likeness(ranked[0]) > 0:
         return ranked[:3]
     return [dialect for dialect in DIALECTS if dialect.name in _SHOWN_WHERE_NOTHING_IS_NEAR]
+
+
+def _likeness(need: str, names: list[str]) -> float:
+    """How like a key is to the nearest of some names, 0..1; 0 where none is near."""
+    nearest = difflib.get_close_matches(need, names, n=1)
+    if not nearest:
+        return 0.0
+    return difflib.SequenceMatcher(None, need, nearest[0]).ratio()
 
 
 def _lack(dialect: Dialect, row: tuple[str, ...], has_picture: bool) -> str:

@@ -1,5 +1,6 @@
 """All faults of a data file in one error, so that a file is corrected once and not once a run."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -31,8 +32,11 @@ class BadSamplesError(DataError):
     def __init__(self, name: str, errors: list[DataError], counts: dict[str, int]) -> None:
         first = errors[0]
         super().__init__(first.source, first.key, first.found, first.expected)
-        self.name, self.errors, self.counts = name, errors, counts
-        self.args = ("\n".join(_lines(name, errors, counts)),)
+        self.name = name
+        self.errors = errors
+        self.counts = counts
+        message = "\n".join(_lines(name, errors, counts))
+        self.args = (message,)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.name, self.errors, self.counts)
@@ -80,16 +84,13 @@ class Faults:
 
     def _shown(self) -> list[DataError]:
         """The faults to name: `SHOWN` at most, some of every kind, those of one kind together."""
-        numbers = dict.fromkeys(self._first, 0)
-        left = SHOWN
-        while left:
-            growing = [kind for kind, errors in self._first.items() if numbers[kind] < len(errors)]
-            if not growing:
-                break
-            for kind in growing[:left]:
-                numbers[kind] += 1
-            left -= len(growing[:left])
-        return [error for kind, errors in self._first.items() for error in errors[: numbers[kind]]]
+        rounds = itertools.zip_longest(*self._first.values())  # the first of every kind, then the second, ...
+        in_turn = [error for error in itertools.chain.from_iterable(rounds) if error is not None]
+        numbers = Counter(_kind(error) for error in in_turn[:SHOWN])
+        shown: list[DataError] = []
+        for kind, errors in self._first.items():
+            shown += errors[: numbers[kind]]
+        return shown
 
 
 def together(errors: list[DataError]) -> DataError:
@@ -118,7 +119,8 @@ def skip_summary(errors: Sequence[DataError]) -> str:
     if not errors:
         return "none bad"
     counts = Counter(_kind(error) for error in errors)
-    return f"{len(errors)} bad: {_most_common(counts)}; the first is {errors[0]}"
+    kinds = _most_common(counts)
+    return f"{len(errors)} bad: {kinds}; the first is {errors[0]}"
 
 
 def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
@@ -128,31 +130,44 @@ def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
         errors: A source's `skipped`, or several together.
         path: The file to write. Its folder is made.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", encoding="utf-8") as file:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
         for error in errors:
-            fields = ("source", "key", "found", "expected")
-            file.write(json.dumps({name: getattr(error, name) for name in fields}) + "\n")
+            fault = {
+                "source": error.source,
+                "key": error.key,
+                "found": error.found,
+                "expected": error.expected,
+            }
+            file.write(json.dumps(fault) + "\n")
 
 
 def _kind(error: DataError) -> str:
     """The kind of a fault: the same mistake in different turns is one, such as `messages[*].role`."""
-    return re.sub(r"\d+", "*", error.key) or "whole sample"
+    if not error.key:
+        return "whole sample"
+    return re.sub(r"\d+", "*", error.key)
 
 
 def _most_common(counts: Counter[str]) -> str:
-    return ", ".join(f"{kind} ({count:,})" for kind, count in counts.most_common(5))
+    shown = [f"{kind} ({count:,})" for kind, count in counts.most_common(5)]
+    return ", ".join(shown)
 
 
 def _lines(name: str, errors: list[DataError], counts: dict[str, int]) -> list[str]:
-    # Equal faults share a line.
+    """The lines of a message. Equal faults share one."""
     alike: dict[tuple[str, str, str], list[DataError]] = {}
     for error in errors:
-        alike.setdefault((error.key, error.found, error.expected), []).append(error)
+        fault = (error.key, error.found, error.expected)
+        alike.setdefault(fault, []).append(error)
     lines = []
     for first, *others in alike.values():
-        also = ", ".join(error.source for error in others)
-        lines.append(f"{first} (also {also})" if also else str(first))
+        line = str(first)
+        if others:
+            sources = ", ".join(error.source for error in others)
+            line += f" (also {sources})"
+        lines.append(line)
     total = sum(counts.values())
     if total > len(errors):
         kinds = _most_common(Counter(counts))

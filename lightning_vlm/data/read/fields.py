@@ -30,8 +30,9 @@ def check_keys(
         raise at.wrong(value, f"an object with the keys {quote(known)}")
     for name in value:
         if name not in known:
+            name_at = at / printable(name)
             hint = did_you_mean(name, known, quoted=True)
-            raise (at / printable(name)).error("an unknown key", f"only {quote(known)}{hint}")
+            raise name_at.error("an unknown key", f"only {quote(known)}{hint}")
     for name in required:
         if name not in value:
             raise at.wrong(value, f"the key '{name}' too")
@@ -78,11 +79,18 @@ def _typing_error_of(name: str, known: frozenset[str]) -> str | None:
 
 
 def _with_two_letters_swapped(name: str) -> set[str]:
-    return {name[:at] + name[at + 1] + name[at] + name[at + 2 :] for at in range(len(name) - 1)}
+    slips = set()
+    for at in range(len(name) - 1):
+        swapped = name[at + 1] + name[at]
+        slips.add(name[:at] + swapped + name[at + 2 :])
+    return slips
 
 
 def _with_a_letter_less(name: str) -> set[str]:
-    return {name[:at] + name[at + 1 :] for at in range(len(name))}
+    slips = set()
+    for at in range(len(name)):
+        slips.add(name[:at] + name[at + 1 :])
+    return slips
 
 
 def part_type(part: Any, known: Collection[str], at: Location) -> str:
@@ -127,7 +135,7 @@ def text_of(value: Any, at: Location) -> str:
 
 def number_of(value: Any, at: Location) -> float:
     """A number; infinite ones too, for `Conversation` to refuse."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_int_or_float(value):
         raise at.wrong(value, "a number")
     try:
         return float(value)
@@ -136,26 +144,31 @@ def number_of(value: Any, at: Location) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; `true` and `false` are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < math.inf
+    """Whether a value is a finite number."""
+    return _is_int_or_float(value) and abs(value) < math.inf
+
+
+def _is_int_or_float(value: Any) -> bool:
+    """Whether a value is a number in JSON. `true` and `false` aren't, although Python counts them as such."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def box_of(value: Any, at: Location) -> tuple[float, float, float, float]:
     """Four numbers; `Conversation` checks that they are a box."""
     if not isinstance(value, list) or len(value) != 4:
         raise at.wrong(value, "four numbers x1, y1, x2, y2 between 0 and 1")
-    x1, y1, x2, y2 = (number_of(edge, at / index) for index, edge in enumerate(value))
-    return x1, y1, x2, y2
+    x1, y1, x2, y2 = value
+    return number_of(x1, at / 0), number_of(y1, at / 1), number_of(x2, at / 2), number_of(y2, at / 3)
 
 
 def task_and_weight(row: dict[str, Any], at: Location) -> tuple[str, float]:
     """The task and the weight of a row, which are the same in every format."""
-    task = text_of(row.get("task", "default"), at / "task")
+    task_at = at / "task"
+    task = text_of(row.get("task", "default"), task_at)
     if not task:
-        raise (at / "task").error("an empty text", "the name of a task")
-    return task, number_of(row.get("weight", 1.0), at / "weight")
+        raise task_at.error("an empty text", "the name of a task")
+    weight = number_of(row.get("weight", 1.0), at / "weight")
+    return task, weight
 
 
 def json_list(value: Any) -> Any:
@@ -168,7 +181,10 @@ def json_list(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return _rows_of_columns(value)
-    if not isinstance(value, str) or not value.startswith("[") or not value.rstrip().endswith("]"):
+    if not isinstance(value, str):
+        return value
+    may_be_list = value.startswith("[") and value.rstrip().endswith("]")
+    if not may_be_list:
         return value
     try:
         return json.loads(value)
@@ -178,12 +194,15 @@ def json_list(value: Any) -> Any:
 
 def _rows_of_columns(value: dict[str, Any]) -> Any:
     """An object of lists of one length as a list of objects; any other object as it is."""
+    names = list(value)
     columns = list(value.values())
-    if not columns or not all(isinstance(column, list) for column in columns):
+    if not all(isinstance(column, list) for column in columns):
         return value
-    if len({len(column) for column in columns}) > 1:
+    lengths = {len(column) for column in columns}
+    if len(lengths) != 1:
         return value
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
