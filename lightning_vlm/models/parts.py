@@ -19,6 +19,7 @@ PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list")
 """Children of the vision encoder that project into the language model: Qwen's and GLM's keep them there."""
 
 Parts = Mapping[str, Sequence[str]]
+_Node = nn.Module | nn.Parameter
 
 
 def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]:
@@ -46,22 +47,30 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     vision = vision_tower(model)
     language = model.get_decoder()
     head = model.get_output_embeddings()
-    mergers = [child for name, child in _children(vision) if name in PROJECTOR_INSIDE_VISION]
-    named = [module for module in (vision, language, head) if module is not None]
-    found: dict[str, Sequence[nn.Module | nn.Parameter | None]] = {
-        "vision": _cover(vision, holes=[*mergers, *([head] if head else [])]),
-        "vision.layers": [_layers(vision, holes=mergers)],
-        "projector": [*mergers, *_cover(model, holes=named)],
-        "language": _cover(language, holes=[module for module in named if module is not language]),
-        "language.layers": [_layers(language, holes=[])],
+    mergers: list[_Node] = []
+    if vision is not None:
+        mergers += [child for name, child in vision.named_children() if name in PROJECTOR_INSIDE_VISION]
+    found: dict[str, list[_Node]] = {
+        "vision": _cover(vision, holes=[*mergers, head]),
+        "vision.layers": _layers(vision, holes=mergers),
+        "projector": mergers + _cover(model, holes=[vision, language, head]),
+        "language": _cover(language, holes=[vision, head]),
+        "language.layers": _layers(language, holes=[]),
         "head": _cover(head, holes=[]),
     }
-    path = {id(module): name for name, module in model.named_modules()}
-    path.update((id(weight), name) for name, weight in model.named_parameters(remove_duplicate=False))
-    return {
-        part: [f"{prefix.rstrip('.')}.{path[id(node)]}".strip(".") for node in nodes if node is not None]
-        for part, nodes in found.items()
-    }
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        names[id(module)] = name
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names[id(weight)] = name
+    start = prefix.rstrip(".")
+    parts: dict[str, list[str]] = {}
+    for part, nodes in found.items():
+        parts[part] = []
+        for node in nodes:
+            path = f"{start}.{names[id(node)]}"
+            parts[part].append(path.strip("."))
+    return parts
 
 
 def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Parameter]]:
@@ -79,18 +88,19 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
         UserError: A parameter is in no part or in two: the parts of this family aren't known well enough.
     """
     parts = find_parts(model)
-    found = {part: select_parameters(model, [part], parts) if parts[part] else {} for part in PARTS}
+    found: dict[str, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
+    for part in PARTS:
+        if parts[part]:
+            found[part] = select_parameters(model, [part], parts)
     if head_is_tied(model):
         shared = model.get_output_embeddings().weight
         found["head"] = {name: weight for name, weight in found["head"].items() if weight is not shared}
-    owners: dict[str, list[str]] = {name: [] for name, _ in model.named_parameters()}
-    for part, parameters in found.items():
-        for name in parameters:
-            owners[name].append(part)
     wrong = []
-    for name, own in owners.items():
-        if len(own) != 1:
-            wrong.append(f"{name} (in {' and '.join(own) or 'none'})")
+    for name, _ in model.named_parameters():
+        owners = [part for part, parameters in found.items() if name in parameters]
+        if len(owners) != 1:
+            places = " and ".join(owners) or "none"
+            wrong.append(f"{name} (in {places})")
     if wrong:
         raise UserError(
             f"{type(model).__name__}: every parameter belongs to one of {', '.join(PARTS)}; "
@@ -103,7 +113,9 @@ def vision_tower(model: PreTrainedModel) -> nn.Module | None:
     """The vision encoder; None if the model has none."""
     tower = model.get_encoder(modality="image")
     # transformers returns the model or its base where there is no tower.
-    return None if tower is model or tower is model.base_model else tower
+    if tower is model or tower is model.base_model:
+        return None
+    return tower
 
 
 def head_is_tied(model: PreTrainedModel) -> bool:
@@ -112,30 +124,40 @@ def head_is_tied(model: PreTrainedModel) -> bool:
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def _children(module: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
-    return iter(()) if module is None else module.named_children()
-
-
-def _cover(module: nn.Module | None, holes: list[nn.Module]) -> list[nn.Module | nn.Parameter]:
+def _cover(module: nn.Module | None, holes: Sequence[_Node | None]) -> list[_Node]:
     """The fewest modules and parameters that hold everything in a module that is outside the holes."""
-    if module is None or any(module is hole for hole in holes) or not any(True for _ in module.parameters()):
+    if module is None or _is_among(module, holes):
         return []
-    if not any(inside is hole for inside in module.modules() for hole in holes):
+    has_weights = any(True for _ in module.parameters())
+    if not has_weights:
+        return []
+    if not any(_is_among(inside, holes) for inside in module.modules()):
         return [module]
-    below = [node for child in module.children() for node in _cover(child, holes)]
-    return [*module.parameters(recurse=False), *below]
+    cover: list[_Node] = list(module.parameters(recurse=False))
+    for child in module.children():
+        cover += _cover(child, holes)
+    return cover
 
 
-def _layers(module: nn.Module | None, holes: list[nn.Module]) -> nn.ModuleList | None:
+def _layers(module: nn.Module | None, holes: Sequence[_Node]) -> list[_Node]:
     """The list of a module's blocks: of its outermost lists the one with the most weights."""
-    lists = list(_outermost_lists(module, holes))
-    return max(lists, key=lambda blocks: sum(w.numel() for w in blocks.parameters()), default=None)
+    lists = list(_outermost_lists(module, holes)) if module is not None else []
+    return [max(lists, key=_weight_count)] if lists else []
 
 
-def _outermost_lists(module: nn.Module | None, holes: list[nn.Module]) -> Iterator[nn.ModuleList]:
-    for _, child in _children(module):
+def _weight_count(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _outermost_lists(module: nn.Module, holes: Sequence[_Node]) -> Iterator[nn.ModuleList]:
+    for child in module.children():
+        if _is_among(child, holes):
+            continue
         if isinstance(child, nn.ModuleList):
-            if not any(child is hole for hole in holes):
-                yield child
-        elif not any(child is hole for hole in holes):
+            yield child
+        else:
             yield from _outermost_lists(child, holes)
+
+
+def _is_among(module: nn.Module, nodes: Sequence[_Node | None]) -> bool:
+    return any(module is node for node in nodes)

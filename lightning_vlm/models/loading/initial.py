@@ -78,12 +78,14 @@ def init_missing_weights(
     """
     weights = dict(model.named_parameters())
     missing = {name: weights[name] for name in names if name in weights}
-    projector = select_parameters(model, ["projector"], parts) if missing and parts["projector"] else {}
+    if not missing:
+        return {}
+    matrices = _projector_matrices(model, parts)
     with torch.no_grad():
         for name, weight in missing.items():
             if _IS_LAYER_SCALE.search(name):
                 weight.fill_(LAYER_SCALE)
-            elif name in projector and weight.ndim > 1 and weight.is_floating_point():
+            elif name in matrices:
                 nn.init.xavier_uniform_(weight)
     return missing
 
@@ -103,13 +105,17 @@ def check_missing_weights_train(
     """
     if not missing:
         return
-    chosen = select_parameters(root, excused).values() if excused else ()
-    may_stay = {id(weight) for weight in chosen}
-    left = [
-        name for name, weight in missing.items() if not weight.requires_grad and id(weight) not in may_stay
-    ]
+    may_stay: set[int] = set()
+    if excused:
+        may_stay = {id(weight) for weight in select_parameters(root, excused).values()}
+    left = []
+    for name, weight in missing.items():
+        if not weight.requires_grad and id(weight) not in may_stay:
+            left.append(name)
     if left:
-        shown = ", ".join(left[:4]) + (f", ... ({len(left)} in all)" if len(left) > 4 else "")
+        shown = ", ".join(left[:4])
+        if len(left) > 4:
+            shown += f", ... ({len(left)} in all)"
         raise UserError(
             f"the model's files lack {shown}: they would stay randomly initialised; let them train in "
             "model.adapt (`projector: full`), or list them in model.no_gradient_needed if nothing uses them"
@@ -137,19 +143,28 @@ def initial_checks(model: PreTrainedModel, parts: Parts, missing: Mapping[str, n
         return []
     stacked = torch.stack([measurement.value.double() for measurement in measured])
     values = stacked.tolist()  # one transfer from the device
-    lines: dict[str, list[tuple[float, _Measured]]] = defaultdict(list)
-    for measurement, value in zip(measured, values, strict=True):
-        lines[measurement.what].append((value, measurement))
+    lines: dict[str, list[Check]] = defaultdict(list)
+    for (what, name, _, limit), value in zip(measured, values, strict=True):
+        lines[what].append(Check(what, 1, value, limit, name))
     checks = []
-    for what, found in lines.items():
-        value, worst = max(found, key=lambda pair: _excess(*pair))
-        checks.append(Check(what, len(found), value, worst.limit, worst.name))
+    for found in lines.values():
+        worst = max(found, key=_excess)
+        checks.append(worst._replace(weights=len(found)))
     return checks
 
 
-def _excess(value: float, measurement: _Measured) -> float:
+def _excess(check: Check) -> float:
     """How far a value is beyond its limit; NaN is beyond any."""
-    return math.inf if math.isnan(value) else value - measurement.limit
+    return math.inf if math.isnan(check.found) else check.found - check.limit
+
+
+def _projector_matrices(model: PreTrainedModel, parts: Parts) -> dict[str, nn.Parameter]:
+    if not parts["projector"]:
+        return {}
+    projector = select_parameters(model, ["projector"], parts)
+    return {
+        name: weight for name, weight in projector.items() if weight.ndim > 1 and weight.is_floating_point()
+    }
 
 
 def initial_table(checks: Collection[Check]) -> Table:
@@ -162,43 +177,49 @@ def initial_table(checks: Collection[Check]) -> Table:
 
 
 def _projector(model: PreTrainedModel, parts: Parts) -> Iterator[_Measured]:
-    if not parts["projector"]:
-        return
-    for name, weight in select_parameters(model, ["projector"], parts).items():
-        if weight.ndim > 1 and weight.is_floating_point() and ".lora_" not in name:
-            rows, columns = weight.shape[0], weight[0].numel()
-            limit = max(_LARGE, 3 * math.sqrt(2 / (rows + columns)))
-            yield _Measured("projector: standard deviation", name, weight.detach().float().std(), limit)
+    for name, weight in _projector_matrices(model, parts).items():
+        if ".lora_" in name:
+            continue
+        rows = weight.shape[0]
+        columns = weight[0].numel()
+        xavier = math.sqrt(2 / (rows + columns))
+        deviation = weight.detach().float().std()
+        yield _Measured("projector: standard deviation", name, deviation, max(_LARGE, 3 * xavier))
 
 
 def _lora(model: PreTrainedModel) -> Iterator[_Measured]:
     """B, where it begins at zero: not by PiSSA, OLoRA, and orthogonal matrices, whose start is elsewhere."""
     configs: dict[str, Any] = getattr(model, "peft_config", {})
-    at_zero = {
-        adapter
-        for adapter, config in configs.items()
-        if getattr(config, "init_lora_weights", None) in (True, "gaussian")  # IA3 doesn't have this setting
-    }
+    at_zero = set()
+    for adapter, config in configs.items():
+        # IA3 doesn't have this setting.
+        if getattr(config, "init_lora_weights", None) in (True, "gaussian"):
+            at_zero.add(adapter)
     for name, module in model.named_modules():
-        layers: Any = module.lora_B if isinstance(module, LoraLayer) else {}
+        if not isinstance(module, LoraLayer):
+            continue
+        layers: Any = module.lora_B
         for adapter in at_zero & set(layers):
-            yield _Measured("LoRA: B", name, layers[adapter].weight.detach().abs().amax().float(), 0.0)
+            largest = layers[adapter].weight.detach().abs().amax()
+            yield _Measured("LoRA: B", name, largest.float(), 0.0)
 
 
 def _missing(model: PreTrainedModel, missing: Mapping[str, nn.Parameter]) -> Iterator[_Measured]:
     """Norms and layer scales that the model's files lack."""
     name_of = {id(weight): name for name, weight in missing.items()}
-    for module in model.modules() if missing else ():
+    for module in model.modules():
         for key, weight in module.named_parameters(recurse=False):
-            if id(weight) not in name_of or not weight.is_floating_point():
+            name = name_of.get(id(weight))
+            if name is None or not weight.is_floating_point():
                 continue
-            name = name_of[id(weight)]
             value = weight.detach().float()
             if _IS_LAYER_SCALE.search(name):
-                yield _Measured("new layer scales: off 1e-4", name, (value - LAYER_SCALE).abs().amax(), 1e-6)
+                off = (value - LAYER_SCALE).abs().amax()
+                yield _Measured("new layer scales: off 1e-4", name, off, 1e-6)
             elif "norm" in type(module).__name__.lower():
                 identity = 0.0 if key == "bias" or _adds_one(type(module)) else 1.0
-                yield _Measured("new norms: off the identity", name, (value - identity).abs().amax(), 0.0)
+                off = (value - identity).abs().amax()
+                yield _Measured("new norms: off the identity", name, off, 0.0)
 
 
 def _adds_one(kind: type[nn.Module]) -> bool:

@@ -1,6 +1,5 @@
 """What of a model trains, and how: by a plan, parts are frozen, trained in full, or given adapters."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -66,7 +65,9 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     """
     if adapters_of(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError("plan: the model has adapters already; expected one just loaded")
-    chosen = {selector: _choose(model, selector, entry, parts) for selector, entry in read_plan(plan).items()}
+    chosen = {}
+    for selector, entry in read_plan(plan).items():
+        chosen[selector] = _choose(model, selector, entry, parts)
     _refuse_overlaps(model, chosen)
     lora: dict[str, LoraSettings] = {}
     ia3: dict[str, IA3] = {}
@@ -74,13 +75,13 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     trained: set[int] = set()
     for entry, parameters, layers in chosen.values():
         if isinstance(entry.settings, LoraSettings):
-            lora.update(dict.fromkeys(layers, entry.settings))
+            lora |= dict.fromkeys(layers, entry.settings)
         elif isinstance(entry.settings, IA3):
-            ia3.update(dict.fromkeys(layers, entry.settings))
+            ia3 |= dict.fromkeys(layers, entry.settings)
         elif entry.settings is not None:
-            ours.update(dict.fromkeys(layers, entry))
+            ours |= dict.fromkeys(layers, entry)
         elif entry.method == "full":
-            trained.update(map(id, parameters.values()))
+            trained |= {id(weight) for weight in parameters.values()}
     adapters = build(model, ours)
     if lora:
         inject_lora(model, lora)
@@ -88,9 +89,9 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
         inject_ia3(model, ia3)
     attach(model, adapters)
     for adapter in adapters.values():
-        trained.update(map(id, adapter.parameters()))
+        trained |= {id(weight) for weight in adapter.parameters()}
     for name, parameter in model.named_parameters():
-        is_peft = re.search(r"\.(lora|ia3)_", name) is not None
+        is_peft = ".lora_" in name or ".ia3_" in name
         parameter.requires_grad_(is_peft or id(parameter) in trained)
 
 
@@ -108,7 +109,8 @@ def trained_buffers(root: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path, module in root.named_modules():
-        if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if not trains:
             continue
         saved = module.state_dict()
         for name, buffer in module.named_buffers(prefix=path, recurse=False):
@@ -119,14 +121,16 @@ def trained_buffers(root: nn.Module) -> dict[str, Tensor]:
 
 def _choose(model: PreTrainedModel, selector: str, entry: PlanEntry, parts: Parts) -> _Chosen:
     """What an entry names in a model, or why that can't have its method."""
+    modules: Mapping[str, nn.Module] = {}
     try:
         parameters = select_parameters(model, [selector], parts)
-        modules = {} if entry.settings is None else select_modules(model, [selector], parts)
+        if entry.settings is not None:
+            modules = select_modules(model, [selector], parts)
     except SelectorError as error:
         raise UserError(f"plan: {error}") from None
     layers: list[str] = []
     if isinstance(entry.settings, LoraSettings | IA3):
-        layers = _linear_layers(model, selector, entry, modules)
+        layers = _linear_layers(model, selector, entry.method, entry.settings, modules)
         _refuse_quantised(model, selector, entry, layers)
     elif entry.settings is not None:
         layers = _transformer_layers(model, selector, entry.method, modules, parts)
@@ -143,41 +147,57 @@ def _refuse_quantised(model: PreTrainedModel, selector: str, entry: PlanEntry, l
     """Refuse a method that quantised layers can't have."""
     quantised = quantised_layers(model)
     for name in layers:
-        problem = quantised_problem(entry, quantised[name]) if name in quantised else None
+        if name not in quantised:
+            continue
+        problem = quantised_problem(entry, quantised[name])
         if problem:
             raise UserError(f"plan[{selector!r}]: found {quantised[name]} weights ({name}); {problem}")
 
 
 def _linear_layers(
-    model: PreTrainedModel, selector: str, entry: PlanEntry, modules: Mapping[str, nn.Module]
+    model: PreTrainedModel,
+    selector: str,
+    method: str,
+    settings: LoraSettings | IA3,
+    modules: Mapping[str, nn.Module],
 ) -> list[str]:
     """Names of the linear layers in some modules that a method of PEFT goes into."""
-    assert isinstance(entry.settings, LoraSettings | IA3)
-    inside = {id(module) for outer in modules.values() for module in outer.modules()}
-    linear: dict[str, nn.Linear] = {}
-    for name, module in model.named_modules():
-        # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
-        unused = isinstance(module, NonDynamicallyQuantizableLinear)
-        if id(module) in inside and isinstance(module, nn.Linear) and not unused:
-            linear[name] = module
+    linear = _linear_inside(model, modules)
     present = sorted({last_name(name) for name in linear})
-    wanted = entry.settings.modules
-    if isinstance(entry.settings, IA3):
-        _refuse_ia3(selector, entry.settings, present)
-        wanted = wanted or [name for name in IA3_MODULES if name in present]
-    for name in wanted or []:
-        if name not in present:
-            raise UserError(f"plan[{selector!r}]: found no linear layer {name!r}; {expected(name, present)}")
+    wanted = settings.modules
+    if isinstance(settings, IA3):
+        _refuse_ia3(selector, settings, present)
+        if not wanted:
+            wanted = [name for name in IA3_MODULES if name in present]
     if wanted is not None:
+        for name in wanted:
+            if name not in present:
+                advice = expected(name, present)
+                raise UserError(f"plan[{selector!r}]: found no linear layer {name!r}; {advice}")
         linear = {name: module for name, module in linear.items() if last_name(name) in wanted}
     if not linear:
-        raise UserError(f"plan[{selector!r}]: found no linear layer for {entry.method}; use full")
-    if head_is_tied(model) and any(module is model.get_output_embeddings() for module in linear.values()):
+        raise UserError(f"plan[{selector!r}]: found no linear layer for {method}; use full")
+    head = model.get_output_embeddings()
+    if head_is_tied(model) and any(module is head for module in linear.values()):
         raise UserError(
-            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so {entry.method} on "
+            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so {method} on "
             "it could not be merged; use full or frozen"
         )
     return list(linear)
+
+
+def _linear_inside(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
+    """The linear layers in some modules, by their names in the model."""
+    inside: set[int] = set()
+    for outer in modules.values():
+        inside |= {id(module) for module in outer.modules()}
+    linear: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules():
+        # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
+        is_unused = isinstance(module, NonDynamicallyQuantizableLinear)
+        if isinstance(module, nn.Linear) and id(module) in inside and not is_unused:
+            linear[name] = module
+    return linear
 
 
 def _refuse_ia3(selector: str, settings: IA3, present: list[str]) -> None:
@@ -196,16 +216,19 @@ def _transformer_layers(
     model: PreTrainedModel, selector: str, method: str, modules: Mapping[str, nn.Module], parts: Parts
 ) -> list[str]:
     """Names of the layers for our adapters: the selected items of a list, or the part's layers below."""
-    blocks = []
-    for path in [*parts.get("vision.layers", []), *parts.get("language.layers", [])]:
-        blocks += [f"{path}.{name}" for name, _ in model.get_submodule(path).named_children()]
+    layers = []
+    for part in ("vision.layers", "language.layers"):
+        for path in parts.get(part, []):
+            for name, _ in model.get_submodule(path).named_children():
+                layers.append(f"{path}.{name}")
     chosen: set[str] = set()
     for name in modules:
         parent = model.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, nn.ModuleList):
             chosen.add(name)
-        else:
-            chosen.update(block for block in blocks if not name or block.startswith(f"{name}."))
+            continue
+        prefix = f"{name}." if name else ""
+        chosen |= {layer for layer in layers if layer.startswith(prefix)}
     if not chosen:
         raise UserError(
             f"plan[{selector!r}]: found no layers for {method}; name some, as in language.layers[-4:]"
@@ -217,12 +240,14 @@ def _refuse_overlaps(model: PreTrainedModel, chosen: Mapping[str, _Chosen]) -> N
     """No parameter under two selectors, but a tied head where both leave it frozen or both train it."""
     shared = model.get_output_embeddings().weight if head_is_tied(model) else None
     parameters = {selector: choice.parameters for selector, choice in chosen.items()}
-    for name, first, selector in overlaps(parameters):
-        is_shared = parameters[selector][name] is shared
-        same = (chosen[first].entry.method == "full") == (chosen[selector].entry.method == "full")
-        if is_shared and same:
-            continue
-        hint = " (the head is tied to the token embeddings)" if is_shared else ""
+    for name, first, second in overlaps(parameters):
+        hint = ""
+        if parameters[second][name] is shared:
+            trains_in_first = chosen[first].entry.method == "full"
+            trains_in_second = chosen[second].entry.method == "full"
+            if trains_in_first == trains_in_second:
+                continue
+            hint = " (the head is tied to the token embeddings)"
         raise UserError(
-            f"plan: {first!r} and {selector!r} both name {name}{hint}; expected selectors that don't overlap"
+            f"plan: {first!r} and {second!r} both name {name}{hint}; expected selectors that don't overlap"
         )

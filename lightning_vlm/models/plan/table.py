@@ -13,6 +13,8 @@ from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import Plan, PlanEntry, read_plan
 
 COLUMNS = ("part", "layers", "method", "rank", "trainable", "share")
+_NOT_SHOWN = ("r", "alpha", "modules", "feedforward")
+"""Settings that don't make a method another one."""
 
 
 def plan_rows(
@@ -33,14 +35,18 @@ def plan_rows(
     named: set[int] = set()
     for selector, entry in read_plan(plan).items():
         parameters = select_parameters(model, [selector], parts)
-        named.update(map(id, parameters.values()))
-        rank = str(entry.settings.r) if isinstance(entry.settings, LoraSettings) else ""
+        named.update(id(weight) for weight in parameters.values())
         layers = _layers(parameters, parts)
-        rows.append((selector, layers, _method(entry), rank, *_counts(parameters.values())))
+        rank = str(entry.settings.r) if isinstance(entry.settings, LoraSettings) else ""
+        trainable, share = _trainable(parameters.values())
+        rows.append((selector, layers, _method(entry), rank, trainable, share))
     rest = {name: weight for name, weight in model.named_parameters() if id(weight) not in named}
     if rest:
-        rows.append(("(not named)", _layers(rest, parts), "frozen", "", *_counts(rest.values())))
-    return [*rows, ("all", "", "", "", *_counts(model.parameters()))]
+        trainable, share = _trainable(rest.values())
+        rows.append(("(not named)", _layers(rest, parts), "frozen", "", trainable, share))
+    trainable, share = _trainable(model.parameters())
+    rows.append(("all", "", "", "", trainable, share))
+    return rows
 
 
 def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
@@ -51,26 +57,37 @@ def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
         table.add_column(column)
     for column in COLUMNS[4:]:
         table.add_column(column, justify="right")
-    *rows, whole = plan_rows(model, parts, plan)
-    for part, layers, method, rank, trainable, share in rows:
+    for part, layers, method, rank, trainable, share in plan_rows(model, parts, plan):
+        if part == "all":
+            table.add_section()
         table.add_row(part, layers, method, rank, f"{trainable:,}", f"{share:.2%}")
-    table.add_section()
-    table.add_row(*whole[:4], f"{whole[4]:,}", f"{whole[5]:.2%}")
     return table
 
 
 def _method(entry: PlanEntry) -> str:
     """The method, with the settings that make it another one, such as `lora dora`."""
-    settings = entry.settings
-    if settings is None:
+    if entry.settings is None:
         return entry.method
-    defaults = type(settings)()
+    defaults = type(entry.settings)()
     words = [entry.method]
-    for key, value in settings._asdict().items():
-        if key in ("r", "alpha", "modules", "feedforward") or value == getattr(defaults, key):
+    for key, value in entry.settings._asdict().items():
+        if key in _NOT_SHOWN or value == getattr(defaults, key):
             continue
         words.append(key if isinstance(value, bool) else f"{key}={value}")
     return " ".join(words)
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
+    """How many parameters train, and their share of all."""
+    trained = 0
+    total = 0
+    for weight in parameters:
+        size = _size(weight)
+        total += size
+        if weight.requires_grad:
+            trained += size
+    share = trained / max(total, 1)
+    return trained, share
 
 
 def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
@@ -85,8 +102,11 @@ def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
 
 
 def _size(weight: nn.Parameter) -> int:
-    state = getattr(weight, "quant_state", None)  # of bitsandbytes: two weights of 4 bits in a byte
-    return weight.numel() if state is None else state.shape.numel()
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.numel()
+    # bitsandbytes packs two weights of 4 bits into a byte and keeps the shape here.
+    return state.shape.numel()
 
 
 def _layers(names: Collection[str], parts: Parts) -> str:
@@ -98,8 +118,12 @@ def _layers(names: Collection[str], parts: Parts) -> str:
     text = []
     for part in ("vision", "language"):
         for path in parts.get(f"{part}.layers", []):
-            matches = [re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in names]
-            numbers = {int(match[1]) for match in matches if match}
+            in_a_layer = re.compile(rf"{re.escape(path)}\.(\d+)\.")
+            numbers = set()
+            for name in names:
+                match = in_a_layer.match(name)
+                if match:
+                    numbers.add(int(match[1]))
             if numbers:
                 text.append(f"{part} {_ranges(numbers)}")
     return ", ".join(text)
