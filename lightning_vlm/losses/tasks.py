@@ -1,5 +1,6 @@
 """The weights of tasks in the loss of a `VLMModule`, and what is logged of tasks while it trains."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -62,12 +63,13 @@ class FixedWeights(TaskWeights):
         Raises:
             UserError: The checkpoint's weights were found in another way, or for other tasks.
         """
-        was, names = state.get("how", FixedWeights.method), state.get("names", [])
+        was = state.get("how", FixedWeights.method)
         if was != self.method:
             raise UserError(
                 f"model.task_weights: found {self.method}, but the checkpoint was trained with {was}; "
                 "continue with the same, or start a new run"
             )
+        names = state.get("names", [])
         if self.method in LEARNED and names != list(self.names):
             raise UserError(
                 f"model.task_weights {self.method}: found tasks {', '.join(self.names)}, but the checkpoint "
@@ -145,16 +147,16 @@ class Uncertainty(FixedWeights):
 
     def regularizer(self, sums: Tensor, counts: Tensor) -> Tensor | None:
         s = self.log_variances
-        if not s.requires_grad:
-            if not self._warned:
-                self._warned = True
-                rank_zero_warn(
-                    "task_weights: uncertainty: tasks.log_variances is frozen, so weights stay as they are; "
-                    "name 'tasks' among what trains"
-                )
-            return None
-        slopes = counts / 2 - torch.exp(-s.detach()) * sums
-        return (slopes * (s - s.detach())).sum()
+        if s.requires_grad:
+            slopes = counts / 2 - torch.exp(-s.detach()) * sums
+            return (slopes * (s - s.detach())).sum()
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                "task_weights: uncertainty: tasks.log_variances is frozen, so weights stay as they are; "
+                "name 'tasks' among what trains"
+            )
+        return None
 
     @torch.no_grad()
     def end_step(self, sums: Tensor, counts: Tensor) -> None:
@@ -170,7 +172,7 @@ class Uncertainty(FixedWeights):
         self.weights.copy_(torch.exp(-self.log_variances))
 
 
-LEARNED = {weights.method: weights for weights in (InverseInitialLoss, Uncertainty)}
+LEARNED = {kind.method: kind for kind in (InverseInitialLoss, Uncertainty)}
 
 
 def check_weighting(given: Mapping[str, float] | str | None) -> None:
@@ -185,11 +187,14 @@ def check_weighting(given: Mapping[str, float] | str | None) -> None:
             f"task_weights: found {given!r}; expected {' or '.join(LEARNED)}, or the weight of each task, "
             "such as {ocr: 2.0}"
         )
-    for task, weight in given.items() if isinstance(given, Mapping) else ():
-        if not (isinstance(weight, int | float) and 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT):
+    weights = given if isinstance(given, Mapping) else {}
+    smallest = 1 / MAX_WEIGHT
+    for task, weight in weights.items():
+        is_number = isinstance(weight, int | float)
+        if not is_number or not smallest <= weight <= MAX_WEIGHT:
             raise UserError(
                 f"task_weights.{task}: found {weight!r}; expected a finite number > 0, from "
-                f"{1 / MAX_WEIGHT:g} to {MAX_WEIGHT:,.0f}"
+                f"{smallest:g} to {MAX_WEIGHT:,.0f}"
             )
 
 
@@ -252,11 +257,7 @@ def task_index(task: str, names: Sequence[str]) -> int:
 
 class TaskLog:
     """Logs the loss of each of several tasks since it was last logged, and its weight. No step waits for the
-    device: what is to be logged is read a step later.
-
-    Args:
-        tasks: The tasks.
-    """
+    device: what is to be logged is read a step later."""
 
     def __init__(self, tasks: TaskWeights) -> None:
         self._tasks = tasks
@@ -270,8 +271,9 @@ class TaskLog:
             return
         self._since = self._since.to(sums.device) + torch.stack((sums, counts))
         if logs_at(trainer, trainer.global_step + 1):
-            mean = self._since[0] / self._since[1]
-            self._pending = trainer.global_step, HostCopy(torch.stack((mean, self._tasks.weights)))
+            sums_since, counts_since = self._since
+            table = torch.stack((sums_since / counts_since, self._tasks.weights))
+            self._pending = (trainer.global_step, HostCopy(table))
             self._since = torch.zeros_like(self._since)
 
     def write(self, trainer: Trainer) -> None:
@@ -284,7 +286,7 @@ class TaskLog:
         values = {}
         for name, loss, weight in zip(self._tasks.names, losses, weights, strict=True):
             values[f"train/task_weight/{name}"] = weight
-            if loss == loss:  # else the task wasn't there
+            if not math.isnan(loss):  # it is NaN where the task wasn't there
                 values[f"train/loss/{name}"] = loss
         log_metrics(trainer, values, step)
 

@@ -1,5 +1,6 @@
 """Which of several answers a model likes best, with a fair chance for long ones."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -52,13 +53,15 @@ def length_score(
     """
     if length < 1:
         raise UserError(f"length: found {length}; expected at least 1 token")
-    if not -float("inf") < alpha < float("inf"):
+    if not math.isfinite(alpha):
         raise UserError(f"alpha: found {alpha}; expected a finite number, usually from 0 to 1")
     if form == "power":
-        return float(log_prob / length**alpha)
-    if form == "gnmt":
-        return float(log_prob / ((5 + length) / 6) ** alpha)
-    raise UserError(f"form: found {form!r}; expected power or gnmt")
+        penalty = length**alpha
+    elif form == "gnmt":
+        penalty = ((5 + length) / 6) ** alpha
+    else:
+        raise UserError(f"form: found {form!r}; expected power or gnmt")
+    return float(log_prob / penalty)
 
 
 def generate_candidates(
@@ -94,21 +97,27 @@ def generate_candidates(
     if beams == 1:  # where it is no option of generate
         options = {key: value for key, value in options.items() if key != "length_penalty"}
     found = model.generate(**inputs, **options, return_dict_in_generate=True, output_logits=True)  # type: ignore[operator]
-    new = found.sequences[:, inputs["input_ids"].shape[1] :]
+    prompt_length = inputs["input_ids"].shape[1]
+    new = found.sequences[:, prompt_length:]
     log_probs = token_log_probs(found.logits, new, getattr(found, "beam_indices", None))
     ends = options.get("eos_token_id", model.generation_config.eos_token_id)
     if isinstance(ends, int):
         ends = [ends]
     lengths = answer_lengths(new, ends or [], tokenizer.pad_token_id)
-    is_inside = torch.arange(new.shape[1], device=new.device) < lengths[:, None]
-    sums = log_probs.double().masked_fill(~is_inside, 0).sum(1)
+    place = torch.arange(new.shape[1], device=new.device)
+    is_behind = place >= lengths[:, None]
+    sums = log_probs.double().masked_fill(is_behind, 0).sum(1)
     texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    rows = [
-        Candidate(text.strip(), log_prob, length, length_score(log_prob, length, alpha))
-        for text, log_prob, length in zip(texts, sums.tolist(), lengths.tolist(), strict=True)
-    ]
-    prompts = [rows[first : first + count] for first in range(0, len(rows), count)]
-    return [sorted(candidates, key=lambda candidate: -candidate.score) for candidates in prompts]
+    candidates = []
+    for text, log_prob, length in zip(texts, sums.tolist(), lengths.tolist(), strict=True):
+        score = length_score(log_prob, length, alpha)
+        candidates.append(Candidate(text.strip(), log_prob, length, score))
+    ranked = []
+    for first in range(0, len(candidates), count):
+        of_prompt = candidates[first : first + count]
+        # Equal scores keep the order of generate, which `reverse=True` doesn't change.
+        ranked.append(sorted(of_prompt, key=lambda candidate: candidate.score, reverse=True))
+    return ranked
 
 
 def token_log_probs(logits: Sequence[Tensor], tokens: Tensor, beams: Tensor | None = None) -> Tensor:
@@ -124,8 +133,12 @@ def token_log_probs(logits: Sequence[Tensor], tokens: Tensor, beams: Tensor | No
     """
     found = []
     for step in range(tokens.shape[1]):
-        rows = logits[step] if beams is None else logits[step][beams[:, step].clamp(min=0)]
-        chosen = rows.gather(1, tokens[:, step : step + 1])[:, 0]
+        rows = logits[step]
+        if beams is not None:
+            beam = beams[:, step].clamp(min=0)
+            rows = rows[beam]
+        token = tokens[:, step, None]
+        chosen = rows.gather(1, token)[:, 0]
         found.append(chosen - rows.logsumexp(1))
     return torch.stack(found, dim=1)
 
@@ -143,7 +156,10 @@ def answer_lengths(tokens: Tensor, ends: Sequence[int], pad: int | None) -> Tens
     >>> answer_lengths(torch.tensor([[5, 2, 2, 2], [5, 6, 7, 8], [5, 6, 0, 0]]), ends=[2], pad=0)
     tensor([2, 4, 2])
     """
-    place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    ended = torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
-    words = place.where(tokens != (-1 if pad is None else pad), 0).amax(1).clamp(min=1)
-    return place.where(ended, tokens.shape[1] + 1).amin(1).where(ended.any(1), words)
+    count = tokens.shape[1]
+    place = torch.arange(1, count + 1, device=tokens.device)
+    is_end = torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+    first_end = place.where(is_end, count + 1).amin(1)
+    padding = -1 if pad is None else pad  # no token is -1
+    last_word = place.where(tokens != padding, 0).amax(1).clamp(min=1)
+    return first_end.where(is_end.any(1), last_word)
