@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import PIL.Image
 from PIL import ImageOps
@@ -51,21 +52,24 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
     path = str(image.path)
     root = str(image.root or ".")
     if _URL.match(path):
+        url = shorten(path).replace(":/", "://", 1)
         expected = "the path of a file: pictures are never fetched; download it and write its path"
-        raise DataError(source, key, f"the URL {shorten(path).replace(':/', '://', 1)}", expected)
+        raise DataError(source, key, f"the URL {url}", expected)
     try:
         real_root = _real_root(os.path.join(os.getcwd(), root))
         real = os.path.realpath(os.path.join(real_root, path))
     except (OSError, ValueError) as error:  # such as a null byte
         raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
     if not _is_below(real, real_root):
+        found = f"{shorten(path)}, which is outside {shorten(root)}"
         expected = "a path below the image root, with links followed; data.image_root says where that is"
         if advise and os.path.isabs(path) and os.path.isfile(real):
-            expected += f", and {shorten(os.path.dirname(real))} has the file"
-        raise DataError(source, key, f"{shorten(path)}, which is outside {shorten(root)}", expected)
+            folder = os.path.dirname(real)
+            expected += f", and {shorten(folder)} has the file"
+        raise DataError(source, key, found, expected)
     if not os.path.isfile(real):
-        what = "is not a file" if os.path.exists(real) else "does not exist"
-        found = f"{shorten(path)}, which {what} (looked for {shorten(real, 200)})"
+        problem = "is not a file" if os.path.exists(real) else "does not exist"
+        found = f"{shorten(path)}, which {problem} (looked for {shorten(real, 200)})"
         expected = f"a picture file below the image root {shorten(root)} (data.image_root)"
         if advise:
             expected += where_instead(path, real_root)
@@ -76,10 +80,9 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
 def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000) -> PIL.Image.Image:
     """Open a picture, upright and in RGB.
 
-    The EXIF orientation is applied. What is transparent becomes white. Grey with 16 bits is scaled to 8. Of
-    an animation or a file with several pages it is the first picture. Colour profiles are ignored, as
-    image processors do. Nothing outside `image.root` is opened, and nothing but `image.url` is
-    fetched.
+    The EXIF orientation is applied. What is transparent becomes white. Grey with 16 bits is scaled to 8. An
+    animation or a file with several pages gives its first picture. Colour profiles are ignored, as image
+    processors do. Nothing outside `image.root` is opened, and nothing but `image.url` is fetched.
 
     Args:
         image: A picture by path, by bytes or by URL.
@@ -100,10 +103,12 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     (255, 255, 255)
     """
     path = find_image(image, source, key)
-    data = image.data if image.url is None else fetch(image.url, source, key)
-    name = shorten(str(image.path or image.url)) if image.data is None else f"{len(image.data)} bytes"
+    data = image.data or b""
+    if image.url is not None:
+        data = fetch(image.url, source, key)
+    name = _name_of(image)
     try:
-        with io.BytesIO(data or b"") if path is None else path.open("rb") as file:
+        with _opened(path, data) as file:
             picture = PIL.Image.open(file, formats=FORMATS)
             width, height = picture.size
             if width * height > max_pixels:
@@ -121,10 +126,25 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
         raise DataError(source, key, found, expected) from error
 
 
+def _name_of(image: Image) -> str:
+    """What errors call a picture."""
+    if image.data is not None:
+        return f"{len(image.data)} bytes"
+    return shorten(str(image.path or image.url))
+
+
+def _opened(path: Path | None, data: bytes) -> BinaryIO:
+    """The file of a picture, or its bytes as a file."""
+    if path is None:
+        return io.BytesIO(data)
+    return path.open("rb")
+
+
 def _why_not_opened(error: Exception, name: str, max_pixels: int) -> tuple[str, str]:
     """What was found instead of a picture, and what is expected."""
     if isinstance(error, PIL.UnidentifiedImageError):
-        return f"{name}, which is not a picture", f"a picture file ({', '.join(FORMATS)})"
+        formats = ", ".join(FORMATS)
+        return f"{name}, which is not a picture", f"a picture file ({formats})"
     if isinstance(error, PIL.Image.DecompressionBombError | PIL.Image.DecompressionBombWarning):
         expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
         return f"{name} ({error})", expected
@@ -133,8 +153,10 @@ def _why_not_opened(error: Exception, name: str, max_pixels: int) -> tuple[str, 
 
 def _is_below(real: str, real_root: str) -> bool:
     """Whether a real path is the root, lies below it, or is a file that a snapshot of the hub links to."""
-    below = os.path.join(real_root, ""), _hub_files(real_root)
-    return real == real_root or real.startswith(below)
+    if real == real_root:
+        return True
+    folders = (os.path.join(real_root, ""), _hub_files(real_root))
+    return real.startswith(folders)
 
 
 @lru_cache(maxsize=64)
@@ -154,9 +176,12 @@ def _hub_files(real_root: str) -> str:
     >>> Path(_hub_files(str(repository / "snapshots/12ab/images"))).name
     'blobs'
     """
-    before, snapshots, _ = real_root.partition(f"{os.sep}snapshots{os.sep}")
-    files = os.path.join(before, "blobs", "")
-    return files if snapshots and os.path.isdir(files) else os.path.join(real_root, "")
+    repository, snapshots, _ = real_root.partition(f"{os.sep}snapshots{os.sep}")
+    if snapshots:
+        files = os.path.join(repository, "blobs", "")
+        if os.path.isdir(files):
+            return files
+    return os.path.join(real_root, "")
 
 
 def where_instead(path: str, root: str) -> str:
@@ -184,27 +209,34 @@ def where_instead(path: str, root: str) -> str:
         if os.path.isfile(os.path.join(root, shorter)):
             return f"; did you mean {shorten(shorter)}?"
     folder = os.path.dirname(path)
-    meant = nearest(os.path.basename(path), _files_in(os.path.join(root, folder)))
-    return f"; did you mean {shorten(os.path.join(folder, meant))}?" if meant else ""
+    files = _files_in(os.path.join(root, folder))
+    meant = nearest(os.path.basename(path), files)
+    if meant is None:
+        return ""
+    return f"; did you mean {shorten(os.path.join(folder, meant))}?"
 
 
 def _other_roots(root: str) -> list[str]:
     """The folders around and directly in the image root, and the working directory: those usually meant."""
-    above = [str(folder) for folder in Path(root).parents][:3]
+    parents = [str(folder) for folder in Path(root).parents]
     try:
-        with os.scandir(root) as entries:
-            inside = [entry.path for entry in islice(entries, _MOST_ENTRIES) if entry.is_dir()][:50]
+        folders = [entry.path for entry in _entries(root) if entry.is_dir()]
     except OSError:
-        inside = []
-    return [os.getcwd(), *above, *sorted(inside)]
+        folders = []
+    return [os.getcwd(), *parents[:3], *sorted(folders[:50])]
 
 
 def _files_in(folder: str) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in islice(entries, _MOST_ENTRIES) if entry.is_file())
+        names = [entry.name for entry in _entries(folder) if entry.is_file()]
     except (OSError, ValueError):
         return []
+    return sorted(names)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(islice(entries, _MOST_ENTRIES))
 
 
 def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

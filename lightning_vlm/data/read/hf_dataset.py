@@ -60,37 +60,41 @@ class HFDataset(Source):
         allow_urls: bool = False,
         config: str | None = None,
     ) -> None:
-        data, chosen = _split_of(_load(path, config), split, path)
-        name = path if chosen is None else f"{path}/{chosen}"
+        data, name = _split_of(_load(path, config), split, path)
         self._features = _stored(data.features)
         self._class_names = _class_names(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
-        root = image_root or (str(Path(path).parent) if Path(path).is_file() else path)
-        super().__init__(name, root, on_bad_sample, columns, allow_urls)
+        if not image_root:
+            image_root = str(Path(path).parent) if Path(path).is_file() else path
+        super().__init__(name, image_root, on_bad_sample, columns, allow_urls)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):
             table = self._data[start : start + _AT_ONCE]
             for index, name in enumerate(table.column_names):
-                if _holds_bytes(table.column(name).type):
-                    column = _without_bytes(table.column(name).combine_chunks())
-                    table = table.set_column(index, name, column)
-            for row, record in enumerate(table.to_pylist(), start):
-                yield (row,), record
+                column = table.column(name)
+                if _holds_bytes(column.type):
+                    emptied = _without_bytes(column.combine_chunks())
+                    table = table.set_column(index, name, emptied)
+            for number, record in enumerate(table.to_pylist(), start):
+                yield (number,), record
 
     def _record(self, place: tuple[int, ...]) -> dict[str, Any]:
         (number,) = place
-        record: dict[str, Any] = self._data[number : number + 1].to_pylist()[0]
+        table = self._data[number : number + 1]
+        (record,) = table.to_pylist()
         return record
 
     def _name_of(self, place: tuple[int, ...]) -> str:
-        return f"{self.name}:{place[0]}"
+        (number,) = place
+        return f"{self.name}:{number}"
 
     def _row(self, record: dict[str, Any], source: str) -> dict[str, Any]:
         row: dict[str, Any] = self._features.decode_example(record)  # some columns are stored as JSON
         for name, label in self._class_names.items():
-            if isinstance(row[name], int) and row[name] >= 0:
-                row[name] = label.int2str(row[name])
+            number = row[name]
+            if isinstance(number, int) and number >= 0:
+                row[name] = label.int2str(number)
         return row
 
 
@@ -110,15 +114,21 @@ def _load(path: str, config: str | None) -> Any:
     except Exception as error:  # missing or broken metadata and tables raise anything at all
         reason = " ".join(str(error.__cause__ or error).split())
         if "Config name is missing" in reason:
-            configs = re.search(r"\[.*?\]", reason)
-            known = configs[0] if configs else "see its README"
-            raise UserError(
-                f"{path}: found several configurations, {known}; name one with "
-                "{class_path: HFDataset, init_args: {path: ..., config: ...}}"
-            ) from None
+            raise _several_configs(path, reason) from None
         found, expected = _what_failed(path)
-        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+        if len(reason) >= 200:
+            reason = f"{reason[:200]}..."
         raise DataError(path, "", f"{found} ({reason})", expected) from error
+
+
+def _several_configs(path: str, reason: str) -> UserError:
+    """The error about a data set of several configurations, which `datasets` lists in its own message."""
+    configs = re.search(r"\[.*?\]", reason)
+    known = configs[0] if configs else "see its README"
+    return UserError(
+        f"{path}: found several configurations, {known}; name one with "
+        "{class_path: HFDataset, init_args: {path: ..., config: ...}}"
+    )
 
 
 def _loaded(path: str, config: str | None) -> Any:
@@ -158,25 +168,27 @@ def is_hub_name(path: str) -> bool:
     """
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) or os.path.exists(path):
         return False
-    return not path.lower().removesuffix(".gz").endswith((*TEXT_FILES, *TABLE_FILES))
+    name = path.lower().removesuffix(".gz")
+    return not name.endswith((*TEXT_FILES, *TABLE_FILES))
 
 
-def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["datasets.Dataset", str | None]:
-    """One split of a data set, and its name if it has several splits."""
+def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["datasets.Dataset", str]:
+    """One split of a data set, and what errors call it."""
     if not isinstance(data, dict):
         if isinstance(split, str):
             raise UserError(f"{path}: split is {split}; choose none: it has no splits")
-        return data, None
+        return data, path
     splits = list(data)
     if isinstance(split, list):
         chosen = choose_split(splits, split, path)
-    elif split is not None and split in splits:
+    elif split in splits:
         chosen = split
     elif split is None and len(splits) == 1:
         (chosen,) = splits
     else:
-        raise UserError(f"{path}: split is {split}; choose one of {', '.join(map(str, splits))}")
-    return data[chosen], chosen
+        known = ", ".join(map(str, splits))
+        raise UserError(f"{path}: split is {split}; choose one of {known}")
+    return data[chosen], f"{path}/{chosen}"
 
 
 def _class_names(features: Any) -> dict[str, "datasets.ClassLabel"]:
@@ -190,23 +202,29 @@ def _stored(features: Any) -> Any:
     """The same features, but with pictures as they are stored instead of decoded, at any depth."""
     import datasets
 
-    if hasattr(features, "decode") and type(features).__name__ != "Json":  # pictures, sound, videos
+    is_medium = hasattr(features, "decode") and type(features).__name__ != "Json"
+    if is_medium:  # a picture, a sound or a video
         return dataclasses.replace(features, decode=False)
-    if isinstance(features, datasets.Features):
-        return datasets.Features({name: _stored(feature) for name, feature in features.items()})
     if isinstance(features, dict):
-        return {name: _stored(feature) for name, feature in features.items()}
+        stored = {name: _stored(feature) for name, feature in features.items()}
+        return datasets.Features(stored) if isinstance(features, datasets.Features) else stored
     if isinstance(features, datasets.List | datasets.LargeList):
         return dataclasses.replace(features, feature=_stored(features.feature))
     return features
 
 
 def _holds_bytes(kind: "pyarrow.DataType") -> bool:
+    """Whether a type is bytes, or has fields that are."""
+    if _is_bytes(kind):
+        return True
+    fields = [kind.field(index) for index in range(kind.num_fields)]
+    return any(_holds_bytes(field.type) for field in fields)
+
+
+def _is_bytes(kind: "pyarrow.DataType") -> bool:
     import pyarrow
 
-    if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-        return True
-    return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
 def _without_bytes(pictures: "pyarrow.Array") -> "pyarrow.Array":
@@ -215,7 +233,7 @@ def _without_bytes(pictures: "pyarrow.Array") -> "pyarrow.Array":
     import pyarrow.compute
 
     kind = pictures.type
-    if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+    if _is_bytes(kind):
         return pyarrow.compute.if_else(pictures.is_valid(), b"", None)
     if pyarrow.types.is_struct(kind):
         fields = [_without_bytes(pictures.field(index)) for index in range(kind.num_fields)]

@@ -37,9 +37,10 @@ class JsonLayout:
     def rows(self) -> Iterator[tuple[Place, bytes]]:
         """Each row, with its bytes; see `Layout`."""
         with open_file(self._path, self._name, _LAYOUT) as file:
-            begin = file.read(1 << 16).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+            beginning = file.read(1 << 16).removeprefix(BYTE_ORDER_MARK).lstrip()
             file.seek(0)
-            if begin == b"[" or (begin == b"{" and self._is_one_object(file)):
+            is_array = beginning.startswith(b"[")
+            if is_array or (beginning.startswith(b"{") and self._is_one_object(file)):
                 yield from _Text(file.read(), self._name).rows()
             else:
                 yield from _lines(file)
@@ -72,22 +73,25 @@ class JsonLayout:
         if Path(self._path).suffix.lower() in (".jsonl", ".ndjson"):
             return False
         beginning = list(itertools.islice(file, 100))
-        is_whole = not file.readline()
+        is_whole_file = not file.readline()
         file.seek(0)
-        lines = [line for line in beginning if line.strip(BYTE_ORDER_MARK + b" \t\r\n")]
+        beginning[0] = beginning[0].removeprefix(BYTE_ORDER_MARK)
+        lines = [line for line in beginning if line.strip()]
         if not lines:
             return False
         first, *others = lines
-        value = _value_of(first.removeprefix(BYTE_ORDER_MARK))
+        value = _value_of(first)
         if value is None:  # a broken line, or the first of several lines of an object
-            return bool(others) and not _begins_object(others[0])
-        return not others and is_whole and _key_of_rows(value) is not None
+            return bool(others) and not others[0].lstrip().startswith(b"{")
+        is_only_line = is_whole_file and not others
+        return is_only_line and _key_of_rows(value) is not None
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[Place, bytes]]:
     end = 0
     for number, line in enumerate(file, 1):
-        start, end = end, end + len(line)
+        start = end
+        end += len(line)
         if number == 1 and line.startswith(BYTE_ORDER_MARK):
             start = len(BYTE_ORDER_MARK)
             line = line.removeprefix(BYTE_ORDER_MARK)
@@ -103,20 +107,18 @@ def _value_of(line: bytes) -> Any:
         return None
 
 
-def _begins_object(line: bytes) -> bool:
-    return line.lstrip()[:1] == b"{"
-
-
 def _key_of_rows(value: Any) -> str | None:
     """The only key under which an object has a list of objects; None if the object is a row itself."""
     if not isinstance(value, dict) or find_dialect(value) is not None:
         return None
-    keys = [key for key, item in value.items() if isinstance(item, list) and _are_objects(item)]
+    keys = [key for key, item in value.items() if _are_objects(item)]
     return keys[0] if len(keys) == 1 else None
 
 
-def _are_objects(items: list[Any]) -> bool:
-    return bool(items) and isinstance(items[0], dict)
+def _are_objects(items: Any) -> bool:
+    if not isinstance(items, list) or not items:
+        return False
+    return isinstance(items[0], dict)
 
 
 class _Text:
@@ -153,8 +155,9 @@ class _Text:
         except json.JSONDecodeError as error:
             raise _broken(error, f"{self._name}:{error.lineno}") from None
         except UnicodeDecodeError as error:
-            line = 1 + error.object.count(b"\n", 0, error.start)
-            column = error.start - error.object.rfind(b"\n", 0, error.start)
+            before = error.object[: error.start]
+            line = 1 + before.count(b"\n")
+            column = error.start - before.rfind(b"\n")
             raise not_utf8(error, f"{self._name}:{line}", column) from None
         except (ValueError, RecursionError) as error:
             raise _broken(error, f"{self._name}:{self._line}") from None
@@ -166,9 +169,7 @@ class _Text:
             self._take(1)
             return
         for number in itertools.count(1):
-            start, line = self._byte, self._line
-            row = self._take_value()
-            yield Place(start, self._byte, line, number), row
+            yield self._row(number)
             following = self._next()
             if following not in ("]", ","):
                 raise self._error("Expecting ',' or ']'")
@@ -179,11 +180,10 @@ class _Text:
 
     def _object(self) -> Iterator[tuple[Place, bytes]]:
         """The rows of the object that begins here: those in its only list, or the object itself."""
-        key_of_rows = _key_of_rows(json.loads(self._text))
-        start, line = self._byte, self._line
+        whole = json.loads(self._text)
+        key_of_rows = _key_of_rows(whole)
         if key_of_rows is None:
-            row = self._take_value()
-            yield Place(start, self._byte, line, 0), row
+            yield self._row(0)
             return
         keys = set()
         for key in self._keys():
@@ -194,6 +194,13 @@ class _Text:
                 yield from self._array()
             else:
                 self._take_value()
+
+    def _row(self, number: int) -> tuple[Place, bytes]:
+        """The value that begins here, as the row with this number."""
+        start = self._byte
+        line = self._line
+        row = self._take_value()
+        return Place(start, self._byte, line, number), row
 
     def _keys(self) -> Iterator[str]:
         """The keys of the valid object that begins here. After each one, go past its value."""
@@ -210,8 +217,9 @@ class _Text:
 
     def _next(self) -> str:
         """Skip white space; the character after it, or an empty text at the end."""
-        match = _SPACE.match(self._text, self._at)
-        self._take(match.end() - self._at if match else 0)
+        space = _SPACE.match(self._text, self._at)
+        if space:
+            self._take(len(space[0]))
         return self._text[self._at : self._at + 1]
 
     def _take_value(self) -> bytes:
@@ -237,7 +245,8 @@ def _object(source: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _twice(counts.most_common(1)[0][0], source)
+        ((key, _),) = counts.most_common(1)
+        raise _twice(key, source)
     return value
 
 
@@ -248,7 +257,8 @@ def _twice(key: str, source: str) -> DataError:
 def _broken(error: ValueError | RecursionError, source: str) -> DataError:
     """What Python says about JSON that it can't read, in our words."""
     if isinstance(error, json.JSONDecodeError):
-        found = f"broken JSON ({error.msg}) at {shorten(error.doc[error.pos : error.pos + 30])}"
+        there = error.doc[error.pos : error.pos + 30]
+        found = f"broken JSON ({error.msg}) at {shorten(there)}"
         return DataError(source, f"column {error.colno}", found, _LAYOUT)
     found = "JSON nested too deep" if isinstance(error, RecursionError) else "a number with too many digits"
     return DataError(source, "", found, "a conversation")
