@@ -1,7 +1,7 @@
 """From rendered samples to one batch."""
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
+
+_Side: TypeAlias = Literal["left", "right"]
 
 
 class Targets(NamedTuple):
@@ -86,17 +88,19 @@ def collate(
     prompts = [item.prompt for item in items if item.prompt is not None]
     shown = examples or prompts
     if not shown:
-        inputs = {"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])}
-        kinds = torch.full((1, 1), Kind.PAD, dtype=torch.int8)
-        return Batch(inputs, kinds, torch.zeros(1), [], [], {}, [], skipped, truncated, 0)
+        return _empty_batch(pad_token_id, skipped, truncated)
     conversations = [example.conversation for example in shown]
-    changes = [(example.conversation.source, change) for example in shown for change in example.changes]
+    weights = [conversation.weight for conversation in conversations]
+    changes = []
+    for example in shown:
+        for change in example.changes:
+            changes.append((example.conversation.source, change))
     return Batch(
         inputs=_join(examples, pad_token_id, "right"),
         kinds=_stack([example.kinds for example in examples], Kind.PAD, "right"),
-        sample_weights=torch.tensor([each.weight for each in conversations], dtype=torch.float32),
-        tasks=[each.task for each in conversations],
-        sources=[each.source for each in conversations],
+        sample_weights=torch.tensor(weights, dtype=torch.float32),
+        tasks=[conversation.task for conversation in conversations],
+        sources=[conversation.source for conversation in conversations],
         prompts=_join(prompts, pad_token_id, "left"),
         references=[item.reference for item in items if item.prompt is not None],
         skipped=skipped,
@@ -111,8 +115,9 @@ def collate(
 def split_by_image_count(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Split a batch into groups of rows that don't change one another in the model.
 
-    That is one group, but where tokens see pictures by cross-attention (Mllama): there a token before the
-    first picture, or in a row without any, sees the mean of all of them, those that fill up the batch too.
+    Most families have one group. Where tokens see pictures by cross-attention (Mllama), the rows of a group
+    have the same number of pictures. A token before the first picture, or in a row without any, sees the mean
+    of all pictures there, so it would see those that pad its row as well.
 
     Args:
         inputs: What the model's forward takes.
@@ -120,99 +125,132 @@ def split_by_image_count(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[s
         The rows of each group, an int64 tensor, and their inputs, with no more pictures than the rows have.
     """
     input_ids = inputs["input_ids"]
-    by_token = [name for name, value in inputs.items() if value.shape[:2] == input_ids.shape]
-    cross_attention = [inputs[name] for name in by_token if inputs[name].ndim > 2]
-    if not cross_attention:
+    by_token = {name: value for name, value in inputs.items() if value.shape[:2] == input_ids.shape}
+    masks = [value for value in by_token.values() if value.ndim > 2]
+    if not masks:
         return [(torch.arange(len(input_ids)), inputs)]
-    mask = cross_attention[0]  # [batch, length, pictures, tiles]
-    counts = mask.flatten(3).any(3).any(1).sum(1).cpu()
+    mask = masks[0]  # [batch, length, pictures, tiles]
+    is_seen = mask.flatten(3).any(3).any(1)  # [batch, pictures]
+    counts = is_seen.sum(1).cpu()
     groups = []
     for count in counts.unique().tolist():
         (rows,) = (counts == count).nonzero(as_tuple=True)
-        of_rows = {}
+        group = {}
         for name, value in inputs.items():
             values = value[rows.to(value.device)]
             if name in by_token and value.ndim == 2:
-                of_rows[name] = values
+                group[name] = values
+            elif count and name in by_token:
+                group[name] = values[:, :, :count]
             elif count:
-                of_rows[name] = values[:, :, :count] if name in by_token else values[:, :count]
-        groups.append((rows, of_rows))
+                group[name] = values[:, :count]
+        groups.append((rows, group))
     return groups
 
 
+def _empty_batch(pad_token_id: int, skipped: list[DataError], truncated: list[str]) -> Batch:
+    return Batch(
+        inputs={"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])},
+        kinds=torch.full((1, 1), Kind.PAD, dtype=torch.int8),
+        sample_weights=torch.zeros(1),
+        tasks=[],
+        sources=[],
+        prompts={},
+        references=[],
+        skipped=skipped,
+        truncated=truncated,
+        tokens=0,
+    )
+
+
 def _turn_weights(examples: Sequence[Example]) -> Tensor | None:
-    given = [example.turn_weights for example in examples]
-    if all(weights is None for weights in given):
+    if all(example.turn_weights is None for example in examples):
         return None
     rows = []
-    for example, weights in zip(examples, given, strict=True):
-        rows.append(torch.ones(len(example.input_ids)) if weights is None else weights)
+    for example in examples:
+        weights = example.turn_weights
+        if weights is None:
+            weights = torch.ones(len(example.input_ids))
+        rows.append(weights)
     return _stack(rows, 1, "right")
 
 
-def _join(
-    examples: Sequence[Example], pad_token_id: int, side: Literal["left", "right"]
-) -> dict[str, Tensor]:
+def _join(examples: Sequence[Example], pad_token_id: int, side: _Side) -> dict[str, Tensor]:
     """The inputs of samples, padded to one length. A sample without pictures lacks some of them."""
     if not examples:
         return {}
     inputs = {"input_ids": _stack([example.input_ids for example in examples], pad_token_id, side)}
-    names = dict.fromkeys(name for example in examples for name in example.inputs)
-    by_token = [name for name in names if all(_is_by_token(name, example) for example in examples)]
+    lengths = [len(example.input_ids) for example in examples]
+    values_by_name = _values_by_name(examples)
+    by_token = {name for name, values in values_by_name.items() if _are_by_token(values, lengths)}
     # Where tokens say which pictures of their row they see (Mllama), each row must have some.
-    each_needs_pictures = any(_given(name, examples)[0].ndim > 2 for name in by_token)
-    for name in names:
+    each_needs_pictures = any(_first(values_by_name[name]).ndim > 2 for name in by_token)
+    for name, values in values_by_name.items():
         if name in by_token:
-            inputs[name] = _join_by_token(name, examples, side)
+            inputs[name] = _join_by_token(values, lengths, side)
         else:
-            inputs[name] = _join_pictures(name, examples, each_needs_pictures)
+            inputs[name] = _join_pictures(values, each_needs_pictures)
     return inputs
 
 
-def _given(name: str, examples: Sequence[Example]) -> list[Tensor]:
-    return [example.inputs[name] for example in examples if name in example.inputs]
-
-
-def _is_by_token(name: str, example: Example) -> bool:
-    value = example.inputs.get(name)
-    return value is None or value.shape[:2] == (1, len(example.input_ids))
-
-
-def _join_by_token(name: str, examples: Sequence[Example], side: Literal["left", "right"]) -> Tensor:
-    """Values of each token, such as `attention_mask`. A sample without them gets zeros."""
-    given = _given(name, examples)
-    shape = _largest(value[0, 0] for value in given)
-    rows = []
+def _values_by_name(examples: Sequence[Example]) -> dict[str, list[Tensor | None]]:
+    """Each input of the processor by its name: its value in each sample, None where a sample lacks it."""
+    values_by_name: dict[str, list[Tensor | None]] = {}
     for example in examples:
-        missing = given[0].new_zeros(1, len(example.input_ids), *shape)
-        rows.append(_fill(example.inputs.get(name, missing)[0], shape))
+        for name in example.inputs:
+            if name not in values_by_name:
+                values_by_name[name] = [other.inputs.get(name) for other in examples]
+    return values_by_name
+
+
+def _are_by_token(values: Sequence[Tensor | None], lengths: Sequence[int]) -> bool:
+    """Whether each value has the shape [1, length, ...] of its sample."""
+    for value, length in zip(values, lengths, strict=True):
+        if value is not None and value.shape[:2] != (1, length):
+            return False
+    return True
+
+
+def _first(values: Sequence[Tensor | None]) -> Tensor:
+    return next(value for value in values if value is not None)
+
+
+def _join_by_token(values: Sequence[Tensor | None], lengths: Sequence[int], side: _Side) -> Tensor:
+    """Join values of each token, such as `attention_mask`. A sample without them gets zeros."""
+    like = _first(values)
+    shape = _largest([value.shape[2:] for value in values if value is not None])
+    rows = []
+    for value, length in zip(values, lengths, strict=True):
+        row = like.new_zeros(length, *shape) if value is None else _fill(value[0], shape)
+        rows.append(row)
     return _stack(rows, 0, side)
 
 
-def _join_pictures(name: str, examples: Sequence[Example], each_needs_pictures: bool) -> Tensor:
-    """Values of pictures. Where dimensions behind the first one differ (SmolVLM), zeros fill them up."""
-    values = _given(name, examples)
+def _join_pictures(values: Sequence[Tensor | None], each_needs_pictures: bool) -> Tensor:
+    """Join values of pictures. Where dimensions after the first one differ (SmolVLM), zeros fill them up."""
+    given = [value for value in values if value is not None]
     if each_needs_pictures:
-        missing = values[0].new_zeros(1, *values[0].shape[1:])
-        values = [example.inputs.get(name, missing) for example in examples]
-    shape = _largest(value[0] for value in values)
-    return torch.cat([_fill(value, shape) for value in values])
+        missing = given[0].new_zeros(1, *given[0].shape[1:])
+        given = [missing if value is None else value for value in values]
+    shape = _largest([value.shape[1:] for value in given])
+    return torch.cat([_fill(value, shape) for value in given])
 
 
-def _stack(rows: Sequence[Tensor], value: int, side: Literal["left", "right"]) -> Tensor:
-    """Tensors of shape [length, ...] to one of shape [batch, longest, ...]."""
+def _stack(rows: Sequence[Tensor], value: int, side: _Side) -> Tensor:
+    """Pad tensors of shape [length, ...] to one of shape [batch, longest, ...]."""
     if not rows:
         return torch.empty(0, 0, dtype=torch.int8)
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
 
 
-def _largest(values: Iterable[Tensor]) -> list[int]:
-    """The size of each dimension that holds all values."""
-    return [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+def _largest(shapes: Sequence[torch.Size]) -> list[int]:
+    """The size that each dimension needs to hold all shapes."""
+    return [max(sizes) for sizes in zip(*shapes, strict=True)]
 
 
 def _fill(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zeros behind a value, in all dimensions but the first."""
+    """Pad a value with zeros to a shape, in all dimensions but the first."""
     filled = value.new_zeros(len(value), *shape)
-    filled[tuple(slice(size) for size in value.shape)] = value
+    corner = tuple(slice(size) for size in value.shape)
+    filled[corner] = value
     return filled
