@@ -28,11 +28,11 @@ from lightning_vlm.data.render.template_sizes import (
 MOST_CHARACTERS = 1_000_000
 """How many characters a template may write in addition to the texts."""
 MOST_STEPS = 200_000
-"""Rounds of loops, calls, operators and filters that it may run; one of real use takes some twenty a turn."""
+"""How many rounds of loops, calls, operators and filters it may run. Real templates take about 20 a turn."""
 PER_CHARACTER = 10
-"""How many more characters and steps for each character of the texts."""
+"""How many more characters and steps it gets for each character of the texts."""
 SECONDS = 10.0
-"""Processor time of one rendering. Steps come first; this stops single steps that cost too much."""
+"""The processor time of one rendering. Steps mostly run out first; this stops single slow steps."""
 
 
 class BoundedTemplate:
@@ -91,24 +91,27 @@ class _Meter:
     def reset(self, characters: int) -> None:
         """Begin a rendering of texts of so many characters."""
         more = PER_CHARACTER * characters
-        self.most = self._characters_left = MOST_CHARACTERS + more
-        self._most_steps = self._steps_left = MOST_STEPS + more
+        self.most = MOST_CHARACTERS + more
+        self._characters_left = self.most
+        self._most_steps = MOST_STEPS + more
+        self._steps_left = self._most_steps
         self._checks = 0
-        self._deadline = time.thread_time() + SECONDS * self._most_steps / MOST_STEPS
+        seconds = SECONDS * self._most_steps / MOST_STEPS
+        self._deadline = time.thread_time() + seconds
 
     def step(self, size: int = 0) -> None:
         """Count a step that makes something of a size.
 
         Raises:
-            TemplateLimit: It is larger than anything may be, or one step too many.
+            TemplateLimit: The size is larger than anything may be, or the step is one too many.
         """
         if size > self.most:
             raise TemplateLimit(f"it writes more than {self.most:,} characters")
-        self._steps_left -= 1 + (size >> 6)
+        self._steps_left -= 1 + size // 64
         if self._steps_left < 0:
             raise TemplateLimit(f"it takes more than {self._most_steps:,} steps")
         self._checks += 1
-        if not self._checks & 15 and time.thread_time() > self._deadline:
+        if self._checks % 16 == 0 and time.thread_time() > self._deadline:
             raise TemplateLimit("it takes too long")
 
     def write(self, size: int) -> None:
@@ -119,8 +122,11 @@ class _Meter:
             raise TemplateLimit(f"it writes more than {self.most:,} characters")
 
     def made(self, value: Any) -> Any:
-        """Count a value; returns it."""
-        self.step(len(value) if isinstance(value, str | bytes | list | tuple | dict) else 0)
+        """Count a value and return it."""
+        if isinstance(value, str | bytes | list | tuple | dict):
+            self.step(len(value))
+        else:
+            self.step()
         return value
 
 
@@ -140,8 +146,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.meter = _Meter()
         self.asked_for_date = False
         self._now = now
-        # What `_Metering` calls from a template: `tick` at each round of a loop and each macro, with the
-        # characters that it writes of its own; `counted` with the value of a loop's condition or a slice.
+        # `_Metering` puts calls of these into a template: `tick` into each loop and macro, with the number of
+        # characters that its body writes of its own, and `counted` around a loop's condition and a slice.
         self.tick = self.meter.write
         self.counted = self.meter.made
         self.filters = {name: self._metered(name, function) for name, function in theirs.filters.items()}
@@ -152,8 +158,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["lipsum"] = _refuse_chance
 
     def compared(self, value: Any) -> Any:
-        """The left side of a comparison; lists in lists may hold one another many times over."""
-        self.meter.step(size_of(value, self.meter.most) if isinstance(value, list | tuple | dict) else 0)
+        """The left side of a comparison. A list counts with all that it holds, also what it holds twice."""
+        if isinstance(value, list | tuple | dict):
+            self.meter.step(size_of(value, self.meter.most))
+        else:
+            self.meter.step()
         return value
 
     def written(self, value: Any) -> Any:
@@ -163,27 +172,37 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def joined(self, *values: Any) -> str:
         """Jinja's operator ~."""
-        self.meter.step(sum(size_of(value, self.meter.most) for value in values))
+        sizes = [size_of(value, self.meter.most) for value in values]
+        self.meter.step(sum(sizes))
         return "".join(map(str, values))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        self.meter.step(size_of_operation(self.meter.most, operator, left, right))
+        size = size_of_operation(self.meter.most, operator, left, right)
+        self.meter.step(size)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        # The names are Jinja's own trick: a template may use any name for its keyword arguments.
+        # The parameters are named as in Jinja: a template may use any other name for its keyword arguments.
         meter = __self.meter
-        meter.step(0 if isinstance(__obj, Macro) else size_of_call(meter.most, __obj, args, kwargs))
-        return meter.made(super().call(__context, __obj, *args, **kwargs))
+        if isinstance(__obj, Macro):
+            meter.step()
+        else:
+            size = size_of_call(meter.most, __obj, args, kwargs)
+            meter.step(size)
+        result = super().call(__context, __obj, *args, **kwargs)
+        return meter.made(result)
 
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A filter that is counted."""
-        own = 1 if hasattr(function, "jinja_pass_arg") else 0  # the context stands before the value
+        gets_context = hasattr(function, "jinja_pass_arg")
 
         @functools.wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
-            self.meter.step(size_of_filter(self.meter.most, name, args[own:], kwargs))
-            return self.meter.made(function(*args, **kwargs))
+            value_and_arguments = args[1:] if gets_context else args
+            size = size_of_filter(self.meter.most, name, value_and_arguments, kwargs)
+            self.meter.step(size)
+            result = function(*args, **kwargs)
+            return self.meter.made(result)
 
         return metered
 
@@ -209,7 +228,9 @@ class _Metering(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        return _call("counted", [node], node) if isinstance(node.arg, nodes.Slice) else node
+        if isinstance(node.arg, nodes.Slice):
+            return _call("counted", [node], node)
+        return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -222,9 +243,9 @@ class _Metering(NodeTransformer):
         return _call("joined", node.nodes, node)
 
     def _count_body(self, node: Any) -> nodes.Node:
-        literal = sum(map(_literal_length, node.body))
+        length = sum(map(_literal_length, node.body))
         self.generic_visit(node)
-        tick = _call("tick", [nodes.Const(literal, lineno=node.lineno)], node)
+        tick = _call("tick", [nodes.Const(length, lineno=node.lineno)], node)
         node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         return node
 
@@ -238,13 +259,13 @@ def _call(method: str, arguments: list[nodes.Expr], at: nodes.Node) -> nodes.Cal
 
 
 def _literal_length(node: nodes.Node) -> int:
-    """The characters of a template's own that a node writes; bodies with a tick of their own don't count."""
+    """The characters of a template's own that a node writes, without bodies that have a tick of their own."""
     if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock):
         return 0
     if isinstance(node, nodes.TemplateData):
         return len(node.data)
-    if isinstance(node, nodes.Const):
-        return len(node.value) if isinstance(node.value, str) else 0
+    if isinstance(node, nodes.Const) and isinstance(node.value, str):
+        return len(node.value)
     return sum(map(_literal_length, node.iter_child_nodes()))
 
 

@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
 
 
 class _Characters:
-    """Arrays over the characters of runs, each with one entry more, for spans that end at the end."""
+    """Arrays over the characters of runs, each with one more entry, because a span may end after the last."""
 
     def __init__(self, runs: Sequence[CharRun]) -> None:
         self.text = "".join(run.text for run in runs)
@@ -39,7 +39,7 @@ class _Characters:
         self.kinds = np.zeros(size, np.int8)
         self.answers = np.zeros(size, np.int64)
         self.weights = np.full(size, np.inf, np.float32)
-        """Infinite outside of answers."""
+        """The weights are infinite outside of answers."""
         self.from_user = np.zeros(size, bool)
         self.literal = np.zeros(size, bool)
         self.literal_borders: set[int] = set()
@@ -63,12 +63,12 @@ def encode(
 ) -> Encoded:
     """Tokenize runs as one text.
 
-    It is cut only around literal runs, and where a token would be half answer, half something else.
+    The text is cut only around literal runs, and where a token would be half answer, half something else.
 
     Args:
-        tokenizer: A fast one.
+        tokenizer: A fast tokenizer.
         runs: The text, in order.
-        options: For the tokenizer, such as `add_special_tokens`.
+        options: Options of the tokenizer, such as `add_special_tokens`.
     """
     characters = _Characters(runs)
     inputs = dict(tokenizer([characters.text], return_offsets_mapping=True, **options))
@@ -77,12 +77,15 @@ def encode(
     if cuts:
         ids, spans = _encode_segments(tokenizer, characters, inputs["input_ids"][0], spans, cuts)
         inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
-    no_characters = spans[:, 0] == spans[:, 1]  # tokens that the tokenizer adds at the beginning and end
+    # Tokens without characters are those that the tokenizer adds at the beginning and end.
+    is_added = spans[:, 0] == spans[:, 1]
     kinds = _reduce(np.maximum, characters.kinds, spans)
-    kinds[no_characters] = Kind.SPECIAL
+    kinds[is_added] = Kind.SPECIAL
     weights = _reduce(np.minimum, characters.weights, spans)
-    weights[no_characters | np.isinf(weights)] = 1
-    from_user = _reduce(np.minimum, characters.from_user, spans) & ~no_characters
+    weights[is_added] = 1
+    weights[np.isinf(weights)] = 1
+    from_user = _reduce(np.minimum, characters.from_user, spans)
+    from_user[is_added] = False
     return Encoded(inputs, spans, kinds, from_user, weights)
 
 
@@ -98,14 +101,18 @@ def _encode_segments(
     A segment may be tokenized otherwise than the same text within the whole, and so have tokens that reach
     over other borders of answers. Then there is a cut at those borders as well.
     """
-    (own,) = np.nonzero(whole_spans[:, 0] < whole_spans[:, 1])
-    front, back = (own[0], own[-1] + 1) if len(own) else (len(whole_ids), len(whole_ids))
-    text, missing = characters.text, cuts | {0, len(characters.text)}
+    front = back = len(whole_ids)
+    own_tokens = np.flatnonzero(whole_spans[:, 0] < whole_spans[:, 1])
+    if len(own_tokens):
+        front = own_tokens[0]
+        back = own_tokens[-1] + 1
+    text = characters.text
     places: set[int] = set()
-    while missing:
-        places |= missing
+    new_places = cuts | {0, len(text)}
+    while new_places:
+        places |= new_places
         ids = whole_ids[:front]
-        spans = [whole_spans[:front]]
+        spans_of_segments = [whole_spans[:front]]
         for start, stop in itertools.pairwise(sorted(places)):
             segment = tokenizer(
                 text[start:stop],
@@ -114,11 +121,12 @@ def _encode_segments(
                 return_offsets_mapping=True,
             )
             ids += segment["input_ids"]
-            spans.append(_spans(segment["offset_mapping"], start))
+            spans_of_segments.append(_spans(segment["offset_mapping"], start))
         ids += whole_ids[back:]
-        spans.append(whole_spans[back:])
-        missing = _straddled_borders(np.concatenate(spans), characters)
-    return ids, np.concatenate(spans)
+        spans_of_segments.append(whole_spans[back:])
+        spans = np.concatenate(spans_of_segments)
+        new_places = _straddled_borders(spans, characters)
+    return ids, spans
 
 
 def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:
@@ -128,27 +136,32 @@ def _spans(offsets: Sequence[tuple[int, int]], start: int) -> np.ndarray:
     """
     spans = np.array(offsets, np.int64).reshape(-1, 2)
     if len(spans):
-        before = np.append(0, np.maximum.accumulate(spans[:, 1])[:-1])
-        spans[:, 0] = np.minimum(spans[:, 0], before)
+        ends = np.maximum.accumulate(spans[:, 1])
+        ends_of_tokens_before = np.append(0, ends[:-1])
+        spans[:, 0] = np.minimum(spans[:, 0], ends_of_tokens_before)
     return spans + start
 
 
 def _straddled_borders(spans: np.ndarray, characters: _Characters) -> set[int]:
     """Where inside a token an answer begins or ends, or the weight within an answer changes."""
-    answers, weights = characters.answers, characters.weights
-    changes = (answers[1:] != answers[:-1]) | (weights[1:] != weights[:-1])
-    borders = np.flatnonzero(changes) + 1
-    long = spans[spans[:, 1] - spans[:, 0] > 1]
-    if not len(long):
+    answer_changes = characters.answers[1:] != characters.answers[:-1]
+    weight_changes = characters.weights[1:] != characters.weights[:-1]
+    borders = np.flatnonzero(answer_changes | weight_changes) + 1
+    lengths = spans[:, 1] - spans[:, 0]
+    starts, stops = spans[lengths > 1].T
+    if not len(starts):
         return set()
     # Only the last token that begins before a border can reach past it.
-    token = np.searchsorted(long[:, 0], borders, side="left") - 1
-    inside = (token >= 0) & (borders < long[token, 1])
-    return set(borders[inside].tolist())
+    token = np.searchsorted(starts, borders, side="left") - 1
+    begins_before = token >= 0
+    ends_after = stops[token] > borders
+    return set(borders[begins_before & ends_after].tolist())
 
 
 def _reduce(function: np.ufunc, values: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """A function of the values of each token's characters, such as their maximum."""
     if not len(spans):
         return values[:0].copy()
-    return function.reduceat(values, spans.reshape(-1))[::2].copy()
+    # reduceat also gives the values between the spans, which are left out.
+    of_spans_and_gaps = function.reduceat(values, spans.reshape(-1))
+    return of_spans_and_gaps[::2].copy()
