@@ -21,6 +21,8 @@ from lightning_vlm.errors import DataError, UserError
 CHOOSE_ANOTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
 _MOST_CACHED = 1000
 """How many orders of roles are cached, with whether the template accepts them."""
+_COMPILED_NAMES = ("<template>", "<unknown>")
+"""What a traceback names as the file of a template."""
 _CHATS = {1: "a single question", 2: "a question and an answer", 4: "several rounds"}
 
 
@@ -70,38 +72,33 @@ class ChatTemplate:
                 in a way that can't be masked exactly; or a text is no Unicode.
         """
         content = [list(text_spans(turn)) for turn in turns]
-        spans = [span for of_turn in content for span in of_turn if span]
+        spans = [span for span in itertools.chain.from_iterable(content) if span]
         for span in spans:
             _check_unicode(span, source)
         roles = [turn.role for turn in turns]
         markers = map(text_marker, itertools.count())
+        texts = (span.text for span in spans)
         marked = self._render_sample(_messages(roles, content, markers), generate, source)
-        written = self._render_sample(
-            _messages(roles, content, (span.text for span in spans)), generate, source
-        )
+        written = self._render_sample(_messages(roles, content, texts), generate, source)
         return marked, _texts_as_written(marked, written, spans, source)
 
     def accepts(self, roles: tuple[str, ...]) -> bool:
-        """Whether it writes the text of each of some turns, once and in order."""
+        """Whether the template writes the text of each of some turns, once and in order."""
         if roles not in self._accepted:
             if len(self._accepted) >= _MOST_CACHED:
                 self._accepted.clear()
-            try:
-                marked = self._render(_trial(roles), False)
-            except Exception:
-                marked = ""
-            self._accepted[roles] = text_numbers(marked) == list(range(len(roles)))
+            self._accepted[roles] = self._writes_each_text(roles)
         return self._accepted[roles]
 
     def around(self, *roles: str, generate: bool = False) -> list[str]:
         """What the template writes before, between and behind the texts of some turns.
 
         Args:
-            roles: Of the turns.
+            roles: The roles of the turns.
             generate: Whether the generation prompt comes behind them.
 
         Raises:
-            UserError: It fails at them, or does not write each text once and in order.
+            UserError: The template fails at them, or does not write each text once and in order.
         """
         chat = _CHATS[len(roles)]
         try:
@@ -110,12 +107,12 @@ class ChatTemplate:
             message = f"the chat template of {self.name} can't render {chat}: {self._reason(error)}"
             raise UserError(f"{message}; {CHOOSE_ANOTHER}") from error
         if text_numbers(marked) != list(range(len(roles))):
-            what = "must write once, and in order, each text of" if marked.strip() else "writes nothing of"
-            raise UserError(f"the chat template of {self.name} {what} {chat}; {CHOOSE_ANOTHER}")
+            flaw = "must write once, and in order, each text of" if marked.strip() else "writes nothing of"
+            raise UserError(f"the chat template of {self.name} {flaw} {chat}; {CHOOSE_ANOTHER}")
         return [piece.before for piece in split_at_markers(marked)]
 
     def warn_of_flaws(self, placeholders: set[str]) -> None:
-        """Warn if it has no place for pictures, or writes the date.
+        """Warn if the template has no place for pictures, or writes the date.
 
         Args:
             placeholders: The tokens that may stand for a picture.
@@ -127,6 +124,13 @@ class ChatTemplate:
             day = self._template.now.date()
             flaw = f"writes the date: that of the start, {day}; a run on another day has other tokens"
             warnings.warn(f"the chat template of {self.name} {flaw}", stacklevel=3)
+
+    def _writes_each_text(self, roles: Sequence[str]) -> bool:
+        try:
+            marked = self._render(_trial(roles), False)
+        except Exception:
+            return False
+        return text_numbers(marked) == list(range(len(roles)))
 
     def _flaw_of_pictures(self, placeholders: set[str]) -> str | None:
         (message,) = _trial(["user"])
@@ -147,16 +151,17 @@ class ChatTemplate:
         try:
             return self._render(messages, generate)
         except Exception as error:  # a template is a program, and may raise anything
-            reason = self._reason(error)
             roles = [message["role"] for message in messages]
+            roles_after_system = itertools.dropwhile(lambda role: role == "system", roles)
             expected = "turns that it knows"
             if not isinstance(error, TemplateError):
-                found = f"a conversation at which the chat template fails ({reason})"
-            elif "system" in itertools.dropwhile(lambda role: role == "system", roles):
-                found = f"a system turn behind others, which the chat template refuses ({reason})"
+                found = "a conversation at which the chat template fails"
+            elif "system" in roles_after_system:
+                found = "a system turn behind others, which the chat template refuses"
                 expected = "system turns at the start"
             else:
-                found = f"a conversation that the chat template refuses ({reason})"
+                found = "a conversation that the chat template refuses"
+            found += f" ({self._reason(error)})"
             expected += ", or another template (model.chat_template)"
             raise DataError(source, "messages", found, expected) from error
 
@@ -172,8 +177,10 @@ class ChatTemplate:
         if len(text) > 200:
             text = f"{text[:200]}..."
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename in ("<template>", "<unknown>")]
-        return f"line {lines[-1]}: {text}" if lines and "\n" in self._text else text
+        lines = [frame.lineno for frame in frames if frame.filename in _COMPILED_NAMES]
+        if lines and "\n" in self._text:
+            return f"line {lines[-1]}: {text}"
+        return text
 
 
 def _messages(
@@ -182,7 +189,10 @@ def _messages(
     """The messages of `apply_chat_template`, with other texts in place of their own."""
     messages: list[dict[str, Any]] = []
     for role, spans in zip(roles, content, strict=True):
-        parts = [{"type": "text", "text": next(texts)} if span else {"type": "image"} for span in spans]
+        parts = []
+        for span in spans:
+            part = {"type": "text", "text": next(texts)} if span else {"type": "image"}
+            parts.append(part)
         messages.append({"role": role, "content": parts})
     return messages
 
@@ -191,7 +201,8 @@ def _trial(roles: Sequence[str]) -> list[dict[str, Any]]:
     """Messages of some roles, each with a marker as its text."""
     messages: list[dict[str, Any]] = []
     for number, role in enumerate(roles):
-        messages.append({"role": role, "content": [{"type": "text", "text": text_marker(number)}]})
+        part = {"type": "text", "text": text_marker(number)}
+        messages.append({"role": role, "content": [part]})
     return messages
 
 
@@ -203,16 +214,16 @@ def _texts_as_written(marked: str, written: str, spans: list[TextSpan], source: 
     """
     numbers = text_numbers(marked)
     if numbers != list(range(len(spans))):
-        lost = sorted(set(range(len(spans))) - set(numbers))
-        what = f"that leaves out {spans[lost[0]].key}" if lost else "that repeats or reorders texts"
+        lost = [span.key for number, span in enumerate(spans) if number not in numbers]
+        flaw = f"leaves out {lost[0]}" if lost else "repeats or reorders texts"
         expected = "one that writes every text once, in order"
-        raise DataError(source, "messages", f"a chat template {what}", expected)
+        raise DataError(source, "messages", f"a chat template that {flaw}", expected)
     around = [piece.before for piece in split_at_markers(marked)]
-    found = match_stripped(written, around, spans)
-    if found is None:
-        what = "a text that the chat template changes"
-        raise DataError(source, "messages", what, "text that it writes as it is")
-    return found
+    texts = match_stripped(written, around, spans)
+    if texts is None:
+        found = "a text that the chat template changes"
+        raise DataError(source, "messages", found, "text that it writes as it is")
+    return texts
 
 
 def _check_unicode(span: TextSpan, source: str) -> None:

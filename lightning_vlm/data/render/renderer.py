@@ -45,8 +45,8 @@ class Renderer:
 
     Args:
         processor: A processor of transformers that has a chat template.
-        max_length: The most tokens of a sample, image tokens included. What is too long loses its last
-            rounds, whole ones, until it fits. None cuts nothing, and refuses more than `most_tokens`.
+        max_length: The most tokens of a sample, image tokens included. A sample that is too long loses whole
+            rounds at its end until it fits. None cuts nothing, and refuses more than `most_tokens`.
 
     Raises:
         UserError: The processor has no chat template, or its tokenizer can't say which characters a token is.
@@ -74,8 +74,10 @@ class Renderer:
         """The most tokens of a sample: `max_length`, or a bound that only mistakes reach where it is None."""
         if self.max_length is not None:
             return self.max_length
-        of_tokenizer = self.tokenizer.model_max_length
-        return max(WITHOUT_LIMIT, of_tokenizer if of_tokenizer < 10**7 else 0)
+        limit = self.tokenizer.model_max_length
+        if limit >= 10**7:  # a tokenizer without a limit has a huge number
+            return WITHOUT_LIMIT
+        return max(WITHOUT_LIMIT, limit)
 
     def example(self, conversation: Conversation) -> Example:
         """Render a conversation to learn from. What comes after its last answer is dropped.
@@ -90,32 +92,36 @@ class Renderer:
         turns, changes = arrange(learned, self.template.accepts)
         if len(learned) < len(conversation.messages):
             changes += (TRAILING,)
-        ends = round_ends(turns)
         within, counted = turns_within(turns, self.most_tokens, self.tokenizer)
-        rounds = sum(end <= within for end in ends)
-        if counted is not None and (not rounds or self.max_length is None):
+        ends = [end for end in round_ends(turns) if end <= within]
+        if counted is not None and (not ends or self.max_length is None):
             raise self._too_long(source, f"more than {counted:,} tokens", counted)
-        last_answers = [sum(turn.role == "assistant" for turn in turns[:end]) - 1 for end in ends[:rounds]]
         pictures: _Pictures = {}
 
-        def render(count: int) -> Example:
-            return self._render(conversation, turns[: ends[count - 1]], False, pictures)
+        def render(rounds: int) -> Example:
+            end = ends[rounds - 1]
+            return self._render(conversation, turns[:end], False, pictures)
 
         if self.max_length is None:
+            rounds = len(ends)
             example = render(rounds)
         else:
+            answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+            last_answers = [answers.index(end - 1) for end in ends]
             rounds, example = longest_fit(render, last_answers, self.max_length)
         if not rounds:
             length = len(example.input_ids)
             of_pictures = int((example.kinds == Kind.IMAGE).sum())
             raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures", length)
-        kept = sum(len(turn.messages) for turn in turns[: ends[rounds - 1]])
+        end = ends[rounds - 1]
+        kept = sum(len(turn.messages) for turn in turns[:end])
         rendered = replace(conversation, messages=learned[:kept])
         return replace(example, conversation=rendered, truncated=len(learned) - kept, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
-        """Render what the model is to answer: everything before the last assistant turn, and the template's
-        generation prompt.
+        """Render what the model is to answer.
+
+        That is everything before the last assistant turn, and the template's generation prompt.
 
         Returns:
             The prompt, and the words of the last assistant turn (None where there is none).
@@ -125,7 +131,9 @@ class Renderer:
         """
         source = conversation.source
         turns, changes = arrange(conversation.messages, self.template.accepts)
-        reference = plain_text(turns.pop()) if turns[-1].role == "assistant" else None
+        reference = None
+        if turns[-1].role == "assistant":
+            reference = plain_text(turns.pop())
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
@@ -136,9 +144,9 @@ class Renderer:
         length = len(example.input_ids)
         if self.max_length is not None and length > self.max_length:
             raise self._too_long(source, f"a prompt of {length} tokens", length)
-        asked = conversation.messages[:kept] or (Message("user", ()),)
-        conversation = replace(conversation, messages=asked)
-        return replace(example, conversation=conversation, changes=changes), reference
+        messages = conversation.messages[:kept] or (Message("user", ()),)
+        asked = replace(conversation, messages=messages)
+        return replace(example, conversation=asked, changes=changes), reference
 
     def _too_long(self, source: str, found: str, length: int) -> TooLong:
         if self.max_length is None:
@@ -150,7 +158,7 @@ class Renderer:
     def _render(
         self, conversation: Conversation, turns: Sequence[Turn], generate: bool, opened: _Pictures
     ) -> Example:
-        """Render some turns of a conversation; `opened` keeps the pictures for the next time."""
+        """Render some turns of a conversation; `opened` keeps the pictures for the next rendering."""
         source = conversation.source
         pictures = _open_pictures(turns, source, opened)
         marked, spans = self.template.render_marked(turns, generate, source)
@@ -175,15 +183,16 @@ class Renderer:
     def _process(
         self, marked: str, pictures: list[PIL.Image.Image], recorder: RecordingTokenizer, source: str
     ) -> dict[str, Any]:
-        """What the processor makes of a marked text and its pictures, with another tokenizer in it."""
+        """What the processor makes of a marked text and its pictures with a recorder as its tokenizer."""
+        # Every nesting other than [[picture, ...]] is refused by some family.
+        images = [pictures] if pictures else None
         options: dict[str, Any] = {"return_tensors": "pt"}
         bos_token = self.tokenizer.bos_token
         if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
             options["add_special_tokens"] = False
         self.processor.tokenizer = recorder
         try:
-            # Each other nesting than [[picture, ...]] is refused by some family.
-            return dict(self.processor(text=[marked], images=[pictures] if pictures else None, **options))
+            return dict(self.processor(text=[marked], images=images, **options))
         except UserError:
             raise
         except ValueError as error:
@@ -195,12 +204,11 @@ class Renderer:
 
 
 def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
-    messages = conversation.messages
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        expected = "at least one answer to learn from (data.columns says which column it is in)"
-        raise DataError(conversation.source, "messages", "no assistant turn", expected)
-    return messages[: answers[-1] + 1]
+    for end in range(len(conversation.messages), 0, -1):
+        if conversation.messages[end - 1].role == "assistant":
+            return conversation.messages[:end]
+    expected = "at least one answer to learn from (data.columns says which column it is in)"
+    raise DataError(conversation.source, "messages", "no assistant turn", expected)
 
 
 def _open_pictures(turns: Sequence[Turn], source: str, opened: _Pictures) -> list[PIL.Image.Image]:
@@ -212,6 +220,7 @@ def _open_pictures(turns: Sequence[Turn], source: str, opened: _Pictures) -> lis
                 if not isinstance(part, Image):
                     continue
                 if (index, place) not in opened:
-                    opened[index, place] = load_image(part, source, f"messages[{index}].content[{place}]")
+                    key = f"messages[{index}].content[{place}]"
+                    opened[index, place] = load_image(part, source, key)
                 pictures.append(opened[index, place])
     return pictures
