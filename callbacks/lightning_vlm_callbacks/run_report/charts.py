@@ -2,8 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import NamedTuple
 
 from lightning_vlm_callbacks.run_report.history import Event, History
@@ -13,7 +15,9 @@ __all__ = ["Chart", "Frame", "RankMap", "Stage", "charts", "frame", "rank_map"]
 Points = Sequence[tuple[int, float]]
 
 MOST_CURVES = 24
-MOST_OTHERS = 60
+MOST_MARKS = 200
+UNMARKED = ("stage", "started", "ended", "checkpoint", "best")
+"""Kinds of events without a mark; of the best checkpoints the last one has its own."""
 
 
 class Family(NamedTuple):
@@ -98,11 +102,18 @@ class Frame(NamedTuple):
 
 def frame(history: History) -> Frame:
     """The axis of steps, the bands and the marks."""
+    steps = [event.step for event in history.events]
+    for curve in history.curves.values():
+        steps += [step for step, _ in curve.points()[:1]]
+    start = min(steps, default=0)
     end = max(history.last_step, 1)
-    steps = [points[0][0] for curve in history.curves.values() if (points := curve.points())]
-    start = min([*steps, *(event.step for event in history.events)], default=0)
+    return Frame(start, end, _stages(history.events, end), _marks(history.events))
+
+
+def _stages(events: Sequence[Event], end: int) -> list[Stage]:
+    """The stages, each as long as no other begins; the last one up to `end`."""
     stages: list[Stage] = []
-    for event in history.events:
+    for event in events:
         if event.kind != "stage":
             continue
         if stages and stages[-1].text == event.text:  # a resumed run names the stage that it is in
@@ -110,34 +121,48 @@ def frame(history: History) -> Frame:
         if stages:
             stages[-1] = stages[-1]._replace(end=event.step)
         stages.append(Stage(event.step, end, event.text))
-    best = [event for event in history.events if event.kind == "best"]
-    plain = ("stage", "started", "ended", "checkpoint", "best")
-    marks = [event for event in history.events if event.kind not in plain]
-    return Frame(start, end, stages, [*marks[:: 1 + len(marks) // 200], *best[-1:]])
+    return stages
+
+
+def _marks(events: Sequence[Event]) -> list[Event]:
+    """The events to mark, evenly thinned out where there are many, and the last of the best checkpoints."""
+    marks = [event for event in events if event.kind not in UNMARKED]
+    every = 1 + len(marks) // MOST_MARKS
+    best = [event for event in events if event.kind == "best"]
+    return [*marks[::every], *best[-1:]]
 
 
 def charts(history: History) -> list[Chart]:
     """All charts of curves, in the order of the page."""
-    points = {name: curve.points() for name, curve in sorted(history.curves.items())}
+    points: dict[str, Points] = {}
+    for name, curve in sorted(history.curves.items()):
+        points[name] = curve.points()
     if points.keys() & {"gradients/all/norm", "train/grad_norm"}:
         points.pop("grad_norm", None)  # which is the same
-    others = {name for name in points if not re.fullmatch(NOT_DRAWN, name)}
     found = []
+    others = {name for name in points if not re.fullmatch(NOT_DRAWN, name)}
     for family in FAMILIES:
-        matches = {name: match for name in points if (match := re.fullmatch(family.pattern, name))}
-        others -= matches.keys()
+        matches = _matches(family.pattern, points)
+        others -= {match.string for match in matches}
         if len(matches) >= family.least:
-            curves = {_label(match): points[name] for name, match in matches.items()}
+            curves = {_label(match): points[match.string] for match in matches}
             found.append(_chart(family.title, curves, family.scale, family.place))
-    groups: dict[str, dict[str, Points]] = {}
+    groups: dict[str, dict[str, Points]] = defaultdict(dict)
     for name in sorted(others):
-        groups.setdefault(_group(name), {})[name] = points[name]
-    found += [_chart(title, curves, "auto", "other") for title, curves in sorted(groups.items())]
+        groups[_group(name)][name] = points[name]
+    for title, curves in sorted(groups.items()):
+        found.append(_chart(title, curves, "auto", "other"))
     return found
 
 
+def _matches(pattern: str, names: Iterable[str]) -> list[re.Match[str]]:
+    found = [re.fullmatch(pattern, name) for name in names]
+    return [match for match in found if match]
+
+
 def _label(match: re.Match[str]) -> str:
-    return next((group for group in match.groups() if group), match.string)
+    """What a curve is called: the part of the metric's name that a group matches, or all of it."""
+    return next(filter(None, match.groups()), match.string)
 
 
 def _group(name: str) -> str:
@@ -153,21 +178,37 @@ def _group(name: str) -> str:
 
 
 def _chart(title: str, curves: Mapping[str, Points], scale: str, place: str) -> Chart:
-    shown = dict(list(curves.items())[:MOST_CURVES])
-    values = [value for points in shown.values() for _, value in points if math.isfinite(value)]
+    shown = dict(islice(curves.items(), MOST_CURVES))
+    missing = len(curves) - len(shown)
+    return Chart(title, shown, _is_log(scale, shown), place, missing)
+
+
+def _is_log(scale: str, curves: Mapping[str, Points]) -> bool:
+    """Whether the axis is logarithmic; without a positive value it can't be."""
+    values = []
+    for points in curves.values():
+        values += [value for _, value in points if math.isfinite(value)]
     positive = [value for value in values if value > 0]
-    far_apart = bool(positive) and len(positive) == len(values) and max(positive) > 20 * min(positive)
-    is_log = bool(positive) if scale == "log" else scale == "auto" and far_apart
-    return Chart(title, shown, is_log, place, len(curves) - len(shown))
+    if scale == "linear" or not positive:
+        return False
+    if scale == "log":
+        return True
+    return len(positive) == len(values) and max(positive) > 20 * min(positive)
 
 
 def rank_map(history: History) -> RankMap | None:
     """The ranks of layers, if any were recorded."""
-    changes = [event for event in history.events if isinstance(event.values.get("ranks"), dict)]
-    if not changes:
+    ranks_from: dict[int, dict[str, int]] = {}
+    """Step -> layer -> the rank that it has from there on."""
+    for event in history.events:
+        ranks = event.values.get("ranks")
+        if isinstance(ranks, dict):
+            ranks_from[event.step] = ranks
+    if not ranks_from:
         return None
-    latest = {event.step: event.values["ranks"] for event in changes}
-    edges = [*latest, max(history.last_step, max(latest) + 1)]
-    names = dict.fromkeys(name for ranks in latest.values() for name in ranks)
-    rows = {name: [int(ranks.get(name, 0)) for ranks in latest.values()] for name in names}
-    return RankMap("Rank of each layer", edges, rows)
+    end = max(history.last_step, max(ranks_from) + 1)
+    names = dict.fromkeys(chain.from_iterable(ranks_from.values()))
+    rows = {}
+    for name in names:
+        rows[name] = [int(ranks.get(name, 0)) for ranks in ranks_from.values()]
+    return RankMap("Rank of each layer", [*ranks_from, end], rows)

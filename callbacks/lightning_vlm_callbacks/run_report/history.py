@@ -9,6 +9,8 @@ __all__ = ["Curve", "Event", "History", "read_history"]
 
 MOST_POINTS = 2000
 """A curve with more points than this loses every second one."""
+EVENT_FIELDS = ("time", "step", "event", "text")
+"""What each event has in the record; whatever else it has are its values."""
 
 
 class Curve:
@@ -26,7 +28,9 @@ class Curve:
         self._points: list[tuple[int, float]] = []
         self._last: tuple[int, float] | None = None
         self._every = 1
+        """Of so many values one is kept."""
         self._offered = 0
+        """How many values have been added."""
 
     def add(self, step: int, value: float) -> None:
         """Add a value. Where steps don't increase, what was recorded from there on is recorded again."""
@@ -42,7 +46,7 @@ class Curve:
 
     def rewind(self, step: int) -> None:
         """Forget what was at this step and later."""
-        self._points = [point for point in self.points() if point[0] < step]
+        self._points = [(earlier, value) for earlier, value in self.points() if earlier < step]
         self._last = self._points[-1] if self._points else None
         self._offered = len(self._points) * self._every
 
@@ -63,6 +67,11 @@ class Event(NamedTuple):
     time: float
     values: dict[str, Any]
 
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What is the same if it happens once more in a resumed run."""
+        return self.step, self.kind, self.text
+
 
 class History:
     """What is known of one run, however often it was resumed."""
@@ -75,6 +84,7 @@ class History:
         self.last_step = 0
         self._last_time: float | None = None
         self._known: set[tuple[int, str, str]] = set()
+        """The keys of events."""
 
     def begin(self) -> None:
         """A process begins to write: the time since the last line doesn't count."""
@@ -82,16 +92,18 @@ class History:
 
     def rewind(self, step: int) -> None:
         """The run was resumed after so many steps: what came later is going to be recorded again."""
-        for curve in self.curves.values():
+        for name, curve in list(self.curves.items()):
             curve.rewind(step)
-        self.curves = {name: curve for name, curve in self.curves.items() if curve.points()}
+            if not curve.points():
+                del self.curves[name]
         self.events = [event for event in self.events if event.step <= step]
-        self._known = {event[:3] for event in self.events}
+        self._known = {event.key for event in self.events}
         self.last_step = min(self.last_step, step)
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add a line of the record."""
-        step, now = int(entry["step"]), float(entry["time"])
+        step = int(entry["step"])
+        now = float(entry["time"])
         if self._last_time is not None:
             self.seconds += max(now - self._last_time, 0.0)
         self._last_time = now
@@ -102,16 +114,15 @@ class History:
             self._add_event(step, now, entry)
 
     def _add_event(self, step: int, now: float, entry: dict[str, Any]) -> None:
-        usual = ("time", "step", "event", "text")
-        values = {key: value for key, value in entry.items() if key not in usual}
+        values = {key: value for key, value in entry.items() if key not in EVENT_FIELDS}
         event = Event(step, entry["event"], entry.get("text", ""), now, values)
         if event.kind == "checkpoint":  # of thousands only the last one is of interest
             self.events = [other for other in self.events if other.kind != "checkpoint"]
         elif event.kind != "resumed":
             # What happens between two steps happens once more if a run is resumed there.
-            if event[:3] in self._known:
+            if event.key in self._known:
                 return
-            self._known.add(event[:3])
+            self._known.add(event.key)
         self.events.append(event)
 
 
@@ -141,5 +152,5 @@ def _entries(file: Path) -> Iterator[dict[str, Any]]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and {"step", "time"} <= entry.keys():
+            if isinstance(entry, dict) and "step" in entry and "time" in entry:
                 yield entry

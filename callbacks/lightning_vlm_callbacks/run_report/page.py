@@ -4,28 +4,16 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
 
-from lightning_vlm_callbacks.run_report.charts import (
-    MOST_OTHERS,
-    Chart,
-    Frame,
-    charts,
-    frame,
-    rank_map,
-)
+from lightning_vlm_callbacks.run_report.charts import Chart, Frame, charts, frame, rank_map
 from lightning_vlm_callbacks.run_report.history import Event, History
 from lightning_vlm_callbacks.run_report.rank_svg import rank_svg
-from lightning_vlm_callbacks.run_report.svg import (
-    COLOURS,
-    MARK_COLOURS,
-    OTHER_MARK_COLOUR,
-    STAGE_COLOURS,
-    chart_svg,
-    number,
-)
+from lightning_vlm_callbacks.run_report.svg import chart_svg, curve_colour, mark_colour, number, stage_colour
 
 __all__ = ["report_page"]
 
 MOST_EVENTS = 200
+MOST_OTHERS = 60
+"""Of the charts that are in no family."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 960px;
   margin: 24px auto; padding: 0 16px; }
@@ -61,16 +49,16 @@ def report_page(history: History, title: str) -> str:
         history: Of the run.
         title: What the page is about, such as the run's folder.
     """
-    axes = frame(history)
-    parts = list(_body(history, axes, title))
+    body = "".join(_body(history, title))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 
 
-def _body(history: History, axes: Frame, title: str) -> Iterator[str]:
+def _body(history: History, title: str) -> Iterator[str]:
+    axes = frame(history)
     found = charts(history)
     yield f"<h1>{escape(title)}</h1>"
     yield _facts(history)
@@ -83,7 +71,8 @@ def _body(history: History, axes: Frame, title: str) -> Iterator[str]:
     others = _placed(found, "other")
     if others:
         yield "<h2>Other</h2><div class=small>"
-        yield from (f"<div>{_chart(chart, axes, small=True)}</div>" for chart in others[:MOST_OTHERS])
+        for chart in others[:MOST_OTHERS]:
+            yield f"<div>{_chart(chart, axes, small=True)}</div>"
         yield "</div>"
     if len(others) > MOST_OTHERS:
         count = len(others) - MOST_OTHERS
@@ -91,7 +80,8 @@ def _body(history: History, axes: Frame, title: str) -> Iterator[str]:
     details = _placed(found, "details")
     if details:
         yield "<details><summary>More about gradients</summary>"
-        yield from (_chart(chart, axes) for chart in details)
+        for chart in details:
+            yield _chart(chart, axes)
         yield "</details>"
     yield _events(history.events)
 
@@ -102,24 +92,28 @@ def _placed(found: Sequence[Chart], place: str) -> list[Chart]:
 
 def _facts(history: History) -> str:
     """How the run went, in a few lines."""
-    events = {event.kind: event for event in history.events}  # the last of each kind
-    first = next(iter(history.events), None)
-    end = max((events[kind] for kind in ("ended", "interrupted") if kind in events), key=_time, default=None)
     facts = {}
-    if first is not None:
-        facts["started"] = f"{datetime.fromtimestamp(first.time):%Y-%m-%d %H:%M}"
+    if history.events:
+        facts["started"] = f"{datetime.fromtimestamp(history.events[0].time):%Y-%m-%d %H:%M}"
     facts["steps"] = f"{history.last_step:,} in {_duration(history.seconds)}"
-    facts["end"] = "none was recorded: the process is still running, or was killed"
-    if end is not None:
-        facts["end"] = end.text if end.kind == "ended" else f"interrupted at step {end.step:,}: {end.text}"
+    facts["end"] = _end(history.events)
+    last_of_kind = {event.kind: event for event in history.events}
     for kind, label in (("best", "best checkpoint"), ("checkpoint", "last checkpoint")):
-        if kind in events:
-            facts[label] = f"step {events[kind].step:,}: {events[kind].text}"
-    return f"<dl>{''.join(f'<dt>{label}</dt><dd>{escape(text)}</dd>' for label, text in facts.items())}</dl>"
+        if kind in last_of_kind:
+            event = last_of_kind[kind]
+            facts[label] = f"step {event.step:,}: {event.text}"
+    lines = [f"<dt>{label}</dt><dd>{escape(text)}</dd>" for label, text in facts.items()]
+    return f"<dl>{''.join(lines)}</dl>"
 
 
-def _time(event: Event) -> float:
-    return event.time
+def _end(events: Sequence[Event]) -> str:
+    """How the last process ended that recorded its end."""
+    for event in reversed(events):
+        if event.kind == "ended":
+            return event.text
+        if event.kind == "interrupted":
+            return f"interrupted at step {event.step:,}: {event.text}"
+    return "none was recorded: the process is still running, or was killed"
 
 
 def _duration(seconds: float) -> str:
@@ -140,13 +134,11 @@ def _explanation(axes: Frame) -> str:
     """What bands and marks mean, as far as there are any."""
     lines = []
     for place, stage in enumerate(axes.stages):
-        colour = STAGE_COLOURS[place % len(STAGE_COLOURS)]
-        lines.append(
-            f'<p class="legend"><i class="band" style="background:{colour}"></i>stage {place}, '
-            f"steps {stage.start:,} to {stage.end:,}: {escape(stage.text)}</p>"
-        )
+        band = f'<i class="band" style="background:{stage_colour(place)}"></i>'
+        steps = f"steps {stage.start:,} to {stage.end:,}"
+        lines.append(f'<p class="legend">{band}stage {place}, {steps}: {escape(stage.text)}</p>')
     kinds = dict.fromkeys(event.kind for event in axes.marks)
-    marks = [_swatch(MARK_COLOURS.get(kind, OTHER_MARK_COLOUR), escape(kind)) for kind in kinds]
+    marks = [_swatch(mark_colour(kind), escape(kind)) for kind in kinds]
     if marks:
         lines.append(f'<p class="legend">marks: {"".join(marks)}</p>')
     return "".join(lines)
@@ -159,8 +151,9 @@ def _swatch(colour: str, text: str) -> str:
 def _chart(chart: Chart, axes: Frame, small: bool = False) -> str:
     legend = []
     for place, (name, points) in enumerate(chart.curves.items()):
-        last = points[-1][1]
-        legend.append(_swatch(COLOURS[place % len(COLOURS)], f"{escape(name)} <b>{number(last)}</b>"))
+        _, last_value = points[-1]
+        label = f"{escape(name)} <b>{number(last_value)}</b>"
+        legend.append(_swatch(curve_colour(place), label))
     if chart.missing:
         legend.append(f"<span>and {chart.missing} more, which are in report.jsonl</span>")
     picture = chart_svg(chart, axes, 440, 180) if small else chart_svg(chart, axes)
@@ -169,12 +162,14 @@ def _chart(chart: Chart, axes: Frame, small: bool = False) -> str:
 
 def _events(events: Sequence[Event]) -> str:
     shown = events[-MOST_EVENTS:]
-    rows = [
-        f'<tr><td class="number">{event.step:,}</td>'
-        f"<td>{datetime.fromtimestamp(event.time):%Y-%m-%d&nbsp;%H:%M:%S}</td>"
-        f'<td>{escape(event.kind)}</td><td class="text">{escape(event.text)}</td></tr>'
-        for event in shown
-    ]
-    note = f"<p>The last {len(shown)} of {len(events)}.</p>" if len(shown) < len(events) else ""
-    head = "<tr><th>step</th><th>time</th><th>event</th><th></th></tr>"
-    return f"<h2>Events</h2>{note}<table>{head}{''.join(rows)}</table>"
+    note = ""
+    if len(shown) < len(events):
+        note = f"<p>The last {len(shown)} of {len(events)}.</p>"
+    rows = ["<tr><th>step</th><th>time</th><th>event</th><th></th></tr>"]
+    for event in shown:
+        time = f"{datetime.fromtimestamp(event.time):%Y-%m-%d&nbsp;%H:%M:%S}"
+        rows.append(
+            f'<tr><td class="number">{event.step:,}</td><td>{time}</td>'
+            f'<td>{escape(event.kind)}</td><td class="text">{escape(event.text)}</td></tr>'
+        )
+    return f"<h2>Events</h2>{note}<table>{''.join(rows)}</table>"
