@@ -44,7 +44,8 @@ class ModuleTree:
             if name:
                 parent, _, child = name.rpartition(".")
                 self._children[parent].append(child)
-        parts = getattr(root, "parts", None) if parts is None else parts
+        if parts is None:
+            parts = getattr(root, "parts", None)
         self._parts: Parts = parts if isinstance(parts, Mapping) else {}
         self._part_names = [name for name in self._parts if isinstance(name, str)]
 
@@ -59,9 +60,11 @@ class ModuleTree:
         paths = self._without_parts(selector)
         for path in paths:
             try:
-                found.update((name, self._nodes[name]) for name in self._resolve(path))
+                names = self._resolve(path)
             except _MissingError as error:  # another path of the part may have it
                 missing.append(error)
+                continue
+            found.update({name: self._nodes[name] for name in names})
         if not found:
             raise TreeError(self._explain(selector, missing[0]))
         has_glob = any("*" in path and path not in self._nodes for path in paths)
@@ -71,18 +74,19 @@ class ModuleTree:
 
     def _without_parts(self, selector: str) -> list[str]:
         """The selector with the part name that it starts with replaced by each of the part's paths."""
-        names = [name for name in self._part_names if re.match(rf"{re.escape(name)}(?![^.\[])", selector)]
-        if not names:
+        ended = f"{selector}."
+        fitting = [name for name in self._part_names if ended.startswith((f"{name}.", f"{name}["))]
+        if not fitting:
             return [selector]
-        part = max(names, key=len)
-        paths = self._paths_of(part)
-        rest = selector[len(part) :]
-        return [path + rest if path else rest.removeprefix(".") for path in paths]
+        part = max(fitting, key=len)
+        rest = selector.removeprefix(part)
+        return [f"{path}{rest}" if path else rest.removeprefix(".") for path in self._paths_of(part)]
 
     def _paths_of(self, part: str) -> Sequence[str]:
         """The paths of a part, each of which must exist."""
         paths = self._parts[part]
-        paths = [paths] if isinstance(paths, str) else paths
+        if isinstance(paths, str):
+            paths = [paths]
         if not isinstance(paths, Sequence) or not all(isinstance(path, str) for path in paths):
             raise TreeError(f"expected a list of paths for the part {part!r}; found {paths!r}")
         if not paths:
@@ -117,9 +121,10 @@ class ModuleTree:
 
     def _numbered(self, names: list[str], index: int | slice, globbed: bool) -> list[str]:
         """The items that an index or slice takes of each list of layers."""
-        # A glob also matches modules that aren't lists, and skips them.
-        lists = [name for name in names if self._size(name)] if globbed else names
-        return [_join(name, str(number)) for name in lists or names for number in self._items(name, index)]
+        lists = names
+        if globbed:  # it also matches modules that aren't lists; these are skipped if there is any list
+            lists = [name for name in names if self._size(name)] or names
+        return [_join(name, str(number)) for name in lists for number in self._items(name, index)]
 
     def _matching(self, starts: list[str], glob: str) -> list[str]:
         """The names that begin with one of `starts` and go on as a text with `*` says."""
@@ -136,35 +141,44 @@ class ModuleTree:
     def _items(self, name: str, index: int | slice) -> Sequence[int]:
         """Which items of the list of layers `name` an index or slice takes."""
         size = self._size(name)
+        self._check_numbers(name, size)
+        items = range(size)
+        if isinstance(index, int):
+            if not -size <= index < size:
+                raise _out_of_range(name, size, size - 1)
+            return [items[index]]
+        start = _whole(index.start, size)
+        stop = _whole(index.stop, size)
+        chosen = items[start : stop : index.step]
+        for bound in (start, stop):
+            if bound is not None and not -size <= bound <= size:
+                raise _out_of_range(name, size, size, names_all=len(chosen) == size)
+        if not chosen:
+            raise TreeError(f"an empty slice of {quoted(name)}, which has {size} items")
+        return chosen
+
+    def _check_numbers(self, name: str, size: int) -> None:
+        """Refuse what isn't a list of layers: its children must be named 0, 1, 2, ..."""
         children = self._children.get(name, [])
         if not size:
             raise TreeError(f"{quoted(name)} is not a list of layers; it has: {shortened(children)}")
-        if not {str(number) for number in range(size)} <= set(children):
+        if not set(children).issuperset(map(str, range(size))):
             raise TreeError(
                 f"the children of {quoted(name)} are not numbered 0 to {size - 1} but {shortened(children)}; "
                 "write the number as a name, after a dot"
             )
-        if isinstance(index, int):
-            bounds, last = [index], size - 1
-        else:
-            index = slice(_whole(index.start, size), _whole(index.stop, size), index.step)
-            bounds, last = [index.start, index.stop], size
-        if not all(bound is None or -size <= bound <= last for bound in bounds):
-            raise TreeError(
-                f"out of range: expected -{size} to {last}, as {quoted(name)} has {size} items; "
-                f"{_within(index, size)}"
-            )
-        chosen = [range(size)[index]] if isinstance(index, int) else range(size)[index]
-        if not chosen:
-            raise TreeError(f"an empty slice of {quoted(name)}, which has {size} items")
-        return chosen
 
     # Why nothing was found
 
     def _explain(self, selector: str, missing: _MissingError) -> str:
         """Why nothing was found: the place, what is there, the parts, and what was perhaps meant."""
-        is_glob = "*" in missing.path
-        place, wanted = (missing.place, missing.path) if is_glob else self._first_missing(missing)
+        place = missing.place
+        wanted = missing.path
+        is_glob = "*" in wanted
+        text = f"nothing in {quoted(place)} fits {wanted!r}"
+        if not is_glob:
+            place, wanted = self._first_missing(missing)
+            text = f"{quoted(place)} has no {wanted!r}"
         here = self._children.get(place, [])
         near = [_join(place, name) for name in get_close_matches(wanted, here)]
         if not place:
@@ -174,20 +188,17 @@ class ModuleTree:
         if not near:
             near = [name for name in self._nodes if name.endswith(f".{wanted}")]
             near += get_close_matches(selector, self._nodes)
-        text = f"{quoted(place)} has no {wanted!r}"
-        if is_glob:
-            text = f"nothing in {quoted(place)} fits {wanted!r}"
         text += f"; it has: {shortened(here)}"
         if self._parts:
             text += f"; parts: {shortened(self._part_names)}"
         if near:
-            text += f"; nearest: {', '.join(list(dict.fromkeys(near))[:5])}"
+            nearest = list(dict.fromkeys(near))[:5]
+            text += f"; nearest: {', '.join(nearest)}"
         return text
 
     def _first_missing(self, missing: _MissingError) -> tuple[str, str]:
         """How far a path exists, and the name that isn't there."""
         place = missing.place
-        wanted = missing.path
         for wanted in missing.path.split("."):
             if _join(place, wanted) not in self._nodes:
                 break
@@ -196,8 +207,12 @@ class ModuleTree:
 
     def _near_glob(self, glob: str) -> list[str]:
         """Single names that are like those in a text with `*`."""
-        words = sorted({word for name in self._nodes for word in name.split(".") if word})
-        return [near for part in re.split(r"[*.]+", glob) for near in get_close_matches(part, words)]
+        words = set(".".join(self._nodes).split("."))
+        words.discard("")  # the root's name
+        near = []
+        for part in re.split(r"[*.]+", glob):
+            near += get_close_matches(part, sorted(words))
+        return near
 
 
 def _steps(path: str) -> list[Step]:
@@ -212,8 +227,8 @@ def _steps(path: str) -> list[Step]:
             continue
         if position and not piece.startswith("."):
             raise TreeError(f"bad brackets: after ']' comes '.', '[' or the end, not {piece!r}")
-        names = piece.split(".")[1 if position else 0 :]
-        if "" in names:
+        text = piece.removeprefix(".") if position else piece
+        if "" in text.split("."):
             raise TreeError("a name is missing before or after a dot")
         steps.append(piece)
     return steps
@@ -227,9 +242,7 @@ def _index(bracket: str) -> int | slice:
     if len(fields) == 1 and re.fullmatch(r"[+-]?\d+", fields[0]):
         return int(fields[0])
     if re.fullmatch(rf"\[{bound}:{bound}(:{number})?\]", bracket):
-        start, stop, *step = [
-            field if field.endswith("%") else int(field) if field else None for field in fields
-        ]
+        start, stop, *step = map(_bound, fields)
         if step != [0]:
             return slice(start, stop, *step)
     raise TreeError(
@@ -237,23 +250,35 @@ def _index(bracket: str) -> int | slice:
     )
 
 
+def _bound(field: str) -> int | str | None:
+    """A bound of a slice, or its step, as it is written between colons."""
+    if not field:
+        return None
+    return field if field.endswith("%") else int(field)
+
+
 def _whole(bound: int | str | None, size: int) -> int | None:
     """A bound of a slice as a number of items."""
-    return size * int(bound[:-1]) // 100 if isinstance(bound, str) else bound
+    if isinstance(bound, str):
+        return size * int(bound.removesuffix("%")) // 100
+    return bound
 
 
-def _within(index: int | slice, size: int) -> str:
-    """What to write instead of an index or slice that reaches outside its list."""
-    share = "[50%:], the last half, fits a list of any length"
-    if isinstance(index, slice) and len(range(size)[index]) == size:
-        return f"[:] names all of them, and {share}"
-    return share
+def _out_of_range(name: str, size: int, last: int, names_all: bool = False) -> TreeError:
+    """The error for an index or slice that reaches outside its list, with what to write instead."""
+    instead = "[50%:], the last half, fits a list of any length"
+    if names_all:
+        instead = f"[:] names all of them, and {instead}"
+    expected = f"expected -{size} to {last}, as {quoted(name)} has {size} items"
+    return TreeError(f"out of range: {expected}; {instead}")
 
 
 def _topmost(found: dict[str, Node]) -> dict[str, Node]:
     """Without what is below another one, by identity: a shared module is below each of its owners."""
-    modules = [node for node in found.values() if isinstance(node, nn.Module)]
-    below = {id(inner) for node in modules for inner in node.modules() if inner is not node}
+    below: set[int] = set()
+    for node in found.values():
+        if isinstance(node, nn.Module):
+            below.update(id(inner) for inner in node.modules() if inner is not node)
     return {name: node for name, node in found.items() if id(node) not in below}
 
 
@@ -270,4 +295,6 @@ def shortened(names: Iterable[str]) -> str:
     """The first dozen names, and how many there are."""
     listed = list(names)
     text = ", ".join(listed[:12]) or "nothing"
-    return text if len(listed) <= 12 else f"{text}, ... ({len(listed)} in all)"
+    if len(listed) > 12:
+        text += f", ... ({len(listed)} in all)"
+    return text
