@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -48,10 +49,13 @@ def entries_of(
         for selector, scale in stage.train.items():
             found = select_parameters(root, selector)
             factors = depth_factors(root, found, layer_decay)
-            scales = {found[name]: scale * factors[name] for name in found if found[name] in may_train}
+            scales: dict[Parameter, float] = {}
+            for name, parameter in found.items():
+                if parameter in may_train:
+                    scales[parameter] = scale * factors[name]
+            if not scales and selector in may_lack:
+                continue
             if not scales:
-                if selector in may_lack:
-                    continue
                 _refuse_frozen(f"stages[{number}]", selector, found.values())
             for earlier in entries:
                 for parameter in scales:
@@ -63,7 +67,10 @@ def entries_of(
 
 def scales_of(entries: Sequence[StageEntry]) -> dict[Parameter, float]:
     """The scale of each parameter that a stage trains."""
-    return {parameter: scale for entry in entries for parameter, scale in entry.scales.items()}
+    scales: dict[Parameter, float] = {}
+    for entry in entries:
+        scales.update(entry.scales)
+    return scales
 
 
 def _refuse_frozen(where: str, selector: str, parameters: Collection[Parameter]) -> NoReturn:
@@ -95,28 +102,36 @@ def depth_factors(
     weights: Counter[str] = Counter()
     for name, place in places.items():
         if place is not None:
-            weights[place[0]] += parameters[name].numel()
+            weights[place.layers] += parameters[name].numel()
     if not weights:
         return dict.fromkeys(parameters, 1.0)
-    layers = weights.most_common(1)[0][0]
+    [(layers, _)] = weights.most_common(1)
     count = sum(child.isdigit() for child, _ in root.get_submodule(layers).named_children())
     factors: dict[str, float] = {}
-    outside = 0
+    outside = 0  # until the first layer has come
     for name, place in places.items():
         depth = outside
-        if place is not None and place[0] == layers:
-            depth = place[1] + 1
+        if place is not None and place.layers == layers:
+            depth = place.number + 1
             outside = count + 1
         factors[name] = decay ** (count + 1 - depth)
     return factors
 
 
-def _place(name: str) -> tuple[str, int] | None:
-    """Path of the outermost numbered list that a parameter is in, and its number there."""
+class _Place(NamedTuple):
+    """The path of a numbered list of layers, and a layer's number there."""
+
+    layers: str
+    number: int
+
+
+def _place(name: str) -> _Place | None:
+    """Where a parameter is in the outermost numbered list on its path."""
     words = name.split(".")
     for position, word in enumerate(words[:-1]):
         if word.isdigit():
-            return ".".join(words[:position]), int(word)
+            layers = ".".join(words[:position])
+            return _Place(layers, int(word))
     return None
 
 
@@ -130,22 +145,24 @@ def scales_by_selector(
 
     Args:
         group: The parameters of the group.
-        entries: Of each stage, as from `entries_of`.
-        stage: The one that the run is in.
-        scale: The scale of a parameter at this moment.
+        entries: The entries of each stage, as from `entries_of`.
+        stage: The stage that the run is in.
+        scale: Gives the scale of a parameter at this moment.
 
     Returns:
         Selector -> scales. The selector is empty where only one decides about the group over the whole run.
     """
     members = set(group)
-    deciding = {
-        entry.selector for of_stage in entries for entry in of_stage if not members.isdisjoint(entry.scales)
-    }
+    deciding: set[str] = set()
+    for entry in chain.from_iterable(entries):
+        if not members.isdisjoint(entry.scales):
+            deciding.add(entry.selector)
     scales: dict[str, list[float]] = {}
     for entry in entries[stage]:
         inside = [scale(parameter) for parameter in entry.scales if parameter in members]
         if inside:
-            scales[entry.selector if len(deciding) > 1 else ""] = inside
+            key = entry.selector if len(deciding) > 1 else ""
+            scales[key] = inside
     return scales
 
 
@@ -159,17 +176,23 @@ def table(
     """A table of what trains when; parameters of no stage are under "never"."""
     rows = [("stage", "from step", "trains", "scale", "parameters", "learning rate")]
     never = set(root.parameters())
-    for number, (stage, start) in enumerate(zip(stages, starts, strict=True)):
-        begin = f"{start:,}" if start is not None else ""
-        if start is None and stage.on_plateau is not None:
-            begin = f"{stage.on_plateau.monitor} at rest"
+    for number, stage in enumerate(stages):
+        begin = _begin(stage, starts[number])
         for entry in entries[number]:
             never -= set(entry.scales)
-            cells = entry.selector, f"{entry.scale:g}", _size(entry.scales), _rates(entry, rates)
-            rows.append((str(number), begin, *cells))
+            scale = f"{entry.scale:g}"
+            size = _size(entry.scales)
+            rows.append((str(number), begin, entry.selector, scale, size, _rates(entry, rates)))
     rows.append(("never", "", "(all else)", "", _size(never), ""))
     title = "StagedUnfreezing: what trains when (learning rates before the schedule and warm-up)"
     return "\n".join([title, *_aligned(rows)])
+
+
+def _begin(stage: Stage, start: int | None) -> str:
+    """The first step of a stage, or what it waits for."""
+    if start is not None:
+        return f"{start:,}"
+    return f"{stage.on_plateau.monitor} at rest" if stage.on_plateau is not None else ""
 
 
 def _rates(entry: StageEntry, rates: Mapping[Parameter, float]) -> str:
@@ -177,16 +200,18 @@ def _rates(entry: StageEntry, rates: Mapping[Parameter, float]) -> str:
     scaled = [rates[parameter] * scale for parameter, scale in entry.scales.items()]
     if not scaled:
         return ""
-    lowest, highest = f"{min(scaled):.3g}", f"{max(scaled):.3g}"
+    lowest = f"{min(scaled):.3g}"
+    highest = f"{max(scaled):.3g}"
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _size(parameters: Iterable[Parameter]) -> str:
-    return f"{sum(parameter.numel() for parameter in parameters):,}"
+    numbers = sum(parameter.numel() for parameter in parameters)
+    return f"{numbers:,}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of text, with columns of one width."""
+    """Rows as lines of text, in which all cells of a column are equally wide."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

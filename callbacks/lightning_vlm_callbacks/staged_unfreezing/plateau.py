@@ -46,7 +46,7 @@ class PlateauWatch:
         return self._progress.begun
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint keeps."""
         return dict(vars(self._progress))
 
     def new_fit(self) -> None:
@@ -98,18 +98,25 @@ class PlateauWatch:
         self._progress = _Progress(begun=self._progress.begun)
         if watched < stage:  # a later stage has begun meanwhile
             return set()
-        tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        parameters = dict(root.named_parameters())
+        buffers = dict(root.named_buffers())
+        restored: set[Parameter] = set()
         with torch.no_grad():
             for name, weight in weights.items():
-                tensors[name].copy_(weight)
-        return {parameter for name, parameter in root.named_parameters() if name in weights}
+                if name in parameters:
+                    parameters[name].copy_(weight)
+                    restored.add(parameters[name])
+                else:
+                    buffers[name].copy_(weight)
+        return restored
 
 
 def _copied_to_cpu(root: nn.Module, trains: Collection[Parameter]) -> dict[str, Tensor]:
     """The trained parameters, and the buffers (norm statistics) of modules that contain some."""
-    tensors: dict[str, Tensor] = {
-        name: parameter for name, parameter in root.named_parameters() if parameter in trains
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in root.named_parameters():
+        if parameter in trains:
+            tensors[name] = parameter
     for name, module in root.named_modules():
         if any(parameter in trains for parameter in module.parameters()):
             tensors.update(module.named_buffers(name, recurse=False))

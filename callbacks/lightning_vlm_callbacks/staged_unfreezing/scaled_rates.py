@@ -13,6 +13,9 @@ from lightning_vlm_callbacks.rates_in_force import scalings
 
 __all__ = ["ScaledRates", "learning_rates"]
 
+Group = dict[str, Any]
+"""One of an optimizer's `param_groups`, or a part of one."""
+
 OWN_GROUPS = ("LBFGS", "ZeroRedundancyOptimizer", "PostLocalSGDOptimizer")
 """Optimizers that look past their own `param_groups`, so that rates can't be scaled there for one step."""
 
@@ -24,7 +27,7 @@ class ScaledRates:
 
     Args:
         optimizers: Any that read their `param_groups` when they step. All parameters stay in them.
-        scale: The factor on the learning rate of a parameter; asked at each step.
+        scale: Gives the factor on the learning rate of a parameter; it is called at each step.
         by_part: Gives the factors in a group by part, for `rates_in_force`; None takes a group for one part.
 
     >>> import torch
@@ -41,11 +44,11 @@ class ScaledRates:
         self,
         optimizers: Sequence[Optimizer],
         scale: Callable[[Parameter], float],
-        by_part: Callable[[dict[str, Any]], Mapping[str, Sequence[float]]] | None = None,
+        by_part: Callable[[Group], Mapping[str, Sequence[float]]] | None = None,
     ) -> None:
         self._scale = scale
         self._by_part = by_part
-        self._split: dict[Optimizer, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
+        self._split: dict[Optimizer, list[tuple[Group, list[Group]]]] = {}
         self._depth: dict[Optimizer, int] = {}
         self._optimizers = list(optimizers)
         self._hooks = []
@@ -54,19 +57,20 @@ class ScaledRates:
             self._hooks.append(optimizer.register_step_post_hook(self._after))
             scalings[optimizer] = ref(self)
 
-    def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
-        """Those of an optimizer as they are between steps."""
-        split = self._split.get(optimizer)
-        return optimizer.param_groups if split is None else [group for group, _ in split]
+    def groups(self, optimizer: Optimizer) -> list[Group]:
+        """The groups of an optimizer as they are between its steps."""
+        if optimizer in self._split:
+            return [group for group, _ in self._split[optimizer]]
+        return optimizer.param_groups
 
-    def scales(self, group: dict[str, Any]) -> Mapping[str, Sequence[float]]:
-        """Those of a group's parameters, by part."""
+    def scales(self, group: Group) -> Mapping[str, Sequence[float]]:
+        """The scales of a group's parameters, by part."""
         if self._by_part is not None:
             return self._by_part(group)
         return {"": [self._scale(parameter) for parameter in group["params"]]}
 
     def remove(self) -> None:
-        """Scale no more. A step that ended in an exception is tidied up."""
+        """Stop scaling. Groups that a failed step has left divided are put back."""
         for optimizer, split in self._split.items():
             optimizer.param_groups = [group for group, _ in split]
         self._split.clear()
@@ -82,16 +86,18 @@ class ScaledRates:
             return
         split = [(group, self._parts(group)) for group in optimizer.param_groups]
         self._split[optimizer] = split
-        optimizer.param_groups = [part for _, parts in split for part in parts]
+        optimizer.param_groups = []
+        for _, parts in split:
+            optimizer.param_groups += parts
 
-    def _parts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+    def _parts(self, group: Group) -> list[Group]:
         by_scale: defaultdict[float, list[Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             by_scale[self._scale(parameter)].append(parameter)
-        return [
-            {**group, "params": parameters, "lr": group["lr"] * scale}
-            for scale, parameters in by_scale.items()
-        ]
+        parts = []
+        for scale, parameters in by_scale.items():
+            parts.append({**group, "params": parameters, "lr": group["lr"] * scale})
+        return parts
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth[optimizer] -= 1
@@ -103,9 +109,10 @@ class ScaledRates:
             _take_over(optimizer, group, parts)
 
 
-def _take_over(optimizer: Optimizer, group: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
+def _take_over(optimizer: Optimizer, group: Group, parts: Sequence[Group]) -> None:
     """Write into a group what the optimizer wrote into its parts, which must be the same in all of them."""
-    for key in set[str]().union(*parts) - {"params", "lr"}:
+    keys = set[str]().union(*parts)
+    for key in keys - {"params", "lr"}:
         written = [part[key] for part in parts if key in part and part[key] is not group.get(key)]
         if any(value != written[0] for value in written):
             raise MisconfigurationException(
@@ -120,15 +127,17 @@ def learning_rates(optimizers: Sequence[Optimizer]) -> dict[Parameter, float]:
     """The rate of each parameter before schedules.
 
     Raises:
-        MisconfigurationException: An optimizer has none, or one that `ScaledRates` can't scale.
+        MisconfigurationException: An optimizer has no learning rate, or one that `ScaledRates` can't scale.
     """
     rates = {}
     for optimizer in optimizers:
         name = type(optimizer).__name__
-        if name in OWN_GROUPS or any(group.get("lr") is None for group in optimizer.param_groups):
+        lacks_rate = any(group.get("lr") is None for group in optimizer.param_groups)
+        if name in OWN_GROUPS or lacks_rate:
             raise MisconfigurationException(
                 f"found optimizer {name}, whose learning rate can't be scaled by parts; use another one"
             )
         for group in optimizer.param_groups:
-            rates.update(dict.fromkeys(group["params"], float(group.get("initial_lr", group["lr"]))))
+            rate = float(group.get("initial_lr", group["lr"]))
+            rates.update(dict.fromkeys(group["params"], rate))
     return rates

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -30,7 +29,7 @@ PLANS: dict[str, list[dict[str, Any]]] = {
     ],
     "qwen-vl-3-stage": [
         {"at": 0.0, "train": {"vision": 1.0, "projector": 1.0}},
-        {"at": 0.65, "train": dict.fromkeys(("vision", "projector", "language", "head"), 0.25)},
+        {"at": 0.65, "train": {"vision": 0.25, "projector": 0.25, "language": 0.25, "head": 0.25}},
         {"at": 0.9, "train": {"projector": 0.05, "language": 0.05, "head": 0.05}},
     ],
 }
@@ -56,7 +55,7 @@ class Plateau(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What trains, selector -> scale of its learning rate, and when that begins: `at` or `on_plateau`."""
+    """What trains, as selector -> scale of its learning rate, and when that begins: `at` or `on_plateau`."""
 
     train: Mapping[str, float]
     at: float | None
@@ -119,10 +118,13 @@ def parse(stages: Sequence[Mapping[str, Any]] | str, unit: Unit) -> list[Stage]:
     parsed = [_stage(f"stages[{number}]", stage, unit) for number, stage in enumerate(stages)]
     if parsed[0].at != 0:
         _refuse("stages[0]", stages[0], "'at: 0': the first stage begins with the run")
-    begins = [(number, stage.at) for number, stage in enumerate(parsed) if stage.at is not None]
-    for (_, before), (number, at) in pairwise(begins):
-        if at <= before:
-            _refuse(f"stages[{number}]: at", at, f"more than {before}, where the stage before begins")
+    before = -1.0
+    for number, stage in enumerate(parsed):
+        if stage.at is None:
+            continue
+        if stage.at <= before:
+            _refuse(f"stages[{number}]: at", stage.at, f"more than {before}, where the stage before begins")
+        before = stage.at
     return parsed
 
 
@@ -145,14 +147,16 @@ def _stage(where: str, stage: Any, unit: Unit) -> Stage:
 
 
 def _check_at(where: str, at: Any, unit: Unit) -> None:
-    expected = {"fraction": "a number in [0, 1)", "step": "a whole number >= 0", "epoch": "a number >= 0"}
     is_right = _is_number(at) and at >= 0
+    expected = "a number >= 0"
     if unit == "fraction":
         is_right = is_right and at < 1
+        expected = "a number in [0, 1)"
     elif unit == "step":
         is_right = is_right and at == int(at)
+        expected = "a whole number >= 0"
     if not is_right:
-        _refuse(where, at, f"{expected[unit]} (unit: {unit})")
+        _refuse(where, at, f"{expected} (unit: {unit})")
 
 
 def _plateau(where: str, keys: Any) -> Plateau:
@@ -162,7 +166,8 @@ def _plateau(where: str, keys: Any) -> Plateau:
     plateau = Plateau(**keys)
     if plateau.mode not in ("min", "max"):
         _refuse(f"{where}: mode", plateau.mode, "min or max")
-    if not _is_number(plateau.patience) or plateau.patience != int(plateau.patience) or plateau.patience < 1:
+    is_whole = _is_number(plateau.patience) and plateau.patience == int(plateau.patience)
+    if not is_whole or plateau.patience < 1:
         _refuse(f"{where}: patience", plateau.patience, "a whole number >= 1")
     if not _is_number(plateau.min_delta) or plateau.min_delta < 0:
         _refuse(f"{where}: min_delta", plateau.min_delta, "a number >= 0")
@@ -181,7 +186,8 @@ def stage_at(step: int, starts: Sequence[int | None]) -> int:
     >>> [stage_at(step, [0, None, 2, 4]) for step in range(6)]
     [0, 0, 2, 2, 3, 3]
     """
-    return max(number for number, start in enumerate(starts) if start is not None and start <= step)
+    begun = [number for number, start in enumerate(starts) if start is not None and start <= step]
+    return begun[-1]
 
 
 def trains_since(step: int, starts: Sequence[int | None], trains: Sequence[bool]) -> int | None:
@@ -210,9 +216,12 @@ def warm_up(step: int, since: int | None, steps: int) -> float:
     >>> [warm_up(step, 10, 4) for step in (10, 11, 12, 13, 14)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    if since is None or step - since >= steps:
+    if since is None:
         return 1.0
-    return (step - since + 1) / steps
+    trained = step - since
+    if trained >= steps:
+        return 1.0
+    return (trained + 1) / steps
 
 
 def _check_keys(where: str, keys: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -224,7 +233,9 @@ def _check_keys(where: str, keys: Mapping[str, Any], known: Sequence[str]) -> No
 def _one_of(found: object, known: Sequence[str] | Mapping[str, Any]) -> str:
     text = f"one of {', '.join(known)}"
     near = get_close_matches(str(found), known, n=1)
-    return f"{text}; did you mean {near[0]!r}?" if near else text
+    if near:
+        text += f"; did you mean {near[0]!r}?"
+    return text
 
 
 def _is_number(value: object) -> bool:
