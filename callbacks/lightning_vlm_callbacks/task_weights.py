@@ -47,17 +47,18 @@ class TaskWeights(nn.Module):
     def __init__(self, names: Sequence[str], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         self.names = tuple(names)
-        if not self.names or len(set(self.names)) < len(self.names):
+        has_repeated = len(set(self.names)) < len(self.names)
+        if not self.names or has_repeated:
             raise ValueError(f"tasks: found {list(names)}; expected one or more names, each once")
-        weights = [1.0] * len(names) if weights is None else list(weights)
+        if weights is None:
+            weights = [1.0] * len(names)
         table = torch.tensor(weights, dtype=torch.float32)
-        valid = (table > 0) & table.isfinite()
-        if len(weights) != len(names) or not bool(valid.all()):
-            raise ValueError(f"weights: found {weights}; expected {len(names)} finite numbers > 0")
+        are_valid = (table > 0) & table.isfinite()
+        if len(weights) != len(names) or not are_valid.all():
+            raise ValueError(f"weights: found {list(weights)}; expected {len(names)} finite numbers > 0")
         self.register_buffer("weights", table)
-        # These aren't buffers, because DDP copies the first rank's buffers to all before every forward.
-        self._sums: Tensor | None = None
-        self._counts: Tensor | None = None
+        # Sums and counts aren't buffers, because DDP copies the first rank's buffers to all before a forward.
+        self._added: tuple[Tensor, Tensor] | None = None
         self.scale = torch.ones(())
         """What the loss that backward starts from must be multiplied by to be the step's loss, known by the
         end of the step's last backward. For modules that return sums, and divide gradients themselves."""
@@ -74,7 +75,9 @@ class TaskWeights(nn.Module):
 
         def moved(tensor: Tensor) -> Tensor:
             other = fn(tensor)
-            return other if other.dtype == tensor.dtype else tensor.to(other.device)
+            if other.dtype != tensor.dtype:
+                return tensor.to(other.device)
+            return other
 
         return super()._apply(moved, recurse)
 
@@ -84,11 +87,13 @@ class TaskWeights(nn.Module):
         Raises:
             ValueError: There is no such task.
         """
-        if task not in self.names:
-            near = difflib.get_close_matches(task, self.names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"task {task!r}: expected one of {', '.join(self.names)}{hint}")
-        return self.names.index(task)
+        if task in self.names:
+            return self.names.index(task)
+        message = f"task {task!r}: expected one of {', '.join(self.names)}"
+        near = difflib.get_close_matches(task, self.names, 1)
+        if near:
+            message += f"; did you mean {near[0]!r}?"
+        raise ValueError(message)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the losses of tasks that share their inputs.
@@ -106,7 +111,9 @@ class TaskWeights(nn.Module):
         self.add_rows(stacked.detach(), tasks)
         if self.on_losses is not None:
             self.on_losses(losses)
-        return (self.weights[tasks.to(self.weights.device, non_blocking=True)] * stacked).sum()
+        index = tasks.to(self.weights.device, non_blocking=True)
+        weighted = self.weights[index] * stacked
+        return weighted.sum()
 
     def add_rows(self, losses: Tensor, tasks: Tensor) -> None:
         """Add the losses of samples, before their weights, to the sums of their tasks.
@@ -118,25 +125,30 @@ class TaskWeights(nn.Module):
         index = tasks.to(losses.device, non_blocking=True)
         zeros = torch.zeros_like(self.weights)
         ones = torch.ones_like(losses, dtype=zeros.dtype)
-        self.add(zeros.index_add(0, index, losses.to(zeros.dtype)), zeros.index_add(0, index, ones))
+        sums = zeros.index_add(0, index, losses.to(zeros.dtype))
+        counts = zeros.index_add(0, index, ones)
+        self.add(sums, counts)
 
     def add(self, sums: Tensor, counts: Tensor) -> None:
-        """Add the sums of losses, before the tasks' weights, and what they are sums of.
+        """Add the sums of losses, before the tasks' weights, and how much each is the sum of.
 
         Args:
             sums: Tensor of shape [tasks], detached.
             counts: Tensor of shape [tasks].
         """
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._counts = counts if self._counts is None else self._counts + counts
+        if self._added is not None:
+            earlier_sums, earlier_counts = self._added
+            sums = earlier_sums + sums
+            counts = earlier_counts + counts
+        self._added = (sums, counts)
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Sums and counts since the last call."""
-        sums, counts = self._sums, self._counts
-        self._sums = self._counts = None
-        if sums is None or counts is None:
+        added = self._added
+        self._added = None
+        if added is None:
             return torch.zeros_like(self.weights), torch.zeros_like(self.weights)
-        return sums, counts
+        return added
 
 
 def task_weights_of(module: nn.Module) -> TaskWeights:
@@ -158,9 +170,9 @@ class InitialLosses:
     """L(0) of each task: the mean of its first losses, since a single one is noisy.
 
     Args:
-        tasks: How many there are.
-        steps: How many losses the mean is of.
-        device: Where they are.
+        tasks: The number of tasks.
+        steps: The number of losses that the mean is of.
+        device: Where the losses are.
 
     >>> initial = InitialLosses(2, steps=2)
     >>> for losses in ([4.0, 1.0], [2.0, 0.0], [0.1, 0.1]):
@@ -195,11 +207,11 @@ class InitialLosses:
         return (self._counts > 0) & (self._sums > 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """What a checkpoint keeps."""
         return {"sums": self._sums.clone(), "counts": self._counts.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Continue from a checkpoint."""
         device = self._sums.device
         self._sums = state["sums"].to(device).clone()
         self._counts = state["counts"].to(device).clone()

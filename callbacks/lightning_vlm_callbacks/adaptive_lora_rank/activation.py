@@ -1,5 +1,6 @@
 """How many directions the input of each LoRA layer has, measured in ordinary training steps."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ class Activation(Importance):
 
     Args:
         layers: As for `Importance`.
-        width: Of the sketch: a little more than the largest rank.
+        width: The width of the sketch: a little more than the largest rank.
     """
 
     def __init__(self, layers: Mapping[str, LoraLayer], width: int) -> None:
@@ -44,9 +45,10 @@ class Activation(Importance):
         with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
             x = args[0].detach().flatten(0, -2).float()  # [tokens, in]
             sketched = x @ self._sketch(x)
+            product = x.T @ sketched
             count = torch.tensor(float(len(x)), device=x.device)
             squares = x.square().sum()
-            sums = [x.T @ sketched, x.sum(0), torch.stack((count, squares))]
+            sums = [product, x.sum(0), torch.stack((count, squares))]
             self._step[name] = add_tensors(self._step.get(name), sums)
 
     def _sketch(self, like: Tensor) -> Tensor:
@@ -57,26 +59,32 @@ class Activation(Importance):
         return torch.randn(shape, generator=generator).to(like.device)
 
     def step(self, scale: float) -> Measured:
-        return {name: self._step.get(name) or self._zeros(lora) for name, lora in self.layers.items()}
+        found: Measured = {}
+        for name, lora in self.layers.items():
+            found[name] = self._step.get(name) or self._zeros(lora)
+        return found
 
     def _zeros(self, lora: LoraLayer) -> list[Tensor]:
-        """What a layer has measured that wasn't called, as in a batch without pictures.
+        """The sums of a layer that wasn't called, as in a batch without pictures.
 
-        Other ranks may have called it.
+        Other ranks may have called it, so they still expect its sums.
         """
         wide = lora.layer.in_features
         shapes = [(wide, min(self.width, wide)), (wide,), (2,)]
         return [torch.zeros(shape, device=lora.a.device) for shape in shapes]
 
     def scores(self, names: Collection[str], budget: int) -> dict[str, float]:
-        directions = []
+        directions: list[tuple[float, str]] = []
         for name in names:
-            if name in self.kept and self.kept[name][2][0] > 0:
-                parts = self._explained(name).tolist()
-                directions += [(part, name) for part in parts]
-        directions.sort(key=lambda direction: (-direction[0], direction[1]))
-        taken = [name for _, name in directions[:budget]]
-        return {name: float(taken.count(name)) for name in names}
+            if name not in self.kept:
+                continue
+            _, _, (count, _) = self.kept[name]
+            if count > 0:
+                explained = self._explained(name).tolist()
+                directions += [(-part, name) for part in explained]
+        directions.sort()  # the largest part first, equal ones by name
+        taken = Counter(name for _, name in directions[:budget])
+        return {name: float(taken[name]) for name in names}
 
     def _explained(self, name: str) -> Tensor:
         """The parts of the input's variance that its directions explain, the largest first."""
@@ -86,10 +94,13 @@ class Activation(Importance):
         centre = torch.outer(mean, mean @ sketch)
         covariance = (product / count - centre).double()  # times the sketch
         core = sketch.double().T @ covariance
-        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        symmetric = (core + core.T) / 2
+        values, vectors = torch.linalg.eigh(symmetric)
         least = values[-1].clamp(min=0) * 1e-7
-        kept = values > least
-        root = covariance @ vectors[:, kept] / values[kept].sqrt()
+        is_kept = values > least
+        values = values[is_kept]
+        vectors = vectors[:, is_kept]
+        root = covariance @ vectors / values.sqrt()
         explained = torch.linalg.svdvals(root).square()
         variance = squares / count - mean.square().sum()
         return (explained / variance).cpu()

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -100,17 +101,20 @@ class Importance:
         """Forget what was measured, after ranks have changed.
 
         Args:
-            layers: Those that still have an adapter.
+            layers: The layers that still have an adapter.
         """
         self.kept.clear()
         self.layers = dict(layers)
 
     def state_dict(self) -> Measured:
-        """For a checkpoint."""
-        return {name: [tensor.clone() for tensor in tensors] for name, tensors in self.kept.items()}
+        """What a checkpoint keeps."""
+        state: Measured = {}
+        for name, tensors in self.kept.items():
+            state[name] = [tensor.clone() for tensor in tensors]
+        return state
 
     def load_state_dict(self, state: Measured) -> None:
-        """From a checkpoint."""
+        """Continue from a checkpoint."""
         for name, tensors in state.items():
             device = self.layers[name].a.device
             self.kept[name] = [tensor.to(device).clone() for tensor in tensors]
@@ -123,8 +127,8 @@ class Importance:
         """The importance of some layers: how much rank each should have, in relation to the others.
 
         Args:
-            names: Of layers. A layer that was never called scores 0.
-            budget: Their total rank.
+            names: The names of the layers. A layer that was never called scores 0.
+            budget: The total rank of these layers.
         """
         raise NotImplementedError
 
@@ -151,8 +155,10 @@ class Fisher(Importance):
             self._handles.append(RowGradients(lora.layer, partial(self._add_gradients, name)))
 
     def _add_gradients(self, name: str, x: Tensor, dy: Tensor, label: None) -> None:
-        squares = squared_norms(x, dy).sum()
-        self._sums[name] = self._sums[name] + squares if name in self._sums else squares
+        total = squared_norms(x, dy).sum()
+        if name in self._sums:
+            total = self._sums[name] + total
+        self._sums[name] = total
 
     def step(self, scale: float) -> Measured:
         found = {}
@@ -164,8 +170,8 @@ class Fisher(Importance):
         return found
 
     def scores(self, names: Collection[str], budget: int) -> dict[str, float]:
-        measured = [name for name in names if name in self.kept]
-        return _floats(names, {name: self._score(name) for name in measured})
+        measured = {name: self._score(name) for name in names if name in self.kept}
+        return _floats(names, measured)
 
     def _score(self, name: str) -> Tensor:
         lora = self.layers[name]
@@ -193,16 +199,17 @@ class Sensitivity(Importance):
         return {name: [_sensitivity(lora)] for name, lora in self.layers.items()}
 
     def scores(self, names: Collection[str], budget: int) -> dict[str, float]:
-        measured = [name for name in names if name in self.kept]
-        return _floats(names, {name: self.kept[name][0] for name in measured})
+        measured = {name: self.kept[name][0] for name in names if name in self.kept}
+        return _floats(names, measured)
 
 
 def singular_values(lora: LoraLayer) -> Tensor:
     """The singular values of `s B A`, at most as many as its rank."""
     with torch.no_grad():
-        r_a = torch.linalg.qr(lora.a.float().T, mode="r")[1]
-        r_b = torch.linalg.qr(lora.b.float(), mode="r")[1]
-        return torch.linalg.svdvals(r_b @ r_a.T) * lora.layer.scaling[lora.adapter]
+        _, r_a = torch.linalg.qr(lora.a.float().T, mode="r")
+        _, r_b = torch.linalg.qr(lora.b.float(), mode="r")
+        values = torch.linalg.svdvals(r_b @ r_a.T)
+        return values * lora.layer.scaling[lora.adapter]
 
 
 def _sensitivity(lora: LoraLayer) -> Tensor:
@@ -222,9 +229,9 @@ def add_tensors(kept: list[Tensor] | None, tensors: list[Tensor]) -> list[Tensor
 
 
 def _summed_over_ranks(step: Measured) -> Measured:
-    flat = [tensor for tensors in step.values() for tensor in tensors]
+    flat = chain.from_iterable(step.values())
     summed = iter(sum_over_ranks(*flat))
-    return {name: [next(summed) for _ in tensors] for name, tensors in step.items()}
+    return {name: list(islice(summed, len(tensors))) for name, tensors in step.items()}
 
 
 def _is_finite(step: Measured) -> bool:
@@ -233,7 +240,7 @@ def _is_finite(step: Measured) -> bool:
 
 
 def _floats(names: Collection[str], found: Mapping[str, Tensor]) -> dict[str, float]:
-    """The values by name, 0 where there is none. All come to the host at once, so that it waits only once."""
+    """Values by name, 0 where none was found. All come to the host at once, so that it waits only once."""
     values = _stacked(list(found.values())).tolist()
     known = dict(zip(found, values, strict=True))
     return {name: known.get(name, 0.0) for name in names}
@@ -242,5 +249,5 @@ def _floats(names: Collection[str], found: Mapping[str, Tensor]) -> dict[str, fl
 def _stacked(values: list[Tensor]) -> Tensor:
     if not values:
         return torch.zeros(0)
-    device = values[0].device
+    device = values[0].device  # a model may lie on several devices
     return torch.stack([value.float().to(device) for value in values])
