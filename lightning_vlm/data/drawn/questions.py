@@ -30,19 +30,21 @@ def question_about(seen: Things, rng: Random, kinds: Sequence[str] = ()) -> Ques
 
 
 def _colour(seen: Things, rng: Random) -> QuestionAndAnswer | None:
-    counts = Counter(drawn.thing.shape for drawn in seen)
-    able = [drawn.thing for drawn in seen if counts[drawn.thing.shape] == 1]
-    if not able:
+    things = [drawn.thing for drawn in seen]
+    counts = Counter(thing.shape for thing in things)
+    with_own_shape = [thing for thing in things if counts[thing.shape] == 1]
+    if not with_own_shape:
         return None
-    thing = rng.choice(able)
+    thing = rng.choice(with_own_shape)
     question = _ask(seen, rng, alone=_COLOUR_ALONE, among_others=_COLOUR)
     return question.format(thing.shape), thing.colour
 
 
 def _ask(seen: Things, rng: Random, alone: Sequence[str], among_others: Sequence[str]) -> str:
     """A wording; a thing that is alone needs no name."""
-    may_be_nameless = len(seen) == 1 and rng.random() < 0.5
-    return rng.choice(alone if may_be_nameless else among_others)
+    if len(seen) == 1 and rng.random() < 0.5:
+        return rng.choice(alone)
+    return rng.choice(among_others)
 
 
 _COLOUR = (
@@ -56,11 +58,13 @@ _COLOUR_ALONE = ("Which colour was used?", "What is its colour?", "Name the colo
 
 
 def _shape(seen: Things, rng: Random) -> QuestionAndAnswer | None:
-    counts = Counter(drawn.thing.colour for drawn in seen)
-    able = [drawn.thing for drawn in seen if counts[drawn.thing.colour] == 1 and not drawn.thing.word]
-    if not able:
+    things = [drawn.thing for drawn in seen]
+    counts = Counter(thing.colour for thing in things)
+    with_own_colour = [thing for thing in things if counts[thing.colour] == 1]
+    shapes = [thing for thing in with_own_colour if not thing.word]
+    if not shapes:
         return None
-    thing = rng.choice(able)
+    thing = rng.choice(shapes)
     question = _ask(seen, rng, alone=_SHAPE_ALONE, among_others=_SHAPE)
     return question.format(thing.colour), thing.shape
 
@@ -76,13 +80,19 @@ _SHAPE_ALONE = ("Which shape was drawn?", "What figure is this?", "Name the shap
 
 
 def _exists(seen: Things, rng: Random) -> QuestionAndAnswer:
-    name, true = _claim(seen, rng)
-    return rng.choice(_IS_THERE).format(a(name)), "yes" if true else "no"
+    name, is_shown = _claim(seen, rng)
+    question = rng.choice(_IS_THERE)
+    return question.format(a(name)), _yes_or_no(is_shown)
 
 
 def _absent(seen: Things, rng: Random) -> QuestionAndAnswer:
-    name, true = _claim(seen, rng)
-    return rng.choice(_IS_THERE_NO).format(name, a(name)), "no" if true else "yes"
+    name, is_shown = _claim(seen, rng)
+    question = rng.choice(_IS_THERE_NO)
+    return question.format(name, a(name)), _yes_or_no(not is_shown)
+
+
+def _yes_or_no(is_true: bool) -> str:
+    return "yes" if is_true else "no"
 
 
 def _claim(seen: Things, rng: Random) -> tuple[str, bool]:
@@ -95,16 +105,20 @@ def _claim(seen: Things, rng: Random) -> tuple[str, bool]:
     by = rng.choice(("colour", "shape", "both"))
     colour, shape = thing.colour, thing.shape
     if not is_true:
-        if by == "colour" or (by == "both" and rng.random() < 0.5):
+        is_colour_false = by == "colour" or (by == "both" and rng.random() < 0.5)
+        if is_colour_false:
             colour = rng.choice(tuple(SHADES))
         else:
             shape = rng.choice((*SHAPES, "word"))
     things = [drawn.thing for drawn in seen]
     if by == "colour":
-        return f"{colour} thing", any(thing.colour == colour for thing in things)
+        colours = [thing.colour for thing in things]
+        return f"{colour} thing", colour in colours
     if by == "shape":
-        return shape, any(thing.shape == shape for thing in things)
-    return f"{colour} {shape}", any((thing.colour, thing.shape) == (colour, shape) for thing in things)
+        shapes = [thing.shape for thing in things]
+        return shape, shape in shapes
+    both = [(thing.colour, thing.shape) for thing in things]
+    return f"{colour} {shape}", (colour, shape) in both
 
 
 _IS_THERE = (
@@ -130,14 +144,17 @@ def _count(seen: Things, rng: Random) -> QuestionAndAnswer | None:
         counted = "shapes"
         number = len(shapes)
     elif rng.random() < 0.5:
-        colour = rng.choice((rng.choice(shapes).colour, rng.choice(tuple(SHADES))))
+        colours = [thing.colour for thing in shapes]
+        colour = rng.choice((rng.choice(colours), rng.choice(tuple(SHADES))))
         counted = f"{colour} shapes"
-        number = sum(thing.colour == colour for thing in shapes)
+        number = colours.count(colour)
     else:
-        shape = rng.choice((rng.choice(shapes).shape, rng.choice(tuple(SHAPES))))
-        counted = _plural(shape)
-        number = sum(thing.shape == shape for thing in shapes)
-    return rng.choice(_HOW_MANY).format(counted), str(number)
+        names = [thing.shape for thing in shapes]
+        name = rng.choice((rng.choice(names), rng.choice(tuple(SHAPES))))
+        counted = _plural(name)
+        number = names.count(name)
+    question = rng.choice(_HOW_MANY)
+    return question.format(counted), str(number)
 
 
 _HOW_MANY = (
@@ -163,28 +180,33 @@ def _side(seen: Things, rng: Random) -> QuestionAndAnswer | None:
         return None
     first, second = rng.sample(list(seen), 2)
     axis = rng.randrange(2)
-    if first.box[axis] < second.box[axis + 2] and second.box[axis] < first.box[axis + 2]:
+    start = axis
+    end = axis + 2  # the same axis in a box (x1, y1, x2, y2)
+    if first.box[start] < second.box[end] and second.box[start] < first.box[end]:
         return None
-    before, after = ("to the left of", "to the right of") if axis == 0 else ("above", "below")
+    before, after = _RELATIONS[axis]
     relation = rng.choice((before, after))
-    is_before = first.centre[axis] < second.centre[axis]
+    right = before if first.centre[axis] < second.centre[axis] else after
     question = f"Is {the(first, seen, rng)} {relation} {the(second, seen, rng)}?"
-    return question, "yes" if is_before == (relation == before) else "no"
+    return question, _yes_or_no(relation == right)
+
+
+_RELATIONS = (("to the left of", "to the right of"), ("above", "below"))
+"""For each axis, across and down: what a thing is to another that lies after it, and before it."""
 
 
 def _larger(seen: Things, rng: Random) -> QuestionAndAnswer | None:
     """Which of two shapes is larger; asked only where the difference is clear."""
     if len(seen) < 2:
         return None
-    pair = rng.sample(list(seen), 2)
-    first, second = (drawn.thing for drawn in pair)
-    first_area, second_area = map(_area, pair)
-    are_close = max(first_area, second_area) < 1.6 * min(first_area, second_area)
-    if are_close or first.word or second.word:
+    first, second = rng.sample(list(seen), 2)
+    if first.thing.word or second.thing.word:
+        return None
+    smaller, larger = sorted((first, second), key=_area)
+    if _area(larger) < 1.6 * _area(smaller):
         return None
     question = rng.choice(_WHICH_IS_LARGER)
-    larger = first if first_area > second_area else second
-    return question.format(first.name, second.name), larger.name
+    return question.format(first.thing.name, second.thing.name), larger.thing.name
 
 
 _WHICH_IS_LARGER = ("Which is larger, the {} or the {}?", "Which one is bigger: the {} or the {}?")

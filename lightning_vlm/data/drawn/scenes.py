@@ -39,7 +39,9 @@ class Thing:
     @property
     def name(self) -> str:
         """What to call it: `red circle`, or `word "lamp"`."""
-        return f'word "{self.word}"' if self.word else f"{self.colour} {self.shape}"
+        if self.word:
+            return f'word "{self.word}"'
+        return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,18 @@ class DrawnThing:
         x, y = self.centre
         down = _third(y, "top", "bottom")
         across = _third(x, "left", "right")
-        return f"{down} {across}".strip() or "centre"
+        if not down and not across:
+            return "centre"
+        return f"{down} {across}".strip()
 
 
 def _third(value: float, first: str, last: str) -> str:
+    """The name of the third in which a value lies; the middle one has none."""
     if value < 0.36:
         return first
-    return last if value > 0.64 else ""
+    if value > 0.64:
+        return last
+    return ""
 
 
 def belongs_to(layout: tuple[Thing, ...]) -> str:
@@ -75,9 +82,14 @@ def belongs_to(layout: tuple[Thing, ...]) -> str:
     A tenth of all layouts is kept for `val`, a tenth for `test`. So no picture of one split, from any seed,
     can show what a picture of another split shows.
     """
-    things = sorted(f"{thing.name},{thing.colour},{thing.x},{thing.y}" for thing in layout)
-    tenth = zlib.crc32(";".join(things).encode()) % 10
-    return {0: "val", 1: "test"}.get(tenth, "train")
+    things = [f"{thing.name},{thing.colour},{thing.x},{thing.y}" for thing in layout]
+    text = ";".join(sorted(things))
+    tenth = zlib.crc32(text.encode()) % 10
+    if tenth == 0:
+        return "val"
+    if tenth == 1:
+        return "test"
+    return "train"
 
 
 def layout(rng: Random, split: str, word_chance: float, most: int = 4) -> tuple[Thing, ...]:
@@ -89,7 +101,8 @@ def layout(rng: Random, split: str, word_chance: float, most: int = 4) -> tuple[
             words = rng.choice((1, 1, 1, min(2, number)))
         things: list[Thing] = []
         for index in range(number):
-            _add(things, _some_word if index < words else _some_shape, rng, number)
+            make = _some_word if index < words else _some_shape
+            _add(things, make, rng, number)
         if things and belongs_to(tuple(things)) == split:
             return tuple(things)
 
@@ -129,12 +142,23 @@ def draw(
 def _draw_thing(picture: Image.Image, thing: Thing, ink: Colour) -> DrawnThing:
     size = picture.width
     mask = _word_mask(thing, size) if thing.word else _shape_mask(thing, size)
-    left = min(round(thing.x * size / SIDE), size - mask.width)
-    top = min(round(thing.y * size / SIDE), size - mask.height)
+    left = min(_pixels(thing.x, size), size - mask.width)
+    top = min(_pixels(thing.y, size), size - mask.height)
     picture.paste(ink, (left, top), mask)
-    x1, y1, x2, y2 = mask.point(_HALF).getbbox() or (0, 0, *mask.size)
-    box = (left + x1) / size, (top + y1) / size, (left + x2) / size, (top + y2) / size
+    covered = mask.point(_HALF)
+    x1, y1, x2, y2 = covered.getbbox() or (0, 0, *mask.size)
+    box = (
+        (left + x1) / size,
+        (top + y1) / size,
+        (left + x2) / size,
+        (top + y2) / size,
+    )
     return DrawnThing(thing, box)
+
+
+def _pixels(units: int, size: int) -> int:
+    """A length in pixels, on a picture with sides of `size` pixels."""
+    return round(units * size / SIDE)
 
 
 _HALF = [0] * 128 + [255] * 128  # a pixel belongs to a thing when at least half of it is covered
@@ -142,8 +166,11 @@ _HALF = [0] * 128 + [255] * 128  # a pixel belongs to a thing when at least half
 
 def _clash(a: Thing, b: Thing) -> bool:
     """Whether two things touch, or are called the same."""
-    touch = _overlap(a.x, a.width, b.x, b.width) and _overlap(a.y, a.height, b.y, b.height)
-    return touch or a.name == b.name
+    if a.name == b.name:
+        return True
+    across = _overlap(a.x, a.width, b.x, b.width)
+    down = _overlap(a.y, a.height, b.y, b.height)
+    return across and down
 
 
 def _overlap(start: int, length: int, other_start: int, other_length: int) -> bool:
@@ -157,8 +184,8 @@ def _some_shape(rng: Random, number: int) -> Thing:
     width = rng.randint(9, _WIDEST[number - 1])
     height = width
     if shape.stretch > 1:
-        stretched = round(width * shape.stretch ** rng.uniform(-1, 1))
-        height = max(6, min(44, stretched))
+        factor = shape.stretch ** rng.uniform(-1, 1)
+        height = max(6, min(44, round(width * factor)))
     degrees = 0
     if shape.tilt > 90 or rng.random() < 0.4:
         degrees = rng.randint(-shape.tilt, shape.tilt)
@@ -169,7 +196,8 @@ def _some_shape(rng: Random, number: int) -> Thing:
 
 def _some_word(rng: Random, number: int) -> Thing:
     word = str(rng.randint(10, 999)) if rng.random() < 0.15 else rng.choice(WORDS)
-    word = rng.choice((str.lower, str.upper, str.capitalize))(word)
+    change_case = rng.choice((str.lower, str.upper, str.capitalize))
+    word = change_case(word)
     letters = rng.randint(11, _TALLEST[number - 1])
     width, height = _ink_size(word, letters)
     while width > SIDE - 2:
@@ -177,7 +205,8 @@ def _some_word(rng: Random, number: int) -> Thing:
         width, height = _ink_size(word, letters)
     x = rng.randint(0, SIDE - width)
     y = rng.randint(0, SIDE - height)
-    return Thing("word", rng.choice(_COLOUR_NAMES), word, x, y, width, height, letters)
+    colour = rng.choice(_COLOUR_NAMES)
+    return Thing("word", colour, word, x, y, width, height, letters)
 
 
 _SHAPE_NAMES = tuple(SHAPES)
@@ -200,9 +229,10 @@ def _ink_size(word: str, letters: float) -> tuple[int, int]:
 
 def _word_mask(thing: Thing, size: int) -> Image.Image:
     pixels = thing.turn * size / SIDE
-    left, top, _, _ = _font(pixels).getbbox(thing.word)
+    font = _font(pixels)
+    left, top, _, _ = font.getbbox(thing.word)
     mask = Image.new("L", _ink_size(thing.word, pixels))
-    ImageDraw.Draw(mask).text((-left, -top), thing.word, fill=255, font=_font(pixels))
+    ImageDraw.Draw(mask).text((-left, -top), thing.word, fill=255, font=font)
     return mask
 
 
@@ -210,33 +240,42 @@ def _shape_mask(thing: Thing, size: int) -> Image.Image:
     """How much of each pixel of its cell the shape covers, 0..255; drawn at four times the size."""
     fine = 4
     shape = SHAPES[thing.shape]
-    width = max(2, round(thing.width * size / SIDE)) * fine
-    height = max(2, round(thing.height * size / SIDE)) * fine
-    fit = _fit(shape.outline, width, height, thing.turn)
+    width = max(2, _pixels(thing.width, size)) * fine
+    height = max(2, _pixels(thing.height, size)) * fine
+    outline = _turned(shape.outline, width, height, thing.turn)
+    fit = _fit(outline, width, height)
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
-    pen.polygon(fit(shape.outline), fill=255)
+    pen.polygon(_moved(outline, *fit), fill=255)
     if shape.hole:
-        pen.polygon(fit(shape.hole), fill=0)
+        hole = _turned(shape.hole, width, height, thing.turn)
+        pen.polygon(_moved(hole, *fit), fill=0)
     return mask.reduce(fine)
 
 
-def _fit(outline: list[Point], width: int, height: int, degrees: int) -> Callable[[list[Point]], list[Point]]:
-    """How to stretch, turn and shrink points so that the outline just fills the cell in one direction."""
+def _turned(points: list[Point], width: int, height: int, degrees: int) -> list[Point]:
+    """Points stretched by the width and the height of a cell, then turned."""
     cos = math.cos(math.radians(degrees))
     sin = math.sin(math.radians(degrees))
+    turned = []
+    for x, y in points:
+        wide = x * width
+        high = y * height
+        turned.append((wide * cos - high * sin, wide * sin + high * cos))
+    return turned
 
-    def turned(points: list[Point]) -> list[Point]:
-        return [_turned(x * width, y * height, cos, sin) for x, y in points]
 
-    xs, ys = zip(*turned(outline), strict=True)
+def _fit(outline: list[Point], width: int, height: int) -> tuple[float, float, float]:
+    """The scale and the shift across and down with which an outline just fills a cell in one direction."""
+    xs = [x for x, _ in outline]
+    ys = [y for _, y in outline]
     left, right = min(xs), max(xs)
     top, bottom = min(ys), max(ys)
     scale = min((width - 1) / (right - left), (height - 1) / (bottom - top))
     across = (width - 1 - scale * (right + left)) / 2
     down = (height - 1 - scale * (bottom + top)) / 2
-    return lambda points: [(scale * x + across, scale * y + down) for x, y in turned(points)]
+    return scale, across, down
 
 
-def _turned(x: float, y: float, cos: float, sin: float) -> Point:
-    return x * cos - y * sin, x * sin + y * cos
+def _moved(points: list[Point], scale: float, across: float, down: float) -> list[Point]:
+    return [(scale * x + across, scale * y + down) for x, y in points]

@@ -39,39 +39,51 @@ WORDS = tuple(
 
 def _at(radius: float, turn: float) -> Point:
     """The point at a distance from the middle, and at an angle from above, clockwise."""
-    return radius * math.sin(turn), -radius * math.cos(turn)
+    x = radius * math.sin(turn)
+    y = -radius * math.cos(turn)
+    return x, y
 
 
-def _circle(radius: float = 1.0, steps: int = 48) -> list[Point]:
-    return [_at(radius, 2 * math.pi * step / steps) for step in range(steps)]
+def _circle(radius: float = 1.0) -> list[Point]:
+    angles = [2 * math.pi * step / 48 for step in range(48)]
+    return [_at(radius, angle) for angle in angles]
 
 
 def _star() -> list[Point]:
-    radii = [1.0, 0.42] * 5
-    return [_at(radius, math.pi * step / 5) for step, radius in enumerate(radii)]
+    points = []
+    for tip in range(5):
+        points.append(_at(1.0, math.pi * (2 * tip) / 5))
+        points.append(_at(0.42, math.pi * (2 * tip + 1) / 5))
+    return points
 
 
 def _heart() -> list[Point]:
     points = []
     for step in range(40):
         t = 2 * math.pi * step / 40
+        x = math.sin(t) ** 3
         y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3, -(y + 2.5) / 14.5))
+        points.append((x, -(y + 2.5) / 14.5))
     return points
 
 
 def _moon() -> list[Point]:
+    outer = _arc(range(50, 311, 10), middle=0.0, radius=1.0)
+    inner = _arc(range(280, 79, -10), middle=0.45, radius=0.78)
+    return outer + inner
+
+
+def _arc(degrees: range, middle: float, radius: float) -> list[Point]:
+    """Points around one that lies at `middle` on the horizontal axis, at angles from that axis, clockwise."""
     points = []
-    for degrees in range(50, 311, 10):
-        t = math.radians(degrees)
-        points.append((math.cos(t), math.sin(t)))
-    for degrees in range(280, 79, -10):
-        t = math.radians(degrees)
-        points.append((0.45 + 0.78 * math.cos(t), 0.78 * math.sin(t)))
+    for angle in degrees:
+        t = math.radians(angle)
+        points.append((middle + radius * math.cos(t), radius * math.sin(t)))
     return points
 
 
-def _cross(bar: float = 0.36) -> list[Point]:
+def _cross() -> list[Point]:
+    bar = 0.36
     points: list[Point] = []
     for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)):  # the quarters, clockwise
         quarter = [(1, bar), (bar, bar), (bar, 1)]

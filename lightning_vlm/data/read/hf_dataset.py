@@ -181,7 +181,7 @@ def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["dat
     splits = list(data)
     if isinstance(split, list):
         chosen = choose_split(splits, split, path)
-    elif split in splits:
+    elif split is not None and split in splits:
         chosen = split
     elif split is None and len(splits) == 1:
         (chosen,) = splits
