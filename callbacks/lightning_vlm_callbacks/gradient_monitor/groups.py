@@ -26,20 +26,23 @@ def parameter_groups(module: nn.Module, selectors: Sequence[str] | None) -> dict
     """
     if selectors is None:
         selectors = _parts(module)
-    groups: dict[str, Iterable[Parameter]]
-    if selectors is not None:
-        groups = {selector: select_parameters(module, selector).values() for selector in selectors}
+    groups: dict[str, Iterable[Parameter]] = {}
+    if selectors is None:
+        for name, branch in _branches(module).items():
+            groups[name] = branch.parameters()
     else:
-        groups = {name: child.parameters() for name, child in _branches(module).items()}
+        for selector in selectors:
+            groups[selector] = select_parameters(module, selector).values()
     groups[ALL] = module.parameters()
     return {name: _not_empty(parameters) for name, parameters in groups.items()}
 
 
 def _not_empty(parameters: Iterable[Parameter]) -> list[Parameter]:
-    return [parameter for parameter in parameters if parameter.numel()]
+    return [parameter for parameter in parameters if parameter.numel() > 0]
 
 
 def _parts(module: nn.Module) -> list[str] | None:
+    """The parts that have a path and aren't inside another part, if the module has a mapping `parts`."""
     parts = getattr(module, "parts", None)
     if not isinstance(parts, Mapping) or not parts:
         return None
@@ -49,16 +52,21 @@ def _parts(module: nn.Module) -> list[str] | None:
 
 def _branches(module: nn.Module) -> dict[str, nn.Module]:
     """The children of a module, or of the one child that has everything."""
-    prefix, children = "", _children(module)
-    while len(children) == 1:
-        ((name, child),) = children.items()
-        below = _children(child)
+    branches = _children(module)
+    while len(branches) == 1:
+        [(name, only_child)] = branches.items()
+        below = _children(only_child)
         if not below:
             break
-        prefix, children = f"{prefix}{name}.", below
-    return {f"{prefix}{name}": child for name, child in children.items()}
+        branches = {f"{name}.{child_name}": child for child_name, child in below.items()}
+    return branches
 
 
 def _children(module: nn.Module) -> dict[str, nn.Module]:
-    """Those that have parameters."""
-    return {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
+    """The children that have parameters."""
+    found = {}
+    for name, child in module.named_children():
+        has_parameters = next(child.parameters(), None) is not None
+        if has_parameters:
+            found[name] = child
+    return found

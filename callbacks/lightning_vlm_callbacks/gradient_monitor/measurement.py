@@ -1,6 +1,7 @@
 """One step's gradients, from the device to numbers on the host with one copy. For `GradientMonitor`."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,17 @@ from lightning_vlm_callbacks.host_copy import HostCopy
 
 __all__ = ["Measurement"]
 
+Number = TypeVar("Number", int, float)
+
 SMALL = 2**13
-"""Tensors of at most so many elements are joined."""
+"""Tensors of at most this many elements are joined."""
 
 
 class Measurement:
     """One step, from gradients on the device to numbers on the host.
 
-    Small tensors of the same groups are joined to one bundle: each call costs more than what it computes of
-    them.
+    Small tensors that belong to the same groups are joined to one bundle, because for them the overhead of a
+    call takes longer than its computation. Any other tensor is a bundle of its own.
 
     Args:
         step: Its number.
@@ -38,26 +41,22 @@ class Measurement:
         self.places: dict[str, list[int]] = {}
         """Which bundles belong to each group. Groups without a gradient aren't there."""
         self._bundles: list[list[nn.Parameter]] = []
-        self._bundle(groups)
-        self._sizes = [sum(_as_real(parameter).numel() for parameter in bundle) for bundle in self._bundles]
+        self._make_bundles(groups)
+        self._sizes = [sum(map(_size, bundle)) for bundle in self._bundles]
         self._weights_before: list[Tensor] = []
         self.gradients = self._gradients()
 
-    def _bundle(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
-        owners: dict[nn.Parameter, list[str]] = {}
-        for name, group in groups.items():
-            for parameter in group:
-                if parameter.grad is not None:
-                    owners.setdefault(parameter, []).append(name)
+    def _make_bundles(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
         bundles: dict[Hashable, list[nn.Parameter]] = {}
         places: dict[str, list[int]] = {name: [] for name in groups}
-        for parameter, names in owners.items():
-            is_small = parameter.numel() <= SMALL
-            key: Hashable = (parameter.dtype, *names) if is_small else id(parameter)
+        for parameter, names in _owners(groups).items():
+            key: Hashable = id(parameter)
+            if parameter.numel() <= SMALL:
+                key = (parameter.dtype, *names)
             if key not in bundles:
-                bundles[key] = []
                 for name in names:
-                    places[name].append(len(bundles) - 1)
+                    places[name].append(len(bundles))
+                bundles[key] = []
             bundles[key].append(parameter)
         self._bundles = list(bundles.values())
         self.places = {name: own for name, own in places.items() if own}
@@ -66,8 +65,8 @@ class Measurement:
         """The norm of each group before the step is made. The host waits for it."""
         if not self.gradients:
             return {}
-        found = norms(self.gradients).cpu().double()
-        return {name: float(found[places].norm()) for name, places in self.places.items()}
+        of_bundles = norms(self.gradients).cpu().double()
+        return {name: float(of_bundles[places].norm()) for name, places in self.places.items()}
 
     @torch.no_grad()
     def before_step(self, histogram: bool, buffers: dict[int, Tensor] | None) -> None:
@@ -89,11 +88,17 @@ class Measurement:
 
     @torch.no_grad()
     def after_step(self, clipped: bool) -> None:
-        """Measure the gradients as they are now, if they are still there, and by how much the weights moved.
-        Then begin the one copy to the host, which doesn't wait for it."""
-        gradients = self._gradients() if clipped else []
-        if gradients:
-            self.rows["clipped"] = norms(gradients)
+        """Measure by how much the step moved the weights, and begin the one copy to the host.
+
+        The host doesn't wait for the copy.
+
+        Args:
+            clipped: Whether the gradients are the clipped ones now. They are measured unless one is gone.
+        """
+        if clipped:
+            gradients = self._gradients()
+            if gradients:
+                self.rows["clipped"] = norms(gradients)
         if self._weights_before:
             self.rows["update"] = _distances(self._weights_before, self._weights())
             self._weights_before = []
@@ -101,35 +106,40 @@ class Measurement:
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
         """`statistics` and histogram of each group that had a gradient. Waits for the copy."""
-        packed = self._packed.read()
-        cells = len(self.rows) * len(self._sizes)
-        rows = packed[:cells].view(len(self.rows), -1).tolist()
-        bins = packed[cells:].view(-1, len(BIN_EDGES) - 1).tolist()
+        row_count = len(self.rows)
+        bin_count = len(BIN_EDGES) - 1
+        in_rows = row_count * len(self._bundles)
+        in_histograms = bin_count * len(self.histograms)
+        rows, bins = self._packed.read().split([in_rows, in_histograms])
+        rows_by_name = dict(zip(self.rows, rows.view(row_count, -1).tolist(), strict=True))
         found = {}
         for name, places in self.places.items():
-            own_rows = {
-                key: [row[place] for place in places] for key, row in zip(self.rows, rows, strict=True)
-            }
-            found[name] = statistics(own_rows, [self._sizes[place] for place in places])
-        return found, dict(zip(self.histograms, bins, strict=True))
+            own_rows = {key: _at(places, row) for key, row in rows_by_name.items()}
+            found[name] = statistics(own_rows, _at(places, self._sizes))
+        histograms = bins.view(-1, bin_count).tolist()
+        return found, dict(zip(self.histograms, histograms, strict=True))
 
     def _gradients(self) -> list[Tensor]:
         """The gradient of each bundle; nothing if one of them is gone."""
         joined = []
         for bundle in self._bundles:
-            found = [parameter.grad for parameter in bundle if parameter.grad is not None]
-            if len(found) < len(bundle):
-                return []
-            dense = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
-            joined.append(_join(dense))
+            gradients = []
+            for parameter in bundle:
+                if parameter.grad is None:
+                    return []
+                gradients.append(_dense(parameter.grad))
+            joined.append(_join(gradients))
         return joined
 
     def _weights(self) -> list[Tensor]:
         return [_join(bundle) for bundle in self._bundles]
 
     def _copies(self, weights: list[Tensor], buffers: dict[int, Tensor]) -> list[Tensor]:
-        """Copies of the weights. On a GPU their memory is free for others between steps, and soon had again;
-        on a CPU that takes longer than to copy, so it is kept."""
+        """Copies of the weights.
+
+        On a GPU their memory is freed after the step, because torch soon finds it again. On a CPU finding
+        memory takes longer than copying, so it is kept in `buffers`.
+        """
         if weights[0].is_cuda:
             return [weight.clone() for weight in weights]
         copies = []
@@ -142,21 +152,50 @@ class Measurement:
         return copies
 
 
+def _owners(groups: Mapping[str, Sequence[nn.Parameter]]) -> dict[nn.Parameter, list[str]]:
+    """The names of the groups of each parameter that has a gradient."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, group in groups.items():
+        for parameter in group:
+            if parameter.grad is not None:
+                owners.setdefault(parameter, []).append(name)
+    return owners
+
+
+def _at(places: Sequence[int], values: Sequence[Number]) -> list[Number]:
+    return [values[place] for place in places]
+
+
 def _distances(before: list[Tensor], now: list[Tensor]) -> Tensor:
-    """The norm of each change. On a CPU one after another, so that a change isn't written to memory and read
-    back."""
+    """The norm of each change.
+
+    On a CPU one change is computed after another, so that it is still in the cache when its norm is taken.
+    """
     if before[0].is_cuda:
         return norms(list(torch._foreach_sub(now, before)))
-    return torch.stack([_norm(new - old) for new, old in zip(now, before, strict=True)]).float()
-
-
-def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    found = []
+    for new, old in zip(now, before, strict=True):
+        change = new - old
+        accurate = torch.promote_types(change.dtype, torch.float32)
+        found.append(torch.linalg.vector_norm(change, dtype=accurate))
+    return torch.stack(found).float()
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor as it is, several as one flat tensor."""
     parts = [_as_real(tensor) for tensor in tensors]
-    return parts[0] if len(parts) == 1 else torch.cat([part.flatten() for part in parts])
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def _size(tensor: Tensor) -> int:
+    """The number of elements, two for each complex number."""
+    return _as_real(tensor).numel()
 
 
 def _as_real(tensor: Tensor) -> Tensor:

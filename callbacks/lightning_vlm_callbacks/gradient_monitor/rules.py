@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["Anomaly", "Limits", "RunningNorm", "Watch", "anomaly"]
@@ -9,22 +10,24 @@ __all__ = ["Anomaly", "Limits", "RunningNorm", "Watch", "anomaly"]
 Anomaly = Literal["nan", "exploding", "vanishing", "dead"]
 
 WARM_UP = 25
-"""Norms that are seen before any is called unusual, as in ZClip."""
+"""How many norms are seen before any is called unusual, as in ZClip."""
 ALPHA = 0.97
-"""How much of the running mean and variance a new norm leaves, as in ZClip."""
+"""The share of the running mean and variance that stays when a new norm is added, as in ZClip."""
 LEAST_SPREAD = 0.05
-"""A standard deviation below this share of the mean counts as this much: steady norms may move a little."""
+"""The least standard deviation, as a share of the mean: norms that hardly vary may still move a little."""
 MIN_NORM = 1e-7
-"""A norm below this is vanishing: such a step is lost in the rounding of float32 weights."""
+"""A norm below this is vanishing: the step is lost when the weights are rounded to float32."""
 DEAD_AFTER = 10
-"""After so many norms in a row that are zero or missing, a group is dead."""
+"""A group is dead after this many norms in a row that are zero or missing."""
 
 
 class Limits(NamedTuple):
-    """Above what a norm is exploding; None turns a rule off."""
+    """The limits above which a norm is exploding; None turns a rule off."""
 
     max_norm: float | None
+    """The largest norm."""
     max_z: float | None
+    """The most standard deviations above the mean."""
 
 
 class RunningNorm(NamedTuple):
@@ -61,13 +64,15 @@ class RunningNorm(NamedTuple):
         if not math.isfinite(norm):
             return self
         norm = min(norm, self.limit(max_z))
+        seen = self.seen + 1
         is_warm_up = self.seen < WARM_UP
-        share = 1 / (self.seen + 1) if is_warm_up else 1 - ALPHA
+        share = 1 / seen if is_warm_up else 1 - ALPHA
         mean = self.mean + share * (norm - self.mean)
-        # During the warm-up this is the variance of all norms so far (Welford); afterwards as in ZClip.
-        other = self.mean if is_warm_up else mean
-        square = (norm - mean) * (norm - other)
-        return RunningNorm(self.seen + 1, mean, self.variance + share * (square - self.variance))
+        # During the warm-up this is the variance of all norms so far (Welford); afterwards it is as in ZClip.
+        other_mean = self.mean if is_warm_up else mean
+        square = (norm - mean) * (norm - other_mean)
+        variance = self.variance + share * (square - self.variance)
+        return RunningNorm(seen, mean, variance)
 
 
 def anomaly(norm: float | None, usual: RunningNorm, dead_for: int, limits: Limits) -> Anomaly | None:
@@ -95,10 +100,13 @@ def anomaly(norm: float | None, usual: RunningNorm, dead_for: int, limits: Limit
         return None
     if not math.isfinite(norm):
         return "nan"
-    highest = math.inf if limits.max_norm is None else limits.max_norm
-    if norm > min(highest, usual.limit(limits.max_z)):
+    if limits.max_norm is not None and norm > limits.max_norm:
         return "exploding"
-    return "vanishing" if norm < MIN_NORM else None
+    if norm > usual.limit(limits.max_z):
+        return "exploding"
+    if norm < MIN_NORM:
+        return "vanishing"
+    return None
 
 
 class Watch:
@@ -118,7 +126,8 @@ class Watch:
     """
 
     def __init__(self, limits: Limits, has_scaler: bool = False) -> None:
-        self.limits, self.has_scaler = limits, has_scaler
+        self.limits = limits
+        self.has_scaler = has_scaler
         self.trained = 0
         self.usual: dict[str, RunningNorm] = {}
         self.dead_for: dict[str, int] = {}
@@ -139,26 +148,33 @@ class Watch:
             sentence.
         """
         if trained != self.trained:
-            self.trained, self.usual = trained, {}
-        alarm, news = False, []
+            self.trained = trained
+            self.usual = {}
+        alarm = False
+        news = []
         for group, norm in norms.items():
             usual = self.usual.get(group, RunningNorm())
             found = self._judge_group(group, norm, usual)
             if found is None:
                 continue
-            alarm = alarm or found in ("nan", "exploding")
+            if found in ("nan", "exploding"):
+                alarm = True
             if self._count(group, found, step) == 1:
                 value = "no gradient" if norm is None else f"norm {norm:.3g}"
                 news.append(f"{found} in {group!r}: {value} (usually {usual.mean:.3g} ± {usual.spread:.2g})")
         return alarm, news
 
     def _judge_group(self, group: str, norm: float | None, usual: RunningNorm) -> Anomaly | None:
-        is_dead = norm is None or norm == 0
-        self.dead_for[group] = self.dead_for.get(group, 0) + 1 if is_dead else 0
-        found = anomaly(norm, usual, self.dead_for[group], self.limits)
+        dead_for = 0
+        if norm is None or norm == 0:
+            dead_for = self.dead_for.get(group, 0) + 1
+        self.dead_for[group] = dead_for
         if norm is not None:
             self.usual[group] = usual.after(norm, self.limits.max_z)
-        return None if found == "nan" and self.has_scaler else found
+        found = anomaly(norm, usual, dead_for, self.limits)
+        if found == "nan" and self.has_scaler:
+            return None
+        return found
 
     def _count(self, group: str, found: Anomaly, step: int) -> int:
         """Count an anomaly; how many there are of it now."""
@@ -175,18 +191,16 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """All of this as primitives."""
-        seen = {}
-        for group, anomalies in self.seen.items():
-            seen[group] = {found: list(counts) for found, counts in anomalies.items()}
         return {
             "trained": self.trained,
             "usual": {group: list(usual) for group, usual in self.usual.items()},
             "dead_for": dict(self.dead_for),
-            "seen": seen,
+            "seen": deepcopy(self.seen),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.trained = state["trained"]
         self.usual = {group: RunningNorm(*usual) for group, usual in state["usual"].items()}
-        self.dead_for, self.seen = dict(state["dead_for"]), state["seen"]
+        self.dead_for = dict(state["dead_for"])
+        self.seen = state["seen"]

@@ -11,22 +11,23 @@ __all__ = ["BIN_EDGES", "log2_histogram", "norms", "reductions", "statistics"]
 BIN_EDGES = list(range(-40, 9))
 """Edges of the bins of `log2_histogram`, as powers of two."""
 SAMPLE = 2**16
-"""At most so many elements of a group are sorted into bins."""
+"""At most this many elements of a group are sorted into bins."""
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of each of n dense tensors: shape [n], float32, on their device."""
-    # In half precision the sums would be rounded; double may not be narrowed.
+    # In half precision the sums would be rounded, and torch refuses to narrow float64.
     has_double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    found = torch._foreach_norm(tensors, 2, dtype=torch.float64 if has_double else torch.float32)
+    accurate = torch.float64 if has_double else torch.float32
+    found = torch._foreach_norm(tensors, 2, dtype=accurate)
     return torch.stack(found).float()
 
 
 def reductions(gradients: list[Tensor]) -> dict[str, Tensor]:
     """Norm, sum, largest magnitude and number of nonzero elements of each gradient.
 
-    Of `torch._foreach_norm` only the orders that are exact and fast are used: on a CPU order 0 stops counting
-    at 2^24, and order inf takes ten times as long as `torch.aminmax`; sums it has none.
+    `torch._foreach_norm` isn't used for all of them: on a CPU order 0 stops counting at 2^24, order inf takes
+    ten times as long as `torch.aminmax`, and no order is a sum.
 
     Args:
         gradients: n dense tensors, none of them empty, on one device.
@@ -35,20 +36,28 @@ def reductions(gradients: list[Tensor]) -> dict[str, Tensor]:
         Name -> Tensor of shape [n], float32, on that device: nothing is copied to the host.
     """
     norm = norms(gradients)
-    sums, nonzero, lowest, highest = [], [], [], []
-    for gradient in gradients:  # all statistics of one while it is in the cache
-        sums.append(gradient.sum(dtype=torch.promote_types(gradient.dtype, torch.float32)))
+    sums = []
+    nonzero = []
+    lowest = []
+    highest = []
+    for gradient in gradients:  # one after another, so that each is still in the cache for the next statistic
+        accurate = torch.promote_types(gradient.dtype, torch.float32)
+        sums.append(gradient.sum(dtype=accurate))
         nonzero.append(gradient.count_nonzero())
         if not gradient.is_cuda:
             low, high = torch.aminmax(gradient)
             lowest.append(low)
             highest.append(high)
-    if lowest:
-        largest = torch.maximum(torch.stack(highest), -torch.stack(lowest))
-    else:
+    if gradients[0].is_cuda:
         largest = torch.stack(torch._foreach_norm(gradients, math.inf))
-    rows = {"norm": norm, "sum": torch.stack(sums), "max": largest, "nonzero": torch.stack(nonzero)}
-    return {name: row.float() for name, row in rows.items()}
+    else:
+        largest = torch.maximum(torch.stack(highest), -torch.stack(lowest))
+    return {
+        "norm": norm,
+        "sum": torch.stack(sums).float(),
+        "max": largest.float(),
+        "nonzero": torch.stack(nonzero).float(),
+    }
 
 
 def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, float]:
@@ -72,12 +81,13 @@ def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dic
     norm = _root_of_squares(rows["norm"])
     mean = sum(rows["sum"]) / count
     variance = norm**2 / count - mean**2
+    share_of_nonzero = sum(rows["nonzero"]) / count
     found = {
         "norm": norm,
         "mean": mean,
-        "std": math.sqrt(max(variance, 0.0)),  # max keeps NaN, because it comes first
-        "max": max(rows["max"], key=lambda value: (math.isnan(value), value)),
-        "zeros": max(1 - sum(rows["nonzero"]) / count, 0.0),
+        "std": math.sqrt(max(variance, 0.0)),  # max returns a NaN if that is its first argument
+        "max": _highest(rows["max"]),
+        "zeros": max(1 - share_of_nonzero, 0.0),
     }
     if "clipped" in rows:
         found["clipped_norm"] = _root_of_squares(rows["clipped"])
@@ -92,18 +102,25 @@ def _root_of_squares(values: Sequence[float]) -> float:
     return math.sqrt(sum(value * value for value in values))
 
 
+def _highest(values: Sequence[float]) -> float:
+    """The highest value, or NaN if there is one."""
+    if any(map(math.isnan, values)):
+        return math.nan
+    return max(values)
+
+
 def log2_histogram(gradients: list[Tensor]) -> Tensor:
     """How many elements of a sample have each order of magnitude: a histogram of log2|g|.
 
-    Gradients span many orders of magnitude, which need a logarithmic axis; fixed edges don't depend on the
-    data.
+    The axis is logarithmic because gradients span many orders of magnitude. The edges are fixed, so that
+    histograms of different steps can be compared.
 
     Args:
-        gradients: Of one group, dense, on one device. Of a large group every k-th element is taken.
+        gradients: Those of one group, dense, on one device. Of a large group every k-th element is taken.
 
     Returns:
-        Tensor of shape [48], float32: from 2^-40 to 2^8. The first and the last also have what is beyond,
-        zeros included; NaN is left out.
+        Tensor of shape [48], float32: from 2^-40 to 2^8. The first and the last bin also count what lies
+        beyond them, zeros included. NaN is left out.
 
     >>> counts = log2_histogram([torch.tensor([0.3, -0.4, 1.0, 0.0, torch.nan])])
     >>> {BIN_EDGES[bin]: int(count) for bin, count in enumerate(counts) if count}
@@ -112,5 +129,7 @@ def log2_histogram(gradients: list[Tensor]) -> Tensor:
     size = sum(gradient.numel() for gradient in gradients)
     every = math.ceil(size / SAMPLE)
     sample = torch.cat([gradient.flatten()[::every].float() for gradient in gradients])
-    low, high = BIN_EDGES[0], BIN_EDGES[-1]
-    return torch.histc(sample.abs().log2().clamp(low, high), bins=high - low, min=low, max=high)
+    low = BIN_EDGES[0]
+    high = BIN_EDGES[-1]
+    exponents = sample.abs().log2().clamp(low, high)
+    return torch.histc(exponents, bins=high - low, min=low, max=high)
