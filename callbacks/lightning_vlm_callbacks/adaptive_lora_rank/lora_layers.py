@@ -93,9 +93,9 @@ def set_ranks(
 
     Args:
         root: Any module.
-        ranks: By the names of `lora_layers`. Layers that aren't named stay.
+        ranks: The rank by the layer's name in `lora_layers`. Layers that aren't named stay as they are.
         optimizers: The optimizers that may train them.
-        seed: Of new directions; each layer draws its own.
+        seed: The seed of new directions, which differ from layer to layer.
 
     Returns:
         The names of the layers whose rank has changed.
@@ -107,15 +107,18 @@ def set_ranks(
     layers = lora_layers(root)
     configs = _configs(root, layers)
     _check_names(root, layers, ranks)
-    changed = [name for name, rank in ranks.items() if name in layers and rank != layers[name].rank]
-    for name in changed:
+    changed = []
+    for name, rank in ranks.items():
+        if name not in layers or rank == layers[name].rank:
+            continue
+        changed.append(name)
         layer, adapter = layers[name]
-        if ranks[name] == 0:
+        if rank == 0:
             drop_lora(layer, adapter, optimizers)
         else:
             init = configs[name].init_lora_weights if name in configs else True
             own_seed = zlib.crc32(f"{seed} {name}".encode())  # the same in every process and on every machine
-            resize_lora(layer, ranks[name], adapter, optimizers, init, own_seed)
+            resize_lora(layer, rank, adapter, optimizers, init, own_seed)
     if changed:
         _update_peft_configs(root)
     return changed
@@ -145,8 +148,8 @@ def check_ranks(layers: Mapping[str, LoraLayer], ranks: Mapping[str, int]) -> No
     """Check that layers have the ranks of a checkpoint.
 
     Args:
-        layers: By name.
-        ranks: Those of the checkpoint, 0 where the adapter was removed.
+        layers: The layers by name.
+        ranks: The ranks in the checkpoint, 0 where the adapter was removed.
 
     Raises:
         MisconfigurationException: A layer has another rank, or isn't among them.
@@ -216,10 +219,13 @@ def _models(root: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in root.named_modules():
         configs = vars(module).get("peft_config")
-        if isinstance(configs, dict):
+        if not isinstance(configs, dict):
+            continue
+        for wrapper in list(found):
             # PEFT's wrapper shares its configs with the model inside, and names are relative to that model.
-            found = {place: other for place, other in found.items() if other.peft_config is not configs}
-            found[name] = module
+            if found[wrapper].peft_config is configs:
+                del found[wrapper]
+        found[name] = module
     return found
 
 
@@ -235,22 +241,29 @@ def _configs(root: nn.Module, layers: Mapping[str, LoraLayer]) -> dict[str, Any]
 
 
 def _update_peft_configs(root: nn.Module) -> None:
-    """Write ranks and alphas into PEFT's configs, so that it can load what it saves.
+    """Write ranks and alphas into PEFT's configs, so that it can load what it saves."""
+    for model in _models(root).values():
+        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_embedding_A")}
+        for adapter, config in model.peft_config.items():
+            _update_peft_config(config, adapter, layers)
+
+
+def _update_peft_config(config: Any, adapter: str, layers: Mapping[str, Any]) -> None:
+    """Write an adapter's ranks and alphas into its config.
 
     PEFT looks for keys at the end of names, and takes the first: an anchored full name fits one layer only.
     It refuses a rank of 0, so a layer without the adapter can't be a target.
     """
-    for model in _models(root).values():
-        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_embedding_A")}
-        for adapter, config in model.peft_config.items():
-            adapted = {name: layer for name, layer in layers.items() if adapter in layer.r}
-            if not adapted:
-                continue
-            config.rank_pattern = {f"^{re.escape(name)}": layer.r[adapter] for name, layer in adapted.items()}
-            config.alpha_pattern = {
-                f"^{re.escape(name)}": layer.lora_alpha[adapter] for name, layer in adapted.items()
-            }
-            if len(adapted) < len(layers):
-                config.target_modules = "|".join(map(re.escape, adapted))  # a string must match in full
-                config.layers_to_transform = None
-                config.layers_pattern = None
+    adapted = {name: layer for name, layer in layers.items() if adapter in layer.r}
+    if not adapted:
+        return
+    config.rank_pattern = {}
+    config.alpha_pattern = {}
+    for name, layer in adapted.items():
+        key = f"^{re.escape(name)}"
+        config.rank_pattern[key] = layer.r[adapter]
+        config.alpha_pattern[key] = layer.lora_alpha[adapter]
+    if len(adapted) < len(layers):
+        config.target_modules = "|".join(map(re.escape, adapted))  # a string must match in full
+        config.layers_to_transform = None
+        config.layers_pattern = None

@@ -45,11 +45,11 @@ def resize_lora(
 
     Args:
         layer: A `peft.tuners.lora.Linear` or one for bitsandbytes, unmerged.
-        rank: The new one, 1 or more; see `drop_lora` for 0.
-        adapter: Which of the layer's.
+        rank: The new rank, 1 or more; see `drop_lora` for 0.
+        adapter: The adapter's name.
         optimizers: The optimizers that may train it.
         init: `init_lora_weights` of the adapter's config: with "gaussian" new rows of A are normal.
-        seed: Of new rows.
+        seed: The seed of new rows.
 
     Raises:
         MisconfigurationException: The rank is less than 1, or adapters are merged.
@@ -65,7 +65,8 @@ def resize_lora(
         raise MisconfigurationException(f"rank: found {rank}; expected 1 or more")
     if layer.merged:
         raise MisconfigurationException("found merged adapters, expected the layer unmerged: layer.unmerge()")
-    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    a = layer.lora_A[adapter].weight
+    b = layer.lora_B[adapter].weight
     with_state = [optimizer for optimizer in optimizers if a in optimizer.state or b in optimizer.state]
     with torch.no_grad():
         if rank < len(a):
@@ -73,8 +74,12 @@ def resize_lora(
         if rank > len(a):  # also where A or B is narrower than the wanted rank
             _grow(a, b, rank, with_state, init, seed)
     ratio = rank / layer.r[adapter]
-    alpha = layer.lora_alpha[adapter] * (math.sqrt(ratio) if layer.use_rslora[adapter] else ratio)
-    layer.lora_alpha[adapter] = round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+    if layer.use_rslora[adapter]:
+        ratio = math.sqrt(ratio)
+    alpha = layer.lora_alpha[adapter] * ratio
+    whole_alpha = round(alpha)
+    is_whole = math.isclose(alpha, whole_alpha, rel_tol=1e-12)
+    layer.lora_alpha[adapter] = whole_alpha if is_whole else alpha
     layer.r[adapter] = rank
     layer.lora_A[adapter].out_features = rank
     layer.lora_B[adapter].in_features = rank
@@ -85,14 +90,13 @@ def drop_lora(layer: Any, adapter: str = "default", optimizers: Iterable[Optimiz
 
     Args:
         layer: As for `resize_lora`.
-        adapter: Which of the layer's.
+        adapter: The adapter's name.
         optimizers: The optimizers whose groups lose the parameters.
     """
-    removed = [*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters()]
-    ids = {id(parameter) for parameter in removed}
+    removed = {*layer.lora_A[adapter].parameters(), *layer.lora_B[adapter].parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in ids]
+            group["params"] = [parameter for parameter in group["params"] if parameter not in removed]
         for parameter in removed:
             optimizer.state.pop(parameter, None)
     for parameter in removed:  # lists held elsewhere may still contain them
@@ -116,8 +120,9 @@ def _shrink(a: Parameter, b: Parameter, rank: int, optimizers: list[Optimizer]) 
     t = r_a.T @ v.T / row_length
     new_a = (row_length * v) @ q_a.T
     new_b = q_b @ (u * sigma) / row_length
-    _replace(a, new_a, optimizers, lambda m: t.T @ m, lambda m: t.square().T @ m)
-    _replace(b, new_b, optimizers, lambda m: m @ s.T, lambda m: m @ s.square().T)
+    # As A' = S A and B' = B T, the gradient of A' is Tᵀ dA, and that of B' is dB Sᵀ.
+    _replace(a, new_a, optimizers, first=lambda m: t.T @ m, second=lambda m: t.square().T @ m)
+    _replace(b, new_b, optimizers, first=lambda m: m @ s.T, second=lambda m: m @ s.square().T)
 
 
 def _grow(
@@ -131,36 +136,38 @@ def _grow(
     else:
         nn.init.kaiming_uniform_(rows, a=math.sqrt(5), generator=generator)
 
-    def with_rows(m: Tensor, new: Tensor) -> Tensor:
-        return torch.cat((m, new.expand(more, -1).to(m)))
+    def with_zero_rows(m: Tensor) -> Tensor:
+        return torch.cat((m, m.new_zeros(more, m.shape[1])))
 
-    def with_columns(m: Tensor, new: Tensor) -> Tensor:
-        return torch.cat((m, new.expand(-1, more)), 1)
+    def with_mean_rows(m: Tensor) -> Tensor:
+        return torch.cat((m, m.mean(0, keepdim=True).expand(more, -1)))
 
-    new_a = with_rows(_wide(a), rows)
-    new_b = with_columns(_wide(b), _wide(b).new_zeros(len(b), 1))
-    _replace(a, new_a, optimizers, lambda m: with_rows(m, 0 * m[:1]), lambda m: with_rows(m, m.mean(0, True)))
-    _replace(
-        b,
-        new_b,
-        optimizers,
-        lambda m: with_columns(m, 0 * m[:, :1]),
-        lambda m: with_columns(m, m.mean(1, True)),
-    )
+    def with_zero_columns(m: Tensor) -> Tensor:
+        return torch.cat((m, m.new_zeros(len(m), more)), 1)
+
+    def with_mean_columns(m: Tensor) -> Tensor:
+        return torch.cat((m, m.mean(1, keepdim=True).expand(-1, more)), 1)
+
+    wide_a = _wide(a)
+    new_a = torch.cat((wide_a, rows.to(wide_a)))
+    new_b = with_zero_columns(_wide(b))
+    _replace(a, new_a, optimizers, with_zero_rows, with_mean_rows)
+    _replace(b, new_b, optimizers, with_zero_columns, with_mean_columns)
 
 
 def _replace(
     parameter: Parameter, value: Tensor, optimizers: list[Optimizer], first: Change, second: Change
 ) -> None:
     """Put another matrix into a parameter, and change the optimizer state of it in the same way."""
-    changes = {**dict.fromkeys(_FIRST_MOMENTS, first), **dict.fromkeys(_SECOND_MOMENTS, second)}
+    changes = dict.fromkeys(_FIRST_MOMENTS, first) | dict.fromkeys(_SECOND_MOMENTS, second)
     for optimizer in optimizers:
         _replace_state(parameter, optimizer, changes)
     dtype = parameter.dtype
     parameter.grad = None
     # Changing the dtype gives the parameter a new AccumulateGrad node; an old graph may still hold one that
     # expects the old shape.
-    parameter.data = parameter.data.to(torch.float16 if dtype == torch.float32 else torch.float32)
+    other_dtype = torch.float16 if dtype == torch.float32 else torch.float32
+    parameter.data = parameter.data.to(other_dtype)
     parameter.data = value.to(dtype).contiguous()
 
 
@@ -169,16 +176,18 @@ def _replace_state(parameter: Parameter, optimizer: Optimizer, changes: Mapping[
     for name, value in list(state.items()):
         if not isinstance(value, Tensor) or value.ndim == 0:
             continue
-        if name not in changes or value.shape != parameter.shape or not value.is_floating_point():
+        is_like_parameter = value.shape == parameter.shape and value.is_floating_point()
+        if name not in changes or not is_like_parameter:
             del optimizer.state[parameter]  # the optimizer then creates new state
             rank_zero_warn(
                 f"{type(optimizer).__name__} keeps {name!r}, which can't be carried over to another rank: "
                 "where LoRA's rank changes, its state starts from zero",
             )
             return
-        state[name] = changes[name](_wide(value)).to(value.dtype).contiguous()
+        changed = changes[name](_wide(value))
+        state[name] = changed.to(value.dtype).contiguous()
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """At least in float32."""
+    """The tensor, detached and at least in float32."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
