@@ -70,25 +70,22 @@ def check_batch(batch: Any, module: nn.Module) -> list[str]:
     >>> check_batch(batch, nn.Linear(1, 1))
     ['x: 1 of 2 values are NaN or infinite', 'labels: nothing is supervised (all are -100)']
     """
-    named = list(named_tensors(batch))
+    named = [(path, path.split(".")[-1], value) for path, value in named_tensors(batch)]
     vocabulary = None
-    if any(_last(path) == "input_ids" for path, _ in named):
+    if any(name == "input_ids" for _, name, _ in named):
         sizes = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)]
         vocabulary = max(sizes, default=None)
     found = []
-    for path, value in named:
-        for problem in _problems(_last(path), value, vocabulary):
-            found.append(f"{path or 'the batch'}: {problem}")
+    for path, name, value in named:
+        place = path or "the batch"
+        for problem in _problems(name, value, vocabulary):
+            found.append(f"{place}: {problem}")
     return found
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _problems(name: str, value: Tensor, vocabulary: int | None) -> Iterator[str]:
     if value.is_floating_point():
-        bad = int((~value.isfinite()).sum())
+        bad = value.numel() - int(value.isfinite().sum())
         if bad:
             yield f"{bad} of {value.numel()} values are NaN or infinite"
         yield from _plain_pictures(value)
@@ -110,22 +107,27 @@ def _problems(name: str, value: Tensor, vocabulary: int | None) -> Iterator[str]
 def _plain_pictures(value: Tensor) -> Iterator[str]:
     if value.ndim < 3 or not value.numel():
         return
-    first = max(1, value.ndim - 3)  # of the dimensions that are within a picture
-    pictures = value.flatten(first).flatten(0, -2)
+    first = max(1, value.ndim - 3)  # the first of the dimensions that are within a picture
+    by_picture = value.flatten(first)
+    pictures = by_picture.flatten(0, -2)  # [pictures, values]
     is_plain = pictures.amin(1) == pictures.amax(1)
     (plain,) = is_plain.nonzero(as_tuple=True)
-    if len(plain):
-        which = plain.tolist()[:8]
-        levels = {f"{colour:.4g}" for colour in pictures[plain, 0].tolist()}
-        colours = ", ".join(sorted(levels)[:4])
-        found = f"pictures {which} of {len(pictures)} are one colour ({colours})"
-        yield f"{found}; it may be padding" if value.ndim > 4 else found
+    if not len(plain):
+        return
+    which = plain.tolist()[:8]
+    levels = {f"{colour:.4g}" for colour in pictures[plain, 0].tolist()}
+    colours = ", ".join(sorted(levels)[:4])
+    found = f"pictures {which} of {len(pictures)} are one colour ({colours})"
+    if value.ndim > 4:
+        found += "; it may be padding"
+    yield found
 
 
 def _outside(values: Tensor, vocabulary: int | None, kind: str) -> Iterator[str]:
     if not values.numel():
         return
-    low, high = map(int, values.aminmax())
+    low = int(values.min())
+    high = int(values.max())
     found = f"{kind} from {low} to {high}"
     if vocabulary is not None and (low < 0 or high >= vocabulary):
         yield f"{found}; expected 0 to {vocabulary - 1}, as the vocabulary has {vocabulary} entries"
