@@ -52,10 +52,13 @@ def _graded(size: int) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _striped(size: int, width: int) -> Image.Image:
+    """Stripes of this many units, by turns black and white."""
     blend = Image.new("L", (size, size))
     for row in range(size):
         stripe = row * SIDE // (size * width)
-        blend.paste(255 * (stripe % 2), (0, row, size, row + 1))
+        is_odd = stripe % 2 == 1
+        if is_odd:
+            blend.paste(255, (0, row, size, row + 1))
     return blend
 
 

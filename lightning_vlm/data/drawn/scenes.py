@@ -111,7 +111,8 @@ def _add(things: list[Thing], make: Callable[[Random, int], Thing], rng: Random,
     """Add a thing that clashes with no other, if one is found soon."""
     for _ in range(12):
         thing = make(rng, number)
-        if not any(_clash(thing, other) for other in things):
+        clashes = [_clash(thing, other) for other in things]
+        if not any(clashes):
             things.append(thing)
             return
 
@@ -174,7 +175,10 @@ def _clash(a: Thing, b: Thing) -> bool:
 
 
 def _overlap(start: int, length: int, other_start: int, other_length: int) -> bool:
-    return start < other_start + other_length + GAP and other_start < start + length + GAP
+    """Whether two stretches of one axis overlap, or come nearer than the gap."""
+    end = start + length + GAP
+    other_end = other_start + other_length + GAP
+    return start < other_end and other_start < end
 
 
 def _some_shape(rng: Random, number: int) -> Thing:
@@ -271,9 +275,11 @@ def _fit(outline: list[Point], width: int, height: int) -> tuple[float, float, f
     ys = [y for _, y in outline]
     left, right = min(xs), max(xs)
     top, bottom = min(ys), max(ys)
-    scale = min((width - 1) / (right - left), (height - 1) / (bottom - top))
-    across = (width - 1 - scale * (right + left)) / 2
-    down = (height - 1 - scale * (bottom + top)) / 2
+    last_column = width - 1
+    last_row = height - 1
+    scale = min(last_column / (right - left), last_row / (bottom - top))
+    across = (last_column - scale * (right + left)) / 2
+    down = (last_row - scale * (bottom + top)) / 2
     return scale, across, down
 
 
