@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from lightning_vlm_callbacks.run_report.charts import RankMap
@@ -14,6 +14,7 @@ COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231,
 """From rank 0 to the highest: those of matplotlib's viridis."""
 NO_ADAPTER = "#e8e8e8"
 PIXELS_PER_LETTER = 6.2
+WIDTH = 900
 
 
 class _Stretch(NamedTuple):
@@ -24,23 +25,33 @@ class _Stretch(NamedTuple):
     rank: int
 
 
-def rank_svg(ranks: RankMap, width: int = 900) -> str:
+class _Rows(NamedTuple):
+    """Where steps lie in a picture, and how high its rows are."""
+
+    first: int
+    last: int
+    left: float
+    height: int
+    highest: int
+    """The highest rank."""
+
+    def x(self, step: float) -> float:
+        span = max(self.last - self.first, 1)
+        share = (step - self.first) / span
+        return round(self.left + share * (WIDTH - RIGHT - self.left), 1)
+
+
+def rank_svg(ranks: RankMap) -> str:
     """A row for each layer, coloured by its rank from change to change."""
     names = _short_names(list(ranks.ranks))
     row_height = max(4, min(18, 700 // len(names)))
     has_names = row_height >= 9  # in lower rows there is no room for text
     left: float = LEFT
     if has_names:
-        left = 10 + PIXELS_PER_LETTER * max(map(len, names))
-    height = TOP + row_height * len(names) + BOTTOM
-    first = ranks.edges[0]
-    last = ranks.edges[-1]
-    highest = max(max(values) for values in ranks.ranks.values())
-
-    def x(step: float) -> float:
-        share = (step - first) / max(last - first, 1)
-        return round(left + share * (width - RIGHT - left), 1)
-
+        longest = max(map(len, names))
+        left = 10 + PIXELS_PER_LETTER * longest
+    highest = max(chain.from_iterable(ranks.ranks.values()))
+    rows = _Rows(ranks.edges[0], ranks.edges[-1], left, row_height, highest)
     shapes = []
     top = TOP
     for name, (whole_name, values) in zip(names, ranks.ranks.items(), strict=True):
@@ -48,21 +59,27 @@ def rank_svg(ranks: RankMap, width: int = 900) -> str:
             y = top + row_height - 3
             shapes.append(element("text", escape(name), x=left - 5, y=y, text_anchor="end"))
         for stretch in _stretches(ranks.edges, values):
-            start = x(stretch.start)
-            length = round(x(stretch.end) - start, 1)
-            title = f"{whole_name}: rank {stretch.rank} from step {stretch.start:,} to {stretch.end:,}"
-            colour = _colour(stretch.rank, highest)
-            cell = element("rect", title=title, x=start, y=top, width=length, height=row_height, fill=colour)
-            shapes.append(cell)
-            if row_height >= 12 and length > 24:
-                is_dark = 0 < stretch.rank < 0.6 * highest
-                style = "fill:#fff" if is_dark else "fill:#222"
-                y = top + row_height - 4
-                shapes.append(element("text", str(stretch.rank), x=start + 4, y=y, style=style))
+            shapes += _cell(rows, top, stretch, whole_name)
         top += row_height
-    for step in ticks(first, last, 8):
-        shapes.append(element("text", f"{step:,.0f}", x=x(step), y=height - 8, text_anchor="middle"))
-    return picture(width, height, shapes)
+    height = top + BOTTOM
+    for step in ticks(rows.first, rows.last, 8):
+        shapes.append(element("text", f"{step:,.0f}", x=rows.x(step), y=height - 8, text_anchor="middle"))
+    return picture(WIDTH, height, shapes)
+
+
+def _cell(rows: _Rows, top: int, stretch: _Stretch, name: str) -> list[str]:
+    """A coloured stretch of a layer's row, with its rank as text where there is room for it."""
+    start = rows.x(stretch.start)
+    width = round(rows.x(stretch.end) - start, 1)
+    title = f"{name}: rank {stretch.rank} from step {stretch.start:,} to {stretch.end:,}"
+    colour = _colour(stretch.rank, rows.highest)
+    shapes = [element("rect", title=title, x=start, y=top, width=width, height=rows.height, fill=colour)]
+    if rows.height >= 12 and width > 24:
+        is_dark = 0 < stretch.rank < 0.6 * rows.highest
+        style = "fill:#fff" if is_dark else "fill:#222"
+        y = top + rows.height - 4
+        shapes.append(element("text", str(stretch.rank), x=start + 4, y=y, style=style))
+    return shapes
 
 
 def _stretches(edges: Sequence[int], values: Sequence[int]) -> list[_Stretch]:
