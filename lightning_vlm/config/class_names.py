@@ -5,7 +5,7 @@ import inspect
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import is_dataclass
 from datetime import timedelta
 from enum import Enum
@@ -22,7 +22,9 @@ _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union, or the one type."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if get_origin(hint) in (Union, types.UnionType):
+        return get_args(hint)
+    return (hint,)
 
 
 def class_types(hint: Any) -> list[type]:
@@ -34,10 +36,11 @@ def class_types(hint: Any) -> list[type]:
     """
     found: list[type] = []
     for member in members(hint):
-        origin, arguments = get_origin(member), get_args(member)
+        origin = get_origin(member)
+        arguments = get_args(member)
         if origin is collections.abc.Callable:
-            found += class_types(arguments[-1]) if arguments else []
-        elif origin in _LISTS:
+            arguments = arguments[-1:]  # what it returns
+        if origin is collections.abc.Callable or origin in _LISTS:
             for argument in arguments:
                 found += class_types(argument)
         elif origin is None and inspect.isclass(member) and not _is_plain(member):
@@ -139,7 +142,8 @@ def _import(name: str, bases: list[type]) -> Any:
             hint = f": there is no module {missing}; put its folder on PYTHONPATH, or install its package"
         raise UserError(f"there is no class {name}{hint}") from error
     except Exception as error:  # the module is the user's own and may raise anything
-        raise UserError(f"importing {name} ends in {type(error).__name__}: {error}") from error
+        kind = type(error).__name__
+        raise UserError(f"importing {name} ends in {kind}: {error}") from error
 
 
 def _fits(found: type, base: type) -> bool:
@@ -153,10 +157,10 @@ def _near_class(name: str, bases: list[type]) -> str:
     """`; did you mean ...?`: the bare name for a bare name, else the whole path; or nothing."""
     paths = _concrete(bases)
     if "." not in name:
-        return did_you_mean(name, map(bare_name, paths))
+        return did_you_mean(name, [bare_name(path) for path in paths])
     package, _, last = name.rpartition(".")
-    top = name.partition(".")[0]
-    paths = [path for path in paths if nearest(top, [path.partition(".")[0]])]
+    top = _top_package(name)
+    paths = [path for path in paths if nearest(top, [_top_package(path)])]
     beside = [path for path in paths if path.rpartition(".")[0] == package]
     for candidates in (beside, paths):
         by_name = {bare_name(path): path for path in candidates}
@@ -166,22 +170,32 @@ def _near_class(name: str, bases: list[type]) -> str:
     return did_you_mean(name, paths)
 
 
+def _top_package(path: str) -> str:
+    return path.partition(".")[0]
+
+
 def such_as(bases: list[type], count: int = 3) -> str:
     """` such as A, B`: some of the accepted classes; nothing where none is known."""
-    others = set(_concrete(bases)).difference(map(public_path, bases))
-    names = [bare_name(path) for path in sorted(others, key=_familiarity)[:count]]
-    return f" such as {', '.join(names)}" if names else ""
+    own_paths = [public_path(base) for base in bases]
+    others = [path for path in _concrete(bases) if path not in own_paths]
+    if not others:
+        return ""
+    others.sort(key=_familiarity)
+    names = [bare_name(path) for path in others[:count]]
+    return f" such as {', '.join(names)}"
 
 
-def _concrete(bases: Iterable[type]) -> list[str]:
-    return [path for path, kind in known_classes(list(bases)).items() if not inspect.isabstract(kind)]
+def _concrete(bases: list[type]) -> list[str]:
+    """The paths of all imported classes of these kinds that aren't abstract."""
+    known = known_classes(bases)
+    return [path for path, kind in known.items() if not inspect.isabstract(kind)]
 
 
 def _familiarity(path: str) -> tuple[int, str]:
     """Sorts our classes first, then those of torch and Lightning, and classes that are rarely named last."""
     order = ["lightning_vlm", "lightning_vlm_callbacks", "torch", "lightning"]
-    package = path.partition(".")[0]
+    package = _top_package(path)
     is_rare = package == "lightning" and ("Dummy" in path or "Base" in path)
     if is_rare or package not in order:
-        return len(order), path
-    return order.index(package), path
+        return (len(order), path)
+    return (order.index(package), path)

@@ -58,7 +58,8 @@ def check_value(key: str, text: str, parser: ArgumentParser, is_class: bool = Fa
         return
     if node is None:
         return
-    checker, bases = _Checker(None), class_types(hint)
+    checker = _Checker(None)
+    bases = class_types(hint)
     if is_class and bases and isinstance(node, ScalarNode) and _is_name(node.value):
         checker.find_class(node, node.value, bases, key)
     checker.check_value(node, hint, key)
@@ -85,11 +86,13 @@ class _Checker:
         types = key_types(parser)
         for key, value in pairs(node):
             path = prefix + key.value.removesuffix("+")
-            inside = [name.removeprefix(f"{path}.") for name in types if name.startswith(f"{path}.")]
+            section = f"{path}."
+            inside = [name.removeprefix(section) for name in types if name.startswith(section)]
             if inside:
                 self.check_section(key, value, parser, path, owner, inside)
             elif path in types:
-                self.check_value(value, types[path], f"{owner}.{path}" if owner else path)
+                full_path = f"{owner}.{path}" if owner else path
+                self.check_value(value, types[path], full_path)
             elif owner:
                 near = did_you_mean(path, types)
                 self.fail(key, f"there is no key {path} in {owner}{near}")
@@ -118,26 +121,34 @@ class _Checker:
 
     def check_value(self, node: Node, hint: Any, key: str) -> None:
         """Check the classes and their keys in a value."""
-        bases = class_types(hint)
         if isinstance(node, SequenceNode):
             for item in node.value:
                 self.check_value(item, hint, key)
-        elif isinstance(node, MappingNode) and bases:
+            return
+        bases = class_types(hint)
+        if not bases:
+            return
+        if isinstance(node, MappingNode):
             given = {name.value: value for name, value in pairs(node)}
             if "class_path" in given:
                 self.check_class(node, given, bases, key)
             else:
                 self.check_settings(node, hint, bases, key)
-        elif isinstance(node, ScalarNode) and bases and not takes_text(hint):
+        elif isinstance(node, ScalarNode) and not takes_text(hint):
             config = self.file_of(node)
             if config is not None:
                 _Checker(config).check_value(config.root, hint, key)
-            elif node.tag.endswith(":str") and _is_name(node.value) and not all(map(is_settings, bases)):
+                return
+            takes_settings_only = all(is_settings(kind) for kind in bases)
+            is_text = node.tag.endswith(":str")
+            if is_text and _is_name(node.value) and not takes_settings_only:
                 self.find_class(node, node.value, bases, key)
 
     def file_of(self, node: Node) -> Config | None:
         """The config file that a value names instead of holding keys itself, or None."""
-        if not isinstance(node, ScalarNode) or not node.value.endswith((".yaml", ".yml", ".json")):
+        if not isinstance(node, ScalarNode):
+            return None
+        if not node.value.endswith((".yaml", ".yml", ".json")):
             return None
         folder = Path(self.config.name).parent if self.config else Path()
         file = folder / node.value
@@ -149,19 +160,24 @@ class _Checker:
             if name.value not in CLASS_KEYS:
                 hint = did_you_mean(name.value, CLASS_KEYS) or "; keys of the class stand under init_args"
                 self.fail(name, f"{key}: there is no key {name.value} beside class_path{hint}")
-        kind = self.find_class(given["class_path"], given["class_path"].value, bases, key)
-        arguments, parser = given.get("init_args"), _parser_of(kind)
+        class_path = given["class_path"]
+        kind = self.find_class(class_path, class_path.value, bases, key)
+        parser = _parser_of(kind)
+        arguments = given.get("init_args")
         if parser is not None and isinstance(arguments, MappingNode):
-            self.check_keys(arguments, parser, owner=getattr(kind, "__name__", key))
+            owner = getattr(kind, "__name__", key)
+            self.check_keys(arguments, parser, owner=owner)
 
     def check_settings(self, node: MappingNode, hint: Any, bases: list[type], key: str) -> None:
         """Check the keys of a value that is written without `class_path`."""
-        if any(get_origin(member) is dict or member in (dict, Any) for member in members(hint)):
-            return
+        for member in members(hint):
+            if member in (dict, Any) or get_origin(member) is dict:
+                return
         settings = [kind for kind in bases if is_settings(kind)]
         names = [name.value for name, _ in pairs(node)]
-        if not settings and names and not set(names) & set(CLASS_KEYS):
-            found, near = ", ".join(names[:4]), did_you_mean(names[0], CLASS_KEYS)
+        if names and not settings and not any(name in CLASS_KEYS for name in names):
+            found = ", ".join(names[:4])
+            near = did_you_mean(names[0], CLASS_KEYS)
             self.fail(node, f"{key}: found the keys {found}; expected class_path and init_args{near}")
         parser = _parser_of(settings[0]) if len(settings) == 1 else None
         if parser is None:

@@ -14,6 +14,14 @@ from lightning_vlm.nearest import did_you_mean
 
 OPEN, CLOSE = "\x02", "\x03"
 """They enclose the message of an inner parser, which the message of the outer parser quotes."""
+_ABOUT_A_TYPE = ("Expected", "Does not validate", "Not a valid subclass", "Problem")
+"""Words of messages that say at length which types a value isn't of."""
+_QUOTED_VALUES = (
+    r"Given value: (.*)",
+    r"Got value: (.*?)(?: Subclass types expect|$)",
+    r"Expected a dot import path string: (\S+)",
+    r"given class_path '([\w.]+)'",
+)
 
 
 def reword(message: str, parser: ArgumentParser, owner: type | None = None) -> str:
@@ -60,7 +68,9 @@ def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str 
     if not word.startswith("-"):
         hint = f"; did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
         return f"found {word} where an option was expected{hint}"
-    key, types = word.lstrip("-").partition("=")[0], _all_types(parser)
+    option = word.partition("=")[0]
+    key = option.lstrip("-")
+    types = _all_types(parser)
     if "." in key:
         return no_key(key, types)
     near = nearest_key(key, types)
@@ -73,7 +83,8 @@ def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str 
     found = re.search(r"Option '([\w.]+)' is not accepted", line)
     if not found or OPEN in line:
         return None
-    key, near = found[1], did_you_mean(found[1], key_types(parser))
+    key = found[1]
+    near = did_you_mean(key, key_types(parser))
     inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
     return f"there is no key {key}{inside}{near}"
 
@@ -83,7 +94,8 @@ def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | No
     if "arguments are required" not in line:
         return None
     commands = "|".join(COMMANDS)
-    missing = re.sub(rf"\b({commands})\.", "", line.partition(": ")[2])
+    listed = line.partition(": ")[2]
+    missing = re.sub(rf"\b({commands})\.", "", listed)
     if owner is not None:
         return f"{owner.__name__} needs {missing}"
     options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
@@ -106,26 +118,28 @@ def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str 
     if not found:
         return None
     key, word, choices = found.groups()
-    near = did_you_mean(word, choices.replace("'", "").split(", "))
+    bare_choices = choices.replace("'", "").split(", ")
+    near = did_you_mean(word, bare_choices)
     return f"{key}: found {word}; expected one of {choices}{near}"
 
 
 def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
     """Reword `Parser key "trainer.max_steps": Expected a <class 'int'>. Got value: many`."""
-    found = re.search(r'Parser key "([\w.]+)":? ', line)
+    found = re.search(r'Parser key "([\w.]+)":? (.*)', line)
     if not found:
         return None
-    key, text = found[1], line[found.end() :]
+    key, text = found.groups()
     inner = innermost(line)
     if inner:
         return f"{key}: {inner}"
-    if not any(word in text for word in ("Expected", "Does not validate", "Not a valid subclass", "Problem")):
+    if not any(words in text for words in _ABOUT_A_TYPE):
         return f"{key}: {text}"
     nested = re.search(r"NestedArg\(key='([\w.]+)'", text)
     if nested:
         return f"there is no key {key}.{nested[1]}; the value of {key} has no keys"
     types = _all_types(parser)
-    hint = types.get(key) or types.get(key.partition(".")[2])
+    without_command = key.partition(".")[2]
+    hint = types.get(key) or types.get(without_command)
     value = _value_in(text)
     if hint is None or value is None:
         without_types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
@@ -147,12 +161,7 @@ _RULES: tuple[_Rule, ...] = (
 
 def _value_in(text: str) -> str | None:
     """The value that a message quotes."""
-    for pattern in (
-        r"Given value: (.*)",
-        r"Got value: (.*?)(?: Subclass types expect|$)",
-        r"Expected a dot import path string: (\S+)",
-        r"given class_path '([\w.]+)'",
-    ):
+    for pattern in _QUOTED_VALUES:
         found = re.search(pattern, text)
         if found:
             return found[1]
