@@ -88,13 +88,13 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
         UserError: A parameter is in no part or in two: the parts of this family aren't known well enough.
     """
     parts = find_parts(model)
-    found: dict[str, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
+    shared = model.get_output_embeddings().weight if head_is_tied(model) else None
+    found = {}
     for part in PARTS:
-        if parts[part]:
-            found[part] = select_parameters(model, [part], parts)
-    if head_is_tied(model):
-        shared = model.get_output_embeddings().weight
-        found["head"] = {name: weight for name, weight in found["head"].items() if weight is not shared}
+        parameters = select_parameters(model, [part], parts) if parts[part] else {}
+        if part == "head":
+            parameters = {name: weight for name, weight in parameters.items() if weight is not shared}
+        found[part] = parameters
     wrong = []
     for name, _ in model.named_parameters():
         owners = [part for part, parameters in found.items() if name in parameters]
@@ -102,9 +102,12 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
             places = " and ".join(owners) or "none"
             wrong.append(f"{name} (in {places})")
     if wrong:
+        family = type(model).__name__
+        parts_text = ", ".join(PARTS)
+        first_few = ", ".join(wrong[:5])
         raise UserError(
-            f"{type(model).__name__}: every parameter belongs to one of {', '.join(PARTS)}; "
-            f"found {len(wrong)} that don't: {', '.join(wrong[:5])}"
+            f"{family}: every parameter belongs to one of {parts_text}; "
+            f"found {len(wrong)} that don't: {first_few}"
         )
     return found
 

@@ -45,8 +45,9 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.settings = settings
         self.norm = nn.LayerNorm(width)
-        self.down = nn.Linear(width, max(1, width // settings.reduction))
-        self.up = nn.Linear(self.down.out_features, width)
+        narrow = max(1, width // settings.reduction)
+        self.down = nn.Linear(width, narrow)
+        self.up = nn.Linear(narrow, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -58,8 +59,11 @@ class Bottleneck(nn.Module):
         Returns:
             Shape and dtype of `x`.
         """
-        inner = nn.functional.gelu(self.down(self.norm(x.to(self.norm.weight.dtype))))
-        return (self.settings.scale * self.up(inner)).to(x.dtype)
+        dtype = self.norm.weight.dtype
+        normed = self.norm(x.to(dtype))
+        inner = nn.functional.gelu(self.down(normed))
+        added = self.settings.scale * self.up(inner)
+        return added.to(x.dtype)
 
     def after(self, layer: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of a layer: adds what the adapter computes from the layer's output."""
@@ -87,9 +91,7 @@ def build(model: PreTrainedModel, entries: Mapping[str, PlanEntry]) -> dict[str,
     built: dict[str, Bottleneck | CrossModal] = {}
     for path, entry in entries.items():
         layer = model.get_submodule(path)
-        linear = next((module for module in layer.modules() if isinstance(module, nn.Linear)), None)
-        if linear is None:
-            raise UserError(f"plan: {path!r} has no linear layer; expected a layer of a transformer")
+        linear = _first_linear(path, layer)
         width = linear.in_features
         device = linear.weight.device
         if isinstance(entry.settings, CrossModalAdapter):
@@ -102,6 +104,13 @@ def build(model: PreTrainedModel, entries: Mapping[str, PlanEntry]) -> dict[str,
     return built
 
 
+def _first_linear(path: str, layer: nn.Module) -> nn.Linear:
+    for module in layer.modules():
+        if isinstance(module, nn.Linear):
+            return module
+    raise UserError(f"plan: {path!r} has no linear layer; expected a layer of a transformer")
+
+
 def attach(model: PreTrainedModel, adapters: Mapping[str, Bottleneck | CrossModal]) -> None:
     """Put adapters into a model in place, without changing its output.
 
@@ -112,27 +121,30 @@ def attach(model: PreTrainedModel, adapters: Mapping[str, Bottleneck | CrossModa
         model: As for `build`.
         adapters: As `build` made them.
     """
+    cross_modal = []
     for path, adapter in adapters.items():
         layer = model.get_submodule(path)
         if isinstance(adapter, CrossModal):
             layer.register_forward_hook(adapter.after, prepend=True, with_kwargs=True)
             layer.register_module(CROSS_MODAL, adapter)
+            cross_modal.append(adapter)
             continue
         if adapter.settings.kind == "sequential":
             layer.register_forward_hook(adapter.after, prepend=True)
         else:
             _mlp(path, layer).register_forward_hook(adapter.beside, prepend=True)
         layer.register_module(BOTTLENECK, adapter)
-    connect_images(model, [adapter for adapter in adapters.values() if isinstance(adapter, CrossModal)])
+    connect_images(model, cross_modal)
 
 
 def adapters_of(model: nn.Module) -> dict[str, Bottleneck | CrossModal]:
     """The adapters in a model by the path of their layer, in its order."""
-    return {
-        name.rpartition(".")[0]: module
-        for name, module in model.named_modules()
-        if isinstance(module, Bottleneck | CrossModal)
-    }
+    found: dict[str, Bottleneck | CrossModal] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Bottleneck | CrossModal):
+            layer = name.rpartition(".")[0]
+            found[layer] = module
+    return found
 
 
 def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) -> list[str]:
@@ -148,17 +160,19 @@ def save_adapters(model: nn.Module, folder: Path, beside: Sequence[str] = ()) ->
     adapters = adapters_of(model)
     if not adapters:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     plan = {}
-    weights = _weights_of(adapters)
     for path, adapter in adapters.items():
         method = "adapter" if isinstance(adapter, Bottleneck) else "cross_modal_adapter"
         plan[path] = {method: adapter.settings._asdict()}
+    settings = {"adapters": plan, "weights": sorted(beside)}
+    weights = _weights_of(adapters)
     for name in beside:
         weights[name] = model.get_parameter(name)
-    settings = {"adapters": plan, "weights": sorted(beside)}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
+    contiguous = {name: weight.detach().contiguous() for name, weight in weights.items()}
+    text = json.dumps(settings, indent=2)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(f"{text}\n", "utf-8")
+    save_file(contiguous, folder / WEIGHTS)
     return [WEIGHTS, SETTINGS]
 
 
@@ -176,7 +190,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         settings = json.loads((folder / SETTINGS).read_text("utf-8"))
         entries = read_plan(settings["adapters"])
         beside = settings["weights"]
-        weights = load_file(folder / WEIGHTS)
+        saved = load_file(folder / WEIGHTS)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: found no adapters of ours ({error}); expected {SETTINGS}") from error
     modules = dict(model.named_modules())
@@ -185,17 +199,16 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
             raise UserError(f"{folder}: the model has no {path!r}; give the base that they were trained on")
     adapters = build(model, entries)
     own = _weights_of(adapters)
-    parameters = dict(model.named_parameters())
-    for name in beside:
-        if name in parameters:
-            own[name] = parameters[name]
-    for name in sorted(own.keys() | weights.keys()):
-        fits = name in own and name in weights and own[name].shape == weights[name].shape
-        if not fits:
+    for name, parameter in model.named_parameters():
+        if name in beside:
+            own[name] = parameter
+    for name in sorted(own.keys() | saved.keys()):
+        is_in_both = name in own and name in saved
+        if not is_in_both or own[name].shape != saved[name].shape:
             raise UserError(f"{folder}: {name!r} doesn't fit; give the base that they were trained on")
     with torch.no_grad():
         for name, weight in own.items():
-            weight.copy_(weights[name])
+            weight.copy_(saved[name])
     attach(model, adapters)
 
 
@@ -209,11 +222,11 @@ def _weights_of(adapters: Mapping[str, Bottleneck | CrossModal]) -> dict[str, Te
 
 
 def _mlp(path: str, layer: nn.Module) -> nn.Module:
-    for name, child in layer.named_children():
+    children = dict(layer.named_children())
+    for name, child in children.items():
         if name in _MLP:
             return child
-    present = ", ".join(name for name, _ in layer.named_children())
     raise UserError(
-        f"plan: {path!r} has no MLP ({' or '.join(_MLP)}) for a parallel adapter; it has: {present}; "
-        "use kind: sequential"
+        f"plan: {path!r} has no MLP ({' or '.join(_MLP)}) for a parallel adapter; it has: "
+        f"{', '.join(children)}; use kind: sequential"
     )

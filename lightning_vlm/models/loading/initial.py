@@ -171,8 +171,11 @@ def initial_table(checks: Collection[Check]) -> Table:
     """The checks, for the terminal."""
     table = Table("at the start", "weights", "largest", "at most", "")
     for check in checks:
+        weights = str(check.weights)
+        largest = f"{check.found:.2g}"
+        at_most = f"{check.limit:.2g}"
         verdict = "ok" if check.fine else f"look: {check.worst}"
-        table.add_row(check.what, str(check.weights), f"{check.found:.2g}", f"{check.limit:.2g}", verdict)
+        table.add_row(check.what, weights, largest, at_most, verdict)
     return table
 
 

@@ -63,7 +63,8 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     model.language_model.layers.3.self_attn.q_proj.lora_A.default.weight
     model.language_model.layers.3.self_attn.q_proj.lora_B.default.weight
     """
-    if adapters_of(model) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    has_peft = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if has_peft or adapters_of(model):
         raise UserError("plan: the model has adapters already; expected one just loaded")
     chosen = {}
     for selector, entry in read_plan(plan).items():
@@ -149,9 +150,10 @@ def _refuse_quantised(model: PreTrainedModel, selector: str, entry: PlanEntry, l
     for name in layers:
         if name not in quantised:
             continue
-        problem = quantised_problem(entry, quantised[name])
+        method = quantised[name]
+        problem = quantised_problem(entry, method)
         if problem:
-            raise UserError(f"plan[{selector!r}]: found {quantised[name]} weights ({name}); {problem}")
+            raise UserError(f"plan[{selector!r}]: found {method} weights ({name}); {problem}")
 
 
 def _linear_layers(

@@ -73,7 +73,10 @@ def _method(entry: PlanEntry) -> str:
     for key, value in entry.settings._asdict().items():
         if key in _NOT_SHOWN or value == getattr(defaults, key):
             continue
-        words.append(key if isinstance(value, bool) else f"{key}={value}")
+        if isinstance(value, bool):
+            words.append(key)
+        else:
+            words.append(f"{key}={value}")
     return " ".join(words)
 
 
@@ -135,5 +138,8 @@ def _ranges(numbers: set[int]) -> str:
     ends = sorted(number for number in numbers if number + 1 not in numbers)
     ranges = []
     for start, end in zip(starts, ends, strict=True):
-        ranges.append(f"{start}" if start == end else f"{start}-{end}")
+        if start == end:
+            ranges.append(str(start))
+        else:
+            ranges.append(f"{start}-{end}")
     return ", ".join(ranges)
