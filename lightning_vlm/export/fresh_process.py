@@ -32,9 +32,9 @@ def answer(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         `inputs`; `logits` of the prompt's last tokens, [at most KEPT, vocabulary]; `ids` that were generated
         greedily, and `steps`, the logits of each, [generated, vocabulary].
     """
-    length = inputs["input_ids"].shape[1]
+    prompt_length = inputs["input_ids"].shape[1]
     with torch.inference_mode():
-        logits = model(**inputs, use_cache=False).logits[0, -KEPT:]
+        output = model(**inputs, use_cache=False)
         generated = model.generate(
             **inputs,
             max_new_tokens=NEW_TOKENS,
@@ -44,11 +44,13 @@ def answer(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
             return_dict_in_generate=True,
             output_logits=True,
         )
+    logits = output.logits[0, -KEPT:]
+    ids = generated.sequences[0, prompt_length:]
     steps = torch.stack([step[0] for step in generated.logits])
     return {
         "inputs": {name: value.clone() for name, value in inputs.items()},
         "logits": logits.float().clone(),
-        "ids": generated.sequences[0, length:].clone(),
+        "ids": ids.clone(),
         "steps": steps.float().clone(),
     }
 
@@ -78,14 +80,15 @@ def describe(processor: Any, model: Any = None) -> dict[str, str]:
     described = {"chat template": str(processor.chat_template)}
     for key, value in pictures.items():
         described[f"image processor's {key}"] = repr(value)
-    if model is not None:
-        first_names: dict[int, str] = {}
-        for name, weight in model.named_parameters(remove_duplicate=False):
-            first = first_names.setdefault(id(weight), name)
-            if first != name:
-                described[f"weight tied to {name}"] = first
-        for name, number in bits(model).items():
-            described[f"checksum of {name}"] = f"{number:x}"
+    if model is None:
+        return described
+    first_names: dict[int, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        first = first_names.setdefault(id(weight), name)
+        if first != name:
+            described[f"weight tied to {name}"] = first
+    for name, number in bits(model).items():
+        described[f"checksum of {name}"] = f"{number:x}"
     return described
 
 
@@ -104,21 +107,31 @@ def compare_answers(
     problems = []
     largest = 0.0
     for number, (ours, theirs) in enumerate(zip(expected, found, strict=True), 1):
-        length = min(len(ours["ids"]), len(theirs["ids"]))
-        compared = 0  # tokens, up to the first that is another
-        while compared < length and ours["ids"][compared] == theirs["ids"][compared]:
-            compared += 1
-        is_different = compared < length
-        compared += is_different
+        our_ids = ours["ids"].tolist()
+        their_ids = theirs["ids"].tolist()
+        same = _same_at_the_start(our_ids, their_ids)
+        is_different = same < min(len(our_ids), len(their_ids))
+        # The first token that is another is still chosen from the same text.
+        compared = same + 1 if is_different else same
         off_at_prompt = _difference(ours["logits"], theirs["logits"])
         off_in_answer = _difference(ours["steps"][:compared], theirs["steps"][:compared])
         off = max(off_at_prompt, off_in_answer)
         largest = max(largest, off)
-        if not off <= TOLERANCE:
+        if not off <= TOLERANCE:  # NaN too
             problems.append(f"sample {number}: logits differ by {off:.1e} of the largest")
-        elif not is_different and len(ours["ids"]) != len(theirs["ids"]):
+        elif not is_different and len(our_ids) != len(their_ids):
             problems.append(f"sample {number}: its answer has another length")
     return problems, largest
+
+
+def _same_at_the_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens are the same before the first that is another."""
+    count = 0
+    for our_token, their_token in zip(ours, theirs, strict=False):
+        if our_token != their_token:
+            break
+        count += 1
+    return count
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
@@ -144,7 +157,8 @@ def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> It
 
 def _compare_descriptions(expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[str]:
     for key in sorted(expected.keys() | found.keys()):
-        ours, theirs = expected.get(key), found.get(key)
+        ours = expected.get(key)
+        theirs = found.get(key)
         if ours != theirs:
             difference = f"the {key} is {theirs}, not {ours}"
             yield difference[:300]
@@ -172,8 +186,10 @@ def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
         content = []
         for part in turn["content"]:
             if "path" in part:
-                part = {"type": "image", "image": PIL.Image.open(part["path"])}
-            content.append(part)
+                image = PIL.Image.open(part["path"])
+                content.append({"type": "image", "image": image})
+            else:
+                content.append(part)
         opened.append({**turn, "content": content})
     return opened
 
@@ -195,8 +211,8 @@ def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
         inputs.pop("labels", None)  # PaliGemma's processor makes some
         problems += _compare_inputs(expected["inputs"], inputs)
         answers.append(answer(model, inputs))
-    different, off = compare_answers(job["answers"], answers)
-    return {"problems": problems + different, "off": off}
+    different_answers, off = compare_answers(job["answers"], answers)
+    return {"problems": problems + different_answers, "off": off}
 
 
 def main(jobs: str, results: str) -> None:
@@ -204,7 +220,8 @@ def main(jobs: str, results: str) -> None:
     found = []
     needs_us = False
     for job in torch.load(jobs, weights_only=True):
-        needs_us |= any("lightning_vlm." in line for line in job["lines"])
+        if any("lightning_vlm." in line for line in job["lines"]):
+            needs_us = True
         try:
             found.append(_verify(job))
         except Exception as error:

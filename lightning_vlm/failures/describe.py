@@ -6,6 +6,7 @@ file.
 """
 
 import os
+import platform
 import re
 import sys
 import sysconfig
@@ -31,7 +32,9 @@ def message_and_code(error: BaseException, words: Sequence[str] = ()) -> tuple[s
         words: The command, for the file that a defect leaves.
     """
     message = explain(error)
-    return (_defect(error, words), DEFECT) if message is None else (message, USER)
+    if message is not None:
+        return message, USER
+    return _defect(error, words), DEFECT
 
 
 def explain(error: BaseException) -> str | None:
@@ -55,9 +58,17 @@ def explain(error: BaseException) -> str | None:
             return str(cause)
     message = _from_process(error) or known_failure(causes)
     if message is None:
-        refused = [str(cause) for cause in causes if isinstance(cause, MisconfigurationException)]
-        message = refused[0] if refused else _of_users_code(causes[-1])
+        message = _of_type(MisconfigurationException, causes)
+    if message is None:
+        message = _of_users_code(causes[-1])
     return _three_lines(message) if message else None
+
+
+def _of_type(kind: type[BaseException], causes: Sequence[BaseException]) -> str | None:
+    for cause in causes:
+        if isinstance(cause, kind):
+            return str(cause)
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -67,7 +78,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None and id(cause) not in visited:
         visited.add(id(cause))
         yield cause
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        if cause.__cause__ is not None or cause.__suppress_context__:
+            cause = cause.__cause__
+        else:
+            cause = cause.__context__
 
 
 def _from_process(error: BaseException) -> str | None:
@@ -106,14 +120,16 @@ def _innermost(error: BaseException) -> traceback.FrameSummary | None:
 def _is_installed(file: str) -> bool:
     paths = sysconfig.get_paths()
     roots = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"])
-    return file.startswith("<") or any(file.startswith(root) for root in roots)
+    return file.startswith(("<", *roots))
 
 
 def _is_users(file: str) -> bool:
     """Whether a file is neither installed, nor ours, nor what started the process."""
-    ours = any(package in Path(file).parts for package in _PACKAGES)
-    started = os.path.realpath(file) == os.path.realpath(sys.argv[0] or "-")
-    return not (ours or started or _is_installed(file))
+    folders = Path(file).parts
+    is_ours = any(package in folders for package in _PACKAGES)
+    start = sys.argv[0] or "-"
+    is_start = os.path.realpath(file) == os.path.realpath(start)
+    return not (is_ours or is_start or _is_installed(file))
 
 
 def _defect(error: BaseException, words: Sequence[str]) -> str:
@@ -121,28 +137,31 @@ def _defect(error: BaseException, words: Sequence[str]) -> str:
     text = "".join(traceback.format_exception(error))
     command = " ".join(["lightning-vlm", *words])
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    path = Path(tempfile.gettempdir()) / f"lightning-vlm-{stamp}-{os.getpid()}.txt"
+    path = Path(tempfile.gettempdir(), f"lightning-vlm-{stamp}-{os.getpid()}.txt")
+    report = f"{command}\n{_versions()}\n\n{text}"
     try:
-        path.write_text(f"{command}\n{_versions()}\n\n{text}", encoding="utf-8")
+        path.write_text(report, encoding="utf-8")
         kept = f"the traceback is in {path}"
     except OSError:
         kept = "run again with --debug to see the traceback"
-    place, frame = "", _innermost(error)
+    cause = _three_lines(_with_type(error)).partition("\n")[0]
+    lines = [cause]
+    frame = _innermost(error)
     if frame is not None:
-        place = f"in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
-    first = _three_lines(_with_type(error)).partition("\n")[0]
-    return _three_lines(
-        f"{first}\n{place}\nthis looks like a defect of lightning-vlm; please report it: {kept}"
-    )
+        file = Path(frame.filename).name
+        lines.append(f"in {frame.name}, {file}:{frame.lineno}")
+    lines.append(f"this looks like a defect of lightning-vlm; please report it: {kept}")
+    return _three_lines("\n".join(lines))
 
 
 def _versions() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = []
+    python = platform.python_version()
+    found = [f"python {python}"]
     for name in ("lightning-vlm", "torch", "lightning", "transformers", "peft", "jsonargparse"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return f"python {sys.version.split()[0]}, {', '.join(found)}"
+    return ", ".join(found)

@@ -158,7 +158,8 @@ def answer_lengths(tokens: Tensor, ends: Sequence[int], pad: int | None) -> Tens
     """
     count = tokens.shape[1]
     place = torch.arange(1, count + 1, device=tokens.device)
-    is_end = torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+    end_tokens = torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device)
+    is_end = torch.isin(tokens, end_tokens)
     first_end = place.where(is_end, count + 1).amin(1)
     padding = -1 if pad is None else pad  # no token is -1
     last_word = place.where(tokens != padding, 0).amax(1).clamp(min=1)

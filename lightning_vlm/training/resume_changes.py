@@ -46,15 +46,18 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
         "the number of optimizer steps in the whole run": steps,
         "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
     }
-    facts |= {f"model.{name}": value for name, value in model.items()}
+    for name, value in model.items():
+        facts[f"model.{name}"] = value
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, VLMDataModule):
-        facts |= {
-            f"data.{name}": getattr(data, name) for name in ("batch_size", "max_length", "shuffle", "seed")
-        }
+        for name in ("batch_size", "max_length", "shuffle", "seed"):
+            facts[f"data.{name}"] = getattr(data, name)
         facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
         facts["data.train"] = describe_data(data.source("train"))
-    return dict(_flat("", facts))
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat.update(_flat(name, value))
+    return flat
 
 
 def describe_data(source: Conversations) -> str:
@@ -69,7 +72,8 @@ def describe_data(source: Conversations) -> str:
             continue
         for text in _texts(conversation):
             digest.update(text.encode() + b"\0")
-    return f"{count:,} samples with the fingerprint {digest.hexdigest()[:8]}"
+    fingerprint = digest.hexdigest()[:8]
+    return f"{count:,} samples with the fingerprint {fingerprint}"
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:
@@ -79,7 +83,10 @@ def _texts(conversation: Conversation) -> Iterator[str]:
         for part in message.parts:
             yield part.text if isinstance(part, Text) else type(part).__name__
     for image in conversation.images:
-        yield image.path.name if image.path else hashlib.sha256(image.data or b"").hexdigest()
+        if image.path:
+            yield image.path.name
+        else:
+            yield hashlib.sha256(image.data or b"").hexdigest()
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -87,7 +94,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         value = {"class": type(value).__name__, **asdict(value)}
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+            yield from _flat(f"{name}.{key}", inner)
     elif value is None or isinstance(value, bool | int | float | str):
         yield name, value
     else:
@@ -119,7 +126,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _argument(name: str) -> str:
-    return ".".join(name.split(".")[:2])
+    """The argument that a value belongs to, such as `model.adapt` for all that is below it."""
+    first_two = name.split(".")[:2]
+    return ".".join(first_two)
 
 
 def _shown(value: Any) -> str:
@@ -164,16 +173,19 @@ class RunChanges:
         """
         self._before = facts
         states = checkpoint.get("optimizer_states", [])
-        self._groups = _groups(states[0]["param_groups"]) if len(states) == 1 else []
-        if (line := ended(trainer, checkpoint)) is not None:
+        self._groups = []
+        if len(states) == 1:
+            self._groups = _groups(states[0]["param_groups"])
+        line = ended(trainer, checkpoint)
+        if line is not None:
             rank_zero_warn(line)
 
     def configured(self, optimizer: Optimizer) -> None:
         """Keep the options of an optimizer, before the state of a checkpoint is loaded into it."""
-        self._options = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in optimizer.param_groups
-        ]
+        self._options = []
+        for group in optimizer.param_groups:
+            options = {name: value for name, value in group.items() if name != "params"}
+            self._options.append(options)
 
     def check_optimizer(self, optimizers: Sequence[Optimizer]) -> None:
         """Whether the optimizer can take over the state of the checkpoint, before it is loaded.
@@ -219,7 +231,12 @@ class RunChanges:
 
 
 def _groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    return [(str(group.get("name", number)), len(group["params"])) for number, group in enumerate(groups)]
+    """The name of each group of an optimizer, or its number, and how many parameters it has."""
+    named = []
+    for number, group in enumerate(groups):
+        name = str(group.get("name", number))
+        named.append((name, len(group["params"])))
+    return named
 
 
 def _counted(groups: Sequence[tuple[str, int]]) -> str:
@@ -241,21 +258,25 @@ def keep_given_options(
     """
     groups_of_change: dict[tuple[str, str], list[str]] = {}
     for number, (group, options) in enumerate(zip(optimizer.param_groups, given, strict=True)):
+        group_name = str(group.get("name", number))
         for name, value in options.items():
-            if name in ("lr", "name") or group.get(name) == value:
+            was = group.get(name)
+            if name in ("lr", "name") or was == value:
                 continue
             shown = "the learning rate" if name == "initial_lr" else name
-            change = f"is {value}, was {_shown(group.get(name))}"
-            groups_of_change.setdefault((shown, change), []).append(str(group.get("name", number)))
+            change = f"is {value}, was {_shown(was)}"
+            groups_of_change.setdefault((shown, change), []).append(group_name)
             group[name] = value
-    lines = []
-    for (shown, change), groups in groups_of_change.items():
-        where = "" if len(groups) == len(given) else f" of {' and of '.join(map(repr, groups))}"
-        lines.append(f"model.optimizer: {shown}{where} {change}")
-    if not lines:
+    if not groups_of_change:
         return []
     for scheduler in schedulers:
         if isinstance(scheduler, LambdaLR):
             scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
             settle_rates(scheduler)
+    lines = []
+    for (shown, change), groups in groups_of_change.items():
+        where = ""
+        if len(groups) < len(given):
+            where = " of " + " and of ".join(repr(name) for name in groups)
+        lines.append(f"model.optimizer: {shown}{where} {change}")
     return lines
