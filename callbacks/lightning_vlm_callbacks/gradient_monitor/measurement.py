@@ -173,12 +173,13 @@ def _distances(before: list[Tensor], now: list[Tensor]) -> Tensor:
     """
     if before[0].is_cuda:
         return norms(list(torch._foreach_sub(now, before)))
-    found = []
-    for new, old in zip(now, before, strict=True):
-        change = new - old
-        accurate = torch.promote_types(change.dtype, torch.float32)
-        found.append(torch.linalg.vector_norm(change, dtype=accurate))
-    return torch.stack(found).float()
+    return torch.stack(list(map(_distance, now, before))).float()
+
+
+def _distance(new: Tensor, old: Tensor) -> Tensor:
+    change = new - old  # a local variable, so that its memory is free again for the next change
+    accurate = torch.promote_types(change.dtype, torch.float32)
+    return torch.linalg.vector_norm(change, dtype=accurate)
 
 
 def _join(tensors: Sequence[Tensor]) -> Tensor:
