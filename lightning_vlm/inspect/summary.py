@@ -1,8 +1,9 @@
 """The summary of a preview, which the page and the terminal show: tables, a histogram, sentences."""
 
+import itertools
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import count
 from typing import NamedTuple
 
 from lightning_vlm.data.render.turns import GREETING, MERGED, TRAILING
@@ -10,7 +11,11 @@ from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
 
 FATES: dict[Fate, str] = {"kept": "whole", "truncated": "cut by whole rounds", "skipped": "skipped"}
-"""What can become of a sample, and how it is called in both views."""
+"""What can become of a sample, and what both views call it."""
+MOST_BINS = 16
+"""How many bins the histogram of lengths has at most."""
+MOST_WEIGHTS = 8
+"""How many weights of a sample's answers are shown."""
 _CHANGES = {
     MERGED: "turns of one role merged",
     GREETING: "empty user turn added",
@@ -58,64 +63,64 @@ class Bin(NamedTuple):
         >>> Bin(0, 10, 3, 0, 1).fates
         '3 whole, 1 skipped'
         """
-        counts = [(getattr(self, fate), words) for fate, words in FATES.items()]
-        return ", ".join(f"{count:,} {words}" for count, words in counts if count) or "none"
+        parts = []
+        for fate, words in FATES.items():
+            samples = getattr(self, fate)
+            if samples:
+                parts.append(f"{samples:,} {words}")
+        return ", ".join(parts) or "none"
 
 
 def kind_table(preview: Preview) -> Table:
     """How many tokens of each kind there are, and how much they weigh."""
     total = preview.total
-    rows = [
-        (
-            row.name,
-            f"{preview.kind_weight(kind):g}",
-            f"{row.tokens:,}",
-            percent(row.tokens, total.tokens),
-            f"{row.learned:,}",
-            percent(row.weight, total.weight),
-        )
-        for kind, row in preview.by_kind().items()
-    ]
+    rows = []
+    for kind, sums in preview.by_kind().items():
+        weight = f"{preview.kind_weight(kind):g}"
+        share = percent(sums.tokens, total.tokens)
+        share_of_weight = percent(sums.weight, total.weight)
+        rows.append((sums.name, weight, f"{sums.tokens:,}", share, f"{sums.learned:,}", share_of_weight))
     return Table(("kind", "weight", "tokens", "share", "learned", "share of weight"), rows)
 
 
 def task_table(preview: Preview) -> Table:
     """How much is learned from each task; the last row is the sum."""
     total = preview.total
-    rows = [
-        (
-            row.name,
-            f"{row.samples:,}",
-            f"{row.tokens:,}",
-            f"{row.learned:,}",
-            percent(row.learned, row.tokens),
-            percent(row.weight, total.weight),
-        )
-        for row in (*preview.by_task(), total)
-    ]
+    rows = []
+    for sums in (*preview.by_task(), total):
+        counts = (f"{sums.samples:,}", f"{sums.tokens:,}", f"{sums.learned:,}")
+        share_learned = percent(sums.learned, sums.tokens)
+        share_of_weight = percent(sums.weight, total.weight)
+        rows.append((sums.name, *counts, share_learned, share_of_weight))
     return Table(("task", "samples", "tokens", "learned", "share learned", "share of weight"), rows)
 
 
-def length_bins(preview: Preview, most: int = 16) -> list[Bin]:
-    """The histogram of lengths, in up to `most` bins of a round width."""
+def length_bins(preview: Preview) -> list[Bin]:
+    """The histogram of lengths, in bins of a round width."""
     lengths = preview.lengths()
     if not lengths:
         return []
     shortest, _ = min(lengths)
     longest, _ = max(lengths)
-    width = next(width for width in _round_numbers() if longest // width - shortest // width < most)
+    for width in _round_numbers():
+        first = shortest // width
+        last = longest // width
+        if last - first < MOST_BINS:
+            break
     counts = Counter((length // width, fate) for length, fate in lengths)
     bins = []
-    for number in range(shortest // width, longest // width + 1):
+    for number in range(first, last + 1):
+        start = number * width
         by_fate = {fate: counts[number, fate] for fate in FATES}
-        bins.append(Bin(number * width, (number + 1) * width, **by_fate))
+        bins.append(Bin(start, start + width, **by_fate))
     return bins
 
 
 def _round_numbers() -> Iterator[int]:
     """1, 2, 5, 10, 20, 50, 100 ..."""
-    for power in count():
-        yield from (10**power, 2 * 10**power, 5 * 10**power)
+    for power in itertools.count():
+        for factor in (1, 2, 5):
+            yield factor * 10**power
 
 
 def describe_share(preview: Preview) -> str:
@@ -131,15 +136,18 @@ def describe_share(preview: Preview) -> str:
 
 def describe_sample(sample: Sample) -> str:
     """What is learned from one sample, and what was done to it."""
-    stats, conversation = sample.stats, sample.conversation
-    learned, tokens = int(stats.learned.sum()), int(stats.tokens.sum())
+    stats = sample.stats
+    conversation = sample.conversation
+    learned = int(stats.learned.sum())
+    tokens = int(stats.tokens.sum())
     parts = [f"{learned:,} of {tokens:,} tokens learned"]
     if conversation.weight != 1:
         parts.append(f"sample weight {conversation.weight:g}")
     weights = [f"{message.weight:g}" for message in conversation.messages if message.role == "assistant"]
     if set(weights) != {"1"}:
-        more = ", ..." if len(weights) > 8 else ""
-        parts.append(f"weights of its answers {', '.join(weights[:8])}{more}")
+        shown = ", ".join(weights[:MOST_WEIGHTS])
+        more = ", ..." if len(weights) > MOST_WEIGHTS else ""
+        parts.append(f"weights of its answers {shown}{more}")
     parts += [_CHANGES[change] for change in stats.changes if change in _CHANGES]
     if stats.truncated:
         messages = len(conversation.messages) + stats.truncated
@@ -156,12 +164,13 @@ def describe_changes(preview: Preview) -> list[str]:
 
 def describe_lengths(preview: Preview) -> str:
     """How long the samples are, and how many of them exceed the limit."""
-    lengths = sorted(length for length, _ in preview.lengths())
+    lengths = [length for length, _ in preview.lengths()]
     if not lengths:
         return "none"
-    median = lengths[(len(lengths) - 1) // 2]
-    shortest, longest = lengths[0], lengths[-1]
-    sentence = f"{shortest:,} to {longest:,} tokens before any cutting, half of them up to {median:,}"
+    median = statistics.median_low(lengths)
+    sentence = (
+        f"{min(lengths):,} to {max(lengths):,} tokens before any cutting, half of them up to {median:,}"
+    )
     limit = preview.max_length
     if limit is None:
         return f"{sentence}; there is no max_length"
@@ -178,10 +187,12 @@ def describe_skipped(preview: Preview) -> list[str]:
         lines.append(f"Cut to fit by whole rounds: {_part_of_read(truncated, preview)}")
     if preview.skipped:
         part = _part_of_read(len(preview.skipped), preview)
-        reasons = [f"{reason} ({count:,})" for reason, count in preview.reasons().most_common()]
-        lines.append(f"Left out: {part}: {', '.join(reasons)}")
+        counts = [f"{reason} ({count:,})" for reason, count in preview.reasons().most_common()]
+        reasons = ", ".join(counts)
+        lines.append(f"Left out: {part}: {reasons}")
     if preview.skipped_at_opening:
-        lines.append(f"Left out when the data was opened: {len(preview.skipped_at_opening):,} of all")
+        samples = len(preview.skipped_at_opening)
+        lines.append(f"Left out when the data was opened: {samples:,} of all")
     return lines or ["Nothing is cut or skipped."]
 
 
@@ -191,8 +202,9 @@ def _part_of_read(count: int, preview: Preview) -> str:
 
 
 def errors(preview: Preview) -> list[DataError]:
-    """Why samples are skipped: those that were read, then those that the source skipped."""
-    return [*(skipped.error for skipped in preview.skipped), *preview.skipped_at_opening]
+    """Why samples are skipped: first those that were read, then those that the source skipped."""
+    errors_in_reading = [skipped.error for skipped in preview.skipped]
+    return errors_in_reading + preview.skipped_at_opening
 
 
 def percent(part: float, whole: float) -> str:
@@ -204,4 +216,6 @@ def percent(part: float, whole: float) -> str:
     if not whole:
         return "–"
     share = 100 * part / whole
-    return "<0.1%" if 0 < share < 0.1 else f"{share:.1f}%"
+    if 0 < share < 0.1:
+        return "<0.1%"
+    return f"{share:.1f}%"

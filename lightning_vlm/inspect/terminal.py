@@ -1,5 +1,6 @@
 """A preview in the terminal."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -45,14 +46,17 @@ def show(preview: Preview, console: Console) -> None:
     for number, sample in enumerate(preview.samples, 1):
         console.print()
         console.print(_head(number, sample), soft_wrap=True)
-        for line in _without_middle(list(sample_lines(sample, console.width - 4))):
+        lines = list(sample_lines(sample, console.width - 4))
+        for line in _without_middle(lines):
             console.print(Text("  ").append_text(line), no_wrap=True)
     console.print()
     console.print(Text(summary.describe_share(preview), "bold"), soft_wrap=True)
     console.print(_kind_table(preview))
     if len(preview.by_task()) > 1:
         console.print(_task_table(preview))
-    for line in (*_histogram(preview), *_skipped(preview)):
+    for line in _histogram(preview):
+        console.print(line, soft_wrap=True)
+    for line in _skipped(preview):
         console.print(line, soft_wrap=True)
     for note in preview.notes:
         console.print(Text.assemble(("note: ", "bold"), note), soft_wrap=True)
@@ -61,7 +65,7 @@ def show(preview: Preview, console: Console) -> None:
 def sample_lines(sample: Sample, width: int) -> Iterator[Text]:
     """The tokens of a sample in lines of at most `width` columns.
 
-    What is learned stands in ⟦ ⟧, followed by its weight unless that is 1, so that it shows without colours.
+    What is learned stands in ⟦ ⟧, followed by its weight unless that is 1, so it can be seen without colours.
     """
     text = Text()
     for weight, run in groupby(sample.pieces, lambda piece: piece.weight):
@@ -69,8 +73,10 @@ def sample_lines(sample: Sample, width: int) -> Iterator[Text]:
             text.append("⟦", "bold")
         for piece in run:
             _append_piece(text, piece)
-        if weight:
-            text.append("⟧" if weight == 1 else f"⟧×{weight:g}", "bold")
+        if weight == 1:
+            text.append("⟧", "bold")
+        elif weight:
+            text.append(f"⟧×{weight:g}", "bold")
     for line in text.split("\n"):
         yield from _fold(line, width)
 
@@ -83,43 +89,56 @@ def _append_piece(text: Text, piece: Piece) -> None:
     if not piece.text:
         text.append("∅", style)
     for is_itself, run in groupby(visible_characters(piece.text), lambda shown: shown[0] == shown[1]):
-        marks = "".join(f"{mark}\n" if character == "\n" else mark for character, mark in run)
+        marks = ""
+        for character, mark in run:
+            marks += mark
+            if character == "\n":
+                marks += "\n"
         text.append(marks, style if is_itself else f"{style} dim")
 
 
 def _style(kind: Kind, weight: float) -> str:
-    return f"{STYLES[kind]} {LEARNED}" if weight else STYLES[kind]
+    if weight:
+        return f"{STYLES[kind]} {LEARNED}"
+    return STYLES[kind]
 
 
 def _fold(line: Text, width: int) -> Iterator[Text]:
     """Break a line so that no part is wider than `width`, after the mark of a space where there is one."""
-    start = after_space = used = 0
+    plain = line.plain
+    start = 0
+    after_space = 0
+    used = 0
     breaks = []
-    for index, character in enumerate(line.plain):
+    for index, character in enumerate(plain):
         used += cell_len(character)
         if used > width:
             start = after_space if after_space > start else index
             breaks.append(start)
-            used = cell_len(line.plain[start : index + 1])
+            moved = plain[start : index + 1]
+            used = cell_len(moved)
         if character in "· ":
             after_space = index + 1
     yield from line.divide(breaks)
 
 
 def _without_middle(lines: list[Text]) -> list[Text]:
-    hidden = len(lines) - LINES + 1
     if len(lines) <= LINES:
         return lines
+    hidden = len(lines) - LINES + 1  # the note takes a line as well
     start = LINES * 3 // 4
+    stop = start + hidden
     note = Text(f"… {hidden} lines more; the page shows them all …", "dim italic")
-    return [*lines[:start], note, *lines[start + hidden :]]
+    return [*lines[:start], note, *lines[stop:]]
 
 
 def _key() -> Text:
     key = Text.assemble(("⟦", "bold"), ("learned", LEARNED), ("⟧", "bold"), " and its weight if not 1; ")
     for kind in Kind:
-        key.append(kind.name.lower(), STYLES[kind]).append(" ")
-    return key.append("\n· space  ↵ new line  ⇥ tab", "dim")
+        key.append(kind.name.lower(), STYLES[kind])
+        key.append(" ")
+    key.append("\n· space  ↵ new line  ⇥ tab", "dim")
+    return key
 
 
 def _head(number: int, sample: Sample) -> Text:
@@ -145,23 +164,28 @@ def _task_table(preview: Preview) -> Table:
 def _table(content: summary.Table, styles: Iterable[str]) -> Table:
     """A table whose first column has a style in each row."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in content.columns:
-        table.add_column(column, justify="right" if table.columns else "left")
-    for row, style in zip(content.rows, styles, strict=True):
+    first_column, *other_columns = content.columns
+    table.add_column(first_column)
+    for column in other_columns:
+        table.add_column(column, justify="right")
+    for (name, *values), style in zip(content.rows, styles, strict=True):
         # A cell that is a Text can't be markup, whatever the name of a task is.
-        table.add_row(Text.assemble((row[0], style)), *row[1:])
+        table.add_row(Text.assemble((name, style)), *values)
     return table
 
 
 def _histogram(preview: Preview) -> Iterator[Text]:
     yield Text.assemble(("Lengths ", "bold"), summary.describe_lengths(preview))
-    bins, limit = summary.length_bins(preview), preview.max_length
-    most = max((bin.samples for bin in bins), default=0)
-    width = max((len(bin.lengths) for bin in bins), default=0)
+    limit = preview.max_length
+    bins = summary.length_bins(preview)
+    if not bins:
+        return
+    most = max(bin.samples for bin in bins)
+    width = max(len(bin.lengths) for bin in bins)
     for bin in bins:
         line = Text(f"{bin.lengths:>{width}} ")
         for fate, (character, style) in BARS.items():
-            length = -(-getattr(bin, fate) * BAR // most)  # rounded up, so that a single sample shows
+            length = math.ceil(getattr(bin, fate) * BAR / most)  # a single sample shows as well
             line.append(character * length, style)
         line.append(f" {bin.samples:,}")
         if limit is not None and bin.start <= limit < bin.stop:

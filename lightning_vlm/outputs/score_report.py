@@ -25,19 +25,30 @@ if TYPE_CHECKING:
 
 SHOWN = 24
 """How many predictions the picture shows."""
-COLUMNS, WIDTH, HEIGHT, SIDE, MARGIN = 6, 200, 232, 128, 8
-"""The picture's layout: predictions in a row, the size of each with its text and image, in pixels."""
-BLACK, GREY = (0, 0, 0), (90, 90, 90)
-GREEN, RED = (0, 120, 0), (190, 0, 0)
+COLUMNS = 6
+"""How many predictions stand in a row."""
+WIDTH = 200
+HEIGHT = 232
+"""The size of each prediction with its image and its text, in pixels."""
+SIDE = 128
+"""The width and height of its image."""
+MARGIN = 8
+LINE_HEIGHT = 17
+BLACK = (0, 0, 0)
+GREY = (90, 90, 90)
+GREEN = (0, 120, 0)
+RED = (190, 0, 0)
+_SCORES = {"exact_match": "exact match", "token_f1": "token F1", "loss": "loss"}
+"""The scores in the table, and the heads of their columns."""
 
 
 class ScoreReport:
     """Scores the test data before and after training, and shows both beside blind baselines.
 
     Args:
-        trainer: The picture is saved in its run's folder.
-        module: Must generate.
-        data: Must have test data.
+        trainer: The trainer in whose run folder the picture is saved.
+        module: The module; it must generate.
+        data: The data; it must have test data.
 
     Raises:
         UserError: The module doesn't generate.
@@ -46,7 +57,9 @@ class ScoreReport:
     def __init__(self, trainer: Trainer, module: "VLMModule", data: VLMDataModule) -> None:
         if module.generation is None:
             raise UserError("a report needs answers; set model.generation, such as {max_new_tokens: 32}")
-        self.trainer, self.module, self.data = trainer, module, data
+        self.trainer = trainer
+        self.module = module
+        self.data = data
         self._scores: dict[str, float] = {}
         self._answers: list[Prediction] = []
 
@@ -56,16 +69,16 @@ class ScoreReport:
         self._answers = list(self.module.predictions)
 
     def after(self) -> None:
-        """Score it again; print the table and save the picture."""
+        """Score the model again, print the table and save the picture."""
         scores = self._test()
         folder = run_folder(self.trainer)  # all ranks must call this
         if not self.trainer.is_global_zero:
             return
-        source, answers = self.data.source("test"), self.module.predictions
-        picture = draw_predictions(folder / "predictions.png", source, self._answers, answers)
-        send_picture(self.trainer, picture)
+        path = folder / "predictions.png"
+        draw_predictions(path, self.data.source("test"), self._answers, self.module.predictions)
+        send_picture(self.trainer, path)
         say(self._table(scores))
-        print_line("picture", short_path(picture))
+        print_line("picture", short_path(path))
 
     def _test(self) -> dict[str, float]:
         scores = self.trainer.test(self.module, self.data, verbose=False)[0]
@@ -75,13 +88,12 @@ class ScoreReport:
         size = len(self.data.source("test"))
         table = Table(title=f"Test: {size:,} samples", title_justify="left")
         table.add_column("")
-        for column in ("exact match", "token F1", "loss"):
+        for column in _SCORES.values():
             table.add_column(column, justify="right")
         for name, share in self._baselines().items():
             table.add_row(name, f"{share:.3f}", "", "", style="dim")
-        for name, scores, style in (("before", self._scores, ""), ("after", after, "bold")):
-            values = [scores.get(key, float("nan")) for key in ("exact_match", "token_f1", "loss")]
-            table.add_row(name, *map("{:.3f}".format, values), style=style)
+        table.add_row("before", *_score_cells(self._scores))
+        table.add_row("after", *_score_cells(after), style="bold")
         return table
 
     def _baselines(self) -> dict[str, float]:
@@ -91,35 +103,37 @@ class ScoreReport:
             return {}
 
 
+def _score_cells(scores: dict[str, float]) -> list[str]:
+    return [f"{scores.get(name, math.nan):.3f}" for name in _SCORES]
+
+
 def draw_predictions(
-    path: Path, source: Conversations, before: list[Prediction], after: list[Prediction], shown: int = SHOWN
-) -> Path:
-    """Save a picture of questions with the answers from before and after, the right ones in green.
+    path: Path, source: Conversations, before: list[Prediction], after: list[Prediction]
+) -> None:
+    """Save a picture of questions, evenly spread, with the answers before and after, the right ones in green.
 
     Args:
         path: Where to save it.
         source: What was asked.
-        before: Answers to its items, in order.
-        after: Answers to the same items later.
-        shown: How many of them, evenly spread.
-
-    Returns:
-        The path.
+        before: The answers to its items, in order.
+        after: The answers to the same items later.
     """
     count = min(len(before), len(after))
-    indices = sorted({number * count // shown for number in range(min(shown, count))})
+    indices = sorted({number * count // SHOWN for number in range(min(SHOWN, count))})
     rows = max(1, math.ceil(len(indices) / COLUMNS))
     sheet = PIL.Image.new("RGB", (COLUMNS * WIDTH, rows * HEIGHT), "white")
-    conversations = {conversation.source: conversation for conversation in map(source.__getitem__, indices)}
+    conversations = {}
+    for index in indices:
+        conversation = source[index]
+        conversations[conversation.source] = conversation
     for place, index in enumerate(indices):
-        conversation = conversations.get(after[index].source)
-        if conversation is not None:
+        asked = conversations.get(after[index].source)
+        if asked is not None:
             row, column = divmod(place, COLUMNS)
-            cell = _draw_sample(conversation, before[index], after[index])
+            cell = _draw_sample(asked, before[index], after[index])
             sheet.paste(cell, (column * WIDTH, row * HEIGHT))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
-    return path
 
 
 def _draw_sample(conversation: Conversation, before: Prediction, after: Prediction) -> PIL.Image.Image:
@@ -128,15 +142,23 @@ def _draw_sample(conversation: Conversation, before: Prediction, after: Predicti
         picture = load_image(image, conversation.source, "image")
         picture = picture.resize((SIDE, SIDE), PIL.Image.Resampling.NEAREST)
         cell.paste(picture, (MARGIN, MARGIN))
-    question = [message for message in conversation.messages if message.role == "user"][-1]
-    words = "".join(part.text for part in question.parts if isinstance(part, Text))
-    lines = [(words, BLACK)]
-    for name, answer in (("before", before), ("after", after)):
-        is_right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
-        lines.append((f"{name}: {answer.text}", GREEN if is_right else RED))
-    lines.append((f"right: {after.reference}", GREY))
-    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(12)
-    for number, (text, colour) in enumerate(lines):
-        top = MARGIN + SIDE + 4 + 17 * number
+    questions = [message for message in conversation.messages if message.role == "user"]
+    texts = [part.text for part in questions[-1].parts if isinstance(part, Text)]
+    lines = [
+        ("".join(texts), BLACK),
+        (f"before: {before.text}", _colour(before)),
+        (f"after: {after.text}", _colour(after)),
+        (f"right: {after.reference}", GREY),
+    ]
+    pen = ImageDraw.Draw(cell)
+    font = ImageFont.load_default(12)
+    top = MARGIN + SIDE + 4
+    for text, colour in lines:
         pen.text((MARGIN, top), one_line(text, 31), fill=colour, font=font)
+        top += LINE_HEIGHT
     return cell
+
+
+def _colour(answer: Prediction) -> tuple[int, int, int]:
+    is_right = answer.reference is not None and answer.text.strip() == answer.reference.strip()
+    return GREEN if is_right else RED
