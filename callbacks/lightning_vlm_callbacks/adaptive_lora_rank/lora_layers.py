@@ -95,7 +95,7 @@ def set_ranks(
         root: Any module.
         ranks: The rank by the layer's name in `lora_layers`. Layers that aren't named stay as they are.
         optimizers: The optimizers that may train them.
-        seed: The seed of new directions, which differ from layer to layer.
+        seed: It draws the new directions, which differ from layer to layer.
 
     Returns:
         The names of the layers whose rank has changed.

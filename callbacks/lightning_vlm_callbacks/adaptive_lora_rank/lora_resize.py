@@ -49,7 +49,7 @@ def resize_lora(
         adapter: The adapter's name.
         optimizers: The optimizers that may train it.
         init: `init_lora_weights` of the adapter's config: with "gaussian" new rows of A are normal.
-        seed: The seed of new rows.
+        seed: It draws the new rows.
 
     Raises:
         MisconfigurationException: The rank is less than 1, or adapters are merged.
