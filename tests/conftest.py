@@ -1,6 +1,7 @@
 """Shared fixtures. Importing `lightning_vlm` first applies its fix of torchvision before all else."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -21,6 +22,15 @@ import lightning_vlm  # noqa: F401
 # isort: split
 # Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
 import lightning.pytorch  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def finish_wandb() -> Iterator[None]:
+    """A run of Weights & Biases that a test leaves open would be continued by the next test's logger."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 @pytest.fixture(scope="session")

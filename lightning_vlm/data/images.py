@@ -202,7 +202,7 @@ def where_instead(path: str, root: str) -> str:
     """
     for folder in _other_roots(root):
         if os.path.isfile(os.path.join(folder, path)):
-            return f"; it is below {shorten(folder)}: set data.image_root to that"
+            return f"; it is below {folder!r}: set data.image_root to that"
     names = path.replace("\\", "/").split("/")
     for start in range(1, len(names)):
         shorter = "/".join(names[start:])

@@ -50,6 +50,14 @@ class Constant(Callback):
         trainer.callback_metrics.setdefault("val/loss", torch.tensor(3.0))
 
 
+@pytest.fixture(autouse=True)
+def default_ctrl_c():
+    """A shell starts processes in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def run(digits, classifier, make_trainer, tmp_path):
     """A run of the digits project with accumulation, validation inside and at the end of an epoch, BatchNorm,
