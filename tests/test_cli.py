@@ -226,10 +226,11 @@ def test_configs_compose(project):
 
 @pytest.mark.filterwarnings("ignore:resumed with a change")
 def test_weights_and_biases(project, capsys):
-    logger = "{class_path: WandbLogger, init_args: {save_dir: wb, offline: true, project: test}}"
-    assert command("fit", "--trainer.logger", logger, "--trainer.max_steps", "1") == 0
     import wandb
 
+    wandb.teardown()  # a service that an earlier test began would write below that test's folder
+    logger = "{class_path: WandbLogger, init_args: {save_dir: wb, offline: true, project: test}}"
+    assert command("fit", "--trainer.logger", logger, "--trainer.max_steps", "1") == 0
     config, first = dict(wandb.run.config), wandb.run.id
     wandb.finish()
     assert config["cli"]["data"]["train"] == "data.jsonl"
