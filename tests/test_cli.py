@@ -279,12 +279,14 @@ def test_a_fit_that_saves_nothing_claims_no_checkpoint_of_an_earlier_run(tmp_pat
     from lightning.pytorch import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from lightning_vlm import VLMDataModule
+    from lightning_vlm.outputs.saved_config import config_file
     from lightning_vlm.outputs.summary import FitSummary
 
     monkeypatch.chdir(tmp_path)
     keeper = ModelCheckpoint("checkpoints")
     trainer = Trainer(callbacks=[keeper], logger=False, accelerator="cpu", enable_progress_bar=False)
-    summary = FitSummary(None, None)
+    summary = FitSummary(None, VLMDataModule(train="train.jsonl"))
     summary.show(trainer, tmp_path)
     assert "checkpoint  none was written" in capsys.readouterr().out
     Path("old.ckpt").touch()
@@ -292,6 +294,17 @@ def test_a_fit_that_saves_nothing_claims_no_checkpoint_of_an_earlier_run(tmp_pat
     os.utime("old.ckpt", (1, 1))
     summary.show(trainer, tmp_path)
     assert "checkpoint  old.ckpt (of an earlier run)" in capsys.readouterr().out
+
+    # What to type next names a checkpoint of this run, if it has one.
+    Path("new.ckpt").touch()
+    keeper.last_model_path = "new.ckpt"
+    config = config_file(tmp_path, False, "fit")
+    config.parent.mkdir(exist_ok=True)
+    config.touch()
+    summary.show(trainer, tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.index("old.ckpt") < shown.index("new.ckpt")
+    assert "lightning-vlm export --ckpt_path new.ckpt" in shown
 
 
 def test_report(project, capsys):

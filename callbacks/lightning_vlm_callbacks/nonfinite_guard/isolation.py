@@ -83,7 +83,7 @@ def _copied(module: nn.Module, shared: dict[int, Any]) -> nn.Module:
     """A deep copy of one module; of attributes that can't be copied, the attributes themselves."""
     try:
         return copy.deepcopy(module, shared)
-    except Exception:
+    except Exception:  # a user's attribute, such as an open file or a lock, may raise anything
         twin = shared[id(module)] = object.__new__(type(module))
         for name, value in module.__dict__.items():
             try:

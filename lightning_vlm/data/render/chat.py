@@ -128,7 +128,7 @@ class ChatTemplate:
     def _writes_each_text(self, roles: Sequence[str]) -> bool:
         try:
             marked = self._render(_trial(roles), False)
-        except Exception:
+        except Exception:  # a template may raise anything for an order of roles that it doesn't take
             return False
         return text_numbers(marked) == list(range(len(roles)))
 
