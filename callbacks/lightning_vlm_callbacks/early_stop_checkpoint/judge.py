@@ -45,16 +45,16 @@ class Judge:
         ahead = validations_ahead(trainer)
         self._validates = ahead > 0
         if self._validates:
-            self._warn_of_long_patience(f"{ahead:g} times after a validation", ahead)
+            self._warn_of_long_patience("after a validation", ahead)
             return
         rank_zero_info(
             f"EarlyStopCheckpoint: no validation comes in this run ({why_no_validation(trainer)}), so "
             f"{self.monitor} is judged at the end of each epoch"
         )
         ahead = max(epochs_ahead(trainer), 1)
-        self._warn_of_long_patience(f"{ahead:g} times at an epoch's end", ahead)
+        self._warn_of_long_patience("at an epoch's end", ahead)
 
-    def _warn_of_long_patience(self, judged: str, ahead: float) -> None:
+    def _warn_of_long_patience(self, moment: str, ahead: float) -> None:
         patience = self.rule.patience
         if patience is None:
             return
@@ -62,9 +62,10 @@ class Judge:
         if self.standing.best is None:  # the first score is the best
             needed += 1
         if ahead < needed:
+            count = "once" if ahead == 1 else f"{ahead:g} times"
             rank_zero_warn(
                 f"EarlyStopCheckpoint: patience {patience} stops nothing in this run, where {self.monitor} "
-                f"is judged {judged}; set a smaller one"
+                f"is judged {count} {moment}; set a smaller one"
             )
 
     def on_train_epoch_end(self, trainer: Trainer) -> Decision | None:
