@@ -27,6 +27,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.models.positions import token_positions
 
 
 class VLMDataModule(LightningDataModule):
@@ -147,7 +148,11 @@ class VLMDataModule(LightningDataModule):
 
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
-        return RenderedBatches(self.source(split), self.renderer, learn=learn, prompts=prompts)
+        model = getattr(self.trainer.lightning_module, "model", None) if self.trainer else None
+        positions = None if model is None else token_positions(model)
+        return RenderedBatches(
+            self.source(split), self.renderer, learn=learn, prompts=prompts, positions=positions
+        )
 
     @cached_property
     def task_table(self) -> TaskTable:

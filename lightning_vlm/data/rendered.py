@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
@@ -11,6 +12,7 @@ from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
+from lightning_vlm.models.positions import TokenPositions
 
 
 class RenderedBatches(Dataset):
@@ -21,13 +23,26 @@ class RenderedBatches(Dataset):
         renderer: Turns a conversation into tokens.
         learn: Whether batches hold what is trained on or scored.
         prompts: Whether batches hold prompts to answer. A last assistant turn is then the reference.
+        pack: Whether the samples of a batch are packed into one row.
+        positions: Gives the positions of tokens in models with several axes of them.
     """
 
-    def __init__(self, source: Conversations, renderer: Renderer, *, learn: bool, prompts: bool) -> None:
+    def __init__(
+        self,
+        source: Conversations,
+        renderer: Renderer,
+        *,
+        learn: bool,
+        prompts: bool,
+        pack: bool = False,
+        positions: TokenPositions | None = None,
+    ) -> None:
         self._source = source
         self._renderer = renderer
         self._learn = learn
         self._prompts = prompts
+        self._pack = pack
+        self._positions = positions
 
     def __getitem__(self, indices: list[int]) -> Batch:
         items: list[Item] = []
@@ -41,7 +56,7 @@ class RenderedBatches(Dataset):
                 skipped.append(error)
         examples = [item.example for item in items if item.example is not None]
         truncated = [example.conversation.source for example in examples if example.truncated]
-        return collate(items, self._pad_token_id, skipped, truncated)
+        return collate(items, self._pad_token_id, skipped, truncated, self._pack)
 
     def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
         """Count what becomes of some samples, evenly spaced over all of them. It is the same on all ranks.
@@ -68,10 +83,13 @@ class RenderedBatches(Dataset):
     def _item(self, index: int) -> Item:
         conversation = self._source[index]
         example: Example | None = None
+        positions: Tensor | None = None
         if self._learn:
             example = self._renderer.example(conversation)
             conversation = example.conversation
+            if self._positions is not None:
+                positions = self._positions(example)
         if not self._prompts:
-            return Item(example, None, None)
+            return Item(example, None, None, positions)
         prompt, reference = self._renderer.prompt(conversation)
-        return Item(example, prompt, reference)
+        return Item(example, prompt, reference, positions)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from lightning_vlm.data.batch.collate import Batch, Targets, split_by_image_count
+from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
@@ -39,8 +40,11 @@ def find_targets(batch: Batch, table: KindWeights) -> Targets:
     if not batch.kinds.numel():  # the batch has only prompts
         none = torch.zeros(0, dtype=torch.int64)
         return Targets(none, none, torch.zeros(0))
-    weights = token_weights(batch.kinds, table, batch.sample_weights, batch.turn_weights)
-    weights = pad(weights[:, 1:], (0, 1)).flatten()
+    of_samples = batch.sample_weights[batch.samples.long()]
+    weights = token_weights(batch.kinds, table, of_samples, batch.turn_weights).flatten()
+    assert batch.sequences is not None
+    weights[batch.sequences.cu_seq_lens[:-1].long()] = 0  # nothing predicts the first token of a sample
+    weights = pad(weights[1:], (0, 1))
     (positions,) = (weights >= LEAST_WEIGHT).nonzero(as_tuple=True)
     return Targets(positions, batch.inputs["input_ids"].flatten()[positions + 1], weights[positions])
 
@@ -103,12 +107,12 @@ def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: Fix
     device = batch.inputs["input_ids"].device
     if tasks is None:
         tasks = make_task_weights(None, [OTHER]).to(device)
-    task_of_row = torch.tensor([task_index(task, tasks.names) for task in batch.tasks] or [-1])
-    length = batch.inputs["input_ids"].shape[1]
-    task_of_target = task_of_row.to(device, non_blocking=True)[targets.positions // length]
+    task_of_sample = torch.tensor([task_index(task, tasks.names) for task in batch.tasks] or [-1])
+    sample_of_target = batch.samples.flatten()[targets.positions]
+    task_of_target = task_of_sample.to(device, non_blocking=True)[sample_of_target]
 
     def announce(rows: Tensor) -> None:
-        tasks.rows = task_of_row[rows]  # GradNorm's layers read it during the forward
+        tasks.rows = task_of_sample[rows]  # GradNorm's layers read it during the forward
 
     hidden = last_hidden_states(model, batch, announce)
     weights = targets.weights * tasks.weights[task_of_target]

@@ -85,7 +85,8 @@ def token_weights(
     Args:
         kinds: Tensor of shape [batch, sequence], int8, values of `Kind`.
         table: The weight of each kind.
-        sample_weights: Tensor of shape [batch], floating-point, on the device of `kinds`.
+        sample_weights: Tensor of shape [batch], or [batch, sequence] where rows hold several samples;
+            floating-point, on the device of `kinds`.
         turn_weights: Tensor of shape [batch, sequence], floating-point, on the same device; None: all are 1.
     Returns:
         Tensor of shape [batch, sequence], float32. The host never waits for the device.
@@ -107,7 +108,9 @@ def token_weights(
     weights = torch.tensor([by_kind[kind] for kind in Kind], dtype=torch.float32)
     # A blocking copy of even these few numbers would make the host wait for the device.
     weights = weights.to(kinds.device, non_blocking=True)
-    of_samples = weights[kinds.long()] * sample_weights.float()[:, None]
+    if sample_weights.ndim == 1:
+        sample_weights = sample_weights[:, None]
+    of_samples = weights[kinds.long()] * sample_weights.float()
     return of_samples if turn_weights is None else of_samples * turn_weights.float()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.collate import Batch, split_by_image_count
+from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.kinds import Kind
 from lightning_vlm.metrics.ranking import Candidate
 from lightning_vlm.metrics.tally import TaskTally
 from lightning_vlm.metrics.text import exact_match, token_f1
@@ -54,14 +55,14 @@ class Scores:
         """
         if not batch.tasks:
             return
-        samples, length = batch.kinds.shape
-        rows = targets.positions // length
+        samples = batch.samples.flatten()
         ones = torch.ones_like(token_losses)
         columns = torch.stack((token_losses * targets.weights, targets.weights, token_losses, ones), dim=1)
-        sums = columns.new_zeros(samples, 4).index_add_(0, rows, columns)
-        tokens = batch.inputs["attention_mask"].sum(1).to(sums.dtype)
+        sums = columns.new_zeros(len(batch.tasks), 4).index_add_(0, samples[targets.positions], columns)
+        are_tokens = (batch.kinds != Kind.PAD).flatten().to(sums.dtype)
+        tokens = sums.new_zeros(len(batch.tasks)).index_add_(0, samples, are_tokens)
         for task in sorted(set(batch.tasks)):
-            of_task = [row for row, task_of_row in enumerate(batch.tasks) if task_of_row == task]
+            of_task = [place for place, name in enumerate(batch.tasks) if name == task]
             index = torch.tensor(of_task).to(sums.device, non_blocking=True)
             loss, weight, nll, count = sums[index].sum(0).unbind()
             self._tally.update(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.kinds import Kind
 from lightning_vlm.metrics.scores import Prediction, Scores
 
 
@@ -11,10 +12,11 @@ def batch(tasks, lengths):
     """Samples of the given lengths, padded; what is in them doesn't matter."""
     longest = max(lengths, default=1)
     mask = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths] or [[1]])
-    kinds = torch.zeros(mask.shape, dtype=torch.int8)
+    kinds = torch.where(mask.bool(), Kind.RESPONSE, Kind.PAD).to(torch.int8)
     inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
     count = len(tasks)
-    return Batch(inputs, kinds, torch.ones(count), tasks, [""] * count, {}, [], [], [], sum(lengths))
+    samples = torch.arange(max(count, 1), dtype=torch.int32)[:, None].expand(mask.shape)
+    return Batch(inputs, kinds, samples, torch.ones(count), tasks, [""] * count, {}, [], [], [], sum(lengths))
 
 
 def targets(positions, weights):

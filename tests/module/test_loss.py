@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.collate import Batch, Sequences
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
@@ -157,7 +157,10 @@ def text_batch(**more):
     ids = torch.randint(1, 38, (2, 7), generator=torch.Generator().manual_seed(0))
     kinds = torch.full((2, 7), Kind.RESPONSE, dtype=torch.int8)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
-    return Batch(inputs, kinds, torch.ones(2), ["a", "b"], ["a", "b"], {}, [], [], [], 14)
+    samples = torch.tensor([[0], [1]], dtype=torch.int32).expand(2, 7)
+    sequences = Sequences(torch.tensor([0, 7, 14], dtype=torch.int32), 7)
+    tasks = ["a", "b"]
+    return Batch(inputs, kinds, samples, torch.ones(2), tasks, tasks, {}, [], [], [], 14, sequences=sequences)
 
 
 def own_mean(one, batch):

@@ -7,7 +7,7 @@ import torch
 from transformers.utils import logging
 
 from lightning_vlm import VLMDataModule
-from lightning_vlm.data.batch.collate import split_by_image_count
+from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError

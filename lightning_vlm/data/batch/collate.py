@@ -1,18 +1,17 @@
 """From rendered samples to one batch."""
 
+import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from lightning_vlm.data.batch.join import join_packed, join_padded, pad
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
-
-_Side: TypeAlias = Literal["left", "right"]
 
 
 class Targets(NamedTuple):
@@ -29,14 +28,31 @@ class Targets(NamedTuple):
     weights: Tensor
 
 
-class Batch(NamedTuple):
-    """Some samples, padded to one length.
+class Sequences(NamedTuple):
+    """Where samples lie in the flattened rows of a batch; no token sees those of another sequence.
 
     Args:
-        inputs: What the model's forward takes: `input_ids` and `attention_mask` of shape [batch, length],
-            padded on the right, and what the family's processor adds (pixels, grids, token types).
-        kinds: Tensor of shape [batch, length], int8, a `Kind` for each token.
-        sample_weights: Tensor of shape [batch], float32.
+        cu_seq_lens: Tensor of shape [sequences + 1], int32: where each begins, and the end of the last. The
+            padding at the end of a row is a sequence of its own.
+        max_length: Tokens of the longest one.
+    """
+
+    cu_seq_lens: Tensor
+    max_length: int
+
+
+class Batch(NamedTuple):
+    """Some samples, padded to one length, or packed into one row.
+
+    Args:
+        inputs: What the model's forward takes: `input_ids` of shape [rows, length], and what the family's
+            processor adds (pixels, grids, token types). Padded on the right there is a row for each sample,
+            with an `attention_mask`; packed there is one row and no mask, and `position_ids` begin again with
+            each sample.
+        kinds: Tensor of shape [rows, length], int8, a `Kind` for each token.
+        samples: Tensor of shape [rows, length], int32: which sample each token belongs to; padding belongs to
+            that of its row.
+        sample_weights: Tensor of shape [samples], float32.
         tasks: The task of each sample.
         sources: Where each sample came from.
         prompts: As `inputs`, but each sample only up to its last answer, padded on the left; empty if nothing
@@ -47,13 +63,15 @@ class Batch(NamedTuple):
         tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
         questions: The prompt of each sample in words, if answers are to be generated.
-        turn_weights: Tensor of shape [batch, length], float32: the weight of the turn of each token of an
+        turn_weights: Tensor of shape [rows, length], float32: the weight of the turn of each token of an
             answer, 1 for all others; None where all turns weigh 1.
         changes: What was done to the turns of its samples: the source and a sentence of `turns` each time.
+        sequences: Where the samples lie; None if nothing is to be learned.
     """
 
     inputs: dict[str, Tensor]
     kinds: Tensor
+    samples: Tensor
     sample_weights: Tensor
     tasks: list[str]
     sources: list[str]
@@ -66,23 +84,45 @@ class Batch(NamedTuple):
     questions: Sequence[Question] = ()
     turn_weights: Tensor | None = None
     changes: tuple[tuple[str, str], ...] = ()
+    sequences: Sequences | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether samples share a row."""
+        return len(self.inputs["input_ids"]) < len(self.sources)
 
 
 class Item(NamedTuple):
-    """One rendered sample before it joins a batch: to learn from, to answer, or both."""
+    """One rendered sample before it joins a batch: to learn from, to answer, or both.
+
+    Args:
+        example: What is learned.
+        prompt: What is answered.
+        reference: The answer that the data has.
+        positions: Tensor of shape [axes, length], int64: the positions of the example's tokens, if its model
+            has several axes of them; None if they are 0, 1, 2, ...
+    """
 
     example: Example | None
     prompt: Example | None
     reference: str | None
+    positions: Tensor | None = None
 
 
 def collate(
-    items: Sequence[Item], pad_token_id: int, skipped: list[DataError], truncated: list[str]
+    items: Sequence[Item],
+    pad_token_id: int,
+    skipped: list[DataError],
+    truncated: list[str],
+    pack: bool = False,
 ) -> Batch:
-    """Pad and join samples.
+    """Join samples: pad them to one length, or pack those that are learned into one row.
 
     Without any samples (all were skipped) the batch is one padding token, which has no weight: under DDP a
     rank must go through its step all the same.
+
+    Raises:
+        UserError: What can't be packed.
     """
     examples = [item.example for item in items if item.example is not None]
     prompts = [item.prompt for item in items if item.prompt is not None]
@@ -95,63 +135,34 @@ def collate(
     for example in shown:
         for change in example.changes:
             changes.append((example.conversation.source, change))
+    lengths = [len(example.input_ids) for example in examples]
+    inputs = join_packed(examples) if pack else join_padded(examples, pad_token_id, "right")
+    if examples:
+        inputs |= _positions([item.positions for item in items if item.example is not None], lengths, pack)
     return Batch(
-        inputs=_join(examples, pad_token_id, "right"),
-        kinds=_stack([example.kinds for example in examples], Kind.PAD, "right"),
+        inputs=inputs,
+        kinds=_join_tokens([example.kinds for example in examples], Kind.PAD, pack),
+        samples=_samples(lengths, pack),
         sample_weights=torch.tensor(weights, dtype=torch.float32),
         tasks=[conversation.task for conversation in conversations],
         sources=[conversation.source for conversation in conversations],
-        prompts=_join(prompts, pad_token_id, "left"),
+        prompts=join_padded(prompts, pad_token_id, "left"),
         references=[item.reference for item in items if item.prompt is not None],
         skipped=skipped,
         truncated=truncated,
-        tokens=sum(len(example.input_ids) for example in examples),
+        tokens=sum(lengths),
         questions=[question_of(prompt.conversation) for prompt in prompts],
-        turn_weights=_turn_weights(examples),
+        turn_weights=_turn_weights(examples, pack),
         changes=tuple(changes),
+        sequences=_sequences(lengths, pack) if lengths else None,
     )
-
-
-def split_by_image_count(inputs: dict[str, Tensor]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Split a batch into groups of rows that don't change one another in the model.
-
-    Most families have one group. Where tokens see pictures by cross-attention (Mllama), the rows of a group
-    have the same number of pictures. A token before the first picture, or in a row without any, sees the mean
-    of all pictures there, so it would see those that pad its row as well.
-
-    Args:
-        inputs: What the model's forward takes.
-    Returns:
-        The rows of each group, an int64 tensor, and their inputs, with no more pictures than the rows have.
-    """
-    input_ids = inputs["input_ids"]
-    by_token = {name: value for name, value in inputs.items() if value.shape[:2] == input_ids.shape}
-    masks = [value for value in by_token.values() if value.ndim > 2]
-    if not masks:
-        return [(torch.arange(len(input_ids)), inputs)]
-    mask = masks[0]  # [batch, length, pictures, tiles]
-    is_seen = mask.flatten(3).any(3).any(1)  # [batch, pictures]
-    counts = is_seen.sum(1).cpu()
-    groups = []
-    for count in counts.unique().tolist():
-        (rows,) = (counts == count).nonzero(as_tuple=True)
-        group = {}
-        for name, value in inputs.items():
-            values = value[rows.to(value.device)]
-            if name in by_token and value.ndim == 2:
-                group[name] = values
-            elif count and name in by_token:
-                group[name] = values[:, :, :count]
-            elif count:
-                group[name] = values[:, :count]
-        groups.append((rows, group))
-    return groups
 
 
 def _empty_batch(pad_token_id: int, skipped: list[DataError], truncated: list[str]) -> Batch:
     return Batch(
         inputs={"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])},
         kinds=torch.full((1, 1), Kind.PAD, dtype=torch.int8),
+        samples=torch.zeros(1, 1, dtype=torch.int32),
         sample_weights=torch.zeros(1),
         tasks=[],
         sources=[],
@@ -160,10 +171,52 @@ def _empty_batch(pad_token_id: int, skipped: list[DataError], truncated: list[st
         skipped=skipped,
         truncated=truncated,
         tokens=0,
+        sequences=Sequences(torch.tensor([0, 1], dtype=torch.int32), 1),
     )
 
 
-def _turn_weights(examples: Sequence[Example]) -> Tensor | None:
+def _join_tokens(rows: Sequence[Tensor], value: int, pack: bool) -> Tensor:
+    """Join one value for each token of each sample."""
+    return torch.cat(list(rows))[None] if pack else pad(rows, value, "right")
+
+
+def _samples(lengths: Sequence[int], pack: bool) -> Tensor:
+    samples = torch.arange(len(lengths), dtype=torch.int32)
+    if pack:
+        return samples.repeat_interleave(torch.tensor(lengths))[None]
+    return samples[:, None].repeat(1, max(lengths, default=0))
+
+
+def _sequences(lengths: Sequence[int], pack: bool) -> Sequences:
+    """Samples one after the other, each followed by the padding of its row."""
+    longest = max(lengths)
+    sequences = []
+    for length in lengths:
+        sequences.append(length)
+        if not pack and length < longest:
+            sequences.append(longest - length)
+    ends = itertools.accumulate(sequences, initial=0)
+    return Sequences(torch.tensor(list(ends), dtype=torch.int32), max(sequences))
+
+
+def _positions(positions: Sequence[Tensor | None], lengths: Sequence[int], pack: bool) -> dict[str, Tensor]:
+    """The `position_ids` of a batch. A padded one needs them only for models with several axes.
+
+    Packed, such models take one more axis in front of theirs, by which they would make a mask.
+    """
+    axes = [sample for sample in positions if sample is not None]
+    if not pack:
+        if not axes:
+            return {}
+        rows = pad([sample.T for sample in axes], 0, "right")  # [batch, length, axes]
+        return {"position_ids": rows.permute(2, 0, 1)}
+    in_order = torch.cat([torch.arange(length) for length in lengths])[None]
+    if not axes:
+        return {"position_ids": in_order}
+    return {"position_ids": torch.cat([in_order, torch.cat(axes, dim=1)])[:, None]}
+
+
+def _turn_weights(examples: Sequence[Example], pack: bool) -> Tensor | None:
     if all(example.turn_weights is None for example in examples):
         return None
     rows = []
@@ -172,85 +225,4 @@ def _turn_weights(examples: Sequence[Example]) -> Tensor | None:
         if weights is None:
             weights = torch.ones(len(example.input_ids))
         rows.append(weights)
-    return _stack(rows, 1, "right")
-
-
-def _join(examples: Sequence[Example], pad_token_id: int, side: _Side) -> dict[str, Tensor]:
-    """The inputs of samples, padded to one length. A sample without pictures lacks some of them."""
-    if not examples:
-        return {}
-    inputs = {"input_ids": _stack([example.input_ids for example in examples], pad_token_id, side)}
-    lengths = [len(example.input_ids) for example in examples]
-    values_by_name = _values_by_name(examples)
-    by_token = {name for name, values in values_by_name.items() if _are_by_token(values, lengths)}
-    # Where tokens say which pictures of their row they see (Mllama), each row must have some.
-    each_needs_pictures = any(_first(values_by_name[name]).ndim > 2 for name in by_token)
-    for name, values in values_by_name.items():
-        if name in by_token:
-            inputs[name] = _join_by_token(values, lengths, side)
-        else:
-            inputs[name] = _join_pictures(values, each_needs_pictures)
-    return inputs
-
-
-def _values_by_name(examples: Sequence[Example]) -> dict[str, list[Tensor | None]]:
-    """Each input of the processor by its name: its value in each sample, None where a sample lacks it."""
-    values_by_name: dict[str, list[Tensor | None]] = {}
-    for example in examples:
-        for name in example.inputs:
-            if name not in values_by_name:
-                values_by_name[name] = [other.inputs.get(name) for other in examples]
-    return values_by_name
-
-
-def _are_by_token(values: Sequence[Tensor | None], lengths: Sequence[int]) -> bool:
-    """Whether each value has the shape [1, length, ...] of its sample."""
-    for value, length in zip(values, lengths, strict=True):
-        if value is not None and value.shape[:2] != (1, length):
-            return False
-    return True
-
-
-def _first(values: Sequence[Tensor | None]) -> Tensor:
-    return next(value for value in values if value is not None)
-
-
-def _join_by_token(values: Sequence[Tensor | None], lengths: Sequence[int], side: _Side) -> Tensor:
-    """Join values of each token, such as `attention_mask`. A sample without them gets zeros."""
-    like = _first(values)
-    shape = _largest([value.shape[2:] for value in values if value is not None])
-    rows = []
-    for value, length in zip(values, lengths, strict=True):
-        row = like.new_zeros(length, *shape) if value is None else _fill(value[0], shape)
-        rows.append(row)
-    return _stack(rows, 0, side)
-
-
-def _join_pictures(values: Sequence[Tensor | None], each_needs_pictures: bool) -> Tensor:
-    """Join values of pictures. Where dimensions after the first one differ (SmolVLM), zeros fill them up."""
-    given = [value for value in values if value is not None]
-    if each_needs_pictures:
-        missing = given[0].new_zeros(1, *given[0].shape[1:])
-        given = [missing if value is None else value for value in values]
-    shape = _largest([value.shape[1:] for value in given])
-    return torch.cat([_fill(value, shape) for value in given])
-
-
-def _stack(rows: Sequence[Tensor], value: int, side: _Side) -> Tensor:
-    """Pad tensors of shape [length, ...] to one of shape [batch, longest, ...]."""
-    if not rows:
-        return torch.empty(0, 0, dtype=torch.int8)
-    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
-
-
-def _largest(shapes: Sequence[torch.Size]) -> list[int]:
-    """The size that each dimension needs to hold all shapes."""
-    return [max(sizes) for sizes in zip(*shapes, strict=True)]
-
-
-def _fill(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """Pad a value with zeros to a shape, in all dimensions but the first."""
-    filled = value.new_zeros(len(value), *shape)
-    corner = tuple(slice(size) for size in value.shape)
-    filled[corner] = value
-    return filled
+    return _join_tokens(rows, 1, pack)

@@ -7,12 +7,11 @@ import PIL.Image
 import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMModule
-from lightning_vlm.data.batch.collate import Item, collate, split_by_image_count
+from lightning_vlm.data.batch.collate import Item, collate
+from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
-from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from tests.support.tiny import FAMILIES
@@ -44,15 +43,6 @@ def samples_of(family):
 
 def items(renderer, samples=SAMPLES):
     return [Item(renderer.example(sample), *renderer.prompt(sample)) for sample in samples]
-
-
-@pytest.fixture(scope="module")
-def tiny(model_folder, processor_of):
-    def load(family):
-        model = AutoModelForImageTextToText.from_pretrained(model_folder(family)).eval()
-        return model, Renderer(processor_of(family, "plain" if FAMILIES[family].template is None else None))
-
-    return load
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0), (1,), (2, 1)])
