@@ -7,6 +7,7 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import attention, blocks
+from lightning_vlm.models.attention import varlen
 from lightning_vlm.models.loading import load
 from lightning_vlm.models.loading.load import load_model
 from tests.support import tiny
@@ -39,15 +40,15 @@ def loss_and_gradients(module, batch):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_loss_and_gradients_are_those_of_sdpa(family, tiny_folder, monkeypatch):
     calls = []
-    in_turn = attention.attend_in_turn
-    monkeypatch.setattr(attention, "attend_in_turn", lambda *given: calls.append(given) or in_turn(*given))
-    varlen = make_module(tiny_folder(family), family)
+    in_turn = varlen.attend_in_turn
+    monkeypatch.setattr(varlen, "attend_in_turn", lambda *given: calls.append(given) or in_turn(*given))
+    module = make_module(tiny_folder(family), family)
     monkeypatch.setattr(load, "use_varlen_attention", lambda _: False)
     plain = make_module(tiny_folder(family), family)
     batch = drawn_batch(plain)
     expected_loss, expected = loss_and_gradients(plain, batch)
     assert not calls
-    loss, found = loss_and_gradients(varlen, batch)
+    loss, found = loss_and_gradients(module, batch)
     assert bool(calls) == (family in PACKS)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
     assert found.keys() == expected.keys()
@@ -109,8 +110,8 @@ def test_a_wrong_kernel_is_refused(tiny_folder, monkeypatch):
         is_cuda = True
 
     inputs = {**batch.inputs, "pixel_values": batch.inputs["pixel_values"].as_subclass(OnCuda)}
-    monkeypatch.setattr(attention, "_kernel_takes", lambda *_: True)
-    monkeypatch.setattr(attention, "_kernel", lambda q, k, v, ends, _, *rest: leak(q, k, v, ends, *rest))
+    monkeypatch.setattr(varlen, "_kernel_takes", lambda *_: True)
+    monkeypatch.setattr(varlen, "_kernel", lambda q, k, v, ends, _, *rest: leak(q, k, v, ends, *rest))
     with pytest.raises(UserError, match=r"set model\.attn_implementation to sdpa"):
         attention.check_varlen_attention(module.model, inputs)
 

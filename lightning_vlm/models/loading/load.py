@@ -115,7 +115,7 @@ def load_model(
         name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
         dtype: Of the weights; `auto` is the one that they were saved in.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
-            chooses, with one kernel call a layer for all pictures in towers that allow it (`attention.py`).
+            chooses, with `flash_varlen` in place of `sdpa` where it is exact (`models.attention`).
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
             memory. It acts only on modules in train mode; a warning says so if a family doesn't support it.
         quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
