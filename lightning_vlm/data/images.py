@@ -3,18 +3,22 @@
 import io
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import PIL.Image
 from PIL import ImageOps
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.fetching import fetch
+from lightning_vlm.data.picture_size import upright_size
 from lightning_vlm.errors import DataError
 from lightning_vlm.nearest import nearest, shorten
+
+_Got = TypeVar("_Got")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """The formats that are opened. Pillow supports more, but some run other programs (EPS) or aren't pictures."""
@@ -102,6 +106,35 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
     >>> load_image(Image(data=file.getvalue()), "pets.jsonl:1", "image").getpixel((0, 0))
     (255, 255, 255)
     """
+    return _with_picture(image, source, key, max_pixels, _decode)
+
+
+def image_size(image: Image, source: str, key: str, max_pixels: int = 64_000_000) -> tuple[int, int]:
+    """The width and height that `load_image` would give, read from the head of the file.
+
+    Args:
+        image: A picture by path, by bytes or by URL, which is fetched.
+        source: `file:line` for errors.
+        key: Which part of the sample it is, for errors.
+        max_pixels: As of `load_image`.
+
+    Raises:
+        DataError: As `load_image`, but for what is wrong with the pixels themselves.
+
+    >>> file = io.BytesIO()
+    >>> exif = PIL.Image.Exif()
+    >>> exif[0x0112] = 6  # taken with the camera on its side
+    >>> PIL.Image.new("RGB", (3, 2)).save(file, "JPEG", exif=exif)
+    >>> image_size(Image(data=file.getvalue()), "pets.jsonl:1", "image")
+    (2, 3)
+    """
+    return _with_picture(image, source, key, max_pixels, upright_size)
+
+
+def _with_picture(
+    image: Image, source: str, key: str, max_pixels: int, use: Callable[[PIL.Image.Image], _Got]
+) -> _Got:
+    """What a function makes of an opened picture, whose pixels aren't decoded yet."""
     path = find_image(image, source, key)
     data = image.data or b""
     if image.url is not None:
@@ -114,11 +147,10 @@ def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000
             if width * height > max_pixels:
                 found = f"{name} of {width}×{height} pixels"
                 raise DataError(source, key, found, f"at most {max_pixels} pixels; make it smaller")
-            ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode in ("I", "F"):
                 found = f"{name} with 32 bits a pixel"
                 raise DataError(source, key, found, "8 or 16 bits a channel: what is white is unknown")
-            return _rgb(picture)
+            return use(picture)
     except DataError:
         raise
     except Exception as error:  # decoders of broken files raise anything at all
@@ -237,6 +269,11 @@ def _files_in(folder: str) -> list[str]:
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return list(islice(entries, _MOST_ENTRIES))
+
+
+def _decode(picture: PIL.Image.Image) -> PIL.Image.Image:
+    ImageOps.exif_transpose(picture, in_place=True)
+    return _rgb(picture)
 
 
 def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -1,8 +1,8 @@
 """Where a mask is made: from a conversation to token ids, each with its kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import PIL.Image
 import torch
@@ -20,6 +20,9 @@ from lightning_vlm.data.render.special_tokens import any_of, special_tokens
 from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
+
+OpenPicture: TypeAlias = Callable[[Image, str, str], PIL.Image.Image]
+"""Opens a picture, given the source of its sample and its key there, for errors."""
 
 _Pictures = dict[tuple[int, int], PIL.Image.Image]
 """The pictures opened so far, by message and part."""
@@ -60,6 +63,8 @@ class Renderer:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
+        self.open_picture: OpenPicture = load_image
+        """How a picture is opened. Lengths are measured with one that gives blank ones."""
         self.special = special_tokens(processor)
         self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
@@ -160,7 +165,7 @@ class Renderer:
     ) -> Example:
         """Render some turns of a conversation; `opened` keeps the pictures for the next rendering."""
         source = conversation.source
-        pictures = _open_pictures(turns, source, opened)
+        pictures = _open_pictures(turns, source, opened, self.open_picture)
         marked, spans = self.template.render_marked(turns, generate, source)
         marked, places = mark_pictures(marked, self._placeholder)
         if places != len(pictures):
@@ -211,7 +216,9 @@ def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
     raise DataError(conversation.source, "messages", "no assistant turn", expected)
 
 
-def _open_pictures(turns: Sequence[Turn], source: str, opened: _Pictures) -> list[PIL.Image.Image]:
+def _open_pictures(
+    turns: Sequence[Turn], source: str, opened: _Pictures, open_picture: OpenPicture
+) -> list[PIL.Image.Image]:
     """The pictures of some turns in reading order. Those that are not in `opened` are put there."""
     pictures = []
     for turn in turns:
@@ -221,6 +228,6 @@ def _open_pictures(turns: Sequence[Turn], source: str, opened: _Pictures) -> lis
                     continue
                 if (index, place) not in opened:
                     key = f"messages[{index}].content[{place}]"
-                    opened[index, place] = load_image(part, source, key)
+                    opened[index, place] = open_picture(part, source, key)
                 pictures.append(opened[index, place])
     return pictures
