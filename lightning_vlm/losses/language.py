@@ -11,8 +11,8 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.losses.linear_cross_entropy import LinearCrossEntropy
 
 CHUNK_LOGITS = {"cpu": 2**24}
-"""How many logits a chunk has on a kind of device unless `chunk_size` is given: 64 MiB in float32; else 128,
-since a GPU needs more rows at a time to be busy."""
+"""How many logits a chunk has on a kind of device unless `chunk_size` is given: 64 MiB in float32; else 256,
+since a GPU needs more rows at a time to be busy: each chunk reads the whole weight."""
 
 
 class LossSums(NamedTuple):
@@ -62,8 +62,10 @@ def linear_cross_entropy(
         bias: Tensor of shape [vocabulary], added to the logits.
         softcap: Bounds the logits smoothly to -softcap..softcap, as Gemma 2 does; None for no bound.
         logit_scale: Multiplies the logits before the softcap, as Cohere's and Granite's models do.
-        chunk_size: Tokens in a chunk. None: as many as make 128 MiB of float32 logits (64 on a CPU), at least
-            64. With a softcap half as many at a time, for its slopes need as much room as the logits.
+        chunk_size: Tokens in a chunk. None: as many as make 256 MiB of float32 logits (64 on a CPU), at least
+            64; for a weight that trains on a GPU at least half as many as a hidden state has numbers, so that
+            logits take half the room of the weight's gradient, which each chunk reads and writes. With a
+            softcap half as many at a time, for its slopes need as much room as the logits.
     Returns:
         The sums. With no token, or all weights 0, `loss_sum` is 0 and its gradients are zeros, not None.
 
@@ -87,9 +89,10 @@ def linear_cross_entropy(
     device, dtype = hidden.device.type, hidden.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    chunk_size = chunk_size or default_chunk_size(weight, hidden.device)
-    # Inside, the grad mode is always off.
-    options = softcap, logit_scale, chunk_size, dtype, torch.is_grad_enabled()
+    with_grad = torch.is_grad_enabled()  # inside it is always off
+    if chunk_size is None:
+        chunk_size = default_chunk_size(weight, hidden.device, trains=with_grad and weight.requires_grad)
+    options = softcap, logit_scale, chunk_size, dtype, with_grad
     loss_sum, token_losses = LinearCrossEntropy.apply(hidden, weight, bias, labels, weights, *options)
     return LossSums(loss_sum, weights.sum(), token_losses)
 
@@ -174,20 +177,27 @@ def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def default_chunk_size(head: nn.Module | Tensor, device: torch.device) -> int:
+def default_chunk_size(head: nn.Module | Tensor, device: torch.device, *, trains: bool = False) -> int:
     """How many tokens' logits are computed at a time unless a caller says otherwise.
 
     Args:
         head: The output layer, or its weight of shape [vocabulary, hidden].
         device: That computes them.
+        trains: Whether the weight gets a gradient, which each chunk adds to: reading and writing it is what
+            small chunks take their time for on a GPU.
 
     >>> default_chunk_size(nn.Linear(8, 2**17), torch.device("cpu"))
     128
+    >>> default_chunk_size(torch.empty(2**17, 2048, device="meta"), torch.device("cuda"), trains=True)
+    1024
     """
     # Layers of PEFT and bitsandbytes have `out_features`; for others a usual vocabulary is assumed.
     vocabulary = len(head) if isinstance(head, Tensor) else getattr(head, "out_features", 2**17)
-    logits = CHUNK_LOGITS.get(device.type, 2**25)
-    return max(64, logits // vocabulary)  # fewer rows would waste the matrix multiplication
+    logits = CHUNK_LOGITS.get(device.type, 2**26)
+    least = 64  # fewer rows would waste the matrix multiplication
+    if trains and device.type != "cpu" and isinstance(head, Tensor):
+        least = max(least, head.shape[1] // 2)  # half of the room that the gradient takes
+    return max(least, logits // vocabulary)
 
 
 def _as_weights(token_weights: Tensor | None, hidden: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The autograd function behind `linear_cross_entropy`, which never holds all logits."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         slopes = torch.empty_like(wide_chunk) if with_slopes else None
 
         weight_as_used = weight.to(dtype)
+        in_one = wide == torch.float32 and multiplies_into_float32(hidden.device, dtype)
         losses = hidden.new_empty(tokens, dtype=wide)
         grad_hidden = hidden.new_empty(hidden.shape, dtype=dtype) if for_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if for_weight else None
+        grad_weight = torch.empty_like(weight, dtype=wide) if for_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and for_bias else None
 
         # Matrix multiplications write into `out`: no copies, and autocast leaves them alone.
@@ -54,9 +56,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             targets = labels[piece].masked_fill(~counts, 0)[:, None]
 
             logits = wide_chunk[:size]
-            torch.mm(inputs, weight_as_used.t(), out=chunk[:size])
-            if chunk is not wide_chunk:
-                logits.copy_(chunk[:size])
+            if in_one:
+                wide_product(logits, inputs, weight_as_used.t(), add=False)
+            else:
+                torch.mm(inputs, weight_as_used.t(), out=chunk[:size])
+                if chunk is not wide_chunk:
+                    logits.copy_(chunk[:size])
             if bias is not None:
                 logits.add_(bias)
             if logit_scale != 1:
@@ -82,13 +87,17 @@ class LinearCrossEntropy(torch.autograd.Function):
                 logits.mul_(slopes[:size])
             if grad_bias is not None:
                 grad_bias += logits.sum(0)
-            if grad_weight is not None:
-                torch.addmm(grad_weight, logits.t(), inputs.to(wide), out=grad_weight)
+            if chunk is not wide_chunk and (in_one or grad_hidden is not None):
+                chunk[:size].copy_(logits)
+            if grad_weight is not None and in_one:
+                wide_product(grad_weight, chunk[:size].t(), inputs, add=start > 0)
+            elif grad_weight is not None:
+                torch.addmm(grad_weight, logits.t(), inputs.to(wide), beta=int(start > 0), out=grad_weight)
             if grad_hidden is not None:
-                if chunk is not wide_chunk:
-                    chunk[:size].copy_(logits)
                 torch.mm(chunk[:size], weight_as_used, out=grad_hidden[piece])
 
+        if grad_weight is not None and not tokens:
+            grad_weight.zero_()
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(losses)
@@ -109,6 +118,38 @@ class LinearCrossEntropy(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *grads, *[None] * 7
+
+
+def wide_product(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    """`left @ right` of 16-bit matrices, summed and written in float32: one call of a GPU's matrix units.
+
+    Args:
+        out: Tensor of shape [rows, columns], float32, that is written to.
+        left: Tensor of shape [rows, inner], bfloat16, on a GPU.
+        right: Tensor of shape [inner, columns], as `left`.
+        add: Whether the product is added to what `out` holds; otherwise it may hold anything.
+    """
+    torch.addmm(out, left, right, out_dtype=torch.float32, beta=int(add), out=out)
+
+
+@cache
+def multiplies_into_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `wide_product` works there, found out by trying it once on numbers that bfloat16 can't hold.
+
+    It never is for float16, in which probabilities below 6e-8 would vanish from the gradient of the weight.
+
+    >>> multiplies_into_float32(torch.device("cpu"), torch.bfloat16)
+    False
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    ones = torch.ones(16, 304, device=device, dtype=dtype)
+    sums = torch.ones(16, 16, device=device)
+    try:
+        wide_product(sums, ones, ones.t(), add=True)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((sums == 305).all())
 
 
 def _room_for(grad: Tensor, dtype: torch.dtype, again: bool) -> Tensor:

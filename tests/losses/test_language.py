@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.losses import linear_cross_entropy as arithmetic
 from lightning_vlm.losses.language import head_cross_entropy, linear_cross_entropy
 
 N, H, V = 37, 16, 101
@@ -121,6 +122,73 @@ def test_a_token_of_weight_0_contributes_exactly_nothing(poison, lora):
         assert torch.equal(clean, dirty)
     assert (results[1][3][weights == 0] == 0).all()
     assert (results[1][3][weights != 0] != 0).any()
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """The matrix units of a GPU: products of 16-bit numbers, summed in float32, with no 16-bit result between.
+    A list of the shapes that they multiplied."""
+    products = []
+
+    def multiply(out, left, right, *, add):
+        assert left.dtype == right.dtype == torch.bfloat16
+        assert out.dtype == torch.float32
+        products.append((*left.shape, right.shape[1]))
+        torch.addmm(out, left.float(), right.float(), beta=int(add), out=out)
+
+    monkeypatch.setattr(arithmetic, "multiplies_into_float32", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(arithmetic, "wide_product", multiply)
+    return products
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_on_a_gpu_it_is_as_good_as_its_inputs(scaling, as_on_a_gpu):
+    """The truth is float64 arithmetic on the same rounded inputs; the rival PyTorch's own half precision."""
+    ours, rival, truth = problem(torch.bfloat16), problem(torch.bfloat16), problem()
+    labels, weights = ours[3:]
+    with torch.no_grad():
+        for exact, rounded in zip(truth[:3], ours[:3], strict=True):
+            exact.copy_(rounded)
+    sums = linear_cross_entropy(*ours[:2], labels, weights, bias=ours[2], chunk_size=8, **scaling)
+    expected, _ = reference(F.linear(*truth[:3]), labels, weights, **scaling)
+    usual, _ = reference(F.linear(*rival[:3]).float(), labels, weights, **scaling)
+    for loss in (sums.loss_sum, expected, usual):
+        loss.backward()
+    unit = torch.finfo(torch.bfloat16).eps
+    assert relative(sums.loss_sum.detach(), expected.detach()) < 1e-6  # logits are never rounded to 16 bits
+    for found, wanted, other in zip(ours[:3], truth[:3], rival[:3], strict=True):
+        assert relative(found.grad, wanted.grad) < unit
+        assert relative(found.grad, wanted.grad) < 1.1 * relative(other.grad, wanted.grad)
+    rows = 4 if "softcap" in scaling else 8
+    assert (rows, H, V) in as_on_a_gpu
+    assert (V, rows, H) in as_on_a_gpu
+    assert len(as_on_a_gpu) == 2 * -(-N // rows)
+
+
+def test_on_a_gpu_nothing_is_left_from_what_memory_held_before(as_on_a_gpu):
+    """New memory is filled with NaN where PyTorch is told to be deterministic."""
+    hidden, weight, _, labels, weights = problem(torch.bfloat16, with_bias=False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for tokens in (N, 0):
+            weight.grad = None
+            some = hidden.detach()[:tokens].requires_grad_()
+            sums = linear_cross_entropy(some, weight, labels[:tokens], weights[:tokens], chunk_size=8)
+            sums.loss_sum.backward()
+            assert some.grad.isfinite().all()
+            assert weight.grad.isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_what_a_gpu_is_asked_for_exists():
+    """PyTorch checks dtypes and shapes without a device. Only the numbers need one."""
+    left, right = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((5, 7), (7, 3)))
+    out = torch.empty(5, 3, device="meta")
+    for add in (False, True):
+        arithmetic.wide_product(out, left, right, add=add)
+    with pytest.raises(RuntimeError):
+        arithmetic.wide_product(out.bfloat16(), left, right, add=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
