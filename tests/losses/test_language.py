@@ -126,7 +126,7 @@ def test_a_token_of_weight_0_contributes_exactly_nothing(poison, lora):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """The matrix units of a GPU: products of 16-bit numbers, summed in float32, with no 16-bit result between.
+    """The matrix units of a GPU: products of 16-bit numbers, summed and written in float32.
     A list of the shapes that they multiplied."""
     products = []
 
