@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from lightning_vlm_callbacks.run_report import RunReport, record_event
     from lightning_vlm_callbacks.staged_unfreezing import StagedUnfreezing
     from lightning_vlm_callbacks.task_weights import TaskWeights
+    from lightning_vlm_callbacks.throughput_monitor import BatchCounter, Counts, ThroughputMonitor
 
 __all__ = [
     "AdaptiveLoRARank",
+    "BatchCounter",
+    "Counts",
     "EarlyStopCheckpoint",
     "GradNorm",
     "GradientMonitor",
@@ -31,12 +34,15 @@ __all__ = [
     "RunReport",
     "StagedUnfreezing",
     "TaskWeights",
+    "ThroughputMonitor",
     "allocate_ranks",
     "record_event",
 ]
 
 _MODULES = {
     "AdaptiveLoRARank": "adaptive_lora_rank",
+    "BatchCounter": "throughput_monitor",
+    "Counts": "throughput_monitor",
     "EarlyStopCheckpoint": "early_stop_checkpoint",
     "GradNorm": "gradnorm",
     "GradientMonitor": "gradient_monitor",
@@ -45,6 +51,7 @@ _MODULES = {
     "RunReport": "run_report",
     "StagedUnfreezing": "staged_unfreezing",
     "TaskWeights": "task_weights",
+    "ThroughputMonitor": "throughput_monitor",
     "allocate_ranks": "adaptive_lora_rank.allocation",
     "record_event": "run_report",
 }

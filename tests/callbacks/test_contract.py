@@ -51,6 +51,7 @@ ANY_PROJECT = {
     "NonFiniteGuard": Case({}, {"max_in_a_row": 0}),
     "GradNorm": Case({"layer": "head"}, {"alpha": -1.0}),
     "RunReport": Case({}, {}, whole=False),
+    "ThroughputMonitor": Case({"warmup_steps": 1}, {"warmup_steps": -1}, whole=False),
     "AdaptiveLoRARank": Case(
         {"budget": 18, "min_rank": 1, "multiple_of": 1, "start": 2, "every": 2, "until": 6}, {"budget": 0}
     ),
