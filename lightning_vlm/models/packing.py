@@ -1,0 +1,116 @@
+"""Whether samples can share a row of a model unseen by one another, as its classes and configuration say.
+
+Packed samples are kept apart by their positions, which begin again with each of them: from those the masks of
+transformers are made, and the lengths that flash attention takes. Whatever else looks along a row would see
+from one sample into the next. What can't be known from here is found by the proof that
+a run begins with.
+"""
+
+import dis
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from lightning_vlm.models.adapters.cross_modal import CrossModal
+
+KEPT_APART = {"full_attention", "sliding_attention"}
+"""Types of layers whose masks are made from positions."""
+
+
+def why_not_packed(model: PreTrainedModel) -> str | None:
+    """Why packed samples would see one another in a model, or in adapters on it.
+
+    Args:
+        model: As loaded and adapted; its weights aren't read and may be on the meta device.
+
+    Returns:
+        What it is in the model, to stand behind "packed can't be exact for"; None if nothing is known.
+
+    >>> from lightning_vlm.models.loading.load import load_model
+    >>> why_not_packed(load_model("drawn-vlm").model)
+    """
+    decoder: Any = model.get_decoder()
+    why = (
+        _why_not_by_config(model.config)
+        or _why_not_by_config(decoder.config)
+        or _why_not_by_layers(model, decoder)
+        or _why_not_by_masks(model, decoder)
+        or _why_not_by_positions(model, decoder)
+    )
+    return f"{type(model).__name__}: {why}" if why else None
+
+
+def _why_not_by_config(config: Any) -> str:
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder and a decoder"
+    if getattr(config, "cross_attention_layers", None):
+        return "its tokens see pictures by a mask of rows"
+    if getattr(config, "expert_capacity", None):
+        return "its experts drop tokens beyond their capacity (expert_capacity)"
+    if getattr(config, "alibi", False):
+        return "it counts distances along the row (alibi)"
+    others = set(getattr(config, "layer_types", None) or ()) - KEPT_APART
+    if others:
+        return f"it has layers of {', '.join(sorted(others))}"
+    return ""
+
+
+def _why_not_by_layers(model: nn.Module, decoder: nn.Module) -> str:
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv1d):
+            return "it mixes tokens by a convolution along the row"
+    if any(isinstance(module, CrossModal) for module in model.modules()):
+        return "the cross_modal_adapter sees the pictures of a row"
+    return ""
+
+
+def _why_not_by_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> str:
+    """Masks that a language model doesn't make itself, from positions, let some tokens see those behind."""
+    for outer in (model, model.base_model):
+        if outer is not decoder and _makes_masks(outer):
+            return "tokens of a picture or a question see those behind them"
+    if not _makes_masks(decoder):
+        return "its masks aren't made from positions"
+    attention = decoder.config._attn_implementation
+    if attention not in ALL_MASK_ATTENTION_FUNCTIONS:
+        return f"transformers makes no masks for its attention, {attention}"
+    return ""
+
+
+def _why_not_by_positions(model: PreTrainedModel, decoder: nn.Module) -> str:
+    base: Any = getattr(model, model.base_model_prefix, model)
+    for module in (base, decoder):
+        if "position_ids" not in inspect.signature(module.forward).parameters:
+            return "it takes no position_ids"
+    if hasattr(base, "get_rope_index") and not _takes_four_axes(decoder):
+        return "it has no axis of positions that masks are made from"
+    return ""
+
+
+def _makes_masks(module: nn.Module) -> bool:
+    for code in _codes(module):
+        for name in code.co_names:
+            if name.startswith("create_") and "mask" in name:
+                return True
+    return False
+
+
+def _takes_four_axes(decoder: nn.Module) -> bool:
+    """Whether a forward asks for positions along 4 axes: the place in the sample, then those of M-RoPE."""
+    values = {step.argval for code in _codes(decoder) for step in dis.get_instructions(code)}
+    return 4 in values
+
+
+def _codes(module: nn.Module) -> Iterator[CodeType]:
+    """The code of a module's forward, and that of functions inside of it."""
+    forward = inspect.unwrap(type(module).forward)
+    waiting = [forward.__code__] if hasattr(forward, "__code__") else []
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
