@@ -22,7 +22,7 @@ class TaskWeights(nn.Module):
     *Each sample belongs to one task*: before the forward pass the step sets the task of each sample, and it
     weights the loss of each sample. Any other factor of the loss must be the same for all samples.
 
-        self.tasks.rows = ids                                    # int64 [batch], on the CPU
+        self.tasks.rows = ids                        # int64 [batch], or [batch, length] of packed samples
         losses = ...                                             # [batch]
         self.tasks.add_rows(losses.detach(), ids)
         return (self.tasks.weights[ids] * losses).mean()
@@ -63,8 +63,9 @@ class TaskWeights(nn.Module):
         """What the loss that backward starts from must be multiplied by to be the step's loss, known by the
         end of the step's last backward. For modules that return sums, and divide gradients themselves."""
         self.rows: Tensor | None = None
-        """The task of each row (the first dimension) of the layers' inputs in the next forward pass, -1 where
-        there is none; int64, on the CPU, because the host reads it. None if tasks share rows."""
+        """The task of each row of the layers' inputs in the next forward pass: a Tensor of shape [rows]; or,
+        where samples are packed into rows, of each of their tokens: [rows, length], of inputs [rows, length,
+        ...]. int64, -1 where there is no task, on the CPU, as the host reads it. None if tasks share rows."""
         self.set_by: str | None = None
         """What changes the weights during training, in a few words; None if nothing does."""
         self.on_losses: Callable[[Mapping[str, Tensor]], None] | None = None

@@ -131,7 +131,7 @@ class ScheduledSampling(Callback):
             )
         chosen &= ~self._never[predicted]
         # The change is in place, so that a batch kept to run the step again holds the inputs of the step.
-        ids.copy_(replaced(ids, batch.kinds, targets, predicted, chosen))
+        ids.copy_(replaced(ids, batch.kinds, batch.samples, targets, predicted, chosen))
 
 
 def replacement_probability(progress: float, probability: float, decay: Decay, start: float = 0.0) -> float:
@@ -193,12 +193,15 @@ def predict_tokens(
     return torch.cat(found)
 
 
-def replaced(ids: Tensor, kinds: Tensor, targets: Targets, predicted: Tensor, chosen: Tensor) -> Tensor:
+def replaced(
+    ids: Tensor, kinds: Tensor, samples: Tensor, targets: Targets, predicted: Tensor, chosen: Tensor
+) -> Tensor:
     """Input tokens with some of those inside answers replaced.
 
     Args:
         ids: Tensor of shape [batch, length], int64. It stays as it is.
         kinds: Tensor of shape [batch, length], int8.
+        samples: Tensor of shape [batch, length]: which sample each token belongs to.
         targets: Of the batch.
         predicted: Tensor of shape [targets], int64: for each target the token to put in its place.
         chosen: Tensor of shape [targets], bool: where to. What no token of the same answer follows stays.
@@ -206,12 +209,14 @@ def replaced(ids: Tensor, kinds: Tensor, targets: Targets, predicted: Tensor, ch
         Tensor of shape [batch, length], int64. The host never waits for the device.
 
     >>> kinds = torch.tensor([[Kind.INSTRUCTION, Kind.RESPONSE, Kind.RESPONSE, Kind.RESPONSE]])
+    >>> ids, samples = torch.tensor([[4, 5, 6, 7]]), torch.zeros(1, 4, dtype=torch.int32)
     >>> targets = Targets(torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), torch.ones(3))
-    >>> replaced(torch.tensor([[4, 5, 6, 7]]), kinds, targets, torch.tensor([1, 2, 3]), torch.ones(3).bool())
+    >>> replaced(ids, kinds, samples, targets, torch.tensor([1, 2, 3]), torch.ones(3).bool())
     tensor([[4, 1, 2, 7]])
     """
     answer = kinds >= Kind.RESPONSE
-    inside = answer & pad(answer[:, 1:], (0, 1))
+    follows = samples[:, 1:] == samples[:, :-1]  # where samples share a row, another one's token may come
+    inside = answer & pad(answer[:, 1:] & follows, (0, 1))
     places = targets.positions + 1
     mixed = ids.flatten().clone()
     mixed[places] = torch.where(chosen & inside.flatten()[places], predicted, mixed[places])

@@ -112,7 +112,8 @@ def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: Fix
     task_of_target = task_of_sample.to(device, non_blocking=True)[sample_of_target]
 
     def announce(rows: Tensor) -> None:
-        tasks.rows = task_of_sample[rows]  # GradNorm's layers read it during the forward
+        # GradNorm's layers read it during the forward.
+        tasks.rows = _task_of_tokens(batch, task_of_sample) if batch.is_packed else task_of_sample[rows]
 
     hidden = last_hidden_states(model, batch, announce)
     weights = targets.weights * tasks.weights[task_of_target]
@@ -125,6 +126,11 @@ def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: Fix
     regularizer = tasks.regularizer(sums, counts)
     loss_sum = loss.loss_sum if regularizer is None else loss.loss_sum + regularizer
     return TaskSums(loss_sum, sums, counts)
+
+
+def _task_of_tokens(batch: Batch, task_of_sample: Tensor) -> Tensor:
+    """The task of each token of a packed batch: a Tensor of shape [1, length], on the CPU."""
+    return task_of_sample.repeat_interleave(torch.tensor(batch.lengths))[None]
 
 
 def zero_loss(parameters: Iterable[nn.Parameter]) -> Tensor:

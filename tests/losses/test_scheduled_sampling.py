@@ -124,7 +124,8 @@ def case(*rows, weightless=""):
     for place, letter in enumerate("".join(rows)):
         learned[place] &= letter not in weightless
     (places,) = learned.nonzero(as_tuple=True)
-    return ids, kinds, Targets(places - 1, ids.flatten()[places], torch.ones(len(places)))
+    samples = torch.arange(len(rows), dtype=torch.int32)[:, None].expand_as(kinds)
+    return ids, kinds, samples, Targets(places - 1, ids.flatten()[places], torch.ones(len(places)))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +140,10 @@ def case(*rows, weightless=""):
     ],
 )
 def test_what_is_replaced(rows, weightless, expected):
-    ids, kinds, targets = case(*rows, weightless=weightless)
+    ids, kinds, samples, targets = case(*rows, weightless=weightless)
     predicted = torch.arange(len(targets.positions))
     before = ids.clone()
-    found = replaced(ids, kinds, targets, predicted, torch.ones_like(predicted, dtype=torch.bool))
+    found = replaced(ids, kinds, samples, targets, predicted, torch.ones_like(predicted, dtype=torch.bool))
     assert ["".join("-x"[one < 100] for one in row) for row in found.tolist()] == expected
     assert torch.equal(ids, before)
     for place, token in enumerate(found.flatten().tolist()):
@@ -153,7 +154,19 @@ def test_what_is_replaced(rows, weightless, expected):
 
 
 def test_only_what_is_chosen_is_replaced():
-    ids, kinds, targets = case("usrrrrrr")
+    ids, kinds, samples, targets = case("usrrrrrr")
     chosen = torch.tensor([True, False, False, True, False, True])
-    found = replaced(ids, kinds, targets, torch.arange(6), chosen)
+    found = replaced(ids, kinds, samples, targets, torch.arange(6), chosen)
     assert found.tolist() == [[100, 101, 0, 103, 104, 3, 106, 107]]
+
+
+@pytest.mark.parametrize("other", ["rr", "ru", "ss"])
+def test_in_a_row_of_several_samples_an_answer_ends_with_its_sample(other):
+    """Whatever the next sample begins with: as padded."""
+    ids, kinds, _, targets = case(f"usrrr{other}")
+    samples = torch.tensor([[0] * 5 + [1] * 2])
+    learned = targets.positions != 4  # nothing predicts the first token of a sample
+    targets = Targets(*(column[learned] for column in targets))
+    predicted = torch.arange(len(targets.positions))
+    found = replaced(ids, kinds, samples, targets, predicted, torch.ones_like(predicted, dtype=torch.bool))
+    assert found.tolist() == [[100, 101, 0, 1, 104, 105, 106]]

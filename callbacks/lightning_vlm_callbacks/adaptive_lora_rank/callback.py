@@ -34,6 +34,7 @@ from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
     set_ranks,
 )
 from lightning_vlm_callbacks.adaptive_lora_rank.replicas import ranks_before_weights, synchronise_ranks
+from lightning_vlm_callbacks.packed_rows import packed_lengths
 from lightning_vlm_callbacks.requirements import (
     require_full_gradients,
     require_initialized,
@@ -168,9 +169,10 @@ class AdaptiveLoRARank(Callback):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step + 1
-        if not self._measuring and any(due - _MEASURED_STEPS < step <= due for due in self._steps):
-            assert self._importance is not None
+        assert self._importance is not None
+        self._importance.packed_lengths = packed_lengths(batch)
+        step = trainer.global_step
+        if not self._measuring and any(due - _MEASURED_STEPS <= step < due for due in self._steps):
             self._importance.begin()
             self._measuring = True
 
@@ -178,8 +180,7 @@ class AdaptiveLoRARank(Callback):
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
-        if self._measuring:
-            assert self._importance is not None
+        if self._measuring and self._importance is not None:
             scaler = loss_scaler(trainer)
             self._importance.end(1.0 if scaler is None else scaler.get_scale(), trainer.world_size)
             self._measuring = False
@@ -291,9 +292,8 @@ class AdaptiveLoRARank(Callback):
         return share_ranks(scores, layers, self._groups, split(self._budget, shares), self.bounds)
 
     def _log_change(self, trainer: "pl.Trainer", layers: Mapping[str, LoraLayer], changed: int) -> None:
-        ranks = self._history[-1][1]
-        message = f"{changed} of {len(ranks)} layers changed"
-        record_event(trainer, "ranks", message, ranks=ranks)
+        message = f"{changed} of {len(self._history[-1][1])} layers changed"
+        record_event(trainer, "ranks", message, ranks=self._history[-1][1])
         rank_zero_info(f"AdaptiveLoRARank: step {trainer.global_step}, {message}; {describe_ranks(layers)}")
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
         metrics = {"adaptive_lora_rank/changed": changed, "adaptive_lora_rank/parameters": parameters}

@@ -1,6 +1,6 @@
 """How much rank each LoRA layer seems to need, measured in ordinary training steps."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -72,6 +72,8 @@ class Importance:
         self.kept: Measured = {}
         """What was measured since the last change of ranks."""
         self._handles: list[Any] = []
+        self.packed_lengths: Sequence[int] | None = None
+        """The lengths of the samples that share the row of the next forward pass; None: a row is a sample."""
 
     def begin(self) -> None:
         """Watch the batches of a step."""
@@ -144,18 +146,23 @@ class Fisher(Importance):
     F alone says how much a layer matters and not how much rank it needs: on a problem of known ranks it did
     no better than equal ranks. The stable rank alone gives rank to layers that need none.
 
-    A sample is an item of the first dimension of a layer's input; where a model lays the tokens of all
-    samples in a row, as Qwen-VL's vision tower does, it is a token. Samples' gradients are of the batch's
-    loss.
+    A sample is an item of the first dimension of a layer's input, or a stretch of a row that holds several
+    (`PacksSamples`); where a model lays the tokens of all samples in a row, as Qwen-VL's vision tower does,
+    it is a token. Samples' gradients are of the batch's loss.
     """
 
     def begin(self) -> None:
         self._sums: dict[str, Tensor] = {}
         for name, lora in self.layers.items():
-            self._handles.append(RowGradients(lora.layer, partial(self._add_gradients, name)))
+            take = partial(self._add_gradients, name)
+            self._handles.append(RowGradients(lora.layer, take, lambda: self.packed_lengths))
 
-    def _add_gradients(self, name: str, x: Tensor, dy: Tensor, label: None) -> None:
-        total = squared_norms(x, dy).sum()
+    def _add_gradients(self, name: str, x: Tensor, dy: Tensor, lengths: Sequence[int] | None) -> None:
+        if lengths and x.shape[:-1] == (1, sum(lengths)):
+            samples = zip(x.split(lengths, dim=1), dy.split(lengths, dim=1), strict=True)
+        else:
+            samples = zip([x], [dy], strict=True)
+        total = torch.stack([squared_norms(x_n, dy_n).sum() for x_n, dy_n in samples]).sum()
         if name in self._sums:
             total = self._sums[name] + total
         self._sums[name] = total

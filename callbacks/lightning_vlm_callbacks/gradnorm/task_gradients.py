@@ -1,6 +1,6 @@
 """The gradient of one linear layer's weight, of each task alone, over a whole optimizer step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +43,9 @@ class TaskGradients:
     """Collects per-task gradients of a layer `Y = X Wᵀ` in the micro-batches of one step.
 
     If the module sets `TaskWeights.rows`, they come from the step's one ordinary backward pass
-    (`RowGradients`), at the cost of that layer's own weight gradient. It is exact if no row of one task is
-    changed by rows of another. If the module calls `TaskWeights.total`, each task's loss is differentiated
-    alone, which takes a backward pass for each task, and W must train.
+    (`RowGradients`), at the cost of that layer's own weight gradient. It is exact if no row, or no sample
+    that is packed into one, is changed by those of another task. If the module calls `TaskWeights.total`,
+    each task's loss is differentiated alone, which takes a backward pass for each task, and W must train.
 
     Over micro-batches and ranks matrices are summed, never norms.
 
@@ -129,15 +129,11 @@ class TaskGradients:
         if rows is None:  # the tasks share their inputs, so `_differentiate` gets their losses
             return
         self._check_rows(x, rows)
-        present = rows.unique().tolist()
-        for task in present:
-            if task < 0:
-                continue
-            if len(present) == 1:
-                self._add(task, _weight_gradient(x, gradient))
-            else:
-                mine = (rows == task).nonzero().flatten().to(x.device, non_blocking=True)
-                self._add(task, _weight_gradient(x[mine], gradient[mine]))
+        x = x.flatten(0, rows.ndim - 1)  # [rows, ...] or [tokens, ...]
+        gradient = gradient.flatten(0, rows.ndim - 1)
+        for task, stretches in _stretches(rows).items():
+            if task >= 0:
+                self._add(task, _weight_gradient(_joined(x, stretches), _joined(gradient, stretches)))
         self.calls += 1
 
     def _differentiate(self, losses: Mapping[str, Tensor]) -> None:
@@ -173,12 +169,37 @@ class TaskGradients:
         return torch.zeros(shape, dtype=dtype, device=self.tasks.weights.device)
 
     def _check_rows(self, x: Tensor, rows: Tensor) -> None:
-        if x.ndim < 2 or rows.ndim != 1 or len(rows) != len(x):
+        if rows.ndim not in (1, 2) or x.ndim <= rows.ndim or x.shape[: rows.ndim] != rows.shape:
+            each = "a token" if rows.ndim == 2 else "a row"
             raise MisconfigurationException(
                 f"layer {self.name}: found an input of shape {list(x.shape)} and tasks of rows "
-                f"{list(rows.shape)}; expected a layer whose input has a row for each, such as one of the "
+                f"{list(rows.shape)}; expected a layer whose input has {each} for each, such as one of the "
                 "language model"
             )
+
+
+def _stretches(rows: Tensor) -> dict[int, list[slice]]:
+    """Where the rows or tokens of each task lie, as few slices as there are: no index has to go to a device.
+
+    Args:
+        rows: As `TaskWeights.rows`.
+
+    >>> _stretches(torch.tensor([[1, 1, 0, 1]]))
+    {1: [slice(0, 2, None), slice(3, 4, None)], 0: [slice(2, 3, None)]}
+    """
+    found: dict[int, list[slice]] = {}
+    tasks, lengths = rows.flatten().unique_consecutive(return_counts=True)
+    start = 0
+    for task, length in zip(tasks.tolist(), lengths.tolist(), strict=True):
+        found.setdefault(task, []).append(slice(start, start + length))
+        start += length
+    return found
+
+
+def _joined(values: Tensor, stretches: Sequence[slice]) -> Tensor:
+    if len(stretches) == 1:
+        return values[stretches[0]]
+    return torch.cat([values[stretch] for stretch in stretches])
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class Batch(NamedTuple):
             answer, 1 for all others; None where all turns weigh 1.
         changes: What was done to the turns of its samples: the source and a sentence of `turns` each time.
         sequences: Where the samples lie; None if nothing is to be learned.
+        lengths: The tokens of each sample, padding not counted; numbers of the host, so that what splits a
+            packed row into samples needs no wait for the device. Empty if nothing is to be learned.
     """
 
     inputs: dict[str, Tensor]
@@ -85,11 +87,17 @@ class Batch(NamedTuple):
     turn_weights: Tensor | None = None
     changes: tuple[tuple[str, str], ...] = ()
     sequences: Sequences | None = None
+    lengths: tuple[int, ...] = ()
 
     @property
     def is_packed(self) -> bool:
         """Whether samples share a row."""
         return len(self.inputs["input_ids"]) < len(self.sources)
+
+    @property
+    def packed_lengths(self) -> tuple[int, ...] | None:
+        """The tokens of each sample where samples share a row; callbacks of any project ask for it."""
+        return self.lengths if self.is_packed else None
 
 
 class Item(NamedTuple):
@@ -126,6 +134,7 @@ def collate(
     """
     examples = [item.example for item in items if item.example is not None]
     prompts = [item.prompt for item in items if item.prompt is not None]
+    pack = pack and bool(examples)
     shown = examples or prompts
     if not shown:
         return _empty_batch(pad_token_id, skipped, truncated)
@@ -155,6 +164,7 @@ def collate(
         turn_weights=_turn_weights(examples, pack),
         changes=tuple(changes),
         sequences=_sequences(lengths, pack) if lengths else None,
+        lengths=tuple(lengths),
     )
 
 

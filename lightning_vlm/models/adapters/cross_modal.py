@@ -43,6 +43,7 @@ class ImageHooks:
         self.images: ImageFeatures | None = None
         """Those of the forward pass that is under way."""
         self._is_image: Tensor | None = None
+        self._samples: Tensor | None = None
 
     def find(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the model: where the placeholders are."""
@@ -50,24 +51,51 @@ class ImageHooks:
         if ids is None:
             raise UserError("cross_modal_adapter: found no input_ids, which say where the images are")
         self._is_image = ids == self.token
+        self._samples = samples_of_row(kwargs.get("position_ids"), kwargs.get("attention_mask"))
 
     def read(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
         """Forward pre-hook of the language model: the features in those places."""
         assert self._is_image is not None
-        self.images = gather_images(kwargs["inputs_embeds"], self._is_image)
+        self.images = gather_images(kwargs["inputs_embeds"], self._is_image, self._samples)
 
     def forget(self, model: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: a graph kept longer would only cost memory."""
         self.images = None
         self._is_image = None
+        self._samples = None
 
 
-def gather_images(embeddings: Tensor, is_image: Tensor) -> ImageFeatures:
+def samples_of_row(positions: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """Which sample each token belongs to, in rows that several samples share without a mask.
+
+    Positions begin again with each sample, by which transformers tells samples apart too.
+
+    Args:
+        positions: Tensor of shape [batch, length], or [4, batch, length] with those of text in front.
+        attention_mask: Each row is a sample if there is one.
+    Returns:
+        Tensor of shape [batch, length]; None if each row is a sample.
+
+    >>> samples_of_row(torch.tensor([[0, 1, 2, 0, 1]]), None)
+    tensor([[1, 1, 1, 2, 2]])
+    """
+    if positions is None or attention_mask is not None:
+        return None
+    if positions.ndim == 3:
+        if len(positions) != 4:  # the axes of rows that hold one sample each
+            return None
+        positions = positions[0]
+    return (positions == 0).cumsum(1)
+
+
+def gather_images(embeddings: Tensor, is_image: Tensor, samples: Tensor | None = None) -> ImageFeatures:
     """Gather the features of each row's images.
 
     Args:
         embeddings: Tensor of shape [batch, length, width].
         is_image: Which of them are images: Tensor of shape [batch, length], bool.
+        samples: Which sample each of them belongs to: Tensor of shape [batch, length]; None if each row is
+            one.
 
     >>> images = gather_images(torch.arange(3.0).view(1, 3, 1), torch.tensor([[False, True, False]]))
     >>> images.features.tolist(), images.visible.tolist()
@@ -79,6 +107,8 @@ def gather_images(embeddings: Tensor, is_image: Tensor) -> ImageFeatures:
     present = is_image.gather(1, places)
     positions = torch.arange(is_image.shape[1], device=is_image.device)
     visible = present[:, None] & (places[:, None] <= positions[:, None])
+    if samples is not None:
+        visible &= samples.gather(1, places)[:, None] == samples[..., None]
     features = embeddings.take_along_dim(places[..., None], 1)
     return ImageFeatures(features, present, visible, ~is_image)
 
@@ -87,8 +117,9 @@ class CrossModal(nn.Module):
     """Adds `out(attention(norm(text), norm(images)))` to the hidden states of text: zero at the start, as
     `out` is zero.
 
-    A position attends to the images of its own row that stand before it: no sample sees another's, and no
-    answer an image that comes later. Rows without images, and the images themselves, stay as they are.
+    A position attends to the images of its own sample that stand before it: none sees another sample's, also
+    where several share a row, and no answer an image that comes later. Samples without images, and the images
+    themselves, stay as they are.
     With a key-value cache the keys and values of the images are kept with it.
 
     Args:

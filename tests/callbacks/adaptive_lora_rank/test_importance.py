@@ -98,6 +98,32 @@ def test_fisher_is_that_of_single_samples(ckpt, tokens):
     assert not any(child._forward_hooks for child in model.modules())
 
 
+@pytest.mark.parametrize("ckpt", [None, False, True])
+def test_fisher_of_samples_that_share_a_row(ckpt):
+    """Of uneven lengths, against a backward for each; a layer of other rows keeps its way."""
+    model, plain = adapted(ckpt=ckpt), adapted()
+    layers = lora_layers(plain)
+    weights = [lora.layer.base_layer.weight.requires_grad_() for lora in layers.values()]
+    expected = torch.zeros(len(weights), dtype=torch.float64)
+    kind = Fisher(lora_layers(model))
+    kind.begin()
+    for seed, lengths in ((1, (3, 1, 4)), (2, None), (3, (2, 6))):
+        x = data(samples=1, tokens=8, seed=seed)
+        for sample in x.split(lengths or 8, dim=1):
+            gradients = torch.autograd.grad((plain(sample) - 1).square().sum(), weights)
+            expected += torch.stack([gradient.square().sum() for gradient in gradients])
+        kind.packed_lengths = lengths
+        (model(x.requires_grad_()) - 1).square().sum().backward()
+    kind.packed_lengths = (3, 4)  # of the text, but these inputs are patches
+    other = data(samples=1, tokens=5, seed=4)
+    gradients = torch.autograd.grad((plain(other) - 1).square().sum(), weights)
+    expected += torch.stack([gradient.square().sum() for gradient in gradients])
+    (model(other.requires_grad_()) - 1).square().sum().backward()
+    kind.end(1.0, 1)
+    found = torch.stack([kind.kept[name][0] for name in layers])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_fisher_scores_by_hand():
     model = adapted(torch.float32)
     layers = lora_layers(model)

@@ -1,8 +1,11 @@
 """Gradients of tasks are autograd's, in one micro-batch, over several and over ranks."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import GradNorm, TaskWeights
 from lightning_vlm_callbacks.gradnorm.task_gradients import TaskGradients
 from torch import nn
@@ -175,6 +178,38 @@ def test_rows_of_tokens_are_split_by_task():
     first = dy[0].T @ x[0] + dy[3].T @ x[3]
     second = dy[1].T @ x[1]
     torch.testing.assert_close(gradients.finish(1).matrices, torch.stack([first, second]))
+
+
+def test_tokens_of_samples_that_share_a_row_are_split_by_task():
+    """Against autograd of each task's loss alone; two micro-batches, of which the second has one task."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2, bias=False))
+    plain = copy.deepcopy(net)
+    tasks = TaskWeights(["a", "b", "c"])
+    gradients = TaskGradients(net[2], "net[2]", tasks)
+    gradients.begin()
+    expected = torch.zeros(3, 2, 5)
+    for of_tokens in ([1, 1, 1, 0, 0, -1, 1, 2], [2] * 8):
+        tasks.rows = torch.tensor([of_tokens])
+        x = torch.randn(1, 8, 6)
+        for task in range(3):
+            loss = plain(x).square().sum(2)[tasks.rows == task].sum()
+            expected[task] += torch.autograd.grad(loss, plain[2].weight)[0]
+        net(x).square().sum().backward()
+    torch.testing.assert_close(gradients.finish(1).matrices, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (8, 6), (1, 4, 8, 6), (2, 4, 6)])
+def test_a_layer_whose_inputs_are_no_tokens_cant_be_split_by_tokens(shape):
+    """Such as one of a vision tower, whose patches aren't the text's."""
+    layer, tasks = nn.Linear(6, 2), TaskWeights(["a", "b"])
+    gradients = TaskGradients(layer, "tower", tasks)
+    gradients.begin()
+    tasks.rows = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 1]])
+    with pytest.raises(
+        MisconfigurationException, match=r"tasks of rows \[1, 8\]; expected a layer whose inp"
+    ):
+        layer(torch.randn(shape)).sum().backward()
 
 
 def test_a_total_without_a_task():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning_vlm_callbacks.packed_rows import packed_lengths
 
 from lightning_vlm.data.batch.collate import collate
 from lightning_vlm.errors import UserError
@@ -77,3 +79,26 @@ def test_what_is_seen_by_a_mask_of_rows_is_not_packed(tiny):
     _, renderer = tiny("mllama")
     with pytest.raises(UserError, match=r"set data.batching to tokens"):
         collate(items(renderer), 0, [], [], pack=True)
+
+
+def test_lengths_of_samples_are_numbers_of_the_host(tiny):
+    model, renderer = tiny("llava")
+    chosen, batch = packed(model, renderer, "llava", (0, 1, 2))
+    padded = collate(chosen, renderer.tokenizer.pad_token_id, [], [])
+    assert batch.lengths == padded.lengths == tuple(len(item.example.input_ids) for item in chosen)
+    assert batch.packed_lengths == packed_lengths(batch) == batch.lengths
+    assert padded.packed_lengths is packed_lengths(padded) is None
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert moved.lengths == batch.lengths
+    _, alone = packed(model, renderer, "llava", (1,))
+    assert alone.packed_lengths is None, "its row is a sample"
+
+
+def test_prompts_stay_padded(tiny):
+    _, renderer = tiny("llava")
+    prompts = [item._replace(example=None) for item in items(renderer)]
+    batch, padded = (collate(prompts, renderer.tokenizer.pad_token_id, [], [], pack=pack) for pack in (1, 0))
+    assert batch.inputs == {}
+    assert not batch.lengths
+    for name, value in padded.prompts.items():
+        assert torch.equal(batch.prompts[name], value), name
