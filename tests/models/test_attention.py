@@ -56,29 +56,6 @@ def test_loss_and_gradients_are_those_of_sdpa(family, tiny_folder, monkeypatch):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("key_heads", [4, 2])
-def test_each_sequence_sees_itself_alone(causal, key_heads):
-    """Against softmax by hand with a mask of blocks, in float64."""
-    lengths, dim = torch.tensor([3, 1, 5]), 8
-    torch.manual_seed(0)
-    query = torch.randn(1, 4, 9, dim, dtype=torch.float64)
-    key, value = torch.randn(2, 1, key_heads, 9, dim, dtype=torch.float64)
-    ends = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0))).int()
-    layer = torch.nn.Module()
-    layer.is_causal = causal
-    found, _ = attention.attend(layer, query, key, value, None, scaling=0.3, cu_seq_lens_q=ends)
-    block = torch.arange(3).repeat_interleave(lengths)
-    seen = block[:, None] == block[None]
-    if causal:
-        seen = seen.tril()
-    repeats = 4 // key_heads
-    scores = 0.3 * query @ key.repeat_interleave(repeats, 1).transpose(-1, -2)
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    expected = weights @ value.repeat_interleave(repeats, 1)
-    torch.testing.assert_close(found, expected.transpose(1, 2))
-
-
 def test_a_picture_changes_nothing_in_its_neighbours(tiny_folder):
     module = make_module(tiny_folder("qwen2_5_vl"), "qwen2_5_vl")
     batch = drawn_batch(module)
