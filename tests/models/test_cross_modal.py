@@ -1,6 +1,7 @@
 """Cross-modal adapters: each position sees the pictures before it in its own row, and nothing else."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from PIL import Image
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
+from lightning_vlm.data.batch.collate import Item, collate
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters.cross_modal import CrossModal, gather_images
 from lightning_vlm.models.adapters.layers import adapters_of
@@ -16,6 +19,9 @@ from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from lightning_vlm.models.plan.methods import CrossModalAdapter
+from lightning_vlm.models.positions import token_positions
+from tests.data.batch.test_collate import SAMPLES
+from tests.data.batch.test_packed import NEVER
 from tests.support import tiny
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
@@ -126,6 +132,33 @@ def test_no_sample_sees_another(family, tiny_folder, inputs_of):
     for row in (0, 2):
         assert torch.equal(first[row], second[row])
     assert not torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEVER])
+def test_samples_that_share_a_row_see_their_own_pictures(family, tiny_folder, processor_of):
+    """Packed as alone, of text alone too; another picture in one changes not a bit of the others."""
+    model = moved(tiny_folder(family)).eval()
+    renderer = Renderer(processor_of(family, None if tiny.FAMILIES[family].template else "plain"))
+    positions = token_positions(model)
+    chosen = [renderer.example(SAMPLES[at]) for at in (2, 0, 1, 0)]
+    found = [logits_of_packed(model, chosen, positions)]
+    for example, together in zip(chosen, found[0], strict=True):
+        alone = logits(model, {"input_ids": example.input_ids[None], **example.inputs})[0]
+        torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+    changed = dict(chosen[1].inputs)
+    changed["pixel_values"] = -changed["pixel_values"]
+    chosen[1] = dataclasses.replace(chosen[1], inputs=changed)
+    found.append(logits_of_packed(model, chosen, positions))
+    are_equal = [torch.equal(one, other) for one, other in zip(*found, strict=True)]
+    assert are_equal == [True, False, True, True]
+
+
+def logits_of_packed(model, examples, positions):
+    """Those of each example."""
+    found = [None if positions is None else positions(example) for example in examples]
+    items = [Item(example, None, None, of_one) for example, of_one in zip(examples, found, strict=True)]
+    batch = collate(items, 0, [], [], pack=True)
+    return logits(model, batch.inputs)[0].split(batch.lengths)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
