@@ -1,7 +1,8 @@
 """The loss of a batch: which tokens are learned, what the model makes of them, and the share of each task."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
+from lightning_vlm.models.attention import takes_lengths, varlen_lengths
+from lightning_vlm.models.attention.varlen import compute_dtype
 from lightning_vlm.models.logits import logit_options
 
 
@@ -68,11 +71,25 @@ def last_hidden_states(
     for rows, inputs in groups:
         if before_forward is not None:
             before_forward(rows)
-        hidden_states.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
+        with _lengths_of(model, batch):
+            hidden_states.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
     if len(groups) == 1:
         return hidden_states[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()
     return torch.cat(hidden_states)[order]
+
+
+def _lengths_of(model: PreTrainedModel, batch: Batch) -> AbstractContextManager[None]:
+    """Give the language model the lengths of samples: packed ones always, so that no mask of length × length
+    is made, and padded ones where the kernel then computes no padding."""
+    if batch.sequences is None or not takes_lengths(model):
+        return nullcontext()
+    if not batch.is_packed:
+        embeddings: Any = model.get_input_embeddings()
+        in_16_bits = compute_dtype(embeddings.weight) in (torch.float16, torch.bfloat16)
+        if not (batch.inputs["input_ids"].is_cuda and in_16_bits):
+            return nullcontext()
+    return varlen_lengths(model, *batch.sequences)
 
 
 def target_losses(model: PreTrainedModel, hidden: Tensor, targets: Targets) -> LossSums:
