@@ -1,0 +1,105 @@
+"""Samples that are packed, and what packed and alone give, for tests of both."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import torch
+
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.rendered import RenderedBatches
+from lightning_vlm.models.positions import token_positions
+
+
+def picture(width, height, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return Image(data=file.getvalue())
+
+
+def talk(question, answer, *pictures, then=(), task="other", weight=1.0):
+    turns = [Message("user", (*pictures, Text(question))), Message("assistant", (Text(answer),))]
+    for more, reply, turn_weight in then:
+        turns += [Message("user", (Text(more),)), Message("assistant", (Text(reply),), weight=turn_weight)]
+    return Conversation(tuple(turns), task=task, weight=weight, source=question)
+
+
+SAMPLES = [
+    talk("What is this?", "It is grey.", picture(64, 64, 0), task="vqa"),
+    talk("Hello", "Hello, and a long text of words.", task="chat", weight=0.5),
+    talk(
+        "Which is wide?",
+        "The second of them.",
+        picture(32, 32, 1),
+        picture(96, 48, 2),
+        then=[("Sure?", "Not at all.", 0.0), ("And now?", "Yes, I am.", 3.0)],
+        weight=2.0,
+    ),
+    talk("Who?", "I.", task="chat"),
+    talk("Describe it, please.", "A picture of nothing but noise.", picture(48, 96, 3), task="vqa"),
+]
+
+
+class OfList(Conversations):
+    """Some conversations."""
+
+    def __init__(self, items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def batch_of(one, samples, pack, dtype=torch.float64):
+    renderer = Renderer(one.processor)
+    positions = token_positions(one.model)
+    data = RenderedBatches(
+        OfList(samples), renderer, learn=True, prompts=False, pack=pack, positions=positions
+    )
+    batch = data[list(range(len(samples)))]
+    inputs = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.inputs.items()
+    }
+    return batch._replace(inputs=inputs, targets=one.targets(batch))
+
+
+def step(one, batch):
+    """The loss of a training step and the gradients that aren't 0, by name."""
+    one.zero_grad()
+    loss = one.training_step(batch, 0)
+    loss.backward()
+    return loss.detach(), gradients_of(one)
+
+
+def gradients_of(one):
+    found = {name: weight.grad for name, weight in one.named_parameters() if weight.grad is not None}
+    return {name: gradient for name, gradient in found.items() if gradient.any()}
+
+
+def alone(one, samples, dtype=torch.float64):
+    """The same with each sample in a batch of its own: losses and gradients are summed."""
+    total, gradients = 0, {}
+    for sample in samples:
+        loss, parts = step(one, batch_of(one, [sample], pack=False, dtype=dtype))
+        total = total + loss
+        for name, gradient in parts.items():
+            gradients[name] = gradients.get(name, 0) + gradient
+    return total, gradients
+
+
+def distance(found, expected):
+    """How far losses and gradients are from what is expected, as a share of the largest of each."""
+    (loss, gradients), (expected_loss, expected_gradients) = found, expected
+    assert gradients.keys() == expected_gradients.keys()
+    far = [((loss - expected_loss) / expected_loss).abs()]
+    largest = max(gradient.abs().max() for gradient in expected_gradients.values())
+    for name, gradient in gradients.items():
+        # Not smaller than what rounding leaves of zeros, such as the gradients of the keys' biases.
+        scale = expected_gradients[name].abs().max().clamp(min=1e-3 * largest)
+        far.append((gradient - expected_gradients[name]).abs().max() / scale)
+    return max(far).item()
