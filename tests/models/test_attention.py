@@ -7,13 +7,10 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import attention, blocks
-from lightning_vlm.models.attention import varlen
-from lightning_vlm.models.loading import load
+from lightning_vlm.models.attention import choice, varlen
 from lightning_vlm.models.loading.load import load_model
+from tests.models.test_attention_families import FAMILIES
 from tests.support import tiny
-
-PACKS = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "pixtral", "mistral3"}
-"""Families whose towers put several pictures into one row."""
 
 
 def make_module(folder, family):
@@ -43,13 +40,13 @@ def test_loss_and_gradients_are_those_of_sdpa(family, tiny_folder, monkeypatch):
     in_turn = varlen.attend_in_turn
     monkeypatch.setattr(varlen, "attend_in_turn", lambda *given: calls.append(given) or in_turn(*given))
     module = make_module(tiny_folder(family), family)
-    monkeypatch.setattr(load, "use_varlen_attention", lambda _: False)
+    monkeypatch.setattr(choice, "use_varlen_attention", lambda _: None)
     plain = make_module(tiny_folder(family), family)
     batch = drawn_batch(plain)
     expected_loss, expected = loss_and_gradients(plain, batch)
     assert not calls
     loss, found = loss_and_gradients(module, batch)
-    assert bool(calls) == (family in PACKS)
+    assert bool(calls) == (not FAMILIES[family].tower)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=0)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():

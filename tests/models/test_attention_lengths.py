@@ -6,25 +6,18 @@ import shutil
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForImageTextToText
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.models import blocks
 from lightning_vlm.models.attention import varlen
-from lightning_vlm.models.attention.families import use_varlen_attention
 from lightning_vlm.models.attention.lengths import takes_lengths, varlen_lengths
 from lightning_vlm.models.loading.load import load_model, load_processor
+from tests.models.test_attention_families import FAMILIES
 from tests.support import tiny
 
-REFUSED = {
-    "paligemma": "it caps its scores (attn_logit_softcapping)",
-    "gemma3": "pictures are seen in both directions, or a question is",
-    "mllama": "it sees pictures through cross-attention",
-}
-"""Families whose language models don't qualify, and why."""
-TAKES_LENGTHS = [family for family in tiny.FAMILIES if family not in REFUSED]
+TAKES_LENGTHS = [family for family, row in FAMILIES.items() if not row.language]
 
 
 def load(folder, attn_implementation="auto", checkpointing=False):
@@ -87,15 +80,6 @@ def packed(model, rows):
 
 def run(model, input_ids, **given):
     return model.base_model(input_ids=input_ids, use_cache=False, return_dict=True, **given).last_hidden_state
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_which_language_models_qualify(family, tiny_folder):
-    model = AutoModelForImageTextToText.from_pretrained(tiny_folder(family))
-    use = use_varlen_attention(model)
-    assert use.language == takes_lengths(model) == (family not in REFUSED)
-    if family in REFUSED:
-        assert f"language model: {REFUSED[family]}" in use.why_not
 
 
 @pytest.mark.parametrize("family", TAKES_LENGTHS)

@@ -5,6 +5,7 @@ import re
 import traceback
 from pathlib import Path
 
+from lightning_vlm.models.attention.choice import why_not_attention
 from lightning_vlm.models.loading.broken_files import broken_file
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import did_you_mean
@@ -60,6 +61,8 @@ def why_not_loaded(path: str, error: Exception) -> str:
     """
     text = f"{type(error).__name__}: {error}"
     first = str(error).strip().split("\n")[0]
+    if attention := why_not_attention(str(error)):
+        return attention
     if isinstance(error, ImportError):
         return _package(str(error), first)
     if "trust_remote_code" in text:

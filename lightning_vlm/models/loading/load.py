@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.attention import use_varlen_attention
+from lightning_vlm.models.attention import choice
 from lightning_vlm.models.loading.failures import why_not_loaded
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
@@ -116,6 +116,7 @@ def load_model(
         dtype: Of the weights; `auto` is the one that they were saved in.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
             chooses, with `flash_varlen` in place of `sdpa` where it is exact (`models.attention`).
+            `flash_varlen` is the same, or an error where the language model can't have it.
         gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
             memory. It acts only on modules in train mode; a warning says so if a family doesn't support it.
         quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
@@ -132,9 +133,9 @@ def load_model(
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     path, config = resolve(name_or_path), _config(name_or_path, **where)
     options: dict[str, Any] = {}
-    automatic = attn_implementation in (None, "auto")
-    if not automatic:
-        options["attn_implementation"] = attn_implementation
+    attention = choice.for_transformers(attn_implementation)
+    if attention is not None:
+        options["attn_implementation"] = attention
     if quantization is not None:
         refuse_quantised(config)
         skeleton = model_without_weights(name_or_path, **where)
@@ -156,8 +157,7 @@ def load_model(
                     "gradient_checkpointing: int8 layers keep what goes into them all the same; nf4 doesn't",
                     stacklevel=2,
                 )
-    if automatic:
-        use_varlen_attention(model)
+    choice.settle(model, attn_implementation)
     prepare(model)
     parts = find_parts(model)
     missing = init_missing_weights(model, found["missing_keys"], parts)

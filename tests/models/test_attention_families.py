@@ -1,0 +1,56 @@
+"""Which towers and language models attend by lengths, and why others don't: a change of any is seen here."""
+
+from typing import NamedTuple
+
+import pytest
+from transformers import AutoModelForImageTextToText
+
+from lightning_vlm.models.attention import NAME
+from lightning_vlm.models.attention.families import VarlenUse, use_varlen_attention
+from lightning_vlm.models.attention.lengths import takes_lengths
+from tests.support import tiny
+
+OWN_ROW = "each picture or tile has a row of its own, so that there is no loop to save"
+BOTH_WAYS = "pictures are seen in both directions, or a question is"
+
+
+class Row(NamedTuple):
+    """Why the tower and the language model of a family don't; empty where they do."""
+
+    tower: str
+    language: str
+
+
+FAMILIES = {
+    "llava": Row(OWN_ROW, ""),
+    "llava_next": Row(OWN_ROW, ""),
+    "llava_onevision": Row(OWN_ROW, ""),
+    "smolvlm": Row(OWN_ROW, ""),
+    "idefics3": Row(OWN_ROW, ""),
+    "qwen2_vl": Row("", ""),
+    "qwen2_5_vl": Row("", ""),
+    "qwen3_vl": Row("", ""),
+    "paligemma": Row(OWN_ROW, "it caps its scores (attn_logit_softcapping)"),
+    "gemma3": Row(OWN_ROW, BOTH_WAYS),
+    "internvl": Row(OWN_ROW, ""),
+    "pixtral": Row("", ""),
+    "mistral3": Row("", ""),
+    "mllama": Row(OWN_ROW, "it sees pictures through cross-attention"),
+}
+
+
+def test_all_families_are_listed():
+    assert list(FAMILIES) == list(tiny.FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_which_towers_and_language_models_qualify(family, tiny_folder):
+    model = AutoModelForImageTextToText.from_pretrained(tiny_folder(family))
+    before = model.get_encoder(modality="image").config._attn_implementation
+    row = FAMILIES[family]
+    reasons = {"vision tower": row.tower, "language model": row.language}
+    why_not = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    assert use_varlen_attention(model) == VarlenUse(not row.tower, not row.language, why_not)
+    assert takes_lengths(model) == (not row.language)
+    tower = model.get_encoder(modality="image").config._attn_implementation
+    assert tower == (before if row.tower else NAME)
