@@ -1,0 +1,220 @@
+"""Steps of samples that share a row are those of the same samples with a row each, whatever watches them."""
+
+import dataclasses
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning_vlm_callbacks import AdaptiveLoRARank, GradNorm
+
+from lightning_vlm import ScheduledSampling, VLMDataModule
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.optim import Constant
+from tests.data.batch.test_packed import NEVER
+from tests.module.test_tasks import PLAN, TASKS, Keep, KeepNorms, by_hand, end, off
+from tests.support import tiny
+
+FAMILIES = [family for family in tiny.FAMILIES if family not in NEVER]
+WEIGHTS = {"vqa": 3.0, "ocr": 0.5}
+
+
+class Data(VLMDataModule):
+    """The same samples in the same batches, with a row for all or a row for each."""
+
+    def __init__(self, pack, **options):
+        super().__init__(**options)
+        self.pack = pack
+
+    def rendered(self, split, **options):
+        found = super().rendered(split, **options)
+        found._pack = self.pack
+        return found
+
+
+@pytest.fixture(scope="module")
+def source(listed, words):
+    """20 samples of three tasks in turn, of uneven weight and length, with pictures and without."""
+    drawn = list(Drawn("train", size=20, seed=5))
+    items = []
+    for at, one in enumerate(drawn):
+        turns = tuple(message for message in one.messages if message.role != "system")
+        if at % 5 == 3:
+            turns = words(answer="Red and blue. " * (1 + at % 4)).messages
+        items.append(dataclasses.replace(one, messages=turns, task=TASKS[at % 3], weight=0.5 + at % 2))
+    return listed(items)
+
+
+@pytest.fixture(scope="module")
+def run(module, make_quiet, source):
+    """A fit of batches of 3 samples and one of 2, with rows that samples share or their own."""
+
+    def fit(pack, family="llava", accumulate=1, callbacks=(), batch_size=3, options=(), **trainer):
+        given = {"adapt": PLAN, "schedule": Constant(), "clip": 0.5, "task_weights": WEIGHTS, **dict(options)}
+        one = module(family, optimizer=partial(torch.optim.SGD, lr=0.2), **given)
+        with torch.no_grad():
+            for at, (name, weight) in enumerate(one.named_parameters()):
+                if "lora_B" in name:
+                    weight.normal_(std=0.1, generator=torch.Generator().manual_seed(at))
+        keep, see = Keep(), See()
+        keep.start = end(one)
+        data = Data(pack, train=source, batch_size=batch_size)
+        made = make_quiet(
+            callbacks=[*callbacks, keep, see],
+            accumulate_grad_batches=accumulate,
+            **{"max_epochs": 3, **trainer},
+        )
+        made.fit(one, data)
+        keep.end, keep.batches = end(one), see.batches
+        return keep
+
+    return fit
+
+
+class See(Callback):
+    """The batches as steps have them."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        inputs = {name: value.clone() for name, value in batch.inputs.items()}
+        self.batches.append(batch._replace(inputs=inputs))
+
+
+def assert_same_training(found, expected, rows=True):
+    """Float32 to rounding: sums of each step, its gradient, and how far weights have moved."""
+    assert len(found.steps) == len(expected.steps)
+    if rows:
+        are_packed = [{batch.is_packed for batch in one.batches} for one in (found, expected)]
+        assert are_packed == [{True}, {False}]
+    for one, other in zip(found.steps, expected.steps, strict=True):
+        torch.testing.assert_close(one.loss, other.loss, rtol=2e-5, atol=1e-6)
+        torch.testing.assert_close(one.sums, other.sums, rtol=2e-5, atol=1e-4)
+        torch.testing.assert_close(one.counts, other.counts)
+    assert off(found.gradients[0], expected.gradients[0]) < 2e-6
+    moves = [
+        {name: one.end[name] - weight for name, weight in one.start.items()} for one in (found, expected)
+    ]
+    assert off(*moves) < 2e-5
+
+
+@pytest.mark.parametrize(("family", "accumulate"), [("llava", 1), ("llava", 3), ("qwen2_5_vl", 2)])
+def test_twenty_steps(run, family, accumulate):
+    """Tasks and samples of uneven weight, Σwℓ/Σw over windows of uneven numbers of samples."""
+    epochs = 3 * accumulate
+    packed, padded = (
+        run(pack, family, accumulate, max_epochs=epochs, max_steps=20) for pack in (True, False)
+    )
+    assert len(packed.steps) == 20
+    assert_same_training(packed, padded)
+
+
+def test_two_ranks(run, on_two_ranks):
+    """The second has fewer samples in the last step of each epoch."""
+
+    def on_rank(pack):
+        found = run(pack, batch_size=3, strategy="ddp", devices=2)
+        ends = torch.stack([torch.cat((step.loss[None], step.sums, step.counts)) for step in found.steps])
+        return [found.end, found.gradients[0], ends]
+
+    whole = run(False, batch_size=6)
+    expected = torch.stack([torch.cat((step.loss[None], step.sums, step.counts)) for step in whole.steps])
+    moved = {name: whole.end[name] - weight for name, weight in whole.start.items()}
+    first, second = on_two_ranks(lambda: on_rank(True))
+    for name, weight in first[0].items():
+        assert torch.equal(weight, second[0][name])
+    assert off(first[1], whole.gradients[0]) < 2e-6
+    assert off({name: first[0][name] - weight for name, weight in whole.start.items()}, moved) < 2e-5
+    torch.testing.assert_close(first[2], expected, rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "layer"),
+    [
+        *((family, {}, None) for family in FAMILIES),
+        ("qwen2_5_vl", {"gradient_checkpointing": True}, None),
+        (
+            "llava",
+            {"adapt": {"language": "full", "projector": "full"}},
+            "language.layers[0].self_attn.o_proj",
+        ),
+    ],
+)
+def test_gradnorm_measures_autograds_norms(run, module, family, options, layer):
+    """Of each task's loss alone, where its samples have rows of their own."""
+    options = {"task_weights": None, **options}
+    gradnorm = GradNorm(layer=layer)
+    keep = KeepNorms(gradnorm)
+    packed = run(True, family, callbacks=[gradnorm, keep], options=options, max_steps=2)
+    padded = run(False, family, options=options, max_steps=2)
+    assert all(batch.is_packed for batch in packed.batches)
+    plain = module(family, **{"adapt": PLAN, **options, "gradient_checkpointing": False})
+    weights = dict(plain.named_parameters())
+    if layer is None:
+        name = [name for name, weight in weights.items() if "lora_B" in name and weight.requires_grad][-1]
+    else:
+        (name,) = (name for name in weights if name.endswith("layers.0.self_attn.o_proj.weight"))
+    for before, batch, norms in zip(keep.before, padded.batches, keep.norms, strict=True):
+        plain.load_state_dict(before, strict=False)
+        sums, counts = by_hand(plain, batch)
+        for at, task in enumerate(TASKS):
+            if task in batch.tasks:
+                loss = sums[at] / counts.sum()
+                (gradient,) = torch.autograd.grad(loss, weights[name], retain_graph=True)
+                torch.testing.assert_close(norms[at], gradient.norm(), rtol=2e-4, atol=1e-6, msg=name)
+
+
+def test_gradnorm_weights_tasks_alike(run):
+    packed, padded = (
+        run(pack, callbacks=[GradNorm()], accumulate=2, options={"task_weights": None})
+        for pack in (True, False)
+    )
+    assert_same_training(packed, padded)
+    assert packed.weights[-1].unique().numel() == 3
+    torch.testing.assert_close(packed.weights[-1], padded.weights[-1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("predictions", ["likeliest", "drawn"])
+def test_scheduled_sampling_replaces_the_same_tokens(run, predictions):
+    packed, padded = (
+        run(pack, callbacks=[ScheduledSampling(0.7, "constant", predictions=predictions)], max_steps=4)
+        for pack in (True, False)
+    )
+    plain = run(True, max_steps=1)
+    for one, other in zip(packed.batches, padded.batches, strict=True):
+        rows = [row[:length] for row, length in zip(other.inputs["input_ids"], one.lengths, strict=True)]
+        assert torch.equal(one.inputs["input_ids"][0], torch.cat(rows))
+    assert not torch.equal(plain.batches[0].inputs["input_ids"], packed.batches[0].inputs["input_ids"])
+    assert_same_training(packed, padded)
+
+
+@pytest.mark.parametrize("importance", ["fisher", "sensitivity", "activation"])
+def test_ranks_go_where_they_would_have_gone(run, importance):
+    """Importance is of the same samples: a row that several share is no sample."""
+    found = []
+    # What goes into padding is an activation too, so there it is each sample alone that is right.
+    alone = {"batch_size": 1, "accumulate": 3} if importance == "activation" else {}
+    for pack, split in ((True, {}), (False, alone)):
+        rank = AdaptiveLoRARank(importance=importance, start=6, every=2, until=6, min_rank=1, multiple_of=1)
+        run(pack, callbacks=[rank, KeepImportance(rank, found)], max_steps=6, **split)
+        found[-1]["ranks"] = rank._history[-1][1]
+    packed, padded = found
+    assert packed.pop("ranks") == padded.pop("ranks")
+    assert packed.keys() == padded.keys()
+    for name, tensors in padded.items():
+        for one, other in zip(packed[name], tensors, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item(), msg=name)
+
+
+class KeepImportance(Callback):
+    """What was measured, right before ranks change."""
+
+    def __init__(self, rank, found):
+        self.rank = rank
+        found.append({})
+        self.found = found[-1]
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        kept = self.rank._importance.kept
+        self.found |= {name: [tensor.clone() for tensor in tensors] for name, tensors in kept.items()}
