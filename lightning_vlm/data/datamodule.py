@@ -2,7 +2,6 @@
 
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
@@ -11,22 +10,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.run_length import longest_window
 from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
+from lightning_vlm.data.batch.batching import Batching, MaxTokens, Mode
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, load_saved_state
-from lightning_vlm.data.batch.sampler import ResumableBatchSampler
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
-from lightning_vlm.data.read.faults import together
-from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
-from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.data.splits import Given, Splits
+from lightning_vlm.errors import UserError
 from lightning_vlm.models.positions import token_positions
 
 
@@ -44,6 +43,10 @@ class VLMDataModule(LightningDataModule):
         predict: What to answer. A last assistant turn is kept as the reference.
         batch_size: Samples in a batch of one device.
         eval_batch_size: The same without training; None is `batch_size`.
+        batching: Which samples share a batch to learn from: `padded` (the next ones), `length` (some of
+            similar length), `tokens` (as many as fit into `max_tokens`), `packed` (rows without padding).
+        max_tokens: The most tokens of a batch with `tokens` and `packed`.
+        max_patches: The most patches of pictures in such a batch; None is any number.
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
             still does not fit is skipped and counted. None truncates nothing, and skips only what no one
             trains on, such as a text of a million words.
@@ -73,6 +76,9 @@ class VLMDataModule(LightningDataModule):
         predict: Conversations | str | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
+        batching: Mode = "padded",
+        max_tokens: MaxTokens = None,
+        max_patches: int | None = None,
         max_length: int | None = None,
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
@@ -88,22 +94,23 @@ class VLMDataModule(LightningDataModule):
         smallest = min(batch_size, eval_batch_size or batch_size)
         if smallest < 1:
             raise UserError(f"batch_size is {smallest}; at least 1")
-        self.given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
+        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls)
+        self.sources = self._splits.opened
+        """The sources opened so far, by split."""
         self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
+        self.batching = Batching(batching, max_tokens, max_patches)
+        """How training samples become batches."""
         self.max_length = max_length
-        self.image_root = image_root
         self.on_bad_sample = on_bad_sample
         self.num_workers = num_workers
         self.shuffle = shuffle
         self.seed = seed
         self.sampling = TaskSampling.read(sampling)
+        self.batching.check_sampling(self.sampling)
         self.processor = processor
-        self.columns = columns
-        self.allow_urls = allow_urls
-        self.sources: dict[str, Conversations] = {}
-        """The sources opened so far, by split."""
         self.report = SampleReport()
         """What became of the samples on this process so far."""
         self._renderer: Renderer | None = None
@@ -132,26 +139,21 @@ class VLMDataModule(LightningDataModule):
 
     def source(self, split: str) -> Conversations:
         """The source of a split (train, val, test, predict), opened and checked when first asked for."""
-        if split not in self.given:
-            raise UserError(f"there is no split '{split}'; choose one of {', '.join(self.given)}")
-        if split not in self.sources:
-            given = self.given[split]
-            if given is None:
-                raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
-            if isinstance(given, str | Path):
-                given = read(
-                    str(given), self.image_root, self.on_bad_sample, self.columns, self.allow_urls, split
-                )
-            self.sources[split] = given
-            self.report.skip(given.skipped)
-        return self.sources[split]
+        source = self._splits.source(split)
+        self.report.skip(source.skipped)
+        return source
 
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
-        model = getattr(self.trainer.lightning_module, "model", None) if self.trainer else None
+        model = self._model()
         positions = None if model is None else token_positions(model)
         return RenderedBatches(
-            self.source(split), self.renderer, learn=learn, prompts=prompts, positions=positions
+            self.source(split),
+            self.renderer,
+            learn=learn,
+            prompts=prompts,
+            pack=split == "train" and self.batching.packs,
+            positions=positions,
         )
 
     @cached_property
@@ -162,21 +164,18 @@ class VLMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data fails before anything runs."""
         stage = TrainerFn(stage).value  # in messages the enum would have another name
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        if overfit:
-            raise UserError(
-                f"found trainer.overfit_batches {overfit}, which replaces the sampler of the data; set "
-                "trainer.limit_train_batches, and data.shuffle to false, instead"
-            )
+        self.batching.check_trainer(self.trainer)
         if self.trainer is not None:
             run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
         if stage == "fit" and self.given["val"] is not None:
             splits.append("val")
-        self._open(splits)
-        if self.sampling and stage == "fit":
-            self.sampling.scores(self.task_table)
+        self._splits.open(splits)
         assert self.renderer
+        if stage == "fit":
+            if self.sampling:
+                self.sampling.scores(self.task_table)
+            self._measured()
 
     def batches_per_epoch(self, world: int, limit: int | float = 1.0) -> int:
         """Batches of training data that each process gets in an epoch.
@@ -185,8 +184,14 @@ class VLMDataModule(LightningDataModule):
             world: Number of processes.
             limit: The Trainer's `limit_train_batches`.
         """
-        batches = math.ceil(len(self.source("train")) / (self.batch_size * world))
+        size = len(self._measured())
+        batches = math.ceil(self.batching.batches(size, self.batch_size, self.shuffle, self.seed) / world)
         return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+    def set_max_tokens(self, tokens: int) -> None:
+        """Settle `max_tokens: auto`, on all ranks, before anyone asks how many batches there are."""
+        self.batching.max_tokens = tokens
+        self._measured()
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches to learn from."""
@@ -232,12 +237,10 @@ class VLMDataModule(LightningDataModule):
         sampler = self._task_sampler()
         if self.trainer is None or sampler is None:
             return
-        place = (batch_idx + 1) * sampler.global_batch_size
+        place = sampler.passed(batch_idx + 1)
         sampler.end_step(sums, counts, place)
         if logs_at(self.trainer, self.trainer.global_step + 1):
-            metrics = {f"data/epochs/{task}": epochs for task, epochs in sampler.epochs(place).items()}
-            metrics |= {f"data/samples/{task}": count for task, count in sampler.samples(place).items()}
-            log_metrics(self.trainer, metrics, self.trainer.global_step)
+            log_metrics(self.trainer, sampler.metrics(place), self.trainer.global_step)
 
     def teardown(self, stage: str) -> None:
         """Print what was skipped or truncated, and write a report of it beside the run's logs."""
@@ -246,24 +249,10 @@ class VLMDataModule(LightningDataModule):
         folder = run_folder(self.trainer)  # a collective: every rank must call it
         sampler = self._task_sampler()
         if self._training is not None and sampler is not None:
-            place = self._training.passed
-            samples, epochs = sampler.samples(place), sampler.epochs(place)
-            each = [f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs]
-            rank_zero_info(f"Epochs of each task: {', '.join(each)}")
+            rank_zero_info(sampler.summary(self._training.passed))
         self._training = None
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
-
-    def _open(self, splits: list[str]) -> None:
-        """Open sources, and report the faults of all of them together."""
-        faults: list[DataError] = []
-        for split in splits:
-            try:
-                self.source(split)
-            except DataError as error:
-                faults.append(error)
-        if faults:
-            raise together(faults)
 
     def _task_sampler(self) -> TaskBatchSampler | None:
         """The sampler of the training in progress, if it draws by task."""
@@ -284,15 +273,27 @@ class VLMDataModule(LightningDataModule):
         )
 
     def _sampler(self, split: str) -> ResumableBatchSampler:
-        size = len(self.source(split))
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        ranks = ranks_of(self.trainer)
         if split != "train":
-            return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, rank, world)
+            size = len(self.source(split))
+            return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, *ranks)
         if not self.sampling:
-            return ResumableBatchSampler(size, self.batch_size, self.shuffle, self.seed, rank, world)
+            size = len(self._measured())
+            return self.batching.sampler(size, self.batch_size, self.shuffle, self.seed, *ranks)
         sampler = TaskBatchSampler(
-            self.task_table, self.sampling, self.batch_size, self.shuffle, self.seed, rank, world
+            self.task_table, self.sampling, self.batch_size, self.shuffle, self.seed, *ranks
         )
-        sampler.check_ahead(2 * self.num_workers + 1 + (longest_window(trainer) if trainer else 1))
+        window = longest_window(self.trainer) if self.trainer else 1
+        sampler.check_ahead(2 * self.num_workers + 1 + window)
         return sampler
+
+    def _measured(self) -> Conversations:
+        """The training samples, whose lengths are known from then on if batches need them."""
+        source = self.source("train")
+        if self.batching.needs_lengths:
+            ranks = ranks_of(self.trainer)
+            self.batching.measure(source, self.renderer, self.num_workers, *ranks, self._model())
+        return source
+
+    def _model(self) -> PreTrainedModel | None:
+        return getattr(self.trainer.lightning_module, "model", None) if self.trainer else None

@@ -52,6 +52,9 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
     if isinstance(data, VLMDataModule):
         for name in ("batch_size", "max_length", "shuffle", "seed"):
             facts[f"data.{name}"] = getattr(data, name)
+        facts["data.batching"] = data.batching.mode
+        facts["data.max_tokens"] = data.batching.max_tokens
+        facts["data.max_patches"] = data.batching.max_patches
         facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
         facts["data.train"] = describe_data(data.source("train"))
     flat: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.data.batch.loader import ResumableLoader
 from lightning_vlm.data.batch.skipped import (
     JUDGE_SKIPPED_AFTER,
     JUDGE_WEIGHTS_AFTER,
@@ -84,8 +85,10 @@ class TrainingSkipCheck(Callback):
         Raises:
             UserError: There is nothing, or nearly nothing, to learn from.
         """
-        batch_size = getattr(_data_of(trainer), "batch_size", 1)
-        samples = (batch_idx + 1) * trainer.world_size * batch_size
+        loader = trainer.train_dataloader
+        batches = batch_idx + 1
+        is_ours = isinstance(loader, ResumableLoader)
+        samples = loader.samples_of(batches) if is_ours else batches * trainer.world_size
         first_empty = step_was_empty and not self._looked_ahead
         if not (first_empty or trainer.is_last_batch or samples >= self._check_at):
             return

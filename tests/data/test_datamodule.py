@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner import Tuner
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import DataError, UserError
+from tests.support.ranks import DDP, call_on_ranks
 
 
 @pytest.fixture
@@ -213,3 +215,151 @@ def test_resumed_at_an_epochs_end_under_max_steps_it_sees_the_rest(lines, proces
     whole = run(SaveAtEnd())
     assert sorted(whole[:6]) == sorted(whole[6:12]) == list("123456")
     assert run(ckpt_path="saved.ckpt") == whole[6:]
+
+
+MODES = {
+    "padded": {"batch_size": 2},
+    "length": {"batching": "length", "batch_size": 2},
+    "tokens": {"batching": "tokens", "max_tokens": 120},
+    "packed": {"batching": "packed", "max_tokens": 120},
+}
+"""Batches of some kind, two samples in each or about that."""
+
+
+@pytest.fixture
+def uneven(write):
+    """Fourteen samples of many lengths."""
+
+    def records():
+        for number in range(14):
+            picture = [{"type": "image", "path": "cat.png"}] if number % 3 else []
+            question = {"role": "user", "content": [*picture, {"type": "text", "text": "What is it?"}]}
+            answer = {"role": "assistant", "content": f"cat {number} " + "and more " * (number % 5)}
+            yield {"messages": [question, answer], "task": "ab"[number % 2]}
+
+    return write(*records())
+
+
+class Notes(Reads):
+    """Notes batches, and saves after a step."""
+
+    def __init__(self, processor, save_after=None):
+        super().__init__(processor)
+        self.save_after, self.batches = save_after, []
+
+    def training_step(self, batch):
+        self.batches.append([source.split(":")[-1] for source in batch.sources])
+        return super().training_step(batch)
+
+    def on_train_batch_end(self, *_):
+        if self.global_step == self.save_after:
+            self.trainer.save_checkpoint("middle.ckpt")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_trains_on_all_samples_and_resumes_in_the_middle(uneven, processor, mode):
+    def fit(save_after=None, ckpt_path=None, workers=0):
+        data = VLMDataModule(train=uneven, num_workers=workers, **MODES[mode])
+        notes = Notes(processor, save_after)
+        made = trainer(max_epochs=2)
+        made.fit(notes, data, ckpt_path=ckpt_path, weights_only=False)
+        assert made.global_step == 2 * data.batches_per_epoch(1)
+        return notes.batches
+
+    whole = fit(save_after=3)
+    first = whole[: len(whole) // 2]
+    assert sorted(int(source) for batch in first for source in batch) == list(range(1, 15))
+    assert whole[: len(first)] != whole[len(first) :]
+    assert fit(ckpt_path="middle.ckpt") == whole[3:]
+    if mode in ("length", "packed"):
+        assert fit(ckpt_path="middle.ckpt", workers=2) == whole[3:]
+
+
+@pytest.mark.parametrize("mode", ["length", "tokens", "packed"])
+def test_two_ranks_see_what_one_sees_that_accumulates(uneven, processor, mode):
+    def fit(**options):
+        data = VLMDataModule(train=uneven, **MODES[mode])
+        notes = Notes(processor)
+        trainer(**options).fit(notes, data)
+        return notes.batches
+
+    def on_a_rank():
+        return fit(**DDP)
+
+    alone = fit(accumulate_grad_batches=2)
+    together = [batch for step in zip(*call_on_ranks(on_a_rank), strict=True) for batch in step]
+    assert together[: len(alone)] == alone
+    assert not any(together[len(alone) :])
+
+
+def test_packed_batches_are_rows_without_padding_and_evaluation_stays_padded(uneven, processor):
+    data = VLMDataModule(train=uneven, val=uneven, processor=processor, **MODES["packed"])
+    train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    assert train.is_packed
+    assert train.inputs["input_ids"].shape == (1, train.tokens)
+    assert train.tokens <= 120
+    assert len(val.inputs["input_ids"]) == len(val.sources) == 8
+    tokens = VLMDataModule(train=uneven, processor=processor, **MODES["tokens"])
+    assert max(batch.inputs["input_ids"].numel() for batch in tokens.train_dataloader()) <= 120
+
+
+@pytest.mark.parametrize("mode", ["length", "tokens", "packed"])
+def test_what_cannot_be_used_is_reported_in_every_mode(lines, processor, mode, caplog):
+    options = {"max_length": 100, "on_bad_sample": "skip"}
+    data = VLMDataModule(train=lines(bad=[1, 3], long=[4]), **MODES[mode], **options)
+    reads = Reads(processor)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer().fit(reads, data)
+    assert sorted(reads.seen) == ["1", "3", "6"]
+    assert len(data.report.skipped) == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert any("3 can't be used, as training will report" in line for line in said)
+    assert sum(line.startswith("Batches: ") for line in said) == 1
+    with pytest.raises(DataError, match="not a picture"):
+        trainer().fit(Reads(processor), VLMDataModule(train=lines(bad=[3]), **MODES[mode]))
+
+
+def test_lengths_are_measured_once(uneven, processor, processor_of, caplog):
+    data = VLMDataModule(train=uneven, **MODES["packed"])
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        for of_module in (processor, processor, processor_of("shipped")):
+            trainer(max_steps=1).fit(Reads(of_module), data)
+    assert sum("Measured 14 samples" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_too_few_tokens_are_refused_before_training(uneven, processor):
+    data = VLMDataModule(train=uneven, batching="packed", max_tokens=20)
+    with pytest.raises(UserError, match=r"data\.max_tokens is 20, but data\.jsonl:\d+ has \d+ tokens"):
+        trainer().fit(Reads(processor), data)
+
+
+def test_a_number_measured_later_is_settled_before_batches_are_made(uneven, processor):
+    data = VLMDataModule(train=uneven, processor=processor, batching="packed", max_tokens="auto")
+    data.setup("fit")
+    with pytest.raises(UserError, match="found auto, which nothing measures here"):
+        data.batches_per_epoch(1)
+    data.set_max_tokens(120)
+    expected = VLMDataModule(train=uneven, processor=processor, **MODES["packed"])
+    assert data.batches_per_epoch(1) == expected.batches_per_epoch(1)
+    with pytest.raises(UserError, match=r"data\.max_tokens is 20, but"):
+        data.set_max_tokens(20)
+
+
+@pytest.mark.parametrize("mode", ["length", "tokens", "packed"])
+def test_tasks_are_drawn_for_padded_batches_only(uneven, mode):
+    with pytest.raises(UserError, match=rf"data\.batching {mode} makes its batches beforehand; leave one"):
+        VLMDataModule(train=uneven, sampling="uniform", **MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tuner_finds_a_batch_size_where_there_is_one(uneven, processor, mode):
+    data = VLMDataModule(train=uneven, **MODES[mode])
+    tuner = Tuner(trainer(max_epochs=1))
+    options = {"mode": "power", "init_val": 1, "max_trials": 2, "steps_per_trial": 1}
+    if mode in ("tokens", "packed"):
+        with pytest.raises(UserError, match=r"data\.batch_size, which has no effect .* set data\.max_tokens"):
+            tuner.scale_batch_size(Reads(processor), datamodule=data, **options)
+        return
+    assert tuner.scale_batch_size(Reads(processor), datamodule=data, **options) == data.batch_size == 2
+    assert list(Path().rglob("*scale_batch_size*")) == []
+    trainer().fit(Reads(processor), data)

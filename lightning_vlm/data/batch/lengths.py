@@ -13,7 +13,7 @@ import torch.distributed
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.blank_pictures import BlankPicture, RememberingImageProcessor, blank_picture
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
@@ -27,7 +27,7 @@ WORTH_A_WORD = 5_000
 _SIZES_TO_TRY = [[(640, 480)], [(97, 301), (224, 224)]]
 """Of pictures on which two ways of measuring are compared."""
 _USUAL_PATCH = 14
-"""Pixels along a patch's side, where no processor says how many."""
+"""Pixels along a patch's side, where nothing says how many."""
 
 
 class SampleLength(NamedTuple):
@@ -81,11 +81,11 @@ class Ruler:
 
     Args:
         renderer: Its `max_length` cuts here as well.
-        patch: Pixels along a patch's side; None asks the processor.
+        model: Is asked how large a patch is, if the processor doesn't know.
     """
 
-    def __init__(self, renderer: Renderer, patch: int | None = None) -> None:
-        self._patch = patch or patch_of(renderer.processor) or _USUAL_PATCH
+    def __init__(self, renderer: Renderer, model: PreTrainedModel | None = None) -> None:
+        self._patch = patch_of(renderer.processor, model)
         self._renderer = _with_blanks(renderer, on_meta=True)
         if not _agree(self._renderer, _with_blanks(renderer, on_meta=False)):
             self._renderer = _with_blanks(renderer, on_meta=False)
@@ -125,16 +125,17 @@ def patches_of(inputs: dict[str, Tensor], patch: int) -> int:
     return count
 
 
-def patch_of(processor: ProcessorMixin) -> int | None:
-    """Pixels along a patch's side, if a processor or its image processor says."""
-    for part in (processor, getattr(processor, "image_processor", None)):
+def patch_of(processor: ProcessorMixin, model: PreTrainedModel | None = None) -> int:
+    """Pixels along a patch's side: as a processor, its image processor or a model say, or else 14."""
+    vision = getattr(getattr(model, "config", None), "vision_config", None)
+    for part in (processor, getattr(processor, "image_processor", None), vision):
         size: Any = getattr(part, "patch_size", None)
         if isinstance(size, dict):
             size = size.get("height")
         size = getattr(size, "height", size)
         if isinstance(size, int) and size > 0:
             return size
-    return None
+    return _USUAL_PATCH
 
 
 def measure(
@@ -143,7 +144,7 @@ def measure(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
-    patch: int | None = None,
+    model: PreTrainedModel | None = None,
 ) -> Lengths:
     """The lengths of all samples of a source. Every rank must call it; each measures its share.
 
@@ -153,7 +154,7 @@ def measure(
         workers: Processes that measure at once; with 0 this one does.
         rank: This process.
         world: Number of processes.
-        patch: As of `Ruler`.
+        model: As of `Ruler`.
     """
     start = time.monotonic()
     size = len(source)
@@ -163,7 +164,7 @@ def measure(
     problem: Exception | None = None
     try:
         chunks = range(rank, -(-size // CHUNK), world)
-        dataset = _Chunks(source, Ruler(renderer, patch))
+        dataset = _Chunks(source, Ruler(renderer, model))
         loader = DataLoader(
             dataset, batch_size=None, sampler=chunks, num_workers=workers, collate_fn=_as_it_is
         )

@@ -1,6 +1,6 @@
 """A loader that a checkpoint resumes at the next batch, in the middle of an epoch too."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -59,6 +59,10 @@ class ResumableLoader(DataLoader):
         """Called after an optimizer step: so many batches of this pass have had theirs."""
         self._finished = batches
 
+    def samples_of(self, batches: int) -> int:
+        """How many samples the first batches of this epoch have, those of all ranks together."""
+        return self._sampler.passed(batches)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # This runs at the first batch, because Lightning sets the epoch only after asking for an iterator.
         sampler = self._sampler
@@ -67,10 +71,10 @@ class ResumableLoader(DataLoader):
             sampler.skip = self._resume["seen"]
         self._resume = None
         sampler.begin(self.passed)
-        self._start_pass(sampler.epoch, sampler.skip, sampler.global_batch_size)
+        self._start_pass(sampler.epoch, sampler.skip, sampler.passed(sampler.skip))
         for batch in super().__iter__():
             self._seen += 1
-            self.passed += sampler.global_batch_size
+            self.passed = sampler.passed(self._seen)
             yield batch
 
     def __len__(self) -> int:
@@ -81,10 +85,10 @@ class ResumableLoader(DataLoader):
         assert isinstance(self.sampler, ResumableBatchSampler)
         return self.sampler
 
-    def _start_pass(self, epoch: int, seen: int, samples_a_step: int) -> None:
+    def _start_pass(self, epoch: int, seen: int, passed: int) -> None:
         self._epoch = epoch
         self._seen = seen
-        self.passed = seen * samples_a_step
+        self.passed = passed
         if self._finished is not None:
             self._finished = seen
 
@@ -95,7 +99,9 @@ class ResumableLoader(DataLoader):
         what was handed out since then comes again, because its gradients are in no checkpoint.
         """
         seen = self._seen if self._finished is None else self._finished
-        state = {"epoch": self._epoch, "seen": seen, **self._settings()}
+        state = {"epoch": self._epoch, "seen": seen, **self._sampler.settings()}
+        if "samples a step" not in state:
+            state["batches"] = len(self)
         order = self._sampler.state_dict()
         if order:
             state["order"] = order
@@ -108,27 +114,39 @@ class ResumableLoader(DataLoader):
         Raises:
             UserError: The batches that were not yet seen would be others now.
         """
-        now = self._settings()
-        was = {"sampling": ResumableBatchSampler.description, **state}
-        changed = [f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name]]
-        steps = -(-state["samples"] // state["samples a step"])
-        if changed and state["seen"] < steps:
+        now = self._sampler.settings()
+        changed = changes(state, now)
+        if changed and state["seen"] < _batches(state):
             raise UserError(
                 f"can't resume in the middle of an epoch with other batches: {'; '.join(changed)}; give "
                 "back what was, or begin from a checkpoint of an epoch's end"
             )
         self._resume = dict(state)
-        self._start_pass(state["epoch"], state["seen"], state["samples a step"])
-        if was["sampling"] == now["sampling"] and "order" in state:
+        self._start_pass(state["epoch"], state["seen"], state["seen"] * state.get("samples a step", 0))
+        if state.get("sampling", ResumableBatchSampler.description) == now["sampling"] and "order" in state:
             self._sampler.load_state_dict(state["order"])
 
-    def _settings(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on."""
-        sampler = self._sampler
-        return {
-            "sampling": sampler.description,
-            "samples": sampler.size,
-            "samples a step": sampler.global_batch_size,
-            "seed": sampler.seed,
-            "shuffle": int(sampler.shuffle),
-        }
+
+_OF_EARLIER_VERSIONS = {"sampling": ResumableBatchSampler.description, "batching": "padded"}
+"""What a state of earlier versions, or of samples that are padded, doesn't say."""
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the batches of an epoch depend on that isn't as it was, each in words.
+
+    >>> changes({"seed": 0, "samples a step": 8}, {"seed": 0, "batching": "packed", "max_tokens": 512})
+    ['batching was padded, is packed']
+    >>> changes({"batching": "packed", "max_tokens": 512}, {"batching": "packed", "max_tokens": 256})
+    ['max_tokens was 512, is 256']
+    """
+    was = {**_OF_EARLIER_VERSIONS, **was}
+    now = {**_OF_EARLIER_VERSIONS, **now}
+    both = [name for name in now if name in was]
+    return [f"{name} was {was[name]}, is {now[name]}" for name in both if was[name] != now[name]]
+
+
+def _batches(state: Mapping[str, Any]) -> int:
+    """How many batches the epoch of a state has on each rank."""
+    if "batches" in state:
+        return state["batches"]
+    return -(-state["samples"] // state["samples a step"])

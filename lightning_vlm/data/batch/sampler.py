@@ -1,13 +1,21 @@
 """Which samples share a batch: the same for every way of splitting the work."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DistributedSampler
+
+from lightning_vlm.data.batch.packing import Units
 
 PAD_INDEX = -1
 """Stands for no sample, where the last batch can't be filled."""
+
+
+def ranks_of(trainer: Trainer | None) -> tuple[int, int]:
+    """Which process this is, of how many."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
 class ResumableBatchSampler(DistributedSampler):
@@ -64,6 +72,20 @@ class ResumableBatchSampler(DistributedSampler):
             start = (step * self.num_replicas + self.rank) * self.batch_size
             yield range(start, start + self.batch_size)
 
+    def passed(self, batches: int) -> int:
+        """How many samples the first batches of this epoch have, those of all ranks together."""
+        return batches * self.global_batch_size
+
+    def settings(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, in words for the error of a resumed run."""
+        return {
+            "sampling": self.description,
+            "samples": self.size,
+            "samples a step": self.global_batch_size,
+            "seed": self.seed,
+            "shuffle": int(self.shuffle),
+        }
+
     def begin(self, passed: int) -> None:
         """Called before a pass: how many samples, on all ranks, the pass before handed out."""
 
@@ -73,3 +95,68 @@ class ResumableBatchSampler(DistributedSampler):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
+
+
+class UnitSampler(ResumableBatchSampler):
+    """Deals batches that are made beforehand to ranks.
+
+    Step `s` of rank `r` takes batch `s × world + r` of the epoch, so 2 ranks see what 1 rank sees that
+    accumulates 2. Where batches run out, the last step is filled with empty ones.
+
+    Args:
+        units_of: The batches of an epoch, given its number; each epoch has equally many.
+        batches: How many.
+        made_by: What they depend on besides `seed`, such as `{"batching": "packed", "max_tokens": 8192}`.
+        size: Number of samples.
+        shuffle: Whether their order depends on the epoch.
+        seed: Chooses the orders.
+        rank: This process.
+        world: Number of processes.
+
+    >>> units = Units.of_lists([[3, 1], [2], [0]])
+    >>> sampler = UnitSampler(lambda epoch: units, 3, {}, size=4, shuffle=False, seed=0, rank=1, world=2)
+    >>> list(sampler), sampler.passed(1)
+    ([[2], []], 3)
+    """
+
+    def __init__(
+        self,
+        units_of: Callable[[int], Units],
+        batches: int,
+        made_by: Mapping[str, Any],
+        size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        super().__init__(size, 1, shuffle, seed, rank, world)
+        self._units_of = units_of
+        self._batches = batches
+        self._made_by = made_by
+        self._units: tuple[int, Units] | None = None
+
+    def __len__(self) -> int:
+        return -(-self._batches // self.num_replicas)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        units = self._of_epoch()
+        for step in range(self.skip, len(self)):
+            number = step * self.num_replicas + self.rank
+            yield units[number] if number < len(units) else []
+
+    def passed(self, batches: int) -> int:
+        """How many samples the first batches of this epoch have, those of all ranks together."""
+        units = self._of_epoch()
+        return units.samples_before(min(batches * self.num_replicas, len(units)))
+
+    def settings(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, in words for the error of a resumed run."""
+        of_all = super().settings()
+        del of_all["samples a step"]
+        return {**of_all, "batches a step": self.num_replicas, **self._made_by}
+
+    def _of_epoch(self) -> Units:
+        if self._units is None or self._units[0] != self.epoch:
+            self._units = self.epoch, self._units_of(self.epoch)
+        return self._units[1]

@@ -131,6 +131,19 @@ class TaskBatchSampler(ResumableBatchSampler):
             name: count / size for (name, count), size in zip(self.samples(place).items(), sizes, strict=True)
         }
 
+    def metrics(self, place: int) -> dict[str, float]:
+        """What is logged of what was drawn up to a place."""
+        metrics: dict[str, float] = {
+            f"data/epochs/{task}": count for task, count in self.epochs(place).items()
+        }
+        return metrics | {f"data/samples/{task}": count for task, count in self.samples(place).items()}
+
+    def summary(self, place: int) -> str:
+        """What was drawn up to a place, in words."""
+        samples, epochs = self.samples(place), self.epochs(place)
+        each = [f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs]
+        return f"Epochs of each task: {', '.join(each)}"
+
     def end_step(self, sums: Tensor, counts: Tensor, place: int) -> None:
         """Take in the losses of an optimizer step; the host doesn't wait for the device.
 

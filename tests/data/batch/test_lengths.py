@@ -102,7 +102,7 @@ def test_lengths_are_those_of_real_renderings(renderer_for, family, max_length):
     renderer = renderer_for(family, max_length)
     processor, images = renderer.processor, renderer.processor.image_processor
     source = Some(samples())
-    patch = patch_of(processor) or 14
+    patch = patch_of(processor)
     expected = [rendered(renderer, patch, sample) for sample in source.samples]
     found = measure(source, renderer)
     assert [found[index] for index in range(len(source))] == expected

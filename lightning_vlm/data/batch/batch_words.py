@@ -1,0 +1,54 @@
+"""What batches there are, in words."""
+
+import numpy as np
+
+from lightning_vlm.data.batch.lengths import Lengths
+from lightning_vlm.data.batch.packing import Budget, Units
+
+
+def alike_in_words(lengths: Lengths, units: Units, before: Units, batch_size: int) -> str:
+    """Of batches of similar length.
+
+    Args:
+        lengths: Of all samples.
+        units: The batches.
+        before: Those that there would be otherwise.
+        batch_size: Samples in a batch.
+    """
+    paddings = [padding(lengths, batches) for batches in (units, before)]
+    shares = "{:.1%} padding instead of {:.1%}".format(*paddings)
+    return f"of similar length, {len(units):,} of {batch_size} samples ({shares})"
+
+
+def filled_in_words(lengths: Lengths, units: Units, budget: Budget, packs: bool) -> str:
+    """Of batches that are filled up to a budget.
+
+    Args:
+        lengths: Of all samples.
+        units: The batches.
+        budget: The most that a batch may hold.
+        packs: Whether its samples share a row.
+    """
+    each = (len(lengths) - lengths.unusable) / len(units)
+    limit = f"up to {budget.tokens:,} tokens"
+    if budget.patches is not None:
+        limit += f" and {budget.patches:,} patches"
+    if packs:
+        share = int(lengths.tokens.sum()) / (len(units) * budget.tokens)
+        said = f"packed, {len(units):,} rows of {limit} ({share:.1%} filled, {each:.1f} samples a row)"
+    else:
+        share = padding(lengths, units)
+        said = f"by tokens, {len(units):,} of {limit} ({share:.1%} padding, {each:.1f} samples a batch)"
+    return f"{said}; data.batch_size is for evaluation only"
+
+
+def padding(lengths: Lengths, units: Units) -> float:
+    """The share of padding among all tokens, where batches are padded to their longest sample.
+
+    >>> lengths = Lengths(np.array([30, 10], np.int32), np.zeros(2, np.int32))
+    >>> round(padding(lengths, Units.of_lists([[0, 1]])), 3)
+    0.333
+    """
+    sizes = np.diff(units.ends, prepend=0)
+    places = int((units.longest(lengths) * sizes).sum())
+    return 1 - int(lengths.tokens.sum()) / max(places, 1)

@@ -1,0 +1,284 @@
+"""How the samples of a training set become batches: `data.batching` and its limits."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel
+
+from lightning_vlm.data.batch.batch_words import alike_in_words, filled_in_words
+from lightning_vlm.data.batch.lengths import Lengths, measure
+from lightning_vlm.data.batch.packing import WINDOW, Budget, Units, alike, packed, padded
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler, UnitSampler
+from lightning_vlm.data.batch.task_sampling import TaskSampling
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.errors import UserError
+
+Mode = Literal["padded", "length", "tokens", "packed"]
+BY_TOKENS = ("tokens", "packed")
+"""The modes whose batches have so many tokens instead of so many samples."""
+MaxTokens = int | Literal["auto"] | None
+
+
+class Batching:
+    """How the samples of a training set become batches.
+
+    - `padded`: the next `batch_size` samples, padded to the longest.
+    - `length`: `batch_size` samples of similar length, others in each epoch.
+    - `tokens`: as many samples of similar length as `max_tokens` hold with their padding.
+    - `packed`: rows of up to `max_tokens` without padding.
+
+    With `tokens` and `packed` batches are made once, from `seed` and lengths, and come in another order in
+    each epoch. So all epochs have equally many, and the length of a run is known.
+
+    Args:
+        mode: One of these words.
+        max_tokens: The most tokens of a batch with `tokens` and `packed`. `auto` waits for `set_max_tokens`.
+        max_patches: The most patches of its pictures; None is any number.
+
+    Raises:
+        UserError: An unknown mode, a limit that it needs and doesn't have, or has no use for.
+
+    >>> Batching("packed", None, None)
+    Traceback (most recent call last):
+    lightning_vlm.errors.UserError: data.batching packed needs data.max_tokens: the most tokens of a row, ...
+    """
+
+    def __init__(self, mode: Mode, max_tokens: MaxTokens = None, max_patches: int | None = None) -> None:
+        self.mode = mode
+        self.max_tokens = max_tokens
+        self.max_patches = max_patches
+        self._check()
+        self._lengths: tuple[Renderer, Lengths] | None = None
+        self._units: tuple[tuple, Units] | None = None
+        self._said = ""
+
+    def _check(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise UserError(
+                f"data.batching: found {self.mode!r}; expected one of {', '.join(get_args(Mode))}"
+            )
+        for name in ("max_tokens", "max_patches"):
+            limit = getattr(self, name)
+            if limit is None:
+                continue
+            if self.mode not in BY_TOKENS:
+                raise UserError(
+                    f"data.{name} has no effect with data.batching {self.mode}; set data.batching to packed "
+                    f"or tokens, or leave {name} out"
+                )
+            is_auto = name == "max_tokens" and limit == "auto"
+            if not is_auto and (not isinstance(limit, int) or limit < 1):
+                raise UserError(f"data.{name}: found {limit!r}; expected a whole number, at least 1")
+        if self.mode in BY_TOKENS and self.max_tokens is None:
+            what = "a row" if self.mode == "packed" else "a batch"
+            raise UserError(
+                f"data.batching {self.mode} needs data.max_tokens: the most tokens of {what}, such as "
+                "batch_size times the length of a long sample"
+            )
+
+    def check_sampling(self, sampling: TaskSampling | None) -> None:
+        """Check that samples can be drawn by task.
+
+        Raises:
+            UserError: They can't.
+        """
+        if sampling is not None and self.mode != "padded":
+            raise UserError(
+                f"data.sampling draws samples as training goes on, and data.batching {self.mode} makes its "
+                "batches beforehand; leave one of them out"
+            )
+
+    def check_trainer(self, trainer: Trainer | None) -> None:
+        """Check that a trainer leaves batches as they are, and looks for no batch size that has no effect.
+
+        Raises:
+            UserError: It doesn't.
+        """
+        overfit = getattr(trainer, "overfit_batches", 0)
+        if overfit:
+            raise UserError(
+                f"found trainer.overfit_batches {overfit}, which replaces the sampler of the data; set "
+                "trainer.limit_train_batches, and data.shuffle to false, instead"
+            )
+        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        callbacks = getattr(trainer, "callbacks", ()) if fits else ()
+        if self.by_tokens and any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
+            raise UserError(
+                "BatchSizeFinder and Tuner.scale_batch_size change data.batch_size, which has no effect with "
+                f"data.batching {self.mode}; set data.max_tokens instead"
+            )
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether batches depend on how long samples are."""
+        return self.mode != "padded"
+
+    @property
+    def packs(self) -> bool:
+        """Whether the samples of a batch share one row."""
+        return self.mode == "packed"
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether batches have so many tokens, and `batch_size` is for evaluation only."""
+        return self.mode in BY_TOKENS
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of all training samples, in the order of the source. There are some from `measure` on."""
+        assert self._lengths is not None, "measure comes first"
+        return self._lengths[1]
+
+    @property
+    def budget(self) -> Budget:
+        """The most that a batch may hold.
+
+        Raises:
+            UserError: `max_tokens` is `auto`, and nothing has set a number.
+        """
+        if not isinstance(self.max_tokens, int):
+            raise UserError(
+                f"data.max_tokens: found {self.max_tokens}, which nothing measures here; give a number, such "
+                "as batch_size times the length of a long sample"
+            )
+        return Budget(self.max_tokens, self.max_patches)
+
+    def fall_back(self, mode: Mode) -> None:
+        """Go on with another mode, where what was asked for can't be right. To be called before training."""
+        self.mode = mode
+
+    def measure(
+        self,
+        source: Conversations,
+        renderer: Renderer,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        model: PreTrainedModel | None = None,
+    ) -> None:
+        """Find the lengths of all samples, once for each renderer. For modes that need them.
+
+        Every rank must call it. The arguments are those of `lengths.measure`.
+
+        Raises:
+            UserError: A sample alone is more than a batch may hold.
+        """
+        if self._lengths is None or self._lengths[0] is not renderer:
+            self._lengths = renderer, measure(source, renderer, workers, rank, world, model)
+        if self.by_tokens and self.max_tokens != "auto":
+            self._check_fits(source)
+
+    def _check_fits(self, source: Conversations) -> None:
+        fixes = {
+            "tokens": "or data.max_length to {limit}, so that longer samples are cut",
+            "patches": "or make pictures smaller, as the processor's max_pixels does",
+        }
+        for name, limit in self.budget._asdict().items():
+            values = getattr(self.lengths, name)
+            if limit is None or not (values > limit).any():
+                continue
+            largest = int(values.argmax())
+            more = int((values > limit).sum()) - 1
+            others = f" ({more:,} others have more as well)" if more else ""
+            raise UserError(
+                f"data.max_{name} is {limit:,}, but {source[largest].source} has {values[largest]:,} {name}"
+                f"{others}; set it to {values[largest]} or more, {fixes[name].format(limit=limit)}"
+            )
+
+    def units(self, shuffle: bool, seed: int) -> Units:
+        """The batches of `tokens` and `packed`: the same samples together in each epoch.
+
+        Args:
+            shuffle: Whether samples that lie far apart in the data may meet.
+            seed: Which of them do.
+        """
+        key = (self.mode, self.budget, shuffle, seed, self.lengths.checksum)
+        if self._units is None or self._units[0] != key:
+            make = packed if self.packs else padded
+            order = _order(len(self.lengths), shuffle, seed, epoch=-1)
+            self._units = key, make(self.lengths, order, self.budget)
+        return self._units[1]
+
+    def batches(self, size: int, batch_size: int, shuffle: bool, seed: int) -> int:
+        """How many batches an epoch has, those of all ranks together.
+
+        Args:
+            size: Number of samples.
+            batch_size: Samples in a batch.
+            shuffle: As of `units`.
+            seed: As of `units`.
+        """
+        return len(self.units(shuffle, seed)) if self.by_tokens else -(-size // batch_size)
+
+    def sampler(
+        self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1
+    ) -> ResumableBatchSampler:
+        """Deals the batches of this mode.
+
+        Args:
+            size: Number of samples.
+            batch_size: Samples in a batch of one rank, with `padded` and `length`.
+            shuffle: Draw a new order each epoch.
+            seed: Which orders are drawn.
+            rank: This process.
+            world: Number of processes.
+        """
+        if self.mode == "padded":
+            return ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
+        made_by: dict[str, Any] = {
+            "batching": self.mode,
+            "the checksum of all lengths": self.lengths.checksum,
+            "window": WINDOW,
+        }
+        if self.by_tokens:
+            made_by |= {f"max_{name}": limit for name, limit in self.budget._asdict().items()}
+            units_of = self._units_in_order(shuffle, seed)
+        else:
+            made_by["batch_size"] = batch_size
+            units_of = self._alike(batch_size, shuffle, seed)
+        self._say(units_of(0), batch_size, shuffle, seed)
+        batches = self.batches(size, batch_size, shuffle, seed)
+        return UnitSampler(units_of, batches, made_by, size, shuffle, seed, rank, world)
+
+    def _units_in_order(self, shuffle: bool, seed: int) -> Callable[[int], Units]:
+        units = self.units(shuffle, seed)
+
+        def of_epoch(epoch: int) -> Units:
+            return units.in_order(_order(len(units), shuffle, seed, epoch))
+
+        return of_epoch
+
+    def _alike(self, batch_size: int, shuffle: bool, seed: int) -> Callable[[int], Units]:
+        lengths = self.lengths
+
+        def of_epoch(epoch: int) -> Units:
+            units = alike(lengths, _order(len(lengths), shuffle, seed, epoch), batch_size)
+            return units.in_order(_order(len(units), shuffle, seed + 1, epoch))
+
+        return of_epoch
+
+    def _say(self, units: Units, batch_size: int, shuffle: bool, seed: int) -> None:
+        """Say in one line what batches there are, if that is new."""
+        if self.by_tokens:
+            said = filled_in_words(self.lengths, units, self.budget, self.packs)
+        else:
+            before = Units.of_size(_order(len(self.lengths), shuffle, seed, epoch=0), batch_size)
+            said = alike_in_words(self.lengths, units, before, batch_size)
+        if said != self._said:
+            rank_zero_info(f"Batches: {said}")
+        self._said = said
+
+
+def _order(number: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch; shape [number], int64."""
+    if not shuffle:
+        return np.arange(number)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1_000)
+    return torch.randperm(number, generator=generator).numpy()

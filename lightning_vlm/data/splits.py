@@ -1,0 +1,70 @@
+"""The sources of a run: one for each of training, validation, test and prediction."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.read.faults import together
+from lightning_vlm.data.read.readers import read
+from lightning_vlm.data.read.source import OnBadSample
+from lightning_vlm.errors import DataError, UserError
+
+Given: TypeAlias = Conversations | str | Path | None
+
+
+class Splits:
+    """Opens the source of each split when it is first asked for.
+
+    Args:
+        given: What each split has: a source, the path of a file or folder, or None.
+        image_root: For paths, as of `read`; so are the others.
+        on_bad_sample: For paths.
+        columns: For paths.
+        allow_urls: For paths.
+    """
+
+    def __init__(
+        self,
+        given: dict[str, Given],
+        image_root: str | None,
+        on_bad_sample: OnBadSample,
+        columns: dict[str, str] | None,
+        allow_urls: bool,
+    ) -> None:
+        self.given = given
+        self.opened: dict[str, Conversations] = {}
+        """The sources opened so far."""
+        self._options = (image_root, on_bad_sample, columns, allow_urls)
+
+    def source(self, split: str) -> Conversations:
+        """The source of a split, checked as it is opened.
+
+        Raises:
+            UserError: There is no such split, or it has no data.
+            DataError: Bad data.
+        """
+        if split not in self.given:
+            raise UserError(f"there is no split '{split}'; choose one of {', '.join(self.given)}")
+        if split not in self.opened:
+            given = self.given[split]
+            if given is None:
+                raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
+            if isinstance(given, str | Path):
+                given = read(str(given), *self._options, split)
+            self.opened[split] = given
+        return self.opened[split]
+
+    def open(self, splits: list[str]) -> None:
+        """Open some sources.
+
+        Raises:
+            DataError: The faults of all of them together.
+        """
+        faults: list[DataError] = []
+        for split in splits:
+            try:
+                self.source(split)
+            except DataError as error:
+                faults.append(error)
+        if faults:
+            raise together(faults)
