@@ -6,8 +6,9 @@ Language models compute padding, and rows of several samples need a mask of leng
 the lengths instead, in one kernel call a layer.
 """
 
-from lightning_vlm.models.attention.check import VarlenAttentionCheck, check_varlen_attention, tower_distance
-from lightning_vlm.models.attention.families import VarlenUse, use_varlen_attention
+from lightning_vlm.models.attention.callback import VarlenAttentionCheck
+from lightning_vlm.models.attention.check import check_attention
+from lightning_vlm.models.attention.families import VarlenUse, attention_line, use_varlen_attention
 from lightning_vlm.models.attention.lengths import takes_lengths, varlen_lengths
 from lightning_vlm.models.attention.varlen import NAME, attend, attend_in_turn
 
@@ -17,9 +18,9 @@ __all__ = [
     "VarlenUse",
     "attend",
     "attend_in_turn",
-    "check_varlen_attention",
+    "attention_line",
+    "check_attention",
     "takes_lengths",
-    "tower_distance",
     "use_varlen_attention",
     "varlen_lengths",
 ]

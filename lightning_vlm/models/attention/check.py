@@ -1,100 +1,161 @@
-"""The check of the attention on the first batch: what the kernel gives is what `sdpa` gives."""
+"""The check of a flash attention on the first batch: what it gives is what `sdpa` or `eager` gives."""
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.modes import eval_mode
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from typing_extensions import override
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.attention.varlen import NAME, compute_dtype
+from lightning_vlm.models.attention.varlen import compute_dtype
+from lightning_vlm.models.parts import vision_tower
 
-TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far the kernel's tower may be from that of `sdpa`, as a share of the norm. Rounding alone makes about a
-tenth of this on a deep tower; pictures that see one another make several times as much."""
+TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-4}
+"""How far outputs may be from those of the reference, as a share of the norm. Rounding alone makes about a
+tenth of this in a deep model; pictures or samples that see one another make several times as much."""
 
-
-class VarlenAttentionCheck(Callback):
-    """Checks the vision tower's attention on the first batch with pictures."""
-
-    def __init__(self) -> None:
-        self._is_done = False
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if "pixel_values" in batch.inputs:
-            self.check_once(pl_module.model, batch.inputs)
-
-    def check_once(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-        """Call `check_varlen_attention` the first time only, and say what it found. Arguments as there."""
-        if self._is_done:
-            return
-        self._is_done = True
-        distance = check_varlen_attention(model, inputs)
-        if distance is not None:
-            rank_zero_info(
-                f"The vision tower attends with FlashAttention; it is {distance:.1%} from sdpa here"
-            )
+EAGER_BYTES = 2**30
+"""`eager` is the reference where the scores of a layer take no more than this; else `sdpa` is."""
 
 
-def check_varlen_attention(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float | None:
-    """Compare the tower's output with that of `sdpa` on the pictures of a batch, where the kernel is in use.
+class Distances(NamedTuple):
+    """How far a flash attention is from a reference, as shares of the norm.
 
     Args:
-        model: One that `use_varlen_attention` was called with.
-        inputs: What its forward takes, with pictures, on the device of the model.
+        tower: Of the vision tower's features from those of `sdpa`; None if there was no picture, or if it has
+            no flash attention.
+        language: Of the hidden states of the sample that is farthest; None if the language model has no flash
+            attention.
+        reference: What those are compared with, `eager` or `sdpa`.
+    """
+
+    tower: float | None
+    language: float | None
+    reference: str
+
+
+def check_attention(
+    model: PreTrainedModel, forward: Callable[[], Tensor], lengths: Sequence[int]
+) -> Distances | None:
+    """Compare what a flash attention gives with a reference, on a batch.
+
+    Args:
+        model: In any mode; the check is in eval mode.
+        forward: Computes the batch as training does, and gives the last hidden states.
+        lengths: The tokens of each sample of the batch.
 
     Returns:
-        The distance as a share of the norm; None where the kernel isn't in use: on a CPU, and in towers that
-        never put several pictures into one row, whose output is the same to the bit.
+        The distances; None where no flash attention is in use.
 
     Raises:
-        UserError: The distance is more than rounding can explain.
+        UserError: They are more than rounding can explain.
     """
-    pixels = inputs.get("pixel_values")
-    if pixels is None or not pixels.is_cuda or _tower_attention(model) != NAME:
+    parts = _parts_with_flash(model)
+    if not parts:
         return None
-    limit = TOLERANCE.get(compute_dtype(next(model.get_encoder(modality="image").parameters())), 1e-4)
-    distance = tower_distance(model, inputs)
-    if not distance <= limit:
-        raise UserError(
-            f"the vision tower gives other features with {NAME} than with sdpa: found a distance of "
-            f"{distance:.1%}, expected at most {limit:.1%}; set model.attn_implementation to sdpa"
-        )
-    return distance or None
+    distances = _distances(model, forward, lengths)
+    weight: Any = model.get_input_embeddings().weight
+    limit = TOLERANCE.get(compute_dtype(weight), TOLERANCE[torch.float32])
+    for name, distance, reference in (
+        ("vision tower", distances.tower, "sdpa"),
+        ("language model", distances.language, distances.reference),
+    ):
+        if distance is not None and not distance <= limit:
+            raise UserError(
+                f"the {name} gives something else with {parts[name]} than with {reference}: found a distance "
+                f"of {distance:.1%}, expected at most {limit:.1%}; set model.attn_implementation to sdpa"
+            )
+    return distances
 
 
 @torch.no_grad()
-def tower_distance(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
-    """How far the tower's output is from that of `sdpa`, as a share of the norm.
+def _distances(model: PreTrainedModel, forward: Callable[[], Tensor], lengths: Sequence[int]) -> Distances:
+    parts = _parts_with_flash(model)
+    with eval_mode(model), torch.compiler.set_stance("force_eager"), _features_of(model) as features:
+        found = _of_samples(forward(), lengths)
+        found_features = list(features)
+        features.clear()
+        reference = _reference(model, lengths)
+        with _attending_by(model, reference):
+            expected = _of_samples(forward(), lengths)
+    tower = language = None
+    if "vision tower" in parts and features:
+        tower = _distance(torch.cat(found_features), torch.cat(features))
+    if "language model" in parts:
+        shares = [_distance(one, other) for one, other in zip(found, expected, strict=True)]
+        language = max(shares)
+    return Distances(tower, language, reference)
 
-    Args:
-        model: One that `use_varlen_attention` was called with.
-        inputs: What its forward takes, with pictures.
-    """
-    tower = model.get_encoder(modality="image")
-    features: Any = model.base_model.get_image_features
-    takes = inspect.signature(features).parameters
-    pictures = {name: value for name, value in inputs.items() if name in takes}
-    outputs: list[Tensor] = []
-    hook = tower.register_forward_hook(lambda _, args, output: outputs.append(output[0].float()))
-    try:
-        with eval_mode(tower):
-            for implementation in ("sdpa", NAME):
-                tower.config._attn_implementation_internal = implementation
-                features(**pictures)
-    finally:
-        hook.remove()
-        tower.config._attn_implementation_internal = NAME
-    expected, found = outputs
+
+def _reference(model: PreTrainedModel, lengths: Sequence[int]) -> str:
+    """`eager` if its scores have room, as in the widest batch that these samples may stand in."""
+    heads = model.get_decoder().config.num_attention_heads
+    scores = sum(lengths) ** 2 * heads
+    return "eager" if 4 * scores <= EAGER_BYTES else "sdpa"
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def _tower_attention(model: PreTrainedModel) -> str | None:
-    return model.get_encoder(modality="image").config._attn_implementation
+def _of_samples(hidden: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The hidden states of each sample, without padding."""
+    rows = hidden.float()
+    if len(rows) == len(lengths):
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+    return list(rows[0].split(list(lengths)))
+
+
+def _parts_with_flash(model: PreTrainedModel) -> dict[str, str]:
+    """The parts of a model that have a flash attention, and its name."""
+    parts = {"vision tower": vision_tower(model), "language model": model.get_decoder()}
+    found = {}
+    for name, part in parts.items():
+        attention: Any = part.config._attn_implementation if part is not None else None
+        if attention is not None and "flash" in attention:
+            found[name] = attention
+    return found
+
+
+@contextmanager
+def _features_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What the vision tower gives inside of this context."""
+    features: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, output: Any) -> None:
+        features.append((output if isinstance(output, Tensor) else output[0]).float())
+
+    tower = vision_tower(model)
+    if tower is None:
+        yield features
+        return
+    handle = tower.register_forward_hook(keep)
+    try:
+        yield features
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _attending_by(model: PreTrainedModel, reference: str) -> Iterator[None]:
+    """In place of flash attention, `sdpa` in the vision tower, which may have many patches, and the reference
+    elsewhere, inside of this context."""
+    tower = vision_tower(model)
+    in_tower = set(tower.modules()) if tower is not None else set()
+    changed: dict[int, tuple[Any, str]] = {}
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        config: Any = module.config
+        before = config._attn_implementation
+        if before is not None and "flash" in before:
+            changed[id(config)] = (config, before)
+            config._attn_implementation_internal = "sdpa" if module in in_tower else reference
+    try:
+        yield
+    finally:
+        for config, before in changed.values():
+            config._attn_implementation_internal = before

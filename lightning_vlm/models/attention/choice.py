@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.attention.families import use_varlen_attention, why_not_language
+from lightning_vlm.models.attention.families import use_varlen_attention
 from lightning_vlm.models.attention.varlen import NAME
 from lightning_vlm.nearest import did_you_mean, shorten
 
@@ -82,13 +82,12 @@ def settle(model: PreTrainedModel, attn_implementation: str | None) -> None:
     """
     if for_transformers(attn_implementation) is not None:
         return
-    why_not = why_not_language(model)
-    if attn_implementation == NAME and why_not:
+    use = use_varlen_attention(model)
+    if attn_implementation == NAME and not use.language:
         raise UserError(
-            f"attn_implementation: found {NAME}, which isn't exact for {type(model).__name__}: {why_not}; "
-            "expected auto"
+            f"attn_implementation: found {NAME}, which isn't exact for {type(model).__name__}: "
+            f"{use.why_not_language}; expected auto"
         )
-    use_varlen_attention(model)
 
 
 def why_not_attention(text: str) -> str | None:

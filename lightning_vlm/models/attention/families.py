@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, register
+from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, WIDEST_HEAD, register
 from lightning_vlm.models.parts import vision_tower
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -21,14 +21,32 @@ class VarlenUse:
     """Where a model attends by `flash_varlen`.
 
     Args:
-        tower: Whether the vision tower does.
-        language: Whether the language model can, where it is given lengths.
-        why_not: A sentence for each of them that doesn't; empty if both do.
+        why_not_tower: Why the vision tower doesn't; empty if it does.
+        why_not_language: Why the language model can't where it is given lengths; empty if it can.
+
+    >>> use = VarlenUse("there is none", "")
+    >>> use.tower, use.language, use.why_not
+    (False, True, 'vision tower: there is none')
     """
 
-    tower: bool
-    language: bool
-    why_not: str
+    why_not_tower: str
+    why_not_language: str
+
+    @property
+    def tower(self) -> bool:
+        """Whether the vision tower does."""
+        return not self.why_not_tower
+
+    @property
+    def language(self) -> bool:
+        """Whether the language model can."""
+        return not self.why_not_language
+
+    @property
+    def why_not(self) -> str:
+        """A reason for each of them that doesn't; empty if both do."""
+        reasons = {"vision tower": self.why_not_tower, "language model": self.why_not_language}
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
 
 
 def use_varlen_attention(model: PreTrainedModel) -> VarlenUse:
@@ -41,46 +59,66 @@ def use_varlen_attention(model: PreTrainedModel) -> VarlenUse:
         Which of them do so from now on, and why others don't.
     """
     register()
-    reasons = {"vision tower": why_not_tower(model), "language model": why_not_language(model)}
-    modules: dict[str, Any] = {"vision tower": vision_tower(model), "language model": model.get_decoder()}
-    for name, module in modules.items():
-        if not reasons[name]:
-            # The public setter would look for a package or a kernel of this name.
-            module.config._attn_implementation_internal = NAME
     return VarlenUse(
-        tower=not reasons["vision tower"],
-        language=not reasons["language model"],
-        why_not="; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason),
+        why_not_tower=why_not_tower(model) or _switch(vision_tower(model)),
+        why_not_language=why_not_language(model) or _switch(model.get_decoder()),
     )
 
 
+def _switch(module: Any) -> str:
+    """Let a module attend by `attend`, or say why that would be another attention than was chosen."""
+    if module.config._attn_implementation not in ("sdpa", NAME):
+        return f"it attends with {module.config._attn_implementation}"
+    # The public setter would look for a package or a kernel of this name.
+    module.config._attn_implementation_internal = NAME
+    return ""
+
+
+def attention_line(model: PreTrainedModel) -> str:
+    """Which attention a model uses where, and why `flash_varlen` isn't used where it could have been wanted.
+
+    Args:
+        model: As loaded, adapted or not.
+    """
+    parts: dict[str, Any] = {"vision tower": vision_tower(model), "language model": model.get_decoder()}
+    reasons = {"vision tower": why_not_tower(model), "language model": why_not_language(model)}
+    said = []
+    for name, part in parts.items():
+        if part is None:
+            continue
+        attention = part.config._attn_implementation
+        why = _why_in_turn(part.config) if attention == NAME else reasons[name]
+        said.append(f"{attention} in the {name}" + (f" ({why})" if why else ""))
+    return f"Attention: {', '.join(said)}"
+
+
+def _why_in_turn(config: Any) -> str:
+    """Why sequences are computed one after another, as on a CPU; empty if the kernel takes them on a GPU."""
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if width > WIDEST_HEAD:
+        return f"one sample after another: the kernel takes no heads of {width} dimensions"
+    if getattr(config, "attention_dropout", 0):
+        return "one sample after another while training: the kernel takes no attention_dropout"
+    return ""
+
+
 def why_not_tower(model: PreTrainedModel) -> str:
-    """Why the vision tower of a model doesn't attend by lengths; empty if it does."""
+    """Why the vision tower of a model can't attend by lengths, or gains nothing; empty if it may."""
     tower: Any = vision_tower(model)
     if tower is None:
         return "there is none"
     if not _mentions(tower, "cu_seq_lens_q"):
         return "each picture or tile has a row of its own, so that there is no loop to save"
-    return _why_not_by_transformers(tower)
+    return "" if tower._supports_flash_attn else "transformers has no flash attention for it"
 
 
 def why_not_language(model: PreTrainedModel) -> str:
     """Why the language model can't attend by lengths exactly; empty if it can."""
     decoder: Any = model.get_decoder()
     return (
-        _why_not_by_config(decoder.config)
-        or _why_not_by_transformers(decoder)
-        or _why_not_by_layers(decoder)
-        or _why_not_by_masks(model, decoder)
+        _why_not_by_config(decoder.config) or _why_not_by_layers(decoder) or _why_not_by_masks(model, decoder)
     )
-
-
-def _why_not_by_transformers(module: Any) -> str:
-    if not module._supports_flash_attn:
-        return "transformers has no flash attention for it"
-    if module.config._attn_implementation != "sdpa":
-        return f"it attends with {module.config._attn_implementation}"
-    return ""
 
 
 def _why_not_by_config(config: Any) -> str:
@@ -98,7 +136,7 @@ def _why_not_by_config(config: Any) -> str:
     return ""
 
 
-def _why_not_by_layers(decoder: nn.Module) -> str:
+def _why_not_by_layers(decoder: Any) -> str:
     for module in decoder.modules():
         name = type(module).__name__
         if "CrossAttention" in name:
@@ -111,8 +149,8 @@ def _why_not_by_layers(decoder: nn.Module) -> str:
     slides = getattr(decoder.config, "sliding_window", None) is not None
     if slides and not _mentions(decoder, "sliding_window"):
         return "its sliding window is in its masks alone"
-    if not decoder._supports_attention_backend:
-        return "its layers take no lengths"
+    if not (decoder._supports_flash_attn and decoder._supports_attention_backend):
+        return "transformers has no flash attention for it"
     return ""
 
 

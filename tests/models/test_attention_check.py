@@ -1,0 +1,160 @@
+"""The check of a flash attention on the first batch. The exact loop stands for the kernel."""
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.attention import callback, check, varlen
+from lightning_vlm.models.attention.callback import VarlenAttentionCheck
+from lightning_vlm.models.attention.families import attention_line
+from tests.support import tiny
+from tests.support.packed import SAMPLES, batch_of
+
+SDPA_IN_TOWER = "Attention: sdpa in the vision tower (each picture"
+BATCHING = {"padded": {}, "packed": {"batching": "packed", "max_tokens": 2000}}
+
+
+def make_module(folder, family="qwen2_5_vl", **options):
+    template = None if tiny.FAMILIES[family].template else "plain"
+    torch.manual_seed(0)
+    module = VLMModule(str(folder), adapt="full", chat_template=template, **options)
+    module.configure_model()
+    return module.train()
+
+
+def mixed_batch(module, pack=True):
+    """Samples with pictures, and without."""
+    return batch_of(module, SAMPLES, pack=pack, dtype=torch.float32)
+
+
+def checked(module, batch):
+    return check.check_attention(module.model, lambda: module.hidden_states(batch), batch.lengths)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "pixtral", "llava"])
+def test_exact_attention_is_close_to_the_reference(family, pack, tiny_folder):
+    module = make_module(tiny_folder(family), family)
+    batch = mixed_batch(module, pack)
+    modes = [part.training for part in module.modules()]
+    distances = checked(module, batch)
+    assert distances.reference == "eager"
+    assert 0 <= distances.language < 1e-5
+    assert (distances.tower is None) == (family == "llava")
+    assert distances.tower is None or distances.tower < 1e-5
+    assert [part.training for part in module.modules()] == modes
+    assert module.model.get_decoder().config._attn_implementation == varlen.NAME
+
+
+def leak(query, key, value, ends, *rest):
+    """Sequences see one another."""
+    return IN_TURN(query, key, value, torch.tensor([0, len(query)]), *rest)
+
+
+IN_TURN = varlen.attend_in_turn
+
+
+@pytest.mark.parametrize(("causal", "part"), [(True, "language model"), (False, "vision tower")])
+def test_a_leak_in_either_part_is_refused(causal, part, tiny_folder, monkeypatch):
+    module = make_module(tiny_folder("qwen2_5_vl"))
+    batch = mixed_batch(module)
+    monkeypatch.setattr(
+        varlen,
+        "attend_in_turn",
+        lambda *args: leak(*args) if args[4] == causal else IN_TURN(*args),
+    )
+    with pytest.raises(UserError, match=f"the {part} gives something else with flash_varlen than with"):
+        checked(module, batch)
+    assert module.model.get_decoder().config._attn_implementation == varlen.NAME
+
+
+def test_other_flash_attentions_are_checked_too(tiny_folder):
+    """One that leaves out the masks of pictures, as FlashAttention does in Gemma 3."""
+    module = make_module(tiny_folder("gemma3"), "gemma3", attn_implementation="sdpa")
+    batch = mixed_batch(module, False)
+    assert checked(module, batch) is None
+    varlen.AttentionInterface.register("flash_of_somebody", forgetful)
+    varlen.AttentionMaskInterface.register("flash_of_somebody", varlen.sdpa_mask)
+    module.model.get_decoder().config._attn_implementation_internal = "flash_of_somebody"
+    with pytest.raises(UserError, match="with flash_of_somebody than with eager"):
+        checked(module, batch)
+
+
+def forgetful(module, query, key, value, attention_mask, **kwargs):
+    return varlen.sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+def test_a_large_batch_is_compared_with_sdpa(tiny_folder, monkeypatch):
+    module = make_module(tiny_folder("qwen2_5_vl"))
+    monkeypatch.setattr(check, "EAGER_BYTES", 1000)
+    distances = checked(module, mixed_batch(module))
+    assert distances.reference == "sdpa"
+    assert distances.language < 1e-5
+
+
+def fit(module, batching, devices, monkeypatch):
+    lines = []
+    monkeypatch.setattr(callback, "rank_zero_info", lines.append)
+    object.__setattr__(module.callbacks, "attention_check", VarlenAttentionCheck(devices))
+    data = VLMDataModule(train=Drawn("train", size=8), batch_size=2, **BATCHING[batching])
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("batching", "devices", "said"),
+    [
+        ("padded", {"cuda"}, []),
+        ("packed", {"cuda"}, [SDPA_IN_TOWER]),
+        (
+            "padded",
+            {"cpu"},
+            [SDPA_IN_TOWER, "Attention, checked on the"],
+        ),
+    ],
+)
+def test_a_fit_says_once_what_is_used_and_what_was_found(batching, devices, said, monkeypatch):
+    lines = fit(VLMModule("drawn-vlm", adapt="lora"), batching, devices, monkeypatch)
+    assert len(lines) == len(said)
+    for line, beginning in zip(lines, said, strict=True):
+        assert line.startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "line"),
+    [
+        ("qwen2_vl", {}, "Attention: flash_varlen in the vision tower, flash_varlen in the language model"),
+        (
+            "qwen2_vl",
+            {"attn_implementation": "eager"},
+            "Attention: eager in the vision tower, eager in the language model",
+        ),
+        (
+            "paligemma",
+            {},
+            f"{SDPA_IN_TOWER} or tile has a row of its own, so that there is no loop to save), "
+            "eager in the language model (it caps its scores (attn_logit_softcapping))",
+        ),
+    ],
+)
+def test_the_line_says_why(family, options, line, tiny_folder):
+    assert attention_line(make_module(tiny_folder(family), family, **options).model) == line
+
+
+def test_the_line_says_where_the_kernel_cant(tiny_folder):
+    model = make_module(tiny_folder("qwen2_vl"), "qwen2_vl").model
+    model.get_decoder().config.attention_dropout = 0.1
+    assert "language model (one sample after another while training: the kernel" in attention_line(model)
+    model.get_decoder().config.head_dim = 288
+    assert "no heads of 288 dimensions" in attention_line(model)
