@@ -1,14 +1,14 @@
 """Tensors in batches of any structure, and what may be wrong with them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-__all__ = ["check_batch", "items_of", "keep_structure", "named_tensors"]
+__all__ = ["NamesSamples", "check_batch", "items_of", "keep_structure", "named_tensors", "sources_of"]
 
 IGNORED = -100
 """The label that no loss counts."""
@@ -26,6 +26,20 @@ def items_of(value: Any) -> Iterable[tuple[Any, Any]]:
     if is_dataclass(value):
         return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
     return ()
+
+
+@runtime_checkable
+class NamesSamples(Protocol):
+    """A batch that says where its samples came from, so that a report can name them."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """The file and line, say, of each sample."""
+
+
+def sources_of(batch: Any) -> Sequence[str]:
+    """Where the samples of a batch came from; nothing for a batch that doesn't say so."""
+    return batch.sources if isinstance(batch, NamesSamples) else ()
 
 
 def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

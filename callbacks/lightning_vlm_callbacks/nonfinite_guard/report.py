@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_vlm_callbacks.nonfinite_guard.batches import check_batch, keep_structure
+from lightning_vlm_callbacks.nonfinite_guard.batches import check_batch, keep_structure, sources_of
 from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle, save
 from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch
 from lightning_vlm_callbacks.nonfinite_guard.diagnosis import COLUMNS, Diagnosis, advice
@@ -131,6 +131,7 @@ def _page(
     place = f"Rank {bundle.rank}, epoch {bundle.epoch}, batch {bundle.batch_idx}"
     found = str(diagnosis)
     steps = advice(diagnosis, data, bundle.precision)
+    facts = [*_samples(bundle), *(data or ["The batch passed all checks."]), run]
     paragraphs = [
         f"# NaN or infinity at step {bundle.step}",
         f"{place}: {event.what}. {event.outcome}",
@@ -139,7 +140,7 @@ def _page(
         *_table(diagnosis),
         *_bad_gradients(event),
         "## The batch and the run",
-        "\n".join(f"- {line}" for line in [*(data or ["The batch passed all checks."]), run]),
+        "\n".join(f"- {line}" for line in facts),
         "## What to try first",
         "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
     ]
@@ -159,9 +160,17 @@ def _table(diagnosis: Diagnosis) -> Iterable[str]:
         yield "\n".join(lines)
 
 
+def _samples(bundle: NonFiniteBundle) -> Iterable[str]:
+    sources = sources_of(bundle.batch)
+    if sources:
+        yield f"Samples: {_first_of(sources)}."
+
+
 def _bad_gradients(event: Event) -> Iterable[str]:
     if event.affected:
-        names = ", ".join(event.affected[:_MAX_NAMES])
-        count = len(event.affected)
-        more = f", ... ({count} in all)" if count > _MAX_NAMES else ""
-        yield f"Bad gradients in the step: {names}{more}."
+        yield f"Bad gradients in the step: {_first_of(event.affected)}."
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
