@@ -14,6 +14,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_table
 from lightning_vlm.outputs.run_files import checkpoints_of, logs_of
 from lightning_vlm.outputs.saved_config import config_file
+from lightning_vlm.outputs.throughput import advice_on_speed, throughput_of
 from lightning_vlm.terminal import print_line, print_lines, print_text, say, short_path
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class FitSummary(Callback):
         table = score_table("Last validation", self._scores, "val")
         if table is not None:
             say(table)
-        print_line("training", self._speed(trainer))
+        self._show_speed(trainer)
         checkpoints = checkpoints_of(trainer)
         lines = [self._checkpoint_line(path, note) for path, note in checkpoints.items()]
         print_lines("checkpoint", lines or ["none was written"])
@@ -76,13 +77,20 @@ class FitSummary(Callback):
             for command in self._next_commands(config, self._checkpoint_to_use(checkpoints)):
                 print_text(command)
 
-    def _speed(self, trainer: Trainer) -> str:
+    def _show_speed(self, trainer: Trainer) -> None:
         if not self._seconds:
-            return f"none; the run was over at step {trainer.global_step:,}"
-        speed = self.module.tokens_seen / self._seconds
-        each = " on each process" if trainer.world_size > 1 else ""
+            print_line("training", f"none; the run was over at step {trainer.global_step:,}")
+            return
         steps = f"{self._seconds:,.0f} s, {trainer.global_step:,} steps"
-        return f"{steps}, {speed:,.0f} tokens per second{each}"
+        measured = throughput_of(trainer)
+        if measured is None or "step_seconds" not in measured.figures:
+            speed = self.module.tokens_seen / self._seconds
+            each = " on each process" if trainer.world_size > 1 else ""
+            print_line("training", f"{steps}, {speed:,.0f} tokens per second{each}")
+            return
+        print_line("training", steps)
+        print_lines("speed", measured.lines)
+        print_lines("faster", advice_on_speed(measured, self.data))
 
     def _checkpoint_line(self, path: Path, note: str) -> str:
         earlier = " (of an earlier run)" if self._is_earlier(path) else ""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lightning_vlm_callbacks.throughput_monitor.ledger import Totals
 
-__all__ = ["MUCH_WAITING", "Summary", "advice_on_waiting", "summarize", "workers_needed"]
+__all__ = ["MUCH_WAITING", "Summary", "advice_on_waiting", "summarize", "usable_cores", "workers_needed"]
 
 MUCH_WAITING = 0.1
 """From this share of the time on, waiting for data is worth a word."""
@@ -50,7 +50,7 @@ def summarize(totals: Totals, figures: Mapping[str, float], why_no_mfu: str, wor
     advice = []
     share = figures.get("waiting_share", 0.0)
     if share >= MUCH_WAITING:
-        advice.append(advice_on_waiting(share, workers, _cores()))
+        advice.append(advice_on_waiting(share, workers, usable_cores()))
     return Summary(dict(figures), [line for line in lines if line], advice)
 
 
@@ -70,7 +70,7 @@ def workers_needed(share: float, workers: int) -> int:
     return math.ceil(round(workers / (1 - share), 6))
 
 
-def advice_on_waiting(share: float, workers: int | None, cores: int) -> str:
+def advice_on_waiting(share: float, workers: int | None, cores: int, option: str = "num_workers") -> str:
     """What to change if much time is spent waiting for data.
 
     >>> advice_on_waiting(0.5, 2, 16)
@@ -81,10 +81,10 @@ def advice_on_waiting(share: float, workers: int | None, cores: int) -> str:
         return f"{start}give the loader more worker processes, or less to do for each sample"
     needed = workers_needed(share, workers)
     if needed <= cores:
-        return f"{start}set num_workers to {needed} (now {workers})"
+        return f"{start}set {option} to {needed} (now {workers})"
     if workers < cores:
         return (
-            f"{start}set num_workers to {cores} (now {workers}); that is all cores here, and it would take "
+            f"{start}set {option} to {cores} (now {workers}); that is all cores here, and it would take "
             f"{needed}, so make samples cheaper too: smaller pictures, or prepared once and kept on disk"
         )
     return (
@@ -148,7 +148,7 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

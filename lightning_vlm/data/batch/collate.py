@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.join import join_packed, join_padded, pad
+from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
@@ -69,6 +70,7 @@ class Batch(NamedTuple):
         sequences: Where the samples lie; None if nothing is to be learned.
         lengths: The tokens of each sample, padding not counted; numbers of the host, so that what splits a
             packed row into samples needs no wait for the device. Empty if nothing is to be learned.
+        pictures: How many pictures there are and how large, likewise.
     """
 
     inputs: dict[str, Tensor]
@@ -88,6 +90,7 @@ class Batch(NamedTuple):
     changes: tuple[tuple[str, str], ...] = ()
     sequences: Sequences | None = None
     lengths: tuple[int, ...] = ()
+    pictures: PictureSizes = PictureSizes()
 
     @property
     def is_packed(self) -> bool:
@@ -165,6 +168,7 @@ def collate(
         changes=tuple(changes),
         sequences=_sequences(lengths, pack) if lengths else None,
         lengths=tuple(lengths),
+        pictures=picture_sizes(inputs),
     )
 
 
