@@ -37,6 +37,7 @@ from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.module_callbacks import ModuleCallbacks
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
+from lightning_vlm.training.throughput import VLMBatchCounter
 from lightning_vlm.training.trained_weights import TrainedWeights
 from lightning_vlm.training.weight_averaging import average_what_trains
 
@@ -253,6 +254,10 @@ class VLMModule(LightningModule):
         scheduler = self.steps.schedule(optimizer, self.schedule, self.trainer)
         self.callbacks.run_state.configured(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def batch_counter(self) -> VLMBatchCounter:
+        """How a ThroughputMonitor counts batches."""
+        return VLMBatchCounter(self.model)
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch; `VLMDataModule` asks while the batch is on the CPU."""

@@ -18,6 +18,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
     NonFiniteGuard,
     RunReport,
     StagedUnfreezing,
+    ThroughputMonitor,
 )
 from lightning_vlm_callbacks.runs import run_folder
 
@@ -112,6 +113,8 @@ class VLMCLI(LightningCLI):
         if self.subcommand == "fit":
             if not any(isinstance(callback, RunReport) for callback in callbacks):
                 callbacks.append(RunReport())
+            if not any(isinstance(callback, ThroughputMonitor) for callback in callbacks):
+                callbacks.append(ThroughputMonitor(print_summary=False))  # the summary at the end has it
             if checkpoint:
                 resume_run(trainer, checkpoint)
         return trainer

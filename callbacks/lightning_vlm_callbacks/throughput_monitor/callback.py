@@ -168,10 +168,11 @@ class ThroughputMonitor(Callback):
             return
         kind = self._kind()
         self._ledger.add(self._timeline.take(), kind)
+        # In the warm-up too, so that a counter that has to look at a model first does it there.
+        numbers = numbers_of(self._counter.count(batch), self._counter.operations(batch))
         if kind != "training":
             self._step_counts = False
         else:
-            numbers = numbers_of(self._counter.count(batch), self._counter.operations(batch))
             self._numbers = [total + number for total, number in zip(self._numbers, numbers, strict=True)]
         step = steps_made(trainer)
         if step != self._step:

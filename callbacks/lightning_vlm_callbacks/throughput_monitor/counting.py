@@ -41,9 +41,6 @@ class BatchCounter:
                 return 6 * 125e6 * batch["length"]
     """
 
-    no_operations = "nothing counts operations; give a counter, or the module a batch_counter()"
-    """Why `operations` is None, in a few words."""
-
     def count(self, batch: Any) -> Counts:
         """Count the samples and tokens of a batch.
 
@@ -60,6 +57,11 @@ class BatchCounter:
         What the model needs is counted: no padding, and nothing that is computed a second time.
         """
         return None
+
+    @property
+    def no_operations(self) -> str:
+        """Why `operations` is None, in a few words."""
+        return "nothing counts operations; give a counter, or the module a batch_counter()"
 
 
 @runtime_checkable

@@ -1,0 +1,44 @@
+"""How the batches of a VLMModule are counted for a ThroughputMonitor."""
+
+from lightning_vlm_callbacks import BatchCounter, Counts
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.models.operations import OperationCounter
+
+
+class VLMBatchCounter(BatchCounter):
+    """Counts samples, tokens and operations by numbers that the batch carries on the host.
+
+    Args:
+        model: In a fit, adapted.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._operations = OperationCounter(model)
+        self._has_targets = True
+
+    @override
+    def count(self, batch: Batch) -> Counts:
+        tokens = sum(batch.sizes.lengths)
+        return Counts(
+            samples=len(batch.sizes.lengths),
+            tokens=tokens,
+            learned=None if batch.targets is None else len(batch.targets.positions),
+            padding=batch.inputs["input_ids"].numel() - tokens,
+        )
+
+    @override
+    def operations(self, batch: Batch) -> float | None:
+        self._has_targets = batch.targets is not None
+        if batch.targets is None:
+            return None
+        return self._operations.count(batch.sizes, len(batch.targets.positions), batch.inputs)
+
+    @property
+    @override
+    def no_operations(self) -> str:
+        if not self._has_targets:
+            return "batches come without targets, as VLMDataModule gives them"
+        return self._operations.why
