@@ -36,8 +36,8 @@ def advice_on_speed(summary: Summary, data: VLMDataModule) -> Iterator[str]:
     if waiting >= MUCH_WAITING:
         yield advice_on_waiting(waiting, data.num_workers, usable_cores(), "data.num_workers")
     padding = summary.figures.get("padding_share", 0.0)
-    if padding >= MUCH_PADDING and data.batching != "packed":
+    if padding >= MUCH_PADDING and not data.batching.packs:
         yield (
-            f"{padding:.0%} of the tokens computed are padding: data.batching packed leaves them out, for at "
-            f"most {1 / (1 - padding):.2g} times the speed"
+            f"{padding:.0%} of the tokens computed are padding: data.batching packed leaves them out, for "
+            f"at most {1 / (1 - padding):.2g} times the speed"
         )

@@ -21,9 +21,9 @@ class VLMBatchCounter(BatchCounter):
 
     @override
     def count(self, batch: Batch) -> Counts:
-        tokens = sum(batch.sizes.lengths)
+        tokens = sum(batch.lengths)
         return Counts(
-            samples=len(batch.sizes.lengths),
+            samples=len(batch.lengths),
             tokens=tokens,
             learned=None if batch.targets is None else len(batch.targets.positions),
             padding=batch.inputs["input_ids"].numel() - tokens,
@@ -34,7 +34,8 @@ class VLMBatchCounter(BatchCounter):
         self._has_targets = batch.targets is not None
         if batch.targets is None:
             return None
-        return self._operations.count(batch.sizes, len(batch.targets.positions), batch.inputs)
+        targets = len(batch.targets.positions)
+        return self._operations.count(batch.lengths, batch.pictures, targets, batch.inputs)
 
     @property
     @override

@@ -1,4 +1,4 @@
-"""How many pictures a batch has and how large they are: plain numbers that loaders find and the host keeps."""
+"""How many pictures a batch has and how large they are: numbers that loaders find and the host keeps."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -70,7 +70,7 @@ def trace(root: nn.Module, run: Callable[[], Tensor]) -> Trace:
                 stack.callback(handle.remove)
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda _: None, torch.as_tensor))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(eval_mode(root))
         counter = stack.enter_context(FlopCounterMode(display=False))
@@ -78,7 +78,7 @@ def trace(root: nn.Module, run: Callable[[], Tensor]) -> Trace:
     return Trace(calls, counter.get_total_flops(), returned.requires_grad)
 
 
-def _matrix(module: Any, read: Any, output: Any) -> tuple[nn.Parameter, int, int] | None:
+def _matrix(module: Any, read: Any, output: Any) -> tuple[Tensor, int, int] | None:
     """A module's own matrix, how many vectors it multiplied, and the operations for each."""
     if isinstance(module, nn.Linear):
         rows = output.numel() // module.out_features
