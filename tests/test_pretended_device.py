@@ -31,6 +31,9 @@ SIZES = {
     "unique_consecutive": lambda x: x.unique_consecutive(),
     "repeat_interleave": lambda x: x.repeat_interleave(x),
     "equal": lambda x: torch.equal(x, x),
+    "gradient of masked_scatter": lambda x: torch.autograd.grad(
+        x.float().masked_scatter(x > 1, made := torch.zeros(4, device=DEVICE, requires_grad=True)).sum(), made
+    ),
 }
 UPLOADS = {
     "a list": lambda x: torch.tensor([1, 2], device=DEVICE),

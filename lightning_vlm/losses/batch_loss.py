@@ -17,6 +17,7 @@ from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weight
 from lightning_vlm.models.attention import takes_lengths, varlen_lengths
 from lightning_vlm.models.attention.varlen import compute_dtype
 from lightning_vlm.models.logits import logit_options
+from lightning_vlm.models.picture_inputs import pictures_on_host
 
 
 class TaskSums(NamedTuple):
@@ -68,11 +69,12 @@ def last_hidden_states(
     base = getattr(model, model.base_model_prefix)
     groups = split_by_image_count(batch.inputs)
     hidden_states = []
-    for rows, inputs in groups:
-        if before_forward is not None:
-            before_forward(rows)
-        with _lengths_of(model, batch):
-            hidden_states.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
+    with _lengths_of(model, batch), pictures_on_host(model, batch.picture_inputs) as on_host:
+        for rows, inputs in groups:
+            if before_forward is not None:
+                before_forward(rows)
+            output = base(**(inputs | on_host), use_cache=False, return_dict=True)
+            hidden_states.append(output.last_hidden_state)
     if len(groups) == 1:
         return hidden_states[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()

@@ -26,6 +26,7 @@ DEVICE = torch.device("cuda:0")
 _SIZE_IS_A_VALUE = {
     aten.nonzero,
     aten.masked_select,
+    aten.masked_scatter_backward,
     aten._unique,
     aten._unique2,
     aten.unique_dim,
@@ -55,7 +56,7 @@ class Wait(NamedTuple):
 
 
 class OnDevice(Tensor):
-    """A tensor that says it is on the device. To torch's own code, which may lack CUDA, it is a meta tensor."""
+    """A tensor that says it is on the device. For torch's own code, which may lack CUDA, it is on `meta`."""
 
     value: Tensor
     device = DEVICE  # type: ignore[assignment]
