@@ -72,8 +72,7 @@ class Batch(NamedTuple):
         lengths: The tokens of each sample, padding not counted; numbers of the host, so that what splits a
             packed row into samples needs no wait for the device. Empty if nothing is to be learned.
         pictures: How many pictures there are and how large, likewise.
-        picture_inputs: What the model needs of the pictures beside the pixels, on the host; None leaves all of
-            that to the model.
+        picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
     """
 
     inputs: dict[str, Tensor]
