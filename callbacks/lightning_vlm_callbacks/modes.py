@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["eval_mode", "hold_modes", "release_modes", "set_modes"]
+__all__ = ["eval_mode", "hold_modes", "release_modes", "set_modes", "without_dropout"]
 
 
 def set_modes(module: nn.Module, outer: bool = True) -> None:
@@ -84,6 +84,36 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Forward passes that draw nothing and move no statistics, for a while. All other parts stay in their
+    modes: gradient checkpointing, for one, acts in train mode only.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    >>> with without_dropout(model):
+    ...     [part.training for part in model]
+    [True, False]
+    >>> model[1].training
+    True
+    """
+    drawing = [part for part in module.modules() if part.training and _draws_or_counts(part)]
+    for part in drawing:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in drawing:
+            part.training = True
+
+
+def _draws_or_counts(part: nn.Module) -> bool:
+    """Whether a module's forward depends on its mode; some look at it themselves, and have a rate."""
+    if isinstance(part, _NormBase | _DropoutNd):
+        return True
+    rates = [value for name, value in vars(part).items() if "drop" in name]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 class _StayInEval:

@@ -26,7 +26,6 @@ from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.splits import Given, Splits
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
 
 
@@ -148,7 +147,6 @@ class VLMDataModule(LightningDataModule):
         """The samples of a split as batches; see `RenderedBatches`."""
         model = self._model()
         positions = None if model is None else token_positions(model)
-        pictures = None if model is None else PictureInputsFinder(model)
         return RenderedBatches(
             self.source(split),
             self.renderer,
@@ -156,7 +154,6 @@ class VLMDataModule(LightningDataModule):
             prompts=prompts,
             pack=split == "train" and self.batching.packs,
             positions=positions,
-            pictures=pictures,
         )
 
     @cached_property
@@ -293,9 +290,11 @@ class VLMDataModule(LightningDataModule):
     def _measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""
         source = self.source("train")
+        model = self._model()
+        self.batching.check_model(model)
         if self.batching.needs_lengths:
             ranks = ranks_of(self.trainer)
-            self.batching.measure(source, self.renderer, self.num_workers, *ranks, self._model())
+            self.batching.measure(source, self.renderer, self.num_workers, *ranks, model)
         return source
 
     def _model(self) -> PreTrainedModel | None:

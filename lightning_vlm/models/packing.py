@@ -16,14 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from lightning_vlm.models.adapters.cross_modal import CrossModal
-
 KEPT_APART = {"full_attention", "sliding_attention"}
 """Types of layers whose masks are made from positions."""
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
-    """Why packed samples would see one another in a model, or in adapters on it.
+    """Why packed samples would see one another in a model.
 
     Args:
         model: As loaded and adapted; its weights aren't read and may be on the meta device.
@@ -38,7 +36,7 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     why = (
         _why_not_by_config(model.config)
         or _why_not_by_config(decoder.config)
-        or _why_not_by_layers(model, decoder)
+        or _why_not_by_layers(decoder)
         or _why_not_by_masks(model, decoder)
         or _why_not_by_positions(model, decoder)
     )
@@ -60,12 +58,10 @@ def _why_not_by_config(config: Any) -> str:
     return ""
 
 
-def _why_not_by_layers(model: nn.Module, decoder: nn.Module) -> str:
+def _why_not_by_layers(decoder: nn.Module) -> str:
     for module in decoder.modules():
         if isinstance(module, nn.Conv1d):
             return "it mixes tokens by a convolution along the row"
-    if any(isinstance(module, CrossModal) for module in model.modules()):
-        return "the cross_modal_adapter sees the pictures of a row"
     return ""
 
 

@@ -11,6 +11,7 @@ from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
 from lightning_vlm.training.skip_checks import TrainingSkipCheck
 
@@ -30,6 +31,7 @@ class ModuleCallbacks:
     skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
     evaluation: Evaluation = field(default_factory=Evaluation)
     attention_check: VarlenAttentionCheck = field(default_factory=VarlenAttentionCheck)
+    packing_proof: PackingProof = field(default_factory=PackingProof)
     start_report: StartReport = field(default_factory=StartReport)
     score_printer: ScorePrinter = field(default_factory=ScorePrinter)
 

@@ -15,8 +15,6 @@ from transformers import (
 )
 
 from lightning_vlm.models.packing import why_not_packed
-from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan.adapt import adapt
 from tests.support.tiny import FAMILIES
 
 BOTH_WAYS = "tokens of a picture or a question see those behind them"
@@ -73,12 +71,6 @@ def test_attention_without_masks_is_not(model_folder):
     model = AutoModelForImageTextToText.from_pretrained(model_folder("llava"))
     model.get_decoder().config._attn_implementation_internal = "paged|sdpa"
     assert "no masks for its attention, paged|sdpa" in why_not_packed(model)
-
-
-def test_adapters_that_see_the_pictures_of_a_row(model_folder):
-    model = AutoModelForImageTextToText.from_pretrained(model_folder("llava"))
-    adapt(model, {"language.layers": "cross_modal_adapter"}, find_parts(model))
-    assert "the cross_modal_adapter sees the pictures of a row" in why_not_packed(model)
 
 
 def test_positions_without_the_axis_of_a_mask(model_folder):

@@ -22,6 +22,7 @@ from tests.support.tiny import FAMILIES
 PACKED = tuple(family for family in FAMILIES if family not in NEVER)
 FULL = {"vision": "full", "projector": "full", "language": "full", "head": "full"}
 LORA = {"vision.layers": "lora", "projector": "full", "language": "lora"}
+CROSS_MODAL = {"language.layers": "cross_modal_adapter"}
 WEIGHTS = KindWeights(special=0.125, instruction=0.5, response=1.0)
 TASK_WEIGHTS = {"vqa": 2.0, "chat": 0.25}
 TASKS = ("vqa", "chat", "other")
@@ -42,7 +43,7 @@ def prepared(module):
         )
         with torch.no_grad():
             for name, weight in one.named_parameters():
-                if "lora_B" in name:
+                if "lora_B" in name or not weight.any():
                     weight.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
         one.to(dtype)
         set_modes(one.model)
@@ -75,6 +76,12 @@ def test_in_float32_they_differ_by_rounding(prepared, family):
 def test_with_gradient_checkpointing(prepared, family):
     one = prepared(family, LORA, checkpointing=True)
     assert one.model.is_gradient_checkpointing
+    assert distance(step(one, batch_of(one, SAMPLES, pack=True)), alone(one, SAMPLES)) < 1e-10
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_with_adapters_that_see_pictures_once_more(prepared, family):
+    one = prepared(family, CROSS_MODAL)
     assert distance(step(one, batch_of(one, SAMPLES, pack=True)), alone(one, SAMPLES)) < 1e-10
 
 

@@ -19,6 +19,7 @@ from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.packing import why_not_packed
 
 Mode = Literal["padded", "length", "tokens", "packed"]
 BY_TOKENS = ("tokens", "packed")
@@ -153,6 +154,16 @@ class Batching:
     def fall_back(self, mode: Mode) -> None:
         """Go on with another mode, where what was asked for can't be right. To be called before training."""
         self.mode = mode
+
+    def check_model(self, model: PreTrainedModel | None) -> None:
+        """Go on with `tokens` where packed samples would see one another in a model, and say so in one line.
+        A model that isn't loaded yet is None: ask again before batches are made."""
+        why = why_not_packed(model) if self.packs and model is not None else None
+        if why is not None:
+            rank_zero_info(
+                f"data.batching: packed can't be exact for {why}; samples are batched by tokens instead"
+            )
+            self.fall_back("tokens")
 
     def measure(
         self,
