@@ -26,6 +26,7 @@ from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.splits import Given, Splits
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
 
 
@@ -147,6 +148,7 @@ class VLMDataModule(LightningDataModule):
         """The samples of a split as batches; see `RenderedBatches`."""
         model = self._model()
         positions = None if model is None else token_positions(model)
+        pictures = None if model is None else PictureInputsFinder(model)
         return RenderedBatches(
             self.source(split),
             self.renderer,
@@ -154,6 +156,7 @@ class VLMDataModule(LightningDataModule):
             prompts=prompts,
             pack=split == "train" and self.batching.packs,
             positions=positions,
+            pictures=pictures,
         )
 
     @cached_property

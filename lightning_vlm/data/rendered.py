@@ -12,6 +12,7 @@ from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
+from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import TokenPositions
 
 
@@ -25,6 +26,7 @@ class RenderedBatches(Dataset):
         prompts: Whether batches hold prompts to answer. A last assistant turn is then the reference.
         pack: Whether the samples of a batch are packed into one row.
         positions: Gives the positions of tokens in models with several axes of them.
+        pictures: Gives what the model needs of pictures beside the pixels.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class RenderedBatches(Dataset):
         prompts: bool,
         pack: bool = False,
         positions: TokenPositions | None = None,
+        pictures: PictureInputsFinder | None = None,
     ) -> None:
         self._source = source
         self._renderer = renderer
@@ -43,6 +46,7 @@ class RenderedBatches(Dataset):
         self._prompts = prompts
         self._pack = pack
         self._positions = positions
+        self._pictures = pictures
 
     @property
     def packs(self) -> bool:
@@ -61,7 +65,10 @@ class RenderedBatches(Dataset):
                 skipped.append(error)
         examples = [item.example for item in items if item.example is not None]
         truncated = [example.conversation.source for example in examples if example.truncated]
-        return collate(items, self._pad_token_id, skipped, truncated, self._pack)
+        batch = collate(items, self._pad_token_id, skipped, truncated, self._pack)
+        if not examples or self._pictures is None:
+            return batch
+        return batch._replace(picture_inputs=self._pictures(batch.inputs))
 
     def look_ahead(self, most: int, targets: Callable[[Batch], Targets]) -> SampleCounts:
         """Count what becomes of some samples, evenly spaced over all of them. It is the same on all ranks.

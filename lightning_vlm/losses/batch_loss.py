@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
-from lightning_vlm.models.attention import takes_lengths, varlen_lengths
-from lightning_vlm.models.attention.varlen import compute_dtype
+from lightning_vlm.models.attention import kernel_takes_lengths, takes_lengths, varlen_lengths
 from lightning_vlm.models.logits import logit_options
+from lightning_vlm.models.picture_inputs import pictures_on_host
 
 
 class TaskSums(NamedTuple):
@@ -68,11 +68,12 @@ def last_hidden_states(
     base = getattr(model, model.base_model_prefix)
     groups = split_by_image_count(batch.inputs)
     hidden_states = []
-    for rows, inputs in groups:
-        if before_forward is not None:
-            before_forward(rows)
-        with _lengths_of(model, batch):
-            hidden_states.append(base(**inputs, use_cache=False, return_dict=True).last_hidden_state)
+    with _lengths_of(model, batch), pictures_on_host(model, batch.picture_inputs) as on_host:
+        for rows, inputs in groups:
+            if before_forward is not None:
+                before_forward(rows)
+            output = base(**(inputs | on_host), use_cache=False, return_dict=True)
+            hidden_states.append(output.last_hidden_state)
     if len(groups) == 1:
         return hidden_states[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()
@@ -84,11 +85,8 @@ def _lengths_of(model: PreTrainedModel, batch: Batch) -> AbstractContextManager[
     is made, and padded ones where the kernel then computes no padding."""
     if batch.sequences is None or not takes_lengths(model):
         return nullcontext()
-    if not batch.is_packed:
-        embeddings: Any = model.get_input_embeddings()
-        in_16_bits = compute_dtype(embeddings.weight) in (torch.float16, torch.bfloat16)
-        if not (batch.inputs["input_ids"].is_cuda and in_16_bits):
-            return nullcontext()
+    if not (batch.is_packed or kernel_takes_lengths(model)):
+        return nullcontext()
     return varlen_lengths(model, *batch.sequences)
 
 

@@ -25,7 +25,7 @@ class TokenPositions:
 
     def __init__(self, model: PreTrainedModel) -> None:
         base = getattr(model, model.base_model_prefix)
-        self._model = _without_modules(base)
+        self._model = without_modules(base)
         self._takes = set(inspect.signature(base.get_rope_index).parameters)
 
     def __call__(self, example: Example) -> Tensor:
@@ -52,7 +52,7 @@ def token_positions(model: PreTrainedModel) -> TokenPositions | None:
     return TokenPositions(model) if hasattr(base, "get_rope_index") else None
 
 
-def _without_modules(module: Any) -> Any:
+def without_modules(module: Any) -> Any:
     """A copy that has a module's configuration and methods only, and so can go to other processes."""
     bare = copy.copy(module)
     for name, value in vars(module).items():

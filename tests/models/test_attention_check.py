@@ -7,7 +7,7 @@ import torch
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.attention import callback, check, varlen
+from lightning_vlm.models.attention import callback, check, families, kernel_takes_lengths, varlen
 from lightning_vlm.models.attention.callback import VarlenAttentionCheck
 from lightning_vlm.models.attention.families import attention_line
 from tests.support import tiny
@@ -134,7 +134,6 @@ def test_a_fit_says_once_what_is_used_and_what_was_found(batching, devices, said
 @pytest.mark.parametrize(
     ("family", "options", "line"),
     [
-        ("qwen2_vl", {}, "Attention: flash_varlen in the vision tower, flash_varlen in the language model"),
         (
             "qwen2_vl",
             {"attn_implementation": "eager"},
@@ -152,9 +151,20 @@ def test_the_line_says_why(family, options, line, tiny_folder):
     assert attention_line(make_module(tiny_folder(family), family, **options).model) == line
 
 
-def test_the_line_says_where_the_kernel_cant(tiny_folder):
+def test_the_line_says_where_the_kernel_cant(tiny_folder, monkeypatch):
     model = make_module(tiny_folder("qwen2_vl"), "qwen2_vl").model
-    model.get_decoder().config.attention_dropout = 0.1
-    assert "language model (one sample after another while training: the kernel" in attention_line(model)
-    model.get_decoder().config.head_dim = 288
-    assert "no heads of 288 dimensions" in attention_line(model)
+    assert attention_line(model).endswith("(one sequence after another: cpu has no FlashAttention)")
+    monkeypatch.setattr(families, "kernel_runs_on", lambda device: True)
+    everywhere = "Attention: flash_varlen in the vision tower, flash_varlen in the language model"
+    assert attention_line(model) == everywhere
+    assert not kernel_takes_lengths(model)  # in float32
+    model.bfloat16()
+    assert kernel_takes_lengths(model)
+    config = model.get_decoder().config
+    for name, value in (("attention_dropout", 0.1), ("head_dim", 288)):
+        with monkeypatch.context() as patch:
+            patch.setattr(config, name, value, raising=False)
+            assert attention_line(model).startswith(
+                f"{everywhere} (one sequence after another: the kernel takes"
+            )
+            assert not kernel_takes_lengths(model)

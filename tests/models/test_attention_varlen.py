@@ -125,22 +125,34 @@ def test_a_cache_is_refused(way):
         attend((query[:, :, :2], key, value), True)
 
 
-def test_softcap_without_lengths_is_refused():
-    with pytest.raises(ValueError, match="softcap"):
-        varlen.attend(Layer(True), *draw(), None, softcap=50.0)
+@pytest.mark.parametrize("name", ["softcap", "s_aux"])
+def test_what_sdpa_may_ignore_is_refused_without_lengths_too(name):
+    with pytest.raises(UserError, match=f"can't attend exactly with {name}"):
+        varlen.attend(Layer(True), *draw(), None, **{name: 50.0})
 
 
-def test_dropout_and_float32_go_through_the_loop():
-    class OnCuda(torch.Tensor):
-        is_cuda = True
-
-    half = torch.zeros(9, 4, 8, dtype=torch.bfloat16).as_subclass(OnCuda)
-    wide = torch.zeros(9, 4, 288, dtype=torch.bfloat16).as_subclass(OnCuda)
+def test_what_the_kernel_takes(monkeypatch):
+    half = torch.zeros(9, 4, 8, dtype=torch.bfloat16)
+    wide = torch.zeros(9, 4, 288, dtype=torch.bfloat16)
+    assert not varlen._kernel_takes(half, half, 0)  # on a CPU
+    monkeypatch.setattr(varlen, "kernel_runs_on", lambda device: True)
     assert varlen._kernel_takes(half, half, 0)
     assert not varlen._kernel_takes(half, half, 0.1)
     assert not varlen._kernel_takes(half.float(), half.float(), 0)
     assert not varlen._kernel_takes(wide, wide, 0)
-    assert not varlen._kernel_takes(torch.zeros(9, 4, 8, dtype=torch.bfloat16), half, 0)
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((8, 0), True), ((9, 0), True), ((7, 5), False)])
+def test_where_the_kernel_runs(capability, runs, monkeypatch):
+    """A T4, of compute capability 7.5, has none; nor has a PyTorch that was built without."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for built in (True, False):
+        monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda built=built: built)
+        assert varlen.kernel_runs_on(torch.device("cuda")) == (runs and built)
+    assert not varlen.kernel_runs_on(torch.device("cpu"))
+
+
+def test_dropout_leaves_scores_out():
     dropped = attend(draw(), True, dropout=0.5)
     assert not torch.equal(dropped, attend(draw(), True))
 

@@ -13,6 +13,7 @@ from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
+from lightning_vlm.models.picture_inputs import PictureInputs
 
 
 class Targets(NamedTuple):
@@ -71,6 +72,7 @@ class Batch(NamedTuple):
         lengths: The tokens of each sample, padding not counted; numbers of the host, so that what splits a
             packed row into samples needs no wait for the device. Empty if nothing is to be learned.
         pictures: How many pictures there are and how large, likewise.
+        picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
     """
 
     inputs: dict[str, Tensor]
@@ -91,6 +93,7 @@ class Batch(NamedTuple):
     sequences: Sequences | None = None
     lengths: tuple[int, ...] = ()
     pictures: PictureSizes = PictureSizes()
+    picture_inputs: PictureInputs | None = None
 
     @property
     def is_packed(self) -> bool:

@@ -9,7 +9,7 @@ the lengths instead, in one kernel call a layer.
 from lightning_vlm.models.attention.callback import VarlenAttentionCheck
 from lightning_vlm.models.attention.check import check_attention
 from lightning_vlm.models.attention.families import VarlenUse, attention_line, use_varlen_attention
-from lightning_vlm.models.attention.lengths import takes_lengths, varlen_lengths
+from lightning_vlm.models.attention.lengths import kernel_takes_lengths, takes_lengths, varlen_lengths
 from lightning_vlm.models.attention.varlen import NAME, attend, attend_in_turn
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "attend_in_turn",
     "attention_line",
     "check_attention",
+    "kernel_takes_lengths",
     "takes_lengths",
     "use_varlen_attention",
     "varlen_lengths",

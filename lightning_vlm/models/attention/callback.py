@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_vlm.models.attention.check import check_attention
 from lightning_vlm.models.attention.families import attention_line
-from lightning_vlm.models.attention.varlen import compute_dtype
+from lightning_vlm.models.attention.kernel import KERNEL_DTYPES, compute_dtype
 
 
 class VarlenAttentionCheck(Callback):
@@ -41,8 +41,9 @@ class VarlenAttentionCheck(Callback):
 
     def _check(self, pl_module: Any, batch: Any) -> None:
         model = pl_module.model
-        if pl_module.device.type == "cuda" and not _is_in_16_bits(model):
-            return  # kernels take nothing else
+        weight = model.get_input_embeddings().weight
+        if weight.is_cuda and compute_dtype(weight) not in KERNEL_DTYPES:
+            return  # no kernel is at work
         try:
             distances = check_attention(model, lambda: pl_module.hidden_states(batch), batch.lengths)
         except torch.OutOfMemoryError:
@@ -56,8 +57,3 @@ class VarlenAttentionCheck(Callback):
         if distances.language is not None:
             said.append(f"the language model is {distances.language:.2%} from {distances.reference}")
         rank_zero_info(f"Attention, checked on the first batch: {', '.join(said)}")
-
-
-def _is_in_16_bits(model: Any) -> bool:
-    weight = model.get_input_embeddings().weight
-    return compute_dtype(weight) in (torch.float16, torch.bfloat16)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.attention.varlen import compute_dtype
+from lightning_vlm.models.attention.kernel import compute_dtype
 from lightning_vlm.models.parts import vision_tower
 
 TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-4}

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, WIDEST_HEAD, register
+from lightning_vlm.models.attention.kernel import WIDEST_HEAD, kernel_runs_on
+from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, register
 from lightning_vlm.models.parts import vision_tower
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -87,19 +88,30 @@ def attention_line(model: PreTrainedModel) -> str:
         if part is None:
             continue
         attention = part.config._attn_implementation
-        why = _why_in_turn(part.config) if attention == NAME else reasons[name]
+        why = reasons[name]
+        if attention == NAME:
+            loops = why_in_turn(part)
+            why = f"one sequence after another: {loops}" if loops else ""
         said.append(f"{attention} in the {name}" + (f" ({why})" if why else ""))
     return f"Attention: {', '.join(said)}"
 
 
-def _why_in_turn(config: Any) -> str:
-    """Why sequences are computed one after another, as on a CPU; empty if the kernel takes them on a GPU."""
+def why_in_turn(module: Any) -> str:
+    """Why sequences would be computed one after another on a GPU; empty if the kernel takes them.
+
+    Args:
+        module: A tower or a language model that attends by `attend`.
+    """
+    config = module.config
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    hidden = getattr(config, "embed_dim", None) or config.hidden_size  # Qwen2-VL's tower has both
+    width = getattr(config, "head_dim", None) or hidden // heads
     if width > WIDEST_HEAD:
-        return f"one sample after another: the kernel takes no heads of {width} dimensions"
+        return f"the kernel takes no heads of {width} dimensions"
     if getattr(config, "attention_dropout", 0):
-        return "one sample after another while training: the kernel takes no attention_dropout"
+        return "the kernel takes no attention_dropout"
+    if not kernel_runs_on(module.device):
+        return f"{module.device.type} has no FlashAttention"
     return ""
 
 

@@ -7,12 +7,24 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vlm.models.attention.families import why_in_turn
+from lightning_vlm.models.attention.kernel import KERNEL_DTYPES, compute_dtype
 from lightning_vlm.models.attention.varlen import NAME, WITH_LENGTHS
 
 
 def takes_lengths(model: PreTrainedModel) -> bool:
     """Whether `use_varlen_attention` found that the language model can attend by lengths."""
     return model.get_decoder().config._attn_implementation == NAME
+
+
+def kernel_takes_lengths(model: PreTrainedModel) -> bool:
+    """Whether lengths save time where a mask would do: the kernel takes all layers of the language model.
+
+    Args:
+        model: One that `takes_lengths`, on the device where it computes, in the autocast that it computes in.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    return compute_dtype(embeddings.weight) in KERNEL_DTYPES and not why_in_turn(model.get_decoder())
 
 
 @contextmanager

@@ -17,6 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.attention.kernel import (
+    KERNEL_DTYPES,
+    WIDEST_HEAD,
+    compute_dtype,
+    kernel_runs_on,
+)
 
 NAME = "flash_varlen"
 """What transformers knows this attention by. The word "flash" makes it pass the lengths of pictures."""
@@ -25,10 +31,10 @@ WITH_LENGTHS = "flash_varlen_with_lengths"
 """Its name while a language model gets lengths. transformers finds no mask function of this name, so that it
 makes no mask and doesn't ask the device whether positions restart."""
 
-WIDEST_HEAD = 256
-"""The widest head that the kernel takes, in dimensions."""
+UNKNOWN_TO_SDPA = ("softcap", "s_aux")
+"""Arguments that change the scores, and that `sdpa` may ignore."""
 
-CHANGES_SCORES = ("softcap", "s_aux", "position_bias")
+CHANGES_SCORES = (*UNKNOWN_TO_SDPA, "position_bias")
 """Arguments that change the scores, which neither the kernel nor the loop knows of."""
 
 _KERNEL_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -86,6 +92,7 @@ def attend(
     Raises:
         UserError: Something is asked for that can't be computed exactly.
     """
+    _refuse(module, [name for name in UNKNOWN_TO_SDPA if kwargs.get(name) is not None])
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(
             module,
@@ -207,6 +214,10 @@ def _refuse_what_is_inexact(
         found.append("sliding_window in both directions")
     if key.shape[2] != query.shape[2]:
         found.append(f"{key.shape[2]} keys for {query.shape[2]} queries")
+    _refuse(module, found)
+
+
+def _refuse(module: nn.Module, found: list[str]) -> None:
     if found:
         raise UserError(
             f"{type(module).__name__}: {NAME} can't attend exactly with {', '.join(found)}; "
@@ -227,16 +238,11 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
 def _kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether the kernel computes this exactly: in 16 bits, without dropout, for heads of up to 256."""
     return (
-        query.is_cuda
-        and compute_dtype(query) in (torch.float16, torch.bfloat16)
+        compute_dtype(query) in KERNEL_DTYPES
         and value.shape[-1] <= query.shape[-1] <= WIDEST_HEAD
         and dropout == 0
+        and kernel_runs_on(query.device)
     )
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that a matrix multiplication would have here."""
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensor.dtype
 
 
 def _kernel(
