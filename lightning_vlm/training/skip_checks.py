@@ -87,8 +87,10 @@ class TrainingSkipCheck(Callback):
         """
         loader = trainer.train_dataloader
         batches = batch_idx + 1
-        is_ours = isinstance(loader, ResumableLoader)
-        samples = loader.samples_of(batches) if is_ours else batches * trainer.world_size
+        if isinstance(loader, ResumableLoader):
+            samples = loader.samples_of(batches)
+        else:
+            samples = batches * trainer.world_size
         first_empty = step_was_empty and not self._looked_ahead
         if not (first_empty or trainer.is_last_batch or samples >= self._check_at):
             return
