@@ -223,8 +223,7 @@ def _said(lengths: Lengths, seconds: float) -> str:
     usable = lengths.tokens[lengths.tokens > 0]
     said = f"Measured {len(lengths):,} samples in {seconds:.1f} s"
     if len(usable):
-        median = int(np.median(usable))
-        said += f": {usable.min():,} to {usable.max():,} tokens, half of them up to {median:,}"
+        said += f": {usable.min():,} to {usable.max():,} tokens, {usable.mean():,.0f} on average"
     if lengths.unusable:
         said += f"; {lengths.unusable:,} can't be used, as training will report"
     return said

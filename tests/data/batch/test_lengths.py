@@ -192,7 +192,7 @@ def test_workers_measure_the_same_and_say_how_long_it_took(renderer_for, caplog,
     ahead, said = lines[:2]
     assert ahead == "Measuring the lengths of 14 samples, without opening pictures ..."
     assert said.startswith("Measured 14 samples in ")
-    assert said.endswith("tokens, half of them up to 62; 3 can't be used, as training will report")
+    assert said.endswith("tokens, 79 on average; 3 can't be used, as training will report")
 
 
 def test_urls_are_fetched_once_and_read_from_the_cache(renderer_for, monkeypatch, tmp_path):
