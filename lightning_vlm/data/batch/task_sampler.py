@@ -1,14 +1,13 @@
 """Batches whose samples are drawn by task."""
 
 from collections.abc import Iterator, Mapping
-from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler
+from lightning_vlm.data.batch.task_passes import TaskPasses, chance, plus
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
@@ -56,10 +55,7 @@ class TaskBatchSampler(ResumableBatchSampler):
         self.names = table.names
         self.sampling = sampling
         self.description = f"{sampling} of {', '.join(table.names)}"
-        task_of = np.frombuffer(table.of, dtype=np.uint16)
-        self._members = [
-            torch.from_numpy(np.flatnonzero(task_of == task)) for task in range(len(table.names))
-        ]
+        self._passes = TaskPasses(table, shuffle, seed)
         self._scores = sampling.scores(table)
         self._round_size = sampling.every_n_samples
         if sampling.grouped:  # a batch is never in two rounds
@@ -118,7 +114,7 @@ class TaskBatchSampler(ResumableBatchSampler):
         """
         number, rest = divmod(place, self._round_size)
         counts = self._drawn_before_round(number)
-        return _plus(counts, self._draw_tasks(number)[:rest]) if rest else counts
+        return plus(counts, self._draw_tasks(number)[:rest]) if rest else counts
 
     def samples(self, place: int) -> dict[str, int]:
         """`drawn` by the names of tasks."""
@@ -126,7 +122,7 @@ class TaskBatchSampler(ResumableBatchSampler):
 
     def epochs(self, place: int) -> dict[str, float]:
         """How often each task's data has been gone through up to a place; see `drawn`."""
-        sizes = map(len, self._members)
+        sizes = map(len, self._passes.members)
         return {
             name: count / size for (name, count), size in zip(self.samples(place).items(), sizes, strict=True)
         }
@@ -197,12 +193,12 @@ class TaskBatchSampler(ResumableBatchSampler):
     def _drawn_before_round(self, number: int) -> list[int]:
         before = self._before_rounds
         while len(before) <= number:
-            before.append(_plus(before[-1], self._draw_tasks(len(before) - 1)))
+            before.append(plus(before[-1], self._draw_tasks(len(before) - 1)))
         return before[number]
 
     def _draw_tasks(self, number: int) -> Tensor:
         """The task of each sample of a round."""
-        generator = _generator(self.seed, self._epoch_begun, number)
+        generator = chance(self.seed, self._epoch_begun, number)
         each = self.global_batch_size if self.sampling.grouped else 1
         draws = self._round_size // each
         chances = self.sampling.probabilities(self._scores_of_round(number))
@@ -231,31 +227,4 @@ class TaskBatchSampler(ResumableBatchSampler):
 
     def _draw_samples(self, number: int) -> Tensor:
         """The samples of a round: those of each task are the next ones of its passes."""
-        tasks = self._draw_tasks(number)
-        samples = torch.empty_like(tasks)
-        for task, drawn in enumerate(self._drawn_before_round(number)):
-            (places,) = (tasks == task).nonzero(as_tuple=True)
-            while len(places):
-                pass_number, start = divmod(drawn, len(self._members[task]))
-                following = self._pass(task, pass_number)[start : start + len(places)]
-                samples[places[: len(following)]] = following
-                places = places[len(following) :]
-                drawn += len(following)
-        return samples
-
-    def _pass(self, task: int, number: int) -> Tensor:
-        """All samples of a task in the order of one pass."""
-        members = self._members[task]
-        if not self.shuffle:
-            return members
-        generator = _generator(self.seed, self.names[task], number)
-        return members[torch.randperm(len(members), generator=generator)]
-
-
-def _generator(*key: object) -> torch.Generator:
-    """Chance that is the same in every process, as `hash` isn't."""
-    return torch.Generator().manual_seed(Random(" ".join(map(str, key))).getrandbits(63))
-
-
-def _plus(counts: list[int], tasks: Tensor) -> list[int]:
-    return (torch.tensor(counts) + torch.bincount(tasks, minlength=len(counts))).tolist()
+        return self._passes.deal(self._draw_tasks(number), self._drawn_before_round(number))
