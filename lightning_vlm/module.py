@@ -72,6 +72,7 @@ class VLMModule(LightningModule):
             layer for all pictures of a batch in towers that allow it. Or one for the whole model: `sdpa`, ...
         gradient_checkpointing: Trade time for memory.
         compile: Compile each block with `torch.compile`: slow first steps, faster ones after them.
+        kernels: `liger` computes norms, activations and rotary embeddings by its kernels, on a GPU.
         quantization: `nf4` or `int8`: the language model's linear layers are loaded in 4 or 8 bits, and only
             adapters can train on them; or keys as of `Quantization`. None is nf4 with `adapt: qlora`.
         revision: Of the model on the Hub.
@@ -102,6 +103,7 @@ class VLMModule(LightningModule):
         attn_implementation: str | None = "auto",
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        kernels: Literal["liger"] | None = None,
         quantization: Quantization | str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -130,6 +132,7 @@ class VLMModule(LightningModule):
             attn_implementation=attn_implementation,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
+            kernels=kernels,
             quantization=self.quantization,
             chat_template=chat_template,
             revision=revision,

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.models.blocks import compile_blocks
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.blocks import compile_blocks, refuse_without_compiler
+from lightning_vlm.models.kernels import refuse_without_gpu, use_liger
 from lightning_vlm.models.loading.load import (
     Dtype,
     LoadedModel,
@@ -30,10 +33,12 @@ class ModelSource:
         name_or_path: As in `load_model` and `load_processor`, as are all options but these.
         plan: What trains, and how, as for `adapt`.
         compile: Whether the blocks are compiled.
+        kernels: Whose kernels compute norms, activations and rotary embeddings; None for PyTorch's.
         new_tokens: Words that become tokens.
 
     Raises:
-        UserError: A plan that no model could have, or none whose weights are quantised.
+        UserError: A plan that no model could have, or none whose weights are quantised; or both `compile` and
+            `kernels`.
     """
 
     name_or_path: str
@@ -42,6 +47,7 @@ class ModelSource:
     attn_implementation: str | None
     gradient_checkpointing: bool
     compile: bool
+    kernels: Literal["liger"] | None
     quantization: Quantization | None
     chat_template: str | None
     revision: str | None
@@ -52,6 +58,13 @@ class ModelSource:
         entries = read_plan(self.plan)
         if self.quantization:
             refuse_on_quantised(entries, self.quantization.method, self.quantization.parts)
+        if self.kernels not in (None, "liger"):
+            raise UserError(f"model.kernels: found {self.kernels!r}; expected liger, or nothing")
+        if self.kernels and self.compile:
+            raise UserError(
+                "model.kernels: found model.compile too; both fuse the same operations, and a compiled block "
+                "can't see into a kernel of Liger's: choose one"
+            )
 
     def processor(self) -> ProcessorMixin:
         """Load the processor, whose tokenizer gets the new tokens."""
@@ -83,9 +96,23 @@ class ModelSource:
             add_rows(loaded.model, new_token_ids(processor, self.new_tokens))
         adapt(loaded.model, self.plan, loaded.parts)
         train_new_rows(loaded.model)
+        if self.kernels:
+            replaced = use_liger(loaded.model)
+            rank_zero_info(f"model.kernels: Liger computes {replaced}")
         if self.compile:
             compile_blocks(loaded.model)
         return loaded
+
+    def refuse_device(self, device: torch.device) -> None:
+        """Refuse to train on a device that can't run what the options ask for.
+
+        Raises:
+            UserError: No compiler for `compile`, or no GPU for `kernels`.
+        """
+        if self.compile:
+            refuse_without_compiler(device)
+        if self.kernels:
+            refuse_without_gpu(device)
 
     def skeleton(self) -> PreTrainedModel:
         """The adapted model on the meta device, without weights and without rows for new tokens."""

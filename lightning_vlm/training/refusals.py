@@ -4,9 +4,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
 from lightning_vlm_callbacks.requirements import require_whole_model
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.source import ModelSource
 
 
 def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
@@ -17,8 +19,9 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
         fits: Whether the module is going to be trained. Otherwise only the strategy matters.
 
     Raises:
-        UserError: A strategy other than one device or DDP, the Trainer's own clipping, or as from
-            `refuse_rate_finder`.
+        UserError: A strategy other than one device or DDP, the Trainer's own clipping, a device without the
+            compiler that `compile` needs or the GPU that `kernels` do, or as from `refuse_rate_finder` and
+            `refuse_moving_ranks`.
     """
     refuse_strategy(trainer.strategy)
     if not fits:
@@ -29,6 +32,23 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
             "selectors (1.0 by default)"
         )
     refuse_rate_finder(trainer)
+    source: ModelSource = trainer.lightning_module.source  # type: ignore[assignment]
+    source.refuse_device(trainer.strategy.root_device)
+    if source.compile:
+        refuse_moving_ranks(trainer)
+
+
+def refuse_moving_ranks(trainer: Trainer) -> None:
+    """Refuse AdaptiveLoRARank beside compiled blocks.
+
+    Raises:
+        UserError: Blocks of different ranks are compiled one by one, and again each time that ranks move.
+    """
+    if any(isinstance(callback, AdaptiveLoRARank) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(
+            "model.compile: found AdaptiveLoRARank, after each of whose moves every block would be compiled "
+            "for itself again; leave one of them out"
+        )
 
 
 def refuse_strategy(strategy: Strategy) -> None:
