@@ -152,9 +152,9 @@ def _seen_by(module: "VLMModule", batch: Batch, sample: int) -> tuple[Tensor, fl
 
 
 def _own_forward(batch: Batch) -> Batch:
-    """A batch without what we find for a model: positions and lengths."""
+    """A batch without what workers find for a model: positions, lengths, what its tower makes of sizes."""
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
-    return batch._replace(inputs=inputs, sequences=None)
+    return batch._replace(inputs=inputs, sequences=None, picture_inputs=None)
 
 
 def _twice_and_padded(batch: Batch) -> Batch:

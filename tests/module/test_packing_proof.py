@@ -13,6 +13,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.models.positions import TokenPositions
 from lightning_vlm.training.packed_and_alone import prove
 from lightning_vlm.training.packing_proof import PackingProof
+from lightning_vlm.training.packing_verdict import Verdict
 from tests.module.test_packed import (
     FULL,
     LORA,
@@ -24,6 +25,7 @@ from tests.module.test_packed import (
     without_restarts,
 )
 from tests.support.packed import SAMPLES, OfList, batch_of
+from tests.support.ranks import DDP
 
 
 @pytest.fixture
@@ -165,3 +167,23 @@ def test_families_that_cant_be_exact_train_by_tokens(module, make_quiet, packed_
     assert lines[0].startswith("data.batching: packed can't be exact for ")
     assert lines[0].endswith("; samples are batched by tokens instead")
     assert data.batching.mode == "tokens"
+
+
+def test_each_rank_proves_it_on_the_samples_of_the_first(module, make_quiet, packed_data, on_two_ranks):
+    def on_a_rank():
+        lines = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addHandler(handler)
+        found = []
+        check = Verdict.check
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Verdict, "check", lambda verdict: found.append(verdict) or check(verdict))
+            make_quiet(max_epochs=1, **DDP).fit(module("llava"), packed_data(max_tokens=150))
+        (verdict,) = found
+        return [line for line in lines if line.startswith("Packing")], verdict.samples, [*verdict.distances]
+
+    (said, samples, distances), (of_second, *others) = on_two_ranks(on_a_rank)
+    assert len(said) == 1
+    assert not of_second
+    assert others == [samples, distances]

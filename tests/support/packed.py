@@ -9,6 +9,7 @@ import torch
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
+from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
 
 
@@ -58,8 +59,15 @@ class OfList(Conversations):
 def batch_of(one, samples, pack, dtype=torch.float64):
     renderer = Renderer(one.processor)
     positions = token_positions(one.model)
+    pictures = PictureInputsFinder(one.model)
     data = RenderedBatches(
-        OfList(samples), renderer, learn=True, prompts=False, pack=pack, positions=positions
+        OfList(samples),
+        renderer,
+        learn=True,
+        prompts=False,
+        pack=pack,
+        positions=positions,
+        pictures=pictures,
     )
     batch = data[list(range(len(samples)))]
     inputs = {
