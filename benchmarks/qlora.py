@@ -41,8 +41,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from lightning_vlm.data.conversation import Conversations, Slice
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.read.easy_vqa import EasyVQA
+from lightning_vlm.models.shipped import SHIPPED
 from tests.support import tiny
-from tools import shipped
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "32 bits": {"dtype": "float32", "precision": "32-true"},
@@ -134,7 +134,7 @@ def trainer_of(device: str, **options: Any) -> Trainer:
 
 def make_llava(folder: Path, layers: int, hidden: int) -> str:
     """The shipped architecture around a larger language model of random weights."""
-    base = shipped.SHIPPED["drawn-vlm"]
+    base = SHIPPED["drawn-vlm"]
     config = AutoConfig.from_pretrained(base)
     text = config.text_config
     text.hidden_size, text.num_hidden_layers, text.intermediate_size = hidden, layers, 11 * hidden // 4

@@ -39,8 +39,8 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.kinds import Kind
+from lightning_vlm.models.shipped import SHIPPED
 from tests.support.tiny import build
-from tools import shipped
 
 BATCH, WARM, LEARNING_RATE = 32, 10, 1e-4
 CONTENDERS = ("limit", "Trainer", "TRL", "ours")
@@ -62,10 +62,10 @@ class Uneven(Conversations):
 def make_model(size: str, folder: Path) -> str:
     """The shipped model, or the same architecture with about 30 million random parameters."""
     if size == "tiny":
-        return str(shipped.SHIPPED["drawn-vlm"])
+        return str(SHIPPED["drawn-vlm"])
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    base = shipped.SHIPPED["drawn-vlm"]
+    base = SHIPPED["drawn-vlm"]
     config = AutoConfig.from_pretrained(base)
     for part, layers in ((config.text_config, 8), (config.vision_config, 4)):
         part.hidden_size, part.num_hidden_layers = 512, layers

@@ -29,7 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from lightning_vlm.data.drawn import Drawn
-from tools import shipped
+from lightning_vlm.models.shipped import SHIPPED
 
 STEPS, PARTS = 4, ("vision", "projector", "language", "head")
 TRAINED = {
@@ -42,7 +42,7 @@ TRAINED = {
 
 def make_model(folder: Path, layers: int, hidden: int) -> None:
     """The shipped architecture with another size and random weights; tower and language model alike."""
-    base = shipped.SHIPPED["drawn-vlm"]
+    base = SHIPPED["drawn-vlm"]
     config = AutoConfig.from_pretrained(base)
     for part in (config.text_config, config.vision_config):
         part.hidden_size, part.num_hidden_layers = hidden, layers
