@@ -1,4 +1,4 @@
-"""Models and samples of `gpu.py`: published shapes with random weights, and questions about pictures of noise."""
+"""What `gpu.py` trains: published shapes with random weights, on questions about pictures of noise."""
 
 import math
 import random
