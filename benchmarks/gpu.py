@@ -5,8 +5,8 @@
                              [--steps 6] [--profile] [--small]
 
 Random weights in bfloat16, fused AdamW; `full` trains everything with gradient checkpointing, `lora` and
-`qlora` train rank 16 on the language model. Padded batches have 8 samples; packed rows have as many tokens as 8
-samples have on average. Each contender builds its own model, and its line is printed at once:
+`qlora` train rank 16 on the language model. Padded batches have 8 samples; packed rows have as many tokens as
+8 samples have on average. Each contender builds its own model, and its line is printed at once:
 - "bare loop": forward, our loss, backward, clipping and step on packed batches that are on the device
   already. With the same attention and loss nothing can be faster.
 - "ours": Lightning's Trainer with VLMModule and VLMDataModule, from pictures on a disk on.
@@ -32,13 +32,13 @@ from typing import Any
 
 import torch
 from gpu_models import SHAPES, SIDE, Pictures, save_model
-from lightning_vlm.training.throughput import VLMBatchCounter
 from lightning_vlm_callbacks.throughput_monitor.peaks import peak_of
 from sft_step import InOrder, rows_of, with_labels
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.training.throughput import VLMBatchCounter
 
 # isort: split
 from lightning.pytorch import Callback, Trainer  # after ours, which mends a CPU-only torch

@@ -8,11 +8,18 @@ from typing import Any
 import numpy
 import PIL.Image
 import torch
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLImageProcessor, Qwen3VLConfig
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from tests.support.tiny import FAMILIES
 from tests.support.tiny.family import make_tokenizer
+
+# isort: split
+from transformers import (  # after ours, which mends a CPU-only torch
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+)
 
 SHAPES = ("qwen2_5_vl", "qwen3_vl")
 """Qwen2.5-VL of 3 billion parameters, and Qwen3-VL of 4 billion."""
@@ -57,7 +64,7 @@ class Pictures(Conversations):
         paths = [self._paths[(index + offset) % len(self._paths)] for offset in range(pictures)]
         images = [Image(path, root=path.parent) for path in paths]
         words = max(8, length - pictures * self._tokens_a_picture - 30)
-        answer = " ".join(["There are two green triangles."] * (words // 5))
+        answer = " ".join(["There are two green triangles."] * (words // 7))  # each has 7 tokens
         turns = (Message("user", (*images, Text("What is it?"))), Message("assistant", (Text(answer),)))
         return Conversation(turns, source=f"pictures:{index}")
 
