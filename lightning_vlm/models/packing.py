@@ -8,13 +8,13 @@ a run begins with.
 
 import dis
 import inspect
-from collections.abc import Iterator
-from types import CodeType
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from lightning_vlm.models.forwards import codes, makes_masks
 
 KEPT_APART = {"full_attention", "sliding_attention"}
 """Types of layers whose masks are made from positions."""
@@ -68,9 +68,9 @@ def _why_not_by_layers(decoder: nn.Module) -> str:
 def _why_not_by_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> str:
     """Masks that a language model doesn't make itself, from positions, let some tokens see those behind."""
     for outer in (model, model.base_model):
-        if outer is not decoder and _makes_masks(outer):
+        if outer is not decoder and makes_masks(outer):
             return "tokens of a picture or a question see those behind them"
-    if not _makes_masks(decoder):
+    if not makes_masks(decoder):
         return "its masks aren't made from positions"
     attention = decoder.config._attn_implementation
     if attention not in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -88,25 +88,7 @@ def _why_not_by_positions(model: PreTrainedModel, decoder: nn.Module) -> str:
     return ""
 
 
-def _makes_masks(module: nn.Module) -> bool:
-    for code in _codes(module):
-        for name in code.co_names:
-            if name.startswith("create_") and "mask" in name:
-                return True
-    return False
-
-
 def _takes_four_axes(decoder: nn.Module) -> bool:
     """Whether a forward asks for positions along 4 axes: the place in the sample, then those of M-RoPE."""
-    values = {step.argval for code in _codes(decoder) for step in dis.get_instructions(code)}
+    values = {step.argval for code in codes(decoder) for step in dis.get_instructions(code)}
     return 4 in values
-
-
-def _codes(module: nn.Module) -> Iterator[CodeType]:
-    """The code of a module's forward, and that of functions inside of it."""
-    forward = inspect.unwrap(type(module).forward)
-    waiting = [forward.__code__] if hasattr(forward, "__code__") else []
-    while waiting:
-        code = waiting.pop()
-        yield code
-        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]

@@ -1,9 +1,6 @@
 """Which models attend by `flash_varlen`, as their classes and configurations say."""
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -11,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.models.attention.kernel import WIDEST_HEAD, kernel_runs_on
 from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, register
+from lightning_vlm.models.forwards import makes_masks, passes
 from lightning_vlm.models.parts import vision_tower
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -87,7 +85,7 @@ def attention_line(model: PreTrainedModel) -> str:
     for name, part in parts.items():
         if part is None:
             continue
-        attention = part.config._attn_implementation
+        attention = part.config._attn_implementation if isinstance(part, PreTrainedModel) else "its own"
         why = reasons[name]
         if attention == NAME:
             loops = why_in_turn(part)
@@ -102,9 +100,10 @@ def why_in_turn(module: Any) -> str:
     Args:
         module: A tower or a language model that attends by `attend`.
     """
-    config = module.config
+    config: Any = module.config
     heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
-    hidden = getattr(config, "embed_dim", None) or config.hidden_size  # Qwen2-VL's tower has both
+    # Some towers have both: `hidden_size` is then of the language model.
+    hidden: Any = getattr(config, "embed_dim", None) or getattr(config, "hidden_size", 0)
     width = getattr(config, "head_dim", None) or hidden // heads
     if width > WIDEST_HEAD:
         return f"the kernel takes no heads of {width} dimensions"
@@ -118,9 +117,9 @@ def why_in_turn(module: Any) -> str:
 def why_not_tower(model: PreTrainedModel) -> str:
     """Why the vision tower of a model can't attend by lengths, or gains nothing; empty if it may."""
     tower: Any = vision_tower(model)
-    if tower is None:
-        return "there is none"
-    if not _mentions(tower, "cu_seq_lens_q"):
+    if not isinstance(tower, PreTrainedModel):
+        return "there is none" if tower is None else "it isn't one of transformers"
+    if not passes(tower, "cu_seq_lens_q"):
         return "each picture or tile has a row of its own, so that there is no loop to save"
     return "" if tower._supports_flash_attn else "transformers has no flash attention for it"
 
@@ -155,11 +154,11 @@ def _why_not_by_layers(decoder: Any) -> str:
             return f"it sees pictures through cross-attention ({name})"
         if isinstance(module, nn.Conv1d):
             return "it mixes tokens by a convolution along the row"
-    changed = [name for name in CHANGES_SCORES if name != "softcap" and _mentions(decoder, name)]
+    changed = [name for name in CHANGES_SCORES if name != "softcap" and passes(decoder, name)]
     if changed:
         return f"its scores have {', '.join(changed)}"
     slides = getattr(decoder.config, "sliding_window", None) is not None
-    if slides and not _mentions(decoder, "sliding_window"):
+    if slides and not passes(decoder, "sliding_window"):
         return "its sliding window is in its masks alone"
     if not (decoder._supports_flash_attn and decoder._supports_attention_backend):
         return "transformers has no flash attention for it"
@@ -169,34 +168,6 @@ def _why_not_by_layers(decoder: Any) -> str:
 def _why_not_by_masks(model: PreTrainedModel, decoder: nn.Module) -> str:
     """A model that makes the masks of its language model itself lets tokens of a picture see one another."""
     for outer in (model, model.base_model):
-        if outer is decoder:
-            continue
-        made = [name for name in _names(outer) if name.startswith("create_") and "mask" in name]
-        if made:
+        if outer is not decoder and makes_masks(outer):
             return "pictures are seen in both directions, or a question is"
     return ""
-
-
-def _mentions(parent: nn.Module, name: str) -> bool:
-    """Whether the forward of a module, or of one inside of it, has a name as an argument or a variable."""
-    return any(
-        name in _names(module) for module in {type(inside): inside for inside in parent.modules()}.values()
-    )
-
-
-def _names(module: nn.Module) -> set[str]:
-    """The names that a module's forward uses, those of the arguments that it passes on among them."""
-    forward = inspect.unwrap(type(module).forward)
-    code = getattr(forward, "__code__", None)
-    return set(_names_in(code)) if code is not None else set()
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-        elif isinstance(constant, tuple):  # the names of keyword arguments
-            yield from (name for name in constant if isinstance(name, str))
-        elif isinstance(constant, str) and constant.isidentifier():
-            yield constant
