@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.exporters.utils import precompute_export_inputs
 
+from lightning_vlm.data.batch.image_groups import image_counts
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import vision_tower
 from lightning_vlm.models.positions import without_modules
@@ -54,14 +55,20 @@ class PictureInputs:
         tower: Further arguments of the vision tower: tensors for the device, and lengths.
         positions: Tensor of shape [tokens], int64: where tokens stand for features of pictures, in the
             flattened batch; None if the model doesn't say which tokens do.
+        counts: Tensor of shape [batch], int64: as from `image_counts`.
     """
 
     def __init__(
-        self, sizes: Mapping[str, Tensor], tower: Mapping[str, Tensor | int], positions: Tensor | None
+        self,
+        sizes: Mapping[str, Tensor],
+        tower: Mapping[str, Tensor | int],
+        positions: Tensor | None,
+        counts: Tensor | None,
     ) -> None:
         self.sizes = sizes
         self.tower = tower
         self.positions = positions
+        self.counts = counts
 
     def pin_memory(self) -> "PictureInputs":
         """The same with what goes to the device in pinned memory; a `DataLoader` calls it."""
@@ -70,7 +77,7 @@ class PictureInputs:
             name: value.pin_memory() if isinstance(value, Tensor) else value
             for name, value in self.tower.items()
         }
-        return PictureInputs(self.sizes, tower, positions)
+        return PictureInputs(self.sizes, tower, positions, self.counts)
 
 
 class PictureInputsFinder:
@@ -102,7 +109,7 @@ class PictureInputsFinder:
         if self._token_id is not None:
             (positions,) = (inputs["input_ids"].flatten() == self._token_id).nonzero(as_tuple=True)
         known = {name: value for name, value in tower.items() if value is not None}
-        return PictureInputs(sizes, known, positions)
+        return PictureInputs(sizes, known, positions, image_counts(inputs))
 
 
 @contextmanager

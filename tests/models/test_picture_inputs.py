@@ -67,7 +67,9 @@ def test_towers_take_what_was_found(model_and_batch):
     expected = last_hidden_states(model, batch)
     for name in ("position_ids", "window_index"):
         other = {**found.tower, name: found.tower[name].flip(0)}
-        changed = batch._replace(picture_inputs=PictureInputs(found.sizes, other, found.positions))
+        changed = batch._replace(
+            picture_inputs=PictureInputs(found.sizes, other, found.positions, found.counts)
+        )
         assert not torch.equal(last_hidden_states(model, changed), expected), name
 
 

@@ -118,6 +118,9 @@ class PretendedDevice(TorchDispatchMode):
     def __enter__(self) -> "PretendedDevice":
         stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None))
         self._stack.enter_context(patch("torch.cuda.current_stream", lambda device=None: stream))
+        self._stack.enter_context(
+            patch("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state())
+        )
         self._stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         self._stack.enter_context(_setting("only_lift_cpu_tensors"))
         self._stack.enter_context(_swapped_parameters())
@@ -267,8 +270,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: An
         one, two, three = (part.transpose(0, 1)[None] for part in parts)
         out = scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale, enable_gqa=True)
         outs.append(out[0].transpose(0, 1))
-    empty = torch.zeros(query.shape[1], len(query))
-    return torch.cat(outs), empty, torch.zeros(2, dtype=torch.uint64)
+    sums = torch.zeros(query.shape[1], len(query), dtype=torch.float32)  # that only the backward reads
+    return torch.cat(outs), sums, torch.zeros(2, dtype=torch.uint64)
 
 
 _AS_A_CALLER = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()

@@ -1,0 +1,154 @@
+"""What the host waits for between the first kernel of a training step and the optimizer, on a pretended GPU.
+
+Each family's real model trains by a real Trainer, in bfloat16, with the attention that a GPU gets. The first
+step checks and compiles what it likes; of a later one every wait is listed here, with its reason. None is
+ours, and none is in a layer, so that their number doesn't grow with a model.
+"""
+
+import pytest
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_vlm_callbacks import GradientMonitor, GradNorm, NonFiniteGuard
+
+from lightning_vlm import VLMDataModule
+from lightning_vlm.data.drawn import Drawn
+from tests.module.test_families import DEAD, FULL
+from tests.support import tiny
+from tests.support.pretended_device import DEVICE, PretendedDevice, counts
+
+LORA = {"language": {"lora": {"r": 2}}}
+SCATTER = ("size", "masked_scatter_backward", "")
+"""torch finds how many features a picture has when their gradient goes back: once, where features learn."""
+SIZES_ARE_MOVED = "transformers makes the tensor on the device from numbers of the host, once a forward"
+TILES = "which tiles are real is read from their pixels"
+ALLOWED = {
+    "llava_next": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
+    "llava_onevision": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
+    "mistral3": {
+        ("upload", "_to_copy", "modeling_pixtral"): SIZES_ARE_MOVED,
+        ("upload", "_to_copy", "get_image_features"): SIZES_ARE_MOVED,
+        ("read", "_to_copy", "get_image_features"): "and reads it back",
+    },
+    "smolvlm": {
+        ("size", "index", "get_image_features"): TILES,
+        ("read", "_to_copy", "get_image_features"): TILES,
+        ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether tiles are padded",
+    },
+    "idefics3": {
+        ("size", "index", "get_image_features"): TILES,
+        ("read", "_to_copy", "get_image_features"): TILES,
+        ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether tiles are padded",
+        ("read", "_local_scalar_dense", "torch_compilable_check"): "features against tokens, elsewhere ours",
+    },
+    "mllama": {
+        ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): "whether a batch is padded",
+    },
+}
+"""What waits in transformers by family: the kind, the operation, and a part of where; `docs/decisions.md`."""
+NOT_PACKED = ("paligemma", "gemma3", "mllama")
+
+
+class Pretended(CPUAccelerator):
+    """Lets a strategy have the device that is pretended."""
+
+    def setup_device(self, device):
+        pass
+
+
+class WaitsOfSteps(Callback):
+    """Lists the waits of each step, from its batch's arrival to its optimizer."""
+
+    def __init__(self, device):
+        self.device = device
+        self.steps = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.device.waits.clear()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.steps.append(list(self.device.waits))
+
+
+@pytest.fixture
+def waits_of_a_step(module, tmp_path):
+    """The waits of the last of some steps of a family's fit."""
+
+    def fit(family, adapt=FULL, packed=False, callbacks=(), steps=2, tasks=None, **options):
+        no_gradient = DEAD.get(family) if adapt is FULL else None
+        one = module(
+            family, adapt=adapt, dtype="bfloat16", clip=1.0, no_gradient_needed=no_gradient, **options
+        )
+        batching = {"batching": "packed", "max_tokens": 400} if packed else {"batch_size": 2}
+        source = Drawn("train", size=6, tasks=tasks or ["vqa"])
+        data = VLMDataModule(train=source, shuffle=False, **batching)
+        with PretendedDevice() as device:
+            seen = WaitsOfSteps(device)
+            trainer = Trainer(
+                devices=1,
+                strategy=SingleDeviceStrategy(DEVICE, accelerator=Pretended()),
+                precision="bf16-true",
+                max_steps=steps,
+                log_every_n_steps=1,
+                callbacks=[*callbacks, seen],
+                default_root_dir=tmp_path,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            trainer.fit(one, data)
+        assert len(seen.steps) == steps
+        return seen.steps[-1]
+
+    return fit
+
+
+def unexpected(waits, allowed=()):
+    """Those that aren't allowed."""
+    return counts(
+        [
+            wait
+            for wait in waits
+            if not any(
+                (wait.what, wait.operation) == (what, operation) and part in wait.where
+                for what, operation, part in allowed
+            )
+        ]
+    )
+
+
+CASES = [(family, family not in NOT_PACKED) for family in tiny.FAMILIES if family != "pixtral"]
+
+
+@pytest.mark.parametrize(("family", "packed"), [*CASES, ("qwen2_5_vl", False), ("llava_next", False)])
+def test_no_wait_but_those_named(waits_of_a_step, family, packed):
+    allowed = {SCATTER: "", **ALLOWED.get(family, {})}
+    waits = waits_of_a_step(family, packed=packed)
+    assert unexpected(waits, allowed) == {}
+    for entry in allowed:
+        if entry != SCATTER or family != "mllama":
+            assert unexpected(waits, [entry]) != counts(waits), f"{entry} is gone: allow it no more"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_wait_for_nothing(waits_of_a_step, checkpointing):
+    waits = waits_of_a_step("qwen2_5_vl", LORA, packed=True, gradient_checkpointing=checkpointing)
+    assert counts(waits) == {}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_adds_none(waits_of_a_step, checkpointing):
+    waits = waits_of_a_step("qwen3_vl", gradient_checkpointing=checkpointing)
+    assert unexpected(waits, [SCATTER]) == {}
+    assert len(waits) == 1
+
+
+def test_callbacks_add_one(waits_of_a_step):
+    """Whether a step is finite must be known before it is made."""
+    guard = ("read", "_local_scalar_dense", "nonfinite_guard/detection.py")
+    callbacks = [GradientMonitor(every_n_steps=1), NonFiniteGuard(), GradNorm(every_n_steps=1)]
+    waits = waits_of_a_step("qwen2_vl", callbacks=callbacks, tasks=["caption", "vqa"], steps=3)
+    assert unexpected(waits, [SCATTER, guard]) == {}
+    assert len(waits) == 2
