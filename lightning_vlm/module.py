@@ -57,7 +57,7 @@ class VLMModule(LightningModule):
             the name of a ready plan: `lora` (also None: the projector in full, LoRA of rank 16 on the
             language model), `qlora`, `full`, `projector-only`, `mixed-16gb`.
         optimizer: Its `lr` and `weight_decay` are the defaults of all groups; norms, biases and LoRA get no
-            weight decay. None is AdamW with lr 2e-4.
+            weight decay. None is AdamW with lr 2e-4. Adam and AdamW are fused on a GPU.
         learning_rates: Selector -> its own learning rate.
         schedule: The factor on learning rates over the run. None is a cosine with 3% warm-up.
         clip: The most that the gradient's norm may be; or selector -> its own limit, "rest" for all else.
