@@ -46,7 +46,7 @@ def fit(folder, make_quiet):
             str(folder("llava")),
             adapt={"projector": "full", "language": {"lora": {"r": 3}}},
             optimizer=partial(torch.optim.AdamW, lr=3e-3),
-            generation={"max_new_tokens": 2},
+            generation={"max_new_tokens": 2, "num_beams": 2, "num_return_sequences": 2},
         )
         data = VLMDataModule(
             train=Drawn("train", size=22), val=Drawn("val", size=2), batching="packed", max_tokens=MAX_TOKENS

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning_vlm_callbacks import AdaptiveLoRARank, GradNorm
 
-from lightning_vlm import ScheduledSampling, VLMDataModule
+from lightning_vlm import ScheduledSampling, TokenWeightSchedule, VLMDataModule
 from lightning_vlm.data.batch.lengths import measure
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
@@ -19,6 +19,8 @@ from tests.support import tiny
 
 FAMILIES = [family for family in tiny.FAMILIES if family not in NEVER]
 WEIGHTS = {"vqa": 3.0, "ocr": 0.5}
+KINDS = {"special": 0.3, "instruction": 0.2}
+"""Weights with which the first token of a sample, which nothing predicts, would count."""
 
 
 class Data(VLMDataModule):
@@ -52,7 +54,8 @@ def run(module, make_quiet, source):
     """A fit whose samples share rows or have their own."""
 
     def fit(pack, family="llava", accumulate=1, callbacks=(), data=(), options=(), **trainer):
-        given = {"adapt": PLAN, "schedule": Constant(), "clip": 0.5, "task_weights": WEIGHTS, **dict(options)}
+        given = {"adapt": PLAN, "schedule": Constant(), "clip": 0.5, "task_weights": WEIGHTS}
+        given |= {"token_weights": KINDS, **dict(options)}
         one = module(family, optimizer=partial(torch.optim.SGD, lr=0.2), **given)
         with torch.no_grad():
             for at, (name, weight) in enumerate(one.named_parameters()):
@@ -122,18 +125,24 @@ def test_twenty_steps(run, rows_of, family, accumulate):
     assert_same_training(packed, padded)
 
 
-def test_two_ranks(run, rows_of, on_two_ranks):
+@pytest.mark.parametrize("balanced", [False, True], ids=["fixed", "GradNorm"])
+def test_two_ranks(run, rows_of, on_two_ranks, balanced):
     """Against one that accumulates two batches; there is an odd number of them, so one of a rank is empty."""
     rows = rows_of("llava")
 
-    def on_rank(pack):
-        found = run(pack, data=rows, strategy="ddp", devices=2)
+    def fit(pack, **options):
+        callbacks = [GradNorm()] if balanced else []
+        weights = {"task_weights": None} if balanced else {}
+        return run(pack, data=rows, callbacks=callbacks, options=weights, **options)
+
+    def on_rank():
+        found = fit(True, strategy="ddp", devices=2)
         counts = torch.tensor([len(batch.tasks) for batch in found.batches])
         return [found.end, found.gradients[0], sums_of(found), counts]
 
-    whole = run(False, accumulate=2, data=rows)
+    whole = fit(False, accumulate=2)
     moved = {name: whole.end[name] - weight for name, weight in whole.start.items()}
-    first, second = on_two_ranks(lambda: on_rank(True))
+    first, second = on_two_ranks(on_rank)
     assert 0 in second[3]
     assert first[3].sum() + second[3].sum() == 60
     for name, weight in first[0].items():
@@ -167,7 +176,9 @@ def test_gradnorm_measures_autograds_norms(run, module, family, options, layer):
     packed = run(True, family, callbacks=[gradnorm, keep], options=options, max_steps=2)
     padded = run(False, family, options=options, max_steps=2)
     assert all(batch.is_packed for batch in packed.batches)
-    plain = module(family, **{"adapt": PLAN, **options, "gradient_checkpointing": False})
+    plain = module(
+        family, **{"adapt": PLAN, "token_weights": KINDS, **options, "gradient_checkpointing": False}
+    )
     weights = dict(plain.named_parameters())
     if layer is None:
         name = [name for name, weight in weights.items() if "lora_B" in name and weight.requires_grad][-1]
@@ -183,14 +194,54 @@ def test_gradnorm_measures_autograds_norms(run, module, family, options, layer):
                 torch.testing.assert_close(norms[at], gradient.norm(), rtol=2e-4, atol=1e-6, msg=name)
 
 
-def test_gradnorm_weights_tasks_alike(run):
+PARTS = {
+    "ia3": {"language": "ia3"},
+    "dora": {"language": {"lora": {"r": 2, "dora": True}}},
+    "bottlenecks": {"language.layers[0]": "adapter", "language.layers[1]": {"adapter": {"kind": "parallel"}}},
+    "cross-modal": {"language": "cross_modal_adapter", "projector": "full"},
+    "tower": {"vision.layers[:-1]": {"lora": {"r": 2}}, "projector": "full"},
+    "all": {"language": "full", "projector": "full", "vision.layers[:-1]": "full"},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [
+        *(("llava", plan) for plan in (*PARTS, "new tokens")),
+        ("qwen2_5_vl", "cross-modal"),
+        ("qwen2_5_vl", "all"),
+    ],
+)
+def test_whatever_trains(run, family, plan):
+    options = {"adapt": PARTS.get(plan, PLAN)}
+    if plan == "new tokens":
+        options["new_tokens"] = ["red", "blue"]
+    packed, padded = (run(pack, family, options=options, max_steps=4) for pack in (True, False))
+    assert_same_training(packed, padded)
+
+
+OTHERS = {
+    "GradNorm": (GradNorm, {"task_weights": None}),
+    "uncertainty": (None, {"task_weights": "uncertainty"}),
+    "initial losses": (None, {"task_weights": "inverse_initial_loss"}),
+    "TokenWeightSchedule": (partial(TokenWeightSchedule, between="linear"), {}),
+}
+
+
+@pytest.mark.parametrize("way", OTHERS)
+def test_weights_change_alike(run, way):
+    """Of tasks and of kinds of tokens."""
+    make, options = OTHERS[way]
     packed, padded = (
-        run(pack, callbacks=[GradNorm()], accumulate=2, options={"task_weights": None})
+        run(pack, callbacks=[make()] if make else [], accumulate=2, options=options, max_epochs=2)
         for pack in (True, False)
     )
     assert_same_training(packed, padded)
-    assert packed.weights[-1].unique().numel() == 3
-    torch.testing.assert_close(packed.weights[-1], padded.weights[-1], rtol=1e-4, atol=1e-5)
+    for one, other in zip(packed.weights, padded.weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    counts = torch.stack([step.counts for step in packed.steps])
+    changed = counts[0] - counts[4] if way == "TokenWeightSchedule" else packed.weights[-1] - 1
+    assert changed.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("predictions", ["likeliest", "drawn"])

@@ -44,10 +44,11 @@ class GradNorm(Callback):
 
     Works with any module that has a `TaskWeights`: its docstring shows the two lines that are needed. If each
     sample belongs to one task (`rows`), all gradients come from the ordinary backward pass, which costs as
-    much as that layer's weight gradient; the layer may be frozen or quantised. It is exact unless samples
-    change one another: batch norms that train and tied weights are refused; experts with a shared capacity
-    and losses across the batch would silently give wrong norms. If tasks share inputs (`total`), there is a
-    backward pass for each task, so set `every_n_steps`.
+    much as that layer's weight gradient; the layer may be frozen or quantised. Samples may share a row (then
+    it can't be a layer of a vision tower). It is exact unless samples change one another: batch norms that
+    train and tied weights are refused; experts with a shared capacity and losses across the batch would
+    silently give wrong norms. If tasks share inputs (`total`), there is a backward pass for each task, so set
+    `every_n_steps`.
 
     A task that isn't in a step keeps its last norm and loss; one that has never been seen, whose gradient is
     exactly zero, or isn't finite, keeps its weight.

@@ -39,7 +39,9 @@ class NamesSamples(Protocol):
 
 def sources_of(batch: Any) -> Sequence[str]:
     """Where the samples of a batch came from; nothing for a batch that doesn't say so."""
-    return batch.sources if isinstance(batch, NamesSamples) else ()
+    sources = batch.sources if isinstance(batch, NamesSamples) else ()
+    are_names = isinstance(sources, list | tuple) and all(isinstance(source, str) for source in sources)
+    return sources if are_names else ()
 
 
 def named_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

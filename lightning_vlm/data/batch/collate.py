@@ -98,7 +98,7 @@ class Batch(NamedTuple):
     @property
     def is_packed(self) -> bool:
         """Whether samples share a row."""
-        return len(self.inputs["input_ids"]) < len(self.sources)
+        return len(self.samples) < len(self.lengths)
 
     @property
     def packed_lengths(self) -> tuple[int, ...] | None:

@@ -100,5 +100,6 @@ def test_prompts_stay_padded(tiny):
     batch, padded = (collate(prompts, renderer.tokenizer.pad_token_id, [], [], pack=pack) for pack in (1, 0))
     assert batch.inputs == {}
     assert not batch.lengths
+    assert batch.packed_lengths is None
     for name, value in padded.prompts.items():
         assert torch.equal(batch.prompts[name], value), name
