@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.batching import Batching, MaxTokens, Mode
 from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.draws_by_task import DrawsByTask
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, load_saved_state
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
-from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.read.source import OnBadSample
@@ -257,10 +257,10 @@ class VLMDataModule(LightningDataModule):
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
 
-    def _task_sampler(self) -> TaskBatchSampler | None:
+    def _task_sampler(self) -> DrawsByTask | None:
         """The sampler of the training in progress, if it draws by task."""
         sampler = self._training.sampler if self._training else None
-        return sampler if isinstance(sampler, TaskBatchSampler) else None
+        return sampler if isinstance(sampler, DrawsByTask) else None
 
     def _generates(self) -> bool:
         return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
@@ -280,15 +280,12 @@ class VLMDataModule(LightningDataModule):
         if split != "train":
             size = len(self.source(split))
             return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, *ranks)
-        if not self.sampling:
-            size = len(self._measured())
-            return self.batching.sampler(size, self.batch_size, self.shuffle, self.seed, *ranks)
-        sampler = TaskBatchSampler(
-            self.task_table, self.sampling, self.batch_size, self.shuffle, self.seed, *ranks
+        size = len(self._measured())
+        by_task = (self.task_table, self.sampling) if self.sampling else None
+        ahead = 2 * self.num_workers + 1 + (longest_window(self.trainer) if self.trainer else 1)
+        return self.batching.sampler(
+            size, self.batch_size, self.shuffle, self.seed, *ranks, by_task=by_task, ahead=ahead
         )
-        window = longest_window(self.trainer) if self.trainer else 1
-        sampler.check_ahead(2 * self.num_workers + 1 + window)
-        return sampler
 
     def _measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""
@@ -296,8 +293,7 @@ class VLMDataModule(LightningDataModule):
         model = self._model()
         self.batching.check_model(model)
         if self.batching.needs_lengths:
-            ranks = ranks_of(self.trainer)
-            self.batching.measure(source, self.renderer, self.num_workers, *ranks, model)
+            self.batching.measure(source, self.renderer, self.num_workers, *ranks_of(self.trainer), model)
         return source
 
     def _model(self) -> PreTrainedModel | None:

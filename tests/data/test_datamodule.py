@@ -345,10 +345,21 @@ def test_a_number_measured_later_is_settled_before_batches_are_made(uneven, proc
         data.set_max_tokens(20)
 
 
-@pytest.mark.parametrize("mode", ["length", "tokens", "packed"])
-def test_tasks_are_drawn_for_padded_batches_only(uneven, mode):
-    with pytest.raises(UserError, match=rf"data\.batching {mode} makes its batches beforehand; leave one"):
-        VLMDataModule(train=uneven, sampling="uniform", **MODES[mode])
+@pytest.mark.parametrize("mode", MODES)
+def test_tasks_are_drawn_in_every_mode(uneven, processor, mode, caplog):
+    data = VLMDataModule(
+        train=uneven, sampling={"score": "weights", "weights": {"a": 1, "b": 0}}, **MODES[mode]
+    )
+    notes = Notes(processor)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        trainer(max_epochs=2).fit(notes, data)
+    seen = [int(source) for batch in notes.batches for source in batch]
+    assert set(seen) == {1, 3, 5, 7, 9, 11, 13}
+    said = [record.getMessage() for record in caplog.records]
+    assert f"Epochs of each task: a {len(seen) / 7:.2f} ({len(seen)} samples), b 0.00 (0 samples)" in said
+    if mode != "padded":
+        with pytest.raises(UserError, match=rf"data\.batching {mode} makes its batches beforehand"):
+            VLMDataModule(train=uneven, sampling={"score": "hard"}, **MODES[mode])
 
 
 @pytest.mark.parametrize("mode", MODES)

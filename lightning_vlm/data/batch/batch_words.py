@@ -29,12 +29,13 @@ def filled_in_words(lengths: Lengths, units: Units, budget: Budget, packs: bool)
         budget: The most that a batch may hold.
         packs: Whether its samples share a row.
     """
-    each = (len(lengths) - lengths.unusable) / len(units)
+    tokens = lengths.tokens[units.members]
+    each = int((tokens > 0).sum()) / len(units)
     limit = f"up to {budget.tokens:,} tokens"
     if budget.patches is not None:
         limit += f" and {budget.patches:,} patches"
     if packs:
-        share = int(lengths.tokens.sum()) / (len(units) * budget.tokens)
+        share = int(tokens.sum()) / (len(units) * budget.tokens)
         said = f"packed, {len(units):,} rows of {limit} ({share:.1%} filled, {each:.1f} samples a row)"
     else:
         share = padding(lengths, units)
@@ -51,4 +52,4 @@ def padding(lengths: Lengths, units: Units) -> float:
     """
     sizes = np.diff(units.ends, prepend=0)
     places = int((units.longest(lengths) * sizes).sum())
-    return 1 - int(lengths.tokens.sum()) / max(places, 1)
+    return 1 - int(lengths.tokens[units.members].sum()) / max(places, 1)

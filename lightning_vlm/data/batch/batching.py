@@ -1,30 +1,34 @@
 """How the samples of a training set become batches: `data.batching` and its limits."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.batch_words import alike_in_words, filled_in_words
+from lightning_vlm.data.batch.batching_checks import (
+    BY_TOKENS,
+    MaxTokens,
+    Mode,
+    check_fits,
+    check_options,
+    check_sampling,
+    check_trainer,
+)
 from lightning_vlm.data.batch.lengths import Lengths, measure
 from lightning_vlm.data.batch.packing import WINDOW, Budget, Units, alike, packed, padded
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler, UnitSampler
+from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
-from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.batch.task_units import DrawnUnits, TaskUnitSampler
+from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.packing import why_not_packed
-
-Mode = Literal["padded", "length", "tokens", "packed"]
-BY_TOKENS = ("tokens", "packed")
-"""The modes whose batches have so many tokens instead of so many samples."""
-MaxTokens = int | Literal["auto"] | None
 
 
 class Batching:
@@ -55,34 +59,10 @@ class Batching:
         self.mode = mode
         self.max_tokens = max_tokens
         self.max_patches = max_patches
-        self._check()
+        check_options(mode, max_tokens, max_patches)
         self._lengths: tuple[Renderer, Lengths] | None = None
         self._units: tuple[tuple, Units] | None = None
         self._said = ""
-
-    def _check(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise UserError(
-                f"data.batching: found {self.mode!r}; expected one of {', '.join(get_args(Mode))}"
-            )
-        for name in ("max_tokens", "max_patches"):
-            limit = getattr(self, name)
-            if limit is None:
-                continue
-            if self.mode not in BY_TOKENS:
-                raise UserError(
-                    f"data.{name} has no effect with data.batching {self.mode}; set data.batching to packed "
-                    f"or tokens, or leave {name} out"
-                )
-            is_auto = name == "max_tokens" and limit == "auto"
-            if not is_auto and (not isinstance(limit, int) or limit < 1):
-                raise UserError(f"data.{name}: found {limit!r}; expected a whole number, at least 1")
-        if self.mode in BY_TOKENS and self.max_tokens is None:
-            what = "a row" if self.mode == "packed" else "a batch"
-            raise UserError(
-                f"data.batching {self.mode} needs data.max_tokens: the most tokens of {what}, such as "
-                "batch_size times the length of a long sample"
-            )
 
     def check_sampling(self, sampling: TaskSampling | None) -> None:
         """Check that samples can be drawn by task.
@@ -90,11 +70,7 @@ class Batching:
         Raises:
             UserError: They can't.
         """
-        if sampling is not None and self.mode != "padded":
-            raise UserError(
-                f"data.sampling draws samples as training goes on, and data.batching {self.mode} makes its "
-                "batches beforehand; leave one of them out"
-            )
+        check_sampling(self.mode, sampling)
 
     def check_trainer(self, trainer: Trainer | None) -> None:
         """Check that a trainer leaves batches as they are, and looks for no batch size that has no effect.
@@ -102,19 +78,7 @@ class Batching:
         Raises:
             UserError: It doesn't.
         """
-        overfit = getattr(trainer, "overfit_batches", 0)
-        if overfit:
-            raise UserError(
-                f"found trainer.overfit_batches {overfit}, which replaces the sampler of the data; set "
-                "trainer.limit_train_batches, and data.shuffle to false, instead"
-            )
-        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        callbacks = getattr(trainer, "callbacks", ()) if fits else ()
-        if self.by_tokens and any(isinstance(callback, BatchSizeFinder) for callback in callbacks):
-            raise UserError(
-                "BatchSizeFinder and Tuner.scale_batch_size change data.batch_size, which has no effect with "
-                f"data.batching {self.mode}; set data.max_tokens instead"
-            )
+        check_trainer(self.mode, trainer)
 
     @property
     def needs_lengths(self) -> bool:
@@ -184,24 +148,7 @@ class Batching:
         if self._lengths is None or self._lengths[0] is not renderer:
             self._lengths = renderer, measure(source, renderer, workers, rank, world, model)
         if self.by_tokens and self.max_tokens != "auto":
-            self._check_fits(source)
-
-    def _check_fits(self, source: Conversations) -> None:
-        fixes = {
-            "tokens": "or data.max_length to {limit}, so that longer samples are cut",
-            "patches": "or make pictures smaller, as the processor's max_pixels does",
-        }
-        for name, limit in self.budget._asdict().items():
-            values = getattr(self.lengths, name)
-            if limit is None or not (values > limit).any():
-                continue
-            largest = int(values.argmax())
-            more = int((values > limit).sum()) - 1
-            others = f" ({more:,} others have more as well)" if more else ""
-            raise UserError(
-                f"data.max_{name} is {limit:,}, but {source[largest].source} has {values[largest]:,} {name}"
-                f"{others}; set it to {values[largest]} or more, {fixes[name].format(limit=limit)}"
-            )
+            check_fits(self.lengths, self.budget, source)
 
     def units(self, shuffle: bool, seed: int) -> Units:
         """The batches of `tokens` and `packed`: the same samples together in each epoch.
@@ -229,7 +176,15 @@ class Batching:
         return len(self.units(shuffle, seed)) if self.by_tokens else -(-size // batch_size)
 
     def sampler(
-        self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        by_task: tuple[TaskTable, TaskSampling] | None = None,
+        ahead: int = 1,
     ) -> ResumableBatchSampler:
         """Deals the batches of this mode.
 
@@ -240,7 +195,13 @@ class Batching:
             seed: Which orders are drawn.
             rank: This process.
             world: Number of processes.
+            by_task: The tasks of samples and how they are drawn; None takes each sample once.
+            ahead: How many batches may be prepared before the losses of one are known.
         """
+        if self.mode == "padded" and by_task is not None:
+            by_losses = TaskBatchSampler(*by_task, batch_size, shuffle, seed, rank, world)
+            by_losses.check_ahead(ahead)
+            return by_losses
         if self.mode == "padded":
             return ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
         made_by: dict[str, Any] = {
@@ -250,15 +211,36 @@ class Batching:
         }
         if self.by_tokens:
             made_by |= {f"max_{name}": limit for name, limit in self.budget._asdict().items()}
-            units_of = self._units_in_order(shuffle, seed)
         else:
             made_by["batch_size"] = batch_size
-            units_of = self._alike(batch_size, shuffle, seed)
-        self._say(units_of(0), batch_size, shuffle, seed)
         batches = self.batches(size, batch_size, shuffle, seed)
+        if by_task is not None:
+            table, sampling = by_task
+            make, window = self._of_a_window(batch_size)
+            drawn = DrawnUnits(table, sampling, make, window, batches, shuffle, seed)
+            self._say(drawn.of_epoch(0)[0], batch_size, shuffle, seed)
+            return TaskUnitSampler(drawn, sampling, made_by, size, shuffle, seed, rank, world)
+        units_of = (self._units_in_order if self.by_tokens else self._alike)(batch_size, shuffle, seed)
+        self._say(units_of(0), batch_size, shuffle, seed)
         return UnitSampler(units_of, batches, made_by, size, shuffle, seed, rank, world)
 
-    def _units_in_order(self, shuffle: bool, seed: int) -> Callable[[int], Units]:
+    def _of_a_window(self, batch_size: int) -> tuple[Callable[[np.ndarray], Units], int]:
+        """What makes batches of one window of drawn samples, and how many it should have.
+
+        Nothing of a window waits for the next, as short samples would wait longest and so come less often.
+        Windows of 64 batches lose little by it. None is larger than the data, so that epochs see most of it.
+        """
+        lengths = self.lengths
+        size = len(lengths)
+        if not self.by_tokens:
+            window = batch_size * min(max(16, WINDOW // batch_size), -(-size // batch_size))
+            return lambda samples: alike(lengths, samples, batch_size, window), window
+        fill, budget = (packed if self.packs else padded), self.budget
+        samples_a_batch = budget.tokens * size // max(int(lengths.tokens.sum()), 1)
+        window = min(max(4 * WINDOW, 64 * samples_a_batch), size)
+        return lambda samples: fill(lengths, samples, budget, len(samples)), window
+
+    def _units_in_order(self, batch_size: int, shuffle: bool, seed: int) -> Callable[[int], Units]:
         units = self.units(shuffle, seed)
 
         def of_epoch(epoch: int) -> Units:
@@ -280,7 +262,8 @@ class Batching:
         if self.by_tokens:
             said = filled_in_words(self.lengths, units, self.budget, self.packs)
         else:
-            before = Units.of_size(_order(len(self.lengths), shuffle, seed, epoch=0), batch_size)
+            order = _order(len(units.members), shuffle, seed, epoch=0)
+            before = Units.of_size(np.sort(units.members)[order], batch_size)
             said = alike_in_words(self.lengths, units, before, batch_size)
         if said != self._said:
             rank_zero_info(f"Batches: {said}")

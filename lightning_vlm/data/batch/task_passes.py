@@ -30,6 +30,11 @@ class TaskPasses:
         self.members = [torch.from_numpy(np.flatnonzero(task_of == task)) for task in range(len(table.names))]
         """The samples of each task."""
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many samples each task has."""
+        return [len(members) for members in self.members]
+
     def deal(self, tasks: Tensor, before: list[int]) -> Tensor:
         """The next samples of some tasks.
 

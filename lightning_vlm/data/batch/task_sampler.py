@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_vlm.data.batch.sampler import ResumableBatchSampler
+from lightning_vlm.data.batch.draws_by_task import DrawsByTask
 from lightning_vlm.data.batch.task_passes import TaskPasses, chance, plus
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
 
 
-class TaskBatchSampler(ResumableBatchSampler):
+class TaskBatchSampler(DrawsByTask):
     """Draws batches of indices for one rank, their tasks with the probabilities of a `TaskSampling`.
 
     All ranks draw the same samples and each takes its own, so 2 ranks × 4 see what 1 rank × 8 sees, or 4 × 2
@@ -56,6 +56,7 @@ class TaskBatchSampler(ResumableBatchSampler):
         self.sampling = sampling
         self.description = f"{sampling} of {', '.join(table.names)}"
         self._passes = TaskPasses(table, shuffle, seed)
+        self.task_sizes = self._passes.sizes
         self._scores = sampling.scores(table)
         self._round_size = sampling.every_n_samples
         if sampling.grouped:  # a batch is never in two rounds
@@ -115,30 +116,6 @@ class TaskBatchSampler(ResumableBatchSampler):
         number, rest = divmod(place, self._round_size)
         counts = self._drawn_before_round(number)
         return plus(counts, self._draw_tasks(number)[:rest]) if rest else counts
-
-    def samples(self, place: int) -> dict[str, int]:
-        """`drawn` by the names of tasks."""
-        return dict(zip(self.names, self.drawn(place), strict=True))
-
-    def epochs(self, place: int) -> dict[str, float]:
-        """How often each task's data has been gone through up to a place; see `drawn`."""
-        sizes = map(len, self._passes.members)
-        return {
-            name: count / size for (name, count), size in zip(self.samples(place).items(), sizes, strict=True)
-        }
-
-    def metrics(self, place: int) -> dict[str, float]:
-        """What is logged of what was drawn up to a place."""
-        metrics: dict[str, float] = {
-            f"data/epochs/{task}": count for task, count in self.epochs(place).items()
-        }
-        return metrics | {f"data/samples/{task}": count for task, count in self.samples(place).items()}
-
-    def summary(self, place: int) -> str:
-        """What was drawn up to a place, in words."""
-        samples, epochs = self.samples(place), self.epochs(place)
-        each = [f"{task} {epochs[task]:.2f} ({samples[task]:,} samples)" for task in epochs]
-        return f"Epochs of each task: {', '.join(each)}"
 
     def end_step(self, sums: Tensor, counts: Tensor, place: int) -> None:
         """Take in the losses of an optimizer step; the host doesn't wait for the device.
