@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from lightning_vlm_callbacks.host_data import HostData
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.exporters.utils import precompute_export_inputs
@@ -45,10 +46,8 @@ _DEEPSTACK = "_deepstack_process"
 _NO_CHECK = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
-class PictureInputs:
+class PictureInputs(HostData):
     """Sizes of a batch's pictures and what follows from them, on the host.
-
-    It is no tensor and no collection, so that Lightning leaves it where it is.
 
     Args:
         sizes: Inputs of the model that it reads on the host.

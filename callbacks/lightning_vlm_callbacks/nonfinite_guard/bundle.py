@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_vlm_callbacks.host_data import HostData
 from lightning_vlm_callbacks.nonfinite_guard.batches import items_of, named_tensors
 from lightning_vlm_callbacks.nonfinite_guard.diagnosis import Diagnosis
 from lightning_vlm_callbacks.nonfinite_guard.replay import replay
@@ -28,8 +29,8 @@ class NonFiniteBundle:
     """A micro-batch that gave NaN or infinity, with the data needed to run it again.
 
     Args:
-        batch: As training_step got it, on the CPU. Things that are neither containers, tensors, numbers nor
-            strings are kept as text.
+        batch: As training_step got it, on the CPU. Things that are neither containers, tensors, numbers,
+            strings nor `HostData` are kept as text.
         batch_idx: Its number in the epoch.
         step: `trainer.global_step` when it was met.
         epoch: Counted from 0.
@@ -145,12 +146,12 @@ def _pack(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_pack, value))
     is_named_tuple = isinstance(value, tuple) and hasattr(value, "_fields")
-    if not (is_named_tuple or isinstance(value, dict | UserDict) or is_dataclass(value)):
+    if not (is_named_tuple or isinstance(value, dict | UserDict | HostData) or is_dataclass(value)):
         return repr(value)
     packed = {}
     if type(value) is not dict:
         packed[_CLASS] = f"{type(value).__module__}:{type(value).__qualname__}"
-    for key, item in items_of(value):
+    for key, item in vars(value).items() if isinstance(value, HostData) else items_of(value):
         packed[key] = _pack(item)
     return packed
 
@@ -177,7 +178,7 @@ def _rebuild(path: str, items: dict[str, Any]) -> Any:
         return kind._make(items.values())
     if issubclass(kind, dict | UserDict):
         return kind(items)
-    if is_dataclass(kind):
+    if is_dataclass(kind) or issubclass(kind, HostData):
         rebuilt = object.__new__(kind)
         rebuilt.__dict__.update(items)
         return rebuilt

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import NonFiniteBundle
+from lightning_vlm_callbacks.host_data import HostData
 from lightning_vlm_callbacks.nonfinite_guard.bundle import save
 from lightning_vlm_callbacks.random_states import random_state, set_random_state
 
@@ -29,6 +30,11 @@ class Record:
     extra: dict
 
 
+class Host(HostData):
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+
 class Thing:
     def __repr__(self):
         return "<thing>"
@@ -43,7 +49,8 @@ def bundle_of(batch, weights=None):
 def test_a_batch_comes_back_as_it_was(tmp_path):
     """Without pickled classes in the file."""
     x = torch.arange(6.0)
-    batch = Record(Pair(x[2:4], ["a", None]), {"u": UserDict(y=(x, 1)), "t": Thing(), 1: {"z": True}})
+    extra = {"u": UserDict(y=(x, 1)), "t": Thing(), 1: {"z": True}, "h": Host({"of": x[:2]})}
+    batch = Record(Pair(x[2:4], ["a", None]), extra)
     assert save(tmp_path / "b.pt", bundle_of(batch), 1e6) == ""
     held = torch.load(tmp_path / "b.pt", weights_only=True)
     assert held["batch"]["pair"]["x"].untyped_storage().nbytes() == 8  # not all that it is a view of
@@ -55,6 +62,8 @@ def test_a_batch_comes_back_as_it_was(tmp_path):
     assert isinstance(back.batch.extra["u"], UserDict)
     assert torch.equal(back.batch.extra["u"]["y"][0], x)
     assert (back.batch.extra["t"], back.batch.extra[1]) == ("<thing>", {"z": True})
+    assert isinstance(back.batch.extra["h"], Host)
+    assert torch.equal(back.batch.extra["h"].sizes["of"], x[:2])
     assert (back.batch_idx, back.step) == (3, 7)
     set_random_state(back.random)
 
