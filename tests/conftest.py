@@ -90,6 +90,7 @@ CHECKS = {
     "scheduled sampling": "module/test_scheduled_sampling.py",
     "several answers": "module/test_ranking.py",
     "tasks, GradNorm": "module/test_tasks.py",
+    "packing": "module/test_packed.py",
 }
 """The columns of the table of families, and where each is tested."""
 _ABOUT = """\
@@ -100,7 +101,8 @@ the family, made of its real classes, processor and a chat template in the shape
 limits: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and norm never learn
 (LLaVA-OneVision: its norm). PaliGemma can't process text without a picture. Pixtral's template drops system
 turns, and Qwen3-VL's drops the pictures in them; such data is refused. LLaVA-OneVision's generation prompt
-differs from the beginning of the answers in its template; a warning says so.
+differs from the beginning of the answers in its template; a warning says so. PaliGemma, Gemma 3 and Mllama
+can't be packed exactly (docs/packing.md): they train by tokens, and a line says so.
 
 """
 _passed: Counter[tuple[str, str]] = Counter()

@@ -42,11 +42,11 @@ def on_samples(module):
 
 @pytest.mark.parametrize("family", PACKED)
 def test_each_family_is_proved_in_its_precision(on_samples, family):
-    for dtype in (torch.float32, torch.bfloat16):
-        proof = on_samples(family, dtype, attention="sdpa" if dtype == torch.float32 else "auto")
+    for dtype, attention, far in ((torch.float32, "sdpa", 1e-6), (torch.bfloat16, "auto", 1e-2)):
+        proof = on_samples(family, dtype, attention)
         proof.check()
         assert proof.seen == proof.moved == 0
-        assert proof.distances.hidden_states < 1e-6 or dtype == torch.bfloat16
+        assert proof.distances.hidden_states < far
 
 
 @pytest.mark.parametrize(

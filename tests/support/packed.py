@@ -91,9 +91,13 @@ def gradients_of(one):
 
 def alone(one, samples, dtype=torch.float64):
     """The same with each sample in a batch of its own: losses and gradients are summed."""
+    return summed([step(one, batch_of(one, [sample], pack=False, dtype=dtype)) for sample in samples])
+
+
+def summed(steps):
+    """Losses and gradients of several steps in one."""
     total, gradients = 0, {}
-    for sample in samples:
-        loss, parts = step(one, batch_of(one, [sample], pack=False, dtype=dtype))
+    for loss, parts in steps:
         total = total + loss
         for name, gradient in parts.items():
             gradients[name] = gradients.get(name, 0) + gradient
