@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -321,6 +322,38 @@ def test_report(project, capsys):
         assert word in shown
     (picture,) = Path("runs").rglob("predictions.png")
     assert PIL.Image.open(picture).size[0] > 300
+
+
+def test_the_summary_has_the_throughput(project, capsys):
+    assert command("fit", "--trainer.max_steps", "6", "--trainer.log_every_n_steps", "2") == 0
+    shown = capsys.readouterr().out
+    rates = r"^speed +[\d.,]+ samples, [\d.,]+ tokens, [\d.,]+ learned tokens per second; [\d.]+ s a step$"
+    assert re.search(rates, shown, re.MULTILINE)
+    assert "a device; no MFU: the peak of a cpu isn't known; give peak_tflops" in shown
+    assert "waiting for data" in shown
+    (log,) = Path("runs").rglob("metrics.csv")
+    assert "throughput/tokens_per_second" in log.read_text()
+
+
+def test_a_monitor_of_the_user_is_the_only_one(project, caplog):
+    """By its bare name, which Lightning has a callback of too; two would be refused."""
+    Path("monitor.yaml").write_text("trainer: {callbacks+: [{class_path: ThroughputMonitor}]}")
+    assert command("fit", "--config", "monitor.yaml") == 0
+    assert "ThroughputMonitor: nothing was measured: all of its steps were warm-up" in caplog.text
+
+
+def test_what_would_make_it_faster():
+    from lightning_vlm_callbacks.throughput_monitor.summary import Summary
+
+    from lightning_vlm import VLMDataModule
+    from lightning_vlm.outputs.throughput import advice_on_speed
+
+    data = VLMDataModule(train="train.jsonl")
+    waiting, padding = advice_on_speed(Summary({"waiting_share": 0.4, "padding_share": 0.5}, [], []), data)
+    assert waiting.endswith("(40% of the time is spent waiting for it): set data.num_workers to 1 (now 0)")
+    assert padding.startswith("50% of the tokens computed are padding: data.batching packed leaves them out ")
+    assert padding.endswith("for at most 2 times the speed")
+    assert not list(advice_on_speed(Summary({"waiting_share": 0.05, "padding_share": 0.02}, [], []), data))
 
 
 def test_checkpoints_load_without_pickled_code(project):

@@ -17,6 +17,9 @@ MOVED = {
 }
 """Class paths of earlier versions, and where those classes are now."""
 
+MEANT = {"ThroughputMonitor": "lightning_vlm_callbacks.ThroughputMonitor"}
+"""Bare names of classes that Lightning has too, and which is meant."""
+
 _DRAWN = ("true", "RunReport draws what is logged, for all callbacks")
 _DRAWN_IN = ("null", "RunReport writes what is logged; it has a dirpath of its own")
 
@@ -77,7 +80,7 @@ def modernize(root: Node) -> list[str]:
         path = values.get("class_path")
         if not isinstance(path, ScalarNode):
             continue
-        path.value = MOVED.get(path.value, path.value)
+        path.value = {**MOVED, **MEANT}.get(path.value, path.value)
         name = path.value.rpartition(".")[2]
         arguments = values.get("init_args")
         if name in REMOVED and isinstance(arguments, MappingNode):

@@ -38,6 +38,7 @@ def advice_on_speed(summary: Summary, data: VLMDataModule) -> Iterator[str]:
     padding = summary.figures.get("padding_share", 0.0)
     if padding >= MUCH_PADDING and not data.batching.packs:
         yield (
-            f"{padding:.0%} of the tokens computed are padding: data.batching packed leaves them out, for "
+            f"{padding:.0%} of the tokens computed are padding: data.batching packed leaves them out "
+            f"(with data.max_tokens), for "
             f"at most {1 / (1 - padding):.2g} times the speed"
         )

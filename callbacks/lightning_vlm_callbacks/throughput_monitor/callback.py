@@ -196,7 +196,7 @@ class ThroughputMonitor(Callback):
             # Other processes may not come to add up the last stretch.
             if trainer.world_size == 1:
                 self._close_stretch(trainer)
-            self._finish(trainer)
+            self._finish(trainer, failed=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -245,10 +245,12 @@ class ThroughputMonitor(Callback):
             found["memory_gib"] = memory / 2**30
         return found
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish(self, trainer: Trainer, failed: bool = False) -> None:
         self._stop_listening()
         self._log(trainer, wait=True)
         whole = self._ledger.whole
+        if failed and not whole.steps:  # what failed is all that matters
+            return
         found = self._figures(trainer, whole)
         why = self._counter.no_operations if whole.number("operations") is None else self._why_no_peak
         loader = trainer.train_dataloader

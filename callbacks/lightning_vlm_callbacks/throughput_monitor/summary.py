@@ -111,7 +111,7 @@ def _use(figures: Mapping[str, float], why_no_mfu: str) -> str:
     if "step_seconds" not in figures:
         return ""
     speed = figures.get("tflops_per_device")
-    shown = "" if speed is None else f"{_number(speed)} TFLOP/s a device"
+    shown = "" if speed is None else f"{_operations(speed)} a device"
     if "mfu" in figures:
         return f"{shown}, {figures['mfu']:.1%} of its peak (MFU)"
     return f"{shown}; no MFU: {why_no_mfu}" if shown else f"no MFU: {why_no_mfu}"
@@ -135,6 +135,14 @@ def _not_counted(totals: Totals) -> str:
         if seconds >= 0.05:
             parts.append(f"{name} {seconds:,.1f} s")
     return f"not counted: {', '.join(parts)}" if parts else ""
+
+
+def _operations(tflops: float) -> str:
+    """
+    >>> _operations(412.3), _operations(0.00512)
+    ('412 TFLOP/s', '5.12 GFLOP/s')
+    """
+    return f"{_number(tflops)} TFLOP/s" if tflops >= 0.1 else f"{_number(tflops * 1000)} GFLOP/s"
 
 
 def _number(value: float) -> str:
