@@ -68,9 +68,9 @@ class VLMModule(LightningModule):
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
         dtype: Of the weights; `auto` is as saved.
-        attn_implementation: `auto` (or None) is what transformers chooses, with `flash_varlen`, PyTorch's own
-            FlashAttention, where that is exact. Or one for the whole model: `sdpa`, `flash_attention_2`, ...
-        gradient_checkpointing: Trade time for memory.
+        attn_implementation: `auto` (or None) is what transformers chooses, with one FlashAttention call a
+            layer for all pictures of a batch in towers that allow it. Or one for the whole model: `sdpa`, ...
+        gradient_checkpointing: Trade time for memory; `auto` does where a measured step says that it must.
         compile: Compile each block with `torch.compile`: slow first steps, faster ones after them.
         kernels: `liger` computes norms, activations and rotary embeddings by its kernels, on a GPU.
         quantization: `nf4` or `int8`: the language model's linear layers are loaded in 4 or 8 bits, and only
@@ -101,7 +101,7 @@ class VLMModule(LightningModule):
         chat_template: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = "auto",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
         compile: bool = False,
         kernels: Literal["liger"] | None = None,
         quantization: Quantization | str | None = None,
@@ -252,6 +252,7 @@ class VLMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
+        self.callbacks.memory.settle(self)
         of_tasks = {"tasks": 0.01} if isinstance(self.tasks, Uncertainty) else {}
         optimizer = make_optimizer(self.optimizer, self, {**of_tasks, **self.learning_rates}, self.trainer)
         scheduler = self.steps.schedule(optimizer, self.schedule, self.trainer)
@@ -260,7 +261,7 @@ class VLMModule(LightningModule):
 
     def batch_counter(self) -> VLMBatchCounter:
         """How a ThroughputMonitor counts batches."""
-        return VLMBatchCounter(self.model, self.trainer.precision_plugin.forward_context)
+        return VLMBatchCounter(self.model)
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch; `VLMDataModule` asks while the batch is on the CPU."""

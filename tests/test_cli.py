@@ -225,6 +225,16 @@ def test_configs_compose(project):
     assert ModelCheckpoint in kinds
 
 
+def test_what_was_measured_is_in_the_saved_config(project):
+    auto = ["--data.max_tokens", "auto", "--model.gradient_checkpointing", "auto"]
+    assert command("fit", "--data.batching", "packed", *auto) == 0
+    (file,) = Path("runs").rglob("config.yaml")
+    saved = yaml.safe_load(file.read_text())
+    assert saved["data"]["max_tokens"] >= 10
+    assert saved["model"]["gradient_checkpointing"] is False
+    assert main(["fit", "--config", str(file), "--trainer.max_steps", "1"]) == 0
+
+
 @pytest.mark.filterwarnings("ignore:resumed with a change")
 def test_weights_and_biases(project, capsys):
     import wandb

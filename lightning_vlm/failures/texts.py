@@ -18,6 +18,9 @@ def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
     if size:
         amount = f"{int(size[1]) / 1e9:,.1f} GB" if size[1] else size[2]
         asked = f" ({amount} more were asked for)"
+    for note in getattr(error, "__notes__", ()):  # of training, which knows the batch
+        if note.startswith("in training batch"):
+            return f"out of memory on {device}{asked} {note}"
     return (
         f"out of memory on {device}{asked}\n"
         "lower data.batch_size and raise trainer.accumulate_grad_batches as much, or lower data.max_length;\n"

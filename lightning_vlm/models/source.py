@@ -45,7 +45,7 @@ class ModelSource:
     plan: Mapping[str, Any]
     dtype: Dtype
     attn_implementation: str | None
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
     compile: bool
     kernels: Literal["liger"] | None
     quantization: Quantization | None
@@ -87,7 +87,7 @@ class ModelSource:
             self.name_or_path,
             dtype=self.dtype,
             attn_implementation=self.attn_implementation,
-            gradient_checkpointing=self.gradient_checkpointing,
+            gradient_checkpointing=self.gradient_checkpointing is True,  # auto is settled before a fit
             quantization=self.quantization,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,

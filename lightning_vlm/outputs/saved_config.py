@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_vlm_callbacks.runs import run_folder
 
 from lightning_vlm.outputs.wandb_run import loggers_of
+
+if TYPE_CHECKING:
+    from lightning_vlm.training.memory import MemoryPlan
 
 
 class SaveConfig(SaveConfigCallback):
@@ -23,6 +26,14 @@ class SaveConfig(SaveConfigCallback):
         """Find the run's folder, together with the other ranks."""
         self.folder = run_folder(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save it again with what a fit has measured, if it has, so that it is repeated too."""
+        memory: MemoryPlan = pl_module.callbacks.memory  # type: ignore[union-attr, assignment]
+        for key, value in memory.settled.items():
+            self.config[key] = value
+        if memory.settled and trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called once, on rank zero."""

@@ -11,6 +11,7 @@ from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
 from lightning_vlm.training.skip_checks import TrainingSkipCheck
@@ -29,6 +30,8 @@ class ModuleCallbacks:
     modes: FitModes = field(default_factory=FitModes)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
     skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
+    memory: MemoryPlan = field(default_factory=MemoryPlan)
+    out_of_memory: OutOfMemoryNote = field(default_factory=OutOfMemoryNote)
     evaluation: Evaluation = field(default_factory=Evaluation)
     attention_check: VarlenAttentionCheck = field(default_factory=VarlenAttentionCheck)
     packing_proof: PackingProof = field(default_factory=PackingProof)

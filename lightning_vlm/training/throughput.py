@@ -1,8 +1,5 @@
 """How the batches of a VLMModule are counted for a ThroughputMonitor."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 from lightning_vlm_callbacks import BatchCounter, Counts
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -16,13 +13,10 @@ class VLMBatchCounter(BatchCounter):
 
     Args:
         model: In a fit, adapted.
-        context: What its forward runs in, such as autocast.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, context: Callable[[], AbstractContextManager] = nullcontext
-    ) -> None:
-        self._operations = OperationCounter(model, context)
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._operations = OperationCounter(model)
         self._has_targets = True
 
     @override

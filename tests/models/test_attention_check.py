@@ -49,15 +49,6 @@ def test_exact_attention_is_close_to_the_reference(family, pack, tiny_folder):
     assert module.model.get_decoder().config._attn_implementation == varlen.NAME
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_each_sample_is_compared_by_itself(pack):
-    """A short one that is wrong isn't lost among long ones, and padding doesn't count."""
-    hidden = torch.arange(9).reshape(1, 9, 1) if pack else torch.arange(12).reshape(2, 6, 1)
-    samples = check._of_samples(hidden, [6, 3])
-    expected = [range(6), range(6, 9)]
-    assert [sample.flatten().tolist() for sample in samples] == [list(values) for values in expected]
-
-
 def leak(query, key, value, ends, *rest):
     """Sequences see one another."""
     return IN_TURN(query, key, value, torch.tensor([0, len(query)]), *rest)

@@ -1,6 +1,5 @@
 """Load a vision-language model and its processor by name or folder, ready to be adapted and trained."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.data.render.templates import TEMPLATES
@@ -29,6 +27,7 @@ from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.parts import Parts, find_parts
+from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import did_you_mean, shorten
 
@@ -104,10 +103,7 @@ def load_model(
 ) -> LoadedModel:
     """Load an image-text model in its own class.
 
-    The forward pass keeps no key-value cache (`generate` still does). Gradient checkpointing is the kind that
-    is not reentrant: adapters learn under it in the vision tower too, though nothing that enters the tower
-    has a gradient. Therefore embeddings are not made to require gradients, which only the reentrant kind
-    needs: it would keep the activations of a frozen tower and send the backward pass through it.
+    The forward pass keeps no key-value cache (`generate` still does).
 
     What the files lack is new and starts as `init_missing_weights` says.
 
@@ -117,8 +113,8 @@ def load_model(
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
             chooses, with `flash_varlen` in place of `sdpa` where it is exact (`models.attention`).
             `flash_varlen` is the same, or an error where the language model can't have it.
-        gradient_checkpointing: Compute activations again in the backward pass, language and vision, for less
-            memory. It acts only on modules in train mode; a warning says so if a family doesn't support it.
+        gradient_checkpointing: Compute activations again in the backward pass, for less memory; see
+            `use_gradient_checkpointing`.
         quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
@@ -146,17 +142,7 @@ def load_model(
         )
         model, found = loaded
         if gradient_checkpointing:
-            # The name up to transformers 5.17, which newer ones warn of.
-            old = getattr(model, "gradient_checkpointing_enable", None)
-            enable: Any = getattr(model, "activation_checkpointing_enable", old)
-            enable({"use_reentrant": False})
-            model.disable_input_require_grads()  # transformers has switched that on; see above
-            _warn_where_none(model)
-            if quantization is not None and quantization.method == "int8":
-                warnings.warn(
-                    "gradient_checkpointing: int8 layers keep what goes into them all the same; nf4 doesn't",
-                    stacklevel=2,
-                )
+            use_gradient_checkpointing(model)
     choice.settle(model, attn_implementation)
     prepare(model)
     parts = find_parts(model)
@@ -190,19 +176,6 @@ def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
             "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
         )
     return config
-
-
-def _warn_where_none(model: PreTrainedModel) -> None:
-    """Say so where gradient checkpointing changes nothing (Mllama's vision)."""
-    parts = find_parts(model)
-    for part in ("vision", "language"):
-        for blocks in map(model.get_submodule, parts[f"{part}.layers"]):
-            if not any(isinstance(module, GradientCheckpointingLayer) for module in blocks.modules()):
-                name = type(next(blocks.children())).__name__
-                warnings.warn(
-                    f"gradient_checkpointing: {name} in {part} doesn't support it and keeps all activations",
-                    stacklevel=3,
-                )
 
 
 def resolve(name_or_path: str | Path) -> str:

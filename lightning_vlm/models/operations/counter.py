@@ -1,7 +1,6 @@
 """What a batch of a vision-language model costs, from its sizes and the weights that train."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,15 +28,12 @@ class OperationCounter:
 
     Args:
         model: In a fit, adapted, on its device.
-        context: What its forward runs in, such as autocast.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, context: Callable[[], AbstractContextManager] = nullcontext
-    ) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.why = ""
         """Why operations are unknown; empty if they aren't."""
-        self._model, self._context = model, context
+        self._model = model
         self._weights = list(model.parameters())
         self._begin()
 
@@ -81,8 +77,7 @@ class OperationCounter:
         total, below = 0.0, False
         if pictures.tiles or pictures.grids:
             if self._tower is None:
-                with self._context():
-                    self._tower = trace_vision(self._model, inputs, pictures)
+                self._tower = trace_vision(self._model, inputs, pictures)
             total += _operations(self._tower.cost, self._tower.rows(pictures), self._tower.pairs(pictures))
             below = self._tower.cost.has_gradient
         language, head = self._text_costs(below)
@@ -92,9 +87,8 @@ class OperationCounter:
     def _text_costs(self, below: bool) -> tuple[Cost, Cost]:
         """Of the language model and the head."""
         if below not in self._costs:
-            with self._context():
-                language = language_cost(self._model, below)
-                self._costs[below] = language, head_cost(self._model, language.has_gradient)
+            language = language_cost(self._model, below)
+            self._costs[below] = language, head_cost(self._model, language.has_gradient)
         return self._costs[below]
 
 
