@@ -29,6 +29,7 @@ from lightning_vlm.models.loading.load import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.plan import expand
+from lightning_vlm.models.precision import autocast_dtype
 from lightning_vlm.models.source import ModelSource
 from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups
 from lightning_vlm.optim.optimizer import make_optimizer
@@ -67,7 +68,7 @@ class VLMModule(LightningModule):
         generation: Arguments of `generate`, such as `{max_new_tokens: 32}`. None generates only to predict.
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
-        dtype: Of the weights; `auto` is as saved.
+        dtype: Of the weights; `auto` is as saved, but float32 for what trains under mixed precision.
         attn_implementation: `auto` (or None) is what transformers chooses, with one FlashAttention call a
             layer for all pictures of a batch in towers that allow it. Or one for the whole model: `sdpa`, ...
         gradient_checkpointing: Trade time for memory; `auto` does where a measured step says that it must.
@@ -178,7 +179,8 @@ class VLMModule(LightningModule):
         """Load the model and adapt it, once."""
         if self.model is not None:
             return
-        self.loaded = self.source.model(self.processor if self.new_tokens else None)
+        precision = autocast_dtype(self._trainer)
+        self.loaded = self.source.model(self.processor if self.new_tokens else None, precision)
         self.model = self.loaded.model
         self.parts = find_parts(self.model, prefix="model.")
         self.trained = TrainedWeights(self)

@@ -23,6 +23,7 @@ from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt
 from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_token_ids, train_new_rows
 from lightning_vlm.models.plan.plan import read_plan, refuse_on_quantised
+from lightning_vlm.models.precision import keep_weights
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ class ModelSource:
         add_to_tokenizer(processor, self.new_tokens)
         return processor
 
-    def model(self, processor: ProcessorMixin | None) -> LoadedModel:
+    def model(self, processor: ProcessorMixin | None, autocast: torch.dtype | None = None) -> LoadedModel:
         """Load the model and adapt it.
 
         Args:
             processor: As from `processor`; only new tokens need it.
+            autocast: What matrices are multiplied in under mixed precision. With `dtype` auto, what trains is
+                then kept in float32, and what is frozen in this.
         """
         loaded = load_model(
             self.name_or_path,
@@ -96,6 +99,8 @@ class ModelSource:
             add_rows(loaded.model, new_token_ids(processor, self.new_tokens))
         adapt(loaded.model, self.plan, loaded.parts)
         train_new_rows(loaded.model)
+        if autocast is not None and self.dtype == "auto":
+            keep_weights(loaded.model, autocast)
         if self.kernels:
             replaced = use_liger(loaded.model)
             rank_zero_info(f"model.kernels: Liger computes {replaced}")
