@@ -236,8 +236,8 @@ lightning_vlm.errors.UserError: no samples"""
 EXCEPTIONS = {
     "memory of the CPU": (
         lambda: raised(lambda: torch.empty(1 << 50, dtype=torch.uint8)),
-        "out of memory on the CPU (1,125,899.9 GB more were asked for)\nlower data.batch_size and raise "
-        "trainer.accumulate_grad_batches",
+        "out of memory on the CPU (1,125,899.9 GB more were asked for)\nlower data.batch_size "
+        "(data.max_tokens where it is set) and raise trainer.accumulate_grad_batches",
     ),
     "memory of Python": (
         lambda: raised(lambda: bytearray(1 << 60)),
