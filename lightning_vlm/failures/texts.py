@@ -23,8 +23,8 @@ def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
             return f"out of memory on {device}{asked} {note}"
     return (
         f"out of memory on {device}{asked}\n"
-        "lower data.batch_size (data.max_tokens where it is set) and raise trainer.accumulate_grad_batches as "
-        "much, or lower data.max_length;\n"
+        "lower data.batch_size (data.max_tokens where it is set) and raise trainer.accumulate_grad_batches "
+        "as much, or lower data.max_length;\n"
         "or set model.gradient_checkpointing: true, or model.quantization: nf4 to train on quantised weights"
     )
 
