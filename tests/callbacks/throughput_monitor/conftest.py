@@ -79,7 +79,19 @@ class Timed(LightningModule):
         return DataLoader(Samples(self.time, self.size // world + rank), self.batch_size)
 
     def val_dataloader(self):
-        return DataLoader(torch.zeros(2, 2), 1)
+        return SlowStart(self.time, torch.zeros(2, 2), 1)
+
+
+class SlowStart(DataLoader):
+    """It takes 3 s until it is there, as with worker processes."""
+
+    def __init__(self, time, *arguments):
+        self.time = time
+        super().__init__(*arguments)
+
+    def __iter__(self):
+        self.time.spend(3)
+        return super().__iter__()
 
 
 class SlowSave(Callback):

@@ -94,14 +94,14 @@ def test_warm_up_validation_and_checkpoints_are_shown_and_not_counted(fit, hours
     assert monitor.summary.figures["step_seconds"] == pytest.approx(STEP + FETCH)
     assert monitor.summary.figures["samples_per_second"] == pytest.approx(2 / 8)
     line = monitor.summary.lines[-1]
-    assert line == "not counted: warm-up 16.0 s, validation 40.0 s, checkpoints 80.0 s"
+    assert line == "not counted: warm-up 16.0 s, validation 46.0 s, checkpoints 80.0 s"
 
 
 def test_a_checkpoint_of_a_validation_is_no_validation(fit, hours):
     monitor = ThroughputMonitor(warmup_steps=0)
     saves = ModelCheckpoint()
     fit(monitor, callbacks=[SlowSave(hours), saves], enable_checkpointing=True, limit_val_batches=2)
-    assert monitor.summary.lines[-1] == "not counted: validation 20.0 s, checkpoints 20.0 s"
+    assert monitor.summary.lines[-1] == "not counted: validation 23.0 s, checkpoints 20.0 s"
 
 
 def test_accumulation(fit, logger, rows):
