@@ -17,9 +17,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+
+from tests.support.pretended_kernels import in_place_of
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
@@ -116,11 +117,8 @@ class PretendedDevice(TorchDispatchMode):
         self._stack = ExitStack()
 
     def __enter__(self) -> "PretendedDevice":
-        stream = SimpleNamespace(record_event=lambda: SimpleNamespace(synchronize=lambda: None))
-        self._stack.enter_context(patch("torch.cuda.current_stream", lambda device=None: stream))
-        self._stack.enter_context(
-            patch("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state())
-        )
+        for name, value in _CUDA.items():
+            self._stack.enter_context(patch(f"torch.{name}", value))
         self._stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         self._stack.enter_context(_setting("only_lift_cpu_tensors"))
         self._stack.enter_context(_swapped_parameters())
@@ -149,7 +147,7 @@ class PretendedDevice(TorchDispatchMode):
         to_device = bool(on_device) if target is None else _is_device(target)
         if operation is aten.copy_:
             to_device = isinstance(arguments[0], OnDevice)
-        run = _instead(function)
+        run = in_place_of(function)
         given, with_options = tree_map_only(OnDevice, lambda one: one.value, (arguments, options))
         if target is not None:
             with_options["device"] = torch.device("cpu")
@@ -163,6 +161,39 @@ class PretendedDevice(TorchDispatchMode):
         if operation is aten._to_copy or run is not function:
             return made
         return return_and_correct_aliasing(function, arguments, options, made)
+
+
+class Event:
+    """A moment of the device, which is always past."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        """There is one place only."""
+
+    def query(self) -> bool:
+        """Whether the device has come here."""
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing to wait for. It isn't counted: who asks for an event may ask when it has long passed."""
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Milliseconds."""
+        return 1.0
+
+
+_CUDA: dict[str, Any] = {
+    "backends.cuda.is_flash_attention_available": lambda: True,
+    "cuda.get_device_capability": lambda device=None: (9, 0),
+    "cuda.get_device_name": lambda device=None: "NVIDIA H100 80GB HBM3",
+    "cuda.max_memory_allocated": lambda device=None: 0,
+    "cuda.get_rng_state": lambda device=None: torch.get_rng_state(),
+    "cuda.current_stream": lambda device=None: SimpleNamespace(record_event=Event),
+    "cuda.Event": Event,
+}
+"""What is asked about a GPU without an operation."""
 
 
 def counts(waits: list[Wait]) -> dict[str, int]:
@@ -260,41 +291,3 @@ def _swapped_parameters() -> Iterator[None]:
         yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
-
-
-def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: Any, **options: Any) -> Any:
-    causal, scale = rest[3], rest[4]
-    outs = []
-    lengths = starts.diff().tolist()
-    for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True):
-        one, two, three = (part.transpose(0, 1)[None] for part in parts)
-        out = scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale, enable_gqa=True)
-        outs.append(out[0].transpose(0, 1))
-    sums = torch.zeros(query.shape[1], len(query), dtype=torch.float32)  # that only the backward reads
-    return torch.cat(outs), sums, torch.zeros(2, dtype=torch.uint64)
-
-
-_AS_A_CALLER = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-"""Where operations begin: with autograd."""
-
-
-def _varlen_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Any:
-    starts, causal, scale = rest[2], rest[6], rest[8]
-    inputs = [one.detach().requires_grad_() for one in (query, key, value)]
-    with torch._C._ForceDispatchKeyGuard(*_AS_A_CALLER), torch.enable_grad():
-        out = _varlen(*inputs, starts, None, 0, 0, causal, scale)[0]
-        return torch.autograd.grad(out, inputs, grad)
-
-
-def _choose_math(*_: Any, **__: Any) -> int:
-    return 0
-
-
-def _instead(function: Any) -> Any:
-    """What computes an operation of a GPU on a CPU."""
-    names = {
-        "_fused_sdp_choice": _choose_math,
-        "_varlen_attn": _varlen,
-        "_varlen_attn_backward": _varlen_backward,
-    }
-    return names.get(function.overloadpacket.__name__, function)

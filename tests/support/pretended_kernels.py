@@ -1,0 +1,45 @@
+"""What computes on a CPU what kernels of a GPU compute, for `pretended_device.py`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: Any, **options: Any) -> Any:
+    causal, scale = rest[3], rest[4]
+    outs = []
+    lengths = starts.diff().tolist()
+    for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True):
+        one, two, three = (part.transpose(0, 1)[None] for part in parts)
+        out = scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale, enable_gqa=True)
+        outs.append(out[0].transpose(0, 1))
+    sums = torch.zeros(query.shape[1], len(query), dtype=torch.float32)  # that only the backward reads
+    return torch.cat(outs), sums, torch.zeros(2, dtype=torch.uint64)
+
+
+_AS_A_CALLER = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+"""Where operations begin: with autograd."""
+
+
+def _varlen_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Any:
+    starts, causal, scale = rest[2], rest[6], rest[8]
+    inputs = [one.detach().requires_grad_() for one in (query, key, value)]
+    with torch._C._ForceDispatchKeyGuard(*_AS_A_CALLER), torch.enable_grad():
+        out = _varlen(*inputs, starts, None, 0, 0, causal, scale)[0]
+        return torch.autograd.grad(out, inputs, grad)
+
+
+def _choose_math(*_: Any, **__: Any) -> int:
+    return 0
+
+
+def in_place_of(function: Any) -> Any:
+    """What computes an operation of a GPU on a CPU."""
+    names = {
+        "_fused_sdp_choice": _choose_math,
+        "_varlen_attn": _varlen,
+        "_varlen_attn_backward": _varlen_backward,
+    }
+    return names.get(function.overloadpacket.__name__, function)
