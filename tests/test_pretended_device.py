@@ -20,6 +20,7 @@ READS = {
     "bool": lambda x: bool(x.any()),
     "tolist": lambda x: x.tolist(),
     "cpu": lambda x: x.cpu(),
+    "values in a list": lambda x: torch.tensor([x[0], x[1]], device=DEVICE),
     "slice by a value": lambda x: x[: x[1]],
 }
 SIZES = {

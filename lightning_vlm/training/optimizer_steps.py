@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning_vlm_callbacks.host_copy import HostCopy
 from lightning_vlm_callbacks.run_length import steps_of_run
 from torch import Tensor
 from torch.optim import Optimizer
@@ -43,6 +44,7 @@ class OptimizerSteps:
         self._tasks = tasks
         self._window = window
         self._loss = StepLoss()
+        self._shown_next: HostCopy | None = None
 
     def schedule(self, optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> LambdaLR:
         """A schedule of learning rates over the whole run."""
@@ -52,6 +54,7 @@ class OptimizerSteps:
     def start(self, trainer: Trainer) -> None:
         """Begin to train, at the beginning of a window, and settle how long the schedule is."""
         self._loss = StepLoss()
+        self._shown_next = None
         # A tuner such as BatchSizeFinder changes the number of steps after the optimizer was configured, and
         # a resumed run may be longer than it was.
         self.total = total_steps(trainer)
@@ -117,7 +120,14 @@ class OptimizerSteps:
 
     def _record(self, module: "VLMModule", found: WholeStep) -> None:
         self.log.add(found.sums, found.counts, module.trainer)
-        module.log("train/loss", found.loss, prog_bar=True, on_step=True, on_epoch=False)
+        module.log("train/loss", found.loss, on_step=True, on_epoch=False)
+        self._show(module.trainer, found.loss)
+
+    def _show(self, trainer: Trainer, loss: Tensor) -> None:
+        """Let a progress bar show the loss of the step before; `prog_bar=True` waits for each step's own."""
+        if self._shown_next is not None:
+            trainer.progress_bar_metrics["train/loss"] = self._shown_next.read().item()
+        self._shown_next = HostCopy(loss)
 
     def _prepare_repeat(self, module: "VLMModule", batch_idx: int) -> None:
         """Let an optimizer that calls its closure again get the same dropout."""

@@ -8,8 +8,10 @@ ours, and none is in a layer, so that their number doesn't grow with a model.
 import pytest
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_vlm_callbacks import GradientMonitor, GradNorm, NonFiniteGuard
+from lightning_vlm_callbacks import GradientMonitor, GradNorm, NonFiniteGuard, ThroughputMonitor
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -57,24 +59,27 @@ class Pretended(CPUAccelerator):
 
 
 class WaitsOfSteps(Callback):
-    """Lists the waits of each step, from its batch's arrival to its optimizer."""
+    """Lists the waits of each step, from its batch's arrival to its optimizer, and those after that."""
 
     def __init__(self, device):
         self.device = device
         self.steps = []
+        self.between = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.between.append(list(self.device.waits))
         self.device.waits.clear()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.steps.append(list(self.device.waits))
+        self.device.waits.clear()
 
 
 @pytest.fixture
 def waits_of_a_step(module, tmp_path):
-    """The waits of the last of some steps of a family's fit."""
+    """The waits of the last of some steps of a family's fit; with a logger those between the last two."""
 
-    def fit(family, adapt=FULL, packed=False, callbacks=(), steps=2, tasks=None, **options):
+    def fit(family, adapt=FULL, packed=False, callbacks=(), steps=2, tasks=None, logging=None, **options):
         no_gradient = DEAD.get(family) if adapt is FULL else None
         one = module(
             family, adapt=adapt, dtype="bfloat16", clip=1.0, no_gradient_needed=no_gradient, **options
@@ -89,18 +94,18 @@ def waits_of_a_step(module, tmp_path):
                 strategy=SingleDeviceStrategy(DEVICE, accelerator=Pretended()),
                 precision="bf16-true",
                 max_steps=steps,
-                log_every_n_steps=1,
+                log_every_n_steps=50 if logging else 1,
                 callbacks=[*callbacks, seen],
                 default_root_dir=tmp_path,
-                logger=False,
+                logger=logging or False,
                 enable_checkpointing=False,
-                enable_progress_bar=False,
+                enable_progress_bar=bool(logging),
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
             trainer.fit(one, data)
         assert len(seen.steps) == steps
-        return seen.steps[-1]
+        return seen.between[-1] if logging else seen.steps[-1]
 
     return fit
 
@@ -143,6 +148,31 @@ def test_gradient_checkpointing_adds_none(waits_of_a_step, checkpointing):
     waits = waits_of_a_step("qwen3_vl", gradient_checkpointing=checkpointing)
     assert unexpected(waits, [SCATTER]) == {}
     assert len(waits) == 1
+
+
+def test_nor_between_steps(waits_of_a_step, tmp_path):
+    """With a logger, a progress bar and the monitor of throughput, from an optimizer to the next batch."""
+    waits = waits_of_a_step(
+        "llava",
+        LORA,
+        steps=4,
+        logging=CSVLogger(tmp_path),
+        callbacks=[ThroughputMonitor(), TQDMProgressBar()],
+    )
+    assert counts(waits) == {}
+
+
+def test_a_progress_bar_shows_the_loss_of_the_step_before(module, make_quiet):
+    losses, shown = [], []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            losses.append(trainer.callback_metrics["train/loss"].item())
+            shown.append(trainer.progress_bar_metrics.get("train/loss"))
+
+    data = VLMDataModule(train=Drawn("train", size=6, tasks=["vqa"]), batch_size=2)
+    make_quiet(max_steps=3, callbacks=[Look()]).fit(module("llava", adapt=LORA), data)
+    assert shown == [None, *losses[:2]]
 
 
 def test_callbacks_add_one(waits_of_a_step):

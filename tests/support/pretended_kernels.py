@@ -1,10 +1,31 @@
-"""What computes on a CPU what kernels of a GPU compute, for `pretended_device.py`."""
+"""What stands in for events and kernels of a GPU, for `pretended_device.py`."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+
+class Event:
+    """A moment of the device, which is always past."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        """There is one place only."""
+
+    def query(self) -> bool:
+        """Whether the device has come here."""
+        return True
+
+    def synchronize(self) -> None:
+        """Nothing to wait for. It isn't counted: who asks for an event may ask when it has long passed."""
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Milliseconds."""
+        return 1.0
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: Any, **options: Any) -> Any:
