@@ -7,6 +7,7 @@ import torch
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
+from lightning_vlm.models import blocks
 from lightning_vlm.models.attention import callback, check, families, kernel_takes_lengths, varlen
 from lightning_vlm.models.attention.callback import VarlenAttentionCheck
 from lightning_vlm.models.attention.families import attention_line
@@ -47,6 +48,23 @@ def test_exact_attention_is_close_to_the_reference(family, pack, tiny_folder):
     assert distances.tower is None or distances.tower < 1e-5
     assert [part.training for part in module.modules()] == modes
     assert module.model.get_decoder().config._attn_implementation == varlen.NAME
+
+
+def test_nothing_is_compiled_for_the_check(tiny_folder):
+    module = make_module(tiny_folder("qwen2_5_vl"))
+    compiled = []
+    blocks.compile_blocks(module.model, backend=lambda graph, inputs: compiled.append(graph) or graph)
+    assert checked(module, mixed_batch(module)).language < 1e-5
+    assert not compiled
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_each_sample_is_compared_by_itself(pack):
+    """A short one that is wrong isn't lost among long ones, and padding doesn't count."""
+    hidden = torch.arange(9).reshape(1, 9, 1) if pack else torch.arange(12).reshape(2, 6, 1)
+    samples = check._of_samples(hidden, [6, 3])
+    expected = [range(6), range(6, 9)]
+    assert [sample.flatten().tolist() for sample in samples] == [list(values) for values in expected]
 
 
 def leak(query, key, value, ends, *rest):

@@ -40,8 +40,8 @@ CHANGES_SCORES = (*UNKNOWN_TO_SDPA, "position_bias")
 _KERNEL_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """PyTorch 2.11 has no `enable_gqa`."""
 
-_longest: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Length of the longest sequence by the tensor of their ends: the device is asked once for all layers."""
+_lengths: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Lengths of sequences by the tensor of their ends: the device is asked once for all layers."""
 
 
 def register() -> None:
@@ -110,7 +110,7 @@ def attend(
     batch, heads, length, _ = query.shape
     query, key, value = (_rows(tensor) for tensor in (query, key, value))
     if _kernel_takes(query, value, dropout):
-        longest = max_length_q if isinstance(max_length_q, int) else longest_of(cu_seq_lens_q)
+        longest = max_length_q if isinstance(max_length_q, int) else max(lengths_of(cu_seq_lens_q))
         out = _kernel(query, key, value, cu_seq_lens_q, longest, causal, scaling, sliding_window)
     else:
         out = attend_in_turn(query, key, value, cu_seq_lens_q, causal, scaling, sliding_window, dropout)
@@ -163,7 +163,7 @@ def attend_in_turn(
     Returns:
         Tensor of shape [tokens, heads, dim].
     """
-    lengths = cu_seq_lens.diff().tolist()
+    lengths = lengths_of(cu_seq_lens)
     grouped = query.shape[1] != key.shape[1]
     outs = []
     for parts in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True):
@@ -185,20 +185,20 @@ def attend_in_turn(
     return torch.cat(outs)
 
 
-def longest_of(cu_seq_lens: Tensor) -> int:
-    """Length of the longest sequence. The device is asked once for each tensor, not in each layer.
+def lengths_of(cu_seq_lens: Tensor) -> list[int]:
+    """Lengths of sequences. The device is asked once for each tensor, not in each layer.
 
     Args:
         cu_seq_lens: Tensor of shape [sequences + 1]; its values don't change.
 
-    >>> longest_of(torch.tensor([0, 3, 8, 9]))
-    5
+    >>> lengths_of(torch.tensor([0, 3, 8, 9]))
+    [3, 5, 1]
     """
     if torch.compiler.is_compiling():  # a traced function has no memory
-        return int(cu_seq_lens.diff().max())
-    if cu_seq_lens not in _longest:
-        _longest[cu_seq_lens] = int(cu_seq_lens.diff().max())
-    return _longest[cu_seq_lens]
+        return cu_seq_lens.diff().tolist()
+    if cu_seq_lens not in _lengths:
+        _lengths[cu_seq_lens] = cu_seq_lens.diff().tolist()
+    return _lengths[cu_seq_lens]
 
 
 def _refuse_what_is_inexact(
