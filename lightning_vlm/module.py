@@ -69,8 +69,8 @@ class VLMModule(LightningModule):
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
         dtype: Of the weights; `auto` is as saved, but float32 for what trains under mixed precision.
-        attn_implementation: `auto` (or None) is what transformers chooses, with one FlashAttention call a
-            layer for all pictures of a batch in towers that allow it. Or one for the whole model: `sdpa`, ...
+        attn_implementation: `auto` (or None) is what transformers chooses, with `flash_varlen`, PyTorch's own
+            FlashAttention, where that is exact. Or one for the whole model: `sdpa`, `flash_attention_2`, ...
         gradient_checkpointing: Trade time for memory; `auto` does where a measured step says that it must.
         compile: Compile each block with `torch.compile`: slow first steps, faster ones after them.
         kernels: `liger` computes norms, activations and rotary embeddings by its kernels, on a GPU.

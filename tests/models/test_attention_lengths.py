@@ -176,8 +176,13 @@ def test_lengths_reach_no_tower(tiny_folder, monkeypatch):
     )
     inputs = padded_batch(folder, "qwen2_5_vl")
     ends, longest = sequences(inputs["attention_mask"].bool())
+    masks = []
     with varlen_lengths(model, ends, longest):
+        model.get_decoder().register_forward_pre_hook(
+            lambda _, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+        )
         run(model, **inputs)
+    assert masks == [None]
     assert {causal for lengths, causal in given if lengths is ends} == {True}
     assert {causal for lengths, causal in given if lengths is not ends} == {False}
 
