@@ -263,7 +263,7 @@ class VLMModule(LightningModule):
 
     def batch_counter(self) -> VLMBatchCounter:
         """How a ThroughputMonitor counts batches."""
-        return VLMBatchCounter(self.model)
+        return VLMBatchCounter(self.model, self.trainer.precision_plugin.forward_context)
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch; `VLMDataModule` asks while the batch is on the CPU."""

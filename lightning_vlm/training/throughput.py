@@ -1,5 +1,8 @@
 """How the batches of a VLMModule are counted for a ThroughputMonitor."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from lightning_vlm_callbacks import BatchCounter, Counts
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -13,10 +16,13 @@ class VLMBatchCounter(BatchCounter):
 
     Args:
         model: In a fit, adapted.
+        context: What its forward runs in, such as autocast.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._operations = OperationCounter(model)
+    def __init__(
+        self, model: PreTrainedModel, context: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
+        self._operations = OperationCounter(model, context)
         self._has_targets = True
 
     @override

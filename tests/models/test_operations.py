@@ -191,6 +191,31 @@ def test_with_other_attention(attention, module_of):
     assert counts[0] == counts[1]
 
 
+def test_weights_of_16_bits_with_adapters_of_32(module_of):
+    """As `bf16-mixed` computes them."""
+    module = module_of("qwen2_5_vl", PLANS["LoRA"])
+    (batch,) = batches_of(module, 3, [[0]])
+    expected = count(OperationCounter(module.model), batch, 3)
+    for weight in module.model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+    counter = OperationCounter(module.model, lambda: torch.autocast("cpu", torch.bfloat16))
+    assert count(counter, batch, 3) == expected
+
+
+def test_compiled_blocks_are_seen_and_stay_compiled(module_of):
+    module = module_of("qwen2_5_vl", PLANS["full"])
+    (batch,) = batches_of(module, 3, [[0]])
+    expected = count(OperationCounter(module.model), batch, 3)
+    for block in module.model.get_decoder().layers:
+        block.compile(backend="eager")
+    module.hidden_states(batch)
+    frames = torch._dynamo.utils.counters["frames"]["total"]
+    assert count(OperationCounter(module.model), batch, 3) == expected
+    module.hidden_states(batch)
+    assert torch._dynamo.utils.counters["frames"]["total"] == frames
+
+
 def test_the_trial_leaves_no_trace(module_of):
     module = module_of("qwen2_5_vl", PLANS["LoRA"]).train()
     modes = [part.training for part in module.modules()]

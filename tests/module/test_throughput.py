@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.training.throughput import VLMBatchCounter
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
 
@@ -45,7 +46,7 @@ def test_it_counts_what_the_batches_hold(module, make_quiet, family):
 def test_no_value_of_a_batch_is_read_after_the_first_picture(module, batch_of):
     """Tensors of the meta device have none."""
     one = module("qwen2_5_vl", adapt=PLAN)
-    counter = one.batch_counter()
+    counter = VLMBatchCounter(one.model)
     batch = batch_of(one)
     batch = batch._replace(targets=one.targets(batch))
     counts, operations = counter.count(batch), counter.operations(batch)
@@ -53,6 +54,15 @@ def test_no_value_of_a_batch_is_read_after_the_first_picture(module, batch_of):
     elsewhere = type(batch)(*elsewhere)
     assert elsewhere.inputs["pixel_values"].is_meta
     assert (counter.count(elsewhere), counter.operations(elsewhere)) == (counts, operations)
+
+
+def test_packed_rows_have_no_padding(module, make_quiet):
+    monitor = ThroughputMonitor(warmup_steps=0)
+    data = VLMDataModule(train=Drawn("train", size=24), batching="packed", max_tokens=300)
+    make_quiet(max_epochs=1, callbacks=[monitor]).fit(module("qwen2_5_vl", adapt=PLAN), data)
+    whole = monitor._ledger.whole
+    assert (whole.number("samples"), whole.number("padding")) == (24, 0)
+    assert whole.number("operations") > 0
 
 
 def test_why_operations_are_unknown(module, make_quiet):

@@ -1,6 +1,7 @@
 """What a batch of a vision-language model costs, from its sizes and the weights that train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,12 +29,15 @@ class OperationCounter:
 
     Args:
         model: In a fit, adapted, on its device.
+        context: What its forward runs in, such as autocast.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, context: Callable[[], AbstractContextManager] = nullcontext
+    ) -> None:
         self.why = ""
         """Why operations are unknown; empty if they aren't."""
-        self._model = model
+        self._model, self._context = model, context
         self._weights = list(model.parameters())
         self._begin()
 
@@ -77,7 +81,8 @@ class OperationCounter:
         total, below = 0.0, False
         if pictures.tiles or pictures.grids:
             if self._tower is None:
-                self._tower = trace_vision(self._model, inputs, pictures)
+                with self._context():
+                    self._tower = trace_vision(self._model, inputs, pictures)
             total += _operations(self._tower.cost, self._tower.rows(pictures), self._tower.pairs(pictures))
             below = self._tower.cost.has_gradient
         language, head = self._text_costs(below)
@@ -87,8 +92,9 @@ class OperationCounter:
     def _text_costs(self, below: bool) -> tuple[Cost, Cost]:
         """Of the language model and the head."""
         if below not in self._costs:
-            language = language_cost(self._model, below)
-            self._costs[below] = language, head_cost(self._model, language.has_gradient)
+            with self._context():
+                language = language_cost(self._model, below)
+                self._costs[below] = language, head_cost(self._model, language.has_gradient)
         return self._costs[below]
 
 
