@@ -15,9 +15,10 @@ def alike_in_words(lengths: Lengths, units: Units, before: Units, batch_size: in
         before: Those that there would be otherwise.
         batch_size: Samples in a batch.
     """
-    paddings = [padding(lengths, batches) for batches in (units, before)]
-    shares = "{:.1%} padding instead of {:.1%}".format(*paddings)
-    return f"of similar length, {len(units):,} of {batch_size} samples ({shares})"
+    now = f"{padding(lengths, units):.1%}"
+    otherwise = f"{padding(lengths, before):.1%}"
+    batches = f"{len(units):,} of {batch_size} samples"
+    return f"of similar length, {batches} ({now} padding instead of {otherwise})"
 
 
 def filled_in_words(lengths: Lengths, units: Units, budget: Budget, packs: bool) -> str:
@@ -30,12 +31,14 @@ def filled_in_words(lengths: Lengths, units: Units, budget: Budget, packs: bool)
         packs: Whether its samples share a row.
     """
     tokens = lengths.tokens[units.members]
-    each = int((tokens > 0).sum()) / len(units)
+    usable = int((tokens > 0).sum())
+    each = usable / len(units)
     limit = f"up to {budget.tokens:,} tokens"
     if budget.patches is not None:
         limit += f" and {budget.patches:,} patches"
     if packs:
-        share = int(tokens.sum()) / (len(units) * budget.tokens)
+        room = len(units) * budget.tokens
+        share = int(tokens.sum()) / room
         said = f"packed, {len(units):,} rows of {limit} ({share:.1%} filled, {each:.1f} samples a row)"
     else:
         share = padding(lengths, units)
@@ -52,4 +55,5 @@ def padding(lengths: Lengths, units: Units) -> float:
     """
     sizes = np.diff(units.ends, prepend=0)
     places = int((units.longest(lengths) * sizes).sum())
-    return 1 - int(lengths.tokens[units.members].sum()) / max(places, 1)
+    tokens = int(lengths.tokens[units.members].sum())
+    return 1 - tokens / max(places, 1)

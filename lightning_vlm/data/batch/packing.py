@@ -4,7 +4,7 @@ All of this is arithmetic on lengths: it knows nothing of seeds, ranks or epochs
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,18 +103,14 @@ def packed(lengths: Lengths, order: np.ndarray, budget: Budget, window: int = WI
         budget: The most that a row may hold.
         window: Samples in a window.
     """
-    rows: list[list[int]] = []
-    waiting: list[int] = []
-    for start in range(0, len(order), window):
-        of_window = waiting + order[start : start + window].tolist()
-        usable = [sample for sample in of_window if lengths.tokens[sample]]
-        filled = _best_fit(lengths, usable, budget)
-        waiting = []
-        if filled and start + window < len(order):
-            waiting = filled.pop(_emptiest(lengths, filled, budget))
-        unusable = [sample for sample in of_window if not lengths.tokens[sample]]
-        rows += _spread(unusable, filled)
-    return Units.of_lists(rows)
+
+    def fill(samples: list[int]) -> list[list[int]]:
+        return _best_fit(lengths, samples, budget)
+
+    def emptiest(rows: list[list[int]]) -> int:
+        return _emptiest(lengths, rows, budget)
+
+    return _by_windows(lengths, order, window, fill, emptiest)
 
 
 def padded(lengths: Lengths, order: np.ndarray, budget: Budget, window: int = WINDOW) -> Units:
@@ -126,20 +122,16 @@ def padded(lengths: Lengths, order: np.ndarray, budget: Budget, window: int = WI
         budget: The most that a batch may hold: its tokens are its samples times the longest of them.
         window: Samples in a window, where it is then about 16 batches or more.
     """
-    batches: list[list[int]] = []
-    waiting: list[int] = []
     samples_a_batch = budget.tokens * len(lengths) // max(int(lengths.tokens.sum()), 1)
     window = max(window, 16 * samples_a_batch)
-    for start in range(0, len(order), window):
-        of_window = waiting + order[start : start + window].tolist()
-        usable = [sample for sample in of_window if lengths.tokens[sample]]
-        filled = _fill_in_turn(lengths, usable, budget)
-        waiting = []
-        if filled and start + window < len(order):
-            waiting = filled.pop()
-        unusable = [sample for sample in of_window if not lengths.tokens[sample]]
-        batches += _spread(unusable, filled)
-    return Units.of_lists(batches)
+
+    def fill(samples: list[int]) -> list[list[int]]:
+        return _fill_in_turn(lengths, samples, budget)
+
+    def last(batches: list[list[int]]) -> int:
+        return len(batches) - 1
+
+    return _by_windows(lengths, order, window, fill, last)
 
 
 def alike(lengths: Lengths, order: np.ndarray, batch_size: int, window: int = WINDOW) -> Units:
@@ -159,13 +151,40 @@ def alike(lengths: Lengths, order: np.ndarray, batch_size: int, window: int = WI
     return Units.of_size(np.concatenate(by_length), batch_size)
 
 
+def _by_windows(
+    lengths: Lengths,
+    order: np.ndarray,
+    window: int,
+    fill: Callable[[list[int]], list[list[int]]],
+    emptiest: Callable[[list[list[int]]], int],
+) -> Units:
+    """Fill batches from one window after the other; the emptiest one of each waits for the next window."""
+    batches: list[list[int]] = []
+    waiting: list[int] = []
+    for start in range(0, len(order), window):
+        of_window = waiting + order[start : start + window].tolist()
+        usable: list[int] = []
+        unusable: list[int] = []
+        for sample in of_window:
+            kind = usable if lengths.tokens[sample] else unusable
+            kind.append(sample)
+        filled = fill(usable)
+        waiting = []
+        is_last = start + window >= len(order)
+        if filled and not is_last:
+            waiting = filled.pop(emptiest(filled))
+        batches += _spread(unusable, filled)
+    return Units.of_lists(batches)
+
+
 def _best_fit(lengths: Lengths, samples: list[int], budget: Budget) -> list[list[int]]:
     """Put each sample, large ones first, into the fullest row that still has room; open rows as needed."""
     needs, room = _needs(lengths, samples, budget)
-    scarce = int(np.argmax((needs / room).sum(0)))
+    shares = needs / room
+    scarce = int(np.argmax(shares.sum(0)))
     """Rows are looked for by the resource of which samples need more."""
     other = 1 - scarce
-    largest_first = np.argsort(-(needs / room).max(1), kind="stable")
+    largest_first = np.argsort(-shares.max(1), kind="stable")
     rows: list[list[int]] = []
     rooms: list[int] = []
     """What each row has left of the other resource."""
@@ -195,8 +214,9 @@ def _fill_in_turn(lengths: Lengths, samples: list[int], budget: Budget) -> list[
     longest = pictures = 0
     for place in np.argsort(-needs[:, 0], kind="stable").tolist():
         length, of_pictures = needs[place].tolist()
-        fits = batches and (len(batches[-1]) + 1) * longest <= tokens and pictures + of_pictures <= patches
-        if not fits:
+        with_it = len(batches[-1]) + 1 if batches else 1
+        fits = with_it * longest <= tokens and pictures + of_pictures <= patches
+        if not batches or not fits:
             batches.append([])
             longest, pictures = length, 0
         batches[-1].append(samples[place])
@@ -206,9 +226,12 @@ def _fill_in_turn(lengths: Lengths, samples: list[int], budget: Budget) -> list[
 
 def _needs(lengths: Lengths, samples: list[int], budget: Budget) -> tuple[np.ndarray, np.ndarray]:
     """Array of shape [samples, 2]: their tokens and patches; and how many of both a batch may hold."""
-    needs = np.stack([lengths.tokens[samples], lengths.patches[samples]], 1).astype(np.int64)
-    unlimited = max(int(needs[:, 1].sum()), 1)
-    return needs, np.array([budget.tokens, unlimited if budget.patches is None else budget.patches])
+    tokens, patches = lengths.tokens[samples], lengths.patches[samples]
+    most_patches = budget.patches
+    if most_patches is None:
+        most_patches = max(int(patches.sum(dtype=np.int64)), 1)
+    needs = np.stack([tokens, patches], axis=1).astype(np.int64)
+    return needs, np.array([budget.tokens, most_patches])
 
 
 def _emptiest(lengths: Lengths, rows: list[list[int]], budget: Budget) -> int:
