@@ -22,7 +22,8 @@ def prove(module: "VLMModule", packed: Batch, alone: Sequence[Batch]) -> Verdict
 
     Alone they go through the model's own forward: its attention, its masks, its positions. Then the first and
     the last sample are changed, which must not change the others, and the gradients of what the others give
-    must be 0 by all that isn't theirs. Nothing of it is left behind: no gradient, no random number drawn.
+    must be 0 by all that isn't theirs. Nothing of it is left behind: no gradient, no random number drawn, and
+    no block compiled.
 
     Args:
         module: About to train, on its device, not wrapped by a strategy.
@@ -33,7 +34,9 @@ def prove(module: "VLMModule", packed: Batch, alone: Sequence[Batch]) -> Verdict
     base: Any = getattr(model, model.base_model_prefix)
     rope_deltas = getattr(base, "rope_deltas", None)
     try:
-        with torch.enable_grad(), isolate_rng(), without_dropout(model):
+        # Compiled blocks would be compiled anew for the shapes of samples alone.
+        as_written = torch.compiler.set_stance("force_eager")
+        with torch.enable_grad(), isolate_rng(), without_dropout(model), as_written:
             return _compare(module, packed, [_own_forward(batch) for batch in alone])
     finally:
         if hasattr(base, "rope_deltas"):

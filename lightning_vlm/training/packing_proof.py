@@ -46,6 +46,12 @@ class PackingProof(Callback):
         found.check()
         rank_zero_info(found.in_words())
 
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        if not self._is_done and batch.is_packed:
+            self._is_done = True
+            rank_zero_warn("Packing is not proved: its batches don't come from a VLMDataModule")
+
     def _prove(self, trainer: Trainer, module: "VLMModule", data: RenderedBatches) -> Verdict | None:
         """All ranks take the samples of the first, so that all come to the same end."""
         units = first_samples(trainer.train_dataloader.sampler)  # type: ignore[union-attr]

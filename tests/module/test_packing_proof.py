@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning_vlm_callbacks import GradNorm
+from torch.utils.data import DataLoader
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.errors import UserError
@@ -155,6 +156,20 @@ def test_samples_that_share_no_row_prove_nothing(module, make_quiet, packed_data
     caplog.set_level(logging.INFO)
     make_quiet(max_epochs=1).fit(module("llava"), packed_data(SAMPLES[:2], max_tokens=40))
     assert any("Packing has nothing to prove" in line for line in caplog.messages)
+
+
+def test_packed_batches_from_elsewhere_are_not_proved(module, make_quiet):
+    one = module("llava")
+    batch = batch_of(one, SAMPLES, pack=True, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="Packing is not proved"):
+        make_quiet(max_steps=1).fit(one, DataLoader([batch], batch_size=None))
+
+
+def test_nothing_is_compiled_for_it(on_samples):
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    on_samples("llava", compile=True).check()
+    assert not counters["stats"]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mllama"])
