@@ -11,7 +11,13 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_vlm_callbacks import GradientMonitor, GradNorm, NonFiniteGuard, ThroughputMonitor
+from lightning_vlm_callbacks import (
+    AdaptiveLoRARank,
+    GradientMonitor,
+    GradNorm,
+    NonFiniteGuard,
+    ThroughputMonitor,
+)
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -175,10 +181,20 @@ def test_a_progress_bar_shows_the_loss_of_the_step_before(module, make_quiet):
     assert shown == [None, *losses[:2]]
 
 
-def test_callbacks_add_one(waits_of_a_step):
-    """Whether a step is finite must be known before it is made."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_callbacks_add_one(waits_of_a_step, packed):
+    """Whether a step is finite must be known before it is made. Tasks of tokens are split without a wait."""
     guard = ("read", "_local_scalar_dense", "nonfinite_guard/detection.py")
     callbacks = [GradientMonitor(every_n_steps=1), NonFiniteGuard(), GradNorm(every_n_steps=1)]
-    waits = waits_of_a_step("qwen2_vl", callbacks=callbacks, tasks=["caption", "vqa"], steps=3)
+    options = {"callbacks": callbacks, "tasks": ["caption", "vqa"], "steps": 3, "packed": packed}
+    waits = waits_of_a_step("qwen2_vl", **options)
     assert unexpected(waits, [SCATTER, guard]) == {}
     assert len(waits) == 2
+
+
+def test_ranks_are_measured_with_one(waits_of_a_step):
+    """In rows of several samples: whether the step is finite, as the gradients that are measured."""
+    rank = AdaptiveLoRARank(start=4, every=4, until=4, min_rank=1, multiple_of=1)
+    waits = waits_of_a_step("qwen2_vl", LORA, callbacks=[rank], steps=4, packed=True)
+    assert unexpected(waits, [("read", "_local_scalar_dense", "adaptive_lora_rank/importance.py")]) == {}
+    assert len(waits) == 1
