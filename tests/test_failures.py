@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_vlm.cli import main
@@ -274,6 +275,10 @@ EXCEPTIONS = {
     "GPUs that aren't there": (
         lambda: RuntimeError("You requested gpu: [0, 1, 2, 3]\n But your machine only has: [0, 1]"),
         "trainer.devices: asked for the GPUs [0, 1, 2, 3], but the machine has [0, 1]",
+    ),
+    "what can't be compiled": (
+        InvalidCxxCompiler,
+        "model.compile: torch.compile can't compile this model here (No working C++ compiler found in",
     ),
     "a rank that ended": (
         lambda: RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:52360."),

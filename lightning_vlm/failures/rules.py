@@ -133,6 +133,10 @@ RULES: tuple[tuple[str, Text], ...] = (
         "the GPU or its driver doesn't fit this torch; update the driver, or install a torch built for it",
     ),
     (r"Torch not compiled with CUDA enabled", no_gpu),
+    (
+        r"torch\._(?:dynamo|inductor)\.exc\.\w+: (?:backend=.+ raised:\n)?(.+?)(?:\n|$)",
+        r"model.compile: torch.compile can't compile this model here (\1); leave model.compile out",
+    ),
     (r"EADDRINUSE|[Aa]ddress already in use", PORT),
     (
         r"(?:Timed out|timed out|timeout).*(?:ranks|clients|store|barrier|collective)",
