@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import RunReport, ThroughputMonitor
+from lightning_vlm_callbacks.run_report.charts import charts
 from lightning_vlm_callbacks.run_report.history import read_history
 
 from tests.callbacks.throughput_monitor.conftest import SlowSave, Timed, Words
@@ -269,3 +270,12 @@ def test_processes_add_up(on_two_ranks, make_trainer, hours, tmp_path):
     assert first["samples_per_second"] == pytest.approx(5 / 8)
     assert first["mfu"] == pytest.approx(5 / 8 / 2)
     assert second["samples_per_second"] == pytest.approx(5 / 9)  # it takes longer for its larger batches
+
+
+def test_a_report_draws_rates_shares_and_seconds_apart(fit, tmp_path):
+    monitor = ThroughputMonitor(warmup_steps=0, counter=Words(), peak_tflops=1.0)
+    fit(monitor, callbacks=[RunReport(str(tmp_path))])
+    found = {chart.title: set(chart.curves) for chart in charts(read_history(tmp_path / "report.jsonl"))}
+    assert found["Throughput"] == {"samples", "tokens", "learned_tokens"}
+    assert found["Waiting for data, padding, utilisation"] == {"waiting_share", "padding_share", "mfu"}
+    assert {"Seconds of a step", "Memory, GiB", "TFLOP/s of a device"} <= found.keys()
