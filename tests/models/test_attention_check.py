@@ -149,6 +149,22 @@ def test_a_fit_says_once_what_is_used_and_what_was_found(batching, devices, said
         assert line.startswith(beginning)
 
 
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_the_check_changes_no_bit_of_training(batching, monkeypatch):
+    """With dropout, whose numbers it must not draw."""
+    weights = []
+    for devices in ({"cuda"}, {"cpu"}):
+        L.seed_everything(0, verbose=False)
+        module = VLMModule("drawn-vlm", adapt={"language": {"lora": {"dropout": 0.5}}})
+        lines = fit(module, batching, devices, monkeypatch)
+        weights.append({name: weight for name, weight in module.named_parameters() if weight.requires_grad})
+    assert lines[-1].startswith(
+        "Attention, checked on the first batch: the language model is 0.00% from eager"
+    )
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+
+
 @pytest.mark.parametrize(
     ("family", "options", "line"),
     [
