@@ -48,6 +48,8 @@ class MemoryPlan(Callback):
         """
         data = getattr(module.trainer, "datamodule", None)
         batching = data.batching if isinstance(data, VLMDataModule) else None
+        if batching is not None:
+            batching.check_model(module.model)
         finds_size = batching is not None and batching.max_tokens == AUTO
         given = module.source.gradient_checkpointing
         self.settled = {}
