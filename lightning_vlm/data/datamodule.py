@@ -46,7 +46,7 @@ class VLMDataModule(LightningDataModule):
         eval_batch_size: The same without training; None is `batch_size`.
         batching: Which samples share a batch to learn from: `padded` (the next ones), `length` (some of
             similar length), `tokens` (as many as fit into `max_tokens`), `packed` (rows without padding).
-        max_tokens: The most tokens of a batch with `tokens` and `packed`.
+        max_tokens: The most tokens of a batch with `tokens` and `packed`; `auto` is what fits into memory.
         max_patches: The most patches of pictures in such a batch; None is any number.
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
             still does not fit is skipped and counted. None truncates nothing, and skips only what no one
