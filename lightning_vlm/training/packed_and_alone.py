@@ -35,8 +35,12 @@ def prove(module: "VLMModule", packed: Batch, alone: Sequence[Batch]) -> Verdict
     rope_deltas = getattr(base, "rope_deltas", None)
     try:
         # Compiled blocks would be compiled anew for the shapes of samples alone.
-        as_written = torch.compiler.set_stance("force_eager")
-        with torch.enable_grad(), isolate_rng(), without_dropout(model), as_written:
+        with (
+            torch.enable_grad(),
+            isolate_rng(),
+            without_dropout(model),
+            torch.compiler.set_stance("force_eager"),
+        ):
             return _compare(module, packed, [_own_forward(batch) for batch in alone])
     finally:
         if hasattr(base, "rope_deltas"):
@@ -137,7 +141,11 @@ def _positions(given: Tensor | None, embeddings: Tensor) -> Tensor:
 
 def _same_positions(packed: Tensor, alone: Sequence[Tensor]) -> bool:
     parts = packed.split([one.shape[1] for one in alone], dim=1)
-    return all(torch.equal(*torch.broadcast_tensors(*pair)) for pair in zip(parts, alone, strict=True))
+    for part, own in zip(parts, alone, strict=True):
+        # A text may have one axis alone and several in a row.
+        if not torch.equal(*torch.broadcast_tensors(part, own)):
+            return False
+    return True
 
 
 def _seen_by(module: "VLMModule", batch: Batch, sample: int) -> tuple[Tensor, float]:
@@ -150,8 +158,9 @@ def _seen_by(module: "VLMModule", batch: Batch, sample: int) -> tuple[Tensor, fl
     factors = torch.linspace(-1, 1, values.shape[1], device=values.device)
     (gradients,) = torch.autograd.grad((values * factors).sum(), entered.embeddings)
     sizes = gradients.detach().flatten(0, 1).abs().amax(1).float()
-    least = torch.finfo(torch.float32).tiny
-    return hidden.detach(), (sizes[~own].max() / sizes[own].max().clamp(min=least)).item()
+    by_own = sizes[own].max().clamp(min=torch.finfo(torch.float32).tiny)
+    by_others = sizes[~own].max()
+    return hidden.detach(), (by_others / by_own).item()
 
 
 def _own_forward(batch: Batch) -> Batch:
@@ -179,7 +188,8 @@ def _changed(packed: Batch, alone: Sequence[Batch], place: int) -> Batch:
     are_words = packed.kinds >= Kind.INSTRUCTION
     words = ids[are_words].unique()
     own = are_words & (packed.samples == place)
-    ids[own] = words[(torch.searchsorted(words, ids[own]) + 1) % len(words)]
+    places = torch.searchsorted(words, ids[own])
+    ids[own] = words[(places + 1) % len(words)]
     inputs["input_ids"] = ids
     for name, values in packed.inputs.items():
         if not name.startswith("pixel_values"):
