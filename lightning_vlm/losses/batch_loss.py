@@ -43,8 +43,7 @@ def find_targets(batch: Batch, table: KindWeights) -> Targets:
     if not batch.kinds.numel():  # the batch has only prompts
         none = torch.zeros(0, dtype=torch.int64)
         return Targets(none, none, torch.zeros(0))
-    of_samples = batch.sample_weights[batch.samples.long()]
-    weights = token_weights(batch.kinds, table, of_samples, batch.turn_weights).flatten()
+    weights = token_weights(batch.kinds, table, batch.factors).flatten()
     assert batch.sequences is not None
     weights[batch.sequences.cu_seq_lens[:-1].long()] = 0  # nothing predicts the first token of a sample
     weights = pad(weights[1:], (0, 1))

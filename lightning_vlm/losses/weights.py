@@ -77,22 +77,20 @@ class KindWeights:
             )
 
 
-def token_weights(
-    kinds: Tensor, table: KindWeights, sample_weights: Tensor, turn_weights: Tensor | None = None
-) -> Tensor:
-    """The weight of every token: that of its kind times that of its sample and that of its turn.
+def token_weights(kinds: Tensor, table: KindWeights, factors: Tensor) -> Tensor:
+    """The weight of every token: that of its kind times its factor.
 
     Args:
         kinds: Tensor of shape [batch, sequence], int8, values of `Kind`.
         table: The weight of each kind.
-        sample_weights: Tensor of shape [batch], or [batch, sequence] where rows hold several samples;
-            floating-point, on the device of `kinds`.
-        turn_weights: Tensor of shape [batch, sequence], floating-point, on the same device; None: all are 1.
+        factors: Tensor of shape [batch, sequence] or [batch, 1], floating-point, on the device of `kinds`:
+            the weights of samples and turns.
+
     Returns:
         Tensor of shape [batch, sequence], float32. The host never waits for the device.
 
     >>> kinds = torch.tensor([[Kind.IMAGE, Kind.RESPONSE, Kind.BOX], [Kind.RESPONSE, Kind.ENTITY, Kind.PAD]])
-    >>> token_weights(kinds.to(torch.int8), KindWeights(), torch.tensor([1.0, 2.0]))
+    >>> token_weights(kinds.to(torch.int8), KindWeights(), torch.tensor([[1.0], [2.0]]))
     tensor([[0., 1., 2.],
             [2., 3., 0.]])
     """
@@ -108,10 +106,7 @@ def token_weights(
     weights = torch.tensor([by_kind[kind] for kind in Kind], dtype=torch.float32)
     # A blocking copy of even these few numbers would make the host wait for the device.
     weights = weights.to(kinds.device, non_blocking=True)
-    if sample_weights.ndim == 1:
-        sample_weights = sample_weights[:, None]
-    of_samples = weights[kinds.long()] * sample_weights.float()
-    return of_samples if turn_weights is None else of_samples * turn_weights.float()
+    return weights[kinds.long()] * factors.float()
 
 
 class WeightCurve:

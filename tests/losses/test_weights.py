@@ -20,7 +20,7 @@ def test_every_kind_has_its_own_weight():
     """One token at a time, against the names of the kinds; image and padding never count."""
     table = KindWeights(special=1.0, instruction=2.0, response=3.0, box=4.0, entity=5.0)
     kinds = torch.tensor([list(Kind)], dtype=torch.int8)
-    (weights,) = token_weights(kinds, table, torch.ones(1)).tolist()
+    (weights,) = token_weights(kinds, table, torch.ones(1, 1)).tolist()
     assert len(Kind) == 7
     for kind, weight in zip(Kind, weights, strict=True):
         assert weight == vars(table).get(kind.name.lower(), 0.0), kind
@@ -30,13 +30,13 @@ def test_every_kind_has_its_own_weight():
 def test_samples_multiply():
     kinds = torch.randint(0, len(Kind), (5, 33), dtype=torch.int8)
     before = kinds.clone()
-    sample_weights = torch.tensor([0.0, 0.25, 1.0, 3.0, 1e-3], dtype=torch.float64)
-    weights = token_weights(kinds, KindWeights(), sample_weights)
+    factors = torch.tensor([0.0, 0.25, 1.0, 3.0, 1e-3], dtype=torch.float64)
+    weights = token_weights(kinds, KindWeights(), factors[:, None])
     assert weights.dtype == torch.float32
     assert weights.shape == kinds.shape
     by_name = [SEED.get(kind.name.lower(), 0.0) for kind in Kind]
     for b in range(5):
-        expected = [by_name[kind] * sample_weights[b].item() for kind in kinds[b].tolist()]
+        expected = [by_name[kind] * factors[b].item() for kind in kinds[b].tolist()]
         assert weights[b].tolist() == pytest.approx(expected, rel=1e-6)
     assert torch.equal(kinds, before)
 

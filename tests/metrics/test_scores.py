@@ -15,8 +15,9 @@ def batch(tasks, lengths):
     kinds = torch.where(mask.bool(), Kind.RESPONSE, Kind.PAD).to(torch.int8)
     inputs = {"input_ids": torch.zeros_like(mask), "attention_mask": mask}
     count = len(tasks)
+    ones = torch.ones(mask.shape).view(torch.int32)
     samples = torch.arange(max(count, 1), dtype=torch.int32)[:, None].expand(mask.shape)
-    return Batch(inputs, kinds, samples, torch.ones(count), tasks, [""] * count, {}, [], [], [], sum(lengths))
+    return Batch(inputs, kinds, samples, ones, tasks, [""] * count, {}, [], [], [], sum(lengths))
 
 
 def targets(positions, weights):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning_vlm_callbacks.modes import set_modes
 from transformers import (
     AutoModelForImageTextToText,
@@ -16,6 +17,7 @@ from lightning_vlm import VLMModule
 from lightning_vlm.data.batch.collate import Batch, Sequences
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
+from lightning_vlm.losses.batch_loss import find_targets
 from lightning_vlm.losses.weights import KindWeights
 from tests.support import tiny
 
@@ -160,7 +162,8 @@ def text_batch(**more):
     samples = torch.tensor([[0], [1]], dtype=torch.int32).expand(2, 7)
     sequences = Sequences(torch.tensor([0, 7, 14], dtype=torch.int32), 7)
     tasks = ["a", "b"]
-    return Batch(inputs, kinds, samples, torch.ones(2), tasks, tasks, {}, [], [], [], 14, sequences=sequences)
+    ones = torch.ones(2, 7).view(torch.int32)
+    return Batch(inputs, kinds, samples, ones, tasks, tasks, {}, [], [], [], 14, sequences=sequences)
 
 
 def own_mean(one, batch):
@@ -192,3 +195,12 @@ def test_a_family_that_ignores_what_its_text_model_would_scale(tmp_path):
     _, expected = own_mean(one, text_batch())
     sums = one.loss_sums(text_batch())
     torch.testing.assert_close(sums.loss_sum / sums.weight_sum, expected)
+
+
+def test_weights_of_samples_are_not_rounded_with_the_batch():
+    """Lightning's `bf16-true` rounds all floating-point tensors of a batch; 0.3 would become 0.3008."""
+    batch = text_batch()
+    batch = batch._replace(factor_bits=torch.full((2, 7), 0.3).view(torch.int32))
+    rounded = HalfPrecision("bf16-true").convert_input(batch)
+    targets = find_targets(rounded, ONES)
+    assert set(targets.weights.tolist()) == {torch.tensor(0.3).item()}

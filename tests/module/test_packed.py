@@ -104,9 +104,7 @@ def test_as_the_familys_own_forward_finds_the_loss_of_each(prepared, family):
         inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids"}
         logits = one.model(**inputs, use_cache=False).logits[0, :-1]
         weights = torch.tensor([0, 0.125, 0, 0.5, 1, 2, 1.5], dtype=torch.float64)[batch.kinds[0].long()]
-        if batch.turn_weights is not None:
-            weights = weights * batch.turn_weights[0]
-        weights = weights * sample.weight * TASK_WEIGHTS.get(sample.task, 1)
+        weights = weights * batch.factors[0] * TASK_WEIGHTS.get(sample.task, 1)
         losses = F.cross_entropy(logits, inputs["input_ids"][0, 1:], reduction="none")
         total = total + (weights[1:] * losses).sum()
     (total / 1024).backward()

@@ -94,7 +94,7 @@ def by_hand(one, batch):
     logits = one.model(**batch.inputs, use_cache=False).logits[:, :-1].float()
     labels = batch.inputs["input_ids"][:, 1:].clamp(max=logits.shape[-1] - 1)  # Mllama's picture has no logit
     losses = F.cross_entropy(logits.mT, labels, reduction="none")
-    weights = token_weights(batch.kinds, one.token_weights, batch.sample_weights)[:, 1:]
+    weights = token_weights(batch.kinds, one.token_weights, batch.factors)[:, 1:]
     of = [[at for at, task in enumerate(batch.tasks) if task == name] for name in TASKS]
     return (
         torch.stack([(losses * weights)[rows].sum() for rows in of]),

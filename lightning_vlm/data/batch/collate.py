@@ -54,7 +54,8 @@ class Batch(NamedTuple):
         kinds: Tensor of shape [rows, length], int8, a `Kind` for each token.
         samples: Tensor of shape [rows, length], int32: which sample each token belongs to; padding belongs to
             that of its row.
-        sample_weights: Tensor of shape [samples], float32.
+        factor_bits: Tensor of shape [rows, length], int32: `factors`, bit by bit, because `bf16-true` and
+            `16-true` of Lightning round all floating-point tensors of a batch.
         tasks: The task of each sample.
         sources: Where each sample came from.
         prompts: As `inputs`, but each sample only up to its last answer, padded on the left; empty if nothing
@@ -65,8 +66,6 @@ class Batch(NamedTuple):
         tokens: How many tokens there are, padding not counted.
         targets: What is learned, as the module's weights choose it.
         questions: The prompt of each sample in words, if answers are to be generated.
-        turn_weights: Tensor of shape [rows, length], float32: the weight of the turn of each token of an
-            answer, 1 for all others; None where all turns weigh 1.
         changes: What was done to the turns of its samples: the source and a sentence of `turns` each time.
         sequences: Where the samples lie; None if nothing is to be learned.
         lengths: The tokens of each sample, padding not counted; numbers of the host, so that what splits a
@@ -78,7 +77,7 @@ class Batch(NamedTuple):
     inputs: dict[str, Tensor]
     kinds: Tensor
     samples: Tensor
-    sample_weights: Tensor
+    factor_bits: Tensor
     tasks: list[str]
     sources: list[str]
     prompts: dict[str, Tensor]
@@ -88,12 +87,16 @@ class Batch(NamedTuple):
     tokens: int
     targets: Targets | None = None
     questions: Sequence[Question] = ()
-    turn_weights: Tensor | None = None
     changes: tuple[tuple[str, str], ...] = ()
     sequences: Sequences | None = None
     lengths: tuple[int, ...] = ()
     pictures: PictureSizes = PictureSizes()
     picture_inputs: PictureInputs | None = None
+
+    @property
+    def factors(self) -> Tensor:
+        """Shape [rows, length], float32: the weight of each token's sample times that of its turn."""
+        return self.factor_bits.view(torch.float32)
 
     @property
     def is_packed(self) -> bool:
@@ -145,7 +148,6 @@ def collate(
     if not shown:
         return _empty_batch(pad_token_id, skipped, truncated)
     conversations = [example.conversation for example in shown]
-    weights = [conversation.weight for conversation in conversations]
     changes = []
     for example in shown:
         for change in example.changes:
@@ -158,7 +160,7 @@ def collate(
         inputs=inputs,
         kinds=_join_tokens([example.kinds for example in examples], Kind.PAD, pack),
         samples=_samples(lengths, pack),
-        sample_weights=torch.tensor(weights, dtype=torch.float32),
+        factor_bits=_join_tokens([_factor_bits(example) for example in examples], 0, pack),
         tasks=[conversation.task for conversation in conversations],
         sources=[conversation.source for conversation in conversations],
         prompts=join_padded(prompts, pad_token_id, "left"),
@@ -167,7 +169,6 @@ def collate(
         truncated=truncated,
         tokens=sum(lengths),
         questions=[question_of(prompt.conversation) for prompt in prompts],
-        turn_weights=_turn_weights(examples, pack),
         changes=tuple(changes),
         sequences=_sequences(lengths, pack) if lengths else None,
         lengths=tuple(lengths),
@@ -180,7 +181,7 @@ def _empty_batch(pad_token_id: int, skipped: list[DataError], truncated: list[st
         inputs={"input_ids": torch.tensor([[pad_token_id]]), "attention_mask": torch.tensor([[1]])},
         kinds=torch.full((1, 1), Kind.PAD, dtype=torch.int8),
         samples=torch.zeros(1, 1, dtype=torch.int32),
-        sample_weights=torch.zeros(1),
+        factor_bits=torch.zeros(1, 1, dtype=torch.int32),
         tasks=[],
         sources=[],
         prompts={},
@@ -233,13 +234,9 @@ def _positions(positions: Sequence[Tensor | None], lengths: Sequence[int], pack:
     return {"position_ids": torch.cat([in_order, torch.cat(axes, dim=1)])[:, None]}
 
 
-def _turn_weights(examples: Sequence[Example], pack: bool) -> Tensor | None:
-    if all(example.turn_weights is None for example in examples):
-        return None
-    rows = []
-    for example in examples:
-        weights = example.turn_weights
-        if weights is None:
-            weights = torch.ones(len(example.input_ids))
-        rows.append(weights)
-    return _join_tokens(rows, 1, pack)
+def _factor_bits(example: Example) -> Tensor:
+    """The weight of a sample times that of each token's turn; shape [length], see `Batch.factor_bits`."""
+    weights = example.turn_weights
+    if weights is None:
+        weights = torch.ones(len(example.input_ids))
+    return (weights * example.conversation.weight).view(torch.int32)

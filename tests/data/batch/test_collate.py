@@ -88,7 +88,7 @@ def test_padding_lies_outside_of_samples_and_has_its_own_kind(tiny, family):
         assert torch.equal(
             batch.prompts["input_ids"][row, -len(item.prompt.input_ids) :], item.prompt.input_ids
         )
-    assert batch.sample_weights.tolist() == [sample.weight for sample in samples]
+    assert batch.factors[:, 0].tolist() == [sample.weight for sample in samples]
     assert batch.tasks == [sample.task for sample in samples]
     assert batch.references == batch.sources == [sample.source for sample in samples]
 
@@ -127,5 +127,5 @@ def test_a_batch_can_be_pickled_and_moved_to_a_device(tiny):
         assert all(torch.equal(other.inputs[name], value) for name, value in batch.inputs.items())
         assert (other.tasks, other.references, other.truncated) == (batch.tasks, batch.references, ["cut"])
         assert str(other.skipped[0]) == "a:1: k: found f; expected e"
-    for value in (*batch.inputs.values(), *batch.prompts.values(), batch.kinds, batch.sample_weights):
+    for value in (*batch.inputs.values(), *batch.prompts.values(), batch.kinds, batch.factor_bits):
         assert isinstance(value, torch.Tensor)  # what can be pinned

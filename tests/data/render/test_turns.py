@@ -217,13 +217,13 @@ def test_weights_of_kinds_samples_and_turns_multiply(renderer_of):
         [Item(renderer.example(conversation), None, None) for conversation in (heavy, light)], 0, [], []
     )
     table = KindWeights(instruction=0.25, box=4.0)
-    weights = token_weights(batch.kinds, table, batch.sample_weights, batch.turn_weights)
+    weights = token_weights(batch.kinds, table, batch.factors)
     assert sorted(set(weights[0].tolist())) == [0, 0.25 * 3, 1 * 3 * 0.5, 4 * 3 * 0.5]
     assert sorted(set(weights[1].tolist())) == [0, 0.25 * 2, 1 * 2]
     alone = collate([Item(renderer.example(light), None, None)], 0, [], [])
-    assert alone.turn_weights is None
+    assert set(alone.factors.flatten().tolist()) == {2.0}
     length = alone.kinds.shape[1]
-    expected = token_weights(alone.kinds, table, alone.sample_weights)
+    expected = token_weights(alone.kinds, table, alone.factors)
     assert torch.equal(weights[1, :length], expected[0])
 
 
