@@ -275,7 +275,8 @@ def test_no_step_waits_for_a_number(module, make_quiet, batch_of):
             counts.append(self.mode.count)
 
     make_quiet(max_epochs=1, log_every_n_steps=100, callbacks=[Watch()]).fit(one, data(size=6))
-    assert counts == [own.count] * 3
+    assert len(counts) == 3
+    assert max(counts) <= own.count  # workers find some of what the forward alone would ask for
     with Syncs() as mode:
         torch.ones(1).item()
     assert mode.count == 1
