@@ -74,11 +74,16 @@ class Parser(LightningArgumentParser):
             part = [plan[1]] if plan[1] else []
             return self._place(["model", "adapt", *part])
         named = re.match(r"([\w.]+): ", message)
-        if named:
-            for section in ([], ["model"], ["data"]):
-                place = self._place([*section, *named[1].split(".")])
-                if place:
-                    return place
+        if not named:
+            return ""
+        keys = named[1].split(".")
+        paths = [[*section, *keys] for section in ([], ["model"], ["data"])]
+        if any(self._is_option(path) for path in paths):
+            return ""
+        for path in paths:
+            place = self._place(path, section=len(path) - len(keys))
+            if place:
+                return place
         return ""
 
     def _place_of_error(self, message: str) -> str:
@@ -90,14 +95,24 @@ class Parser(LightningArgumentParser):
         inside = inner[1].split(".") if inner else []
         return self._place(key.split("."), inside)
 
-    def _place(self, keys: list[str], inside: Sequence[str] = ()) -> str:
-        """Where the last config with a key has it, or a key inside of it; nothing if an option sets it."""
+    def _is_option(self, keys: list[str]) -> bool:
+        """Whether the command line gives a key, or one inside of it, or one that it is inside of."""
         path = ".".join(keys)
-        for given in self.given:
-            if f"{given}.".startswith(f"{path}.") or path.startswith(f"{given}."):
-                return ""
+        return any(f"{given}.".startswith(f"{path}.") or path.startswith(f"{given}.") for given in self.given)
+
+    def _place(self, keys: list[str], inside: Sequence[str] = (), section: int = 0) -> str:
+        """Where the last config with a key has it, or a key inside of it; nothing if an option sets it.
+
+        Args:
+            keys: The way to the key. Of a key that isn't there the place is that of the last key above it.
+            inside: The way on from there.
+            section: So many keys at its beginning are no place for it.
+        """
+        if self._is_option(keys):
+            return ""
         for config in reversed(self.configs):
-            node = find(config.root, keys)
+            above = find(config.root, keys[:section])
+            node = find(above, keys[section:]) if above is not None else None
             if node is not None:
                 deeper = find(node, inside) if inside else None
                 return f"{config.at(deeper or node)}: "

@@ -26,6 +26,7 @@ from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # 
 from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.config.class_names import bare_name
+from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
@@ -73,7 +74,11 @@ class VLMCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, after a check of the classes that the command line names."""
-        words = sys.argv[1:] if args is None else args
+        words = with_meant_classes(sys.argv[1:] if args is None else args)
+        if args is None:
+            sys.argv[1:] = words
+        else:
+            args = words
         command = self._subcommand_parsers.get(words[0]) if words else None
         if isinstance(command, Parser):
             check_words(words[1:], command)
@@ -114,7 +119,10 @@ class VLMCLI(LightningCLI):
             if not any(isinstance(callback, RunReport) for callback in callbacks):
                 callbacks.append(RunReport())
             if not any(isinstance(callback, ThroughputMonitor) for callback in callbacks):
-                callbacks.append(ThroughputMonitor(print_summary=False))  # the summary at the end has it
+                callbacks.append(ThroughputMonitor())
+            for callback in callbacks:
+                if isinstance(callback, ThroughputMonitor):
+                    callback.print_summary = False  # the summary at the end has it
             if checkpoint:
                 resume_run(trainer, checkpoint)
         return trainer

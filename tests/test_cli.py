@@ -339,21 +339,25 @@ def test_the_summary_has_the_throughput(project, capsys):
     shown = capsys.readouterr().out
     rates = r"^speed +[\d.,]+ samples, [\d.,]+ tokens, [\d.,]+ learned tokens per second; [\d.]+ s a step$"
     assert re.search(rates, shown, re.MULTILINE)
-    assert "a device; no MFU: the peak of a cpu isn't known; give peak_tflops" in shown
+    assert "a device; no MFU: the peak of a cpu isn't known; give ThroughputMonitor peak_tflops" in shown
     assert "waiting for data" in shown
     (log,) = Path("runs").rglob("metrics.csv")
     assert "throughput/tokens_per_second" in log.read_text()
 
 
-def test_a_monitor_of_the_user_is_the_only_one(project, caplog):
-    """By its bare name, which Lightning has a callback of too; two would be refused."""
+def test_a_monitor_of_the_user_is_the_only_one(project, caplog, capsys):
+    """By its bare name, which Lightning has a callback of too; two would be refused, or say it twice."""
     Path("monitor.yaml").write_text("trainer: {callbacks+: [{class_path: ThroughputMonitor}]}")
-    assert command("fit", "--config", "monitor.yaml") == 0
-    assert "ThroughputMonitor: nothing was measured: all of its steps were warm-up" in caplog.text
+    given = ["--trainer.callbacks+", "ThroughputMonitor", "--trainer.callbacks.warmup_steps", "1"]
+    for words in (["--config", "monitor.yaml"], given):
+        assert command("fit", *words, "--trainer.max_steps", "6") == 0
+        assert "ThroughputMonitor:" not in caplog.text  # the end table says it
+        assert capsys.readouterr().out.count("tokens per second") == 1
 
 
-def test_what_would_make_it_faster():
+def test_what_would_make_it_faster(model_folder):
     from lightning_vlm_callbacks.throughput_monitor.summary import Summary
+    from transformers import AutoModelForImageTextToText
 
     from lightning_vlm import VLMDataModule
     from lightning_vlm.outputs.throughput import advice_on_speed
@@ -364,6 +368,15 @@ def test_what_would_make_it_faster():
     assert padding.startswith("50% of the tokens computed are padding: data.batching packed leaves them out ")
     assert padding.endswith("for at most 2 times the speed")
     assert not list(advice_on_speed(Summary({"waiting_share": 0.05, "padding_share": 0.02}, [], []), data))
+    much_padding = Summary({"padding_share": 0.5}, [], [])
+    gemma = AutoModelForImageTextToText.from_pretrained(model_folder("gemma3"))
+    for mode, advised in (("padded", "tokens leaves most of them out"), ("tokens", None)):  # can't be packed
+        limit = None if mode == "padded" else 512
+        data = VLMDataModule(train="train.jsonl", batching=mode, max_tokens=limit)
+        advice = list(advice_on_speed(much_padding, data, gemma))
+        assert [advised in line for line in advice] == ([True] if advised else [])
+    for packs in ({"batching": "packed", "max_tokens": 512}, {"sampling": "grouped"}):
+        assert not list(advice_on_speed(much_padding, VLMDataModule(train="train.jsonl", **packs)))
 
 
 def test_checkpoints_load_without_pickled_code(project):

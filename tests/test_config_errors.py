@@ -265,6 +265,10 @@ LINES = {
         ["--model.optimizer=AdmW"],
         "model.optimizer: there is no class AdmW; did you mean AdamW?",
     ),
+    "a callback that Lightning has too": (
+        ["--trainer.callbacks+", "ThroughputMonitor", "--trainer.callbacks.every", "3"],
+        "there is no key every in ThroughputMonitor; did you mean every_n_steps?",
+    ),
     "a class of two packages": (
         ["--model.optimizer", "AdamW"],
         "there are several classes AdamW; write torch.optim.AdamW or",
@@ -314,6 +318,18 @@ def test_a_mistake_on_the_command_line(folder, capsys, words, expected):
     assert expected in message
     if "d.yaml" not in words and "logger.yaml" not in words:
         assert not message.startswith("c.yaml:")  # what is wrong doesn't stand there
+
+
+def test_a_key_of_the_command_line_has_no_place_in_a_file(folder, capsys):
+    """Nor has a key that only another section has."""
+    Path("one.yaml").write_text("model: {name_or_path: drawn-vlm}\ndata: {train: train.jsonl}\n")
+    given = ["--data.batching", "packed", "--data.max_tokens", "-1"]
+    message = "data.max_tokens: found -1; expected a whole number, at least 1\n"
+    assert main(["fit", "--config", "one.yaml", *given]) == 2
+    assert capsys.readouterr().err.endswith(f"lightning-vlm: error: {message}")
+    Path("two.yaml").write_text("data:\n  batching: packed\n  max_tokens: -1\n")
+    assert main(["fit", "--config", "one.yaml", "--config", "two.yaml"]) == 2
+    assert capsys.readouterr().err.endswith(f"lightning-vlm: error: two.yaml:3: {message}")
 
 
 def test_the_command_comes_first(capsys):

@@ -5,12 +5,19 @@ import logging
 import sys
 import warnings
 
-_UNHELPFUL = ("💡 Tip: For seamless cloud", "`weights_only` was not set", "TPU available: False")
-"""Parts of what Lightning logs."""
+_UNHELPFUL = (
+    "💡 Tip: For seamless cloud",
+    "`weights_only` was not set",
+    "TPU available: False",
+    # What `data.max_length` cuts or skips is reported; most tokenizers state less than their model takes.
+    "Token indices sequence length is longer than",
+)
+"""Parts of what Lightning and transformers log."""
 _LOGGERS = (
     "lightning.pytorch",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
+    "transformers.tokenization_utils_base",
 )
 _WARNINGS = (
     # VLMModule sets the modes itself right afterwards.

@@ -12,6 +12,7 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin
 
+from lightning_vlm.config.moved import MEANT
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean, nearest
 
@@ -122,6 +123,8 @@ def _find_imported(name: str, bases: list[type]) -> type:
     paths = [path for path, kind in known.items() if kind.__name__ == name]
     if not paths:
         raise UserError(f"there is no class {name}{_near_class(name, bases)}")
+    if MEANT.get(name) in paths:
+        return known[MEANT[name]]
     if len(paths) > 1:
         raise UserError(f"there are several classes {name}; write {' or '.join(paths)}")
     return known[paths[0]]

@@ -1,6 +1,7 @@
 """Configs that were saved by earlier versions: what has moved is found, and what is gone is left out."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -19,6 +20,24 @@ MOVED = {
 
 MEANT = {"ThroughputMonitor": "lightning_vlm_callbacks.ThroughputMonitor"}
 """Bare names of classes that Lightning has too, and which is meant."""
+
+
+def with_meant_classes(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the whole path of each callback in `MEANT`.
+
+    >>> with_meant_classes(["--trainer.callbacks+", "ThroughputMonitor"])
+    ['--trainer.callbacks+', 'lightning_vlm_callbacks.ThroughputMonitor']
+    >>> with_meant_classes(["--out", "ThroughputMonitor"])
+    ['--out', 'ThroughputMonitor']
+    """
+    whole = list(words)
+    for place, word in enumerate(words):
+        option = word if word.startswith("--") else words[place - 1] if place else ""
+        if option.startswith("--trainer.callbacks"):
+            for name, path in MEANT.items():
+                whole[place] = re.sub(rf"(?<![\w.]){name}(?!\w)", path, whole[place])
+    return whole
+
 
 _DRAWN = ("true", "RunReport draws what is logged, for all callbacks")
 _DRAWN_IN = ("null", "RunReport writes what is logged; it has a dirpath of its own")

@@ -81,7 +81,8 @@ class FitSummary(Callback):
         if not self._seconds:
             print_line("training", f"none; the run was over at step {trainer.global_step:,}")
             return
-        steps = f"{self._seconds:,.0f} s, {trainer.global_step:,} steps"
+        made = trainer.global_step
+        steps = f"{self._seconds:,.0f} s, {made:,} {'step' if made == 1 else 'steps'}"
         measured = throughput_of(trainer)
         if measured is None or "step_seconds" not in measured.figures:
             speed = self.module.tokens_seen / self._seconds
@@ -90,7 +91,7 @@ class FitSummary(Callback):
             return
         print_line("training", steps)
         print_lines("speed", measured.lines)
-        print_lines("faster", advice_on_speed(measured, self.data))
+        print_lines("faster", advice_on_speed(measured, self.data, self.module.model, trainer.num_devices))
 
     def _checkpoint_line(self, path: Path, note: str) -> str:
         earlier = " (of an earlier run)" if self._is_earlier(path) else ""

@@ -71,10 +71,10 @@ class Verdict(NamedTuple):
     def in_words(self) -> str:
         """A line for the log."""
         hidden, _, gradients = (short(distance) for distance in self.distances)
-        of_hidden, _, of_gradients = (short(distance) for distance in self.rounding)
+        most, most_of_gradients = (short(self._limit(name)) for name in ("hidden_states", "gradients"))
         return (
             f"Packing proved on {self.samples} samples of the first batch: packed and alone differ by "
-            f"{hidden}, gradients by {gradients} (rounding alone makes {of_hidden} and {of_gradients}); "
+            f"{hidden}, gradients by {gradients} (rounding may make {most} and {most_of_gradients}); "
             "no sample sees another"
         )
 

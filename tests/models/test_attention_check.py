@@ -14,7 +14,7 @@ from lightning_vlm.models.attention.families import attention_line
 from tests.support import tiny
 from tests.support.packed import SAMPLES, batch_of
 
-SDPA_IN_TOWER = "Attention: sdpa in the vision tower (each picture"
+SDPA_IN_TOWER = "Attention: sdpa in the vision tower (it takes"
 BATCHING = {"padded": {}, "packed": {"batching": "packed", "max_tokens": 2000}}
 
 
@@ -174,9 +174,14 @@ def test_the_check_changes_no_bit_of_training(batching, monkeypatch):
             "Attention: eager in the vision tower, eager in the language model",
         ),
         (
+            "smolvlm",
+            {"attn_implementation": "eager"},
+            "Attention: eager in the vision tower, eager in the language model",
+        ),
+        (
             "paligemma",
             {},
-            f"{SDPA_IN_TOWER} or tile has a row of its own, so that there is no loop to save), "
+            f"{SDPA_IN_TOWER} all pictures in one call), "
             "eager in the language model (it caps its scores (attn_logit_softcapping))",
         ),
     ],

@@ -10,7 +10,7 @@ from lightning_vlm.models.attention.families import VarlenUse, use_varlen_attent
 from lightning_vlm.models.attention.lengths import takes_lengths
 from tests.support import tiny
 
-OWN_ROW = "each picture or tile has a row of its own, so that there is no loop to save"
+OWN_ROW = "it takes all pictures in one call"
 BOTH_WAYS = "pictures are seen in both directions, or a question is"
 
 

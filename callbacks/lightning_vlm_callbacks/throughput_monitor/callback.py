@@ -254,7 +254,8 @@ class ThroughputMonitor(Callback):
         found = self._figures(trainer, whole)
         why = self._counter.no_operations if whole.number("operations") is None else self._why_no_peak
         loader = trainer.train_dataloader
-        self.summary = summarize(whole, found, why, getattr(loader, "num_workers", None))
+        processes = trainer.num_devices
+        self.summary = summarize(whole, found, why, getattr(loader, "num_workers", None), processes)
         text = "; ".join([*self.summary.lines, *self.summary.advice])
         record_event(trainer, "throughput", text, figures=found)
         if self.print_summary and not trainer.fast_dev_run:  # type: ignore[attr-defined]

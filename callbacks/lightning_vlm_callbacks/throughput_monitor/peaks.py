@@ -56,7 +56,7 @@ _OTHER_CARD = r"(?! ?(Laptop|Max-Q|MIG|D\b|Ti\b|SUPER\b))(?!\w)"
 def peak_of(device: torch.device) -> tuple[float | None, str]:
     """The peak of a device in operations a second, or None and why it isn't known."""
     if device.type != "cuda":
-        return None, f"the peak of a {device.type} isn't known; give peak_tflops"
+        return None, f"the peak of a {device.type} isn't known; give ThroughputMonitor peak_tflops"
     return peak_of_name(torch.cuda.get_device_name(device))
 
 
@@ -68,11 +68,11 @@ def peak_of_name(card: str) -> tuple[float | None, str]:
     >>> peak_of_name("NVIDIA H100 NVL")[0] / 1e12, peak_of_name("NVIDIA H200")[0] / 1e12
     (835.5, 989.4)
     >>> peak_of_name("NVIDIA A100-SXM4-40GB MIG 3g.20gb")
-    (None, 'NVIDIA A100-SXM4-40GB MIG 3g.20gb is a part of a card; give its peak_tflops')
+    (None, 'NVIDIA A100-SXM4-40GB MIG 3g.20gb is a part of a card; give ThroughputMonitor its peak_tflops')
     """
     if " MIG " in card:
-        return None, f"{card} is a part of a card; give its peak_tflops"
+        return None, f"{card} is a part of a card; give ThroughputMonitor its peak_tflops"
     for name, tflops in _TFLOPS.items():
         if re.search(rf"(?<!\w){re.escape(name)}{_OTHER_CARD}", card):
             return tflops * 1e12, ""
-    return None, f"the peak of {card} isn't known; give peak_tflops, dense in 16 bits"
+    return None, f"the peak of {card} isn't known; give ThroughputMonitor peak_tflops, dense in 16 bits"

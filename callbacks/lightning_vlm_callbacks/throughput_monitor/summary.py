@@ -34,7 +34,13 @@ class Summary(NamedTuple):
     advice: list[str]
 
 
-def summarize(totals: Totals, figures: Mapping[str, float], why_no_mfu: str, workers: int | None) -> Summary:
+def summarize(
+    totals: Totals,
+    figures: Mapping[str, float],
+    why_no_mfu: str,
+    workers: int | None,
+    processes: int = 1,
+) -> Summary:
     """Say what a fit came to.
 
     Args:
@@ -42,6 +48,7 @@ def summarize(totals: Totals, figures: Mapping[str, float], why_no_mfu: str, wor
         figures: What they come to; with `memory_gib`, if that is known.
         why_no_mfu: The reason if there is no MFU.
         workers: Processes that make training batches; None if that isn't known.
+        processes: Processes that train on this machine, and share its cores.
     """
     lines = [_rates(figures), _use(figures, why_no_mfu)]
     shares = _shares(figures)
@@ -50,7 +57,7 @@ def summarize(totals: Totals, figures: Mapping[str, float], why_no_mfu: str, wor
     advice = []
     share = figures.get("waiting_share", 0.0)
     if share >= MUCH_WAITING:
-        advice.append(advice_on_waiting(share, workers, usable_cores()))
+        advice.append(advice_on_waiting(share, workers, usable_cores(processes)))
     return Summary(dict(figures), [line for line in lines if line], advice)
 
 
@@ -84,12 +91,12 @@ def advice_on_waiting(share: float, workers: int | None, cores: int, option: str
         return f"{start}set {option} to {needed} (now {workers})"
     if workers < cores:
         return (
-            f"{start}set {option} to {cores} (now {workers}); that is all cores here, and it would take "
-            f"{needed}, so make samples cheaper too: smaller pictures, or prepared once and kept on disk"
+            f"{start}set {option} to {cores} (now {workers}); there are no more cores for it, and it would "
+            f"take {needed}, so make samples cheaper too: smaller pictures, or prepared once and kept on disk"
         )
     return (
-        f"{start}its {workers} workers have all {cores} cores, and it would take {needed}; make samples "
-        "cheaper: smaller pictures, or prepared once and kept on disk"
+        f"{start}its {workers} workers have all cores there are for it, and it would take {needed}; "
+        "make samples cheaper: smaller pictures, or prepared once and kept on disk"
     )
 
 
@@ -156,8 +163,11 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(processes: int = 1) -> int:
+    """Processor cores that this process may use.
+
+    Args:
+        processes: So many share them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)

@@ -55,11 +55,12 @@ def check_sampling(mode: Mode, sampling: TaskSampling | None) -> None:
     if sampling.by_loss:
         raise UserError(
             f"data.sampling.score {sampling.score} changes what is drawn as training goes on, and "
-            f"data.batching {mode} makes its batches beforehand; take score size or weights, or padded"
+            f"data.batching {mode} makes its batches beforehand; take score size or weights, "
+            "or data.batching padded"
         )
     if sampling.grouped:
         raise UserError(
-            f"data.sampling.grouped makes batches of one task, and data.batching {mode} makes them of "
+            f"data.sampling grouped makes batches of one task, and data.batching {mode} makes them of "
             "lengths that fit together; leave one of them out"
         )
 

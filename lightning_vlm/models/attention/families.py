@@ -13,6 +13,8 @@ from lightning_vlm.models.parts import vision_tower
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Types of layers that `attend` computes."""
+ONE_CALL = "it takes all pictures in one call"
+"""Why most towers have nothing to gain: each picture or tile is a row of their input."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def attention_line(model: PreTrainedModel) -> str:
         if attention == NAME:
             loops = why_in_turn(part)
             why = f"one sequence after another: {loops}" if loops else ""
+        elif why == ONE_CALL and attention != "sdpa":
+            why = ""  # it was asked for
         said.append(f"{attention} in the {name}" + (f" ({why})" if why else ""))
     return f"Attention: {', '.join(said)}"
 
@@ -120,7 +124,7 @@ def why_not_tower(model: PreTrainedModel) -> str:
     if not isinstance(tower, PreTrainedModel):
         return "there is none" if tower is None else "it isn't one of transformers"
     if not passes(tower, "cu_seq_lens_q"):
-        return "each picture or tile has a row of its own, so that there is no loop to save"
+        return ONE_CALL
     return "" if tower._supports_flash_attn else "transformers has no flash attention for it"
 
 

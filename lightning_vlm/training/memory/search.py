@@ -14,6 +14,8 @@ from lightning_vlm.data.batch.lengths import Lengths, SampleLength
 
 ROUND = 256
 """What is found is a multiple of this, or as small as the longest sample."""
+SMALL_ROUND = 16
+"""Below `ROUND` it is a multiple of this: data of short samples would else have a batch for each of them."""
 CORRECTIONS = 4
 """How often an answer that turns out too large is made smaller."""
 DISTINCT = 64
@@ -189,12 +191,13 @@ def _ratio(amount: float, each: float) -> float:
 
 
 def rounded(value: float, least: int) -> int:
-    """Rounded down to a multiple of `ROUND`, but no less than something.
+    """Rounded down to a multiple of `ROUND`, or of `SMALL_ROUND` below, but no less than something.
 
-    >>> rounded(1000, least=100), rounded(1000, least=900)
-    (768, 900)
+    >>> rounded(1000, least=100), rounded(1000, least=900), rounded(172, least=81)
+    (768, 900, 160)
     """
-    return max(int(value) // ROUND * ROUND, least)
+    unit = ROUND if value >= ROUND else SMALL_ROUND
+    return max(int(value) // unit * unit, least)
 
 
 class Found(NamedTuple):

@@ -187,7 +187,9 @@ def test_the_module_may_count(fit, hours):
 
     fit(monitor := ThroughputMonitor(warmup_steps=0), Counting(hours))
     assert monitor.summary.figures["tokens_per_second"] == pytest.approx(6 / 8)
-    assert monitor.summary.lines[1].endswith("no MFU: the peak of a cpu isn't known; give peak_tflops")
+    assert monitor.summary.lines[1].endswith(
+        "no MFU: the peak of a cpu isn't known; give ThroughputMonitor peak_tflops"
+    )
 
 
 def test_advice_where_data_is_the_bottleneck(fit, hours):

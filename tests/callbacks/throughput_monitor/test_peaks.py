@@ -70,4 +70,7 @@ def test_unknown_cards_have_no_peak(card):
 
 
 def test_a_cpu_has_none():
-    assert peak_of(torch.device("cpu")) == (None, "the peak of a cpu isn't known; give peak_tflops")
+    assert peak_of(torch.device("cpu")) == (
+        None,
+        "the peak of a cpu isn't known; give ThroughputMonitor peak_tflops",
+    )
