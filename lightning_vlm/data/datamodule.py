@@ -12,7 +12,8 @@ from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.batching import Batching, MaxTokens, Mode
+from lightning_vlm.data.batch.batching import Batching
+from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.draws_by_task import DrawsByTask
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, load_saved_state
@@ -110,7 +111,7 @@ class VLMDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.sampling = TaskSampling.read(sampling)
-        self.batching.check_sampling(self.sampling)
+        check_sampling(self.batching.mode, self.sampling)
         self.processor = processor
         self.report = SampleReport()
         """What became of the samples on this process so far."""
@@ -147,16 +148,14 @@ class VLMDataModule(LightningDataModule):
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
         model = self._model()
-        positions = None if model is None else token_positions(model)
-        pictures = None if model is None else PictureInputsFinder(model)
         return RenderedBatches(
             self.source(split),
             self.renderer,
             learn=learn,
             prompts=prompts,
             pack=split == "train" and self.batching.packs,
-            positions=positions,
-            pictures=pictures,
+            positions=None if model is None else token_positions(model),
+            pictures=None if model is None else PictureInputsFinder(model),
         )
 
     @cached_property
@@ -167,7 +166,7 @@ class VLMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data fails before anything runs."""
         stage = TrainerFn(stage).value  # in messages the enum would have another name
-        self.batching.check_trainer(self.trainer)
+        check_trainer(self.batching.mode, self.trainer)
         if self.trainer is not None:
             run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])

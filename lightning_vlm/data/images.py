@@ -14,7 +14,7 @@ from PIL import ImageOps
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.fetching import fetch
-from lightning_vlm.data.picture_size import upright_size
+from lightning_vlm.data.upright_size import upright_size
 from lightning_vlm.errors import DataError
 from lightning_vlm.nearest import nearest, shorten
 

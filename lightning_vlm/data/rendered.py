@@ -44,14 +44,10 @@ class RenderedBatches(Dataset):
         self._renderer = renderer
         self._learn = learn
         self._prompts = prompts
-        self._pack = pack
+        self.packs = pack
+        """Whether the samples of a batch are packed into one row."""
         self._positions = positions
         self._pictures = pictures
-
-    @property
-    def packs(self) -> bool:
-        """Whether the samples of a batch are packed into one row."""
-        return self._pack
 
     def __getitem__(self, indices: list[int]) -> Batch:
         items: list[Item] = []
@@ -65,7 +61,7 @@ class RenderedBatches(Dataset):
                 skipped.append(error)
         examples = [item.example for item in items if item.example is not None]
         truncated = [example.conversation.source for example in examples if example.truncated]
-        batch = collate(items, self._pad_token_id, skipped, truncated, self._pack)
+        batch = collate(items, self._pad_token_id, skipped, truncated, self.packs)
         if not examples or self._pictures is None:
             return batch
         return batch._replace(picture_inputs=self._pictures(batch.inputs))

@@ -38,7 +38,7 @@ def compile_blocks(model: PreTrainedModel, backend: str | Callable = "inductor")
     blocks = blocks_of(model)
     for block in blocks:
         # Where `nn.Module.compile` keeps what it makes; copies and pickles of a module are without it.
-        block._compiled_call_impl = _CompiledBlock(block, backend)
+        block._compiled_call_impl = CompiledBlock(block, backend)
     return len(blocks)
 
 
@@ -49,7 +49,7 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     return [block for path in paths for block in model.get_submodule(path).children()]
 
 
-class _CompiledBlock:
+class CompiledBlock:
     """Calls a block with its forward compiled, and with its own hooks outside of that.
 
     `nn.Module.compile` would trace the hooks too. Those of transformers that collect hidden states lengthen a

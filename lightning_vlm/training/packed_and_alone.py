@@ -34,7 +34,7 @@ def prove(module: "VLMModule", packed: Batch, alone: Sequence[Batch]) -> Verdict
     base: Any = getattr(model, model.base_model_prefix)
     rope_deltas = getattr(base, "rope_deltas", None)
     try:
-        # Compiled blocks would be compiled anew for the shapes of samples alone.
+        # Compiled blocks would be compiled again for the shapes of samples alone.
         with (
             torch.enable_grad(),
             isolate_rng(),

@@ -166,7 +166,7 @@ def test_on_a_gpu_it_is_as_good_as_its_inputs(scaling, as_on_a_gpu):
 
 
 def test_on_a_gpu_nothing_is_left_from_what_memory_held_before(as_on_a_gpu):
-    """New memory is filled with NaN where PyTorch is told to be deterministic."""
+    """New memory is filled with NaN where PyTorch has to be deterministic."""
     hidden, weight, _, labels, weights = problem(torch.bfloat16, with_bias=False)
     torch.use_deterministic_algorithms(True)
     try:

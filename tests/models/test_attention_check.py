@@ -62,7 +62,7 @@ def test_nothing_is_compiled_for_the_check(tiny_folder):
 def test_each_sample_is_compared_by_itself(pack):
     """A short one that is wrong isn't lost among long ones, and padding doesn't count."""
     hidden = torch.arange(9).reshape(1, 9, 1) if pack else torch.arange(12).reshape(2, 6, 1)
-    samples = check._of_samples(hidden, [6, 3])
+    samples = check.hidden_of_samples(hidden, [6, 3])
     expected = [range(6), range(6, 9)]
     assert [sample.flatten().tolist() for sample in samples] == [list(values) for values in expected]
 

@@ -151,7 +151,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
 def test_no_mask_is_made_and_the_device_isnt_asked(family, tiny_folder, monkeypatch):
     """With the kernel, whose place something of the same shape takes here, and without positions too."""
     model = load(tiny_folder(family))
-    monkeypatch.setattr(varlen, "_kernel_takes", lambda *_: True)
+    monkeypatch.setattr(varlen, "kernel_takes", lambda *_: True)
     monkeypatch.setattr(varlen, "varlen_attn", lambda query, key, value, *_, **__: query * 1)
     ids, positions, ends, longest = packed(model, [text(size) for size in (7, 1, 12)])
     for given in ({"position_ids": positions}, {}):

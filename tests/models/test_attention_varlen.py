@@ -61,7 +61,7 @@ def attend(tensors, causal, ends=ENDS, **options):
 @pytest.fixture(params=["loop", "kernel", "kernel that groups heads"])
 def way(request, monkeypatch):
     if request.param != "loop":
-        monkeypatch.setattr(varlen, "_kernel_takes", lambda *_: True)
+        monkeypatch.setattr(varlen, "kernel_takes", lambda *_: True)
         monkeypatch.setattr(varlen, "varlen_attn", kernel)
         monkeypatch.setattr(varlen, "_KERNEL_GROUPS_HEADS", "groups" in request.param)
     return request.param
@@ -133,12 +133,12 @@ def test_what_sdpa_may_ignore_is_refused_without_lengths_too(name):
 def test_what_the_kernel_takes(monkeypatch):
     half = torch.zeros(9, 4, 8, dtype=torch.bfloat16)
     wide = torch.zeros(9, 4, 288, dtype=torch.bfloat16)
-    assert not varlen._kernel_takes(half, half, 0)  # on a CPU
+    assert not varlen.kernel_takes(half, half, 0)  # on a CPU
     monkeypatch.setattr(varlen, "kernel_runs_on", lambda device: True)
-    assert varlen._kernel_takes(half, half, 0)
-    assert not varlen._kernel_takes(half, half, 0.1)
-    assert not varlen._kernel_takes(half.float(), half.float(), 0)
-    assert not varlen._kernel_takes(wide, wide, 0)
+    assert varlen.kernel_takes(half, half, 0)
+    assert not varlen.kernel_takes(half, half, 0.1)
+    assert not varlen.kernel_takes(half.float(), half.float(), 0)
+    assert not varlen.kernel_takes(wide, wide, 0)
 
 
 @pytest.mark.parametrize(("capability", "runs"), [((8, 0), True), ((9, 0), True), ((7, 5), False)])

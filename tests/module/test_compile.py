@@ -100,7 +100,7 @@ def test_loss_and_gradients_are_the_same_and_lengths_compile_nothing(
 
 def test_with_lengths_of_sequences_too(pair, graphs, batch_of, monkeypatch):
     """As on a GPU: tower and language model call a kernel with `cu_seq_lens`; the one here is a mask."""
-    monkeypatch.setattr(varlen, "_kernel_takes", lambda *_: True)
+    monkeypatch.setattr(varlen, "kernel_takes", lambda *_: True)
     monkeypatch.setattr(varlen, "_kernel", masked_attention)
     plain, compiled = pair("qwen2_5_vl", adapt="full", gradient_checkpointing=True)
     counts = set()
@@ -190,7 +190,7 @@ def test_the_compiler_itself(module, batch_of):
     """One block is compiled for real."""
     plain, compiled = (module("smolvlm", adapt={"language.layers[-1:]": "full"}).train() for _ in range(2))
     block = blocks.blocks_of(compiled.model)[-1]
-    block._compiled_call_impl = blocks._CompiledBlock(block, "inductor")
+    block._compiled_call_impl = blocks.CompiledBlock(block, "inductor")
     assert_same(plain, compiled, batch_of(plain))
 
 

@@ -125,7 +125,7 @@ SAME_SHAPES = {
     3: talk("Who!", "U.", task="chat"),
 }
 OTHER_SHAPES = {
-    0: talk("What is this? Tell me more than you have told.", "A red one.", picture(96, 32, 5), task="vqa"),
+    0: talk("What is this? Tell me more than you said.", "A red one.", picture(96, 32, 5), task="vqa"),
     1: talk("Hello", "Bye.", picture(64, 64, 12), task="chat", weight=0.5),
     4: talk("Describe it, please.", "There is nothing to be seen.", task="vqa"),
 }

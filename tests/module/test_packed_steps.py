@@ -32,7 +32,7 @@ class Data(VLMDataModule):
 
     def rendered(self, split, **options):
         found = super().rendered(split, **options)
-        found._pack = self.pack
+        found.packs = self.pack
         return found
 
 

@@ -1,7 +1,5 @@
 """What batches there are, in words."""
 
-import numpy as np
-
 from lightning_vlm.data.batch.lengths import Lengths
 from lightning_vlm.data.batch.packing import Budget, Units
 
@@ -49,11 +47,11 @@ def filled_in_words(lengths: Lengths, units: Units, budget: Budget, packs: bool)
 def padding(lengths: Lengths, units: Units) -> float:
     """The share of padding among all tokens, where batches are padded to their longest sample.
 
+    >>> import numpy as np
     >>> lengths = Lengths(np.array([30, 10], np.int32), np.zeros(2, np.int32))
     >>> round(padding(lengths, Units.of_lists([[0, 1]])), 3)
     0.333
     """
-    sizes = np.diff(units.ends, prepend=0)
-    places = int((units.longest(lengths) * sizes).sum())
+    places = int((units.longest(lengths) * units.sizes).sum())
     tokens = int(lengths.tokens[units.members].sum())
     return 1 - tokens / max(places, 1)

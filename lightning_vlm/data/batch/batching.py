@@ -5,22 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.batch_words import alike_in_words, filled_in_words
-from lightning_vlm.data.batch.batching_checks import (
-    BY_TOKENS,
-    MaxTokens,
-    Mode,
-    check_fits,
-    check_options,
-    check_sampling,
-    check_trainer,
-)
+from lightning_vlm.data.batch.batching_checks import BY_TOKENS, MaxTokens, Mode, check_fits, check_options
 from lightning_vlm.data.batch.lengths import Lengths, measure
-from lightning_vlm.data.batch.packing import WINDOW, Budget, Units, alike, packed, padded
+from lightning_vlm.data.batch.packing import WINDOW, Budget, Units, alike, packed, padded, samples_in
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler, UnitSampler
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
@@ -64,22 +55,6 @@ class Batching:
         self._units: tuple[tuple, Units] | None = None
         self._said = ""
 
-    def check_sampling(self, sampling: TaskSampling | None) -> None:
-        """Check that samples can be drawn by task.
-
-        Raises:
-            UserError: They can't.
-        """
-        check_sampling(self.mode, sampling)
-
-    def check_trainer(self, trainer: Trainer | None) -> None:
-        """Check that a trainer leaves batches as they are, and looks for no batch size that has no effect.
-
-        Raises:
-            UserError: It doesn't.
-        """
-        check_trainer(self.mode, trainer)
-
     @property
     def needs_lengths(self) -> bool:
         """Whether batches depend on how long samples are."""
@@ -115,10 +90,6 @@ class Batching:
             )
         return Budget(self.max_tokens, self.max_patches)
 
-    def fall_back(self, mode: Mode) -> None:
-        """Go on with another mode, where what was asked for can't be right. To be called before training."""
-        self.mode = mode
-
     def check_model(self, model: PreTrainedModel | None) -> None:
         """Go on with `tokens` where packed samples would see one another in a model, and say so in one line.
         A model that isn't loaded yet is None: ask again before batches are made."""
@@ -127,7 +98,7 @@ class Batching:
             rank_zero_info(
                 f"data.batching: packed can't be exact for {why}; samples are batched by tokens instead"
             )
-            self.fall_back("tokens")
+            self.mode = "tokens"
 
     def measure(
         self,
@@ -236,8 +207,7 @@ class Batching:
             window = batch_size * min(max(16, WINDOW // batch_size), -(-size // batch_size))
             return lambda samples: alike(lengths, samples, batch_size, window), window
         fill, budget = (packed if self.packs else padded), self.budget
-        samples_a_batch = budget.tokens * size // max(int(lengths.tokens.sum()), 1)
-        window = min(max(4 * WINDOW, 64 * samples_a_batch), size)
+        window = min(max(4 * WINDOW, 64 * samples_in(budget, lengths)), size)
         return lambda samples: fill(lengths, samples, budget, len(samples)), window
 
     def _units_in_order(self, batch_size: int, shuffle: bool, seed: int) -> Callable[[int], Units]:

@@ -34,6 +34,7 @@ def split_by_image_count(
     Args:
         inputs: What the model's forward takes.
         counts: As from `image_counts`; None finds them.
+
     Returns:
         The rows of each group, an int64 tensor on the CPU, and their inputs, with no more pictures than the
         rows have.

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +99,17 @@ class Ruler:
         example = self._renderer.example(conversation)
         return SampleLength(len(example.input_ids), patches_of(example.inputs, self._patch))
 
+    def lengths(self, source: Conversations, samples: Iterable[int]) -> np.ndarray:
+        """The lengths of some samples of a source, an array of shape [samples, 2]; 0 for one that can't be
+        used."""
+        return np.array([self._length_or_none(source, sample) for sample in samples], np.int32)
+
+    def _length_or_none(self, source: Conversations, sample: int) -> SampleLength:
+        try:
+            return self.length(source[sample])
+        except DataError:  # training comes to it, and says what is wrong
+            return SampleLength(0, 0)
+
 
 def patches_of(inputs: dict[str, Tensor], patch: int) -> int:
     """How many patches the pictures of some samples have.
@@ -192,14 +203,7 @@ class _Chunks(Dataset):
         self._ruler = ruler
 
     def __getitem__(self, chunk: int) -> np.ndarray:
-        stretch = range(len(self._source))[chunk * CHUNK :][:CHUNK]
-        return np.array([self._length(index) for index in stretch], np.int32)
-
-    def _length(self, index: int) -> SampleLength:
-        try:
-            return self._ruler.length(self._source[index])
-        except DataError:  # training comes to it, and says what is wrong
-            return SampleLength(0, 0)
+        return self._ruler.lengths(self._source, range(len(self._source))[chunk * CHUNK :][:CHUNK])
 
 
 def _as_it_is(value: Any) -> Any:

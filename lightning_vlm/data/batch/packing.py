@@ -50,6 +50,10 @@ class Units:
     def __init__(self, members: np.ndarray, ends: np.ndarray) -> None:
         self.members = members
         self.ends = ends
+        self.starts = np.append(0, ends)[:-1]
+        """With which of them each batch begins."""
+        self.sizes = ends - self.starts
+        """How many of them each batch has."""
 
     @classmethod
     def of_lists(cls, lists: Sequence[Sequence[int]]) -> "Units":
@@ -80,15 +84,22 @@ class Units:
         Args:
             order: Array of shape [batches], int64: which comes first, and so on.
         """
-        starts = np.append(0, self.ends[:-1])
-        members = [self.members[starts[number] : self.ends[number]] for number in order.tolist()]
-        sizes = (self.ends - starts)[order]
-        return Units(np.concatenate(members), np.cumsum(sizes))
+        members = [self.members[self.starts[number] : self.ends[number]] for number in order.tolist()]
+        return Units(np.concatenate(members), np.cumsum(self.sizes[order]))
 
     def longest(self, lengths: Lengths) -> np.ndarray:
         """Array of shape [batches]: tokens of the longest sample of each."""
-        starts = np.append(0, self.ends[:-1])
-        return np.maximum.reduceat(lengths.tokens[self.members], starts)
+        return np.maximum.reduceat(lengths.tokens[self.members], self.starts)
+
+
+def samples_in(budget: Budget, lengths: Lengths) -> int:
+    """About how many samples a batch has, without its padding.
+
+    Args:
+        budget: The most that it may hold.
+        lengths: Of all samples.
+    """
+    return budget.tokens * len(lengths) // max(int(lengths.tokens.sum()), 1)
 
 
 def packed(lengths: Lengths, order: np.ndarray, budget: Budget, window: int = WINDOW) -> Units:
@@ -122,8 +133,7 @@ def padded(lengths: Lengths, order: np.ndarray, budget: Budget, window: int = WI
         budget: The most that a batch may hold: its tokens are its samples times the longest of them.
         window: Samples in a window, where it is then about 16 batches or more.
     """
-    samples_a_batch = budget.tokens * len(lengths) // max(int(lengths.tokens.sum()), 1)
-    window = max(window, 16 * samples_a_batch)
+    window = max(window, 16 * samples_in(budget, lengths))
 
     def fill(samples: list[int]) -> list[list[int]]:
         return _fill_in_turn(lengths, samples, budget)
@@ -181,15 +191,15 @@ def _best_fit(lengths: Lengths, samples: list[int], budget: Budget) -> list[list
     """Put each sample, large ones first, into the fullest row that still has room; open rows as needed."""
     needs, room = _needs(lengths, samples, budget)
     shares = needs / room
+    # Rows are looked for by the resource of which samples need more.
     scarce = int(np.argmax(shares.sum(0)))
-    """Rows are looked for by the resource of which samples need more."""
     other = 1 - scarce
     largest_first = np.argsort(-shares.max(1), kind="stable")
     rows: list[list[int]] = []
+    # What each row has left of the other resource.
     rooms: list[int] = []
-    """What each row has left of the other resource."""
+    # What each row has left of the scarce one, and its number, from full to empty.
     free: list[tuple[int, int]] = []
-    """What each row has left of the scarce one, and its number, from full to empty."""
     for place in largest_first.tolist():
         need, of_other = int(needs[place, scarce]), int(needs[place, other])
         at = bisect.bisect_left(free, (need, -1))

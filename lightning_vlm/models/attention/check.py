@@ -75,12 +75,12 @@ def check_attention(
 def _distances(model: PreTrainedModel, forward: Callable[[], Tensor], lengths: Sequence[int]) -> Distances:
     parts = _parts_with_flash(model)
     with eval_mode(model), torch.compiler.set_stance("force_eager"), _features_of(model) as features:
-        found = _of_samples(forward(), lengths)
+        found = hidden_of_samples(forward(), lengths)
         found_features = list(features)
         features.clear()
         reference = _reference(model, lengths)
         with _attending_by(model, reference):
-            expected = _of_samples(forward(), lengths)
+            expected = hidden_of_samples(forward(), lengths)
     tower = language = None
     if "vision tower" in parts and features:
         tower = _distance(torch.cat(found_features), torch.cat(features))
@@ -101,7 +101,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def _of_samples(hidden: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+def hidden_of_samples(hidden: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """The hidden states of each sample, without padding."""
     rows = hidden.float()
     if len(rows) == len(lengths):

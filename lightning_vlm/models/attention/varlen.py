@@ -109,7 +109,7 @@ def attend(
     _refuse_what_is_inexact(module, query, key, causal, sliding_window, kwargs)
     batch, heads, length, _ = query.shape
     query, key, value = (_rows(tensor) for tensor in (query, key, value))
-    if _kernel_takes(query, value, dropout):
+    if kernel_takes(query, value, dropout):
         longest = max_length_q if isinstance(max_length_q, int) else max(lengths_of(cu_seq_lens_q))
         out = _kernel(query, key, value, cu_seq_lens_q, longest, causal, scaling, sliding_window)
     else:
@@ -235,7 +235,7 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
-def _kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
+def kernel_takes(query: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether the kernel computes this exactly: in 16 bits, without dropout, for heads of up to 256."""
     return (
         compute_dtype(query) in KERNEL_DTYPES

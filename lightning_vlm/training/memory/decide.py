@@ -9,9 +9,8 @@ import torch
 from lightning_vlm_callbacks.run_length import longest_window
 
 from lightning_vlm.data.batch.lengths import Lengths, Ruler, SampleLength, patch_of
-from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.errors import UserError
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.training.memory.meter import MARGIN, Meter
 from lightning_vlm.training.memory.search import UNLIMITED, Found, Samples, Search, rounded
@@ -183,19 +182,11 @@ def samples_of(data: VLMDataModule, module: "VLMModule") -> Samples:
     else:
         source = data.source("train")
         numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(np.int64))
-        ruler = Ruler(data.renderer, module.model)
-        found = np.array([_length(ruler, source, number) for number in numbers.tolist()], np.int32)
+        found = Ruler(data.renderer, module.model).lengths(source, numbers.tolist())
         lengths = Lengths(found[:, 0], found[:, 1])
     if not lengths.tokens.any():
         raise UserError("auto: found no training sample that can be used; `lightning-vlm preview` says why")
     return Samples(lengths, numbers, is_padded=not batching.packs)
-
-
-def _length(ruler: Ruler, source: Conversations, number: int) -> SampleLength:
-    try:
-        return ruler.length(source[number])
-    except DataError:  # training comes to it, and says what is wrong
-        return SampleLength(0, 0)
 
 
 def largest_batches(data: VLMDataModule, samples: Samples) -> list[list[int]]:
@@ -204,11 +195,10 @@ def largest_batches(data: VLMDataModule, samples: Samples) -> list[list[int]]:
         return [order[: data.batch_size] for order in (samples.by_tokens, samples.by_patches)]
     units = data.batching.units(data.shuffle, data.seed)
     lengths = data.batching.lengths
-    starts = np.append(0, units.ends[:-1])
-    tokens = np.add.reduceat(lengths.tokens[units.members], starts)
+    tokens = np.add.reduceat(lengths.tokens[units.members], units.starts)
     if not data.batching.packs:
-        tokens = units.longest(lengths) * np.diff(units.ends, prepend=0)
-    patches = np.add.reduceat(lengths.patches[units.members], starts)
+        tokens = units.longest(lengths) * units.sizes
+    patches = np.add.reduceat(lengths.patches[units.members], units.starts)
     return [units[int(number)] for number in (tokens.argmax(), patches.argmax())]
 
 

@@ -54,7 +54,7 @@ class Cost(NamedTuple):
 def fit_cost(points: Sequence[Point]) -> Cost:
     """The cost that fits measured batches best, and is less for none of them.
 
-    Tokens and patches are told apart only where batches differ in how many patches a token has.
+    What a patch takes is known only where batches differ in how many patches a token has.
 
     >>> fit_cost([Point(SampleLength(100, 0), 1200), Point(SampleLength(300, 0), 1600)])
     Cost(fixed=1000.0, per_token=2.0, per_patch=0.0)

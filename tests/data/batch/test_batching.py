@@ -236,7 +236,7 @@ def test_a_number_that_is_to_be_measured_waits_for_it():
 def test_a_mode_that_another_falls_back_to_has_its_own_batches():
     batching = made("packed", max_patches=None)
     rows = batching.batches(SIZE, 4, True, 0)
-    batching.fall_back("tokens")
+    batching.mode = "tokens"
     assert batching.batches(SIZE, 4, True, 0) == made("tokens").batches(SIZE, 4, True, 0) > rows
 
 

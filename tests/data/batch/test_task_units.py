@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from lightning_vlm.data.batch import batching as module
 from lightning_vlm.data.batch.batching import Batching
+from lightning_vlm.data.batch.batching_checks import check_sampling
 from lightning_vlm.data.batch.lengths import Lengths
 from lightning_vlm.data.batch.loader import ResumableLoader
 from lightning_vlm.data.batch.task_sampling import TaskSampling
@@ -170,8 +171,7 @@ def test_it_counts_what_was_drawn_of_each_task(mode):
     ],
 )
 def test_what_lengths_cannot_go_together_with_is_refused(mode, sampling, says):
-    batching = Batching(mode, **MODES[mode])
     with pytest.raises(UserError, match=says):
-        batching.check_sampling(sampling)
-    batching.check_sampling(UNIFORM)
-    Batching("padded").check_sampling(sampling)
+        check_sampling(mode, sampling)
+    check_sampling(mode, UNIFORM)
+    check_sampling("padded", sampling)
