@@ -31,7 +31,7 @@ from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.precision import autocast_dtype
 from lightning_vlm.models.source import ModelSource
-from lightning_vlm.optim import Cosine, Schedule, clip_gradients, clip_groups
+from lightning_vlm.optim import Cosine, Schedule
 from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
@@ -124,8 +124,6 @@ class VLMModule(LightningModule):
         check_generation(generation)
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
-        self.new_tokens = new_tokens or []
-        self.quantization = Quantization.read(quantization or ("nf4" if adapt == "qlora" else None))
         self.source = ModelSource(
             name_or_path=name_or_path,
             plan=self.adapt,
@@ -134,11 +132,11 @@ class VLMModule(LightningModule):
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             kernels=kernels,
-            quantization=self.quantization,
+            quantization=Quantization.read(quantization or ("nf4" if adapt == "qlora" else None)),
             chat_template=chat_template,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            new_tokens=self.new_tokens,
+            new_tokens=new_tokens or [],
         )
         """How the model and the processor are made."""
         self.save_hyperparameters(
@@ -150,13 +148,10 @@ class VLMModule(LightningModule):
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks of the training data and their weights; None until a fit is set up."""
-        self.tokens_seen = 0
-        """Tokens of this process that went through training steps, padding not counted."""
         self.callbacks = ModuleCallbacks()
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""
-        self._clip_groups = clip_groups(self, None)
         self.strict_loading = False  # our own load_state_dict is stricter: see there
 
     @cached_property
@@ -180,7 +175,7 @@ class VLMModule(LightningModule):
         if self.model is not None:
             return
         precision = autocast_dtype(self._trainer)
-        self.loaded = self.source.model(self.processor if self.new_tokens else None, precision)
+        self.loaded = self.source.model(self.processor if self.source.new_tokens else None, precision)
         self.model = self.loaded.model
         self.parts = find_parts(self.model, prefix="model.")
         self.trained = TrainedWeights(self)
@@ -203,24 +198,21 @@ class VLMModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Find what is clipped together; from `on_train_start` on, a callback may freeze some of it."""
-        self._clip_groups = clip_groups(self, self.clip, self.tasks.parameters() if self.tasks else ())
+        self.steps.find_clip_groups(self)
 
     def on_train_start(self) -> None:
         """Begin to count."""
-        self.tokens_seen = 0
         self.steps.start(self.trainer)
         self.callbacks.run_state.start(self, self.steps.total)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count what comes."""
-        self.steps.start_batch(len((batch.targets or self.targets(batch)).positions))
-        self.tokens_seen += batch.tokens
+        self.steps.start_batch(batch.tokens, len(self.targets(batch).positions))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
         self.callbacks.modes.keep()
-        targets = batch.targets or self.targets(batch)
-        loss = self.steps.add(batch_loss.task_sums(self.model, batch, targets, self.tasks))
+        loss = self.steps.add(batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks))
         if not batch_loss.has_pictures(batch):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + batch_loss.zero_loss(self.parameters())
@@ -248,9 +240,7 @@ class VLMModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip by `clip`, and log the norms from before."""
-        for name, norm in clip_gradients(*self._clip_groups).items():
-            key = "train/grad_norm" if name == "all" else f"train/grad_norm/{name}"
-            self.log(key, norm, on_step=True, on_epoch=False)
+        self.steps.clip(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
@@ -266,8 +256,8 @@ class VLMModule(LightningModule):
         return VLMBatchCounter(self.model, self.trainer.precision_plugin.forward_context)
 
     def targets(self, batch: Batch) -> Targets:
-        """What is learned from a batch; `VLMDataModule` asks while the batch is on the CPU."""
-        return batch_loss.find_targets(batch, self.token_weights)
+        """What is learned from a batch, found once: `VLMDataModule` asks while the batch is on the CPU."""
+        return batch.targets or batch_loss.find_targets(batch, self.token_weights)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head gets: a Tensor of shape [batch, length, hidden]."""
@@ -275,14 +265,13 @@ class VLMModule(LightningModule):
 
     def loss_sums(self, batch: Batch) -> LossSums:
         """Weighted losses of a batch, summed, and the loss of each of its targets; see `target_losses`."""
-        targets = batch.targets or self.targets(batch)
-        return batch_loss.target_losses(self.model, self.hidden_states(batch), targets)
+        return batch_loss.target_losses(self.model, self.hidden_states(batch), self.targets(batch))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add to the scores of each task."""
-        targets = batch.targets or self.targets(batch)
         answers = [] if self.generation is None else self.predict_step(batch, batch_idx)
-        self.callbacks.evaluation.add(batch, targets, self.loss_sums(batch).token_losses, answers)
+        losses = self.loss_sums(batch).token_losses
+        self.callbacks.evaluation.add(batch, self.targets(batch), losses, answers)
 
     test_step = validation_step
 

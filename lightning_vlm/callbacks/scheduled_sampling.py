@@ -111,7 +111,7 @@ class ScheduledSampling(Callback):
         if step != self._logged and logs_at(trainer, step):
             self._logged = step
             log_metrics(trainer, {"scheduled_sampling": probability}, step)
-        targets = batch.targets or pl_module.targets(batch)
+        targets = pl_module.targets(batch)
         if probability == 0 or not len(targets.positions):
             return
         ids = batch.inputs["input_ids"]

@@ -2,8 +2,7 @@
 
 Packed samples are kept apart by their positions, which begin again with each of them: from those the masks of
 transformers are made, and the lengths that flash attention takes. Whatever else looks along a row would see
-from one sample into the next. What can't be known from here is found by the proof that
-a run begins with.
+from one sample into the next. What can't be known from here is found by the proof that a run begins with.
 """
 
 import dis
@@ -14,10 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from lightning_vlm.models.causal import why_not_causal
 from lightning_vlm.models.forwards import codes, makes_masks
-
-KEPT_APART = {"full_attention", "sliding_attention"}
-"""Types of layers whose masks are made from positions."""
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
@@ -34,42 +31,23 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     """
     decoder: Any = model.get_decoder()
     why = (
-        _why_not_by_config(model.config)
+        why_not_causal(model)
         or _why_not_by_config(decoder.config)
-        or _why_not_by_layers(decoder)
-        or _why_not_by_masks(model, decoder)
+        or _why_not_by_masks(decoder)
         or _why_not_by_positions(model, decoder)
     )
     return f"{type(model).__name__}: {why}" if why else None
 
 
 def _why_not_by_config(config: Any) -> str:
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder and a decoder"
-    if getattr(config, "cross_attention_layers", None):
-        return "its tokens see pictures by a mask of rows"
     if getattr(config, "expert_capacity", None):
         return "its experts drop tokens beyond their capacity (expert_capacity)"
     if getattr(config, "alibi", False):
         return "it counts distances along the row (alibi)"
-    others = set(getattr(config, "layer_types", None) or ()) - KEPT_APART
-    if others:
-        return f"it has layers of {', '.join(sorted(others))}"
     return ""
 
 
-def _why_not_by_layers(decoder: nn.Module) -> str:
-    for module in decoder.modules():
-        if isinstance(module, nn.Conv1d):
-            return "it mixes tokens by a convolution along the row"
-    return ""
-
-
-def _why_not_by_masks(model: PreTrainedModel, decoder: PreTrainedModel) -> str:
-    """Masks that a language model doesn't make itself, from positions, let some tokens see those behind."""
-    for outer in (model, model.base_model):
-        if outer is not decoder and makes_masks(outer):
-            return "tokens of a picture or a question see those behind them"
+def _why_not_by_masks(decoder: PreTrainedModel) -> str:
     if not makes_masks(decoder):
         return "its masks aren't made from positions"
     attention = decoder.config._attn_implementation

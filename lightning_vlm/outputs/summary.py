@@ -85,7 +85,7 @@ class FitSummary(Callback):
         steps = f"{self._seconds:,.0f} s, {made:,} {'step' if made == 1 else 'steps'}"
         measured = throughput_of(trainer)
         if measured is None or "step_seconds" not in measured.figures:
-            speed = self.module.tokens_seen / self._seconds
+            speed = self.module.steps.tokens_seen / self._seconds
             each = " on each process" if trainer.world_size > 1 else ""
             print_line("training", f"{steps}, {speed:,.0f} tokens per second{each}")
             return

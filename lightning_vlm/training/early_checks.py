@@ -54,7 +54,7 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     root = _adapted_skeleton(module)
     if root is None or not fits:
         return
-    if module.new_tokens or module.task_weights == "uncertainty":
+    if module.source.new_tokens or module.task_weights == "uncertainty":
         return  # These add parameters that train, once the tokenizer and the data are known.
     parameter_groups(root, 1.0, 0.0, module.learning_rates)
     if module.clip is not None:

@@ -58,7 +58,7 @@ class GradientCoverage(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
-        self.end_fit(anything_seen=pl_module.tokens_seen > 0)
+        self.end_fit(anything_seen=pl_module.steps.tokens_seen > 0)
 
     def start_fit(self, root: nn.Module, model: nn.Module, excused: Sequence[str]) -> None:
         """Begin with what trains now. From now on callbacks may freeze some of it for a while.

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.host_copy import HostCopy
 from lightning_vlm_callbacks.run_length import steps_of_run
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -16,7 +16,8 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import TaskSums
 from lightning_vlm.losses.tasks import OTHER, FixedWeights, TaskLog, make_task_weights
-from lightning_vlm.optim import Schedule, lr_lambda, settle_rates
+from lightning_vlm.optim import Schedule, clip_gradients, clip_groups, lr_lambda, settle_rates
+from lightning_vlm.optim.clipping import ALL
 from lightning_vlm.optim.closures import no_call, several_calls
 from lightning_vlm.step import StepClosure, StepLoss, WholeStep
 from lightning_vlm.training.resume import AccumulationWindow
@@ -41,6 +42,10 @@ class OptimizerSteps:
         """Whether the last step was skipped because no token in it has weight."""
         self.total = 0
         """Optimizer steps of the whole run, known from `schedule` on."""
+        self.tokens_seen = 0
+        """Tokens of this process that went through training steps, padding not counted."""
+        self.clip_groups: tuple[dict[str, list[nn.Parameter]], dict[str, float]] = ({}, {})
+        """What is clipped together, and to which norm; see `clip_groups`."""
         self._tasks = tasks
         self._window = window
         self._loss = StepLoss()
@@ -51,8 +56,23 @@ class OptimizerSteps:
         self.total = total_steps(trainer)
         return LambdaLR(optimizer, lambda step: lr_lambda(schedule, self.total)(step))
 
+    def find_clip_groups(self, module: "VLMModule") -> None:
+        """Find what is clipped together, of all that trains now; of tasks' weights nothing is.
+
+        Raises:
+            UserError: As `clip_groups`.
+        """
+        self.clip_groups = clip_groups(module, module.clip, self._tasks.parameters())
+
+    def clip(self, module: "VLMModule") -> None:
+        """Clip the gradients, and log their norms from before."""
+        for name, norm in clip_gradients(*self.clip_groups).items():
+            key = "train/grad_norm" if name == ALL else f"train/grad_norm/{name}"
+            module.log(key, norm, on_step=True, on_epoch=False)
+
     def start(self, trainer: Trainer) -> None:
         """Begin to train, at the beginning of a window, and settle how long the schedule is."""
+        self.tokens_seen = 0
         self._loss = StepLoss()
         self._shown_next = None
         # A tuner such as BatchSizeFinder changes the number of steps after the optimizer was configured, and
@@ -62,8 +82,9 @@ class OptimizerSteps:
             if isinstance(config.scheduler, LambdaLR):
                 settle_rates(config.scheduler)
 
-    def start_batch(self, targets: int) -> None:
-        """Count how many tokens of the micro-batch that comes next have weight."""
+    def start_batch(self, tokens: int, targets: int) -> None:
+        """Count the tokens of the micro-batch that comes next, and those of them that have weight."""
+        self.tokens_seen += tokens
         self._loss.targets += targets
 
     def add(self, losses: TaskSums) -> Tensor:

@@ -32,7 +32,7 @@ class TrainingSkipCheck(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        targets = batch.targets or pl_module.targets(batch)
+        targets = pl_module.targets(batch)
         self.add(batch, len(targets.positions), batch_idx)
 
     @override

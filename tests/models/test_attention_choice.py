@@ -84,10 +84,10 @@ def test_a_word_that_is_near_none_gets_the_list(tiny_folder):
         (
             "gemma3",
             "flash_varlen",
-            r"found flash_varlen, which isn't exact for Gemma3\w+: pictures are seen in",
+            r"found flash_varlen, which isn't exact for Gemma3\w+: tokens of a picture or a question see",
         ),
-        ("paligemma", "flash_varlen", r"isn't exact for PaliGemma\w+: it caps its scores"),
-        ("mllama", "flash_varlen", r"isn't exact for Mllama\w+: it sees pictures through cross-attention"),
+        ("paligemma", "flash_varlen", r"isn't exact for PaliGemma\w+: tokens of a picture"),
+        ("mllama", "flash_varlen", r"isn't exact for Mllama\w+: its tokens see pictures by cross-attention"),
     ],
 )
 def test_what_cant_be_had_is_one_clear_error(family, attn_implementation, message, tiny_folder):

@@ -11,7 +11,7 @@ from lightning_vlm.models.attention.lengths import takes_lengths
 from tests.support import tiny
 
 OWN_ROW = "it takes all pictures in one call"
-BOTH_WAYS = "pictures are seen in both directions, or a question is"
+BOTH_WAYS = "tokens of a picture or a question see those behind them"
 
 
 class Row(NamedTuple):
@@ -30,12 +30,12 @@ FAMILIES = {
     "qwen2_vl": Row("", ""),
     "qwen2_5_vl": Row("", ""),
     "qwen3_vl": Row("", ""),
-    "paligemma": Row(OWN_ROW, "it caps its scores (attn_logit_softcapping)"),
+    "paligemma": Row(OWN_ROW, BOTH_WAYS),
     "gemma3": Row(OWN_ROW, BOTH_WAYS),
     "internvl": Row(OWN_ROW, ""),
     "pixtral": Row("", ""),
     "mistral3": Row("", ""),
-    "mllama": Row(OWN_ROW, "it sees pictures through cross-attention"),
+    "mllama": Row(OWN_ROW, "its tokens see pictures by cross-attention"),
 }
 
 

@@ -21,7 +21,7 @@ BOTH_WAYS = "tokens of a picture or a question see those behind them"
 NEVER = {
     "gemma3": BOTH_WAYS,
     "paligemma": BOTH_WAYS,
-    "mllama": "its tokens see pictures by a mask of rows",
+    "mllama": "its tokens see pictures by cross-attention",
 }
 
 

@@ -134,6 +134,6 @@ def test_what_is_not_quantised_is_free():
     """Norms aren't, nor is what the quantised parts leave out."""
     plan = {"language.norm": "full", "language_model": "full", "vision": {"lora": {"init": "pissa"}}}
     VLMModule("no/such-model", adapt=plan, quantization="nf4")
-    assert VLMModule("no/such-model", adapt="qlora").quantization == Quantization("nf4")
-    assert VLMModule("no/such-model", adapt="qlora", quantization="int8").quantization.method == "int8"
-    assert VLMModule("no/such-model", adapt="lora").quantization is None
+    assert VLMModule("no/such-model", adapt="qlora").source.quantization == Quantization("nf4")
+    assert VLMModule("no/such-model", adapt="qlora", quantization="int8").source.quantization.method == "int8"
+    assert VLMModule("no/such-model", adapt="lora").source.quantization is None

@@ -40,7 +40,7 @@ class Widths(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         trains = [one for one in module.parameters() if one.requires_grad]
         self.missing += [one for one in trains if one.grad is None or one.grad.shape != one.shape]
-        clipped = {id(one) for group in module._clip_groups[0].values() for one in group}
+        clipped = {id(one) for group in module.steps.clip_groups[0].values() for one in group}
         self.unclipped += [one for one in trains if id(one) not in clipped]
 
 

@@ -142,7 +142,7 @@ def test_each_call_has_the_same_dropout_and_the_step_counts_once(fit):
     ]
     (sam, _, losses), (sgd, _, expected) = runs
     assert losses == pytest.approx(expected, rel=1e-6)
-    assert sam.tokens_seen == sgd.tokens_seen
+    assert sam.steps.tokens_seen == sgd.steps.tokens_seen
     torch.testing.assert_close(sam.tasks.weights, sgd.tasks.weights)
     for name, weight in sgd.named_parameters():
         torch.testing.assert_close(dict(sam.named_parameters())[name], weight, rtol=1e-4, atol=1e-7)

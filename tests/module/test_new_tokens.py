@@ -141,7 +141,7 @@ def test_only_the_new_rows_learn(module, make_quiet, listed, tmp_path, family, o
     for name, weight in end.items():
         assert torch.equal(again[name], weight), name
     loaded = VLMModule.load_from_checkpoint(tmp_path / "whole/step=8.ckpt")
-    assert loaded.new_tokens == TOKENS
+    assert loaded.source.new_tokens == TOKENS
     for name, weight in loaded.named_parameters():
         assert torch.equal(weight, end[name]), name
 

@@ -161,7 +161,7 @@ def test_a_checkpoint_loads_onto_its_quantised_base_and_onto_that_in_float(train
     path = folder / "step=12.ckpt"
     assert not any("base_layer" in name for name in torch.load(path, weights_only=True)["state_dict"])
     again = VLMModule.load_from_checkpoint(path)
-    assert again.quantization == one.quantization
+    assert again.source.quantization == one.source.quantization
     batch = batch_of(one)
     with torch.no_grad():
         logits = [each.model.eval()(**batch.inputs).logits for each in (one, again)]
@@ -183,7 +183,7 @@ def test_another_base_or_quantisation_is_refused(trained, tmp_path):
     for options in ({}, {"quantization": None}):
         with pytest.raises(UserError, match=r"model\.name_or_path .* has other weights"):
             VLMModule.load_from_checkpoint(path, name_or_path=other, **options)
-    switched = "int8" if one.quantization.method == "nf4" else "nf4"
+    switched = "int8" if one.source.quantization.method == "nf4" else "nf4"
     with pytest.raises(UserError, match=f"model.quantization gives 14 weights in {switched}"):
         VLMModule.load_from_checkpoint(path, quantization=switched)
 
@@ -195,9 +195,10 @@ def test_weights_in_full_cannot_train(module):
 
 
 def test_the_plan_by_name_quantises(folder):
-    assert VLMModule(str(folder("llava")), adapt="qlora").quantization == Quantization("nf4")
-    assert VLMModule(str(folder("llava")), adapt="qlora", quantization="int8").quantization.method == "int8"
-    assert VLMModule(str(folder("llava")), adapt="lora").quantization is None
+    assert VLMModule(str(folder("llava")), adapt="qlora").source.quantization == Quantization("nf4")
+    given = VLMModule(str(folder("llava")), adapt="qlora", quantization="int8")
+    assert given.source.quantization.method == "int8"
+    assert VLMModule(str(folder("llava")), adapt="lora").source.quantization is None
 
 
 def test_bfloat16(module, make_quiet, tmp_path):

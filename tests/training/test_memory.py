@@ -77,7 +77,7 @@ def test_auto_is_the_run_with_the_number_that_it_finds(fit, caplog):
     assert_equal(one, again)
     assert watch.tokens == expected.tokens
     assert watch.chance == expected.chance
-    assert one.tokens_seen == again.tokens_seen
+    assert one.steps.tokens_seen == again.steps.tokens_seen
     assert max(watch.tokens) <= found
 
 

@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.models.attention.kernel import WIDEST_HEAD, kernel_runs_on
 from lightning_vlm.models.attention.varlen import CHANGES_SCORES, NAME, register
-from lightning_vlm.models.forwards import makes_masks, passes
+from lightning_vlm.models.causal import why_not_causal
+from lightning_vlm.models.forwards import passes
 from lightning_vlm.models.parts import vision_tower
 
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-"""Types of layers that `attend` computes."""
 ONE_CALL = "it takes all pictures in one call"
 """Why most towers have nothing to gain: each picture or tile is a row of their input."""
 
@@ -130,48 +128,20 @@ def why_not_tower(model: PreTrainedModel) -> str:
 
 def why_not_language(model: PreTrainedModel) -> str:
     """Why the language model can't attend by lengths exactly; empty if it can."""
-    decoder: Any = model.get_decoder()
-    return (
-        _why_not_by_config(decoder.config) or _why_not_by_layers(decoder) or _why_not_by_masks(model, decoder)
-    )
+    return why_not_causal(model) or _why_not_by_scores(model.get_decoder())
 
 
-def _why_not_by_config(config: Any) -> str:
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder and a decoder"
-    if getattr(config, "cross_attention_layers", None):
-        return "it sees pictures through cross-attention"
-    if getattr(config, "is_causal", True) is False:
-        return "its tokens see those behind them"
+def _why_not_by_scores(decoder: Any) -> str:
+    """What changes its scores besides causal attention, or isn't given to `attend`."""
+    config = decoder.config
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps its scores (attn_logit_softcapping)"
-    unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
-    if unknown:
-        return f"it has layers of {', '.join(sorted(unknown))}"
-    return ""
-
-
-def _why_not_by_layers(decoder: Any) -> str:
-    for module in decoder.modules():
-        name = type(module).__name__
-        if "CrossAttention" in name:
-            return f"it sees pictures through cross-attention ({name})"
-        if isinstance(module, nn.Conv1d):
-            return "it mixes tokens by a convolution along the row"
     changed = [name for name in CHANGES_SCORES if name != "softcap" and passes(decoder, name)]
     if changed:
         return f"its scores have {', '.join(changed)}"
-    slides = getattr(decoder.config, "sliding_window", None) is not None
+    slides = getattr(config, "sliding_window", None) is not None
     if slides and not passes(decoder, "sliding_window"):
         return "its sliding window is in its masks alone"
     if not (decoder._supports_flash_attn and decoder._supports_attention_backend):
         return "transformers has no flash attention for it"
-    return ""
-
-
-def _why_not_by_masks(model: PreTrainedModel, decoder: nn.Module) -> str:
-    """A model that makes the masks of its language model itself lets tokens of a picture see one another."""
-    for outer in (model, model.base_model):
-        if outer is not decoder and makes_masks(outer):
-            return "pictures are seen in both directions, or a question is"
     return ""

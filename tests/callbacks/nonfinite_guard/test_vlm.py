@@ -69,7 +69,7 @@ def test_check_batch_of_a_vlm(vlm):
     batch.inputs["input_ids"][0, 3] = size
     pixels = batch.inputs["pixel_values"]
     pixels[1] = -1.0
-    targets = batch.targets or module.targets(batch)
+    targets = module.targets(batch)
     batch = batch._replace(targets=targets._replace(weights=targets.weights * 0))
     found = check_batch(batch, module)
     assert len(found) == 3, found
@@ -94,7 +94,9 @@ def test_a_vlm_is_as_if_it_had_never_seen_the_batch(vlm, make_trainer, tmp_path,
         )
         trainer.fit(module, drawn(module, 16, 2, skipped))
         weights = {name: one.detach() for name, one in module.named_parameters()}
-        runs.append((weights, optimizer_state(trainer.optimizers[0]), guard.skipped, module.tokens_seen))
+        runs.append(
+            (weights, optimizer_state(trainer.optimizers[0]), guard.skipped, module.steps.tokens_seen)
+        )
     assert [one[2] for one in runs] == [1, 0]
     assert_same(runs[0][0], runs[1][0])
     assert_same(runs[0][1], runs[1][1])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 NEVER = {
     "gemma3": "its pictures see all of their tokens, found by place in a row",
     "paligemma": "its prompts see all of their tokens, found by place in a row",
-    "mllama": "its tokens see pictures by a mask of rows",
+    "mllama": "its tokens see pictures by cross-attention",
 }
 """Families that can't be packed, and why."""
 
