@@ -182,7 +182,7 @@ def test_the_check_changes_no_bit_of_training(batching, monkeypatch):
             "paligemma",
             {},
             f"{SDPA_IN_TOWER} all pictures in one call), "
-            "eager in the language model (it caps its scores (attn_logit_softcapping))",
+            "eager in the language model (tokens of a picture or a question see those behind them)",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from lightning_vlm.models.attention import NAME
-from lightning_vlm.models.attention.families import VarlenUse, use_varlen_attention
+from lightning_vlm.models.attention.families import VarlenUse, use_varlen_attention, why_not_language
 from lightning_vlm.models.attention.lengths import takes_lengths
 from tests.support import tiny
 
@@ -52,3 +52,9 @@ def test_which_towers_and_language_models_qualify(family, tiny_folder):
     assert takes_lengths(model) == (not row.language)
     tower = model.get_encoder(modality="image").config._attn_implementation
     assert tower == (before if row.tower else NAME)
+
+
+def test_a_language_model_that_caps_its_scores_does_not_qualify(tiny_folder):
+    model = AutoModelForImageTextToText.from_pretrained(tiny_folder("llava"))
+    model.get_decoder().config.attn_logit_softcapping = 50.0
+    assert why_not_language(model) == "it caps its scores (attn_logit_softcapping)"
