@@ -34,6 +34,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.module import VLMModule
+from lightning_vlm.outputs.progress_bar import ProgressBar
 from lightning_vlm.outputs.saved_config import SaveConfig
 from lightning_vlm.outputs.score_report import ScoreReport
 from lightning_vlm.outputs.summary import FitSummary
@@ -111,7 +112,7 @@ class VLMCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
         if bar is not None and not isinstance(bar, RichProgressBar):
-            callbacks[callbacks.index(bar)] = RichProgressBar()
+            callbacks[callbacks.index(bar)] = ProgressBar()
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint == "best":
             _find_best(trainer)

@@ -33,11 +33,13 @@ class FitSummary(Callback):
         self.module, self.data = module, data
         self._made = self._start = time.time()
         self._seconds = 0.0
+        self._first_step = 0
         self._scores: dict[str, float] = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.time()
+        self._first_step = trainer.global_step
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +83,7 @@ class FitSummary(Callback):
         if not self._seconds:
             print_line("training", f"none; the run was over at step {trainer.global_step:,}")
             return
-        made = trainer.global_step
+        made = trainer.global_step - self._first_step
         steps = f"{self._seconds:,.0f} s, {made:,} {'step' if made == 1 else 'steps'}"
         measured = throughput_of(trainer)
         if measured is None or "step_seconds" not in measured.figures:
