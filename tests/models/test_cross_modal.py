@@ -21,8 +21,8 @@ from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from lightning_vlm.models.plan.methods import CrossModalAdapter
 from lightning_vlm.models.positions import token_positions
 from tests.data.batch.test_collate import SAMPLES
-from tests.data.batch.test_packed import NEVER
 from tests.support import tiny
+from tests.support.packed import NEVER
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
 NEEDS_PICTURES = ("paligemma",)

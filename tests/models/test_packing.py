@@ -15,14 +15,19 @@ from transformers import (
 )
 
 from lightning_vlm.models.packing import why_not_packed
+from tests.support.packed import NEVER
 from tests.support.tiny import FAMILIES
 
 BOTH_WAYS = "tokens of a picture or a question see those behind them"
-NEVER = {
+WHY = {
     "gemma3": BOTH_WAYS,
     "paligemma": BOTH_WAYS,
     "mllama": "its tokens see pictures by cross-attention",
 }
+
+
+def test_the_list_of_families_is_right():
+    assert set(WHY) == set(NEVER)
 
 
 def without_weights(config: PretrainedConfig):
@@ -34,8 +39,8 @@ def without_weights(config: PretrainedConfig):
 def test_of_each_family(model_folder, family):
     model = AutoModelForImageTextToText.from_pretrained(model_folder(family))
     why = why_not_packed(model)
-    if family in NEVER:
-        assert why == f"{type(model).__name__}: {NEVER[family]}"
+    if family in WHY:
+        assert why == f"{type(model).__name__}: {WHY[family]}"
     else:
         assert why is None
 

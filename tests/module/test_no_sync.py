@@ -23,6 +23,7 @@ from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
 from tests.module.test_families import DEAD, FULL
 from tests.support import tiny
+from tests.support.packed import PACKED
 from tests.support.pretended_device import DEVICE, PretendedDevice, counts
 
 LORA = {"language": {"lora": {"r": 2}}}
@@ -59,7 +60,6 @@ ALLOWED = {
     },
 }
 """What waits in transformers by family: the kind, the operation, and a part of where; `docs/decisions.md`."""
-NOT_PACKED = ("paligemma", "gemma3", "mllama")
 
 
 class Pretended(CPUAccelerator):
@@ -135,7 +135,7 @@ def unexpected(waits, allowed=()):
     )
 
 
-CASES = [(family, family not in NOT_PACKED) for family in tiny.FAMILIES]
+CASES = [(family, family in PACKED) for family in tiny.FAMILIES]
 
 
 @pytest.mark.parametrize(("family", "packed"), [*CASES, ("qwen2_5_vl", False), ("llava_next", False)])

@@ -15,8 +15,8 @@ from lightning_vlm.data.batch.collate import Sequences, Targets
 from lightning_vlm.losses.tasks import make_task_weights
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.models.attention import takes_lengths
-from tests.models.test_packing import NEVER
 from tests.support.packed import (
+    PACKED,
     SAMPLES,
     alone,
     batch_of,
@@ -27,9 +27,7 @@ from tests.support.packed import (
     summed,
     talk,
 )
-from tests.support.tiny import FAMILIES
 
-PACKED = tuple(family for family in FAMILIES if family not in NEVER)
 FULL = {"vision": "full", "projector": "full", "language": "full", "head": "full"}
 LORA = {"vision.layers": "lora", "projector": "full", "language": "lora"}
 CROSS_MODAL = {"language.layers": "cross_modal_adapter"}

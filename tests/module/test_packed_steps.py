@@ -13,11 +13,10 @@ from lightning_vlm.data.batch.lengths import measure
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.optim import Constant
-from tests.data.batch.test_packed import NEVER
 from tests.module.test_tasks import PLAN, TASKS, Keep, KeepNorms, by_hand, end, off
 from tests.support import tiny
+from tests.support.packed import PACKED
 
-FAMILIES = [family for family in tiny.FAMILIES if family not in NEVER]
 WEIGHTS = {"vqa": 3.0, "ocr": 0.5}
 KINDS = {"special": 0.3, "instruction": 0.2}
 """Weights with which the first token of a sample, which nothing predicts, would count."""
@@ -159,7 +158,7 @@ def sums_of(keep):
 @pytest.mark.parametrize(
     ("family", "options", "layer"),
     [
-        *((family, {}, None) for family in FAMILIES),
+        *((family, {}, None) for family in PACKED),
         ("qwen2_5_vl", {"gradient_checkpointing": True}, None),
         (
             "llava",

@@ -11,6 +11,11 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
+from tests.support.tiny import FAMILIES
+
+NEVER = ("gemma3", "paligemma", "mllama")
+"""Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
+PACKED = tuple(family for family in FAMILIES if family not in NEVER)
 
 
 def picture(width, height, seed):

@@ -11,16 +11,9 @@ from lightning_vlm.losses.batch_loss import find_targets
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.models.positions import token_positions
 from tests.data.batch.test_collate import SAMPLES, items, samples_of
-from tests.support.tiny import FAMILIES
+from tests.support.packed import PACKED
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
-
-NEVER = {
-    "gemma3": "its pictures see all of their tokens, found by place in a row",
-    "paligemma": "its prompts see all of their tokens, found by place in a row",
-    "mllama": "its tokens see pictures by cross-attention",
-}
-"""Families that can't be packed, and why."""
 
 
 def packed(model, renderer, family, order):
@@ -33,7 +26,7 @@ def packed(model, renderer, family, order):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0), (1,), (2, 1, 0, 1, 2)])
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEVER])
+@pytest.mark.parametrize("family", PACKED)
 def test_packed_together_each_sample_gets_its_own_logits(tiny, family, order):
     model, renderer = tiny(family)
     chosen, batch = packed(model, renderer, family, order)
