@@ -111,7 +111,7 @@ class VLMCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
-        if bar is not None and not isinstance(bar, RichProgressBar):
+        if bar is not None and not (isinstance(bar, RichProgressBar) and self._configures(bar)):
             callbacks[callbacks.index(bar)] = ProgressBar()
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint == "best":
@@ -127,6 +127,12 @@ class VLMCLI(LightningCLI):
             if checkpoint:
                 resume_run(trainer, checkpoint)
         return trainer
+
+    def _configures(self, callback: Callback) -> bool:
+        """Whether the config names a callback of this class, rather than Lightning taking it by itself."""
+        given = self.config[self.subcommand].trainer.callbacks or []
+        each = given if isinstance(given, list) else [given]
+        return any(bare_name(one.class_path) == type(callback).__name__ for one in each)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyperparameters silently override the command line. Here the

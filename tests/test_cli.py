@@ -345,6 +345,17 @@ def test_the_summary_has_the_throughput(project, capsys):
     assert "throughput/tokens_per_second" in log.read_text()
 
 
+def test_the_bar_counts_batches(project, capsys):
+    """Lightning's own shows epoch 0/-2, and so many batches as there are steps."""
+    words = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "true"]
+    assert command("fit", *words, "--trainer.accumulate_grad_batches", "2") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^Epoch 0 .* 3/3 ", shown, re.MULTILINE), shown
+    given = ["--trainer.callbacks+", "RichProgressBar", "--trainer.callbacks.refresh_rate", "3"]
+    assert command("fit", *words, *given) == 0
+    assert "Epoch 0/-2" in capsys.readouterr().out
+
+
 def test_a_monitor_of_the_user_is_the_only_one(project, caplog, capsys):
     """By its bare name, which Lightning has a callback of too; two would be refused, or say it twice."""
     Path("monitor.yaml").write_text("trainer: {callbacks+: [{class_path: ThroughputMonitor}]}")
