@@ -33,6 +33,8 @@ def describe(hint: Any) -> str:
     "'uncertainty' or names with a number each"
     >>> describe(int | list[int] | None)
     'a whole number (or a list of those) or null'
+    >>> describe(bool | Literal["auto"])
+    "'auto', true or false"
     """
     parts = [f"'{word}'" for word in words_of(hint)]
     for member in members(hint):
@@ -47,6 +49,8 @@ def describe(hint: Any) -> str:
     if type(None) in members(hint):
         parts.append("null")
     *first, last = parts
+    if first and last == _WORDS[bool]:
+        return ", ".join(parts)
     return f"{', '.join(first)} or {last}" if first else last
 
 
