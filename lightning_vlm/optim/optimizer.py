@@ -53,7 +53,7 @@ def make_optimizer(
 def may_be_fused(optimizer: Optimizer) -> bool:
     """Whether an optimizer's step may be one kernel: it is PyTorch's Adam or AdamW, and no argument chooses.
 
-    >>> weight = nn.Parameter(torch.zeros(1))
+    >>> weight = nn.Linear(1, 1).weight
     >>> may_be_fused(AdamW([weight])), may_be_fused(AdamW([weight], foreach=True))
     (True, False)
     """

@@ -167,7 +167,7 @@ def test_it_counts_what_was_drawn_of_each_task(mode):
     ("sampling", "says"),
     [
         (TaskSampling(score="hard"), r"data\.sampling\.score hard changes what is drawn as training goes on"),
-        (TaskSampling(grouped=True), r"data\.sampling\.grouped makes batches of one task, and"),
+        (TaskSampling(grouped=True), r"data\.sampling grouped makes batches of one task, and"),
     ],
 )
 def test_what_lengths_cannot_go_together_with_is_refused(mode, sampling, says):
