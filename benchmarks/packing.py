@@ -145,18 +145,19 @@ def main() -> None:
     table = Table(title=f"{given.samples} samples of 48 to 768 tokens, best of {given.rounds}")
     for column in ("", "tokens per second", "of the best padded rival", "steps"):
         table.add_column(column, justify="right" if column else "left")
-    rivals = 0.0
+    best: dict[str, dict[str, float]] = {}
     for name in names:
-        title = f"ours, {name}" if name in OURS else name
         found = [results[name] for results in rounds]
-        failed = [result for result in found if isinstance(result, str)]
-        if failed:
-            table.add_row(title, f"failed: {failed[0]}")
-            continue
-        best = max(result["speed"] for result in found)
-        rivals = rivals if name in OURS else max(rivals, best)
-        share = f"{best / rivals:.2f}" if rivals else "-"
-        table.add_row(title, f"{best:,.0f}", share, f"{found[0]['steps']:.0f}")
+        done = [result for result in found if not isinstance(result, str)]
+        if len(done) < len(found):
+            table.add_row(name, f"failed: {next(result for result in found if isinstance(result, str))}")
+        else:
+            best[name] = max(done, key=lambda result: result["speed"])
+    rival = max(result["speed"] for name, result in best.items() if name not in OURS)
+    for name, result in best.items():
+        title = f"ours, {name}" if name in OURS else name
+        share = f"{result['speed'] / rival:.2f}"
+        table.add_row(title, f"{result['speed']:,.0f}", share, f"{result['steps']:.0f}")
     Console(width=100).print(table)
 
 
