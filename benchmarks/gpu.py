@@ -312,6 +312,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
+    if given.steps < 3:
+        parser.error("--steps: expected 3 or more, as the first step isn't counted")
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     print(f"{device}, torch {torch.__version__}", flush=True)
     shared = Path("/dev/shm")  # a model of 8 GB is written and read faster there

@@ -5,27 +5,15 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_vlm import VLMDataModule, VLMModule
-from lightning_vlm.data.conversation import Conversation, Conversations, Message, Text
+from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from tests.support import tiny
-
-
-class Listed(Conversations):
-    """Conversations of a list."""
-
-    def __init__(self, items):
-        self.items = list(items)
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
+from tests.support.packed import OfList
 
 
 @pytest.fixture(scope="session")
 def listed():
-    return Listed
+    return OfList
 
 
 @pytest.fixture(scope="session")
