@@ -9,10 +9,10 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 	@echo "  The first call installs into .venv; PYTHON=python3.12 chooses the interpreter (now $(PYTHON))."
 
 demo: $(INSTALLED) ## Fine-tune the small model that comes along on easy-VQA (some minutes on two cores)
@@ -20,6 +20,9 @@ demo: $(INSTALLED) ## Fine-tune the small model that comes along on easy-VQA (so
 
 test: $(INSTALLED) ## Run all tests, those in the docstrings too, on all cores; ends with the ten slowest
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
+
+test-all: $(INSTALLED) ## The same with every check on every model family, not only on a sample of them
+	$(BIN)/pytest --all-families --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
 lint: $(INSTALLED) ## Check style, types, which module may import which, names and words; print figures
 	$(BIN)/ruff check .

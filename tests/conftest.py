@@ -93,6 +93,9 @@ CHECKS = {
     "packing": "module/test_packed.py",
 }
 """The columns of the table of families, and where each is tested."""
+OF_ALL_FAMILIES = ("masks", "first step, mixed batches")
+"""What `make test` tries with every family, because it is all about what a family's own classes do. The other
+checks run on `SAMPLE` of `tests/support/tiny`, and on all families with `make test-all`."""
 _ABOUT = """\
 # What is proved for each model family
 
@@ -111,22 +114,58 @@ _failed: set[tuple[str, str]] = set()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--families", metavar="FILE", help="write the table of model families and checks")
+    parser.addoption("--all-families", action="store_true", help="try all model families, not only a sample")
+    parser.addoption("--family", action="append", help="run only what is parametrized by this model family")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse to count tests that run in other processes."""
+    """Refuse to count tests that run in other processes, and families that there aren't."""
     if config.getoption("--families") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--families counts tests in one process; leave out --numprocesses")
+    if config.getoption("--family"):
+        from tests.support.tiny import FAMILIES
+
+        unknown = set(config.getoption("--family")) - FAMILIES.keys()
+        if unknown:
+            raise pytest.UsageError(f"--family: found {', '.join(unknown)}; choose {', '.join(FAMILIES)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what isn't asked for: most checks see in a sample of families what they can see in all."""
+    chosen = config.getoption("--family")
+    if config.getoption("--all-families") or config.getoption("--families"):
+        return
+    kept, left_out = [], []
+    for item in items:
+        families = _families_of(item)
+        asked_for = any(family in chosen for family in families) if chosen else _is_in_sample(item, families)
+        (kept if asked_for else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def _families_of(item: pytest.Item) -> list[str]:
+    """The model families that a test is parametrized by."""
+    from tests.support.tiny import FAMILIES
+
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    return [value for value in values or () if isinstance(value, str) and value in FAMILIES]
+
+
+def _is_in_sample(item: pytest.Item, families: list[str]) -> bool:
+    from tests.support.tiny import SAMPLE
+
+    if all(family in SAMPLE for family in families):
+        return True
+    file = item.path.as_posix()
+    return any(file.endswith(f"tests/{CHECKS[check]}") for check in OF_ALL_FAMILIES)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
     """Count tests by family and check."""
-    from tests.support.tiny import FAMILIES
-
     report = yield
-    values = getattr(item, "callspec", None) and item.callspec.params.values()
-    families = [value for value in values or () if isinstance(value, str) and value in FAMILIES]
+    families = _families_of(item)
     for check, file in CHECKS.items():
         for family in families:
             if item.path.as_posix().endswith(f"tests/{file}"):

@@ -55,15 +55,18 @@ NO_PLACE = ("llava_next", "llava_onevision")
 
 
 @pytest.fixture(scope="module")
-def verified(export_of):
-    """All folders, loaded in one fresh process."""
+def verified(request, export_of):
+    """The folders that the chosen tests ask for, loaded in one fresh process."""
+    chosen = {getattr(item, "callspec", None) and item.callspec.id for item in request.session.items}
+    chosen |= {"llava-False", "pissa-True"}  # tests without parameters look at these
     exports = {}
-    for family in tiny.FAMILIES:
-        for only in (False, True):
-            if not (only and family in NO_PLACE):
-                exports[family, only] = export_of(family, LORA, only)
-    for name, (family, plan, options, kinds) in VARIANTS.items():
-        for only in kinds:
+    for name, only in MANY:
+        if f"{name}-{only}" not in chosen:
+            continue
+        if name in tiny.FAMILIES:
+            exports[name, only] = export_of(name, LORA, only)
+        elif name in VARIANTS:
+            family, plan, options, _ = VARIANTS[name]
             exports[name, only] = export_of(family, plan, only, **options)
     exports["sharded", False] = export_of("llava", LORA, False, shard="100KB")
     exports["to bfloat16", False] = export_of("smolvlm", LORA, False, dtype="bfloat16")

@@ -20,7 +20,7 @@ from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-__all__ = ["FAMILIES", "Family", "build"]
+__all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
 FAMILIES: dict[str, Family] = {
     "llava": LLAVA,
@@ -39,6 +39,24 @@ FAMILIES: dict[str, Family] = {
     "mllama": MLLAMA,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
+
+SAMPLE = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "smolvlm",
+    "idefics3",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "paligemma",
+    "gemma3",
+    "internvl",
+    "pixtral",
+    "mistral3",
+    "mllama",
+)
+"""The families on which `make test` tries every check; `make test-all` does so on all."""
 
 
 def build(family: str, directory: Path, seed: int = 0) -> Path:
