@@ -26,6 +26,7 @@ from lightning_vlm.models.loading.failures import why_not_loaded
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
+from lightning_vlm.models.loading.trainable import why_not_trainable
 from lightning_vlm.models.parts import Parts, find_parts
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.shipped import SHIPPED
@@ -71,8 +72,10 @@ def load_processor(
         The processor, with `tokenizer` and `image_processor`.
 
     Raises:
-        UserError: Nothing there to load, no image processor or tokenizer with it, or no such template file.
+        UserError: Nothing there to load, no image processor or tokenizer with it, no such template file, or
+            a model that can't be trained.
     """
+    _refuse_untrainable(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     with _explained(name_or_path):
         processor: Any = AutoProcessor.from_pretrained(
             resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
@@ -175,7 +178,22 @@ def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
             f"model {str(name_or_path)!r}: found model type {config.model_type!r}, which reads no images; "
             "expected an image-text model such as llava, smolvlm or qwen2_5_vl"
         )
+    _refuse(name_or_path, config)
     return config
+
+
+def _refuse_untrainable(name_or_path: str | Path, **where: Any) -> None:
+    try:
+        config = AutoConfig.from_pretrained(resolve(name_or_path), **where)
+    except Exception:  # a processor may lie alone, and what else is wrong is said when it is loaded
+        return
+    _refuse(name_or_path, config)
+
+
+def _refuse(name_or_path: str | Path, config: PretrainedConfig) -> None:
+    reason = why_not_trainable(config)
+    if reason is not None:
+        raise UserError(f"model {str(name_or_path)!r}: {reason}")
 
 
 def resolve(name_or_path: str | Path) -> str:
