@@ -36,6 +36,7 @@ FAMILIES = {
     "pixtral": Row("", ""),
     "mistral3": Row("", ""),
     "mllama": Row(OWN_ROW, "its tokens see pictures by cross-attention"),
+    "qwen3_vl_moe": Row("", ""),
 }
 
 

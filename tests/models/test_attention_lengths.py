@@ -16,6 +16,7 @@ from lightning_vlm.models.attention.lengths import takes_lengths, varlen_lengths
 from lightning_vlm.models.loading.load import load_model, load_processor
 from tests.models.test_attention_families import FAMILIES
 from tests.support import tiny
+from tests.support.tiny.moe import MIXTURES
 
 TAKES_LENGTHS = [family for family, row in FAMILIES.items() if not row.language]
 
@@ -97,7 +98,10 @@ def test_packed_samples_of_text_are_as_alone(family, tiny_folder):
     other[:, :7] = 5
     with torch.no_grad(), varlen_lengths(model, ends, longest):
         changed = run(model, other, position_ids=positions)
-    assert torch.equal(changed[:, 7:], found[:, 7:])
+    if family in MIXTURES:  # where a token's row is among those of its expert depends on the others
+        torch.testing.assert_close(changed[:, 7:], found[:, 7:], rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(changed[:, 7:], found[:, 7:])
     assert not torch.equal(changed[:, :7], found[:, :7])
 
 

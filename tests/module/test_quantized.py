@@ -47,7 +47,7 @@ def test_a_quantised_model_is_the_model_with_rounded_weights(module, batch_of, f
     plain = module(family, adapt=plan)
     batch = batch_of(plain, size=2)
     layers = quantised_layers(one.model)
-    assert len(layers) >= 24
+    assert len(layers) >= 20
     with torch.no_grad():
         before = plain.model(**batch.inputs, use_cache=False).logits
         for name in layers:

@@ -56,9 +56,15 @@ def _choose_math(*_: Any, **__: Any) -> int:
     return 0
 
 
+def _histc(values: Tensor, *bounds: Any, **more: Any) -> Tensor:
+    """Counts of whole numbers, which a CPU knows only of floats."""
+    return torch.histc(values.float(), *bounds, **more).to(values.dtype)
+
+
 def in_place_of(function: Any) -> Any:
     """What computes an operation of a GPU on a CPU."""
     names = {
+        "histc": _histc,
         "_fused_sdp_choice": _choose_math,
         "_varlen_attn": _varlen,
         "_varlen_attn_backward": _varlen_backward,

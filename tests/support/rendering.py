@@ -15,6 +15,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "qwen2_vl": "<|im_end|>",
     "qwen2_5_vl": "<|im_end|>",
     "qwen3_vl": "<|im_end|>",
+    "qwen3_vl_moe": "<|im_end|>",
     "gemma3": "<end_of_turn>",
     "internvl": "<|im_end|>",
     "mistral3": "</s>",

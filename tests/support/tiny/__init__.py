@@ -17,6 +17,7 @@ from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
+from tests.support.tiny.moe import QWEN3_VL_MOE
 from tests.support.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
@@ -37,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "pixtral": PIXTRAL,
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,
+    "qwen3_vl_moe": QWEN3_VL_MOE,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
 

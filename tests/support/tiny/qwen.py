@@ -42,7 +42,7 @@ def _chatml(writes: str = "true", shows: str = "true") -> str:
     )
 
 
-def _ids(ids: Ids) -> dict[str, Any]:
+def qwen_ids(ids: Ids) -> dict[str, Any]:
     return {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
@@ -51,12 +51,12 @@ def _ids(ids: Ids) -> dict[str, Any]:
     }
 
 
-def _rope(text: dict, **more: Any) -> dict:
+def mrope(text: dict, **more: Any) -> dict:
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3], **more}
     return {**text, "rope_parameters": rope}
 
 
-def _processor(processor: Any, video: Any, side: int) -> Any:
+def qwen_processor(processor: Any, video: Any, side: int) -> Any:
     """Between 4 and 9 tokens a picture, of `side` × `side` pixels each."""
 
     def make(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
@@ -70,7 +70,7 @@ def _processor(processor: Any, video: Any, side: int) -> Any:
     return make
 
 
-def _family(config: Any, processor: Any, template: str) -> Family:
+def qwen_family(config: Any, processor: Any, template: str) -> Family:
     return Family(
         pad="<|endoftext|>",
         eos="<|im_end|>",
@@ -94,14 +94,14 @@ def _qwen2_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
             "mlp_ratio": 2,
             "patch_size": 14,
         },
-        text_config=_rope(text),
+        text_config=mrope(text),
         tie_word_embeddings=True,
-        **_ids(ids),
+        **qwen_ids(ids),
     )
 
 
-QWEN2_VL = _family(
-    _qwen2_vl_config, _processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
+QWEN2_VL = qwen_family(
+    _qwen2_vl_config, qwen_processor(Qwen2VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
 )
 
 
@@ -118,23 +118,23 @@ def _qwen2_5_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
             "fullatt_block_indexes": [1],
             "out_hidden_size": text["hidden_size"],
         },
-        text_config=_rope(text),
+        text_config=mrope(text),
         tie_word_embeddings=True,
-        **_ids(ids),
+        **qwen_ids(ids),
     )
 
 
-QWEN2_5_VL = _family(
-    _qwen2_5_vl_config, _processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
+QWEN2_5_VL = qwen_family(
+    _qwen2_5_vl_config, qwen_processor(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28), _SYSTEM + _chatml()
 )
 
 
 # --- Qwen3-VL: ChatML without a system prompt of its own; a system turn only where it is first, and pictures
 # --- only in questions: it leaves out others
-_QWEN3_VL_TEMPLATE = _chatml("message.role != 'system' or loop.first", "message.role == 'user'")
+QWEN3_VL_TEMPLATE = _chatml("message.role != 'system' or loop.first", "message.role == 'user'")
 
 
-def _qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
+def qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
     """Features of the tower's first block enter the language model's first layer (DeepStack)."""
     return Qwen3VLConfig(
         vision_config={
@@ -147,12 +147,12 @@ def _qwen3_vl_config(ids: Ids, text: dict) -> PretrainedConfig:
             "num_position_embeddings": 36,
             "deepstack_visual_indexes": [0],
         },
-        text_config={**_rope(text, mrope_interleaved=True), "head_dim": 16},
+        text_config={**mrope(text, mrope_interleaved=True), "head_dim": 16},
         tie_word_embeddings=True,
-        **_ids(ids),
+        **qwen_ids(ids),
     )
 
 
-QWEN3_VL = _family(
-    _qwen3_vl_config, _processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), _QWEN3_VL_TEMPLATE
+QWEN3_VL = qwen_family(
+    qwen3_vl_config, qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), QWEN3_VL_TEMPLATE
 )
