@@ -2,60 +2,17 @@
 
 import bisect
 import itertools
-import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, get_args
 
+from lightning_vlm.data.parts import Box as Box
+from lightning_vlm.data.parts import Image as Image
+from lightning_vlm.data.parts import Part, Role, check_part, check_weight
+from lightning_vlm.data.parts import Text as Text
+from lightning_vlm.data.tools import ToolCall, check_tools
 from lightning_vlm.errors import DataError, UserError
-
-Role: TypeAlias = Literal["system", "user", "assistant"]
-MAX_WEIGHT = 1e6
-"""The largest weight of a sample or a turn: far larger ones overflow the sums, which are float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Some words. `entity` marks a key entity of an answer, which may weigh more in the loss."""
-
-    text: str
-    entity: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A picture: a path below the reader's image root, the file's bytes, or a URL. Exactly one of them."""
-
-    path: Path | None = None
-    data: bytes | None = None
-    root: Path | None = None
-    """Where `path` must lie. Nothing outside it is ever opened."""
-    url: str | None = None
-    """Where it is fetched from. Readers only set it where `allow_urls` is true."""
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A box (x1, y1, x2, y2) as fractions 0..1 of a picture's width and height: resizing leaves it true.
-
-    In an answer it is what the model should point at; in a question it is the region that is asked about.
-    """
-
-    xyxy: tuple[float, float, float, float]
-
-    def __str__(self) -> str:
-        """The box as the model reads and writes it: whole thousandths, as Qwen2-VL and Qwen3-VL do.
-
-        >>> str(Box((0.125, 0.25, 0.5, 1.0)))
-        '[125, 250, 500, 1000]'
-        """
-        thousandths = [round(1000 * value) for value in self.xyxy]
-        return str(thousandths)
-
-
-Part: TypeAlias = Text | Image | Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +23,11 @@ class Message:
         role: The speaker.
         parts: The contents, in reading order.
         weight: Multiplies the weight of each token of an answer in the loss. 0 keeps the turn as context
-            that is never learned. It has no effect on turns of the user or the system.
+            that is never learned. It has no effect on turns of others.
+        reasoning: What the assistant thinks before it answers, without the marks around it.
+        calls: The tools that the assistant calls behind its words.
+        call_id: Of a tool's turn, the `id` of the call that it is the result of.
+        name: Of a tool's turn, the tool.
 
     >>> Message("assistant", (Text("A dog, wrongly."),), weight=0.0).weight
     0.0
@@ -75,6 +36,10 @@ class Message:
     role: Role
     parts: tuple[Part, ...]
     weight: float = 1.0
+    reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +54,12 @@ class Conversation:
         task: Losses, weights and metrics are kept per task.
         weight: Multiplies the weight of each of its tokens in the loss.
         source: Where it came from, as `file:line`. Every error about it begins with this.
+        tools: What each tool is that the assistant may call: a JSON schema, as OpenAI and templates have it.
 
     Raises:
-        DataError: A wrong role, an empty conversation, a picture outside a user or system turn, a
-            box outside 0..1, or a weight that isn't between 0 and a million.
+        DataError: A wrong role, an empty conversation, a picture in an assistant turn, a box outside 0..1, a
+            weight that isn't between 0 and a million, reasoning or calls of anyone but the assistant, or the
+            result of a call that isn't there.
 
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
     >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
@@ -103,6 +70,7 @@ class Conversation:
     task: str = "default"
     weight: float = 1.0
     source: str = "?"
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")
@@ -113,6 +81,7 @@ class Conversation:
             check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
                 check_part(part, message.role, self.source, f"{key}.content[{place}]")
+        check_tools(self.messages, self.source)
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -233,15 +202,6 @@ class Chain(Conversations):
         return TaskTable.of_samples(names[number] for names, of in tables for number in of)
 
 
-def check_weight(weight: float, source: str, key: str) -> None:
-    """Raise unless a weight is finite, at least 0 and at most `MAX_WEIGHT`."""
-    if not (math.isfinite(weight) and weight >= 0):
-        raise DataError(source, key, str(weight), "a finite number >= 0")
-    if weight > MAX_WEIGHT:
-        expected = f"at most {MAX_WEIGHT:,.0f}: sums of weights are kept in float32"
-        raise DataError(source, key, str(weight), expected)
-
-
 def check_order(messages: Sequence[Message], source: str, key: str) -> None:
     """Raise if nobody says anything, or only the system."""
     if not messages:
@@ -250,31 +210,7 @@ def check_order(messages: Sequence[Message], source: str, key: str) -> None:
         raise DataError(source, key, "only a system turn", "at least one user turn")
 
 
-def check_part(part: Part, role: Role, source: str, key: str) -> None:
-    """Raise if a part is wrong, or can't stand in a turn of this role."""
-    if isinstance(part, Image):
-        _check_image(part, role, source, key)
-    elif isinstance(part, Box):
-        x1, y1, x2, y2 = part.xyxy
-        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            expected = (
-                "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
-            )
-            raise DataError(source, key, f"the box {list(part.xyxy)}", expected)
-
-
-def _check_image(image: Image, role: Role, source: str, key: str) -> None:
-    if role == "assistant":
-        expected = "pictures in user or system turns only"
-        raise DataError(source, key, "a picture in an assistant turn", expected)
-    given = [value for value in (image.path, image.data, image.url) if value is not None]
-    if len(given) != 1:
-        found = "a picture with both path and bytes (or a URL), or neither"
-        raise DataError(source, key, found, "exactly one of them")
-
-
 def _check_role(role: Role, source: str, key: str) -> None:
     if role not in get_args(Role):
         roles = ", ".join(map(repr, get_args(Role)))
-        expected = f"one of {roles}; turns of tools can't be learned yet"
-        raise DataError(source, key, f"'{role}'", expected)
+        raise DataError(source, key, f"'{role}'", f"one of {roles}")

@@ -1,11 +1,13 @@
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_vlm.data.conversation import Box, Chain, Conversation, Image, Message, Slice, Text
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.tools import ToolCall
 from lightning_vlm.errors import DataError, UserError
 
 ASK = Message("user", (Image(Path("a.png")), Text("What?")))
@@ -29,7 +31,7 @@ def test_what_is_accepted(messages):
         ((), "messages", "an empty list"),
         ((SYSTEM,), "messages", "only a system turn"),
         ((SYSTEM, SYSTEM), "messages", "only a system turn"),
-        ((ASK, Message("tool", (Text("42"),))), "messages[1].role", "'tool'"),
+        ((ASK, Message("narrator", (Text("42"),))), "messages[1].role", "'narrator'"),
         ((ASK, Message("assistant", ASK.parts)), "messages[1].content[0]", "a picture in an assistant turn"),
         ((Message("user", (Image(),)),), "messages[0].content[0]", "neither"),
         ((Message("user", (Image(Path("a"), b"b"),)),), "messages[0].content[0]", "both"),
@@ -46,7 +48,34 @@ def test_what_is_refused(messages, key, found):
     assert (error.source, error.key) == ("a.jsonl:1", key)
     assert found in error.found
     assert error.expected
-    assert key != "messages[1].role" or "turns of tools can't be learned yet" in error.expected
+
+
+CALL = Message("assistant", (), calls=(ToolCall("look", {"at": [1, None]}, "c1"),), reasoning="Hm.")
+
+
+def test_calls_results_and_reasoning():
+    result = Message("tool", (Text("A cat."), *ASK.parts[:1]), call_id="c1", name="look")
+    talk = Conversation((ASK, CALL, result, ANSWER), tools=({"name": "look"},))
+    assert pickle.loads(pickle.dumps(talk)) == talk
+    assert len(talk.images) == 2  # a tool may show a picture
+
+
+@pytest.mark.parametrize(
+    ("messages", "key", "expected"),
+    [
+        ((replace(ASK, reasoning="Hm."), ANSWER), "messages[0].reasoning", "turns of the assistant alone"),
+        ((replace(ASK, calls=CALL.calls), ANSWER), "messages[0].tool_calls", "turns of the assistant alone"),
+        ((ASK, replace(ANSWER, call_id="c1")), "messages[1].tool_call_id", "turns of the tool alone"),
+        ((ASK, replace(ANSWER, name="look")), "messages[1].name", "turns of the tool alone"),
+        ((ASK, CALL, Message("tool", (), call_id="c2")), "messages[2].tool_call_id", "one of 'c1'"),
+        ((ASK, Message("tool", (), call_id="c1"), CALL), "messages[1].tool_call_id", "a call before it"),
+    ],
+)
+def test_what_is_refused_of_tools(messages, key, expected):
+    with pytest.raises(DataError) as caught:
+        Conversation(messages, source="a.jsonl:1")
+    assert (caught.value.source, caught.value.key) == ("a.jsonl:1", key)
+    assert expected in caught.value.expected
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

@@ -22,7 +22,9 @@ from lightning_vlm.data.read.words import describe, quote
 
 Row: TypeAlias = dict[str, Any]
 ReadTurns: TypeAlias = Callable[[Row, Location], list[Turn]]
-COMMON = ("task", "weight", "system", *COLUMNS)
+TOOLS = ("tools", "functions")
+"""Keys of a row that say which tools there are."""
+COMMON = ("task", "weight", "system", *TOOLS, *COLUMNS)
 """Keys that mean the same in every dialect."""
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
+_OF_TOOLS = ("tools", "functions", "tool_calls", "function_call")
+"""Keys whose objects differ from row to row, so that a table fills them up with nulls."""
 _AT_ONCE = 1000
 """Rows that are checked together."""
 
@@ -95,7 +97,20 @@ class HFDataset(Source):
             number = row[name]
             if isinstance(number, int) and number >= 0:
                 row[name] = label.int2str(number)
+        return _without_filled_nulls(row)
+
+
+def _without_filled_nulls(row: Any, of_tools: bool = False) -> Any:
+    """A row whose calls and definitions of tools lack the nulls with which a table fills absent keys."""
+    if isinstance(row, list):
+        return [_without_filled_nulls(item, of_tools) for item in row]
+    if not isinstance(row, dict):
         return row
+    cleared = {}
+    for name, value in row.items():
+        if value is not None or not of_tools:
+            cleared[name] = _without_filled_nulls(value, of_tools or name in _OF_TOOLS)
+    return cleared
 
 
 def _load(path: str, config: str | None) -> Any:

@@ -16,24 +16,36 @@ from lightning_vlm.data.read.fields import (
 )
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.tool_calls import calls_of, definitions_of
 from lightning_vlm.data.read.turns import OWN_ROLES
+
+_WORDS = ("reasoning", "tool_call_id", "name")
+"""Keys of a turn that are texts."""
 
 
 def own_conversation(row: Any, at: Location) -> Conversation:
     """The conversation of a row."""
     row = with_our_names(row, at.reading)
-    check_keys(row, at, required=["messages"], optional=["task", "weight"])
+    check_keys(row, at, required=["messages"], optional=["task", "weight", "tools"])
     turns = turns_of(row["messages"], at / "messages")
     messages = tuple(_message(turn, at / "messages" / index) for index, turn in enumerate(turns))
     task, weight = task_and_weight(row, at)
-    return Conversation(messages, task, weight, at.source)
+    tools = definitions_of(row["tools"], at / "tools") if "tools" in row else ()
+    return Conversation(messages, task, weight, at.source, tools)
 
 
 def _message(turn: Any, at: Location) -> Message:
-    check_keys(turn, at, required=["role", "content"], optional=["weight"])
+    has_calls = isinstance(turn, dict) and "tool_calls" in turn
+    required = ["role"] if has_calls else ["role", "content"]
+    check_keys(turn, at, required, ["content", "weight", "reasoning", "tool_calls", "tool_call_id", "name"])
     role = role_of(turn["role"], OWN_ROLES, at / "role")
     weight = number_of(turn.get("weight", 1.0), at / "weight")
-    return Message(role, _parts(turn["content"], at / "content"), weight)
+    parts = _parts(turn["content"], at / "content") if "content" in turn else ()
+    calls = calls_of(turn["tool_calls"], at / "tool_calls") if has_calls else ()
+    words = {name: text_of(turn[name], at / name) for name in _WORDS if name in turn}
+    return Message(
+        role, parts, weight, words.get("reasoning"), calls, words.get("tool_call_id"), words.get("name")
+    )
 
 
 def _parts(content: Any, at: Location) -> tuple[Part, ...]:

@@ -97,10 +97,11 @@ class Messages(DataFile):
     - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
-    Beside `messages` there may be `task` (a name) and `weight` (a number from 0 to a million), and beside
-    `role` and `content` a `weight` of the turn. Any other key is an error. An optional system turn comes
-    first, then user and assistant turns, usually in alternation; a sample that ends with a user turn is a
-    prompt.
+    Beside `messages` there may be `task` (a name), `weight` (a number from 0 to a million) and `tools` (JSON
+    schemas), and beside `role` and `content` a `weight` of the turn; in turns of the assistant `reasoning`
+    and `tool_calls` (`[{"name": ..., "arguments": {...}}]`); in those of a `tool`, which hold the result of a
+    call, `tool_call_id` and `name`. Any other key is an error. An optional system turn comes first, then user
+    and assistant turns, usually in alternation; a sample that ends with a user turn is a prompt.
 
     Args and errors: as `DataFile`.
 
@@ -137,8 +138,10 @@ class OpenAIMessages(DataFile):
     text, is the place of the next one, and without any place they stand before the first question.
 
     `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`. `task`
-    and `weight` are read as in `Messages`. Further keys are ignored, with a line that names them, but tools,
-    videos and sound are refused. Nulls count as absent.
+    and `weight` are read as in `Messages`. Tools stand in `tools`, their calls in `tool_calls` or in turns of
+    the role `tool_call`, their results in turns of the role `tool`; reasoning in `reasoning_content`,
+    `reasoning` or `thinking`. Further keys are ignored, with a line that names them, but videos and sound are
+    refused. Nulls count as absent.
 
     Args and errors: as `DataFile`.
 
@@ -170,7 +173,8 @@ class LLaVA(DataFile):
     before those that end a turn.
 
     A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`. Further keys
-    (`id`, `width`, ...) are ignored, with a line that names them, but videos, sound and tools are refused.
+    (`id`, `width`, ...) are ignored, with a line that names them, but videos and sound are refused. Turns
+    from `function_call` and `observation` are calls of the tools in `tools`, and their results.
 
     Args and errors: as `DataFile`. In an array, the place of a sample is `file:line[number]`, counted from 0.
 

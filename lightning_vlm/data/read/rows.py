@@ -13,11 +13,12 @@ from lightning_vlm.data.conversation import (
     check_part,
 )
 from lightning_vlm.data.read.columns import with_our_names
-from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, Dialect, Row, dialect_of
+from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
 from lightning_vlm.data.read.parts import is_picture, part_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_pictures import COLUMNS, RowPictures
+from lightning_vlm.data.read.tool_calls import definitions_of
 from lightning_vlm.data.read.turns import Turn, text_turn
 from lightning_vlm.nearest import did_you_mean
 
@@ -26,8 +27,6 @@ REFUSED = {
     "videos": "videos can't be read yet",
     "audio": "sound can't be read yet",
     "audios": "sound can't be read yet",
-    "tools": "tools can't be read yet",
-    "functions": "tools can't be read yet",
 }
 """Keys of a row that would change what is learned, and that nothing here can honour."""
 _PLACED_FIRST = "pictures without an '<image>' stand before the first question, as TRL and ms-swift put them"
@@ -51,7 +50,7 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     messages = _messages(turns, pictures, dialect, at)
     check_order(messages, at.source, dialect.needs[0])
     task, weight = task_and_weight(row, at)
-    return Conversation(messages, task, weight, at.source)
+    return Conversation(messages, task, weight, at.source, _tools(row, at))
 
 
 def _normalised(row: Any, at: Location) -> Row:
@@ -97,6 +96,14 @@ def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
             raise (at / name).wrong(value, expected)
 
 
+def _tools(row: Row, at: Location) -> tuple[dict[str, Any], ...]:
+    """The definitions of tools beside the turns."""
+    given = [name for name in TOOLS if row.get(name)]
+    if len(given) > 1:
+        raise (at / given[1]).error("both 'tools' and 'functions'", "one of them")
+    return definitions_of(row[given[0]], at / given[0]) if given else ()
+
+
 def _with_system(turns: list[Turn], row: Row, at: Location) -> list[Turn]:
     """The turns, after the system turn that stands beside them."""
     if not row.get("system"):
@@ -126,7 +133,8 @@ def _messages(
         _place_before_first_question(turns, contents, pictures, dialect, at)
     pictures.check_all_placed()
     return tuple(
-        Message(turn.role, tuple(parts), turn.weight) for turn, parts in zip(turns, contents, strict=True)
+        Message(turn.role, tuple(parts), turn.weight, turn.reasoning, turn.calls, turn.call_id, turn.name)
+        for turn, parts in zip(turns, contents, strict=True)
     )
 
 
@@ -136,6 +144,8 @@ def _parts(
     """The content of a turn, and where each part stands in the row."""
     content = turn.content
     if isinstance(content, str):
+        if not content and (turn.calls or turn.reasoning):
+            return
         if not texts_have_places:
             yield Text(text_of(content, turn.at)), turn.at
             return

@@ -71,6 +71,9 @@ class ChatTemplate:
             DataError: The template refuses the turns, fails at them, does not end, or writes their texts
                 in a way that can't be masked exactly; or a text is no Unicode.
         """
+        if any(m.role == "tool" or m.calls or m.reasoning for turn in turns for m in turn.messages):
+            found = "reasoning, or a call or a result of a tool"
+            raise DataError(source, "messages", found, "words and pictures: others can't be learned yet")
         content = [list(text_spans(turn)) for turn in turns]
         spans = [span for span in itertools.chain.from_iterable(content) if span]
         for span in spans:
