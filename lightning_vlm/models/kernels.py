@@ -222,7 +222,7 @@ def rotation_name(module: nn.Module) -> str | None:
 
 
 def _is_usual(rotate: Callable, *, vision: bool) -> bool:
-    """Whether a function rotates the first half of each head against the second."""
+    """Whether a function rotates the first half of each head against the second, and leaves nothing out."""
     expected = ["q", "k", "cos", "sin"] + ([] if vision else ["unsqueeze_dim"])
     if list(inspect.signature(rotate).parameters) != expected:
         return False
@@ -237,4 +237,16 @@ def _is_usual(rotate: Callable, *, vision: bool) -> bool:
         ]
     else:
         found = rotate(q, k, cos[None], sin[None])
+        if _takes_narrow(rotate, q, k, cos[None], sin[None]):
+            return False  # Liger's knows no heads of which a part stays as it is
     return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, turned, strict=True))
+
+
+def _takes_narrow(rotate: Callable, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether a function also takes angles for a part of each head only."""
+    half = cos.shape[-1] // 2
+    try:
+        rotate(q, k, cos[..., :half], sin[..., :half])
+    except RuntimeError:  # widths that don't fit
+        return False
+    return True

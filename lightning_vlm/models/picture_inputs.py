@@ -31,6 +31,7 @@ SIZES = {
     "qwen2_5_vl": ["image_grid_thw"],
     "qwen3_vl": ["image_grid_thw"],
     "qwen3_vl_moe": ["image_grid_thw"],
+    "qwen3_5": ["image_grid_thw"],
 }
 """Types of models that work with sizes on the host, and the inputs that have them. All others get theirs on
 the device. `tests/module/test_no_sync.py` tries each."""

@@ -11,6 +11,7 @@ from lightning_vlm.models.attention.lengths import takes_lengths
 from tests.support import tiny
 
 OWN_ROW = "it takes all pictures in one call"
+LINEAR = "it has layers of linear_attention"
 BOTH_WAYS = "tokens of a picture or a question see those behind them"
 
 
@@ -37,6 +38,7 @@ FAMILIES = {
     "mistral3": Row("", ""),
     "mllama": Row(OWN_ROW, "its tokens see pictures by cross-attention"),
     "qwen3_vl_moe": Row("", ""),
+    "qwen3_5": Row("", LINEAR),
 }
 
 

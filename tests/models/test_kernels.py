@@ -36,6 +36,7 @@ FOUND = {
     "pixtral": (10, 2, 4),
     "mistral3": (11, 2, 4),
     "mllama": (9, 3, 2),
+    "qwen3_5": (7, 2, 2),
 }
 """Norms, gated activations and rotary embeddings of each tiny model."""
 
@@ -134,6 +135,7 @@ def test_what_is_found(family, tiny_folder, liger):
         ("gemma3", {"adapt": "full"}),
         ("pixtral", {"adapt": "full"}),
         ("mllama", {"adapt": "full"}),
+        ("qwen3_5", {"adapt": "full"}),
     ],
 )
 def test_loss_and_gradients_are_the_same(family, options, tiny_folder, liger):

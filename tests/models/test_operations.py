@@ -16,8 +16,8 @@ from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
 from tests.support.tiny.moe import MIXTURES
 
-UNKNOWN = {"mllama", *MIXTURES}
-"""They see pictures by cross-attention, or have experts."""
+UNKNOWN = {"mllama", "qwen3_5", *MIXTURES}
+"""They see pictures by cross-attention, attend linearly, or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

@@ -23,6 +23,7 @@ WHY = {
     "gemma3": BOTH_WAYS,
     "paligemma": BOTH_WAYS,
     "mllama": "its tokens see pictures by cross-attention",
+    "qwen3_5": "it has layers of linear_attention",
 }
 
 

@@ -55,15 +55,16 @@ PREFIXES = {
     "mistral3": LLAVA,
     "pixtral": LLAVA,
     "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
+    "qwen3_5": QWEN,
 }
-TIED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma")
+TIED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3", "paligemma")
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
     **dict.fromkeys(
         ("smolvlm", "idefics3"), ("model.vision_model.encoder.layers", "model.text_model.layers")
     ),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
         ("model.visual.blocks", "model.language_model.layers"),
     ),
     "internvl": ("model.vision_tower.encoder.layer", "model.language_model.layers"),

@@ -155,6 +155,7 @@ CHATS = {
         "<|start_header_id|>user<|end_header_id|>\n\nSure?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
     ),
+    "qwen3_5": _QWEN.partition("<|im_end|>\n")[2].replace("Yes.", "<think>\n\n</think>\n\nYes."),
 }
 _CHATML = "<|im_start|>assistant\n"
 PROMPTS = {
@@ -172,6 +173,7 @@ PROMPTS = {
     "mistral3": "[/INST]",
     "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",
 }
 MARKED = ("llava", "llava_onevision")  # with {% generation %}
 
@@ -207,6 +209,7 @@ SYSTEMS = {
     "qwen2_5_vl": _QWEN_BRIEF + _QWEN_ASKED,
     "qwen3_vl": _QWEN_BRIEF + _QWEN_ASKED,
     "gemma3": "<bos><start_of_turn>user\nBe brief. \n\n<start_of_image>How many?<end_of_turn>\n",
+    "qwen3_5": _QWEN_BRIEF.replace(" <", "<") + _QWEN_ASKED,
 }
 
 

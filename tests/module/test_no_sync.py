@@ -58,6 +58,10 @@ ALLOWED = {
     "mllama": {
         ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): "whether a batch is padded",
     },
+    "qwen3_5": {
+        ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): "whether a batch is padded",
+        ("read", "_local_scalar_dense", "create_recurrent_attention_mask"): "whether a batch is padded",
+    },
 }
 """What waits in transformers by family: the kind, the operation, and a part of where; `docs/decisions.md`."""
 

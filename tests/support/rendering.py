@@ -21,6 +21,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "mistral3": "</s>",
     "pixtral": "</s>",
     "mllama": "<|eot_id|>",
+    "qwen3_5": "<|im_end|>",
     "shipped": "<|im_end|>",
 }
 GAPS = ("llava", "llava_next", "smolvlm", "idefics3")

@@ -43,7 +43,7 @@ def templates_of(model):
 EVERY = [(model, template) for model in MODELS for template in templates_of(model)]
 REFUSED = [("pixtral", None, "system")]  # its template writes no system turn where an answer ends the chat
 FIRST = [(model, templates_of(model)[0]) for model in MODELS]
-STRIPS = ("gemma3",)  # its own template strips texts
+STRIPS = ("gemma3", "qwen3_5")  # their own templates strip texts
 
 
 def picture(width=64, height=64, colour="red"):

@@ -20,6 +20,7 @@ from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.moe import QWEN3_VL_MOE
 from tests.support.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from tests.support.tiny.qwen3_5 import QWEN3_5
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,
     "qwen3_vl_moe": QWEN3_VL_MOE,
+    "qwen3_5": QWEN3_5,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
 

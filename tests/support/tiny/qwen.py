@@ -43,6 +43,7 @@ def _chatml(writes: str = "true", shows: str = "true") -> str:
 
 
 def qwen_ids(ids: Ids) -> dict[str, Any]:
+    """The tokens that stand for pictures and videos, as configurations name them."""
     return {
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
@@ -71,6 +72,7 @@ def qwen_processor(processor: Any, video: Any, side: int) -> Any:
 
 
 def qwen_family(config: Any, processor: Any, template: str) -> Family:
+    """A family with the tokens of the Qwen-VL line."""
     return Family(
         pad="<|endoftext|>",
         eos="<|im_end|>",
