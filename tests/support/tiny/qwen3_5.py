@@ -5,7 +5,7 @@ from transformers import PretrainedConfig, Qwen3_5Config, Qwen3VLProcessor, Qwen
 from tests.support.tiny.family import Ids
 from tests.support.tiny.qwen import qwen_family, qwen_ids, qwen_processor
 
-# --- ChatML without a system prompt of its own; texts are stripped. Answers behind the last question begin with
+# --- ChatML without a system prompt of its own; texts are stripped. Answers to the last question begin with
 # --- what was thought, be it nothing. As of the small models (0.8B, 2B), which think only where asked to; the
 # --- larger ones think unless asked not to.
 _TEMPLATE = (
