@@ -12,8 +12,8 @@ from lightning_vlm_callbacks.runs import log_metrics, logs_at
 from lightning_vlm_callbacks.task_weights import InitialLosses, TaskWeights
 from torch import Tensor, nn
 
-from lightning_vlm.data.conversation import MAX_WEIGHT
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.parts import MAX_WEIGHT
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 

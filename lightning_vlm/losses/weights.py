@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.curve import Curve, Point
-from lightning_vlm.data.conversation import MAX_WEIGHT
+from lightning_vlm.data.parts import MAX_WEIGHT
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.nearest import did_you_mean
