@@ -188,4 +188,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         ]
         rows.append([family, *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    Path(file).write_text(_ABOUT + table + "\n", "utf-8")
+    written = Path(file)
+    before = written.read_text("utf-8") if written.exists() else ""
+    _, heading, every_class = before.partition("\n## Every")  # written by tools/every_family.py
+    written.write_text(_ABOUT + table + "\n" + heading + every_class, "utf-8")
