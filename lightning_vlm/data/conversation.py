@@ -11,6 +11,7 @@ from lightning_vlm.data.parts import Box as Box
 from lightning_vlm.data.parts import Image as Image
 from lightning_vlm.data.parts import Part, Role, check_part, check_weight
 from lightning_vlm.data.parts import Text as Text
+from lightning_vlm.data.parts import Video as Video
 from lightning_vlm.data.tools import ToolCall, check_tools
 from lightning_vlm.errors import DataError, UserError
 
@@ -87,6 +88,11 @@ class Conversation:
     def images(self) -> tuple[Image, ...]:
         """Its pictures in reading order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Image))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """Its videos in reading order."""
+        return tuple(part for message in self.messages for part in message.parts if isinstance(part, Video))
 
 
 class TaskTable(NamedTuple):

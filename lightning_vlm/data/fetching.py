@@ -22,7 +22,7 @@ LONGEST = 120.0
 """How many seconds a picture may take as a whole."""
 
 
-def fetch(url: str, source: str, key: str) -> bytes:
+def fetch(url: str, source: str, key: str, what: str = "picture", largest: int = 0) -> bytes:
     """The bytes that a http or https address gives. Each is fetched once and kept in the cache folder.
 
     Addresses of the local link, at which clouds hand out credentials, are never asked, and a public address
@@ -32,19 +32,22 @@ def fetch(url: str, source: str, key: str) -> bytes:
         url: The address.
         source: `file:line` for errors.
         key: Which part of the sample it is, for errors.
+        what: What errors call it.
+        largest: The most bytes; 0 is `LARGEST`.
 
     Raises:
-        DataError: The server can't be reached, refuses, is silent, or sends more than `LARGEST` bytes.
+        DataError: The server can't be reached, refuses, is silent, or sends more than `largest` bytes.
     """
+    largest = largest or LARGEST
     kept = _cache_folder() / hashlib.sha256(url.encode()).hexdigest()
     if kept.is_file():
         return kept.read_bytes()
     try:
-        data = _download(url)
+        data = _download(url, largest)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         shown = repr(url if len(url) < 80 else f"{url[:77]}...")
-        expected = f"a picture of at most {LARGEST >> 20} MiB that the server sends"
+        expected = f"a {what} of at most {largest >> 20} MiB that the server sends"
         raise DataError(source, key, f"the URL {shown} ({reason})", expected) from None
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
@@ -58,7 +61,7 @@ def _cache_folder() -> Path:
     return Path(base, "lightning_vlm", "pictures")
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, largest: int) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _HTTP, _HTTPS)
     request = urllib.request.Request(url, headers={"User-Agent": "lightning-vlm"})
     with opener.open(request, timeout=SECONDS) as answer:
@@ -66,8 +69,8 @@ def _download(url: str) -> bytes:
         end = time.monotonic() + LONGEST
         while piece := answer.read1(1 << 16):
             data += piece
-            if len(data) > LARGEST:
-                raise ValueError(f"more than {LARGEST >> 20} MiB")
+            if len(data) > largest:
+                raise ValueError(f"more than {largest >> 20} MiB")
             if time.monotonic() > end:
                 raise ValueError(f"not there after {LONGEST:.0f} seconds")
     return bytes(data)

@@ -1,11 +1,7 @@
 """Pictures: found safely below their root, opened safely, and always upright RGB."""
 
 import io
-import os
-import re
 from collections.abc import Callable
-from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -14,20 +10,15 @@ from PIL import ImageOps
 
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.fetching import fetch
+from lightning_vlm.data.files_below import find_below
 from lightning_vlm.data.upright_size import upright_size
 from lightning_vlm.errors import DataError
-from lightning_vlm.nearest import nearest, shorten
+from lightning_vlm.nearest import shorten
 
 _Got = TypeVar("_Got")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """The formats that are opened. Pillow supports more, but some run other programs (EPS) or aren't pictures."""
-
-_MOST_ENTRIES = 2000
-"""How many entries of a folder are compared with the name of a missing picture."""
-
-# A single letter before the colon is a Windows drive, and Path merges two slashes into one.
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path | None:
@@ -53,32 +44,7 @@ def find_image(image: Image, source: str, key: str, advise: bool = True) -> Path
     """
     if image.path is None:
         return None
-    path = str(image.path)
-    root = str(image.root or ".")
-    if _URL.match(path):
-        url = shorten(path).replace(":/", "://", 1)
-        expected = "the path of a file: pictures are never fetched; download it and write its path"
-        raise DataError(source, key, f"the URL {url}", expected)
-    try:
-        real_root = _real_root(os.path.join(os.getcwd(), root))
-        real = os.path.realpath(os.path.join(real_root, path))
-    except (OSError, ValueError) as error:  # such as a null byte
-        raise DataError(source, key, f"{shorten(path)} ({error})", "the path of a picture") from None
-    if not _is_below(real, real_root):
-        found = f"{shorten(path)}, which is outside {shorten(root)}"
-        expected = "a path below the image root, with links followed; data.image_root says where that is"
-        if advise and os.path.isabs(path) and os.path.isfile(real):
-            folder = os.path.dirname(real)
-            expected += f", and {shorten(folder)} has the file"
-        raise DataError(source, key, found, expected)
-    if not os.path.isfile(real):
-        problem = "is not a file" if os.path.exists(real) else "does not exist"
-        found = f"{shorten(path)}, which {problem} (looked for {shorten(real, 200)})"
-        expected = f"a picture file below the image root {shorten(root)} (data.image_root)"
-        if advise:
-            expected += where_instead(path, real_root)
-        raise DataError(source, key, found, expected)
-    return Path(real)
+    return find_below(image.path, image.root, source, key, "picture", advise=advise)
 
 
 def load_image(image: Image, source: str, key: str, max_pixels: int = 64_000_000) -> PIL.Image.Image:
@@ -181,94 +147,6 @@ def _why_not_opened(error: Exception, name: str, max_pixels: int) -> tuple[str, 
         expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
         return f"{name} ({error})", expected
     return f"{name}, which cannot be decoded ({error})", "a whole picture file that can be read"
-
-
-def _is_below(real: str, real_root: str) -> bool:
-    """Whether a real path is the root, lies below it, or is a file that a snapshot of the hub links to."""
-    if real == real_root:
-        return True
-    folders = (os.path.join(real_root, ""), _hub_files(real_root))
-    return real.startswith(folders)
-
-
-@lru_cache(maxsize=64)
-def _real_root(root: str) -> str:
-    """The real path of an image root, which is needed for every picture."""
-    return os.path.realpath(root)
-
-
-@lru_cache(maxsize=64)
-def _hub_files(real_root: str) -> str:
-    """Where the files of a root lie to which the hub's cache links from its snapshots; else the root itself.
-
-    >>> import tempfile
-    >>> repository = Path(tempfile.mkdtemp(), "datasets--pets").resolve()
-    >>> for name in ("blobs", "snapshots/12ab/images"):
-    ...     (repository / name).mkdir(parents=True)
-    >>> Path(_hub_files(str(repository / "snapshots/12ab/images"))).name
-    'blobs'
-    """
-    repository, snapshots, _ = real_root.partition(f"{os.sep}snapshots{os.sep}")
-    if snapshots:
-        files = os.path.join(repository, "blobs", "")
-        if os.path.isdir(files):
-            return files
-    return os.path.join(real_root, "")
-
-
-def where_instead(path: str, root: str) -> str:
-    """What a missing picture's path or root should probably be, to end an error with; or nothing.
-
-    Args:
-        path: As it stands in the data.
-        root: The real path of the image root.
-
-    >>> import tempfile
-    >>> root = Path(tempfile.mkdtemp())
-    >>> (root / "train").mkdir()
-    >>> (root / "train" / "cat.jpg").touch()
-    >>> where_instead("train/cat.jpeg", str(root))
-    "; did you mean 'train/cat.jpg'?"
-    >>> where_instead("cat.jpg", str(root))
-    "; it is below ...train': set data.image_root to that"
-    """
-    for folder in _other_roots(root):
-        if os.path.isfile(os.path.join(folder, path)):
-            return f"; it is below {folder!r}: set data.image_root to that"
-    names = path.replace("\\", "/").split("/")
-    for start in range(1, len(names)):
-        shorter = "/".join(names[start:])
-        if os.path.isfile(os.path.join(root, shorter)):
-            return f"; did you mean {shorten(shorter)}?"
-    folder = os.path.dirname(path)
-    files = _files_in(os.path.join(root, folder))
-    meant = nearest(os.path.basename(path), files)
-    if meant is None:
-        return ""
-    return f"; did you mean {shorten(os.path.join(folder, meant))}?"
-
-
-def _other_roots(root: str) -> list[str]:
-    """The folders around and directly in the image root, and the working directory: those usually meant."""
-    parents = [str(folder) for folder in Path(root).parents]
-    try:
-        folders = [entry.path for entry in _entries(root) if entry.is_dir()]
-    except OSError:
-        folders = []
-    return [os.getcwd(), *parents[:3], *sorted(folders[:50])]
-
-
-def _files_in(folder: str) -> list[str]:
-    try:
-        names = [entry.name for entry in _entries(folder) if entry.is_file()]
-    except (OSError, ValueError):
-        return []
-    return sorted(names)
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(islice(entries, _MOST_ENTRIES))
 
 
 def _decode(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_vlm.data.conversation import Box, Image, Message, Role, Text
+from lightning_vlm.data.conversation import Box, Image, Message, Role, Text, Video
 from lightning_vlm.kinds import Kind
 
 Accepts: TypeAlias = Callable[[tuple[str, ...]], bool]
@@ -110,14 +110,16 @@ def round_ends(turns: Sequence[Turn]) -> list[int]:
 
 
 def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
-    """The texts of a turn in order, neighbours joined; None for each picture. An empty turn has an empty one.
+    """The texts of a turn in order, neighbours joined; None for each picture and video.
+
+    An empty turn has an empty one.
 
     Between texts of different messages comes a new line, which belongs to the later one.
     """
     pieces: list[_Piece] = []
     for index, message in enumerate(turn.messages):
         for part in message.parts:
-            if isinstance(part, Image):
+            if isinstance(part, Image | Video):
                 if pieces:
                     yield _join(pieces, turn)
                 pieces = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.images import where_instead
+from lightning_vlm.data.files_below import where_instead
 from lightning_vlm.data.read.faults import SHOWN, BadSamplesError
 from lightning_vlm.data.read.readers import DataFile, Messages, read
 from lightning_vlm.errors import DataError
