@@ -20,6 +20,7 @@ commands:
   test       score a model or checkpoint on the test data
   predict    answer the prompts of the prediction data
   export     write a trained model as a folder that transformers or PEFT load, and prove it
+  families   list the model families that are proved, and checkpoints to try
 
 options:
   --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
@@ -77,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], is_process: bool) -> None:
+    if words[0] == "families":
+        from lightning_vlm import families
+
+        families.run(words[1:])
+        return
     from lightning_vlm.compat import quiet
 
     quiet.install_for_command(words[0])

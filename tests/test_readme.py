@@ -84,6 +84,10 @@ def test_the_commands(project, capsys):
             assert (ROOT / "configs" / "quickstart.yaml").is_file()  # test_configs.py runs it
             continue
         words = [checkpoint if word == "CHECKPOINT" else word for word in words]
+        if words[0] == "families":
+            assert main(words) == 0
+            assert "Qwen/Qwen2.5-VL-3B-Instruct" in capsys.readouterr().out
+            continue
         if words[0] == "export":
             from lightning_vlm.export.command import parser
 

@@ -1,0 +1,128 @@
+"""`lightning-vlm families`: which model families are proved, and what each can do."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.nearest import did_you_mean
+
+_FILE = Path(__file__).with_suffix(".yaml")
+_WIDEST = 200
+"""The width of the table where the output is no terminal, so that names stay in one piece."""
+_MOST_IN_DETAIL = 5
+"""Up to so many families, all that is known of each is printed."""
+
+
+class Family(NamedTuple):
+    """What is known of a model family.
+
+    Args:
+        name: Its type in transformers (`config.model_type`).
+        video: Whether videos are read as videos, with their times.
+        packing: Whether samples can share a row exactly.
+        nf4: What quantising leaves in 16 bits beside the embeddings, the head and the tower.
+        scale: Of a box's coordinates as its published checkpoints write them.
+        boxes: How they write a box.
+        checkpoints: Published ones to try, by their names on the Hugging Face hub.
+    """
+
+    name: str
+    video: bool
+    packing: bool
+    nf4: str
+    scale: str
+    boxes: str
+    checkpoints: tuple[str, ...]
+
+
+def families() -> dict[str, Family]:
+    """All families that are proved, by name.
+
+    >>> families()["qwen2_5_vl"].checkpoints[0]
+    'Qwen/Qwen2.5-VL-3B-Instruct'
+    """
+    rows = yaml.safe_load(_FILE.read_text("utf-8"))
+    found = {}
+    for name, row in rows.items():
+        found[name] = Family(
+            name=name,
+            video=row.get("video", False),
+            packing=row.get("packing", True),
+            nf4=row.get("nf4", ""),
+            scale=row.get("scale", ""),
+            boxes=row.get("boxes", ""),
+            checkpoints=tuple(row.get("try", ())),
+        )
+    return found
+
+
+def run(words: Sequence[str]) -> None:
+    """Print the table, or what is known of the families that match a word.
+
+    Args:
+        words: What stands after `lightning-vlm families`.
+
+    Raises:
+        UserError: No family matches.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-vlm families", description=__doc__)
+    parser.add_argument("word", nargs="?", help="part of a family's or a checkpoint's name, such as qwen")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    options = parser.parse_args(list(words))
+    every = families()
+    chosen = [one for one in every.values() if options.word is None or _matches(one, options.word)]
+    if not chosen:
+        hint = did_you_mean(options.word, every)
+        raise UserError(f"families: none of {len(every)} matches {options.word!r}{hint}")
+    if options.json:
+        print(json.dumps([one._asdict() for one in chosen], indent=2))
+        return
+    console = Console()
+    if len(chosen) <= _MOST_IN_DETAIL:
+        for one in chosen:
+            console.print(*_details(one), sep="\n", soft_wrap=True, highlight=False)
+        return
+    console.print(_table(chosen), width=None if console.is_terminal else _WIDEST)
+    print("\nAll that is known of some:  lightning-vlm families WORD      What is proved: docs/families.md")
+
+
+def _matches(family: Family, word: str) -> bool:
+    names = (family.name, *family.checkpoints)
+    return any(word.lower() in name.lower() for name in names)
+
+
+def _details(family: Family) -> list[str]:
+    """All that is known of a family, in lines."""
+    but = f", but {family.nf4}" if family.nf4 else ""
+    return [
+        family.name,
+        f"  video      {'yes' if family.video else 'no: several pictures at most'}",
+        f"  packing    {'yes' if family.packing else 'no: data.batching: packed trains by tokens'}",
+        f"  nf4, int8  yes{but}",
+        f"  boxes      {family.boxes or 'no format of its own is known'}",
+        f"  try        {', '.join(family.checkpoints) or 'no published checkpoint is known'}",
+    ]
+
+
+def _table(chosen: Sequence[Family]) -> Table:
+    """A line for each family."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("family", "video", "packed", "nf4", "boxes", "try"):
+        table.add_column(name, overflow="fold")
+    for one in chosen:
+        table.add_row(
+            one.name,
+            "yes" if one.video else "-",
+            "yes" if one.packing else "-",
+            "part" if one.nf4 else "yes",
+            one.scale or "-",
+            one.checkpoints[0] if one.checkpoints else "-",
+        )
+    return table

@@ -1,0 +1,40 @@
+"""`lightning-vlm families`: what it says is what the tests of the families found."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from lightning_vlm.cli import main
+from lightning_vlm.families import families
+from lightning_vlm.models.packing import why_not_packed
+from tests.support import tiny
+
+
+def test_each_proved_family_is_listed():
+    assert set(families()) == set(tiny.FAMILIES)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_packing_is_as_the_model_says(model_folder, family):
+    config = AutoConfig.from_pretrained(model_folder(family))
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert families()[family].packing == (why_not_packed(model) is None)
+
+
+def test_the_table_and_one_family(capsys):
+    assert main(["families"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["family", "video", "packed", "nf4"]
+    assert any(line.startswith("smolvlm ") and "SmolVLM2-256M" in line for line in lines)
+    assert main(["families", "smolvlm", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["video"]
+    assert len(found["checkpoints"]) > 1
+
+
+def test_an_unknown_family(capsys):
+    assert main(["families", "qwen2_5_vll"]) == 2
+    assert "did you mean qwen2_5_vl?" in capsys.readouterr().err
