@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from transformers.video_utils import VideoMetadata
@@ -11,10 +12,11 @@ from lightning_vlm.errors import UserError
 
 ChooseFrames: TypeAlias = Callable[[VideoMetadata, VideoSampling], list[int]]
 """From what is known of a video, and the settings, to the numbers of its frames that are taken."""
-_COUNTS = ("fps", "num_frames", "max_num_frames", "max_fps")
-"""Names under which processors say how many frames they take."""
 _REFUSALS = (ValueError, ZeroDivisionError, RuntimeError, TypeError, AssertionError)
 """What the rules of processors raise for a video that is too short, or for a setting that isn't there."""
+_SECONDS = 20
+_RATE = 30
+"""Of the video on which it is tried what the rule of a processor heeds."""
 
 
 def evenly(video: VideoMetadata, sampling: VideoSampling) -> list[int]:
@@ -33,9 +35,9 @@ def evenly(video: VideoMetadata, sampling: VideoSampling) -> list[int]:
 class ProcessorChoice:
     """Chooses the frames that the video processor of a model chooses.
 
-    Its own `sample_frames` is asked, with the settings of the user in place of its own. Where that rule
-    refuses, as many do for a video with fewer frames than they want, frames are evenly spaced and at most all
-    of them. And `min_frames` and `max_frames` hold even if the rule knows nothing of them.
+    Its own `sample_frames` is asked, with the settings of the user in place of its own. That rule may round a
+    number of frames to what the model takes at once, but not more: where it knows nothing of a setting, or
+    refuses, as many do for a video with fewer frames than they want, frames are evenly spaced.
 
     Args:
         processor: A video processor of transformers.
@@ -54,21 +56,27 @@ class ProcessorChoice:
         """
         self.check(sampling)
         total = video.total_num_frames
-        chosen = self._ask(video, sampling)
+        if sampling.num_frames is not None:
+            count = min(sampling.num_frames, total)
+            chosen = self._ask(video, sampling) if count < total else []
+            is_rounded = 0 < len(chosen) <= total and abs(len(chosen) - count) < 2
+            return chosen if is_rounded else _spaced(count, total)
+        chosen = [] if sampling.fps and not self._heeds_fps else self._ask(video, sampling)
+        chosen = chosen or evenly(video, self._own_sampling(sampling))
         count = _within(len(chosen), total, sampling)
-        if count != len(chosen):
-            chosen = self._ask(video, VideoSampling(num_frames=count))
-        if len(chosen) > count:
-            chosen = [chosen[place] for place in _spaced(count, len(chosen))]
-        return chosen
+        if count == len(chosen):
+            return chosen
+        again = self._ask(video, VideoSampling(num_frames=count)) if count < total else []
+        return again if len(again) == count else _spaced(count, total)
 
     def check(self, sampling: VideoSampling) -> None:
-        """Raise if nothing says how many frames of a video are taken.
+        """Raise if nothing says how many frames of a long video are taken.
 
         Raises:
             UserError: So it is.
         """
-        if sampling.fps is not None or sampling.num_frames is not None or self._knows:
+        asked = (sampling.fps, sampling.num_frames, sampling.max_frames)
+        if any(number is not None for number in asked) or self._says_how_many:
             return
         name = type(self._processor).__name__
         raise UserError(
@@ -76,26 +84,33 @@ class ProcessorChoice:
             "or num_frames"
         )
 
-    @property
-    def _knows(self) -> bool:
-        """Whether the processor says how many frames it takes."""
-        return any(getattr(self._processor, name, None) is not None for name in _COUNTS)
+    @cached_property
+    def _says_how_many(self) -> bool:
+        """Whether the rule neither refuses nor takes all frames of a video, when it is left alone."""
+        return 0 < self._tried(VideoSampling()) < _SECONDS * _RATE
+
+    @cached_property
+    def _heeds_fps(self) -> bool:
+        """Whether the rule takes more frames where more frames a second are wanted."""
+        return self._tried(VideoSampling(fps=1)) < self._tried(VideoSampling(fps=2))
+
+    def _tried(self, sampling: VideoSampling) -> int:
+        """How many frames the rule takes of an ordinary video."""
+        total = _SECONDS * _RATE
+        video = VideoMetadata(total_num_frames=total, fps=_RATE, width=640, height=480, duration=_SECONDS)
+        return len(self._ask(video, sampling))
 
     def _ask(self, video: VideoMetadata, sampling: VideoSampling) -> list[int]:
-        """What the rule of the processor says, or evenly spaced frames where it refuses."""
-        total = video.total_num_frames
-        if sampling.num_frames is not None and sampling.num_frames >= total:
-            return list(range(total))
+        """What the rule of the processor says; nothing where it refuses."""
+        last = video.total_num_frames - 1
         for keeps in (False, True):
             rule, settings = self._settings(sampling, keeps)
             try:
                 indices = rule.sample_frames(copy.copy(video), **settings)
             except _REFUSALS:
                 continue
-            chosen = [min(max(int(index), 0), total - 1) for index in indices]
-            if chosen:
-                return chosen
-        return evenly(video, sampling.over(self._as_settings()))
+            return [min(max(int(index), 0), last) for index in indices]
+        return []
 
     def _settings(self, sampling: VideoSampling, keeps: bool) -> tuple[Any, dict[str, Any]]:
         """A processor with the settings of the user, and the same as arguments. Some rules read only these.
@@ -121,15 +136,15 @@ class ProcessorChoice:
                 setattr(rule, other, None)
         return rule, settings
 
-    def _as_settings(self) -> VideoSampling:
-        """What the processor says, as a user would."""
-        known = {name: getattr(self._processor, name, None) for name in ("min_frames", "max_frames")}
-        for name in ("num_frames", "fps"):  # those that have both take as many as the first
-            value = getattr(self._processor, name, None)
-            if value is not None:
-                known[name] = value
-                break
-        return VideoSampling(**known)
+    def _own_sampling(self, sampling: VideoSampling) -> VideoSampling:
+        """How many frames there are to be where the rule refuses: as the user says, or else the processor."""
+        if sampling.fps is not None:
+            return sampling
+        most = sampling.max_frames or getattr(self._processor, "max_frames", None)
+        number = getattr(self._processor, "num_frames", None)
+        if number is None:
+            return VideoSampling(fps=getattr(self._processor, "fps", None), max_frames=most)
+        return VideoSampling(num_frames=min(number, most or number))
 
 
 def _within(count: int, total: int, sampling: VideoSampling) -> int:
