@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.render.bounded_template import BoundedTemplate
 from lightning_vlm.data.render.markers import split_at_markers, text_marker, text_numbers
 from lightning_vlm.data.render.special_tokens import any_of
@@ -31,14 +32,15 @@ class ChatTemplate:
 
     Args:
         processor: A processor of transformers.
+        template: Another template than its own.
 
     Raises:
         UserError: There is no template, or it is no Jinja.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, template: str | None = None) -> None:
         self.name = type(processor).__name__
-        template = getattr(processor, "chat_template", None)
+        template = template or getattr(processor, "chat_template", None)
         if isinstance(template, dict):
             template = template.get("default")
         self._text = str(template or "")
@@ -75,7 +77,7 @@ class ChatTemplate:
             found = "reasoning, or a call or a result of a tool"
             raise DataError(source, "messages", found, "words and pictures: others can't be learned yet")
         content = [list(text_spans(turn)) for turn in turns]
-        spans = [span for span in itertools.chain.from_iterable(content) if span]
+        spans = [span for span in itertools.chain.from_iterable(content) if isinstance(span, TextSpan)]
         for span in spans:
             _check_unicode(span, source)
         roles = [turn.role for turn in turns]
@@ -128,6 +130,13 @@ class ChatTemplate:
             flaw = f"writes the date: that of the start, {day}; a run on another day has other tokens"
             warnings.warn(f"the chat template of {self.name} {flaw}", stacklevel=3)
 
+    def writes(self, medium: str, placeholder: str) -> bool:
+        """Whether it writes the placeholder of a medium (`image`, `video`) in a question."""
+        try:
+            return placeholder in self._question_with(medium)
+        except Exception:  # a template may raise anything for a part that it doesn't know
+            return False
+
     def _writes_each_text(self, roles: Sequence[str]) -> bool:
         try:
             marked = self._render(_trial(roles), False)
@@ -136,16 +145,19 @@ class ChatTemplate:
         return text_numbers(marked) == list(range(len(roles)))
 
     def _flaw_of_pictures(self, placeholders: set[str]) -> str | None:
-        (message,) = _trial(["user"])
-        message["content"].insert(0, {"type": "image"})
         try:
-            written = self._render([message], False)
+            written = self._question_with("image")
         except Exception as error:
             return f"refuses a question with a picture ({self._reason(error)})"
         if placeholders and not any_of(placeholders).search(written):
             shown = " or ".join(sorted(placeholders))
             return f"writes no place for a picture ({shown}), so pictures will be refused"
         return None
+
+    def _question_with(self, medium: str) -> str:
+        (message,) = _trial(["user"])
+        message["content"].insert(0, {"type": medium})
+        return self._render([message], False)
 
     def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
         return self._template.render(messages, add_generation_prompt=generate, **self._special_tokens)
@@ -187,15 +199,17 @@ class ChatTemplate:
 
 
 def _messages(
-    roles: Sequence[str], content: Sequence[Sequence[TextSpan | None]], texts: Iterator[str]
+    roles: Sequence[str], content: Sequence[Sequence[TextSpan | Image | Video]], texts: Iterator[str]
 ) -> list[dict[str, Any]]:
     """The messages of `apply_chat_template`, with other texts in place of their own."""
     messages: list[dict[str, Any]] = []
     for role, spans in zip(roles, content, strict=True):
         parts = []
         for span in spans:
-            part = {"type": "text", "text": next(texts)} if span else {"type": "image"}
-            parts.append(part)
+            if isinstance(span, TextSpan):
+                parts.append({"type": "text", "text": next(texts)})
+            else:
+                parts.append({"type": "image" if isinstance(span, Image) else "video"})
         messages.append({"role": role, "content": parts})
     return messages
 

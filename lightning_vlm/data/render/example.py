@@ -1,11 +1,27 @@
 """A rendered sample, and the error of one that is too long."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+from transformers.video_utils import VideoMetadata
 
 from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.errors import DataError
+
+
+class ClipSpan(NamedTuple):
+    """Where the tokens of a video are.
+
+    Args:
+        start: The first one.
+        stop: Behind the last one.
+        metadata: Which frames were looked at, and how many there are each second.
+    """
+
+    start: int
+    stop: int
+    metadata: VideoMetadata
 
 
 @dataclass(slots=True)
@@ -23,6 +39,7 @@ class Example:
         truncated: How many messages did not fit.
         changes: What else was done to its turns, each in a sentence of `turns`.
         answer_ends: Up to which token each answer goes, without what ends its turn.
+        clips: Where the tokens of each video are, and when its frames are shown.
     """
 
     input_ids: Tensor
@@ -33,6 +50,7 @@ class Example:
     truncated: int = 0
     changes: tuple[str, ...] = ()
     answer_ends: tuple[int, ...] = ()
+    clips: tuple[ClipSpan, ...] = ()
 
 
 class TooLong(DataError):  # noqa: N818

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.data.render.example import Example
-from lightning_vlm.data.render.turns import Turn, text_spans
+from lightning_vlm.data.render.turns import TextSpan, Turn, text_spans
 
 WITHOUT_LIMIT = 262_144
 """The most tokens of a sample where no `max_length` is set and the tokenizer names no larger limit."""
@@ -28,7 +28,7 @@ def turns_within(
         The number of turns before the one that certainly exceeds the limit, and how many tokens there are at
         least up to there; None if all might fit.
     """
-    texts = [[span and span.text for span in text_spans(turn)] for turn in turns]
+    texts = [_texts(turn) for turn in turns]
     characters = sum(len(text or "") for texts_of_turn in texts for text in texts_of_turn)
     pictures = sum(texts_of_turn.count(None) for texts_of_turn in texts)
     if characters <= 4 * limit + _PIECE and pictures <= limit:
@@ -37,7 +37,7 @@ def turns_within(
     total = 0
     for place, texts_of_turn in enumerate(texts):
         for text in texts_of_turn:
-            if text is None:  # a picture has a token at least
+            if text is None:  # a picture or a video has a token at least
                 total += 1
                 continue
             for start in range(0, len(text), _PIECE):
@@ -47,6 +47,11 @@ def turns_within(
                 if total > most:
                     return place, total
     return len(turns), None
+
+
+def _texts(turn: Turn) -> list[str | None]:
+    """The texts of a turn, and None for each picture or video."""
+    return [span.text if isinstance(span, TextSpan) else None for span in text_spans(turn)]
 
 
 def longest_fit(

@@ -1,10 +1,10 @@
-"""Private characters that mark a text's place, and pictures, in what a chat template writes."""
+"""Private characters that mark a text's place, pictures and videos in what a chat template writes."""
 
 import re
 from typing import NamedTuple
 
 _MARKER = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003", re.DOTALL)
-"""The place of a text, or a picture."""
+"""The place of a text, or a picture or video."""
 
 
 class MarkedPiece(NamedTuple):
@@ -12,9 +12,9 @@ class MarkedPiece(NamedTuple):
 
     Args:
         before: What the template wrote between the marker before and this one.
-        number: Of the text; None for a picture, and behind the last marker.
-        picture: What stands for the picture; None for a text, and behind the last marker.
-        picture_place: From which to which character of the marked text the picture goes.
+        number: Of the text; None for a picture or video, and behind the last marker.
+        picture: What stands for the picture or video; None for a text, and behind the last marker.
+        picture_place: From which to which character of the marked text the picture or video goes.
     """
 
     before: str
@@ -28,9 +28,9 @@ def text_marker(number: int) -> str:
     return f"\ue000{number}\ue001"
 
 
-def mark_pictures(text: str, placeholder: re.Pattern[str]) -> tuple[str, int]:
-    """A text with its placeholders of pictures marked, and how many there are."""
-    return placeholder.subn("\ue002\\g<0>\ue003", text)
+def mark_media(text: str, placeholder: re.Pattern[str]) -> tuple[str, list[str]]:
+    """A text with its placeholders of pictures and videos marked, and those placeholders."""
+    return placeholder.sub("\ue002\\g<0>\ue003", text), placeholder.findall(text)
 
 
 def split_at_markers(text: str) -> list[MarkedPiece]:

@@ -3,23 +3,27 @@
 import os
 from typing import NamedTuple
 
-from lightning_vlm.data.conversation import Conversation, Image, Message
+from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 
 PICTURE = "<image>"
 """What stands in a prompt for each picture."""
+VIDEO = "<video>"
+"""What stands in a prompt for each video."""
 
 
 class Question(NamedTuple):
     """What a model was asked.
 
     Args:
-        text: The words. One user turn is its text, with `<image>` where a picture stands. If there are more
-            turns, each begins on its own line with its role.
+        text: The words. One user turn is its text, with `<image>` where a picture stands and `<video>` where a
+            video does. If there are more turns, each begins on its own line with its role.
         images: The file or the address of each picture in reading order; None for one that came as bytes.
+        videos: The same of each video; of one that came as frames, the file of the first.
     """
 
     text: str
     images: tuple[str | None, ...] = ()
+    videos: tuple[str | None, ...] = ()
 
 
 def question_of(conversation: Conversation) -> Question:
@@ -30,7 +34,7 @@ def question_of(conversation: Conversation) -> Question:
     >>> cat = Image(Path("cat.jpg"), root=Path("photos"))
     >>> ask = Message("user", (cat, Text("What is this?")))
     >>> question_of(Conversation((ask,)))
-    Question(text='<image> What is this?', images=('photos/cat.jpg',))
+    Question(text='<image> What is this?', images=('photos/cat.jpg',), videos=())
     >>> more = (Message("assistant", (Text("A cat."),)), Message("user", (Text("Which breed?"),)))
     >>> print(question_of(Conversation((ask, *more))).text)
     user: <image> What is this?
@@ -41,15 +45,22 @@ def question_of(conversation: Conversation) -> Question:
     texts = [_text(turn) for turn in turns]
     if len(turns) > 1:
         texts = [f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True)]
-    return Question("\n".join(texts), tuple(_file(image) for image in conversation.images))
+    return Question(
+        "\n".join(texts),
+        tuple(_file(image) for image in conversation.images),
+        tuple(_file(video.frames[0] if video.frames else video) for video in conversation.videos),
+    )
 
 
 def _text(turn: Message) -> str:
     text = ""
     after_picture = False
     for part in turn.parts:
-        is_picture = isinstance(part, Image)
-        piece = PICTURE if is_picture else getattr(part, "text", None) or str(part)
+        is_picture = isinstance(part, Image | Video)
+        if is_picture:
+            piece = PICTURE if isinstance(part, Image) else VIDEO
+        else:
+            piece = getattr(part, "text", None) or str(part)
         touches = text and not text[-1].isspace() and not piece[:1].isspace()
         if touches and (is_picture or after_picture):
             text += " "
@@ -58,7 +69,7 @@ def _text(turn: Message) -> str:
     return text
 
 
-def _file(image: Image) -> str | None:
+def _file(image: Image | Video) -> str | None:
     if image.path is None:
         return image.url
     return os.path.normpath(os.path.join(image.root or "", image.path))

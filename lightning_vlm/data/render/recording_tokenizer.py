@@ -52,6 +52,8 @@ class RecordingTokenizer:
         """The weight of the turn of each token of an answer, 1 for others; None where all turns weigh 1."""
         self.answer_ends: tuple[int, ...] = ()
         """Up to which token each answer goes, without what ends its turn."""
+        self.media_spans: tuple[tuple[int, int], ...] = ()
+        """From which token on, and up to which, each picture or video goes."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -70,7 +72,8 @@ class RecordingTokenizer:
         if any(span.end_weight != 1 or (span.weights != 1).any() for span in answers):
             self.weights = encoded.weights
         self.answer_ends = _answer_ends(runs, encoded.spans)
-        return _TokenizedText(encoded.inputs, _picture_tokens(pieces, runs, encoded.spans))
+        self.media_spans = _media_spans(runs, encoded.spans)
+        return _TokenizedText(encoded.inputs, _picture_tokens(pieces, self.media_spans))
 
     def _refuse_special_tokens(self, ids_from_user: np.ndarray) -> None:
         """Raise if a person's words became a special token, which would let them forge turns or pictures."""
@@ -104,18 +107,27 @@ def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _picture_tokens(
-    pieces: Sequence[MarkedPiece], runs: Sequence[CharRun], spans: np.ndarray
-) -> dict[int, int]:
-    """The tokens of the first and last characters of each picture, by their places in the marked text."""
-    asked = [piece.picture_place for piece in pieces if piece.picture is not None]
-    token_of = {}
+def _media_spans(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """From which token on, and up to which, each picture or video goes."""
+    found = []
     place = 0
     for run in runs:
         stop = place + len(run.text)
         if run.kinds.startswith(bytes([Kind.IMAGE])):
-            first, behind = asked.pop(0)
-            token_of[first] = int(np.searchsorted(spans[:, 1], place, side="right"))
-            token_of[behind - 1] = int(np.searchsorted(spans[:, 1], stop - 1, side="right"))
+            first = int(np.searchsorted(spans[:, 1], place, side="right"))
+            last = int(np.searchsorted(spans[:, 1], stop - 1, side="right"))
+            found.append((first, last + 1))
         place = stop
+    return tuple(found)
+
+
+def _picture_tokens(
+    pieces: Sequence[MarkedPiece], media_spans: Sequence[tuple[int, int]]
+) -> dict[int, int]:
+    """The tokens of the first and last characters of each picture, by their places in the marked text."""
+    asked = [piece.picture_place for piece in pieces if piece.picture is not None]
+    token_of = {}
+    for (first, behind), (start, stop) in zip(asked, media_spans, strict=True):
+        token_of[first] = start
+        token_of[behind - 1] = stop - 1
     return token_of

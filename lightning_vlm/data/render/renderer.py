@@ -1,31 +1,37 @@
 """Where a mask is made: from a conversation to token ids, each with its kind."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
-import PIL.Image
 import torch
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.conversation import Conversation, Image, Message
+from lightning_vlm.data.conversation import Conversation, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
-from lightning_vlm.data.render.markers import mark_pictures
+from lightning_vlm.data.render.markers import mark_media
+from lightning_vlm.data.render.media import (
+    Media,
+    Opened,
+    OpenPicture,
+    OpenVideo,
+    check_places,
+    clip_spans,
+    media_options,
+    open_media,
+)
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import any_of, special_tokens
 from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
+from lightning_vlm.data.render.videos import VideoRules
+from lightning_vlm.data.video import VideoSampling, load_video
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
-
-OpenPicture: TypeAlias = Callable[[Image, str, str], PIL.Image.Image]
-"""Opens a picture, given the source of its sample and its key there, for errors."""
-
-_Pictures = dict[tuple[int, int], PIL.Image.Image]
-"""The pictures opened so far, by message and part."""
 
 
 class Renderer:
@@ -50,12 +56,15 @@ class Renderer:
         processor: A processor of transformers that has a chat template.
         max_length: The most tokens of a sample, image tokens included. A sample that is too long loses whole
             rounds at its end until it fits. None cuts nothing, and refuses more than `most_tokens`.
+        video: Which frames of videos are looked at, and how large; None is as the processor does by itself.
 
     Raises:
         UserError: The processor has no chat template, or its tokenizer can't say which characters a token is.
     """
 
-    def __init__(self, processor: ProcessorMixin, max_length: int | None = None) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, max_length: int | None = None, video: VideoSampling | None = None
+    ) -> None:
         if not getattr(processor.tokenizer, "is_fast", False):
             raise UserError(
                 f"{type(processor.tokenizer).__name__} is a slow tokenizer; exact masks need a fast one"
@@ -63,13 +72,18 @@ class Renderer:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
+        self.video = video
         self.open_picture: OpenPicture = load_image
         """How a picture is opened. Lengths are measured with one that gives blank ones."""
+        self.open_video: OpenVideo = partial(load_video, sampling=video)
+        """How a video is opened, likewise."""
         self.special = special_tokens(processor)
         self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
         self.answers = AnswerFormat(self.template, self.special.ends, str(self.tokenizer.eos_token))
         self.template.warn_of_flaws(self.special.placeholders)
+        self.videos = VideoRules(processor, self.special, self.template, self.answers, video)
+        """What the processor does with videos."""
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
         # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
         self._prefix_attends_both_ways = "labels" in processor.model_input_names
@@ -101,11 +115,11 @@ class Renderer:
         ends = [end for end in round_ends(turns) if end <= within]
         if counted is not None and (not ends or self.max_length is None):
             raise self._too_long(source, f"more than {counted:,} tokens", counted)
-        pictures: _Pictures = {}
+        opened: Opened = {}
 
         def render(rounds: int) -> Example:
             end = ends[rounds - 1]
-            return self._render(conversation, turns[:end], False, pictures)
+            return self._render(conversation, turns[:end], False, opened)
 
         if self.max_length is None:
             rounds = len(ends)
@@ -161,18 +175,20 @@ class Renderer:
         return TooLong(source, found, expected, length)
 
     def _render(
-        self, conversation: Conversation, turns: Sequence[Turn], generate: bool, opened: _Pictures
+        self, conversation: Conversation, turns: Sequence[Turn], generate: bool, opened: Opened
     ) -> Example:
-        """Render some turns of a conversation; `opened` keeps the pictures for the next rendering."""
+        """Render some turns of a conversation; `opened` keeps pictures and videos for the next rendering."""
         source = conversation.source
-        pictures = _open_pictures(turns, source, opened, self.open_picture)
-        marked, spans = self.template.render_marked(turns, generate, source)
-        marked, places = mark_pictures(marked, self._placeholder)
-        if places != len(pictures):
-            found = f"{len(pictures)} picture(s) and {places} place(s) for them in the rendered template"
-            raise DataError(source, "messages", found, "as many places as pictures")
-        recorder = RecordingTokenizer(self.tokenizer, self.special, self.answers, marked, spans, source)
-        inputs = self._process(marked, pictures, recorder, source)
+        has_video = any(isinstance(part, Video) for turn in turns for part in turn.parts)
+        if has_video:
+            self.videos.check(source)
+        media = open_media(turns, source, opened, self.open_picture, self.open_video)
+        template, answers = self.videos.chat if has_video else (self.template, self.answers)
+        marked, spans = template.render_marked(turns, generate, source)
+        marked, places = mark_media(marked, self._placeholder)
+        check_places(places, media, self.special.video, source)
+        recorder = RecordingTokenizer(self.tokenizer, self.special, answers, marked, spans, source)
+        inputs = self._process(marked, media, recorder, source)
         input_ids = inputs.pop("input_ids")[0]
         kinds = torch.from_numpy(recorder.kinds)
         if len(kinds) != len(input_ids):
@@ -183,27 +199,33 @@ class Renderer:
         if self._prefix_attends_both_ways:
             inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
         weights = None if recorder.weights is None else torch.from_numpy(recorder.weights)
-        return Example(input_ids, kinds, inputs, conversation, weights, answer_ends=recorder.answer_ends)
+        return Example(
+            input_ids,
+            kinds,
+            inputs,
+            conversation,
+            weights,
+            answer_ends=recorder.answer_ends,
+            clips=clip_spans(media.clips, recorder.media_spans, places, self.special.video),
+        )
 
     def _process(
-        self, marked: str, pictures: list[PIL.Image.Image], recorder: RecordingTokenizer, source: str
+        self, marked: str, media: Media, recorder: RecordingTokenizer, source: str
     ) -> dict[str, Any]:
-        """What the processor makes of a marked text and its pictures with a recorder as its tokenizer."""
-        # Every nesting other than [[picture, ...]] is refused by some family.
-        images = [pictures] if pictures else None
-        options: dict[str, Any] = {"return_tensors": "pt"}
+        """What the processor makes of a marked text and its media with a recorder as its tokenizer."""
+        options = media_options(media, self.videos.options(media.clips))
+        options["return_tensors"] = "pt"
         bos_token = self.tokenizer.bos_token
         if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
             options["add_special_tokens"] = False
         self.processor.tokenizer = recorder
         try:
-            return dict(self.processor(text=[marked], images=images, **options))
+            return dict(self.processor(text=[marked], **options))
         except UserError:
             raise
         except ValueError as error:
             found = f"a sample that {type(self.processor).__name__} refuses ({error})"
-            expected = "pictures of a usual size and shape" if pictures else "a picture in it"
-            raise DataError(source, "messages", found, expected) from error
+            raise DataError(source, "messages", found, media.expected) from error
         finally:
             self.processor.tokenizer = self.tokenizer
 
@@ -214,20 +236,3 @@ def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
             return conversation.messages[:end]
     expected = "at least one answer to learn from (data.columns says which column it is in)"
     raise DataError(conversation.source, "messages", "no assistant turn", expected)
-
-
-def _open_pictures(
-    turns: Sequence[Turn], source: str, opened: _Pictures, open_picture: OpenPicture
-) -> list[PIL.Image.Image]:
-    """The pictures of some turns in reading order. Those that are not in `opened` are put there."""
-    pictures = []
-    for turn in turns:
-        for index, message in enumerate(turn.messages, turn.first):
-            for place, part in enumerate(message.parts):
-                if not isinstance(part, Image):
-                    continue
-                if (index, place) not in opened:
-                    key = f"messages[{index}].content[{place}]"
-                    opened[index, place] = open_picture(part, source, key)
-                pictures.append(opened[index, place])
-    return pictures

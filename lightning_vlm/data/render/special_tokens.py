@@ -16,12 +16,14 @@ class SpecialTokens(NamedTuple):
         ids: Array of int64: those that no text may become.
         ends: Those that may end a turn.
         placeholders: Those that may stand for a picture, a video or a sound.
+        video: The one that stands for a video; None where a processor takes none.
     """
 
     pattern: re.Pattern[str]
     ids: np.ndarray
     ends: set[str]
     placeholders: set[str]
+    video: str | None = None
 
 
 def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
@@ -39,7 +41,14 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
     ends = special - placeholders
     if tokenizer.bos_token != tokenizer.eos_token:  # one token may begin a text and end its turns
         ends.discard(str(tokenizer.bos_token))
-    return SpecialTokens(any_of(special), np.array(sorted(ids), np.int64), ends, placeholders)
+    video = getattr(processor, "video_token", None)
+    return SpecialTokens(
+        any_of(special),
+        np.array(sorted(ids), np.int64),
+        ends,
+        placeholders,
+        str(video) if video and getattr(processor, "video_processor", None) is not None else None,
+    )
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:

@@ -20,7 +20,8 @@ START_OF_TURN = "<|im_start|>"
 
 
 def _template(*, chatml: bool = False, numbered: bool = False, system: str | None = None) -> str:
-    """A Jinja template over `image_token`, `eos_token` and `bos_token`, which `chat_template` fills in."""
+    """A Jinja template over `image_token`, `video_token` (or an empty text), `eos_token` and `bos_token`, which
+    `chat_template` fills in."""
     if chatml:
         opening, closing = f"'{START_OF_TURN}' + role + '\\n'", "eos_token + '\\n'"
     else:
@@ -36,6 +37,7 @@ def _template(*, chatml: bool = False, numbered: bool = False, system: str | Non
         "{% macro words(content) %}"
         "{% if content is string %}{{ content }}{% else %}{% for part in content %}"
         f"{{% if part['type'] == 'image' %}}{number}{{{{ image_token }}}}"
+        "{% elif part['type'] == 'video' and video_token %}{{ video_token }}"
         "{% elif part['type'] == 'text' %}{{ part['text'] }}"
         "{% else %}{{ raise_exception('this template knows text and image parts, not ' ~ part['type']) }}"
         "{% endif %}{% endfor %}{% endif %}"
@@ -68,7 +70,10 @@ an optional system turn; all mark each answer and its end-of-turn token with `{%
   for reasoning over several images; a system turn of your own replaces it.
 """
 
-_MARKED_OFF = {"<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>"}
+_MARKED_OFF = {
+    "<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>",
+    "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
+}
 """Placeholders that belong between two marks, which the processor leaves to the template (Qwen-VL)."""
 
 
@@ -109,8 +114,12 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
             f"chat template 'chatml': the tokenizer of {kind} has no {START_OF_TURN} token; use 'plain', "
             "or add the token and resize the model's embeddings"
         )
+    video = ""
+    if getattr(processor, "video_processor", None) is not None:
+        video = str(getattr(processor, "video_token", None) or "")
     tokens = {
         "image_token": _MARKED_OFF.get(str(image), str(image)),
+        "video_token": _MARKED_OFF.get(video, video),
         "eos_token": str(tokenizer.eos_token),
         "bos_token": _begin(name, processor, str(image)),
     }

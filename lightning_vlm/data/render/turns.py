@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_vlm.data.conversation import Box, Image, Message, Role, Text, Video
+from lightning_vlm.data.conversation import Box, Image, Message, Part, Role, Text, Video
 from lightning_vlm.kinds import Kind
 
 Accepts: TypeAlias = Callable[[tuple[str, ...]], bool]
@@ -36,6 +36,11 @@ class Turn(NamedTuple):
     role: Role
     messages: tuple[Message, ...]
     first: int
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """What its messages hold, in reading order."""
+        return itertools.chain.from_iterable(message.parts for message in self.messages)
 
 
 class TextSpan(NamedTuple):
@@ -109,10 +114,9 @@ def round_ends(turns: Sequence[Turn]) -> list[int]:
     return ends
 
 
-def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
-    """The texts of a turn in order, neighbours joined; None for each picture and video.
-
-    An empty turn has an empty one.
+def text_spans(turn: Turn) -> Iterator[TextSpan | Image | Video]:
+    """The texts of a turn in order, neighbours joined, and its pictures and videos. An empty turn has an empty
+    text.
 
     Between texts of different messages comes a new line, which belongs to the later one.
     """
@@ -123,7 +127,7 @@ def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
                 if pieces:
                     yield _join(pieces, turn)
                 pieces = []
-                yield None
+                yield part
                 continue
             if pieces and pieces[-1].message != index:
                 pieces.append(_Piece(index, "\n", _kind(Text(""), turn.role)))
@@ -135,7 +139,7 @@ def text_spans(turn: Turn) -> Iterator[TextSpan | None]:
 
 def plain_text(turn: Turn) -> str:
     """All words of a turn."""
-    return "".join(span.text for span in text_spans(turn) if span)
+    return "".join(span.text for span in text_spans(turn) if isinstance(span, TextSpan))
 
 
 class _Piece(NamedTuple):

@@ -42,6 +42,7 @@ class Family(NamedTuple):
         adds_bos: The tokenizer puts `bos` in front (otherwise the template may write it).
         padding_side: As in the published tokenizer.
         also_ends: Tokens besides `eos` that stop generation.
+        video: Whether it takes videos.
     """
 
     pad: str
@@ -55,6 +56,7 @@ class Family(NamedTuple):
     adds_bos: bool = False
     padding_side: str = "right"
     also_ends: tuple[str, ...] = ()
+    video: bool = False
 
 
 _SENTENCES = (

@@ -70,6 +70,7 @@ SMOLVLM = Family(
     template=_template("<|im_start|>"),
     config=_config(SmolVLMConfig),
     processor=_smolvlm_processor,
+    video=True,
 )
 
 

@@ -133,12 +133,13 @@ LLAVA_NEXT = Family(
 )
 
 
-# --- LLaVA-OneVision: ChatML, but a space behind the role, images, then each text on a new line; the
+# --- LLaVA-OneVision: ChatML, but a space behind the role, images, videos, then each text on a new line; the
 # --- generation prompt lacks the space, so answers never begin quite as it asks
 _LLAVA_ONEVISION_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + ' ' }}"
     "{% for part in message.content if part.type == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message.content if part.type == 'video' %}{{ '<video>' }}{% endfor %}"
     "{% for part in message.content if part.type == 'text' %}"
     "{% if message.role == 'assistant' %}{% generation %}{{ '\n' + part.text }}{% endgeneration %}"
     "{% else %}{{ '\n' + part.text }}{% endif %}"
@@ -187,4 +188,5 @@ LLAVA_ONEVISION = Family(
     template=_LLAVA_ONEVISION_TEMPLATE,
     config=_llava_onevision_config,
     processor=_llava_onevision_processor,
+    video=True,
 )

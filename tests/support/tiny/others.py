@@ -21,12 +21,12 @@ from transformers import (
 
 from tests.support.tiny.family import VISION_SIZE, Family, Ids
 
-# --- InternVL 3: ChatML without a system prompt of its own; a new line behind each picture ------------------
+# --- InternVL 3: ChatML without a system prompt of its own; a new line behind each picture and video ---------
 _INTERNVL_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\n' }}"
     "{% for part in message.content %}"
-    "{{ '<IMG_CONTEXT>\n' if part.type == 'image' else part.text }}"
+    "{{ part.text if part.type == 'text' else '<IMG_CONTEXT>\n' if part.type == 'image' else '<video>\n' }}"
     "{% endfor %}"
     "{{ '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -71,6 +71,7 @@ INTERNVL = Family(
         "video_token": "<video>",
     },
     padding_side="left",
+    video=True,
 )
 
 

@@ -27,14 +27,14 @@ _SYSTEM = (
 
 
 def _chatml(writes: str = "true", shows: str = "true") -> str:
-    """ChatML of the messages that it writes, with the pictures of those that it shows: Jinja conditions."""
+    """ChatML of the messages that it writes, with pictures and videos of those that it shows: Jinja conditions."""
     return (
         "{% for message in messages %}{% if " + writes + " %}"
         "{{ '<|im_start|>' + message.role + '\n' }}"
         "{% if message.content is string %}{{ message.content }}{% else %}"
         "{% for part in message.content %}"
-        "{% if part.type != 'image' %}{{ part.text }}"
-        "{% elif " + shows + " %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}"
+        "{% if part.type == 'text' %}{{ part.text }}"
+        "{% elif " + shows + " %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>{% endif %}"
         "{% endfor %}{% endif %}"
         "{{ '<|im_end|>\n' }}"
         "{% endif %}{% endfor %}"
@@ -82,6 +82,7 @@ def qwen_family(config: Any, processor: Any, template: str) -> Family:
         config=config,
         processor=processor,
         also_ends=("<|endoftext|>",),
+        video=True,
     )
 
 

@@ -1,0 +1,109 @@
+"""The pictures and videos of a conversation, opened, as processors take them."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import PIL.Image
+
+from lightning_vlm.data.conversation import Image, Video
+from lightning_vlm.data.render.example import ClipSpan
+from lightning_vlm.data.render.turns import Turn
+from lightning_vlm.data.video import Clip
+from lightning_vlm.errors import DataError
+
+OpenPicture: TypeAlias = Callable[[Image, str, str], PIL.Image.Image]
+"""Opens a picture, given the source of its sample and its key there, for errors."""
+OpenVideo: TypeAlias = Callable[[Video, str, str], Clip]
+"""Opens a video likewise: the frames that are looked at, and when they are shown."""
+Opened: TypeAlias = dict[tuple[int, int], PIL.Image.Image | Clip]
+"""The pictures and videos opened so far, by message and part."""
+
+
+class Media(NamedTuple):
+    """The pictures and the videos of some turns, each in reading order."""
+
+    pictures: list[PIL.Image.Image]
+    clips: list[Clip]
+
+    @property
+    def expected(self) -> str:
+        """What to give to a processor that refuses a sample."""
+        if self.clips:
+            return "videos of a usual size and length (data.video), and no other media if it takes none beside them"
+        return "pictures of a usual size and shape" if self.pictures else "a picture in it"
+
+
+def open_media(
+    turns: Sequence[Turn], source: str, opened: Opened, open_picture: OpenPicture, open_video: OpenVideo
+) -> Media:
+    """Open the pictures and videos of some turns. Those that are not in `opened` are put there."""
+    media = Media([], [])
+    for turn in turns:
+        for index, message in enumerate(turn.messages, turn.first):
+            for place, part in enumerate(message.parts):
+                if not isinstance(part, Image | Video):
+                    continue
+                if (index, place) not in opened:
+                    key = f"messages[{index}].content[{place}]"
+                    is_picture = isinstance(part, Image)
+                    opened[index, place] = (open_picture if is_picture else open_video)(part, source, key)
+                found = opened[index, place]
+                (media.clips if isinstance(found, Clip) else media.pictures).append(found)
+    return media
+
+
+def check_places(places: Sequence[str], media: Media, video_token: str | None, source: str) -> None:
+    """Raise unless a chat template has written as many places as there are pictures and videos.
+
+    Args:
+        places: The placeholders that the template wrote.
+        media: What takes their places.
+        video_token: The placeholder of a video.
+        source: Of the sample.
+
+    Raises:
+        DataError: There are more or fewer.
+    """
+    for_videos = 0 if video_token is None else places.count(video_token)
+    for_pictures = len(places) - for_videos
+    for name, found, expected in (
+        ("picture", for_pictures, len(media.pictures)),
+        ("video", for_videos, len(media.clips)),
+    ):
+        if found != expected:
+            both = f"{expected} {name}(s) and {found} place(s) for them in the rendered template"
+            raise DataError(source, "messages", both, f"as many places as {name}s")
+
+
+def clip_spans(
+    clips: Sequence[Clip], spans: Sequence[tuple[int, int]], places: Sequence[str], video_token: str | None
+) -> tuple[ClipSpan, ...]:
+    """Where the tokens of each clip are.
+
+    Args:
+        clips: In reading order.
+        spans: From which token on, and up to which, each picture or video goes.
+        places: Their placeholders in the same order.
+        video_token: That of a video.
+    """
+    of_videos = [span for span, place in zip(spans, places, strict=True) if place == video_token]
+    return tuple(ClipSpan(*span, clip.metadata) for span, clip in zip(of_videos, clips, strict=True))
+
+
+def media_options(media: Media, video_options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by which a processor gets pictures and videos.
+
+    Args:
+        media: Of one sample.
+        video_options: What the processor is told about its videos beside them.
+    """
+    # Every nesting other than [[picture, ...]] is refused by some family.
+    options: dict[str, Any] = {"images": [media.pictures] if media.pictures else None}
+    if media.clips:
+        options |= video_options
+        options["videos"] = [clip.frames for clip in media.clips]
+        # Some processors change what they get here.
+        options["video_metadata"] = [copy.deepcopy(clip.metadata) for clip in media.clips]
+        options["do_sample_frames"] = False
+    return options

@@ -1,0 +1,132 @@
+"""What a processor does with videos: whether it takes them, how large it makes them, and by which template."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+
+from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.chat import ChatTemplate
+from lightning_vlm.data.render.special_tokens import SpecialTokens
+from lightning_vlm.data.video import Clip, VideoSampling
+from lightning_vlm.errors import DataError
+
+
+class VideoRules:
+    """What a processor does with videos.
+
+    Args:
+        processor: Of a model.
+        special: Its special tokens.
+        template: Its chat template.
+        answers: How that begins and ends answers.
+        sampling: What a user sets.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        special: SpecialTokens,
+        template: ChatTemplate,
+        answers: AnswerFormat,
+        sampling: VideoSampling | None,
+    ) -> None:
+        self._name = type(processor).__name__
+        self._takes_video = special.video is not None
+        self.chat = (template, answers)
+        """The chat template of conversations with videos, and how it begins and ends answers."""
+        self.frame_size = FrameSize(processor.video_processor, sampling) if self._takes_video else None
+        """How budgets of pixels are kept."""
+        own = _template_of_videos(processor)
+        if special.video is not None and own and not template.writes("video", special.video):
+            # `apply_chat_template` does so as well.
+            chat = ChatTemplate(processor, own)
+            self.chat = (chat, AnswerFormat(chat, special.ends, str(processor.tokenizer.eos_token)))
+
+    def check(self, source: str) -> None:
+        """Raise if the processor takes no video.
+
+        Args:
+            source: Of a sample with a video.
+
+        Raises:
+            DataError: It takes none.
+        """
+        if not self._takes_video:
+            found = f"a video, but {self._name} takes pictures only"
+            expected = "a model that takes videos (docs/video.md), or some of its frames as pictures"
+            raise DataError(source, "messages", found, expected)
+
+    def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """What the processor is told about some clips beside them."""
+        return {} if self.frame_size is None else self.frame_size.options(clips)
+
+
+def _template_of_videos(processor: ProcessorMixin) -> str | None:
+    """The chat template that a processor's own module keeps for conversations with videos (SmolVLM); or None."""
+    module = sys.modules.get(type(processor).__module__)
+    return getattr(module, "DEFAULT_CHAT_TEMPLATE", None)
+
+
+class FrameSize:
+    """Keeps videos within the budgets of pixels that a user sets, by the video processor's own arithmetic.
+
+    Processors of the Qwen-VL kind resize a video to a number of pixels, which is that of a frame in some and of
+    all frames in others. Others make each frame the same size, whatever a budget says.
+
+    Args:
+        videos: The video processor.
+        sampling: Has the budgets.
+    """
+
+    def __init__(self, videos: Any, sampling: VideoSampling | None) -> None:
+        self._videos = videos
+        self._per_frame = sampling and sampling.max_pixels_per_frame
+        self._whole = sampling and sampling.max_pixels
+        self._counts_all_frames: bool | None = None
+        size = getattr(self._videos, "size", None) or {}
+        edges = (size.get("shortest_edge"), size.get("longest_edge"))
+        self._edges = edges if all(edges) and hasattr(self._videos, "merge_size") else None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether budgets have no effect, because each frame is made the same size."""
+        return self._edges is None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a user sets any."""
+        return bool(self._per_frame or self._whole)
+
+    def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """What the video processor is told about the sizes of some clips: the strictest that one of them needs."""
+        if self._edges is None or not self.has_budget or not clips:
+            return {}
+        if self._counts_all_frames is None:
+            self._counts_all_frames = self._probe()
+        most = min(self._most_pixels(len(clip.frames)) for clip in clips)
+        least, most_of_processor = self._edges
+        most = min(most, most_of_processor)
+        return {"size": {"shortest_edge": min(least, most), "longest_edge": most}}
+
+    def _most_pixels(self, frames: int) -> int:
+        """The most pixels of a clip, counted as the video processor counts them."""
+        per_frame = min(self._per_frame or sys.maxsize, (self._whole or sys.maxsize) // frames)
+        if not self._counts_all_frames:
+            return per_frame
+        # It may count fewer frames than there are: an even number of them, rounded.
+        at_once = getattr(self._videos, "temporal_patch_size", 1)
+        return per_frame * min(frames, max(1, round(frames / at_once)) * at_once)
+
+    def _probe(self) -> bool:
+        """Whether more frames get fewer pixels each, with one and the same `size`."""
+        side = self._videos.patch_size * self._videos.merge_size
+        size = {"shortest_edge": side**2, "longest_edge": 16 * side**2}
+        areas = []
+        for frames in (2, 8):
+            video = torch.zeros(frames, 3, 4 * side, 4 * side, dtype=torch.uint8)
+            made = self._videos([video], size=size, do_sample_frames=False, return_tensors="pt")
+            areas.append(int(made["video_grid_thw"][0, 1:].prod()))
+        return areas[0] > areas[1]
