@@ -12,7 +12,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.metrics.text import exact_match, token_f1
 
-KEYS = ("source", "task", "prompt", "images", "answer", "reference", "scores", "candidates")
+KEYS = ("source", "task", "prompt", "images", "videos", "answer", "reference", "scores", "candidates")
 """What each line has."""
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """JSON takes these as they are, but `str.splitlines` ends a line at them."""
@@ -44,6 +44,7 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
         "task": answer.task,
         "prompt": answer.prompt,
         "images": list(answer.images),
+        "videos": list(answer.videos),
         "answer": answer.text,
         "reference": answer.reference,
         "scores": scores,

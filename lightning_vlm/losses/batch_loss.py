@@ -68,7 +68,7 @@ def last_hidden_states(
     pictures = batch.picture_inputs
     groups = split_by_image_count(batch.inputs, pictures.counts if pictures else None)
     hidden_states = []
-    with _lengths_of(model, batch), pictures_on_host(model, pictures) as on_host:
+    with _lengths_of(model, batch), pictures_on_host(model, batch.inputs, pictures) as on_host:
         for rows, inputs in groups:
             if before_forward is not None:
                 before_forward(rows)

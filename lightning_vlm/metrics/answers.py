@@ -12,6 +12,7 @@ from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean
 
 
@@ -51,14 +52,16 @@ def generate_answers(
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
     for rows, inputs in split_by_image_count(batch.prompts):
-        if several:
-            found = generate_candidates(model, processor.tokenizer, inputs, options)
-            for row, candidates in zip(rows.tolist(), found, strict=True):
-                texts[row] = candidates[0].text
-                ranked[row] = tuple(candidates)
-        else:
-            for row, text in zip(rows.tolist(), _generate(model, processor, inputs, options), strict=True):
-                texts[row] = text
+        with without_filled_frames(model, inputs):
+            if several:
+                found = generate_candidates(model, processor.tokenizer, inputs, options)
+                for row, candidates in zip(rows.tolist(), found, strict=True):
+                    texts[row] = candidates[0].text
+                    ranked[row] = tuple(candidates)
+            else:
+                answers = _generate(model, processor, inputs, options)
+                for row, text in zip(rows.tolist(), answers, strict=True):
+                    texts[row] = text
     return [
         Prediction(
             source=batch.sources[row],
@@ -68,6 +71,7 @@ def generate_answers(
             candidates=ranked[row],
             prompt=batch.questions[row].text,
             images=tuple(batch.questions[row].images),
+            videos=tuple(batch.questions[row].videos),
         )
         for row, text in enumerate(texts)
     ]

@@ -24,6 +24,7 @@ class Prediction(NamedTuple):
         candidates: All answers, the best first, if `generation` asks for several (`num_return_sequences`).
         prompt: What was asked, in words; see `Question`.
         images: The files of its pictures; None for a picture that came as bytes.
+        videos: The same of its videos.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Prediction(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
     prompt: str = ""
     images: tuple[str | None, ...] = ()
+    videos: tuple[str | None, ...] = ()
 
 
 class Scores:

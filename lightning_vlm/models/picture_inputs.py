@@ -1,4 +1,4 @@
-"""What a model needs of its pictures beside the pixels, so that its forward never waits for the device.
+"""What a model needs of pictures and videos beside the pixels, so that its forward never waits for the device.
 
 Sizes of pictures decide what a forward does: how many features belong to each, where windows lie, where one
 picture ends. transformers reads them from the device, and waits. Here they stay on the host, what a vision
@@ -8,9 +8,9 @@ stand for them with numbers that the host knows.
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_vlm_callbacks.host_data import HostData
 from torch import Tensor, nn
@@ -18,9 +18,12 @@ from transformers import PreTrainedModel
 from transformers.exporters.utils import precompute_export_inputs
 
 from lightning_vlm.data.batch.image_groups import image_counts
+from lightning_vlm.data.batch.picture_sizes import picture_sizes
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.parts import vision_tower
 from lightning_vlm.models.positions import without_modules
+from lightning_vlm.models.replaced import replaced
+from lightning_vlm.models.video_features import without_filled_frames
 
 SIZES = {
     "llava": ["image_sizes"],  # Pixtral
@@ -33,8 +36,8 @@ SIZES = {
     "qwen3_vl_moe": ["image_grid_thw"],
     "qwen3_5": ["image_grid_thw"],
 }
-"""Types of models that work with sizes on the host, and the inputs that have them. All others get theirs on
-the device. `tests/module/test_no_sync.py` tries each."""
+"""Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
+pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries each."""
 _TOWER_SETTINGS = (
     "spatial_merge_size",
     "window_size",
@@ -44,41 +47,58 @@ _TOWER_SETTINGS = (
     "interpolation_padding",
     "interpolation_align_corners",
 )
+_GRIDS = ("image_grid_thw", "video_grid_thw")
+"""Of the sizes, those that the vision tower gets."""
+_TOKENS = {"image_features": "image_token_id", "video_features": "video_token_id"}
+"""Where a model's configuration says which tokens stand for features, by the name that these have."""
 _DEEPSTACK = "_deepstack_process"
 _NO_CHECK = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
+TowerArguments: TypeAlias = Mapping[str, Tensor | int]
+
+
 class PictureInputs(HostData):
-    """Sizes of a batch's pictures and what follows from them, on the host.
+    """Sizes of a batch's pictures and videos and what follows from them, on the host.
 
     Args:
         sizes: Inputs of the model that it reads on the host.
-        tower: Further arguments of the vision tower: tensors for the device, and lengths.
-        positions: Tensor of shape [tokens], int64: where tokens stand for features of pictures, in the
+        tower: Further arguments of the vision tower for each of these inputs that it is called with: tensors for
+            the device, and lengths.
+        positions: Tensor of shape [tokens], int64: where tokens stand for features of pictures or videos, in the
             flattened batch; None if the model doesn't say which tokens do.
+        tokens: How many of them stand for pictures, and how many for videos, by the arguments that get these
+            features.
         counts: Tensor of shape [batch], int64: as from `image_counts`.
+        frames: How many frames each video has, as of `PictureSizes`.
     """
 
     def __init__(
         self,
         sizes: Mapping[str, Tensor],
-        tower: Mapping[str, Tensor | int],
+        tower: Mapping[str, TowerArguments],
         positions: Tensor | None,
+        tokens: Mapping[str, int],
         counts: Tensor | None,
+        frames: Sequence[int] = (),
     ) -> None:
         self.sizes = sizes
         self.tower = tower
         self.positions = positions
+        self.tokens = tokens
         self.counts = counts
+        self.frames = frames
 
     def pin_memory(self) -> "PictureInputs":
         """The same with what goes to the device in pinned memory; a `DataLoader` calls it."""
         positions = None if self.positions is None else self.positions.pin_memory()
-        tower = {
-            name: value.pin_memory() if isinstance(value, Tensor) else value
-            for name, value in self.tower.items()
-        }
-        return PictureInputs(self.sizes, tower, positions, self.counts)
+        tower = {}
+        for size, arguments in self.tower.items():
+            tower[size] = {
+                name: value.pin_memory() if isinstance(value, Tensor) else value
+                for name, value in arguments.items()
+            }
+        return PictureInputs(self.sizes, tower, positions, self.tokens, self.counts, self.frames)
 
 
 class PictureInputsFinder:
@@ -89,8 +109,14 @@ class PictureInputsFinder:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._names = SIZES.get(model.config.model_type, [])
-        self._token_id: int | None = getattr(model.config, "image_token_id", None)
+        self._names = list(SIZES.get(model.config.model_type, []))
+        if "image_grid_thw" in self._names:
+            self._names.append("video_grid_thw")
+        self._token_ids: dict[str, int] = {}
+        for features, name in _TOKENS.items():
+            token_id = getattr(model.config, name, None)
+            if token_id is not None:
+                self._token_ids[features] = token_id
         tower = vision_tower(model)
         self._tower = None if tower is None else _settings_of(tower)
 
@@ -101,54 +127,77 @@ class PictureInputsFinder:
             inputs: What the model's forward takes, on the CPU.
         """
         sizes = {name: value for name, value in inputs.items() if name in self._names}
-        tower: dict[str, Any] = {}
-        if "image_grid_thw" in sizes and self._tower is not None:
-            tower["grid_thw"] = sizes["image_grid_thw"]
-            precompute_export_inputs(self._tower, tower)
-            del tower["grid_thw"]
+        tower = {name: self._arguments(sizes[name]) for name in _GRIDS if name in sizes}
         positions = None
-        if self._token_id is not None:
-            (positions,) = (inputs["input_ids"].flatten() == self._token_id).nonzero(as_tuple=True)
-        known = {name: value for name, value in tower.items() if value is not None}
-        return PictureInputs(sizes, known, positions, image_counts(inputs))
+        ids = inputs["input_ids"].flatten()
+        are_features = {name: ids == token_id for name, token_id in self._token_ids.items()}
+        if are_features:
+            (positions,) = sum(are_features.values()).nonzero(as_tuple=True)
+        return PictureInputs(
+            sizes,
+            tower,
+            positions,
+            {name: int(are.sum()) for name, are in are_features.items()},
+            image_counts(inputs),
+            picture_sizes(inputs).video_frames,
+        )
+
+    def _arguments(self, grid: Tensor) -> TowerArguments:
+        if self._tower is None:
+            return {}
+        found: dict[str, Any] = {"grid_thw": grid}
+        precompute_export_inputs(self._tower, found)
+        del found["grid_thw"]
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @contextmanager
-def pictures_on_host(model: PreTrainedModel, pictures: PictureInputs | None) -> Iterator[dict[str, Tensor]]:
-    """Let forward passes inside of this context wait for nothing about pictures.
+def pictures_on_host(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], pictures: PictureInputs | None
+) -> Iterator[dict[str, Tensor]]:
+    """Let forward passes inside of this context wait for nothing about pictures and videos.
 
     Args:
         model: Whose base model is called.
-        pictures: Of the batch that it is called with; None leaves all to the model.
+        inputs: Of the batch that it is called with.
+        pictures: Of this batch; None leaves all to the model.
 
     Yields:
         Inputs in the place of those of the batch.
     """
-    if pictures is None:
-        yield {}
-        return
     with ExitStack() as stack:
-        stack.enter_context(_given_to_tower(model, pictures.tower))
+        frames = pictures.frames if pictures else None
+        stack.enter_context(without_filled_frames(model, inputs, frames))
+        if pictures is None:
+            yield {}
+            return
+        stack.enter_context(_given_to_tower(model, pictures))
         if pictures.positions is not None:
-            stack.enter_context(_checked(model.base_model, len(pictures.positions)))
+            stack.enter_context(_checked(model.base_model, pictures.tokens))
             stack.enter_context(_added_by_position(model, pictures.positions))
         yield dict(pictures.sizes)
 
 
 @contextmanager
-def _given_to_tower(model: PreTrainedModel, values: Mapping[str, Tensor | int]) -> Iterator[None]:
+def _given_to_tower(model: PreTrainedModel, pictures: PictureInputs) -> Iterator[None]:
     tower = vision_tower(model)
-    if tower is None or not values:
+    if tower is None or not any(pictures.tower.values()):
         yield
         return
     device = model.device
-    given = {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
+    given = {}
+    for size, arguments in pictures.tower.items():
+        given[size] = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
 
     def give(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return args, kwargs | given
+        """The tower is called with pictures, then with videos; the grid that it gets tells which these are."""
+        for size, arguments in given.items():
+            if kwargs.get("grid_thw") is pictures.sizes[size]:
+                return args, kwargs | arguments
+        return args, kwargs
 
     handle = tower.register_forward_pre_hook(give, with_kwargs=True)
     try:
@@ -158,7 +207,7 @@ def _given_to_tower(model: PreTrainedModel, values: Mapping[str, Tensor | int]) 
 
 
 @contextmanager
-def _checked(base: Any, tokens: int) -> Iterator[None]:
+def _checked(base: Any, tokens: Mapping[str, int]) -> Iterator[None]:
     """Compare the number of features with that of tokens on the host, where the model asks the device.
 
     Raises:
@@ -172,17 +221,19 @@ def _checked(base: Any, tokens: int) -> Iterator[None]:
 
     def find_checked(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        features = given.get("image_features")
         width = given["inputs_embeds"].shape[-1]
-        if features is not None and features.numel() != tokens * width:
-            raise UserError(
-                f"{type(base).__name__}: found {features.numel() / width:g} features of pictures, expected "
-                f"{tokens}, one for each token that stands for one; the processor and the model don't fit"
-            )
+        for name, count in tokens.items():
+            features = given.get(name)
+            if features is not None and features.numel() != count * width:
+                medium = name.removesuffix("_features").replace("image", "picture")
+                raise UserError(
+                    f"{type(base).__name__}: found {features.numel() / width:g} features of {medium}s, expected "
+                    f"{count}, one for each token that stands for one; the processor and the model don't fit"
+                )
         with _without_own_check():
             return find(*args, **kwargs)
 
-    with _replaced(base, "get_placeholder_mask", find_checked):
+    with replaced(base, "get_placeholder_mask", find_checked):
         yield
 
 
@@ -199,22 +250,8 @@ def _added_by_position(model: PreTrainedModel, positions: Tensor) -> Iterator[No
         rows = hidden_states.flatten(0, 1)
         return rows.index_add(0, places, visual_embeds.to(rows.dtype)).view_as(hidden_states)
 
-    with _replaced(decoder, _DEEPSTACK, add):
+    with replaced(decoder, _DEEPSTACK, add):
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
-    """Give one object, not its class, another method for a while."""
-    own = vars(owner).get(name)
-    setattr(owner, name, method)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 @contextmanager

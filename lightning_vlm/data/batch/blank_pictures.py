@@ -68,7 +68,7 @@ class RememberingImageProcessor:
         return getattr(self._processor, name)
 
     def __call__(self, images: Any, **options: Any) -> BatchFeature:
-        key = (_sizes(images), repr(sorted(options.items(), key=lambda option: option[0])))
+        key = (self._key(images), repr(sorted(options.items(), key=lambda option: option[0])))
         if key in self._answers:
             self._answers.move_to_end(key)
         else:
@@ -78,26 +78,26 @@ class RememberingImageProcessor:
                 self._answers.popitem(last=False)
         return BatchFeature(dict(self._answers[key]))  # callers take things out of it
 
+    def _key(self, images: Any) -> Any:
+        """The sizes of all pictures."""
+        if isinstance(images, list | tuple):
+            return tuple(map(self._key, images))
+        return images.size
+
+    def _without_values(self, images: Any) -> Any:
+        """The pictures on the `meta` device."""
+        if isinstance(images, list | tuple):
+            return [self._without_values(image) for image in images]
+        width, height = images.size
+        return torch.empty(3, height, width, dtype=torch.uint8, device="meta")
+
     def _ask(self, images: Any, options: dict[str, Any]) -> BatchFeature:
         if self._on_meta:
             try:
-                return self._processor(_on_meta(images), **{**options, "input_data_format": "channels_first"})
+                return self._processor(self._without_values(images), **{**options, "input_data_format": "channels_first"})
             except Exception:  # whatever an operation without values raises; what is wrong comes again below
                 pass
         return self._processor(images, **options)
-
-
-def _sizes(images: Any) -> Any:
-    if isinstance(images, list | tuple):
-        return tuple(map(_sizes, images))
-    return images.size
-
-
-def _on_meta(images: Any) -> Any:
-    if isinstance(images, list | tuple):
-        return [_on_meta(image) for image in images]
-    width, height = images.size
-    return torch.empty(3, height, width, dtype=torch.uint8, device="meta")
 
 
 def _without_pixels(value: Any) -> Any:

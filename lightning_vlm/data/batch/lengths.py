@@ -16,6 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.blank_pictures import BlankPicture, RememberingImageProcessor, blank_picture
+from lightning_vlm.data.batch.blank_videos import (
+    RememberingVideoProcessor,
+    blank_clips,
+    length_needs_pixels,
+)
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
@@ -89,6 +94,8 @@ class Ruler:
         self._renderer = _with_blanks(renderer, on_meta=True)
         if not _agree(self._renderer, _with_blanks(renderer, on_meta=False)):
             self._renderer = _with_blanks(renderer, on_meta=False)
+        if renderer.videos.are_taken:
+            self._renderer = _with_blank_videos(self._renderer, renderer)
 
     def length(self, conversation: Conversation) -> SampleLength:
         """The length of a sample to learn from.
@@ -242,6 +249,17 @@ def _with_blanks(renderer: Renderer, on_meta: bool) -> Renderer:
         blind.processor.image_processor = RememberingImageProcessor(images, on_meta)
     blind.open_picture = blank_picture
     return blind
+
+
+def _with_blank_videos(blind: Renderer, renderer: Renderer) -> Renderer:
+    """A renderer that doesn't see what is in videos either, unless lengths depend on it."""
+    videos = RememberingVideoProcessor(renderer.processor.video_processor)
+    without = blind.opening(blank_clips(renderer))
+    without.processor = copy.copy(blind.processor)
+    without.processor.video_processor = videos
+    if length_needs_pixels(without, renderer):
+        return blind
+    return without
 
 
 def _agree(one: Renderer, other: Renderer) -> bool:

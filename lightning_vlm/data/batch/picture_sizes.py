@@ -6,19 +6,28 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+VIDEO_FRAMES = "pixel_values_videos"
+"""The input that has the pixels of videos, where they are apart from those of pictures."""
+
+
 class PictureSizes(NamedTuple):
-    """The pictures of a batch, without padding.
+    """The pictures and videos of a batch, without padding.
 
     Args:
-        tiles: Pictures, or the tiles that they were cut into, where the model takes these in one size.
+        tiles: Pictures, or the tiles that they were cut into, where the model takes these in one size; frames of
+            videos too, where the model takes them for pictures.
         grids: Frames, rows and columns of patches of each picture, where the model takes patches
             (`image_grid_thw`).
         pixels: Height and width of each picture, where the processor states them (`image_sizes`).
+        video_grids: As `grids`, of each video.
+        video_frames: How many frames each video has, where the model takes them in one tensor and one size.
     """
 
     tiles: int = 0
     grids: Sequence[Sequence[int]] = ()
     pixels: Sequence[Sequence[int]] = ()
+    video_grids: Sequence[Sequence[int]] = ()
+    video_frames: Sequence[int] = ()
 
 
 def picture_sizes(inputs: Mapping[str, Tensor]) -> PictureSizes:
@@ -28,11 +37,23 @@ def picture_sizes(inputs: Mapping[str, Tensor]) -> PictureSizes:
         inputs: What the model's forward takes.
     """
     values = inputs.get("pixel_values")
+    videos = inputs.get(VIDEO_FRAMES)
     return PictureSizes(
         tiles=0 if values is None else _tiles(values),
         grids=_rows(inputs.get("image_grid_thw")),
         pixels=_rows(inputs.get("image_sizes")),
+        video_grids=_rows(inputs.get("video_grid_thw")),
+        video_frames=frames_of_videos(videos) if videos is not None and videos.ndim == 5 else (),
     )
+
+
+def frames_of_videos(values: Tensor) -> list[int]:
+    """How many frames each video has: those that aren't zeros, as of `_tiles`.
+
+    Args:
+        values: Tensor of shape [videos, frames, 3, height, width].
+    """
+    return values[..., 0, 0].any(-1).sum(1).tolist()
 
 
 def _tiles(values: Tensor) -> int:

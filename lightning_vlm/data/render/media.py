@@ -9,7 +9,7 @@ import PIL.Image
 from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.render.example import ClipSpan
 from lightning_vlm.data.render.turns import Turn
-from lightning_vlm.data.video import Clip
+from lightning_vlm.data.video.clip import Clip
 from lightning_vlm.errors import DataError
 
 OpenPicture: TypeAlias = Callable[[Image, str, str], PIL.Image.Image]

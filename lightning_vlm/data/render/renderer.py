@@ -1,8 +1,8 @@
 """Where a mask is made: from a conversation to token ids, each with its kind."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import any_of, special_tokens
 from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
 from lightning_vlm.data.render.videos import VideoRules
-from lightning_vlm.data.video import VideoSampling, load_video
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.kinds import Kind
 
@@ -72,11 +72,8 @@ class Renderer:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
-        self.video = video
         self.open_picture: OpenPicture = load_image
         """How a picture is opened. Lengths are measured with one that gives blank ones."""
-        self.open_video: OpenVideo = partial(load_video, sampling=video)
-        """How a video is opened, likewise."""
         self.special = special_tokens(processor)
         self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
@@ -84,9 +81,17 @@ class Renderer:
         self.template.warn_of_flaws(self.special.placeholders)
         self.videos = VideoRules(processor, self.special, self.template, self.answers, video)
         """What the processor does with videos."""
+        self.open_video: OpenVideo = self.videos.open
+        """How a video is opened. Lengths are measured with one that gives blank ones."""
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
         # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
         self._prefix_attends_both_ways = "labels" in processor.model_input_names
+
+    def opening(self, open_video: OpenVideo) -> "Renderer":
+        """A renderer like this one that opens videos in another way."""
+        other = copy.copy(self)
+        other.open_video = open_video
+        return other
 
     @property
     def most_tokens(self) -> int:

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.conversation import Video
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.special_tokens import SpecialTokens
-from lightning_vlm.data.video import Clip, VideoSampling
+from lightning_vlm.data.video.choice import ProcessorChoice
+from lightning_vlm.data.video.clip import Clip, VideoShape
+from lightning_vlm.data.video.load import load_video, video_shape
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
 
 
@@ -34,10 +38,13 @@ class VideoRules:
         sampling: VideoSampling | None,
     ) -> None:
         self._name = type(processor).__name__
-        self._takes_video = special.video is not None
+        self.are_taken = special.video is not None
+        """Whether it takes any."""
+        self._sampling = sampling
+        self._choose = ProcessorChoice(processor.video_processor) if self.are_taken else None
         self.chat = (template, answers)
         """The chat template of conversations with videos, and how it begins and ends answers."""
-        self.frame_size = FrameSize(processor.video_processor, sampling) if self._takes_video else None
+        self.frame_size = FrameSize(processor.video_processor, sampling) if self.are_taken else None
         """How budgets of pixels are kept."""
         own = _template_of_videos(processor)
         if special.video is not None and own and not template.writes("video", special.video):
@@ -54,10 +61,28 @@ class VideoRules:
         Raises:
             DataError: It takes none.
         """
-        if not self._takes_video:
+        if not self.are_taken:
             found = f"a video, but {self._name} takes pictures only"
             expected = "a model that takes videos (docs/video.md), or some of its frames as pictures"
             raise DataError(source, "messages", found, expected)
+
+    def open(self, video: Video, source: str, key: str) -> Clip:
+        """The frames of a video that the settings of the user choose, or the processor where they say nothing.
+
+        Raises:
+            DataError: As of `load_video`.
+        """
+        assert self._choose is not None
+        return load_video(video, source, key, self._sampling, self._choose)
+
+    def shape(self, video: Video, source: str, key: str) -> VideoShape:
+        """How many frames `open` would give, and how large.
+
+        Raises:
+            DataError: As of `video_shape`.
+        """
+        assert self._choose is not None
+        return video_shape(video, source, key, self._sampling, self._choose)
 
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
         """What the processor is told about some clips beside them."""
