@@ -29,8 +29,10 @@ class Media(NamedTuple):
     @property
     def expected(self) -> str:
         """What to give to a processor that refuses a sample."""
+        if len({len(clip.frames) for clip in self.clips}) > 1:
+            return "videos of as many frames each in one sample (data.video.num_frames)"
         if self.clips:
-            return "videos of a usual size and length (data.video), and no other media if it takes none beside them"
+            return "a video of a usual size and length (data.video)"
         return "pictures of a usual size and shape" if self.pictures else "a picture in it"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.conversation import Conversation, Message, Video
+from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
@@ -184,9 +184,10 @@ class Renderer:
     ) -> Example:
         """Render some turns of a conversation; `opened` keeps pictures and videos for the next rendering."""
         source = conversation.source
-        has_video = any(isinstance(part, Video) for turn in turns for part in turn.parts)
+        kinds_of_parts = {type(part) for turn in turns for part in turn.parts}
+        has_video = Video in kinds_of_parts
         if has_video:
-            self.videos.check(source)
+            self.videos.check(source, Image in kinds_of_parts)
         media = open_media(turns, source, opened, self.open_picture, self.open_video)
         template, answers = self.videos.chat if has_video else (self.template, self.answers)
         marked, spans = template.render_marked(turns, generate, source)
@@ -229,7 +230,8 @@ class Renderer:
         except UserError:
             raise
         except ValueError as error:
-            found = f"a sample that {type(self.processor).__name__} refuses ({error})"
+            reason = str(error).partition("\n")[0]
+            found = f"a sample that {type(self.processor).__name__} refuses ({reason})"
             raise DataError(source, "messages", found, media.expected) from error
         finally:
             self.processor.tokenizer = self.tokenizer

@@ -1,12 +1,16 @@
 """What a processor does with videos: whether it takes them, how large it makes them, and by which template."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import PIL.Image
 import torch
 from transformers import ProcessorMixin
+from transformers.video_utils import VideoMetadata
 
+from lightning_vlm.data.batch.picture_sizes import VIDEO_FRAMES
 from lightning_vlm.data.conversation import Video
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
@@ -37,6 +41,7 @@ class VideoRules:
         answers: AnswerFormat,
         sampling: VideoSampling | None,
     ) -> None:
+        self._processor = processor
         self._name = type(processor).__name__
         self.are_taken = special.video is not None
         """Whether it takes any."""
@@ -52,19 +57,48 @@ class VideoRules:
             chat = ChatTemplate(processor, own)
             self.chat = (chat, AnswerFormat(chat, special.ends, str(processor.tokenizer.eos_token)))
 
-    def check(self, source: str) -> None:
-        """Raise if the processor takes no video.
+    def check(self, source: str, beside_pictures: bool) -> None:
+        """Raise if the processor doesn't take the videos of a sample.
 
         Args:
             source: Of a sample with a video.
+            beside_pictures: Whether it has pictures too.
 
         Raises:
-            DataError: It takes none.
+            DataError: It takes none, or none beside pictures.
         """
         if not self.are_taken:
             found = f"a video, but {self._name} takes pictures only"
             expected = "a model that takes videos (docs/video.md), or some of its frames as pictures"
             raise DataError(source, "messages", found, expected)
+        if beside_pictures and not self._takes_both:
+            found = f"pictures and videos in one sample, of which {self._name} takes only one"
+            raise DataError(source, "messages", found, "samples with either of them, or frames as pictures")
+
+    @cached_property
+    def _takes_both(self) -> bool:
+        """Whether nothing is lost of a picture and a video in one sample, and the model can tell them apart.
+
+        SmolVLM's processor loses the picture. GLM-4V's model finds both by the same token.
+        """
+        processor = self._processor
+        picture = PIL.Image.new("RGB", (64, 64))
+        frames = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        metadata = VideoMetadata(2, fps=1.0, width=64, height=64, duration=2.0, frames_indices=[0, 1])
+        of_picture = {"text": [processor.image_token], "images": [[picture]]}
+        of_video = {
+            "text": [processor.video_token],
+            "videos": [frames],
+            "video_metadata": [metadata],
+            "do_sample_frames": False,
+        }
+        of_both = {**of_picture, **of_video, "text": [processor.image_token + processor.video_token]}
+        alone = [dict(processor(return_tensors="pt", **options)) for options in (of_picture, of_video)]
+        both = dict(processor(return_tensors="pt", **of_both))
+        if _pixels(both) < sum(map(_pixels, alone)):
+            return False
+        image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        return VIDEO_FRAMES not in both or image_token_id not in alone[1]["input_ids"][0].tolist()
 
     def open(self, video: Video, source: str, key: str) -> Clip:
         """The frames of a video that the settings of the user choose, or the processor where they say nothing.
@@ -87,6 +121,10 @@ class VideoRules:
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
         """What the processor is told about some clips beside them."""
         return {} if self.frame_size is None else self.frame_size.options(clips)
+
+
+def _pixels(inputs: Mapping[str, Any]) -> int:
+    return sum(value.numel() for name, value in inputs.items() if name.startswith("pixel_values"))
 
 
 def _template_of_videos(processor: ProcessorMixin) -> str | None:

@@ -27,7 +27,7 @@ _SYSTEM = (
 
 
 def _chatml(writes: str = "true", shows: str = "true") -> str:
-    """ChatML of the messages that it writes, with pictures and videos of those that it shows: Jinja conditions."""
+    """ChatML of the messages that it writes, with pictures and videos of those that it shows; in Jinja."""
     return (
         "{% for message in messages %}{% if " + writes + " %}"
         "{{ '<|im_start|>' + message.role + '\n' }}"
@@ -58,12 +58,15 @@ def mrope(text: dict, **more: Any) -> dict:
 
 
 def qwen_processor(processor: Any, video: Any, side: int) -> Any:
-    """Between 4 and 9 tokens a picture, of `side` × `side` pixels each."""
+    """Between 4 and 9 tokens a picture, of `side` × `side` pixels each; about as many for two frames."""
 
     def make(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
         pixels: dict[str, Any] = {"min_pixels": 4 * side**2, "max_pixels": 9 * side**2}
         images = Qwen2VLImageProcessor(patch_size=side // 2, **pixels)
-        videos = video(patch_size=side // 2, **pixels)
+        size = {"shortest_edge": 4 * side**2, "longest_edge": 9 * side**2}
+        if video is Qwen3VLVideoProcessor:  # counts all frames of a video
+            size = {"shortest_edge": 16 * side**2, "longest_edge": 36 * side**2}
+        videos = video(patch_size=side // 2, size=size, cap_pixels_per_frame=False)
         return processor(
             image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=template
         )

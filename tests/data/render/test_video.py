@@ -1,0 +1,161 @@
+"""Samples with videos: ids, pixels and times are those of the family's own `apply_chat_template` with the same
+frames, and what is learned is the answers."""
+
+import pytest
+import torch
+
+from lightning_vlm.data.conversation import Conversation, Image, Text, Video
+from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.video.sampling import VideoSampling
+from lightning_vlm.errors import DataError
+from lightning_vlm.kinds import Kind
+from tests.support.clips import EVERY_FRAME, MIXED, ONE_MEDIUM, TALKS, VIDEO, clip, talk
+from tests.support.rendering import END, GAPS, assert_like, supervised
+from tests.support.tiny import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
+
+
+@pytest.fixture(scope="module")
+def renderer_of(processor_of):
+    """The renderer of a family that looks at each frame."""
+    made = {}
+
+    def renderer(family, template=None):
+        if FAMILIES[family].template is None:
+            template = "plain"
+        if (family, template) not in made:
+            made[family, template] = Renderer(processor_of(family, template), video=EVERY_FRAME)
+        return made[family, template]
+
+    return renderer
+
+
+def own_inputs(renderer, conversation, **options):
+    """What the processor itself makes of a conversation and the frames that the renderer looks at."""
+    turns, metadata = [], []
+    for message in conversation.messages:
+        content = []
+        for part in message.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image", "image": load_image(part, "", "")})
+            elif isinstance(part, Video):
+                found = renderer.open_video(part, "", "")
+                content.append({"type": "video", "video": found.frames})
+                metadata.append(found.metadata)
+            else:
+                content.append({"type": "text", "text": part.text})
+        turns.append({"role": message.role, "content": content})
+    of_videos = {"video_metadata": metadata, "do_sample_frames": False}
+    batch = renderer.processor.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=of_videos, **options
+    )
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def talks_of(family):
+    return TALKS if family in ONE_MEDIUM else {**TALKS, "mixed": MIXED}
+
+
+CASES = [(family, name) for family in VIDEO for name in talks_of(family)]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_ids_pixels_and_times_are_the_processors_own(renderer_of, family, name):
+    renderer, conversation = renderer_of(family), talks_of(family)[name]
+    assert_like(renderer.example(conversation), own_inputs(renderer, conversation))
+    asked = Conversation(conversation.messages[:-1], source="a:1")
+    prompt, _ = renderer.prompt(conversation)
+    assert_like(prompt, own_inputs(renderer, asked, add_generation_prompt=True))
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_answers_alone_are_learned(renderer_of, family, name):
+    renderer, conversation = renderer_of(family), talks_of(family)[name]
+    example = renderer.example(conversation)
+    answers = [message.parts[0].text for message in conversation.messages if message.role == "assistant"]
+    own = FAMILIES[family].template is not None
+    gap = " " if own and family in GAPS else ""
+    end = END[family] if own else renderer.tokenizer.eos_token
+    assert supervised(renderer, example) == [f"{gap}{answer}{end}" for answer in answers]
+    assert len(example.clips) == len(conversation.videos)
+    for start, stop, metadata in example.clips:
+        assert (example.kinds[start:stop] == Kind.IMAGE).all()
+        assert len(metadata.frames_indices) >= 3
+    words = [part.text for message in conversation.messages for part in message.parts if isinstance(part, Text)]
+    asked = renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.INSTRUCTION])
+    assert asked == "".join(word for word in words if word not in answers)
+
+
+@pytest.mark.parametrize("template", ["plain", "numbered-images"])
+@pytest.mark.parametrize("family", VIDEO)
+def test_ready_templates_have_places_for_videos(processor_of, family, template):
+    renderer = Renderer(processor_of(family, template), video=EVERY_FRAME)
+    example = renderer.example(TALKS["two"])
+    own = Renderer(processor_of(family), video=EVERY_FRAME) if FAMILIES[family].template else renderer
+    expected = own.example(TALKS["two"])
+    for name in ("pixel_values_videos", "pixel_values", "video_grid_thw"):
+        assert (name in example.inputs) == (name in expected.inputs)
+        if name in example.inputs:
+            assert torch.equal(example.inputs[name], expected.inputs[name])
+    found, other = ([stop - start for start, stop, _ in one.clips] for one in (example, expected))
+    assert found == other
+
+
+@pytest.mark.parametrize("family", ONE_MEDIUM)
+def test_pictures_beside_videos_are_refused_where_they_would_be_lost(renderer_of, family):
+    with pytest.raises(DataError, match=r"^videos.jsonl:1: .*pictures and videos in one sample, of which .* one;"):
+        renderer_of(family).example(MIXED)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in VIDEO])
+def test_a_family_without_video_says_what_to_do(processor_of, family):
+    template = "plain" if FAMILIES[family].template is None else None
+    with pytest.raises(DataError, match=r"^videos.jsonl:1: .*takes pictures only; expected a model that takes"):
+        Renderer(processor_of(family, template)).example(TALKS["one"])
+
+
+SAME_FRAMES = ("llava_onevision", "internvl")
+
+
+@pytest.mark.parametrize("family", VIDEO)
+def test_videos_of_several_lengths_in_a_sample(renderer_of, family):
+    conversation = talk((clip(), "and", clip(2, seed=1), "?"), "No.")
+    renderer = renderer_of(family)
+    if family in SAME_FRAMES:
+        with pytest.raises(DataError, match="as many frames each in one sample"):
+            renderer.example(conversation)
+    else:
+        assert_like(renderer.example(conversation), own_inputs(renderer, conversation))
+
+
+def test_text_that_spells_a_video_stays_text(renderer_of):
+    for family in VIDEO:
+        renderer = renderer_of(family)
+        token = renderer.processor.video_token
+        example = renderer.example(talk((clip(), f"{token}?"), f"{token}!"))
+        assert renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.INSTRUCTION]) == f"{token}?"
+        assert len(example.clips) == 1
+
+
+BUDGET = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
+
+
+@pytest.mark.parametrize("family", BUDGET)
+def test_budgets_of_pixels_reach_the_familys_own_arithmetic(processor_of, family):
+    side = BUDGET[family]
+    processor = processor_of(family)
+    processor.video_processor.size = {"shortest_edge": side**2, "longest_edge": 4000 * side**2}
+    conversation = talk((clip(4, 5 * side, 4 * side), "What?"), "It.")
+
+    def area(**sampling):
+        renderer = Renderer(processor, video=VideoSampling(num_frames=64, **sampling))
+        time, height, width = renderer.example(conversation).inputs["video_grid_thw"][0].tolist()
+        assert time == 2
+        return height * width // 4
+
+    assert area() == 20
+    assert area(max_pixels_per_frame=12 * side**2) == 12
+    assert area(max_pixels=4 * 6 * side**2) == 6
+    assert area(max_pixels=4 * 6 * side**2, max_pixels_per_frame=2 * side**2) == 2
