@@ -1,35 +1,20 @@
-"""Videos that have a size and no content, and a video processor that is asked about each size once."""
+"""A video processor that is asked about each size of videos once, and whether it must see what is in them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
 from lightning_vlm.data.batch.blank_pictures import RememberingImageProcessor
 from lightning_vlm.data.conversation import Conversation, Message, Text, Video
-from lightning_vlm.data.render.media import OpenVideo
 from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.videos import black
 from lightning_vlm.data.video.clip import Clip
 from lightning_vlm.errors import DataError
 
 _FRAMES_TO_TRY = (2, 5)
 """Of videos in which two ways of measuring are compared."""
-
-
-def blank_clips(renderer: Renderer) -> OpenVideo:
-    """What stands in for the way in which a renderer opens videos: black frames that take no memory.
-
-    Only the head of a file is read.
-    """
-
-    def open_blank(video: Video, source: str, key: str) -> Clip:
-        shape = renderer.videos.shape(video, source, key)
-        return Clip(_black(shape.frames, shape.height, shape.width), shape.metadata)
-
-    return open_blank
 
 
 class RememberingVideoProcessor(RememberingImageProcessor):
@@ -62,7 +47,7 @@ def length_needs_pixels(blind: Renderer, renderer: Renderer) -> bool:
 
 def _ids(renderer: Renderer, frames: int, is_seen: bool) -> Any:
     """The tokens of a sample with a video of still frames and others, or what its rendering raises."""
-    clip = _black(frames, 112, 140)
+    clip = black(frames, 112, 140)
     if is_seen:
         clip = clip.clone()
         clip[1:2, :, ::7] = 255
@@ -76,10 +61,3 @@ def _ids(renderer: Renderer, frames: int, is_seen: bool) -> Any:
     except DataError as error:
         return error.found
     return example.input_ids.tolist()
-
-
-def _black(frames: int, height: int, width: int) -> Tensor:
-    return torch.zeros((), dtype=torch.uint8).expand(frames, 3, height, width)
-
-
-__all__: Sequence[str] = ("RememberingVideoProcessor", "blank_clips", "length_needs_pixels")

@@ -16,11 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.blank_pictures import BlankPicture, RememberingImageProcessor, blank_picture
-from lightning_vlm.data.batch.blank_videos import (
-    RememberingVideoProcessor,
-    blank_clips,
-    length_needs_pixels,
-)
+from lightning_vlm.data.batch.blank_videos import RememberingVideoProcessor, length_needs_pixels
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
@@ -254,7 +250,7 @@ def _with_blanks(renderer: Renderer, on_meta: bool) -> Renderer:
 def _with_blank_videos(blind: Renderer, renderer: Renderer) -> Renderer:
     """A renderer that doesn't see what is in videos either, unless lengths depend on it."""
     videos = RememberingVideoProcessor(renderer.processor.video_processor)
-    without = blind.opening(blank_clips(renderer))
+    without = blind.opening(renderer.videos.open_blank)
     without.processor = copy.copy(blind.processor)
     without.processor.video_processor = videos
     if length_needs_pixels(without, renderer):

@@ -7,6 +7,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from torch import Tensor
 from transformers import ProcessorMixin
 from transformers.video_utils import VideoMetadata
 
@@ -16,7 +17,7 @@ from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.special_tokens import SpecialTokens
 from lightning_vlm.data.video.choice import ProcessorChoice
-from lightning_vlm.data.video.clip import Clip, VideoShape
+from lightning_vlm.data.video.clip import Clip
 from lightning_vlm.data.video.load import load_video, video_shape
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
@@ -83,7 +84,7 @@ class VideoRules:
         """
         processor = self._processor
         picture = PIL.Image.new("RGB", (64, 64))
-        frames = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        frames = black(2, 64, 64)
         metadata = VideoMetadata(2, fps=1.0, width=64, height=64, duration=2.0, frames_indices=[0, 1])
         of_picture = {"text": [processor.image_token], "images": [[picture]]}
         of_video = {
@@ -109,18 +110,24 @@ class VideoRules:
         assert self._choose is not None
         return load_video(video, source, key, self._sampling, self._choose)
 
-    def shape(self, video: Video, source: str, key: str) -> VideoShape:
-        """How many frames `open` would give, and how large.
+    def open_blank(self, video: Video, source: str, key: str) -> Clip:
+        """As many frames as `open` gives and as large, but black; only the head of a file is read.
 
         Raises:
             DataError: As of `video_shape`.
         """
         assert self._choose is not None
-        return video_shape(video, source, key, self._sampling, self._choose)
+        shape = video_shape(video, source, key, self._sampling, self._choose)
+        return Clip(black(shape.frames, shape.height, shape.width), shape.metadata)
 
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
         """What the processor is told about some clips beside them."""
         return {} if self.frame_size is None else self.frame_size.options(clips)
+
+
+def black(frames: int, height: int, width: int) -> Tensor:
+    """Black frames, of shape [frames, 3, height, width], uint8, that take no memory."""
+    return torch.zeros((), dtype=torch.uint8).expand(frames, 3, height, width)
 
 
 def _pixels(inputs: Mapping[str, Any]) -> int:
@@ -189,7 +196,7 @@ class FrameSize:
         size = {"shortest_edge": side**2, "longest_edge": 16 * side**2}
         areas = []
         for frames in (2, 8):
-            video = torch.zeros(frames, 3, 4 * side, 4 * side, dtype=torch.uint8)
+            video = black(frames, 4 * side, 4 * side)
             made = self._videos([video], size=size, do_sample_frames=False, return_tensors="pt")
             areas.append(int(made["video_grid_thw"][0, 1:].prod()))
         return areas[0] > areas[1]
