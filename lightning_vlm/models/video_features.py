@@ -47,7 +47,7 @@ def without_filled_frames(
         output = None
         for count in sorted(set(lengths)):
             places = [place for place, length in enumerate(lengths) if length == count]
-            output = own(pixel_values_videos[places][:, :count], *args, **kwargs)
+            output = own(pixel_values_videos[places, :count], *args, **kwargs)
             for place, feature in zip(places, output.pooler_output, strict=True):
                 features[place] = feature
         assert output is not None

@@ -2,7 +2,7 @@
 
 import torch
 
-from lightning_vlm.data.conversation import Image, Text
+from lightning_vlm.data.conversation import Image, Text, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.kinds import Kind
 
@@ -56,6 +56,37 @@ def processor_inputs(renderer, conversation, **options):
         turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
     batch = renderer.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def own_inputs(renderer, conversation, last=True):
+    """What the processor itself makes of a conversation and the frames that the renderer looks at.
+
+    Args:
+        last: Whether the last turn is there, or the prompt for it.
+    """
+    turns, metadata = [], []
+    for message in conversation.messages if last else conversation.messages[:-1]:
+        content = []
+        for part in message.parts:
+            if isinstance(part, Image):
+                content.append({"type": "image", "image": load_image(part, "", "")})
+            elif isinstance(part, Video):
+                found = renderer.open_video(part, "", "")
+                content.append({"type": "video", "video": found.frames})
+                metadata.append(found.metadata)
+            else:
+                content.append({"type": "text", "text": part.text})
+        turns.append({"role": message.role, "content": content})
+    of_videos = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
+    batch = renderer.processor.apply_chat_template(
+        turns,
+        add_generation_prompt=not last,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=of_videos,
     )
     return {name: value for name, value in batch.items() if name != "labels"}
 

@@ -4,14 +4,13 @@ frames, and what is learned is the answers."""
 import pytest
 import torch
 
-from lightning_vlm.data.conversation import Conversation, Image, Text, Video
-from lightning_vlm.data.images import load_image
+from lightning_vlm.data.conversation import Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from tests.support.clips import EVERY_FRAME, MIXED, ONE_MEDIUM, TALKS, VIDEO, clip, talk
-from tests.support.rendering import END, GAPS, assert_like, supervised
+from tests.support.rendering import END, GAPS, assert_like, own_inputs, supervised
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -32,28 +31,6 @@ def renderer_of(processor_of):
     return renderer
 
 
-def own_inputs(renderer, conversation, **options):
-    """What the processor itself makes of a conversation and the frames that the renderer looks at."""
-    turns, metadata = [], []
-    for message in conversation.messages:
-        content = []
-        for part in message.parts:
-            if isinstance(part, Image):
-                content.append({"type": "image", "image": load_image(part, "", "")})
-            elif isinstance(part, Video):
-                found = renderer.open_video(part, "", "")
-                content.append({"type": "video", "video": found.frames})
-                metadata.append(found.metadata)
-            else:
-                content.append({"type": "text", "text": part.text})
-        turns.append({"role": message.role, "content": content})
-    of_videos = {"video_metadata": metadata, "do_sample_frames": False}
-    batch = renderer.processor.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=of_videos, **options
-    )
-    return {name: value for name, value in batch.items() if name != "labels"}
-
-
 def talks_of(family):
     return TALKS if family in ONE_MEDIUM else {**TALKS, "mixed": MIXED}
 
@@ -65,9 +42,8 @@ CASES = [(family, name) for family in VIDEO for name in talks_of(family)]
 def test_ids_pixels_and_times_are_the_processors_own(renderer_of, family, name):
     renderer, conversation = renderer_of(family), talks_of(family)[name]
     assert_like(renderer.example(conversation), own_inputs(renderer, conversation))
-    asked = Conversation(conversation.messages[:-1], source="a:1")
     prompt, _ = renderer.prompt(conversation)
-    assert_like(prompt, own_inputs(renderer, asked, add_generation_prompt=True))
+    assert_like(prompt, own_inputs(renderer, conversation, last=False))
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
