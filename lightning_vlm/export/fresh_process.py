@@ -177,21 +177,30 @@ def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
             yield f"{name} isn't as in adapter_model.safetensors"
 
 
-def _opened(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A chat whose pictures are opened by Pillow; the processors would ask torchvision, which may not."""
+def _opened(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A chat whose pictures are opened by Pillow (the processors would ask torchvision, which may not), and
+    what a processor is told of its videos, whose frames are chosen already."""
+    import numpy as np
     import PIL.Image
 
     opened = []
+    metadata = []
     for turn in chat:
         content = []
         for part in turn["content"]:
             if "path" in part:
                 image = PIL.Image.open(part["path"])
                 content.append({"type": "image", "image": image})
+            elif "frames" in part:
+                frames = [np.asarray(PIL.Image.open(path)) for path in part["frames"]]
+                video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+                content.append({"type": "video", "video": video})
+                metadata.append(part["metadata"])
             else:
                 content.append(part)
         opened.append({**turn, "content": content})
-    return opened
+    of_videos = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
+    return opened, of_videos
 
 
 def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,8 +214,14 @@ def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
         problems += _compare_adapters(job["folder"], model)
     answers = []
     for chat, expected in zip(job["chats"], job["answers"], strict=True):
+        opened, of_videos = _opened(chat)
         inputs = processor.apply_chat_template(
-            _opened(chat), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            opened,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=of_videos,
         )
         inputs.pop("labels", None)  # PaliGemma's processor makes some
         problems += _compare_inputs(expected["inputs"], inputs)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL.Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -11,7 +12,8 @@ from lightning_vlm.data.conversation import Conversation, Image
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
-from lightning_vlm.data.render.turns import Turn, arrange, text_spans
+from lightning_vlm.data.render.turns import TextSpan, Turn, arrange, text_spans
+from lightning_vlm.data.video.clip import Clip
 
 _SIZES = (64, 96, 224, 128)
 """Of drawn pictures."""
@@ -23,7 +25,8 @@ class ProbeSample(NamedTuple):
     Args:
         source: Where it came from.
         inputs: The batch of one that training would get.
-        chat: What `apply_chat_template` takes; pictures are PNG files.
+        chat: What `apply_chat_template` takes; pictures are PNG files. A video has its frames as such files,
+            and what is known of it as `metadata`.
     """
 
     source: str
@@ -66,7 +69,7 @@ def probe_samples(
         example, _ = renderer.prompt(question)
         inputs = {"input_ids": example.input_ids[None], **example.inputs}
         turns, _ = arrange(question.messages, renderer.template.accepts)
-        chat = _chat(turns, conversation.source, folder.resolve() / str(len(samples)))
+        chat = _chat(renderer, turns, conversation.source, folder.resolve() / str(len(samples)))
         samples.append(ProbeSample(conversation.source, inputs, chat))
     return samples
 
@@ -82,20 +85,29 @@ def _question(conversation: Conversation) -> Conversation | None:
     return Conversation(conversation.messages[:stop], task=conversation.task, source=conversation.source)
 
 
-def _chat(turns: Sequence[Turn], source: str, prefix: Path) -> list[dict[str, Any]]:
-    """The turns as messages; their pictures are saved into files that begin with the prefix."""
+def _chat(renderer: Renderer, turns: Sequence[Turn], source: str, prefix: Path) -> list[dict[str, Any]]:
+    """The turns as messages; pictures and frames are saved into files that begin with the prefix."""
     chat: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
-        parts = [part for message in turn.messages for part in message.parts]
-        pictures = enumerate(part for part in parts if isinstance(part, Image))
-        content = []
-        for span in text_spans(turn):
-            if span is not None:
+        content: list[dict[str, Any]] = []
+        for place, span in enumerate(text_spans(turn)):
+            name = f"{prefix}-{number}-{place}"
+            if isinstance(span, TextSpan):
                 content.append({"type": "text", "text": span.text})
-                continue
-            place, picture = next(pictures)
-            path = f"{prefix}-{number}-{place}.png"
-            load_image(picture, source, "image").save(path)
-            content.append({"type": "image", "path": path})
+            elif isinstance(span, Image):
+                load_image(span, source, "image").save(f"{name}.png")
+                content.append({"type": "image", "path": f"{name}.png"})
+            else:
+                content.append(_video(renderer.open_video(span, source, "video"), name))
         chat.append({"role": turn.role, "content": content})
     return chat
+
+
+def _video(clip: Clip, name: str) -> dict[str, Any]:
+    """A video as its frames, saved into files, so that none is chosen or compressed again."""
+    paths = []
+    for number, frame in enumerate(clip.frames):
+        path = f"{name}-{number}.png"
+        PIL.Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(path)
+        paths.append(path)
+    return {"type": "video", "frames": paths, "metadata": dict(clip.metadata)}

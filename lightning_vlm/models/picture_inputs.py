@@ -1,4 +1,4 @@
-"""What a model needs of pictures and videos beside the pixels, so that its forward never waits for the device.
+"""What a model needs of pictures and videos beside the pixels, so that no forward waits for the device.
 
 Sizes of pictures decide what a forward does: how many features belong to each, where windows lie, where one
 picture ends. transformers reads them from the device, and waits. Here they stay on the host, what a vision
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from lightning_vlm_callbacks.host_data import HostData
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,7 +38,8 @@ SIZES = {
     "qwen3_5": ["image_grid_thw"],
 }
 """Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
-pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries each."""
+pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries
+each."""
 _TOWER_SETTINGS = (
     "spatial_merge_size",
     "window_size",
@@ -63,10 +65,10 @@ class PictureInputs(HostData):
 
     Args:
         sizes: Inputs of the model that it reads on the host.
-        tower: Further arguments of the vision tower for each of these inputs that it is called with: tensors for
-            the device, and lengths.
-        positions: Tensor of shape [tokens], int64: where tokens stand for features of pictures or videos, in the
-            flattened batch; None if the model doesn't say which tokens do.
+        tower: Further arguments of the vision tower for each of these inputs that it is called with: tensors
+            for the device, and lengths.
+        positions: Tensor of shape [tokens], int64: where tokens stand for features of pictures or videos, in
+            the flattened batch; None if the model doesn't say which tokens do.
         tokens: How many of them stand for pictures, and how many for videos, by the arguments that get these
             features.
         counts: Tensor of shape [batch], int64: as from `image_counts`.
@@ -132,7 +134,7 @@ class PictureInputsFinder:
         ids = inputs["input_ids"].flatten()
         are_features = {name: ids == token_id for name, token_id in self._token_ids.items()}
         if are_features:
-            (positions,) = sum(are_features.values()).nonzero(as_tuple=True)
+            (positions,) = torch.stack(list(are_features.values())).any(0).nonzero(as_tuple=True)
         return PictureInputs(
             sizes,
             tower,
@@ -193,7 +195,7 @@ def _given_to_tower(model: PreTrainedModel, pictures: PictureInputs) -> Iterator
         }
 
     def give(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """The tower is called with pictures, then with videos; the grid that it gets tells which these are."""
+        """The tower is called with pictures, then with videos; the grid that it gets tells which it is."""
         for size, arguments in given.items():
             if kwargs.get("grid_thw") is pictures.sizes[size]:
                 return args, kwargs | arguments
@@ -227,8 +229,9 @@ def _checked(base: Any, tokens: Mapping[str, int]) -> Iterator[None]:
             if features is not None and features.numel() != count * width:
                 medium = name.removesuffix("_features").replace("image", "picture")
                 raise UserError(
-                    f"{type(base).__name__}: found {features.numel() / width:g} features of {medium}s, expected "
-                    f"{count}, one for each token that stands for one; the processor and the model don't fit"
+                    f"{type(base).__name__}: found {features.numel() / width:g} features of {medium}s, "
+                    f"expected {count}, one for each token that stands for one; the processor and the model "
+                    "don't fit"
                 )
         with _without_own_check():
             return find(*args, **kwargs)

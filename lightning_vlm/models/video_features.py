@@ -1,7 +1,7 @@
 """Videos of different lengths in one batch, where a model takes all frames in one tensor.
 
-Such tensors are filled up with frames of zeros (LLaVA-OneVision, LLaVA-NeXT-Video, PerceptionLM). A model would
-make features of these too, for which there are no tokens.
+Such tensors are filled up with frames of zeros (LLaVA-OneVision, LLaVA-NeXT-Video). A model would make
+features of these too, for which there are no tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

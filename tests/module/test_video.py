@@ -27,7 +27,9 @@ SAMPLES = [
     talk((PICTURE, "What is this?"), "Noise."),
     talk((clip(), "What moves?"), "Nothing at all."),
     talk("Hello", "Hello, and a few words."),
-    talk((clip(3, 40, 80, seed=1, fps=0.5), "And", clip(3, 40, 80, seed=2, fps=0.5), "?"), "No.", "So?", "No!"),
+    talk(
+        (clip(3, 40, 80, seed=1, fps=0.5), "And", clip(3, 40, 80, seed=2, fps=0.5), "?"), "No.", "So?", "No!"
+    ),
     talk((clip(2, seed=3, fps=12.0), "Fast?"), "Yes."),
 ]
 
@@ -121,7 +123,13 @@ def test_positions_are_the_models_own(trained, family):
         if "video_grid_thw" not in inputs:
             continue
         one.model.model.rope_deltas = None
-        names = ("image_grid_thw", "video_grid_thw", "attention_mask", "mm_token_type_ids", "second_per_grid_ts")
+        names = (
+            "image_grid_thw",
+            "video_grid_thw",
+            "attention_mask",
+            "mm_token_type_ids",
+            "second_per_grid_ts",
+        )
         given = {name: inputs[name] for name in names if name in inputs}
         expected, _ = one.model.model.get_rope_index(inputs["input_ids"], **given)
         found = batch_of(one, [sample]).inputs["position_ids"]

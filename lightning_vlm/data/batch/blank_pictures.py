@@ -94,7 +94,9 @@ class RememberingImageProcessor:
     def _ask(self, images: Any, options: dict[str, Any]) -> BatchFeature:
         if self._on_meta:
             try:
-                return self._processor(self._without_values(images), **{**options, "input_data_format": "channels_first"})
+                return self._processor(
+                    self._without_values(images), **{**options, "input_data_format": "channels_first"}
+                )
             except Exception:  # whatever an operation without values raises; what is wrong comes again below
                 pass
         return self._processor(images, **options)

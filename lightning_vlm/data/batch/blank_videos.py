@@ -20,10 +20,10 @@ _FRAMES_TO_TRY = (2, 5)
 class RememberingVideoProcessor(RememberingImageProcessor):
     """As `RememberingImageProcessor`, for videos: answers are kept by the shapes of their frames."""
 
-    def __call__(self, videos: Any, **options: Any) -> BatchFeature:
+    def __call__(self, images: Any, **options: Any) -> BatchFeature:
         # What is known of each video goes through a processor as it is, and sizes don't depend on it.
         metadata = options.pop("video_metadata", None)
-        answer = super().__call__(videos, **options)
+        answer = super().__call__(images, **options)
         if "video_metadata" in answer:
             answer["video_metadata"] = metadata
         return answer
@@ -36,7 +36,7 @@ class RememberingVideoProcessor(RememberingImageProcessor):
 
 
 def length_needs_pixels(blind: Renderer, renderer: Renderer) -> bool:
-    """Whether the number of a video's tokens depends on what is seen in it (VideoLLaMA 3), not only on its size.
+    """Whether the number of a video's tokens depends on what is seen in it, as in VideoLLaMA 3.
 
     Args:
         blind: Measures with blank videos.

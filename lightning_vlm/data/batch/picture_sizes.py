@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-
 VIDEO_FRAMES = "pixel_values_videos"
 """The input that has the pixels of videos, where they are apart from those of pictures."""
 
@@ -14,8 +13,8 @@ class PictureSizes(NamedTuple):
     """The pictures and videos of a batch, without padding.
 
     Args:
-        tiles: Pictures, or the tiles that they were cut into, where the model takes these in one size; frames of
-            videos too, where the model takes them for pictures.
+        tiles: Pictures, or the tiles that they were cut into, where the model takes these in one size; frames
+            of videos too, where the model takes them for pictures.
         grids: Frames, rows and columns of patches of each picture, where the model takes patches
             (`image_grid_thw`).
         pixels: Height and width of each picture, where the processor states them (`image_sizes`).

@@ -44,14 +44,17 @@ def open_media(
     for turn in turns:
         for index, message in enumerate(turn.messages, turn.first):
             for place, part in enumerate(message.parts):
-                if not isinstance(part, Image | Video):
-                    continue
-                if (index, place) not in opened:
-                    key = f"messages[{index}].content[{place}]"
-                    is_picture = isinstance(part, Image)
-                    opened[index, place] = (open_picture if is_picture else open_video)(part, source, key)
-                found = opened[index, place]
-                (media.clips if isinstance(found, Clip) else media.pictures).append(found)
+                key = f"messages[{index}].content[{place}]"
+                if isinstance(part, Image | Video) and (index, place) not in opened:
+                    if isinstance(part, Image):
+                        opened[index, place] = open_picture(part, source, key)
+                    else:
+                        opened[index, place] = open_video(part, source, key)
+                found = opened.get((index, place))
+                if isinstance(found, Clip):
+                    media.clips.append(found)
+                elif found is not None:
+                    media.pictures.append(found)
     return media
 
 

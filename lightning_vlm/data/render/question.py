@@ -15,8 +15,8 @@ class Question(NamedTuple):
     """What a model was asked.
 
     Args:
-        text: The words. One user turn is its text, with `<image>` where a picture stands and `<video>` where a
-            video does. If there are more turns, each begins on its own line with its role.
+        text: The words. One user turn is its text, with `<image>` where a picture stands and `<video>` where
+            a video does. If there are more turns, each begins on its own line with its role.
         images: The file or the address of each picture in reading order; None for one that came as bytes.
         videos: The same of each video; of one that came as frames, the file of the first.
     """

@@ -121,9 +121,7 @@ def _media_spans(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[tuple[int,
     return tuple(found)
 
 
-def _picture_tokens(
-    pieces: Sequence[MarkedPiece], media_spans: Sequence[tuple[int, int]]
-) -> dict[int, int]:
+def _picture_tokens(pieces: Sequence[MarkedPiece], media_spans: Sequence[tuple[int, int]]) -> dict[int, int]:
     """The tokens of the first and last characters of each picture, by their places in the marked text."""
     asked = [piece.picture_place for piece in pieces if piece.picture is not None]
     token_of = {}

@@ -20,8 +20,7 @@ START_OF_TURN = "<|im_start|>"
 
 
 def _template(*, chatml: bool = False, numbered: bool = False, system: str | None = None) -> str:
-    """A Jinja template over `image_token`, `video_token` (or an empty text), `eos_token` and `bos_token`, which
-    `chat_template` fills in."""
+    """A Jinja template over `image_token`, `video_token`, `eos_token` and `bos_token`."""
     if chatml:
         opening, closing = f"'{START_OF_TURN}' + role + '\\n'", "eos_token + '\\n'"
     else:

@@ -115,8 +115,9 @@ def round_ends(turns: Sequence[Turn]) -> list[int]:
 
 
 def text_spans(turn: Turn) -> Iterator[TextSpan | Image | Video]:
-    """The texts of a turn in order, neighbours joined, and its pictures and videos. An empty turn has an empty
-    text.
+    """The texts of a turn in order, neighbours joined, and its pictures and videos.
+
+    An empty turn has an empty text.
 
     Between texts of different messages comes a new line, which belongs to the later one.
     """

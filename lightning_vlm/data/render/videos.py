@@ -1,4 +1,4 @@
-"""What a processor does with videos: whether it takes them, how large it makes them, and by which template."""
+"""What a processor does with videos: whether it takes them, how large it makes them, by which template."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ class VideoRules:
 
         SmolVLM's processor loses the picture. GLM-4V's model finds both by the same token.
         """
-        processor = self._processor
+        processor: Any = self._processor
         picture = PIL.Image.new("RGB", (64, 64))
         frames = black(2, 64, 64)
         metadata = VideoMetadata(2, fps=1.0, width=64, height=64, duration=2.0, frames_indices=[0, 1])
@@ -102,7 +102,7 @@ class VideoRules:
         return VIDEO_FRAMES not in both or image_token_id not in alone[1]["input_ids"][0].tolist()
 
     def open(self, video: Video, source: str, key: str) -> Clip:
-        """The frames of a video that the settings of the user choose, or the processor where they say nothing.
+        """The frames of a video that the user's settings choose, or the processor where they say nothing.
 
         Raises:
             DataError: As of `load_video`.
@@ -135,7 +135,7 @@ def _pixels(inputs: Mapping[str, Any]) -> int:
 
 
 def _template_of_videos(processor: ProcessorMixin) -> str | None:
-    """The chat template that a processor's own module keeps for conversations with videos (SmolVLM); or None."""
+    """The chat template that a processor's own module keeps for conversations with videos (SmolVLM)."""
     module = sys.modules.get(type(processor).__module__)
     return getattr(module, "DEFAULT_CHAT_TEMPLATE", None)
 
@@ -143,8 +143,8 @@ def _template_of_videos(processor: ProcessorMixin) -> str | None:
 class FrameSize:
     """Keeps videos within the budgets of pixels that a user sets, by the video processor's own arithmetic.
 
-    Processors of the Qwen-VL kind resize a video to a number of pixels, which is that of a frame in some and of
-    all frames in others. Others make each frame the same size, whatever a budget says.
+    Processors of the Qwen-VL kind resize a video to a number of pixels, which is that of a frame in some and
+    of all frames in others. Others make each frame the same size, whatever a budget says.
 
     Args:
         videos: The video processor.
@@ -156,9 +156,11 @@ class FrameSize:
         self._per_frame = sampling and sampling.max_pixels_per_frame
         self._whole = sampling and sampling.max_pixels
         self._counts_all_frames: bool | None = None
+        self._edges: tuple[int, int] | None = None
         size = getattr(self._videos, "size", None) or {}
-        edges = (size.get("shortest_edge"), size.get("longest_edge"))
-        self._edges = edges if all(edges) and hasattr(self._videos, "merge_size") else None
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
+        if least and most and hasattr(self._videos, "merge_size"):
+            self._edges = least, most
 
     @property
     def is_fixed(self) -> bool:
@@ -171,7 +173,7 @@ class FrameSize:
         return bool(self._per_frame or self._whole)
 
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        """What the video processor is told about the sizes of some clips: the strictest that one of them needs."""
+        """What the video processor is told of the sizes of some clips: the strictest that one needs."""
         if self._edges is None or not self.has_budget or not clips:
             return {}
         if self._counts_all_frames is None:

@@ -21,7 +21,7 @@ from transformers import (
 
 from tests.support.tiny.family import VISION_SIZE, Family, Ids
 
-# --- InternVL 3: ChatML without a system prompt of its own; a new line behind each picture and video ---------
+# --- InternVL 3: ChatML without a system prompt of its own; a new line behind each picture and video -------
 _INTERNVL_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\n' }}"
