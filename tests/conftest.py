@@ -91,6 +91,7 @@ CHECKS = {
     "several answers": "module/test_ranking.py",
     "tasks, GradNorm": "module/test_tasks.py",
     "packing": "module/test_packed.py",
+    "video": "module/test_video.py",
 }
 """The columns of the table of families, and where each is tested."""
 OF_ALL_FAMILIES = ("masks", "first step, mixed batches")

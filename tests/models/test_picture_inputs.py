@@ -62,13 +62,14 @@ def test_towers_take_what_was_found(model_and_batch):
     """Other values in it change the features, so that those found are used."""
     model, batch = model_and_batch("qwen2_5_vl")
     found = PictureInputsFinder(model)(batch.inputs)
-    assert {"cu_seqlens", "position_ids", "window_index", "cu_window_seqlens"} <= set(found.tower)
-    assert isinstance(found.tower["max_window_seqlen"], int)
+    tower = found.tower["image_grid_thw"]
+    assert {"cu_seqlens", "position_ids", "window_index", "cu_window_seqlens"} <= set(tower)
+    assert isinstance(tower["max_window_seqlen"], int)
     expected = last_hidden_states(model, batch)
     for name in ("position_ids", "window_index"):
-        other = {**found.tower, name: found.tower[name].flip(0)}
+        other = {"image_grid_thw": {**tower, name: tower[name].flip(0)}}
         changed = batch._replace(
-            picture_inputs=PictureInputs(found.sizes, other, found.positions, found.counts)
+            picture_inputs=PictureInputs(found.sizes, other, found.positions, found.tokens, found.counts)
         )
         assert not torch.equal(last_hidden_states(model, changed), expected), name
 
