@@ -92,9 +92,10 @@ CHECKS = {
     "tasks, GradNorm": "module/test_tasks.py",
     "packing": "module/test_packed.py",
     "video": "module/test_video.py",
+    "experts": "models/test_experts.py",
 }
 """The columns of the table of families, and where each is tested."""
-OF_ALL_FAMILIES = ("masks", "first step, mixed batches")
+OF_ALL_FAMILIES = ("masks", "first step, mixed batches", "experts")
 """What `make test` tries with every family, because it is all about what a family's own classes do. The other
 checks run on `SAMPLE` of `tests/support/tiny`, and on all families with `make test-all`."""
 _ABOUT = """\

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.fresh_process import TOLERANCE, bits
+from lightning_vlm.export.merge_experts import merge_experts
 from lightning_vlm.export.verification import require_same
 
 _PROBES = 4
@@ -29,9 +31,11 @@ def merge(model: PreTrainedModel) -> int:
         UserError: A weight isn't finite, a layer computes something else than with its adapter, or a weight
             beside the merged ones has changed.
     """
-    layers: dict[str, Any] = {
-        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
-    }
+    layers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        # Experts have a wrapper for each of their parameters, one in the other; the outer merges all.
+        if isinstance(module, BaseTunerLayer) and not name.endswith(".base_layer"):
+            layers[name] = module
     inside = tuple(f"{name}." for name in layers)
     before = bits(model)
     model.eval()  # without dropout
@@ -39,12 +43,14 @@ def merge(model: PreTrainedModel) -> int:
     problems = []
     parameters = 0
     for name, layer in layers.items():
-        base: nn.Linear = layer.get_base_layer()
-        off = _merge_layer(name, layer, base, generator)
+        if isinstance(layer, ParamWrapper):
+            base, off = merge_experts(name, layer)
+        else:
+            base, off = layer.get_base_layer(), _merge_layer(name, layer, generator)
         if not off <= TOLERANCE:
             problems.append(f"{name}.weight makes its layer differ by {off:.1e}")
         model.set_submodule(name, base)
-        parameters += base.weight.numel()
+        parameters += sum(weight.numel() for weight in base.parameters() if weight.ndim > 1)
     if layers:
         del model.peft_config
     after = bits(model)
@@ -59,8 +65,9 @@ def merge(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def _merge_layer(name: str, layer: Any, base: nn.Linear, generator: torch.Generator) -> float:
+def _merge_layer(name: str, layer: Any, generator: torch.Generator) -> float:
     """Merge one layer in place; how far its outputs are off, as a share of the largest."""
+    base: nn.Linear = layer.get_base_layer()
     inputs = torch.randn(_PROBES, base.in_features, generator=generator)
     expected = layer(inputs)
     try:

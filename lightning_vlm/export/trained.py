@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.experts import without_base_layers
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import PlanEntry, read_plan
@@ -95,7 +96,7 @@ def load_trained(request: ExportRequest) -> Trained:
     module.load_state_dict(saved["state_dict"])
     dtypes = {}
     for name, weight in model.state_dict().items():
-        dtypes[name.replace(".base_layer.", ".")] = weight.dtype
+        dtypes[without_base_layers(name)] = weight.dtype
     model.float().eval()
     quantised = saved["lightning_vlm"].get("quantised", {})
     return Trained(module, starts, dtypes, len(quantised))

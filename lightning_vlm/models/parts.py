@@ -11,9 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.experts import mixtures_of
 
 PARTS = ("vision", "projector", "language", "head")
-"""They hold every parameter once. `vision.layers` and `language.layers` are within them."""
+"""They hold every parameter once. `vision.layers`, `language.layers`, `language.routers` are within them."""
 
 PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list")
 """Children of the vision encoder that project into the language model: Qwen's and GLM's keep them there."""
@@ -31,8 +32,8 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
 
     Returns:
         Part name -> dotted paths, as `select_modules` and `select_parameters` take them: `vision`,
-        `vision.layers` (the list of its blocks), `projector`, `language`, `language.layers`, `head`. A part
-        that the model doesn't have is an empty list.
+        `vision.layers` (the list of its blocks), `projector`, `language`, `language.layers`, `head`, and in a
+        mixture of experts `language.routers`. A part that the model doesn't have is an empty list.
 
     >>> from lightning_vlm.models.loading.load import load_model
     >>> for name, paths in find_parts(load_model("drawn-vlm").model, prefix="vlm").items():
@@ -63,6 +64,9 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
         names[id(module)] = name
     for name, weight in model.named_parameters(remove_duplicate=False):
         names[id(weight)] = name
+    routers: list[_Node] = [model.get_submodule(mixture.router_path) for mixture in mixtures_of(model)]
+    if routers:
+        found["language.routers"] = routers
     start = prefix.rstrip(".")
     parts: dict[str, list[str]] = {}
     for part, nodes in found.items():

@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_vlm.models.experts import expert_parameters
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -27,13 +29,15 @@ def keep_weights(model: PreTrainedModel, autocast: torch.dtype) -> None:
     """Keep what trains in float32, and what is frozen in the dtype that autocast turns it into. In place.
 
     Frozen weights then give the same numbers to the bit, in half the memory and without being turned at each
-    use. Only those of linear layers do: a norm or an embedding is computed with as it is, and stays so.
+    use. Only those of linear layers and experts do: a norm or an embedding is computed with as it is, and
+    stays so.
 
     Args:
         model: Loaded and adapted; what the plan trains requires gradients.
         autocast: As from `autocast_dtype`.
     """
     others = {id(weight) for module in model.modules() for weight in _used_as_they_are(module)}
+    others -= {id(weight) for weight in expert_parameters(model).values()}
     for weight in model.parameters():
         if weight.requires_grad:
             _to_float32(weight)

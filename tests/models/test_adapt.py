@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.data.render.templates import chat_template
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import find_parts, parameters_by_part
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
+from tests.support.tiny.moe import MIXTURES
 
 FAMILIES = sorted(tiny.FAMILIES)
 Folder = Callable[[str], Path]
@@ -66,6 +68,11 @@ def test_lora_takes_every_linear_of_its_part_and_none_outside(
         if type(module) is nn.Linear and any(name.startswith(f"{path}.") for path in paths)
     }
     assert len(expected) >= 8
+    if family in MIXTURES and part == "language":  # PEFT wraps experts once for each of their parameters
+        for mixture in mixtures_of(plain):
+            path = f"{mixture.path}.{mixture.experts}"
+            expected |= {path + ".base_layer" * depth for depth in range(len(mixture.weights))}
+            expected.discard(mixture.router_path)
     model = adapted(tiny_folder(family), {part: "lora"})
     assert set(lora_layers(model)) == expected  # the head among `language` would be `lm_head`
     assert trainable_names(model) == {f"{name}.lora_{m}.default.weight" for name in expected for m in "AB"}

@@ -375,7 +375,11 @@ def test_gradnorm_measures_autograds_norms(
     name, weight = next(
         (name, weight)
         for name, weight in reversed(list(plain.named_parameters()))
-        if ("lora_B" in name if layer is None else name.endswith("layers.1.mlp.down_proj.weight"))
+        if (
+            "lora_B" in name and ".experts." not in name
+            if layer is None
+            else name.endswith("layers.1.mlp.down_proj.weight")
+        )
         and weight.requires_grad
     )
     for at, (before, norms) in enumerate(zip(keep.before, keep.norms, strict=True)):

@@ -29,6 +29,7 @@ from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import (
     RANKS,
     LoraLayer,
     check_ranks,
+    describe_fixed,
     describe_ranks,
     lora_layers,
     set_ranks,
@@ -62,16 +63,15 @@ class AdaptiveLoRARank(Callback):
     and hooks stay valid; under DDP the module is wrapped again. A layer that another callback has frozen
     keeps its rank.
 
-    For any module with plain LoRA of PEFT around linear layers, those of bitsandbytes too. Ranks are in the
-    checkpoint; on resume, layers get them before the weights are loaded (for `load_from_checkpoint` see
+    For any module with plain LoRA of PEFT around linear layers; that on single parameters (experts) stays as
+    it is. Ranks are in the checkpoint; on resume, layers get them before the weights are loaded (see also
     `fit_ranks` in `lora_layers.py`). PEFT's config is kept up to date, so that it loads what it saves.
 
     The idea is that of AdaLoRA (Zhang et al. 2023, https://arxiv.org/abs/2303.10512). PEFT's AdaLoRA masks
     directions and frees no memory, needs a call in the training loop and doesn't save its state.
 
     Args:
-        budget: Total rank, or with `unit="parameters"` how many parameters A and B may have in all. None:
-            what they have when training begins.
+        budget: Total rank, or with `unit="parameters"` the parameters of A and B; None: as at the start.
         min_rank: The least rank of every layer. With 0, a layer may lose its adapter permanently.
         max_rank: The most rank of every layer. No layer gets more than its width.
         multiple_of: Ranks are multiples of this. Ranks of 8 or 16 suit tensor cores.
@@ -158,7 +158,7 @@ class AdaptiveLoRARank(Callback):
         self._steps = rank_update_steps(trainer, self.start, self.every, self.until)
         rank_zero_info(
             f"AdaptiveLoRARank: {len(layers)} LoRA layers, {describe_ranks(layers)}; ranks change after "
-            f"{describe_steps(self._steps)}"
+            f"{describe_steps(self._steps)}{describe_fixed(pl_module)}"
         )
         record_event(trainer, "ranks", describe_ranks(layers), ranks=self._history[-1][1])
         if self._history[-1][0] < trainer.global_step in self._steps:

@@ -11,8 +11,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_resize import drop_lora, resize_lora
+from lightning_vlm_callbacks.peft_layers import is_of_peft, wrapped_parameters
 
-__all__ = ["RANKS", "LoraLayer", "check_ranks", "describe_ranks", "fit_ranks", "lora_layers", "set_ranks"]
+__all__ = [
+    "RANKS",
+    "LoraLayer",
+    "check_ranks",
+    "describe_fixed",
+    "describe_ranks",
+    "fit_ranks",
+    "lora_layers",
+    "set_ranks",
+]
 
 RANKS = "lora_ranks"
 """The key of a checkpoint's ranks of LoRA layers, by name; 0 where the adapter was removed."""
@@ -56,7 +66,7 @@ class LoraLayer(NamedTuple):
 def lora_layers(root: nn.Module) -> dict[str, LoraLayer]:
     """The active adapters of linear layers, bitsandbytes' too, by the layer's name.
 
-    LoRA on other layers, such as embeddings, isn't among them.
+    LoRA on other layers, such as embeddings, isn't among them, nor that on single parameters (experts).
 
     Raises:
         MisconfigurationException: A layer has several active adapters, or DoRA or another variant of LoRA,
@@ -73,7 +83,7 @@ def lora_layers(root: nn.Module) -> dict[str, LoraLayer]:
         raise ModuleNotFoundError("LoRA layers are PEFT's, which isn't installed; pip install peft")
     found = {}
     for name, layer in root.named_modules():
-        if not _is_linear(layer):
+        if not is_of_peft(layer, _LINEAR_CLASSES):
             continue
         active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
         if len(active) > 1:
@@ -176,11 +186,10 @@ def describe_ranks(layers: Mapping[str, LoraLayer]) -> str:
     return f"ranks {span}, {sum(ranks)} in all, {parameters:,} parameters"
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    for base in type(layer).__mro__:
-        if base.__module__.startswith("peft.tuners.lora") and base.__name__ in _LINEAR_CLASSES:
-            return True
-    return False
+def describe_fixed(root: nn.Module) -> str:
+    """That adapters of single parameters keep their ranks, as the end of a sentence; empty without such."""
+    fixed = len(wrapped_parameters(root))
+    return f"; LoRA on {fixed} single parameters (experts) keeps its rank" if fixed else ""
 
 
 def _refuse_variants(name: str, layer: Any, adapter: str) -> None:
@@ -243,23 +252,33 @@ def _configs(root: nn.Module, layers: Mapping[str, LoraLayer]) -> dict[str, Any]
 def _update_peft_configs(root: nn.Module) -> None:
     """Write ranks and alphas into PEFT's configs, so that it can load what it saves."""
     for model in _models(root).values():
-        layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_embedding_A")}
+        wrapped = wrapped_parameters(model)
+        layers: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
+        for name, layer in model.named_modules():
+            if name in wrapped:
+                parameters[wrapped[name]] = layer
+            elif hasattr(layer, "lora_embedding_A"):
+                layers[name] = layer
         for adapter, config in model.peft_config.items():
-            _update_peft_config(config, adapter, layers)
+            _update_peft_config(config, adapter, layers, parameters)
 
 
-def _update_peft_config(config: Any, adapter: str, layers: Mapping[str, Any]) -> None:
+def _update_peft_config(
+    config: Any, adapter: str, layers: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> None:
     """Write an adapter's ranks and alphas into its config.
 
     PEFT looks for keys at the end of names, and takes the first: an anchored full name fits one layer only.
     It refuses a rank of 0, so a layer without the adapter can't be a target.
     """
     adapted = {name: layer for name, layer in layers.items() if adapter in layer.r}
+    parameters = {name: layer for name, layer in parameters.items() if adapter in layer.r}
     if not adapted:
         return
     config.rank_pattern = {}
     config.alpha_pattern = {}
-    for name, layer in adapted.items():
+    for name, layer in (adapted | parameters).items():
         key = f"^{re.escape(name)}"
         config.rank_pattern[key] = layer.r[adapter]
         config.alpha_pattern[key] = layer.lora_alpha[adapter]

@@ -4,6 +4,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_vlm_callbacks.peft_layers import wrapped_parameters
 from lightning_vlm_callbacks.selectors import select_modules
 
 __all__ = ["refuse_batch_norms", "shared_layer"]
@@ -13,7 +14,7 @@ def shared_layer(root: nn.Module, selector: str | None, before: str | None) -> t
     """The layer on which the gradients of tasks are measured.
 
     Without a selector it is the last LoRA B that trains inside a list of layers, else the last linear layer
-    inside one.
+    inside one. LoRA on single parameters, as of experts, isn't called as a layer and is passed over.
 
     Args:
         root: The module that it is in.
@@ -73,6 +74,8 @@ def _layer_of_checkpoint(root: nn.Module, name: str) -> nn.Module:
 
 def _last_layer(root: nn.Module) -> tuple[str, nn.Module]:
     linear = {name: module for name, module in root.named_modules() if isinstance(module, nn.Linear)}
+    never_called = tuple(f"{name}.lora_" for name in wrapped_parameters(root))
+    linear = {name: module for name, module in linear.items() if not name.startswith(never_called)}
     in_a_list = [name for name in linear if any(word.isdigit() for word in name.split("."))]
     lora = [name for name in in_a_list if ".lora_B." in name and linear[name].weight.requires_grad]
     others = [name for name in in_a_list if ".lora_" not in name]

@@ -1,7 +1,7 @@
 """What of a model trains, and how: by a plan, parts are frozen, trained in full, or given adapters."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lightning_vlm_callbacks.selectors import SelectorError, overlaps, select_modules, select_parameters
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters.layers import adapters_of, attach, build
+from lightning_vlm.models.experts import is_correction_bias, mixtures_of
 from lightning_vlm.models.loading.quantize import quantised_layers
 from lightning_vlm.models.parts import Parts, head_is_tied
-from lightning_vlm.models.plan.inject import IA3_MODULES, inject_ia3, inject_lora, last_name
+from lightning_vlm.models.plan.inject import IA3_MODULES, ExpertLora, inject_ia3, inject_lora, last_name
 from lightning_vlm.models.plan.methods import IA3, LoraSettings
+from lightning_vlm.models.plan.mixtures import experts_for_lora, without_routers
 from lightning_vlm.models.plan.plan import Plan, PlanEntry, expected, quantised_problem, read_plan
 
 _FUSED = ("qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv")
@@ -28,19 +30,22 @@ class _Chosen(NamedTuple):
         entry: The method and its settings.
         parameters: All that the selector names.
         layers: Names of the linear layers for PEFT, or of the layers for our adapters.
+        experts: Names of the parameters with the weights of experts, for LoRA, and the rank in each expert.
     """
 
     entry: PlanEntry
     parameters: dict[str, nn.Parameter]
     layers: list[str]
+    experts: dict[str, int]
 
 
 def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
     """Inject the adapters of a plan and set what requires gradients. Works in place, once per model.
 
     Afterwards exactly the adapters and the parameters under `full` train; everything that the plan doesn't
-    name is frozen. Adapters go inside their selector only, wherever the same name occurs. Those of a model in
-    half precision are float32, as from `get_peft_model`. The model's output stays the same bit for
+    name is frozen, and so are the routers of a mixture of experts, unless a selector names nothing else, such
+    as `language.routers`. Adapters go inside their selector only, wherever the same name occurs. Those of a
+    model in half precision are float32, as from `get_peft_model`. The model's output stays the same bit for
     bit; with LoRA whose `init` is `pissa`, `olora` or `orthogonal`, and DoRA in half precision, up to
     rounding.
 
@@ -71,12 +76,14 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
         chosen[selector] = _choose(model, selector, entry, parts)
     _refuse_overlaps(model, chosen)
     lora: dict[str, LoraSettings] = {}
+    experts: dict[str, ExpertLora] = {}
     ia3: dict[str, IA3] = {}
     ours: dict[str, PlanEntry] = {}
     trained: set[int] = set()
-    for entry, parameters, layers in chosen.values():
+    for entry, parameters, layers, ranks in chosen.values():
         if isinstance(entry.settings, LoraSettings):
             lora |= dict.fromkeys(layers, entry.settings)
+            experts |= {name: ExpertLora(entry.settings, rank) for name, rank in ranks.items()}
         elif isinstance(entry.settings, IA3):
             ia3 |= dict.fromkeys(layers, entry.settings)
         elif entry.settings is not None:
@@ -84,8 +91,8 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
         elif entry.method == "full":
             trained |= {id(weight) for weight in parameters.values()}
     adapters = build(model, ours)
-    if lora:
-        inject_lora(model, lora)
+    if lora or experts:
+        inject_lora(model, lora, experts)
     if ia3:
         inject_ia3(model, ia3)
     attach(model, adapters)
@@ -93,7 +100,8 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
         trained |= {id(weight) for weight in adapter.parameters()}
     for name, parameter in model.named_parameters():
         is_peft = ".lora_" in name or ".ia3_" in name
-        parameter.requires_grad_(is_peft or id(parameter) in trained)
+        trains = id(parameter) in trained and not is_correction_bias(name)
+        parameter.requires_grad_(is_peft or trains)
 
 
 def trainable_names(model: nn.Module) -> set[str]:
@@ -129,9 +137,13 @@ def _choose(model: PreTrainedModel, selector: str, entry: PlanEntry, parts: Part
             modules = select_modules(model, [selector], parts)
     except SelectorError as error:
         raise UserError(f"plan: {error}") from None
+    parameters = without_routers(model, selector, entry, parameters)
     layers: list[str] = []
+    experts: dict[str, int] = {}
     if isinstance(entry.settings, LoraSettings | IA3):
-        layers = _linear_layers(model, selector, entry.method, entry.settings, modules)
+        if isinstance(entry.settings, LoraSettings):
+            experts = experts_for_lora(model, selector, entry.settings, parameters)
+        layers = _linear_layers(model, selector, entry, modules, [last_name(name) for name in experts])
         _refuse_quantised(model, selector, entry, layers)
     elif entry.settings is not None:
         layers = _transformer_layers(model, selector, entry.method, modules, parts)
@@ -141,7 +153,7 @@ def _choose(model: PreTrainedModel, selector: str, entry: PlanEntry, parts: Part
                 raise UserError(
                     f"plan[{selector!r}]: found quantised weights ({name}), which can't train; use lora"
                 )
-    return _Chosen(entry, parameters, layers)
+    return _Chosen(entry, parameters, layers, experts)
 
 
 def _refuse_quantised(model: PreTrainedModel, selector: str, entry: PlanEntry, layers: list[str]) -> None:
@@ -159,13 +171,14 @@ def _refuse_quantised(model: PreTrainedModel, selector: str, entry: PlanEntry, l
 def _linear_layers(
     model: PreTrainedModel,
     selector: str,
-    method: str,
-    settings: LoraSettings | IA3,
+    entry: PlanEntry,
     modules: Mapping[str, nn.Module],
+    experts: Sequence[str],
 ) -> list[str]:
-    """Names of the linear layers in some modules that a method of PEFT goes into."""
+    """Names of the linear layers in some modules that a method of PEFT goes into, beside `experts`."""
+    settings: Any = entry.settings
     linear = _linear_inside(model, modules)
-    present = sorted({last_name(name) for name in linear})
+    present = sorted({last_name(name) for name in linear} | set(experts))
     wanted = settings.modules
     if isinstance(settings, IA3):
         _refuse_ia3(selector, settings, present)
@@ -177,12 +190,12 @@ def _linear_layers(
                 advice = expected(name, present)
                 raise UserError(f"plan[{selector!r}]: found no linear layer {name!r}; {advice}")
         linear = {name: module for name, module in linear.items() if last_name(name) in wanted}
-    if not linear:
-        raise UserError(f"plan[{selector!r}]: found no linear layer for {method}; use full")
+    if not linear and not experts:
+        raise UserError(f"plan[{selector!r}]: found no linear layer for {entry.method}; use full")
     head = model.get_output_embeddings()
     if head_is_tied(model) and any(module is head for module in linear.values()):
         raise UserError(
-            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so {method} on "
+            f"plan[{selector!r}]: the head shares its weight with the token embeddings, so {entry.method} on "
             "it could not be merged; use full or frozen"
         )
     return list(linear)
@@ -193,8 +206,11 @@ def _linear_inside(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> 
     inside: set[int] = set()
     for outer in modules.values():
         inside |= {id(module) for module in outer.modules()}
+    routers = tuple(f"{mixture.router_path}." for mixture in mixtures_of(model))
     linear: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
+        if f"{name}.".startswith(routers):
+            continue
         # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
         is_unused = isinstance(module, NonDynamicallyQuantizableLinear)
         if isinstance(module, nn.Linear) and id(module) in inside and not is_unused:

@@ -1,8 +1,9 @@
 """PEFT's adapters, put into the layers that a plan has chosen."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import IA3Config, LoraConfig, inject_adapter_in_model
@@ -19,22 +20,45 @@ IA3_MODULES = ("k_proj", "v_proj", "down_proj", "fc2", "linear_fc2")
 _IA3_FEEDFORWARD = ("down_proj", "fc2", "linear_fc2")
 
 
-def inject_lora(model: PreTrainedModel, layers: Mapping[str, LoraSettings]) -> None:
+class ExpertLora(NamedTuple):
+    """LoRA on the weights of all experts of a layer.
+
+    Args:
+        settings: As in the plan.
+        rank: In each expert.
+    """
+
+    settings: LoraSettings
+    rank: int
+
+
+def inject_lora(
+    model: PreTrainedModel,
+    layers: Mapping[str, LoraSettings],
+    experts: Mapping[str, ExpertLora] | None = None,
+) -> None:
     """Give layers LoRA, in place.
 
     Args:
         model: Without adapters of PEFT.
         layers: Name of each linear layer -> its settings, which may differ in rank, alpha and dropout.
+        experts: Name of each parameter that holds the weights of a layer's experts -> its LoRA.
     """
-    patterns = {name: f"^{re.escape(name)}" for name in layers}  # PEFT adds `$` but not `^`
-    first = next(iter(layers.values()))
+    experts = experts or {}
+    ranks = {name: settings.r for name, settings in layers.items()}
+    alphas = {name: settings.scale for name, settings in layers.items()}
+    ranks |= {name: lora.rank for name, lora in experts.items()}
+    alphas |= {name: lora.settings.expert_scale(lora.rank) for name, lora in experts.items()}
+    patterns = {name: f"^{re.escape(name)}" for name in ranks}  # PEFT adds `$` but not `^`
+    first = next(iter([*layers.values(), *(lora.settings for lora in experts.values())]))
     config = LoraConfig(
         r=first.r,
         lora_alpha=first.scale,  # type: ignore[arg-type]
-        lora_dropout=first.dropout,
-        target_modules=_pattern(layers),
-        rank_pattern={patterns[name]: settings.r for name, settings in layers.items()},
-        alpha_pattern={patterns[name]: settings.scale for name, settings in layers.items()},
+        lora_dropout=0.0 if experts else first.dropout,  # PEFT refuses any beside experts; see below
+        target_modules=_pattern(layers) if layers else [],
+        target_parameters=sorted(experts) or None,
+        rank_pattern={patterns[name]: rank for name, rank in ranks.items()},
+        alpha_pattern={patterns[name]: alpha for name, alpha in alphas.items()},
         use_rslora=first.rslora,
         use_dora=first.dora,
         init_lora_weights=True if first.init == "default" else first.init,  # type: ignore[arg-type]
@@ -44,7 +68,11 @@ def inject_lora(model: PreTrainedModel, layers: Mapping[str, LoraSettings]) -> N
     with torch.random.fork_rng(devices=[], enabled=first.changes_base):
         if first.changes_base:
             torch.manual_seed(0)
-        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+        with warnings.catch_warnings():
+            # PEFT looks for the names of parameters among those of modules, after it has used them.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+            warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match")
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name, settings in layers.items():  # a LoraConfig has only one dropout
         layer: Any = model.get_submodule(name)
         layer.lora_dropout[ADAPTER] = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()

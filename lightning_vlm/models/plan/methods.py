@@ -31,7 +31,7 @@ class LoraSettings(NamedTuple):
     Args:
         r: Rank.
         alpha: Scale; None: 2 r, as LLaVA trains (PEFT's own default is 8 for both), or 16 with `rslora`.
-        dropout: On what goes into the adapter.
+        dropout: On what goes into the adapter; not in experts that share one tensor.
         modules: Last names of the linear layers to adapt, such as `q_proj`; None: all.
         rslora: Divide alpha by √r instead of r (https://arxiv.org/abs/2312.03732).
         dora: Learn the norm of each row of the weight beside its direction (https://arxiv.org/abs/2402.09353).
@@ -39,6 +39,10 @@ class LoraSettings(NamedTuple):
             another number; faster) or `olora`. The last three move the largest directions of the weight into
             the adapters (https://arxiv.org/abs/2404.02948, https://arxiv.org/abs/2406.01775), so the start
             equals the base model up to rounding.
+        expert_r: Rank in each expert of a mixture whose experts share one tensor; 0: no adapters there. None:
+            `r` divided by the number of experts that a token goes through, at least 1, so that a token meets
+            as much LoRA as in a dense layer (Schulman et al. 2025, https://thinkingmachines.ai/blog/lora).
+            The factor on `B A` is that of the other layers.
     """
 
     r: int = 16
@@ -48,6 +52,7 @@ class LoraSettings(NamedTuple):
     rslora: bool = False
     dora: bool = False
     init: str = "default"
+    expert_r: int | None = None
 
     @property
     def scale(self) -> float:
@@ -55,6 +60,25 @@ class LoraSettings(NamedTuple):
         if self.alpha is not None:
             return self.alpha
         return 16 if self.rslora else 2 * self.r
+
+    def expert_rank(self, top_k: int) -> int:
+        """Rank in an expert, where a token goes through `top_k` of them; 0 where experts get no adapters.
+
+        >>> LoraSettings(r=16).expert_rank(top_k=8), LoraSettings(r=16, expert_r=4).expert_rank(top_k=8)
+        (2, 4)
+        """
+        return max(self.r // top_k, 1) if self.expert_r is None else self.expert_r
+
+    def expert_scale(self, rank: int) -> float:
+        """Alpha in an expert with some rank: PEFT divides it by that, or by its root."""
+        share = rank / self.r
+        return self.scale * (share**0.5 if self.rslora else share)
+
+    def expert_problem(self) -> str | None:
+        """Which of the settings LoRA on experts that share one tensor can't have; None if all can be."""
+        if self.dora:
+            return "dora"
+        return None if self.init in ("default", "gaussian") else f"init={self.init}"
 
     @property
     def changes_base(self) -> bool:
@@ -74,6 +98,8 @@ class LoraSettings(NamedTuple):
             wrong["dropout"] = "a number in [0, 1)"
         if not _is_names(self.modules):
             wrong["modules"] = _NAMES
+        if self.expert_r not in (None, 0) and not _is_whole(self.expert_r):
+            wrong["expert_r"] = "a whole number >= 0"
         if not isinstance(self.rslora, bool):
             wrong["rslora"] = _FLAG
         if not isinstance(self.dora, bool):

@@ -1,19 +1,20 @@
 """The table of a plan: what it made of a model, for the terminal and for Weights & Biases."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich.table import Table
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_vlm.models.experts import mixtures_of, router_parameters
 from lightning_vlm.models.parts import Parts
 from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import Plan, PlanEntry, read_plan
 
 COLUMNS = ("part", "layers", "method", "rank", "trainable", "share")
-_NOT_SHOWN = ("r", "alpha", "modules", "feedforward")
+_NOT_SHOWN = ("r", "expert_r", "alpha", "modules", "feedforward")
 """Settings that don't make a method another one."""
 
 
@@ -29,21 +30,26 @@ def plan_rows(
 
     Returns:
         A row of `COLUMNS` per selector: the part, which of its layers, method, rank, trainable parameters,
-        and their share of those that it names. Then one for what the plan doesn't name, and one for all.
+        and their share of those that it names. Then one for routers of experts, if the plan doesn't name
+        them, one for all else that it doesn't name, and one for all.
     """
     rows = []
     named: set[int] = set()
+    routers = router_parameters(model)
     for selector, entry in read_plan(plan).items():
-        parameters = select_parameters(model, [selector], parts)
+        selected = select_parameters(model, [selector], parts)
+        parameters = {name: weight for name, weight in selected.items() if name not in routers} or selected
         named.update(id(weight) for weight in parameters.values())
         layers = _layers(parameters, parts)
-        rank = str(entry.settings.r) if isinstance(entry.settings, LoraSettings) else ""
+        rank = _rank(model, entry.settings, parameters) if isinstance(entry.settings, LoraSettings) else ""
         trainable, share = _trainable(parameters.values())
         rows.append((selector, layers, _method(entry), rank, trainable, share))
     rest = {name: weight for name, weight in model.named_parameters() if id(weight) not in named}
-    if rest:
-        trainable, share = _trainable(rest.values())
-        rows.append(("(not named)", _layers(rest, parts), "frozen", "", trainable, share))
+    frozen_routers = {name: rest.pop(name) for name in routers if name in rest}
+    for place, left_out in (("language.routers", frozen_routers), ("(not named)", rest)):
+        if left_out:
+            trainable, share = _trainable(left_out.values())
+            rows.append((place, _layers(left_out, parts), "frozen", "", trainable, share))
     trainable, share = _trainable(model.parameters())
     rows.append(("all", "", "", "", trainable, share))
     return rows
@@ -62,6 +68,17 @@ def plan_table(model: PreTrainedModel, parts: Parts, plan: Plan) -> Table:
             table.add_section()
         table.add_row(part, layers, method, rank, f"{trainable:,}", f"{share:.2%}")
     return table
+
+
+def _rank(model: PreTrainedModel, settings: LoraSettings, parameters: Mapping[str, nn.Parameter]) -> str:
+    """The rank of linear layers, and that in each expert where experts have adapters too."""
+    ranks = [str(settings.r)]
+    for mixture in mixtures_of(model):
+        inside = f"{mixture.path}.{mixture.experts}."
+        for name, weight in parameters.items():
+            if name.startswith(inside) and ".lora_A." in name:
+                ranks.append(f"experts {len(weight) // mixture.number}")
+    return ", ".join(dict.fromkeys(ranks))
 
 
 def _method(entry: PlanEntry) -> str:
@@ -91,17 +108,6 @@ def _trainable(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
             trained += size
     share = trained / max(total, 1)
     return trained, share
-
-
-def _counts(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
-    """How many parameters train, and their share of all."""
-    trained = total = 0
-    for weight in parameters:
-        size = _size(weight)
-        total += size
-        if weight.requires_grad:
-            trained += size
-    return trained, trained / max(total, 1)
 
 
 def _size(weight: nn.Parameter) -> int:
