@@ -26,6 +26,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.splits import Given, Splits
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
@@ -35,8 +36,8 @@ class VLMDataModule(LightningDataModule):
     """Conversations for training, validation, test and prediction.
 
     It renders with the processor of the `VLMModule` that it runs with. Train batches are the same however the
-    work is split (see `ResumableBatchSampler`), and a resumed run continues with the next batch. Batches of
-    validation and test carry prompts as well if the module generates.
+    work is split, and a resumed run continues with the next batch. Batches of validation and test carry
+    prompts as well if the module generates.
 
     Args:
         train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
@@ -52,8 +53,7 @@ class VLMDataModule(LightningDataModule):
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
             still does not fit is skipped and counted. None truncates nothing, and skips only what no one
             trains on, such as a text of a million words.
-        image_root: The folder that paths of pictures begin at, for sources given as a path. None is the
-            file's own folder.
+        image_root: For sources given as a path, where paths of pictures begin; None is the file's folder.
         on_bad_sample: `raise` reports all bad samples before anything runs, `skip` skips them and reports
             them at the end.
         num_workers: Processes that render samples; with 0 the main process does.
@@ -64,7 +64,9 @@ class VLMDataModule(LightningDataModule):
         processor: For use without a `VLMModule`.
         columns: For sources given as a path, our names of keys and the names that they have in the data, such
             as `{question: query, image: img}`.
-        allow_urls: For sources given as a path, whether pictures are fetched from http and https addresses.
+        allow_urls: For sources given as a path, whether http and https addresses are fetched.
+        video: Which frames of videos are taken and how large, as keys of a `VideoSampling`. None is as the
+            model's processor does.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -91,6 +93,7 @@ class VLMDataModule(LightningDataModule):
         processor: ProcessorMixin | None = None,
         columns: dict[str, str] | None = None,
         allow_urls: bool = False,
+        video: VideoSampling | None = None,
     ) -> None:
         super().__init__()
         smallest = min(batch_size, eval_batch_size or batch_size)
@@ -112,6 +115,7 @@ class VLMDataModule(LightningDataModule):
         self.seed = seed
         self.sampling = TaskSampling.read(sampling)
         check_sampling(self.batching.mode, self.sampling)
+        self.video = VideoSampling.read(video)
         self.processor = processor
         self.report = SampleReport()
         """What became of the samples on this process so far."""
@@ -180,12 +184,7 @@ class VLMDataModule(LightningDataModule):
             self._measured()
 
     def batches_per_epoch(self, world: int, limit: int | float = 1.0) -> int:
-        """Batches of training data that each process gets in an epoch.
-
-        Args:
-            world: Number of processes.
-            limit: The Trainer's `limit_train_batches`.
-        """
+        """Batches to learn from in an epoch for each of `world` processes, of `limit_train_batches`."""
         size = len(self._measured())
         batches = math.ceil(self.batching.batches(size, self.batch_size, self.shuffle, self.seed) / world)
         return int(batches * limit) if isinstance(limit, float) else min(batches, limit)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Text
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, Text, Video
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.optim import settle_rates
@@ -56,6 +56,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
         facts["data.max_tokens"] = data.batching.max_tokens
         facts["data.max_patches"] = data.batching.max_patches
         facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
+        facts["data.video"] = str(data.video)
         facts["data.train"] = describe_data(data.source("train"))
     flat: dict[str, Any] = {}
     for name, value in facts.items():
@@ -85,11 +86,13 @@ def _texts(conversation: Conversation) -> Iterator[str]:
         yield message.role
         for part in message.parts:
             yield part.text if isinstance(part, Text) else type(part).__name__
-    for image in conversation.images:
-        if image.path:
-            yield image.path.name
+    frames = [frame for video in conversation.videos for frame in video.frames]
+    media: list[Image | Video] = [*conversation.images, *conversation.videos, *frames]
+    for medium in media:
+        if medium.path:
+            yield medium.path.name
         else:
-            yield hashlib.sha256(image.data or b"").hexdigest()
+            yield hashlib.sha256(medium.data or b"").hexdigest()
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -34,7 +34,7 @@ class VideoSampling:
     8
     >>> VideoSampling(fps=1, num_frames=8)
     Traceback (most recent call last):
-    lightning_vlm.errors.UserError: video: found both fps and num_frames; expected one of them
+    lightning_vlm.errors.UserError: data.video: found both fps and num_frames; expected one of them
     """
 
     fps: float | None = None
@@ -49,7 +49,7 @@ class VideoSampling:
         for setting in fields(self):
             _check_number(setting.name, getattr(self, setting.name))
         if self.fps is not None and self.num_frames is not None:
-            raise UserError("video: found both fps and num_frames; expected one of them")
+            raise UserError("data.video: found both fps and num_frames; expected one of them")
         _check_order("min_frames", self.min_frames, "max_frames", self.max_frames)
         _check_order("num_frames", self.num_frames, "max_frames", self.max_frames)
         _check_order("min_frames", self.min_frames, "num_frames", self.num_frames)
@@ -67,7 +67,7 @@ class VideoSampling:
         2
         >>> VideoSampling.read({"max_frame": 2})
         Traceback (most recent call last):
-        lightning_vlm.errors.UserError: video: there is no key max_frame; did you mean max_frames?
+        lightning_vlm.errors.UserError: data.video: there is no key max_frame; did you mean max_frames?
         """
         if given is None:
             return cls()
@@ -76,7 +76,7 @@ class VideoSampling:
         known = cls.__dataclass_fields__
         for key in given:
             if key not in known:
-                raise UserError(f"video: there is no key {key}{did_you_mean(str(key), known)}")
+                raise UserError(f"data.video: there is no key {key}{did_you_mean(str(key), known)}")
         return cls(**given)
 
     def over(self, other: "VideoSampling") -> "VideoSampling":
@@ -109,13 +109,13 @@ def _check_number(name: str, value: Any) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if name == "fps":
         if not ((is_whole or isinstance(value, float)) and 0 < value < math.inf):
-            raise UserError(f"video.fps: found {value!r}; expected frames a second, a number above 0")
+            raise UserError(f"data.video.fps: found {value!r}; expected frames a second, a number above 0")
     elif not is_whole or value < 1:
-        raise UserError(f"video.{name}: found {value!r}; expected a whole number of 1 or more")
+        raise UserError(f"data.video.{name}: found {value!r}; expected a whole number of 1 or more")
 
 
 def _check_order(small_name: str, small: int | None, large_name: str, large: int | None) -> None:
     if small is not None and large is not None and small > large:
         raise UserError(
-            f"video.{small_name}: found {small}, more than {large_name} ({large}); raise the latter"
+            f"data.video.{small_name}: found {small}, more than {large_name} ({large}); raise the latter"
         )

@@ -12,17 +12,20 @@ from lightning_vlm.data.video.sizes import frame_size
 from lightning_vlm.errors import UserError
 
 WRONG = {
-    "both": ({"fps": 1, "num_frames": 2}, "video: found both fps and num_frames; expected one of them"),
-    "no rate": ({"fps": 0}, "video.fps: found 0; expected frames a second, a number above 0"),
-    "infinite": ({"fps": float("inf")}, "video.fps: found inf; expected frames a second, a number above 0"),
-    "none": ({"num_frames": 0}, "video.num_frames: found 0; expected a whole number of 1 or more"),
-    "half": ({"max_frames": 2.5}, "video.max_frames: found 2.5; expected a whole number of 1 or more"),
-    "true": ({"max_pixels": True}, "video.max_pixels: found True; expected a whole number of 1 or more"),
+    "both": ({"fps": 1, "num_frames": 2}, "data.video: found both fps and num_frames; expected one of them"),
+    "no rate": ({"fps": 0}, "data.video.fps: found 0; expected frames a second, a number above 0"),
+    "infinite": (
+        {"fps": float("inf")},
+        "data.video.fps: found inf; expected frames a second, a number above 0",
+    ),
+    "none": ({"num_frames": 0}, "data.video.num_frames: found 0; expected a whole number of 1 or more"),
+    "half": ({"max_frames": 2.5}, "data.video.max_frames: found 2.5; expected a whole number of 1 or more"),
+    "true": ({"max_pixels": True}, "data.video.max_pixels: found True; expected a whole number of 1 or more"),
     "order": (
         {"min_frames": 5, "max_frames": 4},
-        "video.min_frames: found 5, more than max_frames (4); raise the latter",
+        "data.video.min_frames: found 5, more than max_frames (4); raise the latter",
     ),
-    "name": ({"maxframes": 4}, "video: there is no key maxframes; did you mean max_frames?"),
+    "name": ({"maxframes": 4}, "data.video: there is no key maxframes; did you mean max_frames?"),
 }
 
 
@@ -38,7 +41,7 @@ def test_settings_of_a_row_go_before_those_of_the_run() -> None:
     assert VideoSampling(num_frames=4).over(run) == VideoSampling(num_frames=4, max_frames=16, max_pixels=100)
     assert VideoSampling(max_frames=3).over(run) == VideoSampling(fps=2, max_frames=3, max_pixels=100)
     assert VideoSampling().over(run) == run
-    with pytest.raises(UserError, match="min_frames: found 20, more than max_frames"):
+    with pytest.raises(UserError, match="data.video.min_frames: found 20, more than max_frames"):
         VideoSampling(min_frames=20).over(run)
 
 
