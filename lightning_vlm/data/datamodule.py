@@ -140,7 +140,7 @@ class VLMDataModule(LightningDataModule):
         if processor is None:
             raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
-            self._renderer = Renderer(processor, self.max_length)
+            self._renderer = Renderer(processor, self.max_length, self.video)
         return self._renderer
 
     def source(self, split: str) -> Conversations:
