@@ -227,6 +227,14 @@ CONFIGS = {
         config("  adapt", "  generation: {max_new_token: 3}\n  adapt"),
         "model.generation: there is no key max_new_token; did you mean max_new_tokens?",
     ),
+    "a setting of videos": (
+        config("  batch_size: 2", "  video: {maxframes: 3}"),
+        "c.yaml:6: data.video: there is no key maxframes; did you mean max_frames?",
+    ),
+    "settings of videos that contradict": (
+        config("  batch_size: 2", "  video: {fps: 1, num_frames: 2}"),
+        "data.video: found both fps and num_frames; expected one of them",
+    ),
     "another trainer's word": (
         config(more="learning_rate: 0.1\n"),
         "c.yaml:10: there is no key learning_rate; did you mean model.optimizer.init_args.lr?",

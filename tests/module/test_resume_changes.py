@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Constant, Linear
@@ -81,6 +82,10 @@ CASES = {
     "sampling": (
         {"data": {"sampling": TaskSampling(temperature=2.0)}},
         [r"data.sampling is TaskSampling\(score='size', temperature=2.0.*\), was not set"],
+    ),
+    "videos": (
+        {"data": {"video": VideoSampling(fps=2)}},
+        [r"data.video is VideoSampling\(fps=2\), was VideoSampling\(\)"],
     ),
     "order": (
         {"data": {"seed": 5, "shuffle": False}},

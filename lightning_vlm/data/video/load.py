@@ -136,7 +136,7 @@ def _settings(video: Video, sampling: VideoSampling | None, source: str, key: st
     try:
         return video.sampling.over(asked)
     except UserError as error:
-        found = f"settings that contradict data.video ({str(error).removeprefix('data.video.')})"
+        found = f"settings that contradict one another ({error})"
         raise DataError(source, key, found, "settings that agree") from None
 
 

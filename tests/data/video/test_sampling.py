@@ -41,7 +41,7 @@ def test_settings_of_a_row_go_before_those_of_the_run() -> None:
     assert VideoSampling(num_frames=4).over(run) == VideoSampling(num_frames=4, max_frames=16, max_pixels=100)
     assert VideoSampling(max_frames=3).over(run) == VideoSampling(fps=2, max_frames=3, max_pixels=100)
     assert VideoSampling().over(run) == run
-    with pytest.raises(UserError, match="data.video.min_frames: found 20, more than max_frames"):
+    with pytest.raises(UserError, match=r"data\.video\.min_frames: found 20, more than max_frames"):
         VideoSampling(min_frames=20).over(run)
 
 
