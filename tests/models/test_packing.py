@@ -20,6 +20,8 @@ from tests.support.tiny import FAMILIES
 
 BOTH_WAYS = "tokens of a picture or a question see those behind them"
 WHY = {
+    "lfm2_vl": "it has layers of conv",
+    "lfm3_vl": "it has layers of conv",
     "gemma3": BOTH_WAYS,
     "paligemma": BOTH_WAYS,
     "mllama": "its tokens see pictures by cross-attention",

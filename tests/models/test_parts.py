@@ -52,12 +52,34 @@ PREFIXES = {
     "gemma3": {**LLAVA, "head": ()},
     "paligemma": {**LLAVA, "head": ()},
     "internvl": LLAVA,
+    "internvl3_5": LLAVA,
+    "lfm2_vl": {**LLAVA, "head": ()},
+    "lfm3_vl": {**LLAVA, "head": ()},
+    "ovis2": {**LLAVA, "projector": ("model.visual_embeddings_table.",), "head": ()},
+    "lighton_ocr": {
+        **LLAVA,
+        "vision": ("model.vision_encoder.",),
+        "projector": ("model.vision_projection.",),
+        "head": (),
+    },
     "mistral3": LLAVA,
     "pixtral": LLAVA,
     "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
     "qwen3_5": QWEN,
 }
-TIED = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3", "paligemma")
+TIED = (
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_5",
+    "gemma3",
+    "paligemma",
+    "lfm2_vl",
+    "lfm3_vl",
+    "ovis2",
+    "lighton_ocr",
+)
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
     **dict.fromkeys(
@@ -67,7 +89,12 @@ LAYERS = {  # vision, language
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
         ("model.visual.blocks", "model.language_model.layers"),
     ),
-    "internvl": ("model.vision_tower.encoder.layer", "model.language_model.layers"),
+    **dict.fromkeys(
+        ("internvl", "internvl3_5"), ("model.vision_tower.encoder.layer", "model.language_model.layers")
+    ),
+    "lfm3_vl": ("model.vision_tower.layers", "model.language_model.layers"),
+    "ovis2": ("model.vision_tower.transformer.encoder.layers", "model.language_model.layers"),
+    "lighton_ocr": ("model.vision_encoder.transformer.layers", "model.language_model.layers"),
     **dict.fromkeys(
         ("mistral3", "pixtral"), ("model.vision_tower.transformer.layers", "model.language_model.layers")
     ),

@@ -123,6 +123,9 @@ _IDEFICS = (
     "User:<image>How many?<end_of_utterance>\nAssistant: Two.<end_of_utterance>\n"
     "User: Sure?<end_of_utterance>\nAssistant: Yes.<end_of_utterance>\n"
 )
+_ANSWERED = "How many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
+_AGAIN = "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+_ASKED = "<|im_start|>user\n"
 CHATS = {
     "llava": "USER: <image>\nHow many? ASSISTANT: Two. USER: Sure? ASSISTANT: Yes. ",
     "llava_next": "[INST] <image>\nHow many? [/INST] Two.</s> [INST] Sure? [/INST] Yes.</s> ",
@@ -144,6 +147,13 @@ CHATS = {
         "<|im_start|>user\n<IMG_CONTEXT>\nHow many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
         "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
     ),
+    "internvl3_5": f"{_ASKED}<IMG_CONTEXT>\n{_ANSWERED}{_AGAIN}",
+    "lfm2_vl": f"<|startoftext|>{_ASKED}<image>{_ANSWERED}{_AGAIN}",
+    "lfm3_vl": (f"<|startoftext|>{_ASKED}<|vision_start|><|image_pad|><|vision_end|>{_ANSWERED}{_AGAIN}"),
+    "ovis2": (
+        f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{_ASKED}<image>\n{_ANSWERED}{_AGAIN}"
+    ),
+    "lighton_ocr": f"<|im_start|>system<|im_end|>\n{_ASKED}<|image_pad|>{_ANSWERED}{_AGAIN}",
     "mistral3": (
         "<s>[SYSTEM_PROMPT]You are a helpful assistant.[/SYSTEM_PROMPT]"
         "[INST][IMG]How many?[/INST]Two.</s>[INST]Sure?[/INST]Yes.</s>"
@@ -169,7 +179,7 @@ PROMPTS = {
     "qwen3_vl": _CHATML,
     "qwen3_vl_moe": _CHATML,
     "gemma3": "<start_of_turn>model\n",
-    "internvl": _CHATML,
+    **dict.fromkeys(("internvl", "internvl3_5", "lfm2_vl", "lfm3_vl", "ovis2", "lighton_ocr"), _CHATML),
     "mistral3": "[/INST]",
     "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",

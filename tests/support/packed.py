@@ -13,7 +13,14 @@ from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
 from tests.support.tiny import FAMILIES
 
-NEVER = ("gemma3", "paligemma", "mllama", "qwen3_5")
+NEVER = (
+    "gemma3",
+    "paligemma",
+    "mllama",
+    "qwen3_5",
+    "lfm2_vl",
+    "lfm3_vl",
+)
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
 PACKED = tuple(family for family in FAMILIES if family not in NEVER)
 

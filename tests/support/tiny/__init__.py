@@ -13,12 +13,17 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from tests.support.tiny.deepseek import DEEPSEEK_OCR2, DEEPSEEK_VL
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
+from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.moe import QWEN3_VL_MOE
-from tests.support.tiny.others import INTERNVL, MISTRAL3, MLLAMA, PIXTRAL
+from tests.support.tiny.molmo import MOLMO2
+from tests.support.tiny.ocr import GOT_OCR2, LIGHTON_OCR
+from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
+from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
 
@@ -36,13 +41,19 @@ FAMILIES: dict[str, Family] = {
     "paligemma": PALIGEMMA,
     "gemma3": GEMMA3,
     "internvl": INTERNVL,
+    "internvl3_5": INTERNVL3_5,
+    "lfm2_vl": LFM2_VL,
+    "lfm3_vl": LFM3_VL,
+    "ovis2": OVIS2,
+    "lighton_ocr": LIGHTON_OCR,
     "pixtral": PIXTRAL,
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen3_5": QWEN3_5,
 }
-"""The families that can be built, by the name of their `model_type` (Pixtral's is `llava`)."""
+"""The families that can be built, by the name of their `model_type` (Pixtral's is `llava`,
+InternVL 3.5's `internvl`)."""
 
 SAMPLE = (
     "llava",

@@ -34,14 +34,17 @@ _INTERNVL_TEMPLATE = (
 )
 
 
-def _internvl_config(ids: Ids, text: dict) -> PretrainedConfig:
-    return InternVLConfig(
-        vision_config={**VISION_SIZE, "image_size": [32, 32], "patch_size": [8, 8]},
-        text_config={"model_type": "qwen2", **text},
-        image_token_id=ids["<IMG_CONTEXT>"],
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
+def _internvl_config(language: dict[str, Any]) -> Any:
+    def make(ids: Ids, text: dict) -> PretrainedConfig:
+        return InternVLConfig(
+            vision_config={**VISION_SIZE, "image_size": [32, 32], "patch_size": [8, 8]},
+            text_config={**text, **language},
+            image_token_id=ids["<IMG_CONTEXT>"],
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+
+    return make
 
 
 def _internvl_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
@@ -62,7 +65,7 @@ INTERNVL = Family(
     bos=None,
     special=("<|im_start|>",),
     template=_INTERNVL_TEMPLATE,
-    config=_internvl_config,
+    config=_internvl_config({"model_type": "qwen2"}),
     processor=_internvl_processor,
     named={
         "start_image_token": "<img>",
@@ -73,6 +76,8 @@ INTERNVL = Family(
     padding_side="left",
     video=True,
 )
+INTERNVL3_5 = INTERNVL._replace(config=_internvl_config({"model_type": "qwen3", "head_dim": 16}))
+"""InternVL 3.5 has the language model of Qwen3."""
 
 
 # --- Mistral Small 3.1: <s>, always a system prompt, questions between [INST] and [/INST], answers with </s>,
