@@ -1,7 +1,9 @@
 """What the forward of a module does, as its code says. What isn't seen there is found by running it."""
 
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from types import CodeType
 
 from torch import nn
@@ -24,6 +26,31 @@ def makes_masks(module: nn.Module) -> bool:
             if name.startswith("create_") and "mask" in name:
                 return True
     return False
+
+
+def asked_for_dtype(module: nn.Module) -> list[nn.Module]:
+    """The layers inside of a module by whose weights its forward says in which dtype it computes.
+
+    >>> class Patches(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.embedding = nn.Linear(2, 2)
+    ...     def forward(self, pixels):
+    ...         return self.embedding(pixels.to(self.embedding.weight.dtype))
+    >>> asked_for_dtype(Patches())
+    [Linear(in_features=2, out_features=2, bias=True)]
+    """
+    inside = dict(module.named_modules())
+    return [inside[path] for path in _paths_asked_for_dtype(type(module).forward) if path in inside]
+
+
+@cache
+def _paths_asked_for_dtype(forward: Callable) -> Sequence[str]:
+    try:
+        source = inspect.getsource(inspect.unwrap(forward))
+    except (OSError, TypeError):  # a class that was made without a file
+        return ()
+    return tuple(dict.fromkeys(re.findall(r"self\.([\w.]+)\.weight\.dtype", source)))
 
 
 def passes(parent: nn.Module, argument: str) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.models.experts import expert_parameters
+from lightning_vlm.models.parts import vision_tower
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -47,11 +48,33 @@ def keep_weights(model: PreTrainedModel, autocast: torch.dtype) -> None:
     # in the places of embeddings. Where one of the two trains and the other doesn't, all is as in a model
     # that was loaded in float32, but for what autocast turns anyway.
     embeddings: Any = model.get_input_embeddings().weight
-    first = next(weight for weight in model.parameters() if weight.is_floating_point())
-    if embeddings.dtype != first.dtype:
+    dtypes = {embeddings.dtype, _first_dtype(model), _first_dtype(vision_tower(model) or model)}
+    if len(dtypes) > 1:
         for weight in model.parameters():
             if id(weight) in others:
                 _to_float32(weight)
+
+
+def give_pixels_their_dtype(model: PreTrainedModel) -> None:
+    """Let a model take pixels in any dtype. Most vision towers do so by themselves (LFM3-VL's doesn't)."""
+    tower = vision_tower(model)
+    if tower is not None:
+        tower.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
+
+
+def _cast_pixels(tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook of a vision tower: pixels get the dtype of its first weight."""
+    pixels = args[0] if args else kwargs.get("pixel_values")
+    if not isinstance(pixels, torch.Tensor) or not pixels.is_floating_point():
+        return args, kwargs
+    pixels = pixels.to(_first_dtype(tower))
+    if args:
+        return (pixels, *args[1:]), kwargs
+    return args, {**kwargs, "pixel_values": pixels}
+
+
+def _first_dtype(module: nn.Module) -> torch.dtype:
+    return next(weight.dtype for weight in module.parameters() if weight.is_floating_point())
 
 
 def _to_float32(weight: nn.Parameter) -> None:

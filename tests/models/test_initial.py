@@ -33,7 +33,7 @@ def without(folder, to, *words):
     return to
 
 
-PROJECTOR = ("projector", "connector", "merger", "image_newline")
+PROJECTOR = ("projector", "connector", "merger", "image_newline", "vision_projection", "visual_embeddings")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""Layers whose state runs along the row (Gated DeltaNet): padding on either side changes nothing."""
+"""Layers whose state runs along the row (Gated DeltaNet, short convolutions): padding on either side changes nothing."""
 
 import pytest
 import torch
@@ -29,6 +29,8 @@ def padded(inputs, processor, left, right):
     padding = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
     widened = dict(inputs)
     for name, value in padding.items():
+        if name not in inputs:
+            continue
         widened[name] = torch.nn.functional.pad(inputs[name], (left, right), value=value)
     return widened
 
@@ -42,7 +44,7 @@ def step(model, inputs, stretch, chosen):
     return logits.detach(), gradients
 
 
-@pytest.mark.parametrize("family", ["qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_5", "lfm2_vl", "lfm3_vl"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(family, side, sample, tiny_folder):
     model = AutoModelForImageTextToText.from_pretrained(tiny_folder(family))

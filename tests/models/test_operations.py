@@ -16,8 +16,9 @@ from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
 from tests.support.tiny.moe import MIXTURES
 
-UNKNOWN = {"mllama", "qwen3_5", *MIXTURES}
-"""They see pictures by cross-attention, attend linearly, or have experts."""
+UNKNOWN = {"mllama", "qwen3_5", "lfm2_vl", "lfm3_vl", "ovis2", *MIXTURES}
+"""They see pictures by cross-attention, attend linearly, mix tokens by convolutions, choose features from a
+table, or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

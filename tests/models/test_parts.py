@@ -163,8 +163,8 @@ def test_adapters_join_the_part_they_are_in(family: str, model: PreTrainedModel)
     after = parameters_by_part(model)
     for part, own in after.items():
         adapters = {name for name in own if "lora_" in name}
-        # Gemma 3's projector is a bare matrix.
-        assert bool(adapters) == ((family, part) != ("gemma3", "projector"))
+        # Gemma 3's projector is a bare matrix, Ovis' an embedding.
+        assert bool(adapters) == (part != "projector" or family not in ("gemma3", "ovis2"))
         assert {name.replace(".base_layer", "") for name in own if name not in adapters} == before[part]
     assert find_parts(model)["language.layers"] == [LAYERS[family][1]]
 
@@ -185,7 +185,9 @@ def test_a_gap_or_an_overlap_is_named(
 ) -> None:
     whole = find_parts(model)
     monkeypatch.setattr(parts, "find_parts", lambda model: {**whole, "projector": []})
-    with pytest.raises(UserError, match=r"(connector|projector|merger).*\(in none\)"):
+    with pytest.raises(
+        UserError, match=r"(connector|projector|projection|merger|visual_embeddings).*\(in none\)"
+    ):
         parameters_by_part(model)
     monkeypatch.setattr(
         parts, "find_parts", lambda model: {**whole, "vision": [*whole["vision"], *whole["projector"]]}

@@ -34,12 +34,15 @@ TABLE = torch.tensor(  # the QLoRA paper's appendix E
 
 
 def below(model, *parts):
-    """Names of the plain linear layers in these parts, found without selectors."""
+    """Names of the plain linear layers in these parts, found without selectors, but for SigLIP 2's patches,
+    by whose weights it says in which dtype pixels are."""
     roots = tuple(path for part in parts for path in find_parts(model)[part])
     return {
         name
         for name, module in model.named_modules()
-        if type(module) is torch.nn.Linear and any(f"{name}.".startswith(f"{root}.") for root in roots)
+        if type(module) is torch.nn.Linear
+        and any(f"{name}.".startswith(f"{root}.") for root in roots)
+        and not name.endswith("vision_tower.embeddings.patch_embedding")
     }
 
 
@@ -52,6 +55,8 @@ def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     """And nothing else is another module, or has another dtype or value, than without."""
     plain = load_model(tiny_folder(family)).model
     inner = "self_attn" if family in MIXTURES else "mlp"  # fused experts aren't linear layers
+    if family in ("lfm2_vl", "lfm3_vl"):
+        inner = "feed_forward"
     whole = ["vision", "language"] + (["projector"] if below(plain, "projector") else [])
     choices = {
         ("nf4", "language"): below(plain, "language"),

@@ -136,5 +136,5 @@ def _begin(name: str, processor: ProcessorMixin, image: str) -> str:
     if begin is None or (name == "chatml" and begin == START_OF_TURN):
         return ""
     picture = PIL.Image.new("RGB", (64, 64))
-    ids = processor(text=[f"{image}x"], images=[[picture]])["input_ids"][0]
-    return "" if list(ids).count(processor.tokenizer.bos_token_id) == 1 else str(begin)
+    ids = processor(text=[f"{image}x"], images=[[picture]], return_tensors="pt")["input_ids"][0]
+    return "" if ids.tolist().count(processor.tokenizer.bos_token_id) == 1 else str(begin)

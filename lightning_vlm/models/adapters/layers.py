@@ -24,7 +24,7 @@ BOTTLENECK, CROSS_MODAL = "adapter_bottleneck", "adapter_cross_modal"
 """Names of the modules that a layer gets. No weight decay for what is in `adapter_...`."""
 WEIGHTS, SETTINGS = "vlm_adapters.safetensors", "vlm_adapters.json"
 """The files of a folder with adapters."""
-_MLP = ("mlp", "feed_forward")
+_MLP = ("mlp", "feed_forward", "ffn")
 """What the families call the MLP of a layer."""
 
 

@@ -28,6 +28,7 @@ from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.loading.trainable import why_not_trainable
 from lightning_vlm.models.parts import Parts, find_parts
+from lightning_vlm.models.precision import give_pixels_their_dtype
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import did_you_mean, shorten
@@ -148,6 +149,7 @@ def load_model(
             use_gradient_checkpointing(model)
     choice.settle(model, attn_implementation)
     prepare(model)
+    give_pixels_their_dtype(model)
     parts = find_parts(model)
     missing = init_missing_weights(model, found["missing_keys"], parts)
     for part in (model.config, model.config.get_text_config()):

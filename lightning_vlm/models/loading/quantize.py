@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lightning_vlm.compat import bitsandbytes as bitsandbytes_fix
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.forwards import asked_for_dtype
 from lightning_vlm.models.parts import Parts, find_parts
 
 QuantMethod = Literal["nf4", "int8"]
@@ -29,7 +30,8 @@ ComputeDtype = Literal["bfloat16", "float16", "float32"]
 class Quantization:
     """What of a model is loaded quantised, and how.
 
-    Linear layers are quantised; norms, embeddings, biases and the head never are. The vision tower and the
+    Linear layers are quantised; norms, embeddings (of patches, too, where a family's code asks for their
+    dtype), biases and the head never are. The vision tower and the
     projector aren't unless named: they are small beside the language model, and all that is seen goes
     through them.
 
@@ -113,6 +115,8 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
         UserError: A selector finds nothing, or no linear layer, or the head.
     """
     head = model.get_output_embeddings()
+    # SigLIP 2 turns pixels into the dtype of its patch embedding's weight: whole numbers, were it quantised.
+    kept = {id(layer) for module in model.modules() for layer in asked_for_dtype(module)}
     chosen: set[int] = set()
     for selector in quantization.parts:
         try:
@@ -123,7 +127,7 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
         if any(module is head for module in inside):
             raise UserError(f"quantization.parts: {selector!r} names the head, which stays in 16 or 32 bits")
         # Exactly nn.Linear, as bitsandbytes: torch reads the weight of a subclass without calling it.
-        linear = {id(module) for module in inside if type(module) is nn.Linear}
+        linear = {id(module) for module in inside if type(module) is nn.Linear} - kept
         if not linear:
             raise UserError(f"quantization.parts: {selector!r} has no linear layer")
         chosen.update(linear)

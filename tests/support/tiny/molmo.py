@@ -27,8 +27,8 @@ _EXTRA = (
 _NAMED = {"image_token": "<|image|>", "video_token": "<|video|>"}
 
 # All pictures stand before the first turn, with numbers if they are several. User and assistant must take
-# turns. The end of an answer is written before the next question, so the last answer of a chat has none; there
-# is a space before the turn of an answer, but not where one is asked for.
+# turns. The end of an answer is written before the next question, so the last answer of a chat has none.
+# There is a space before the turn of an answer, but not where one is asked for.
 _TEMPLATE = (
     "{% set pictures = namespace(number=0, seen=0) %}"
     "{% for message in messages %}{% for part in message.content if part.type == 'image' %}"
