@@ -1,4 +1,4 @@
-"""Layers whose state runs along the row (Gated DeltaNet, short convolutions): padding on either side changes nothing."""
+"""Layers whose state runs along the row (Gated DeltaNet, short convolutions): padding changes nothing."""
 
 import pytest
 import torch
