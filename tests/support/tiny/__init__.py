@@ -13,15 +13,13 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from lightning_vlm.errors import UserError
-from tests.support.tiny.deepseek import DEEPSEEK_OCR2, DEEPSEEK_VL
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.moe import QWEN3_VL_MOE
-from tests.support.tiny.molmo import MOLMO2
-from tests.support.tiny.ocr import GOT_OCR2, LIGHTON_OCR
+from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
