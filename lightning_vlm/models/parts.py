@@ -1,10 +1,13 @@
 """The parts of a vision-language model: vision, projector, language, head, wherever its family keeps them.
 
+What hears sound is a part of its own, `audio`, in the families that have it. No batch has sound, so nothing in it
+would learn; a plan leaves it as it is unless it names it.
+
 `find_parts` gives the part names that selectors start with; `parameters_by_part` proves that the parts hold
 every parameter exactly once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lightning_vlm_callbacks.selectors import select_parameters
 from torch import nn
@@ -13,11 +16,15 @@ from transformers import PreTrainedModel
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.experts import mixtures_of
 
-PARTS = ("vision", "projector", "language", "head")
-"""They hold every parameter once. `vision.layers`, `language.layers`, `language.routers` are within them."""
+PARTS = ("vision", "projector", "language", "head", "audio")
+"""They hold every parameter once. `vision.layers`, `language.layers`, `language.routers` are within them. Few
+models have `audio`."""
 
-PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list")
-"""Children of the vision encoder that project into the language model: Qwen's and GLM's keep them there."""
+PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list", "connector")
+"""Children of the vision encoder that project into the language model: Qwen's, GLM's and Granite Docling's keep
+them there."""
+OTHER_TOWERS = ("video_tower",)
+"""Children of the base model that are vision encoders beside that of pictures (Video-LLaVA)."""
 
 Parts = Mapping[str, Sequence[str]]
 _Node = nn.Module | nn.Parameter
@@ -33,7 +40,8 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     Returns:
         Part name -> dotted paths, as `select_modules` and `select_parameters` take them: `vision`,
         `vision.layers` (the list of its blocks), `projector`, `language`, `language.layers`, `head`, and in a
-        mixture of experts `language.routers`. A part that the model doesn't have is an empty list.
+        mixture of experts `language.routers`. A part that the model doesn't have is an empty list; `audio` is
+        there only if the model has it.
 
     >>> from lightning_vlm.models.loading.load import load_model
     >>> for name, paths in find_parts(load_model("drawn-vlm").model, prefix="vlm").items():
@@ -51,14 +59,18 @@ def find_parts(model: PreTrainedModel, prefix: str = "") -> dict[str, list[str]]
     mergers: list[_Node] = []
     if vision is not None:
         mergers += [child for name, child in vision.named_children() if name in PROJECTOR_INSIDE_VISION]
+    others = _children(model, lambda name: name in OTHER_TOWERS)
+    audio = _children(model, lambda name: "audio" in name)
     found: dict[str, list[_Node]] = {
-        "vision": _cover(vision, holes=[*mergers, head]),
+        "vision": _cover(vision, holes=[*mergers, head]) + others,
         "vision.layers": _layers(vision, holes=mergers),
-        "projector": mergers + _cover(model, holes=[vision, language, head]),
+        "projector": mergers + _cover(model, holes=[vision, language, head, *others, *audio]),
         "language": _cover(language, holes=[vision, head]),
         "language.layers": _layers(language, holes=[]),
         "head": _cover(head, holes=[]),
     }
+    if audio:
+        found["audio"] = audio
     names: dict[int, str] = {}
     for name, module in model.named_modules():
         names[id(module)] = name
@@ -84,7 +96,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
         model: As in `find_parts`.
 
     Returns:
-        `vision`, `projector`, `language`, `head` -> parameters by name, names and order as in
+        `vision`, `projector`, `language`, `head` (and `audio`) -> parameters by name, names and order as in
         `model.named_parameters()`. A tied head shares the weight of the token embeddings, which is with
         `language`.
 
@@ -95,6 +107,8 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, nn.Paramet
     shared = model.get_output_embeddings().weight if head_is_tied(model) else None
     found = {}
     for part in PARTS:
+        if part not in parts:
+            continue
         parameters = select_parameters(model, [part], parts) if parts[part] else {}
         if part == "head":
             parameters = {name: weight for name, weight in parameters.items() if weight is not shared}
@@ -129,6 +143,17 @@ def head_is_tied(model: PreTrainedModel) -> bool:
     """Whether the head and the token embeddings are one weight, so that training one trains both."""
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _children(model: PreTrainedModel, wanted: Callable[[str], bool]) -> list[_Node]:
+    """Children of the model or its base, by their names, without what has no weights."""
+    found: dict[int, _Node] = {}
+    for owner in (model, model.base_model):
+        for name, child in owner.named_children():
+            has_weights = any(True for _ in child.parameters())
+            if wanted(name) and has_weights:
+                found[id(child)] = child
+    return list(found.values())
 
 
 def _cover(module: nn.Module | None, holes: Sequence[_Node | None]) -> list[_Node]:

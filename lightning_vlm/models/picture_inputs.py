@@ -29,6 +29,7 @@ from lightning_vlm.models.video_features import without_filled_frames
 SIZES = {
     "llava": ["image_sizes"],  # Pixtral
     "llava_next": ["image_sizes"],
+    "llava_next_video": ["image_sizes"],
     "llava_onevision": ["image_sizes", "batch_num_images"],
     "mistral3": ["image_sizes"],
     "lighton_ocr": ["image_sizes"],

@@ -23,6 +23,8 @@ from tests.support import tiny
 from tests.support.tiny.moe import MIXTURES
 
 FAMILIES = sorted(tiny.FAMILIES)
+# Their features leave the tower one layer early.
+EARLY = ("llava", "llava_next", "vipllava", "llava_next_video", "video_llava")
 Folder = Callable[[str], Path]
 
 
@@ -138,8 +140,7 @@ def test_outputs_are_those_of_get_peft_model(tiny_folder: Folder) -> None:
 def test_every_adapter_learns_under_a_frozen_patch_embedding(
     family: str, checkpointing: bool, tiny_folder: Folder
 ) -> None:
-    early = family in ("llava", "llava_next")  # their features leave the tower one layer early
-    vision = "vision.layers[:-1]" if early else "vision.layers"
+    vision = "vision.layers[:-1]" if family in EARLY else "vision.layers"
     folder, plan = tiny_folder(family), {vision: "lora", "language": "lora"}
     model = adapted(folder, plan, gradient_checkpointing=checkpointing)
     calls = count_block_calls(model)

@@ -44,6 +44,11 @@ FAMILIES = {
     "mllama": Row(OWN_ROW, "its tokens see pictures by cross-attention"),
     "qwen3_vl_moe": Row("", ""),
     "qwen3_5": Row("", LINEAR),
+    "vipllava": Row(OWN_ROW, ""),
+    "llava_next_video": Row(OWN_ROW, ""),
+    "video_llava": Row(OWN_ROW, ""),
+    "aya_vision": Row(OWN_ROW, ""),
+    "cohere2_vision": Row(OWN_ROW, ""),
 }
 
 

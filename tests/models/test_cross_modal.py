@@ -68,6 +68,11 @@ def inputs_of(processor_of):
     return make
 
 
+def pixels_of(batch):
+    """The input that has the pixels."""
+    return "pixel_values_images" if "pixel_values_images" in batch else "pixel_values"
+
+
 def logits(model, batch):
     model.eval()
     with torch.no_grad():
@@ -111,7 +116,8 @@ def test_features_are_what_the_projector_puts_out(family, tiny_folder, inputs_of
     adapter.picture_norm.register_forward_pre_hook(lambda module, args: met.append(args[0]))
     logits(model, batch)
     with torch.no_grad():
-        names = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "spatial_shapes")
+        more = ("image_sizes", "image_grid_thw", "pixel_attention_mask", "spatial_shapes")
+        names = (pixels_of(batch), *more)
         given = {name: batch[name] for name in names if name in batch}
         if family == "llava_onevision":
             given["batch_num_images"] = batch["batch_num_images"]
@@ -146,7 +152,7 @@ def test_samples_that_share_a_row_see_their_own_pictures(family, tiny_folder, pr
         alone = logits(model, {"input_ids": example.input_ids[None], **example.inputs})[0]
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
     changed = dict(chosen[1].inputs)
-    changed["pixel_values"] = -changed["pixel_values"]
+    changed[pixels_of(changed)] = -changed[pixels_of(changed)]
     chosen[1] = dataclasses.replace(chosen[1], inputs=changed)
     found.append(logits_of_packed(model, chosen, positions))
     are_equal = [torch.equal(one, other) for one, other in zip(*found, strict=True)]
@@ -217,8 +223,9 @@ def piece_by_piece(model, batch, cache, cuts):
     places = batch["input_ids"][0] == model.config.image_token_id
     given = 0
     for begin, end in zip([0, *cuts], [*cuts, len(places)], strict=True):
-        pictures = int(places[begin:end].sum()) * len(batch["pixel_values"]) // int(places.sum())
-        pixels = {"pixel_values": batch["pixel_values"][given : given + pictures]} if pictures else {}
+        name = pixels_of(batch)
+        pictures = int(places[begin:end].sum()) * len(batch[name]) // int(places.sum())
+        pixels = {name: batch[name][given : given + pictures]} if pictures else {}
         given += pictures
         ids = batch["input_ids"][:, begin:end]
         with torch.no_grad():

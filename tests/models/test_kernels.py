@@ -37,6 +37,11 @@ FOUND = {
     "mistral3": (11, 2, 4),
     "mllama": (9, 3, 2),
     "qwen3_5": (7, 2, 2),
+    "vipllava": (5, 2, 2),
+    "llava_next_video": (5, 2, 2),
+    "video_llava": (5, 2, 2),
+    "aya_vision": (0, 2, 0),
+    "cohere2_vision": (0, 2, 0),
 }
 """Norms, gated activations and rotary embeddings of each tiny model."""
 

@@ -17,7 +17,8 @@ from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
 from tests.support.tiny.moe import MIXTURES
 
-EARLY = ("llava", "llava_next")  # their features leave the tower one layer early
+# Their features leave the tower one layer early.
+EARLY = ("llava", "llava_next", "vipllava", "llava_next_video", "video_llava")
 FUSED = (
     "qwen2_vl",
     "qwen2_5_vl",
@@ -81,7 +82,7 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
         return
     model = adapted(tiny_folder(family), plan)
     with torch.no_grad():
-        assert torch.equal(model(**batch).logits, expected)
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-6)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     planned = trainable_names(model)
     set_modes(model)

@@ -66,6 +66,11 @@ PREFIXES = {
     "pixtral": LLAVA,
     "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
     "qwen3_5": QWEN,
+    "vipllava": LLAVA,
+    "llava_next_video": LLAVA,
+    "video_llava": {**LLAVA, "vision": ("model.image_tower.", "model.video_tower.")},
+    "aya_vision": {**LLAVA, "head": ()},
+    "cohere2_vision": {**LLAVA, "head": ()},
 }
 TIED = (
     "llava_onevision",
@@ -79,6 +84,8 @@ TIED = (
     "lfm3_vl",
     "ovis2",
     "lighton_ocr",
+    "aya_vision",
+    "cohere2_vision",
 )
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
@@ -99,6 +106,7 @@ LAYERS = {  # vision, language
         ("mistral3", "pixtral"), ("model.vision_tower.transformer.layers", "model.language_model.layers")
     ),
     "mllama": ("model.vision_model.transformer.layers", "model.language_model.layers"),
+    "video_llava": ("model.image_tower.encoder.layers", "model.language_model.layers"),
 }
 
 

@@ -67,7 +67,15 @@ def test_is_small_and_fast_and_the_seed_decides(family: str, tmp_path: Path) -> 
 
 
 _EARLY = (18, r"\.layers\.2\.|post_layernorm")  # features leave the tower one layer early
-DEAD = {"llava": _EARLY, "llava_next": _EARLY, "llava_onevision": (2, "post_layernorm")}
+DEAD = {
+    "llava": _EARLY,
+    "llava_next": _EARLY,
+    "llava_onevision": (2, "post_layernorm"),
+    "aya_vision": (2, "post_layernorm"),
+    "vipllava": _EARLY,
+    "llava_next_video": _EARLY,
+    "video_llava": (18 + 55, r"\.layers\.2\.|post_layernorm|video_tower"),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,7 +117,8 @@ def test_pixels_reach_the_words(family: str, tiny_folder: Folder) -> None:
     inputs = batch(folder, [(56, 56)])
     with torch.no_grad():
         before = model(**inputs).logits[:, -1]
-        inputs["pixel_values"] = -inputs["pixel_values"]
+        name = "pixel_values_images" if family == "video_llava" else "pixel_values"
+        inputs[name] = -inputs[name]
         assert not torch.allclose(before, model(**inputs).logits[:, -1])
 
 
@@ -126,7 +135,20 @@ _IDEFICS = (
 _ANSWERED = "How many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
 _AGAIN = "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
 _ASKED = "<|im_start|>user\n"
+_VICUNA = "USER: <image>\nHow many? ASSISTANT: Two. USER: Sure? ASSISTANT: Yes. "
+_COHERE = (
+    "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|><image>How many?<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>Two.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Sure?<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>Yes.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+)
 CHATS = {
+    "vipllava": "###Human: <image>\nHow many?###Assistant: Two.###Human: Sure?###Assistant: Yes.",
+    "llava_next_video": _VICUNA,
+    "video_llava": _VICUNA,
+    "aya_vision": _COHERE,
+    "cohere2_vision": _COHERE.replace("<image>", "<|IMG_PATCH|>"),
     "llava": "USER: <image>\nHow many? ASSISTANT: Two. USER: Sure? ASSISTANT: Yes. ",
     "llava_next": "[INST] <image>\nHow many? [/INST] Two.</s> [INST] Sure? [/INST] Yes.</s> ",
     "llava_onevision": (
@@ -168,7 +190,13 @@ CHATS = {
     "qwen3_5": _QWEN.partition("<|im_end|>\n")[2].replace("Yes.", "<think>\n\n</think>\n\nYes."),
 }
 _CHATML = "<|im_start|>assistant\n"
+_COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 PROMPTS = {
+    "vipllava": "###Assistant:",
+    "llava_next_video": "ASSISTANT:",
+    "video_llava": "ASSISTANT:",
+    "aya_vision": _COHERE_ASKS,
+    "cohere2_vision": _COHERE_ASKS,
     "llava": "ASSISTANT:",
     "llava_next": " [/INST]",
     "llava_onevision": _CHATML,
@@ -185,7 +213,7 @@ PROMPTS = {
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",
 }
-MARKED = ("llava", "llava_onevision")  # with {% generation %}
+MARKED = ("llava", "llava_onevision", "llava_next_video", "video_llava")  # with {% generation %}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -30,11 +30,18 @@ class Event:
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *rest: Any, **options: Any) -> Any:
     causal, scale = rest[3], rest[4]
+    left, right = rest[5] if len(rest) > 5 and rest[5] else (-1, -1)
     outs = []
     lengths = starts.diff().tolist()
     for parts in zip(*(one.split(lengths) for one in (query, key, value)), strict=True):
         one, two, three = (part.transpose(0, 1)[None] for part in parts)
-        out = scaled_dot_product_attention(one, two, three, is_causal=causal, scale=scale, enable_gqa=True)
+        mask = None
+        if (left, right) not in ((-1, -1), (-1, 0)):
+            everything = torch.ones(one.shape[2], one.shape[2], dtype=torch.bool)
+            mask = everything.triu(-left).tril(right)
+        out = scaled_dot_product_attention(
+            one, two, three, mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
+        )
         outs.append(out[0].transpose(0, 1))
     sums = torch.zeros(query.shape[1], len(query), dtype=torch.float32)  # that only the backward reads
     return torch.cat(outs), sums, torch.zeros(2, dtype=torch.uint64)
@@ -45,10 +52,10 @@ _AS_A_CALLER = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tl
 
 
 def _varlen_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Any:
-    starts, causal, scale = rest[2], rest[6], rest[8]
+    starts, causal, scale, window = rest[2], rest[6], rest[8], rest[9]
     inputs = [one.detach().requires_grad_() for one in (query, key, value)]
     with torch._C._ForceDispatchKeyGuard(*_AS_A_CALLER), torch.enable_grad():
-        out = _varlen(*inputs, starts, None, 0, 0, causal, scale)[0]
+        out = _varlen(*inputs, starts, None, 0, 0, causal, scale, window)[0]
         return torch.autograd.grad(out, inputs, grad)
 
 

@@ -27,9 +27,22 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "pixtral": "</s>",
     "mllama": "<|eot_id|>",
     "qwen3_5": "<|im_end|>",
+    "vipllava": "",
+    "llava_next_video": "",
+    "video_llava": "",
+    "aya_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "cohere2_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
     "shipped": "<|im_end|>",
 }
-GAPS = ("llava", "llava_next", "smolvlm", "idefics3")
+GAPS = (
+    "llava",
+    "llava_next",
+    "smolvlm",
+    "idefics3",
+    "vipllava",
+    "llava_next_video",
+    "video_llava",
+)
 """Families whose own templates write a space before an answer."""
 ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
 

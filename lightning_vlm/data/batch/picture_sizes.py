@@ -35,7 +35,7 @@ def picture_sizes(inputs: Mapping[str, Tensor]) -> PictureSizes:
     Args:
         inputs: What the model's forward takes.
     """
-    values = inputs.get("pixel_values")
+    values = inputs.get("pixel_values", inputs.get("pixel_values_images"))
     videos = inputs.get(VIDEO_FRAMES)
     return PictureSizes(
         tiles=0 if values is None else _tiles(values),

@@ -32,7 +32,9 @@ class AnswerFormat:
                 f"begins an answer with {before_answer!r}, but asks for one with "
                 f"{self.generation_prompt!r}, so the prompt of a new answer would differ from training"
             )
-        self._end = re.compile(rf"\s*({any_of(end_tokens).pattern})")
+        any_end = any_of(end_tokens).pattern
+        # Cohere's end an answer, then the turn: up to the tokenizer's end token all are written.
+        self._end = re.compile(rf"\s*((?:{any_end})*?{re.escape(eos_token)}|{any_end})")
         self.end_of_turn = self._find_end_of_turn(before_question, behind_answer, eos_token)
         """What the template writes to end an answer: a special token, and white space before it."""
 

@@ -109,13 +109,14 @@ def _first_picture(
     """What `get_image_features` takes of a batch, cut to one picture or row of tiles, and its sizes."""
     takes = inspect.signature(base.get_image_features).parameters
     picture = {name: value for name, value in inputs.items() if name in takes}
-    pixels = picture["pixel_values"]
+    (name,) = [name for name in picture if name in ("pixel_values", "pixel_values_images")]
+    pixels = picture[name]
     if sizes.grids:
         patches = math.prod(sizes.grids[0])
-        first = {"pixel_values": pixels[:patches], "image_grid_thw": picture["image_grid_thw"][:1]}
+        first = {name: pixels[:patches], "image_grid_thw": picture["image_grid_thw"][:1]}
     elif patch:
         height, width = sizes.pixels[0]
-        first = {"pixel_values": pixels[:1, :, :height, :width], "image_sizes": picture["image_sizes"][:1]}
+        first = {name: pixels[:1, :, :height, :width], "image_sizes": picture["image_sizes"][:1]}
     else:
         # Rows of a batch without pictures are filled up with zeros.
         has_pixels = pixels[..., 0, 0].flatten(1).any(1)
@@ -156,9 +157,11 @@ def _cut(edge: int, side: int) -> list[int]:
 
 def _unused(model: PreTrainedModel, layers: nn.Module) -> set[nn.Module]:
     """What comes after the block whose output is read, in families that read an earlier one (LLaVA)."""
-    place = getattr(model.config, "vision_feature_layer", None)
-    if not isinstance(place, int) or place >= 0:
+    places = getattr(model.config, "vision_feature_layer", None)
+    places = [places] if isinstance(places, int) else places  # a list where several are read (ViP-LLaVA)
+    if not places:
         return set()
     blocks = list(layers.children())
-    unused = blocks[len(blocks) + 1 + place :]
+    last_read = max(place % (len(blocks) + 1) for place in places)  # 0 is what enters the first block
+    unused = blocks[last_read:]
     return {module for block in unused for module in block.modules()}

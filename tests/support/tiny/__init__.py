@@ -13,12 +13,14 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from tests.support.tiny.cohere import AYA_VISION, COHERE2_VISION
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.moe import QWEN3_VL_MOE
+from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
 from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2
@@ -49,6 +51,11 @@ FAMILIES: dict[str, Family] = {
     "mllama": MLLAMA,
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen3_5": QWEN3_5,
+    "vipllava": VIPLLAVA,
+    "llava_next_video": LLAVA_NEXT_VIDEO,
+    "video_llava": VIDEO_LLAVA,
+    "aya_vision": AYA_VISION,
+    "cohere2_vision": COHERE2_VISION,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`,
 InternVL 3.5's `internvl`)."""
