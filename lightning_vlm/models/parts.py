@@ -1,7 +1,7 @@
 """The parts of a vision-language model: vision, projector, language, head, wherever its family keeps them.
 
-What hears sound is a part of its own, `audio`, in the families that have it. No batch has sound, so nothing in it
-would learn; a plan leaves it as it is unless it names it.
+What hears sound is a part of its own, `audio`, in the families that have it. No batch has sound, so nothing
+in it would learn; a plan leaves it as it is unless it names it.
 
 `find_parts` gives the part names that selectors start with; `parameters_by_part` proves that the parts hold
 every parameter exactly once.
@@ -21,8 +21,8 @@ PARTS = ("vision", "projector", "language", "head", "audio")
 models have `audio`."""
 
 PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list", "connector")
-"""Children of the vision encoder that project into the language model: Qwen's, GLM's and Granite Docling's keep
-them there."""
+"""Children of the vision encoder that project into the language model: Qwen's, GLM's and Granite Docling's
+keep them there."""
 OTHER_TOWERS = ("video_tower",)
 """Children of the base model that are vision encoders beside that of pictures (Video-LLaVA)."""
 

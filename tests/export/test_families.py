@@ -50,7 +50,7 @@ VARIANTS = {
 }
 
 
-NO_PLACE = ("llava_next", "llava_onevision")
+NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video")
 """Their projector holds a bare parameter, `image_newline`, which PEFT can't save."""
 
 

@@ -38,6 +38,7 @@ PADDED = "whether a batch is padded"
 MARKS = "which tokens are the marks around pictures, a kind after the other; forward and backward"
 ALLOWED = {
     "llava_next": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
+    "llava_next_video": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
     "llava_onevision": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
     "pixtral": {
         ("upload", "_to_copy", "modeling_pixtral"): SIZES_ARE_MOVED,

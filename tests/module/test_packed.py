@@ -35,7 +35,13 @@ CROSS_MODAL = {"language.layers": "cross_modal_adapter"}
 WEIGHTS = KindWeights(special=0.125, instruction=0.5, response=1.0)
 TASK_WEIGHTS = {"vqa": 2.0, "chat": 0.25}
 TASKS = ("vqa", "chat", "other")
+# Their norms add up the gradient of their weight in float32, over all tokens of a row.
+IN_FLOAT32 = ("aya_vision", "cohere2_vision")
 ORDERS = {"two": [0, 1], "five": [3, 0, 2, 1, 4]}
+
+
+def tolerance_of(family):
+    return 1e-6 if family in IN_FLOAT32 else 1e-10
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def test_loss_and_every_gradient_are_those_of_each_alone(prepared, family, plan,
     of_each = [alone(one, [sample]) for sample in SAMPLES]
     for order in ORDERS.values():
         found = step(one, batch_of(one, [SAMPLES[at] for at in order], pack=True))
-        assert distance(found, summed([of_each[at] for at in order])) < 1e-10
+        assert distance(found, summed([of_each[at] for at in order])) < tolerance_of(family)
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -175,7 +181,7 @@ def test_a_sample_of_another_size_changes_nothing_but_rounding(prepared, family)
             found.append((one.loss_sums(batch).token_losses, step(one, batch)))
         (losses, before), (new_losses, after) = found
         torch.testing.assert_close(new_losses, losses, rtol=1e-12, atol=1e-12)
-        assert distance(after, before) < 1e-10
+        assert distance(after, before) < tolerance_of(family)
 
 
 # --- the proof finds what is wrong --------------------------------------------------------------------------

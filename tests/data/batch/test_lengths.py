@@ -119,7 +119,7 @@ NEEDS_PIXELS = ("video_llava",)  # its image processor works on arrays of NumPy
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEEDS_PIXELS])
 def test_no_family_needs_pixels(renderer_for, family, monkeypatch):
-    """The image processors of transformers on torch work without values, so measuring takes no time for pixels."""
+    """Image processors on torch work without values, so measuring takes no time for pixels."""
     ruler = Ruler(renderer_for(family))
     monkeypatch.setattr(BlankPicture, "load", lambda self: pytest.fail("pixels were made"))
     for sample in samples()[: len(SIZES) + 1]:

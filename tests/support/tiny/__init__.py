@@ -19,8 +19,8 @@ from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
-from tests.support.tiny.moe import QWEN3_VL_MOE
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
+from tests.support.tiny.moe import QWEN3_VL_MOE
 from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2

@@ -1,4 +1,4 @@
-"""Cohere's: Aya Vision and Command A Vision. A picture is cut into tiles; their tokens stand between marks."""
+"""Cohere's Aya Vision and Command A Vision. Pictures are cut into tiles, whose tokens stand between marks."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def _family(picture: str, config: Any, processor: Any, *special: str, **more: An
     )
 
 
-# --- Aya Vision: tiles are numbered, in words; the overview comes last ---------------------------------------
+# --- Aya Vision: tiles are numbered, in words; the overview comes last --------------------------------------
 def _aya_vision_config(ids: Ids, text: dict) -> PretrainedConfig:
     return AyaVisionConfig(
         vision_config=_SIGLIP,
@@ -122,7 +122,7 @@ AYA_VISION = _family(
 )
 
 
-# --- Command A Vision: each tile ends in a token -------------------------------------------------------------
+# --- Command A Vision: each tile ends in a token ------------------------------------------------------------
 def _cohere2_vision_config(ids: Ids, text: dict) -> PretrainedConfig:
     return Cohere2VisionConfig(
         vision_config=_SIGLIP,

@@ -1,4 +1,4 @@
-"""LLaVA's relatives: with videos (LLaVA-NeXT-Video, Video-LLaVA), with features of many layers (ViP-LLaVA)."""
+"""LLaVA's relatives: with videos (LLaVA-NeXT-Video, Video-LLaVA), or features of many layers (ViP-LLaVA)."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def _vicuna(config: Any, processor: Any, *special: str, template: str = _VICUNA_
     )
 
 
-# --- LLaVA-NeXT-Video: LLaVA-NeXT's tiles, and frames that are pooled to a quarter ---------------------------
+# --- LLaVA-NeXT-Video: LLaVA-NeXT's tiles, and frames that are pooled to a quarter --------------------------
 _PINPOINTS = [[42, 84], [84, 42], [84, 84]]
 
 
@@ -76,9 +76,7 @@ def _llava_next_video_config(ids: Ids, text: dict) -> PretrainedConfig:
     )
 
 
-def _llava_next_video_processor(
-    tokenizer: PreTrainedTokenizerFast, template: str | None
-) -> ProcessorMixin:
+def _llava_next_video_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return LlavaNextVideoProcessor(
         video_processor=LlavaNextVideoVideoProcessor(**_CROP),
         image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **_CROP),
@@ -93,7 +91,7 @@ def _llava_next_video_processor(
 LLAVA_NEXT_VIDEO = _vicuna(_llava_next_video_config, _llava_next_video_processor, "<video>")
 
 
-# --- Video-LLaVA: a tower for pictures and one for videos, whose class tokens are kept -----------------------
+# --- Video-LLaVA: a tower for pictures and one for videos, whose class tokens are kept ----------------------
 def _video_llava_config(ids: Ids, text: dict) -> PretrainedConfig:
     return VideoLlavaConfig(
         vision_config=_CLIP,
@@ -120,7 +118,7 @@ def _video_llava_processor(tokenizer: PreTrainedTokenizerFast, template: str | N
 VIDEO_LLAVA = _vicuna(_video_llava_config, _video_llava_processor, "<video>")
 
 
-# --- ViP-LLaVA: features of several layers beside one another; "###" before each role ------------------------
+# --- ViP-LLaVA: features of several layers beside one another; "###" before each role -----------------------
 _VIPLLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role != 'system' %}"
