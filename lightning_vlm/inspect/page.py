@@ -13,10 +13,13 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import summary
 from lightning_vlm.inspect.preview import Preview
 from lightning_vlm.inspect.tokens import Piece, visible_characters
+from lightning_vlm.inspect.videos import seconds
 from lightning_vlm.kinds import Kind
 
 ERRORS = 50
 """How many skipped samples are listed."""
+FRAME_SIDE = 160
+"""The longer side of an embedded frame of a video; larger frames are made smaller."""
 SIDE = 768
 """The longer side of an embedded picture; larger pictures are made smaller."""
 
@@ -49,10 +52,13 @@ def page(preview: Preview) -> str:
         "data_uri": data_uri,
         "describe_sample": summary.describe_sample,
         "runs_of_weight": runs_of_weight,
+        "seconds": seconds,
         "short": "{:g}".format,
         "shown_width": shown_width,
         "tenths": "{:.1f}".format,
         "thousands": "{:,}".format,
+        "thumbnail": thumbnail,
+        "tokens": "{:.4g} tokens".format,
         "visible_characters": visible_characters,
     }
     errors = summary.errors(preview)
@@ -87,6 +93,13 @@ def shown_width(image: PIL.Image.Image) -> int:
     wide, high = image.size
     least = 240 if wide >= high else 240 * wide // high
     return max(min(wide, 360), least)
+
+
+def thumbnail(image: PIL.Image.Image) -> str:
+    """A frame of a video as a data URI, small."""
+    small = image.copy()
+    small.thumbnail((FRAME_SIDE, FRAME_SIDE))
+    return data_uri(small)
 
 
 def data_uri(image: PIL.Image.Image) -> str:

@@ -13,6 +13,7 @@ from lightning_vlm.data.conversation import Box, Conversation
 from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.tokens import Piece
+from lightning_vlm.inspect.videos import Strip
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
 
@@ -35,6 +36,7 @@ class SampleStats:
         task: Its task.
         length: How many tokens it has before truncation.
         pictures: How many pictures it has.
+        videos: How many videos it has.
         truncated: How many of its messages did not fit into `max_length`.
         tokens: Tensor of shape [kinds], int64: its tokens of each kind.
         learned: Tensor of shape [kinds], int64: those of them with weight.
@@ -46,6 +48,7 @@ class SampleStats:
     task: str
     length: int
     pictures: int
+    videos: int
     truncated: int
     tokens: Tensor
     learned: Tensor
@@ -66,6 +69,7 @@ class Sample(NamedTuple):
     conversation: Conversation
     pieces: list[Piece]
     pictures: list[Picture]
+    videos: list[Strip]
     stats: SampleStats
 
 
@@ -108,7 +112,7 @@ class Preview:
     notes: list[str] = field(default_factory=list)
 
     def kind_weight(self, kind: Kind) -> float:
-        """The weight of a kind; padding and pictures always have 0."""
+        """The weight of a kind; padding, pictures and videos always have 0."""
         return float(getattr(self.token_weights, kind.name.lower(), 0.0))
 
     @property

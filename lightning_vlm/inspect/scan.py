@@ -22,6 +22,7 @@ from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.inspect.preview import Picture, Preview, Sample, SampleStats, Skipped
 from lightning_vlm.inspect.summary import describe_changes
 from lightning_vlm.inspect.tokens import pieces
+from lightning_vlm.inspect.videos import strips
 from lightning_vlm.kinds import Kind
 from lightning_vlm.module import VLMModule
 
@@ -39,8 +40,8 @@ def scan_data(
     Args:
         module: The run's module, for its processor and its token weights.
         data: The run's data. Bad samples stop the scan or are counted, as its `on_bad_sample` says.
-        samples: How many samples to show, of every sort if there is room: task, with or without pictures,
-            truncated or not.
+        samples: How many samples to show, of every sort if there is room: task, with or without pictures and
+            videos, truncated or not.
         scan: How many samples to read for the figures: one from each of so many equal stretches of the data,
             so that data in a repeating order is represented too.
         schedule: Changes the weights in the course of the run; None if nothing does.
@@ -72,7 +73,7 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
     with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # in a fit, the Trainer sets the processor of the module
             data.processor = module.processor
-        renderer, untruncated = data.renderer, Renderer(data.processor)
+        renderer, untruncated = data.renderer, Renderer(data.processor, video=data.video)
     preview = Preview(
         name=module.name_or_path,
         size=len(source),
@@ -138,7 +139,8 @@ def choose(stats: Sequence[SampleStats], count: int) -> list[SampleStats]:
     sorts: dict[tuple, list[SampleStats]] = defaultdict(list)
     for sample in stats:
         has_weight = bool(sample.learned.any())
-        sort = sample.task, sample.pictures > 0, sample.truncated > 0, has_weight, sample.changes
+        media = sample.pictures > 0, sample.videos > 0
+        sort = sample.task, media, sample.truncated > 0, has_weight, sample.changes
         sorts[sort].append(sample)
     groups = sorted(sorts.values(), key=len, reverse=True)
     # The groups take turns until there are `count` samples or no more.
@@ -166,8 +168,11 @@ def pictures(conversation: Conversation) -> list[Picture]:
 
 def _sample(module: VLMModule, renderer: Renderer, example: Example, stats: SampleStats) -> Sample:
     weights = learned_weights(module, example)
-    shown = pieces(renderer.tokenizer, example.input_ids, example.kinds, weights)
-    return Sample(example.conversation, shown, pictures(example.conversation), stats)
+    videos = [(clip.start, clip.stop) for clip in example.clips]
+    shown = pieces(renderer.tokenizer, example.input_ids, example.kinds, weights, videos)
+    return Sample(
+        example.conversation, shown, pictures(example.conversation), strips(renderer, example), stats
+    )
 
 
 def _stats(
@@ -179,6 +184,7 @@ def _stats(
         task=conversation.task,
         length=length,
         pictures=len(conversation.images),
+        videos=len(conversation.videos),
         truncated=example.truncated,
         tokens=torch.bincount(kinds, minlength=count),
         learned=torch.bincount(kinds[weights > 0], minlength=count),

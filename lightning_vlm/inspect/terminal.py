@@ -46,6 +46,8 @@ def show(preview: Preview, console: Console) -> None:
     for number, sample in enumerate(preview.samples, 1):
         console.print()
         console.print(_head(number, sample), soft_wrap=True)
+        for place, video in enumerate(sample.videos, 1):
+            console.print(Text(f"  video {place}: {video.describe()}", "blue"), soft_wrap=True)
         lines = list(sample_lines(sample, console.width - 4))
         for line in _without_middle(lines):
             console.print(Text("  ").append_text(line), no_wrap=True)

@@ -1,7 +1,7 @@
 """Tokens as both views show them."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
 
     Args:
         ids: The tokens.
-        text: What they spell; for pictures and padding, how many they are.
+        text: What they spell; for pictures, videos and padding, how many they are.
         kind: The kind of all of them.
         weight: The weight of each of them in the loss.
     """
@@ -33,7 +33,13 @@ class Piece(NamedTuple):
     weight: float
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Tensor, kinds: Tensor, weights: Tensor) -> list[Piece]:
+def pieces(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    kinds: Tensor,
+    weights: Tensor,
+    videos: Sequence[tuple[int, int]] = (),
+) -> list[Piece]:
     """The tokens of a sample as they are shown. The texts of the pieces joined are the text of the tokens.
 
     Args:
@@ -41,15 +47,20 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Tensor, kinds: Tensor, weigh
         ids: Tensor of shape [length], int64.
         kinds: Tensor of shape [length], int8.
         weights: Tensor of shape [length], float32.
+        videos: From which token on, and up to which, each video goes.
     """
     tokens = ids.tolist()
-    marks = list(zip(kinds.tolist(), weights.tolist(), strict=True))
+    video_of = [0] * len(tokens)
+    for number, (start, stop) in enumerate(videos, 1):
+        video_of[start:stop] = [number] * (stop - start)
+    marks = list(zip(kinds.tolist(), weights.tolist(), video_of, strict=True))
     result: list[Piece] = []
-    for (number, weight), group in groupby(range(len(tokens)), key=marks.__getitem__):
+    for (number, weight, video), group in groupby(range(len(tokens)), key=marks.__getitem__):
         run, kind = list(group), Kind(number)
         start, stop = run[0], run[-1] + 1
         if kind in (Kind.IMAGE, Kind.PAD):
-            count = f"{kind.name.lower()} ×{len(run)}"
+            name = "video" if video else kind.name.lower()
+            count = f"{name} ×{len(run)}"
             result.append(Piece(tokens[start:stop], count, kind, weight))
         else:
             for span, text in _characters(tokenizer, tokens, start, stop):

@@ -34,6 +34,10 @@ SAMPLES = [
 ]
 
 
+IN_FLOAT32 = {"qwen3_5": 1e-4}
+"""Families whose layers compute in float32 whatever they get, and how close they come."""
+
+
 def samples_of(family):
     return SAMPLES if family in ONE_MEDIUM else [*SAMPLES, MIXED]
 
@@ -47,6 +51,8 @@ def trained(module):
             family, adapt=FULL, token_weights=KindWeights(box=1.0, entity=1.0), attn_implementation=attention
         )
         one.double()
+        if "experts" in "".join(name for name, _ in one.named_parameters()):
+            one.model.set_experts_implementation("eager")  # the kernel of products by group knows no float64
         set_modes(one.model)
         return one
 
@@ -97,6 +103,7 @@ PACKINGS = [(family, pack) for family in VIDEO for pack in (False, True) if not 
 @pytest.mark.parametrize(("family", "pack"), PACKINGS)
 def test_losses_and_gradients_are_the_familys_own_of_each_alone(trained, family, pack):
     one = trained(family, "auto" if pack else "sdpa")
+    close = IN_FLOAT32.get(family, 1e-6)  # transformers' loss itself is float32
     samples = samples_of(family)
     expected = own_loss_and_gradients(one, samples)
     batch = batch_of(one, samples, pack)
@@ -104,12 +111,12 @@ def test_losses_and_gradients_are_the_familys_own_of_each_alone(trained, family,
     one.zero_grad()
     sums = one.loss_sums(batch._replace(targets=find_targets(batch, one.token_weights)))
     sums.loss_sum.backward()
-    assert distance((sums.loss_sum.detach(), gradients_of(one)), expected) < 1e-6
+    assert distance((sums.loss_sum.detach(), gradients_of(one)), expected) < close
     # Without what workers find the model does the same, if it waits for the device.
     one.zero_grad()
     alone = one.loss_sums(batch._replace(picture_inputs=None))
     alone.loss_sum.backward()
-    assert distance((alone.loss_sum.detach(), gradients_of(one)), expected) < 1e-6
+    assert distance((alone.loss_sum.detach(), gradients_of(one)), expected) < close
 
 
 @pytest.mark.parametrize("family", VIDEO)
