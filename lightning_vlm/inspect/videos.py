@@ -37,7 +37,7 @@ class Strip(NamedTuple):
     Args:
         name: Its file or address.
         tokens: What it costs.
-        count: How many frames the model sees.
+        seen: How many frames the model sees.
         fps: How many frames there are in a second of the video itself.
         first: When the first frame that the model sees is shown, in seconds.
         last: When the last one is.
@@ -46,7 +46,7 @@ class Strip(NamedTuple):
 
     name: str
     tokens: int
-    count: int
+    seen: int
     fps: float
     first: float
     last: float
@@ -54,9 +54,9 @@ class Strip(NamedTuple):
 
     def describe(self) -> str:
         """The video in a line."""
-        each = self.tokens / self.count
+        each = self.tokens / self.seen
         return (
-            f"{self.name}: {self.count:,} frames at {seconds(self.first)} to {seconds(self.last)}, of "
+            f"{self.name}: {self.seen:,} frames at {seconds(self.first)} to {seconds(self.last)}, of "
             f"{self.fps:g} a second; {self.tokens:,} tokens, {each:.4g} a frame"
         )
 
@@ -138,7 +138,7 @@ def _strip(video: Video, span: ClipSpan, times: Sequence[float], frames: list[Fr
     return Strip(
         name=_name(video),
         tokens=span.stop - span.start,
-        count=len(times),
+        seen=len(times),
         fps=span.metadata.fps or 0.0,
         first=times[0],
         last=times[-1],

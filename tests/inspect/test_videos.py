@@ -46,7 +46,7 @@ def test_the_costs_of_frames_are_all_tokens_of_a_video(processor_of, family):
         for strip in found:
             assert sum(frame.tokens for frame in strip.frames) == pytest.approx(strip.tokens)
             assert max(frame.tokens for frame in strip.frames) < strip.tokens
-            assert [frame.seconds for frame in strip.frames] == [0.5 * at for at in range(strip.count)]
+            assert [frame.seconds for frame in strip.frames] == [0.5 * at for at in range(strip.seen)]
 
 
 def test_the_terminal_has_a_line_for_each_video(preview):
