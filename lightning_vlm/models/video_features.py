@@ -48,7 +48,10 @@ def without_filled_frames(
         for count in sorted(set(lengths)):
             places = [place for place, length in enumerate(lengths) if length == count]
             output = own(pixel_values_videos[places, :count], *args, **kwargs)
-            for place, feature in zip(places, output.pooler_output, strict=True):
+            found = output.pooler_output
+            # In some models it has a row for each video, in others for each frame.
+            of_videos = found.reshape(len(places), -1, found.shape[-1])
+            for place, feature in zip(places, of_videos, strict=True):
                 features[place] = feature
         assert output is not None
         output.pooler_output = torch.cat([feature for feature in features if feature is not None])[None]

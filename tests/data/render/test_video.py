@@ -95,7 +95,7 @@ def test_a_family_without_video_says_what_to_do(processor_of, family):
         Renderer(processor_of(family, template)).example(TALKS["one"])
 
 
-SAME_FRAMES = ("llava_onevision", "internvl")
+SAME_FRAMES = ("llava_onevision", "llava_next_video", "video_llava", "internvl")
 
 
 @pytest.mark.parametrize("family", VIDEO)

@@ -57,16 +57,22 @@ def _vicuna(config: Any, processor: Any, *special: str, template: str = _VICUNA_
         processor=processor,
         adds_bos=True,
         padding_side="left",
+        video="<video>" in special,
     )
 
 
-# --- LLaVA-NeXT-Video: LLaVA-NeXT's tiles, and frames that are pooled to a quarter --------------------------
-_PINPOINTS = [[42, 84], [84, 42], [84, 84]]
+# --- LLaVA-NeXT-Video: LLaVA-NeXT's tiles, and frames that are pooled to a quarter: an even number of patches
+_NEXT_SIDE = 28
+_PINPOINTS = [[28, 56], [56, 28], [56, 56]]
+_NEXT_CROP: dict[str, Any] = {
+    "size": {"shortest_edge": _NEXT_SIDE},
+    "crop_size": {"height": _NEXT_SIDE, "width": _NEXT_SIDE},
+}
 
 
 def _llava_next_video_config(ids: Ids, text: dict) -> PretrainedConfig:
     return LlavaNextVideoConfig(
-        vision_config=_CLIP,
+        vision_config={**_CLIP, "image_size": _NEXT_SIDE},
         text_config={"model_type": "llama", **text},
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
@@ -78,8 +84,8 @@ def _llava_next_video_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 def _llava_next_video_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return LlavaNextVideoProcessor(
-        video_processor=LlavaNextVideoVideoProcessor(**_CROP),
-        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **_CROP),
+        video_processor=LlavaNextVideoVideoProcessor(**_NEXT_CROP),
+        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **_NEXT_CROP),
         tokenizer=tokenizer,
         patch_size=_PATCH,
         vision_feature_select_strategy="default",
