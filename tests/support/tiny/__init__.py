@@ -16,6 +16,7 @@ from lightning_vlm.errors import UserError
 from tests.support.tiny.cohere import AYA_VISION, COHERE2_VISION
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
+from tests.support.tiny.glm import GLM4V, GLM46V, GLM_OCR
 from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
@@ -56,6 +57,9 @@ FAMILIES: dict[str, Family] = {
     "video_llava": VIDEO_LLAVA,
     "aya_vision": AYA_VISION,
     "cohere2_vision": COHERE2_VISION,
+    "glm4v": GLM4V,
+    "glm46v": GLM46V,
+    "glm_ocr": GLM_OCR,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`,
 InternVL 3.5's `internvl`)."""
