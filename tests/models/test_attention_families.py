@@ -49,6 +49,7 @@ FAMILIES = {
     "video_llava": Row(OWN_ROW, ""),
     "aya_vision": Row(OWN_ROW, ""),
     "cohere2_vision": Row(OWN_ROW, ""),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), Row("", "")),
 }
 
 

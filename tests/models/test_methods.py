@@ -25,6 +25,9 @@ FUSED = (
     "qwen3_vl",
     "qwen3_vl_moe",
     "qwen3_5",
+    "glm4v",
+    "glm46v",
+    "glm_ocr",
 )  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,

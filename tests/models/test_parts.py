@@ -39,6 +39,19 @@ QWEN = {
     "language": ("model.language_model.",),
     "head": (),
 }
+GLM = {
+    "vision": (
+        "model.visual.embeddings.",
+        "model.visual.patch_embed.",
+        "model.visual.blocks.",
+        "model.visual.post_conv_layernorm.",
+        "model.visual.downsample.",
+        "model.visual.post_layernorm.",
+    ),
+    "projector": ("model.visual.merger.",),
+    "language": ("model.language_model.",),
+    "head": ("lm_head.",),
+}
 PREFIXES = {
     "llava": LLAVA,
     "llava_next": LLAVA,
@@ -71,6 +84,7 @@ PREFIXES = {
     "video_llava": {**LLAVA, "vision": ("model.image_tower.", "model.video_tower.")},
     "aya_vision": {**LLAVA, "head": ()},
     "cohere2_vision": {**LLAVA, "head": ()},
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), GLM),
 }
 TIED = (
     "llava_onevision",
@@ -93,7 +107,7 @@ LAYERS = {  # vision, language
         ("smolvlm", "idefics3"), ("model.vision_model.encoder.layers", "model.text_model.layers")
     ),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"),
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v", "glm_ocr"),
         ("model.visual.blocks", "model.language_model.layers"),
     ),
     **dict.fromkeys(

@@ -26,6 +26,10 @@ def assistant(words: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": words}]}
 
 
+def as_text(turn: dict) -> dict:
+    return {**turn, "content": turn["content"][0]["text"]} if turn["role"] == "assistant" else turn
+
+
 def load_processor(folder: Path) -> ProcessorMixin:
     """With a ready template where the family has none."""
     processor = AutoProcessor.from_pretrained(folder)
@@ -189,6 +193,10 @@ CHATS = {
     ),
     "qwen3_5": _QWEN.partition("<|im_end|>\n")[2].replace("Yes.", "<think>\n\n</think>\n\nYes."),
 }
+_GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>How many?<|assistant|>\n"
+CHATS["glm4v"] = _GLM + "Two.<|user|>\nSure?<|assistant|>\nYes."
+CHATS["glm46v"] = _GLM + "<think></think>\nTwo.<|user|>\nSure?<|assistant|>\n<think></think>\nYes."
+CHATS["glm_ocr"] = CHATS["glm46v"]
 _CHATML = "<|im_start|>assistant\n"
 _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 PROMPTS = {
@@ -211,6 +219,7 @@ PROMPTS = {
     "mistral3": "[/INST]",
     "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), "<|assistant|>\n"),
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",
 }
 MARKED = ("llava", "llava_onevision", "llava_next_video", "video_llava")  # with {% generation %}
@@ -228,6 +237,8 @@ def test_template_has_the_published_shape(family: str, tiny_folder: Folder) -> N
         {**user(""), "content": [{"type": "text", "text": "Sure?"}]},
     ]
     whole = [*chat, assistant("Yes.")]
+    if family == "glm4v":  # it writes the content of answers as it is
+        chat, whole = ([as_text(turn) for turn in turns] for turns in (chat, whole))
     assert processor.apply_chat_template(whole) == CHATS[family]
     asked = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert asked.endswith(PROMPTS[family])

@@ -5,6 +5,7 @@ import torch
 from lightning_vlm.data.conversation import Image, Text, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.kinds import Kind
+from tests.support.tiny import FAMILIES
 
 END = {  # of the families' own templates; ready ones write the tokenizer's end token
     "llava": "",
@@ -32,6 +33,9 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "video_llava": "",
     "aya_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
     "cohere2_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+    "glm4v": "<|user|>",
+    "glm46v": "<|user|>",
+    "glm_ocr": "<|user|>",
     "shipped": "<|im_end|>",
 }
 GAPS = (
@@ -44,6 +48,10 @@ GAPS = (
     "video_llava",
 )
 """Families whose own templates write a space before an answer."""
+ADDED_ENDS = ("glm4v", "glm46v", "glm_ocr")
+"""Families whose own templates end an answer by the next question: an end is added to the last one."""
+NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
+"""Families whose own templates write less around an empty answer, so that it can't be masked."""
 ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
 
 
@@ -71,10 +79,15 @@ def processor_inputs(renderer, conversation, **options):
                 content[-1]["text"] += part.text if isinstance(part, Text) else str(part)
             else:
                 content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
-        turns.append({"role": message.role, "content": content or [{"type": "text", "text": ""}]})
+        content = content or [{"type": "text", "text": ""}]
+        if message.role != "user" and renderer.processor.chat_template == FAMILIES["glm4v"].template:
+            content = content[0]["text"]  # else it would be written as Python shows a list
+        turns.append({"role": message.role, "content": content})
     batch = renderer.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
+    if turns[-1]["role"] == "assistant" and not options.get("add_generation_prompt"):
+        batch = with_added_end(batch, renderer.processor)
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
@@ -96,6 +109,8 @@ def own_inputs(renderer, conversation, last=True):
                 metadata.append(found.metadata)
             else:
                 content.append({"type": "text", "text": part.text})
+        if message.role != "user" and renderer.processor.chat_template == FAMILIES["glm4v"].template:
+            content = content[0]["text"]
         turns.append({"role": message.role, "content": content})
     of_videos = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
     batch = renderer.processor.apply_chat_template(
@@ -106,7 +121,22 @@ def own_inputs(renderer, conversation, last=True):
         return_tensors="pt",
         processor_kwargs=of_videos,
     )
+    if last:
+        batch = with_added_end(batch, renderer.processor)
     return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def with_added_end(batch, processor):
+    """The same with the token that ends an answer, where a template writes it before a question only."""
+    ends = {FAMILIES[family].template: END[family] for family in ADDED_ENDS}
+    if processor.chat_template not in ends:
+        return batch
+    end = processor.tokenizer.convert_tokens_to_ids(ends[processor.chat_template])
+    added = {"input_ids": end, "attention_mask": 1, "mm_token_type_ids": 0}
+    return {
+        name: torch.nn.functional.pad(value, (0, 1), value=added[name]) if name in added else value
+        for name, value in batch.items()
+    }
 
 
 def assert_like(example, batch):

@@ -17,12 +17,19 @@ class AnswerFormat:
         template: The template.
         end_tokens: The tokens that may end a turn.
         eos_token: The tokenizer's.
+        next_turn: The token that begins a question and so ends the answer before it, if there is one.
 
     Raises:
         UserError: The template can't render a question and an answer.
     """
 
-    def __init__(self, template: ChatTemplate, end_tokens: Iterable[str], eos_token: str) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        end_tokens: Iterable[str],
+        eos_token: str,
+        next_turn: str | None = None,
+    ) -> None:
         self._template = template
         self.generation_prompt = self._find_generation_prompt()
         """What the template writes to ask for an answer; if nothing, how it ends a question."""
@@ -35,8 +42,12 @@ class AnswerFormat:
         any_end = any_of(end_tokens).pattern
         # Cohere's end an answer, then the turn: up to the tokenizer's end token all are written.
         self._end = re.compile(rf"\s*((?:{any_end})*?{re.escape(eos_token)}|{any_end})")
+        self._next_turn = next_turn
         self.end_of_turn = self._find_end_of_turn(before_question, behind_answer, eos_token)
         """What the template writes to end an answer: a special token, and white space before it."""
+        self.added_end = self.end_of_turn if self.end_of_turn == next_turn else ""
+        """What is added behind the last answer of a chat, because the template writes it only before the next
+        question; empty where the template writes an end itself."""
 
     def white_space_before(self, lead_in: str) -> str:
         """The white space between the generation prompt and an answer, which the model must write itself.
@@ -70,6 +81,8 @@ class AnswerFormat:
                 )
             return last[0]
         inner = self._end.match(between_rounds or "")
+        if inner and inner[0] == self._next_turn:
+            return inner[0]
         # A token that also begins the first turn begins the next turn here, and doesn't end this one.
         if inner and (inner[1] == eos_token or inner[1] not in before_question):
             self._warn(

@@ -51,6 +51,8 @@ class ChatTemplate:
             )
         self._special_tokens = processor.tokenizer.special_tokens_map
         self._accepted: dict[tuple[str, ...], bool] = {}
+        self._as_text: set[str] = set()
+        """The roles whose turns are given as texts, not parts; see `_find_roles_of_texts`."""
         try:
             self._template = BoundedTemplate(self._text)
         except Exception as error:
@@ -58,6 +60,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template of {self.name} is no Jinja: {reason}; {CHOOSE_ANOTHER}"
             ) from error
+        self._as_text = self._find_roles_of_texts()
 
     def render_marked(self, turns: Sequence[Turn], generate: bool, source: str) -> tuple[str, list[TextSpan]]:
         """The text of some turns with a marker in place of each of their texts, and those texts.
@@ -159,7 +162,25 @@ class ChatTemplate:
         message["content"].insert(0, {"type": medium})
         return self._render([message], False)
 
+    def _find_roles_of_texts(self) -> set[str]:
+        """The roles of which a template writes the content as it is, as GLM-4.1V's does of answers.
+
+        Parts would be written as Python shows them: `[{'type': 'text', ...}]`.
+        """
+        found = set()
+        for roles in (("user",), ("user", "assistant"), ("system", "user")):
+            messages = _trial(roles)
+            try:
+                written = self._render(messages, False)
+            except Exception:  # a template may raise anything for what it doesn't take
+                continue
+            for message in messages:
+                if str(message["content"]) in written:
+                    found.add(message["role"])
+        return found
+
     def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
+        messages = [_with_text(one) if one["role"] in self._as_text else one for one in messages]
         return self._template.render(messages, add_generation_prompt=generate, **self._special_tokens)
 
     def _render_sample(self, messages: list[dict[str, Any]], generate: bool, source: str) -> str:
@@ -221,6 +242,14 @@ def _trial(roles: Sequence[str]) -> list[dict[str, Any]]:
         part = {"type": "text", "text": text_marker(number)}
         messages.append({"role": role, "content": [part]})
     return messages
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with its text in the place of its parts, if it has no pictures."""
+    parts = message["content"]
+    if any(part["type"] != "text" for part in parts):
+        return message
+    return {**message, "content": "".join(part["text"] for part in parts)}
 
 
 def _texts_as_written(marked: str, written: str, spans: list[TextSpan], source: str) -> list[TextSpan]:

@@ -48,7 +48,8 @@ class Renderer:
     since the model must write it. For ordinary text the ids are those of the processor's own
     `apply_chat_template`. Text that spells a special token or a picture's placeholder stays text; where the
     tokenizer would join an answer with what the template writes around it, or two turns of different weights,
-    they are tokenized apart, as generation would write them. A template that writes no end-of-turn token gets
+    they are tokenized apart, as generation would write them. Where the next question's first token ends an
+    answer (GLM-4.xV), it also comes behind the last one. Any other template without an end-of-turn token gets
     a warning. Turns in other orders than question and answer are written as the template takes them; see
     `arrange`.
 
@@ -77,7 +78,9 @@ class Renderer:
         self.special = special_tokens(processor)
         self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
-        self.answers = AnswerFormat(self.template, self.special.ends, str(self.tokenizer.eos_token))
+        self.answers = AnswerFormat(
+            self.template, self.special.ends, str(self.tokenizer.eos_token), self.special.next_turn
+        )
         self.template.warn_of_flaws(self.special.placeholders)
         self.videos = VideoRules(processor, self.special, self.template, self.answers, video)
         """What the processor does with videos."""
@@ -191,6 +194,8 @@ class Renderer:
         media = open_media(turns, source, opened, self.open_picture, self.open_video)
         template, answers = self.videos.chat if has_video else (self.template, self.answers)
         marked, spans = template.render_marked(turns, generate, source)
+        if turns[-1].role == "assistant" and not generate:
+            marked += answers.added_end
         marked, places = mark_media(marked, self._placeholder)
         check_places(places, media, self.special.video, source)
         recorder = RecordingTokenizer(self.tokenizer, self.special, answers, marked, spans, source)

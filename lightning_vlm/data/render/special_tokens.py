@@ -7,6 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
+NEXT_TURN_ENDS = {"Glm4vProcessor": "<|user|>", "Glm46VProcessor": "<|user|>"}
+"""Processors whose chat templates write no end behind an answer, and the token that their models stop at: the
+one that begins the next question."""
+
 
 class SpecialTokens(NamedTuple):
     """The special tokens of a processor.
@@ -17,6 +21,7 @@ class SpecialTokens(NamedTuple):
         ends: Those that may end a turn.
         placeholders: Those that may stand for a picture, a video or a sound.
         video: The one that stands for a video; None where a processor takes none.
+        next_turn: The one that begins a question and so ends the answer before it; None in most families.
     """
 
     pattern: re.Pattern[str]
@@ -24,6 +29,7 @@ class SpecialTokens(NamedTuple):
     ends: set[str]
     placeholders: set[str]
     video: str | None = None
+    next_turn: str | None = None
 
 
 def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
@@ -48,6 +54,7 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
         ends,
         placeholders,
         str(video) if video and getattr(processor, "video_processor", None) is not None else None,
+        NEXT_TURN_ENDS.get(type(processor).__name__),
     )
 
 

@@ -56,7 +56,8 @@ class VideoRules:
         if special.video is not None and own and not template.writes("video", special.video):
             # `apply_chat_template` does so as well.
             chat = ChatTemplate(processor, own)
-            self.chat = (chat, AnswerFormat(chat, special.ends, str(processor.tokenizer.eos_token)))
+            eos_token = str(processor.tokenizer.eos_token)
+            self.chat = (chat, AnswerFormat(chat, special.ends, eos_token, special.next_turn))
 
     def check(self, source: str, beside_pictures: bool) -> None:
         """Raise if the processor doesn't take the videos of a sample.

@@ -18,7 +18,14 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
-from tests.support.rendering import END, GAPS, assert_like, processor_inputs, supervised
+from tests.support.rendering import (
+    END,
+    GAPS,
+    NO_EMPTY_ANSWERS,
+    assert_like,
+    processor_inputs,
+    supervised,
+)
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -41,9 +48,13 @@ def templates_of(model):
 
 
 EVERY = [(model, template) for model in MODELS for template in templates_of(model)]
-REFUSED = [("pixtral", None, "system")]  # its template writes no system turn where an answer ends the chat
+REFUSED = [
+    ("pixtral", None, "system"),  # its template writes no system turn where an answer ends the chat
+    *((model, None, name) for model in NO_EMPTY_ANSWERS for name in ("empty answer", "white space")),
+]
 FIRST = [(model, templates_of(model)[0]) for model in MODELS]
-STRIPS = ("gemma3", "qwen3_5", "aya_vision", "cohere2_vision")  # their own templates strip texts
+# Their own templates strip texts.
+STRIPS = ("gemma3", "qwen3_5", "glm46v", "glm_ocr", "aya_vision", "cohere2_vision")
 
 
 def picture(width=64, height=64, colour="red"):
@@ -158,6 +169,8 @@ def test_inputs_are_those_of_the_processor_itself(renderer_of, model, template, 
     renderer, conversation = renderer_of(model, template), TALKS[name]
     if name == "empty answer" and model == "llava" and template is None:
         pytest.skip("the space that the model must write joins the one behind the answer")
+    if name == "empty answer" and model == "glm4v" and template is None:
+        pytest.skip("apply_chat_template makes a list of an empty text, which its template then shows")
     if model == "paligemma":
         pytest.skip(
             "its processor takes an answer by itself: see test_paligemma_sees_only_its_question_both_ways"
@@ -174,6 +187,8 @@ def test_the_prompt_is_how_the_full_ids_begin(renderer_of, model, template, name
         assert ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
     assert reference == answers_of(conversation)[-1]
     asked = Conversation(conversation.messages[:-1])
+    if model == "glm4v" and name == "empty answer":
+        return  # see test_inputs_are_those_of_the_processor_itself
     if name in ORDINARY and (model != "paligemma" or not answers_of(asked)):
         assert_like(prompt, processor_inputs(renderer, asked, add_generation_prompt=True))
 
@@ -217,6 +232,8 @@ FLAWS = {
     "vipllava": NO_END,
     "llava_next_video": NO_END,
     "video_llava": NO_END,
+    "glm46v": "<think></think>\\n', but asks for one with",
+    "glm_ocr": "<think></think>\\n', but asks for one with",
 }
 
 
@@ -241,7 +258,8 @@ def test_ready_templates_write_begin_of_sequence_once(renderer_of, model):
 
 @pytest.mark.parametrize(("model", "template", "name"), REFUSED)
 def test_a_turn_that_the_template_leaves_out_is_refused(renderer_of, model, template, name):
-    with pytest.raises(DataError, match=r"a chat template that leaves out messages\[0\].content"):
+    flaw = r"that leaves out messages\[0\]" if model == "pixtral" else "a text that the chat template changes"
+    with pytest.raises(DataError, match=flaw):
         renderer_of(model, template).example(TALKS[name])
 
 

@@ -16,7 +16,7 @@ from lightning_vlm.errors import DataError
 from lightning_vlm.export.probe_samples import probe_samples
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
-from tests.support.rendering import END, GAPS, assert_like, processor_inputs, supervised
+from tests.support.rendering import ADDED_ENDS, END, GAPS, assert_like, processor_inputs, supervised
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -99,6 +99,8 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
             answer = gap + "".join(part.text for part in message.parts) + end
             if model == "mistral3" and before == "assistant":
                 answer = answers.pop() + answer  # its template writes nothing between them
+            if model in ADDED_ENDS and before == "assistant":
+                answers[-1] = answers[-1].removesuffix(end)  # which only a question writes
             answers.append(answer)
         before = message.role
     assert supervised(renderer, example) == answers
@@ -196,7 +198,8 @@ def test_turns_of_one_role_keep_their_weights(renderer_of, model, template):
         expected = {0.0: gap + first, 3.0: f"\n{second}{end}"}
     else:
         later = "" if model == "llava_next" else gap
-        expected = {0.0: gap + first + end, 3.0: later + second + end}
+        ends_here = "" if model in ADDED_ENDS else end
+        expected = {0.0: gap + first + ends_here, 3.0: later + second + end}
     assert weighed(renderer, example) == expected
 
 

@@ -1,4 +1,4 @@
-"""GLM-4.1V, GLM-4.6V and GLM-OCR: pictures of any size, positions in three axes, answers that the next turn ends."""
+"""GLM-4.1V, GLM-4.6V and GLM-OCR: positions in three axes, and answers that the next turn ends."""
 
 from collections.abc import Mapping
 from typing import Any
