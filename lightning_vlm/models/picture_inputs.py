@@ -40,6 +40,9 @@ SIZES = {
     "qwen3_vl": ["image_grid_thw"],
     "qwen3_vl_moe": ["image_grid_thw"],
     "qwen3_5": ["image_grid_thw"],
+    "glm4v": ["image_grid_thw"],
+    "glm46v": ["image_grid_thw"],
+    "glm_ocr": ["image_grid_thw"],
 }
 """Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
 pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries
@@ -152,8 +155,7 @@ class PictureInputsFinder:
         if self._tower is None:
             return {}
         found: dict[str, Any] = {"grid_thw": grid}
-        precompute_export_inputs(self._tower, found)
-        del found["grid_thw"]
+        precompute_export_inputs(self._tower, found)  # and GLM's tower reads the grid on the device
         return {name: value for name, value in found.items() if value is not None}
 
 

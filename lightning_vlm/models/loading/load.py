@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from lightning_vlm.compat import picture_beams
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
@@ -147,6 +148,7 @@ def load_model(
         model, found = loaded
         if gradient_checkpointing:
             use_gradient_checkpointing(model)
+    picture_beams.install(model)
     choice.settle(model, attn_implementation)
     prepare(model)
     give_pixels_their_dtype(model)
