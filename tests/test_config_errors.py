@@ -229,7 +229,7 @@ CONFIGS = {
     ),
     "a setting of videos": (
         config("  batch_size: 2", "  video: {maxframes: 3}"),
-        "c.yaml:6: data.video: there is no key maxframes; did you mean max_frames?",
+        "c.yaml:6: there is no key data.video.maxframes; did you mean max_frames?",
     ),
     "settings of videos that contradict": (
         config("  batch_size: 2", "  video: {fps: 1, num_frames: 2}"),

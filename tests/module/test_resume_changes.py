@@ -85,7 +85,7 @@ CASES = {
     ),
     "videos": (
         {"data": {"video": VideoSampling(fps=2)}},
-        [r"data.video is VideoSampling\(fps=2\), was VideoSampling\(\)"],
+        ["data.video is VideoSampling(fps=2), was VideoSampling()"],
     ),
     "order": (
         {"data": {"seed": 5, "shuffle": False}},

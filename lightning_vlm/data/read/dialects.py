@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from lightning_vlm.data.conversation import Role
 from lightning_vlm.data.read.fields import is_number, json_list
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.row_pictures import COLUMNS, has_pictures
+from lightning_vlm.data.read.row_media import COLUMNS, has_media
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn
 from lightning_vlm.data.read.words import describe, quote
 
@@ -37,7 +37,7 @@ class Dialect:
         needs: The keys that a row must have.
         turns: Reads the turns of a row.
         optional: Further keys that it reads.
-        needs_picture: Whether a row must have a picture too.
+        needs_picture: Whether a row must have a picture or a video too.
         places_needed: Whether each picture must have its `<image>`; if not, pictures without one stand before
             the first question.
         says_where: Whether the place of pictures without `<image>` is a choice that is worth a line.
@@ -71,7 +71,7 @@ def dialect_of(row: Row, at: Location) -> Dialect:
         return dialect
     found = f"a row with the keys {quote(row)}" if row else "a row without keys"
     keys = tuple(str(key) for key in row)
-    raise at.error(found, _what_is_missing(keys, has_pictures(row)))
+    raise at.error(found, _what_is_missing(keys, has_media(row)))
 
 
 def find_dialect(row: Row) -> Dialect | None:
@@ -79,7 +79,7 @@ def find_dialect(row: Row) -> Dialect | None:
     for dialect in DIALECTS:
         if not all(name in row for name in dialect.needs):
             continue
-        if dialect.needs_picture and not has_pictures(row):
+        if dialect.needs_picture and not has_media(row):
             continue
         return dialect
     return None

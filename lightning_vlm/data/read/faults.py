@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lightning_vlm.data.conversation import Image
+from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.images import find_image
+from lightning_vlm.data.video.files import check_video
 from lightning_vlm.errors import DataError
 
 SHOWN = 20
@@ -65,9 +66,13 @@ class Faults:
         if len(first) < SHOWN:
             first.append(error)
 
-    def check_image(self, image: Image, source: str, key: str) -> None:
-        """Look for a picture. What to do where there is none is only sought for faults that are shown."""
-        find_image(image, source, key, advise=self._counts.total() < SHOWN)
+    def check_image(self, image: Image | Video, source: str, key: str) -> None:
+        """Look for a picture or a video. What was meant is only sought for faults that are shown."""
+        advise = self._counts.total() < SHOWN
+        if isinstance(image, Video):
+            check_video(image, source, key, advise)
+        else:
+            find_image(image, source, key, advise)
 
     def raise_if_any(self) -> None:
         """Raise what was added.

@@ -18,6 +18,7 @@ from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.tool_calls import calls_of, definitions_of
 from lightning_vlm.data.read.turns import OWN_ROLES
+from lightning_vlm.data.read.videos import own_video
 
 _WORDS = ("reasoning", "tool_call_id", "name")
 """Keys of a turn that are texts."""
@@ -57,13 +58,18 @@ def _parts(content: Any, at: Location) -> tuple[Part, ...]:
 
 
 def _part(part: Any, at: Location) -> Part:
-    match part_type(part, ["text", "image", "box", "entity"], at):
+    match part_type(part, ["text", "image", "video", "box", "entity"], at):
         case "text" | "entity" as written:
             check_keys(part, at, required=["type", "text"])
             return Text(text_of(part["text"], at / "text"), entity=written == "entity")
         case "box":
             check_keys(part, at, required=["type", "box"])
             return Box(box_of(part["box"], at / "box"))
+        case "video":
+            ways = ("path", "frames", "base64")
+            given = [name for name in ways if name in part][:1] or ["path"]
+            check_keys(part, at, required=["type", *given], optional=["fps", "sampling"])
+            return own_video(part, at)
         case _ if "base64" in part:
             check_keys(part, at, required=["type", "base64"])
             return from_base64(part["base64"], at / "base64")

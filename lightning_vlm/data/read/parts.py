@@ -13,7 +13,9 @@ from lightning_vlm.data.read.fields import (
 )
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.row_pictures import RowPictures
+from lightning_vlm.data.read.row_media import RowMedia
+from lightning_vlm.data.read.videos import KEYS as VIDEO_KEYS
+from lightning_vlm.data.read.videos import has_contents, video_part
 
 TYPES = {
     "text": "text",
@@ -22,19 +24,28 @@ TYPES = {
     "image": "image",
     "image_url": "image",
     "input_image": "image",
+    "video": "video",
+    "video_url": "video",
+    "input_video": "video",
     "box": "box",
     "entity": "entity",
 }
 """What people call the types of parts, and what they are here."""
-UNREADABLE = ("video", "video_url", "audio", "audio_url", "input_audio", "file", "tool_use", "tool_result")
+UNREADABLE = ("audio", "audio_url", "input_audio", "file", "tool_use", "tool_result")
 _PICTURE_KEYS = ("image", "path", "url", "image_url", "bytes", "base64", "data", "source")
-_KEYS = {"text": ("text", "content"), "image": _PICTURE_KEYS, "box": ("box",), "entity": ("text",)}
+_KEYS = {
+    "text": ("text", "content"),
+    "image": _PICTURE_KEYS,
+    "video": VIDEO_KEYS,
+    "box": ("box",),
+    "entity": ("text",),
+}
 
 
-def part_of(part: Any, at: Location, pictures: RowPictures) -> Part:
+def part_of(part: Any, at: Location, pictures: RowMedia, videos: RowMedia) -> Part:
     """A part of any format. Keys without effect, such as `max_pixels`, are noted.
 
-    A picture without a path, URL or bytes is the next one of the row.
+    A picture or a video without a path, URL or bytes is the next one of the row.
     """
     if isinstance(part, str):
         return Text(text_of(part, at))
@@ -42,6 +53,8 @@ def part_of(part: Any, at: Location, pictures: RowPictures) -> Part:
         raise at.wrong(part, "an object with the key 'type'")
     part = without_nulls(part)
     kind = _type_of(part, at)
+    if kind == "video":
+        return video_part(part, at) if has_contents(part) else _of_row(part, at, videos)
     known = _KEYS[kind]
     for name in part:
         if name not in known and name not in ("type", "index"):
@@ -55,12 +68,12 @@ def part_of(part: Any, at: Location, pictures: RowPictures) -> Part:
     raise at.wrong(part, f"the key '{known[0]}' too")
 
 
-def is_picture(part: Any) -> bool:
-    """Whether a part is a picture or a place for one."""
+def is_medium(part: Any) -> bool:
+    """Whether a part is a picture or a video, or a place for one."""
     if not isinstance(part, dict):
         return False
     written = part.get("type")
-    return isinstance(written, str) and TYPES.get(written) == "image"
+    return isinstance(written, str) and TYPES.get(written) in ("image", "video")
 
 
 def _type_of(part: dict[str, Any], at: Location) -> str:
@@ -70,10 +83,12 @@ def _type_of(part: dict[str, Any], at: Location) -> str:
             return "text"
         if "image" in part or "image_url" in part:
             return "image"
+        if "video" in part or "video_url" in part:
+            return "video"
     written = part.get("type")
     if isinstance(written, str) and written in UNREADABLE:
         found = f"a part of the type {written.partition('_')[0]!r}"
-        raise (at / "type").error(found, "only text and pictures: other parts can't be read yet")
+        raise (at / "type").error(found, "only text, pictures and videos: other parts can't be read yet")
     return TYPES[part_type(part, TYPES, at)]
 
 
@@ -83,12 +98,12 @@ def _text_or_box(kind: str, value: Any, at: Location) -> Part:
     return Text(text_of(value, at), entity=kind == "entity")
 
 
-def _picture(part: dict[str, Any], at: Location, pictures: RowPictures) -> Part:
+def _picture(part: dict[str, Any], at: Location, pictures: RowMedia) -> Part:
     given = [name for name in _PICTURE_KEYS if name in part]
     if pictures.has_column:  # tables fill the key of a place with an empty text
         given = [name for name in given if part[name] != ""]
     if not given:
-        return _picture_of_row(part, at, pictures)
+        return _of_row(part, at, pictures)
     if len(given) > 1 and given != ["path", "bytes"]:
         raise at.error(f"a picture with {' and '.join(map(repr, given))}", "one of them")
     name = given[-1]
@@ -109,8 +124,8 @@ def _picture(part: dict[str, Any], at: Location, pictures: RowPictures) -> Part:
     return picture_of(value, at)
 
 
-def _picture_of_row(part: dict[str, Any], at: Location, pictures: RowPictures) -> Part:
+def _of_row(part: dict[str, Any], at: Location, media: RowMedia) -> Part:
     index = part.get("index")
     if isinstance(index, int) and not isinstance(index, bool):
-        return pictures.with_index(index, at / "index")
-    return pictures.next()
+        return media.with_index(index, at / "index")
+    return media.next()

@@ -47,11 +47,23 @@ def picture_of(value: Any, at: Location) -> Image:
 
 def from_base64(value: Any, at: Location) -> Image:
     """A picture from the base64 of its file."""
-    text = text_of(value, at)
+    return Image(data=bytes_of_base64(text_of(value, at), at, "picture"))
+
+
+def bytes_of_base64(text: str, at: Location, what: str) -> bytes:
+    """The bytes of a file in base64."""
     try:
-        return Image(data=_bytes_of(text))
+        return _bytes_of(text)
     except ValueError as error:  # binascii.Error is one
-        raise at.error(f"{describe(text)} ({error})", "the file of a picture in base64") from None
+        raise at.error(f"{describe(text)} ({error})", f"the file of a {what} in base64") from None
+
+
+def check_url(url: str, at: Location, what: str) -> str:
+    """An http or https address, if it may be fetched."""
+    if not at.reading.allow_urls:
+        expected = f"the path of a file: {what} are only fetched with data.allow_urls: true"
+        raise at.error(f"the URL {shorten(url)}", expected)
+    return url
 
 
 def _bytes_of(text: str) -> bytes:
@@ -66,12 +78,9 @@ def _from_text(text: str, at: Location) -> Image:
         return from_base64(text[header.end() :], at)
     scheme = text.partition(":")[0].lower()
     if scheme == "file":
-        return _from_path(_path_of_file_url(text, at), at)
+        return _from_path(path_of_file_url(text, at), at)
     if scheme in ("http", "https"):
-        if not at.reading.allow_urls:
-            expected = "the path of a file: pictures are only fetched with data.allow_urls: true"
-            raise at.error(f"the URL {shorten(text)}", expected)
-        return Image(url=text)
+        return Image(url=check_url(text, at, "pictures"))
     return _from_path(text, at)
 
 
@@ -92,7 +101,8 @@ def _from_path(path: str, at: Location) -> Image:
     return image
 
 
-def _path_of_file_url(url: str, at: Location) -> str:
+def path_of_file_url(url: str, at: Location) -> str:
+    """The path that a file:// address names."""
     try:
         address = urlsplit(url)
     except ValueError as error:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from lightning_vlm.data.conversation import Image
+from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.read.words import describe, quote
 from lightning_vlm.errors import DataError
 
-CheckImage: TypeAlias = Callable[[Image, str, str], object]
-"""Called with a picture, its `file:line` and its key."""
+CheckImage: TypeAlias = Callable[[Image | Video, str, str], object]
+"""Called with a picture or a video, its `file:line` and its key."""
 
 
 class Notes:
@@ -52,9 +52,9 @@ class Reading:
     """How the rows of a source are read.
 
     Args:
-        root: The folder that holds pictures given by path.
-        check_image: Called with every picture that is a file; it raises where there is no such file.
-        allow_urls: Whether pictures may be fetched over the network.
+        root: The folder that holds pictures and videos given by path.
+        check_image: Called with every picture that is a file, and every video; it raises where there is none.
+        allow_urls: Whether pictures and videos may be fetched over the network.
         columns: Our name for a key -> the name that it has in these rows.
         needs: The one key that a row must have; None accepts every dialect.
         notes: Where what was ignored or chosen is counted.

@@ -9,27 +9,28 @@ from lightning_vlm.data.conversation import (
     Message,
     Part,
     Text,
+    Video,
     check_order,
     check_part,
 )
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
-from lightning_vlm.data.read.parts import is_picture, part_of
+from lightning_vlm.data.read.parts import is_medium, part_of
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.row_pictures import COLUMNS, RowPictures
+from lightning_vlm.data.read.row_media import COLUMNS, PICTURES, VIDEOS, RowMedia, split
 from lightning_vlm.data.read.tool_calls import definitions_of
 from lightning_vlm.data.read.turns import Turn, text_turn
 from lightning_vlm.nearest import did_you_mean
 
 REFUSED = {
-    "video": "videos can't be read yet",
-    "videos": "videos can't be read yet",
     "audio": "sound can't be read yet",
     "audios": "sound can't be read yet",
 }
 """Keys of a row that would change what is learned, and that nothing here can honour."""
-_PLACED_FIRST = "pictures without an '<image>' stand before the first question, as TRL and ms-swift put them"
+_PLACED_FIRST = "{}s without an '{}' stand before the first question, as TRL and ms-swift put them"
+_IS_TEXT = "'<video>' is ordinary text in rows without a key for videos"
+_STANDS_FOR_VIDEO = "'<image>' stands for videos in rows that have no pictures, as LLaVA writes them"
 
 
 def any_conversation(row: Any, at: Location) -> Conversation:
@@ -45,9 +46,11 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     row = _normalised(with_our_names(row, at.reading), at)
     dialect = _dialect(row, at)
     _check_other_keys(row, dialect, at)
-    pictures = RowPictures(row, at)
+    pictures = RowMedia(PICTURES, row, at)
+    videos = RowMedia(VIDEOS, row, at)
     turns = _with_system(dialect.turns(row, at), row, at)
-    messages = _messages(turns, pictures, dialect, at)
+    _settle_places(turns, pictures, videos, at)
+    messages = _messages(turns, pictures, videos, dialect, at)
     check_order(messages, at.source, dialect.needs[0])
     task, weight = task_and_weight(row, at)
     return Conversation(messages, task, weight, at.source, _tools(row, at))
@@ -92,7 +95,7 @@ def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
         if name not in REFUSED:
             at.reading.notes.ignore(name)
         elif value and value != "[]":
-            expected = f"only words and pictures: {REFUSED[name]}; leave it out"
+            expected = f"only words, pictures and videos: {REFUSED[name]}; leave it out"
             raise (at / name).wrong(value, expected)
 
 
@@ -114,24 +117,38 @@ def _with_system(turns: list[Turn], row: Row, at: Location) -> list[Turn]:
     return [text_turn("system", row["system"], at / "system"), *turns]
 
 
+def _settle_places(turns: list[Turn], pictures: RowMedia, videos: RowMedia, at: Location) -> None:
+    """Settle what stands for a video in the texts of a row, and say so where it is a choice."""
+    texts = [turn.content for turn in turns if isinstance(turn.content, str)]
+    if any(VIDEOS.place in text for text in texts):
+        if not videos.has_column:
+            at.note(_IS_TEXT)
+    elif videos.items and not pictures.items and any(PICTURES.place in text for text in texts):
+        videos.place = PICTURES.place
+        at.note(_STANDS_FOR_VIDEO)
+
+
 def _messages(
-    turns: list[Turn], pictures: RowPictures, dialect: Dialect, at: Location
+    turns: list[Turn], pictures: RowMedia, videos: RowMedia, dialect: Dialect, at: Location
 ) -> tuple[Message, ...]:
-    """The messages that turns make with the pictures of their row."""
-    # Without a column of pictures, `<image>` is ordinary text.
-    texts_have_places = pictures.has_column or dialect.places_needed
-    # In a list of parts, it is a place for a picture if no part is one.
-    parts_have_places = bool(pictures.images) and not any(map(_has_picture, turns))
+    """The messages that turns make with the pictures and videos of their row."""
+    # Without a column of pictures, `<image>` is ordinary text; and so is `<video>`, which HTML has too.
+    takes_pictures = (pictures.has_column or dialect.places_needed) and videos.place != pictures.place
+    text_media = [pictures] * takes_pictures + [videos] * videos.has_column
+    # In a list of parts, it is a place for one if no part is one.
+    has_places = not any(map(_has_medium, turns))
+    part_media = [media for media in (pictures, videos) if media.items and has_places]
     contents: list[list[Part]] = []
     for turn in turns:
         parts = []
-        for part, part_at in _parts(turn, pictures, texts_have_places, parts_have_places):
+        for part, part_at in _parts(turn, pictures, videos, text_media, part_media):
             check_part(part, turn.role, part_at.source, part_at.key)
             parts.append(part)
         contents.append(parts)
-    if pictures.images and not dialect.places_needed:
-        _place_before_first_question(turns, contents, pictures, dialect, at)
-    pictures.check_all_placed()
+    for media in (videos, pictures):
+        if media.items and not dialect.places_needed:
+            _place_before_first_question(turns, contents, media, dialect, at)
+        media.check_all_placed()
     return tuple(
         Message(turn.role, tuple(parts), turn.weight, turn.reasoning, turn.calls, turn.call_id, turn.name)
         for turn, parts in zip(turns, contents, strict=True)
@@ -139,44 +156,57 @@ def _messages(
 
 
 def _parts(
-    turn: Turn, pictures: RowPictures, texts_have_places: bool, parts_have_places: bool
+    turn: Turn,
+    pictures: RowMedia,
+    videos: RowMedia,
+    text_media: list[RowMedia],
+    part_media: list[RowMedia],
 ) -> Iterator[tuple[Part, Location]]:
-    """The content of a turn, and where each part stands in the row."""
+    """The content of a turn, and where each part stands in the row.
+
+    Args:
+        turn: The turn.
+        pictures: Of its row.
+        videos: Of its row.
+        text_media: Those that have places in a content that is a text.
+        part_media: Those that have places in the texts of a list of parts.
+    """
     content = turn.content
     if isinstance(content, str):
         if not content and (turn.calls or turn.reasoning):
             return
-        if not texts_have_places:
+        if not text_media:
             yield Text(text_of(content, turn.at)), turn.at
             return
-        for part in pictures.split(content, turn.at):
+        for part in split(content, turn.at, text_media):
             yield part, turn.at
         return
     if not isinstance(content, list | dict):
         raise turn.at.wrong(content, "a text or a list of parts")
     for index, item in enumerate(content if isinstance(content, list) else [content]):
         at = turn.at / index
-        part = part_of(item, at, pictures)
-        if parts_have_places and isinstance(part, Text) and not part.entity:
-            yield from ((piece, at) for piece in pictures.split(part.text, at))
+        part = part_of(item, at, pictures, videos)
+        if part_media and isinstance(part, Text) and not part.entity:
+            yield from ((piece, at) for piece in split(part.text, at, part_media))
         else:
             yield part, at
 
 
-def _has_picture(turn: Turn) -> bool:
-    return isinstance(turn.content, list) and any(map(is_picture, turn.content))
+def _has_medium(turn: Turn) -> bool:
+    return isinstance(turn.content, list) and any(map(is_medium, turn.content))
 
 
 def _place_before_first_question(
-    turns: list[Turn], contents: list[list[Part]], pictures: RowPictures, dialect: Dialect, at: Location
+    turns: list[Turn], contents: list[list[Part]], media: RowMedia, dialect: Dialect, at: Location
 ) -> None:
-    """Put the pictures of the row before the first question if nothing says where they stand."""
-    if pictures.placed or any(isinstance(part, Image) for parts in contents for part in parts):
+    """Put the pictures or videos of the row before the first question if nothing says where they stand."""
+    kind = Video if media.medium is VIDEOS else Image
+    if media.placed or any(isinstance(part, kind) for parts in contents for part in parts):
         return
     for turn, parts in zip(turns, contents, strict=True):
         if turn.role == "user":
-            parts[:0] = pictures.images
-            pictures.placed = len(pictures.images)
+            parts[:0] = media.items
+            media.placed = len(media.items)
             if dialect.says_where:
-                at.note(_PLACED_FIRST)
+                at.note(_PLACED_FIRST.format(media.medium.name, media.place))
             return

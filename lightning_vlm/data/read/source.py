@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
+from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable, Video
 from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
 from lightning_vlm.data.read.reading import Location, Notes, Reading, say
@@ -129,5 +129,5 @@ class Source(Conversations):
         """The row that a record holds; DataError if it holds none."""
 
 
-def _dont_check(image: Image, source: str, key: str) -> None:
-    """Pictures were checked when the source was opened."""
+def _dont_check(image: Image | Video, source: str, key: str) -> None:
+    """Pictures and videos were checked when the source was opened."""

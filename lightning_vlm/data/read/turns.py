@@ -47,7 +47,7 @@ _REFUSED = {
     "tool_call": "write 'tool_calls'",
     "images": "write pictures beside the turns, or as parts of the content",
     "image": "write pictures beside the turns, or as parts of the content",
-    "videos": "videos can't be read yet",
+    "videos": "write videos beside the turns, or as parts of the content",
     "audios": "sound can't be read yet",
     "train_detail": "a whole turn is learned or not; say so by 'train'",
 }

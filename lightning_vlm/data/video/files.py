@@ -14,6 +14,7 @@ from lightning_vlm.data.fetching import fetch
 from lightning_vlm.data.files_below import find_below
 from lightning_vlm.data.video.backend import Measured, reader
 from lightning_vlm.data.video.broken import VideoFileError
+from lightning_vlm.data.video.pictures import PictureFrames
 from lightning_vlm.errors import DataError
 from lightning_vlm.nearest import shorten
 
@@ -44,6 +45,26 @@ def find_video(video: Video, source: str, key: str, advise: bool = True) -> Path
     return find_below(video.path, video.root, source, key, "video", folder=True, advise=advise)
 
 
+def check_video(video: Video, source: str, key: str, advise: bool = True) -> None:
+    """Look for a video, without opening a file.
+
+    Raises:
+        DataError: Nothing is there, a folder without frames, frames without a time, or a file with one.
+    """
+    path = find_video(video, source, key, advise)
+    if video.frames or (path is not None and path.is_dir()):
+        PictureFrames(video, path, source, key)
+    else:
+        _check_no_rate(video, source, key)
+
+
+def _check_no_rate(video: Video, source: str, key: str) -> None:
+    if video.fps is not None:
+        found = f"frames a second ({video.fps:g}) of a video file, which says them itself"
+        expected = 'no "fps" here; how many are taken is data.video.fps, or "sampling": {"fps": ...}'
+        raise DataError(source, f"{key}.fps", found, expected)
+
+
 class FileFrames:
     """The frames of a video file.
 
@@ -63,10 +84,7 @@ class FileFrames:
         self._source = source
         self._key = key
         self._name = _name_of(video)
-        if video.fps is not None:
-            found = f"frames a second ({video.fps:g}) of a video file, which says them itself"
-            expected = 'no "fps" here; how many are taken is data.video.fps, or "sampling": {"fps": ...}'
-            raise DataError(source, f"{key}.fps", found, expected)
+        _check_no_rate(video, source, key)
         self._data = video.data or b""
         if video.url is not None:
             self._data = fetch(video.url, source, key, "video", LARGEST_FETCHED)

@@ -194,8 +194,8 @@ def test_a_picture_in_a_part(part, folder, write):
     ("row", "key", "expected"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "", "data.columns: {completion: chosen}"),
-        ({"messages": [user("a")], "videos": ["a.mp4"]}, "videos", "videos can't be read yet"),
-        ({"messages": [user({"type": "video", "video": "a.mp4"})]}, "messages[0].content[0].type", "'video'"),
+        ({"messages": [user("a")], "videos": ["a.mp4"]}, "videos[0]", "a video file below the image root"),
+        ({"messages": [user({"type": "audio", "audio": "a.wav"})]}, "messages[0].content[0].type", "'audio'"),
         (
             {"question": "a", "answer": 1, "choices": ["x", "y"]},
             "answer",

@@ -144,7 +144,7 @@ def test_openai(write, words):
         ({"type": "image_url", "image_url": "dog.png"}, ".image_url", "does not exist"),
         ({"type": "image_url", "image_url": {"uri": "cat.png"}}, ".image_url.uri", "did you mean 'url'?"),
         ({"type": "imge", "path": "cat.png"}, ".type", "did you mean 'image'?"),
-        ({"type": "video", "video": "cat.mp4"}, ".type", "other parts can't be read yet"),
+        ({"type": "input_audio", "data": "x"}, ".type", "other parts can't be read yet"),
         ({"type": "text", "text": 3}, ".text", "a text"),
     ],
 )

@@ -103,7 +103,7 @@ def test_llava(words):
         ({"conversations": [{"from": "human"}]}, "conversations[0]", "the key 'value' too"),
         ({"conversations": [{"from": "human", "value": 3}]}, "conversations[0].value", "a text"),
         ({"conversations": [{**HUMAN, "weihgt": 0}]}, "conversations[0].weihgt", "unknown key"),
-        ({"video": "a.mp4", "conversations": [HUMAN]}, "video", "only words and pictures"),
+        ({"video": "a.mp4", "conversations": [HUMAN]}, "video", "which does not exist"),
         ({"conversations": [HUMAN], "weight": -1}, "weight", "-1"),
         ("7", "", "an object with the key 'conversations'"),
     ],
