@@ -1,7 +1,7 @@
 """Videos for tests: each frame shows its own number, so that pixels tell which frames were chosen."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def write_numbered(
     gop: int = 12,
     times: Sequence[float] | None = None,
     rotation: int = 0,
+    stored: Callable[[np.ndarray], np.ndarray] = np.asarray,
     sound: bool = False,
     options: dict[str, str] | None = None,
     pixels: str = "yuv420p",
@@ -78,12 +79,13 @@ def write_numbered(
         file: A path, or a file in memory with `container`.
         frames: How many.
         fps: A second.
-        size: Width and height, before it is turned.
+        size: Width and height, as it is shown.
         codec: Of FFmpeg.
         container: Of a file in memory.
         gop: Frames from one keyframe to the next.
         times: When each frame is shown, in seconds; None is evenly.
         rotation: Degrees to the left by which players turn it.
+        stored: How a frame is stored, so that it is upright once it is turned.
         sound: Whether there is a sound too.
         options: Of the codec.
         pixels: The format of pixels.
@@ -91,7 +93,7 @@ def write_numbered(
     rate = Fraction(fps).limit_denominator(10_000)
     with av.open(file if not isinstance(file, Path) else str(file), "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=rate, options=options or {})
-        stream.width, stream.height = size
+        stream.height, stream.width, _ = stored(numbered(0, *size)).shape
         stream.pix_fmt = pixels
         stream.gop_size = gop
         if times is not None:
@@ -100,7 +102,8 @@ def write_numbered(
             stream.set_display_rotation(rotation)
         tone: Any = output.add_stream("aac", rate=16_000, layout="mono") if sound else None
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(numbered(number, *size), format="rgb24")
+            picture = stored(numbered(number, *size))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts = number if times is None else round(times[number] * 1000)
             frame.time_base = 1 / rate if times is None else Fraction(1, 1000)
             output.mux(stream.encode(frame))
@@ -133,3 +136,18 @@ def numbered_pictures(frames: int, width: int = 80, height: int = 48) -> tuple[I
         PIL.Image.fromarray(numbered(number, width, height)).save(file, "PNG")
         pictures.append(Image(data=file.getvalue()))
     return tuple(pictures)
+
+
+def repeat(path: Path, longer: Path, times: int) -> None:
+    """Write a video that shows another several times, without encoding it again."""
+    with av.open(str(path)) as one, av.open(str(longer), "w") as output:
+        stream: Any = output.add_stream_from_template(one.streams.video[0])
+        packets: list[Any] = [packet for packet in one.demux(video=0) if packet.dts is not None]
+        length = sum(packet.duration for packet in packets)
+        for _ in range(times):
+            for packet in packets:
+                packet.stream = stream
+                output.mux(packet)
+                packet.time_base = one.streams.video[0].time_base
+                packet.pts += length
+                packet.dts += length

@@ -14,6 +14,7 @@ from lightning_vlm.data.video.upright import Turned, turned_by, upright
 
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,h264,hevc,m4v,ivf,mxf,nut,apng"
 """Containers that are opened. FFmpeg knows others that name further files or addresses, such as playlists."""
+_EXPECTED = "a video file such as MP4, WebM, MKV or AVI; a playlist or a picture is none"
 _FAR = 2
 """So many frames are rather decoded than left out by a jump, which costs as much."""
 
@@ -72,8 +73,9 @@ def _video(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
         with av.open(file, options={"format_whitelist": _FORMATS}) as container:
             streams = [stream for stream in container.streams.video if not _is_cover(stream)]
             if not streams:
-                kinds = sorted({str(stream.type) for stream in container.streams}) or ["nothing"]
-                raise VideoFileError(f"a file with {' and '.join(kinds)} only", "a file with a video in it")
+                kinds = sorted({str(stream.type) for stream in container.streams})
+                found = f"a file with {' and '.join(kinds)} only" if kinds else "a file with nothing in it"
+                raise VideoFileError(found, "a file with a video in it")
             stream = streams[0]
             if stream.codec_context is None:
                 raise VideoFileError(
@@ -83,7 +85,9 @@ def _video(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
             yield container, stream
     except VideoFileError:
         raise
-    except (av.FFmpegError, ValueError, OverflowError) as error:
+    except av.ArgumentError as error:  # the container isn't one of those that are opened
+        raise VideoFileError("a file that is no video", _EXPECTED) from error
+    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise VideoFileError(f"a file that can't be decoded ({reason})") from error
 

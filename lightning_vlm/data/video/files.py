@@ -13,7 +13,7 @@ from lightning_vlm.data.conversation import Video
 from lightning_vlm.data.fetching import fetch
 from lightning_vlm.data.files_below import find_below
 from lightning_vlm.data.video.backend import Measured, reader
-from lightning_vlm.data.video.broken import VideoFileError
+from lightning_vlm.data.video.broken import WHOLE, VideoFileError
 from lightning_vlm.data.video.pictures import PictureFrames
 from lightning_vlm.errors import DataError
 from lightning_vlm.nearest import shorten
@@ -88,6 +88,7 @@ class FileFrames:
         self._data = video.data or b""
         if video.url is not None:
             self._data = fetch(video.url, source, key, "video", LARGEST_FETCHED)
+        self._check_not_empty()
         self.backend, self._reader = reader()
         self._measures = self._measure()
         self.frames = self._measures.frames
@@ -105,6 +106,11 @@ class FileFrames:
                 yield from self._reader.decode(file, self._measures, wanted)
             except VideoFileError as error:
                 raise self._wrong(error) from error
+
+    def _check_not_empty(self) -> None:
+        size = len(self._data) if self._path is None else self._path.stat().st_size
+        if not size:
+            raise DataError(self._source, self._key, f"{self._name}: an empty file", WHOLE)
 
     def _measure(self) -> Measured:
         """The measures of the file, which are kept for the next time."""

@@ -79,7 +79,7 @@ def _decoder(file: Any) -> Any:
     start = file.read(16)
     file.seek(0)
     if not any(start[at:].startswith(magic) for at, magic in _STARTS):
-        raise VideoFileError("a file that is no video", "a video file, such as MP4, WebM or AVI")
+        raise VideoFileError("a file that is no video", "a video file such as MP4, WebM, MKV or AVI")
     try:
         return VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     except (RuntimeError, ValueError, AssertionError) as error:
