@@ -113,13 +113,13 @@ def _truncated(path: Path, **settings: str) -> None:
 def _header_first(path: Path) -> None:
     """An MP4 file for the web, whose header is whole although its end is missing."""
     write_numbered(path.with_name("whole.mp4"), 200)
-    with av.open(str(path.with_name("whole.mp4"))) as whole:
-        with av.open(str(path), "w", options={"movflags": "+faststart"}) as output:
-            stream = output.add_stream_from_template(whole.streams.video[0])
-            for packet in whole.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    output.mux(packet)
+    whole_path, options = path.with_name("whole.mp4"), {"movflags": "+faststart"}
+    with av.open(str(whole_path)) as whole, av.open(str(path), "w", options=options) as output:
+        stream = output.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
     cut(path, 0.7)
 
 
@@ -145,24 +145,26 @@ def _playlist(path: Path) -> None:
 
 
 WHOLE = "expected a whole video file"
+CANT = "a file that can't be decoded (Invalid data found when processing input); " + WHOLE
+COUNTED = "of the 200 frames that its header names; " + WHOLE
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "end.mp4": (
         _truncated,
-        "a file that can't be decoded (Invalid data found when processing input); " + WHOLE,
+        CANT,
     ),
-    "end_of_web.mp4": (_header_first, "of the 200 frames that its header names; " + WHOLE),
+    "end_of_web.mp4": (_header_first, COUNTED),
     "end.mkv": (_truncated, "seconds that its header names; " + WHOLE),
     "end.webm": (
         lambda path: _truncated(path, codec="libvpx-vp9"),
-        "a truncated video: 3.9 of the 8.0 seconds",
+        "of the 8.0 seconds that its header names",
     ),
     "end.avi": (
         lambda path: _truncated(path, codec="mpeg4"),
-        "of the 200 frames that its header names; " + WHOLE,
+        COUNTED,
     ),
     "broken.mp4": (
         _broken,
-        "a file that can't be decoded (Invalid data found when processing input); " + WHOLE,
+        CANT,
     ),
     "sound.mp4": (write_sound, "a file with audio only; expected a file with a video in it"),
     "no_frames.mp4": (_without_frames, "a file with nothing in it; expected a file with a video in it"),
@@ -170,7 +172,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty.mp4": (lambda path: path.touch(), "an empty file; " + WHOLE),
     "text.mp4": (lambda path: path.write_text("a cat " * 100), "a file that can't be decoded (Invalid data"),
     "list.m3u8": (_playlist, "a file that is no video; expected a video file such as MP4, WebM, MKV or AVI"),
-    "list.mp4": (_playlist, "a file that is no video; expected a video file such as MP4, WebM, MKV or AVI"),
+    "list.mp4": (_playlist, CANT),
     "cat.png": (lambda path: PIL.Image.new("RGB", (9, 9)).save(path), "a playlist or a picture is none"),
 }
 
