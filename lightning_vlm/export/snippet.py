@@ -15,6 +15,7 @@ class Loading(NamedTuple):
         has_peft: Whether there are adapters that PEFT loads.
         has_ours: Whether there are adapters that `load_adapters` loads.
         trust_remote_code: Run Python code that comes with the model.
+        template_of_tokenizer: The processor's class forgets the chat template saved with it (BLIP-2).
     """
 
     base: str | None = None
@@ -22,6 +23,7 @@ class Loading(NamedTuple):
     has_peft: bool = False
     has_ours: bool = False
     trust_remote_code: bool = False
+    template_of_tokenizer: bool = False
 
 
 def loading_lines(folder: Path, loading: Loading, *options: str) -> list[str]:
@@ -53,6 +55,8 @@ def loading_lines(folder: Path, loading: Loading, *options: str) -> list[str]:
         lines.append(f"load_adapters({inner}, Path({_quoted(folder)}))")
     arguments = [_quoted(folder), *trust]
     lines.append(f"processor = AutoProcessor.from_pretrained({', '.join(arguments)})")
+    if loading.template_of_tokenizer:
+        lines.append("processor.chat_template = processor.tokenizer.chat_template")
     return imports + lines
 
 

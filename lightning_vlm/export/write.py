@@ -15,7 +15,7 @@ from lightning_vlm.export.snippet import Loading
 from lightning_vlm.export.trained import ExportRequest, Trained
 from lightning_vlm.export.verification import ExportedFolder, require_same
 from lightning_vlm.models.adapters.layers import adapters_of
-from lightning_vlm.models.loading.load import resolve
+from lightning_vlm.models.loading.load import forgets_template, resolve
 
 PICTURES = "pictures"
 """The folder inside the exported one, for as long as it isn't verified, of the samples' pictures."""
@@ -66,6 +66,9 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     else:
         export, rows = _write_merged(trained, export, request)
     module.processor.save_pretrained(folder)
+    if forgets_template(folder, request.trust_remote_code):
+        loading = export.loading._replace(template_of_tokenizer=True)
+        export = export._replace(loading=loading)
     if trained.quantised:
         rows.append(
             ("quantised in training", f"{trained.quantised} weights; here on the base model in 16/32 bits")

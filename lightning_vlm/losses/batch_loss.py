@@ -1,8 +1,8 @@
 """The loss of a batch: which tokens are learned, what the model makes of them, and the share of each task."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weight
 from lightning_vlm.models.attention import kernel_takes_lengths, takes_lengths, varlen_lengths
 from lightning_vlm.models.logits import logit_options
 from lightning_vlm.models.picture_inputs import pictures_on_host
+from lightning_vlm.models.replaced import replaced
 
 
 class TaskSums(NamedTuple):
@@ -64,7 +65,9 @@ def last_hidden_states(
     Returns:
         Tensor of shape [batch, length, hidden].
     """
-    base = getattr(model, model.base_model_prefix)
+    base = getattr(model, model.base_model_prefix, None)
+    if base is None and not has_pictures(batch):  # it takes none but pictures, so there is no sample
+        return _nothing(model, batch)
     pictures = batch.picture_inputs
     groups = split_by_image_count(batch.inputs, pictures.counts if pictures else None)
     hidden_states = []
@@ -72,12 +75,36 @@ def last_hidden_states(
         for rows, inputs in groups:
             if before_forward is not None:
                 before_forward(rows)
-            output = base(**(inputs | on_host), use_cache=False, return_dict=True)
-            hidden_states.append(output.last_hidden_state)
+            options = {**inputs, **on_host, "use_cache": False, "return_dict": True}
+            if base is None:
+                hidden_states.append(_what_the_head_gets(model, options))
+            else:
+                hidden_states.append(base(**options).last_hidden_state)
     if len(groups) == 1:
         return hidden_states[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()
     return torch.cat(hidden_states)[order]
+
+
+def _nothing(model: PreTrainedModel, batch: Batch) -> Tensor:
+    width = model.get_output_embeddings().in_features
+    return zero_loss(model.parameters()).expand(*batch.inputs["input_ids"].shape, width)
+
+
+def _what_the_head_gets(model: PreTrainedModel, options: Mapping[str, Any]) -> Tensor:
+    """The last hidden states of a model that has no base model inside (BLIP-2, Kosmos-2).
+
+    Its head belongs to a language model of its own. The head gives back what it gets for once.
+    """
+    found: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden
+
+    with replaced(model.get_output_embeddings(), "forward", keep):
+        model(**options)
+    return found[0]
 
 
 def _lengths_of(model: PreTrainedModel, batch: Batch) -> AbstractContextManager[None]:

@@ -31,7 +31,7 @@ def prove(module: "VLMModule", packed: Batch, alone: Sequence[Batch]) -> Verdict
         alone: The same samples in the same order, each in a batch of its own.
     """
     model = module.model
-    base: Any = getattr(model, model.base_model_prefix)
+    base: Any = getattr(model, model.base_model_prefix, model)
     rope_deltas = getattr(base, "rope_deltas", None)
     try:
         # Compiled blocks would be compiled again for the shapes of samples alone.

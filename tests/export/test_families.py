@@ -7,6 +7,7 @@ import pytest
 from lightning_vlm.export.verification import verify
 from tests.support import tiny
 from tests.support.exports import ADAPTER, LORA, lora
+from tests.support.pictures import ONE_PICTURE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA with rank_pattern")
 
@@ -50,8 +51,8 @@ VARIANTS = {
 }
 
 
-NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video")
-"""Their projector holds a bare parameter, `image_newline`, which PEFT can't save."""
+NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video", *ONE_PICTURE)
+"""Their projector holds a bare parameter, `image_newline` or queries, which PEFT can't save."""
 
 
 @pytest.fixture(scope="module")

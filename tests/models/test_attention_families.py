@@ -22,6 +22,7 @@ class Row(NamedTuple):
     language: str
 
 
+OWN_HEAD = "its language model has a head of its own"
 FAMILIES = {
     "llava": Row(OWN_ROW, ""),
     "llava_next": Row(OWN_ROW, ""),
@@ -50,6 +51,9 @@ FAMILIES = {
     "aya_vision": Row(OWN_ROW, ""),
     "cohere2_vision": Row(OWN_ROW, ""),
     **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), Row("", "")),
+    "kosmos-2": Row(OWN_ROW, OWN_HEAD),
+    "blip-2": Row(OWN_ROW, OWN_HEAD),
+    "instructblip": Row(OWN_ROW, OWN_HEAD),
 }
 
 

@@ -23,9 +23,9 @@ from lightning_vlm.models.positions import token_positions
 from tests.data.batch.test_collate import SAMPLES
 from tests.support import tiny
 from tests.support.packed import NEVER
+from tests.support.pictures import NEEDS_PICTURES, ONE_PICTURE
 
-FAMILIES = [family for family in tiny.FAMILIES if family != "mllama"]
-NEEDS_PICTURES = ("paligemma",)
+FAMILIES = [family for family in tiny.FAMILIES if family not in ("mllama", *ONE_PICTURE)]
 
 
 def moved(folder, **options):

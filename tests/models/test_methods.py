@@ -15,6 +15,7 @@ from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
+from tests.support.pictures import ONE_PICTURE
 from tests.support.tiny.moe import MIXTURES
 
 # Their features leave the tower one layer early.
@@ -28,6 +29,8 @@ FUSED = (
     "glm4v",
     "glm46v",
     "glm_ocr",
+    "blip-2",
+    "instructblip",
 )  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,
@@ -35,6 +38,11 @@ METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "adapter": ({"adapter": {"reduction": 8}}, {"adapter": {"reduction": 8, "kind": "parallel"}}),
     "adapter, parallel": ({"adapter": {"kind": "parallel"}}, "adapter"),
     "cross_modal": ("cross_modal_adapter", "frozen"),
+}
+REFUSED = {
+    ("cross_modal", "mllama"): "use lora or adapter",
+    ("cross_modal", "kosmos-2"): "has no token that stands for a picture; use lora or adapter",
+    ("adapter, parallel", "blip-2"): "has no MLP .* for a parallel adapter.*; use kind: sequential",
 }
 
 
@@ -79,8 +87,8 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
     if method == "dora" and family in MIXTURES:
         language = {"lora": {**language["lora"], "expert_r": 0}}
     plan = {"language": language, "vision.layers[:-1]" if family in EARLY else "vision.layers": vision}
-    if method == "cross_modal" and family == "mllama":
-        with pytest.raises(UserError, match="use lora or adapter"):
+    if (method, family) in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[method, family]):
             adapted(tiny_folder(family), plan)
         return
     model = adapted(tiny_folder(family), plan)
@@ -104,10 +112,11 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
 
 @pytest.mark.parametrize("family", FUSED)
 def test_ia3_on_fused_keys_and_values_is_refused(family, tiny_folder):
-    for value in ("ia3", {"ia3": {"modules": ["qkv", "proj"]}}):
+    out = "projection" if family in ONE_PICTURE else "proj"
+    for value in ("ia3", {"ia3": {"modules": ["qkv", out]}}):
         with pytest.raises(UserError, match=r"plan\['vision'\]: ia3 scales .* but 'qkv' .* use lora there"):
             adapted(tiny_folder(family), {"vision": value})
-    adapted(tiny_folder(family), {"vision": {"ia3": {"modules": ["proj"]}}})
+    adapted(tiny_folder(family), {"vision": {"ia3": {"modules": [out]}}})
 
 
 LORA = ["model.language_model.layers.0.self_attn.q_proj", "model.language_model.layers.1.mlp.down_proj"]

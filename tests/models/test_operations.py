@@ -14,11 +14,12 @@ from lightning_vlm.models.operations import OperationCounter
 from lightning_vlm.models.operations.counter import causal_pairs
 from lightning_vlm.models.parts import find_parts
 from tests.support import tiny
+from tests.support.pictures import ONE_PICTURE
 from tests.support.tiny.moe import MIXTURES
 
-UNKNOWN = {"mllama", "qwen3_5", "lfm2_vl", "lfm3_vl", "ovis2", *MIXTURES}
-"""They see pictures by cross-attention, attend linearly, mix tokens by convolutions, choose features from a
-table, or have experts."""
+UNKNOWN = {"mllama", "qwen3_5", "lfm2_vl", "lfm3_vl", "ovis2", *ONE_PICTURE, *MIXTURES}
+"""They see pictures by cross-attention or by queries, attend linearly, mix tokens by convolutions, choose
+features from a table, or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

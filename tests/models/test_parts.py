@@ -52,6 +52,12 @@ GLM = {
     "language": ("model.language_model.",),
     "head": ("lm_head.",),
 }
+BLIP = {
+    "vision": ("vision_model.",),
+    "projector": ("query_tokens", "qformer.", "language_projection."),
+    "language": ("language_model.model.",),
+    "head": ("language_model.lm_head.",),
+}
 PREFIXES = {
     "llava": LLAVA,
     "llava_next": LLAVA,
@@ -85,6 +91,14 @@ PREFIXES = {
     "aya_vision": {**LLAVA, "head": ()},
     "cohere2_vision": {**LLAVA, "head": ()},
     **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), GLM),
+    "kosmos-2": {
+        "vision": ("vision_model.",),
+        "projector": ("image_to_text_projection.",),
+        "language": ("text_model.model.",),
+        "head": (),
+    },
+    "blip-2": {**BLIP, "head": ()},
+    "instructblip": BLIP,
 }
 TIED = (
     "llava_onevision",
@@ -100,6 +114,8 @@ TIED = (
     "lighton_ocr",
     "aya_vision",
     "cohere2_vision",
+    "kosmos-2",
+    "blip-2",
 )
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
@@ -121,6 +137,9 @@ LAYERS = {  # vision, language
     ),
     "mllama": ("model.vision_model.transformer.layers", "model.language_model.layers"),
     "video_llava": ("model.image_tower.encoder.layers", "model.language_model.layers"),
+    "kosmos-2": ("vision_model.model.encoder.layers", "text_model.model.layers"),
+    "blip-2": ("vision_model.encoder.layers", "language_model.model.decoder.layers"),
+    "instructblip": ("vision_model.encoder.layers", "language_model.model.layers"),
 }
 
 
@@ -147,7 +166,7 @@ def test_layers_are_the_lists_of_blocks(family: str, model: PreTrainedModel) -> 
     found = find_parts(model)
     assert (found["vision.layers"], found["language.layers"]) == tuple([path] for path in LAYERS[family])
     last = select_modules(model, ["language.layers[-1:]"], found)
-    assert list(last) == [f"{LAYERS[family][1]}.{len(model.get_decoder().layers) - 1}"]
+    assert list(last) == [f"{LAYERS[family][1]}.{len(model.get_submodule(LAYERS[family][1])) - 1}"]
 
 
 def test_a_short_list_is_not_taken_for_the_blocks(tiny_folder: Folder) -> None:
@@ -166,21 +185,25 @@ def test_prefix_is_where_the_model_sits(family: str, model: PreTrainedModel) -> 
 
 
 def test_tied_head_is_selected_but_owns_nothing(family: str, model: PreTrainedModel) -> None:
-    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
     assert tied == (family in TIED)
     assert head_is_tied(model) == tied
     selected = select_parameters(model, ["head"], find_parts(model))
-    assert [id(weight) for weight in selected.values()] == [id(model.lm_head.weight)]
-    assert list(parameters_by_part(model)["head"]) == ([] if tied else ["lm_head.weight"])
+    assert [id(weight) for weight in selected.values()] == [id(head.weight)]
+    assert list(parameters_by_part(model)["head"]) == (
+        [] if tied else [f"{find_parts(model)['head'][0]}.weight"]
+    )
 
 
 def test_adapters_join_the_part_they_are_in(family: str, model: PreTrainedModel) -> None:
     before = {part: set(own) for part, own in parameters_by_part(model).items()}
     tied = head_is_tied(model)
     inject_adapter_in_model(LoraConfig(r=2, target_modules="all-linear"), model)
-    model.lm_head = inject_adapter_in_model(
-        LoraConfig(r=2, target_modules=["head"]), nn.ModuleDict({"head": model.lm_head})
-    )["head"]
+    head = nn.ModuleDict({"head": model.get_output_embeddings()})
+    model.set_output_embeddings(
+        inject_adapter_in_model(LoraConfig(r=2, target_modules=["head"]), head)["head"]
+    )
     assert head_is_tied(model) == tied
     after = parameters_by_part(model)
     for part, own in after.items():

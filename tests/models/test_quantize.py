@@ -54,10 +54,12 @@ def nf4(*parts, **options):
 def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     """And nothing else is another module, or has another dtype or value, than without."""
     plain = load_model(tiny_folder(family)).model
-    inner = "self_attn" if family in MIXTURES else "mlp"  # fused experts aren't linear layers
+    others = (*MIXTURES, "kosmos-2", "blip-2")  # fused experts aren't linear layers, or the name is another
+    inner = "self_attn" if family in others else "mlp"
     if family in ("lfm2_vl", "lfm3_vl"):
         inner = "feed_forward"
-    whole = ["vision", "language"] + (["projector"] if below(plain, "projector") else [])
+    kept = family in ("blip-2", "instructblip")  # transformers keeps their Q-Former in float32
+    whole = ["vision", "language"] + (["projector"] if below(plain, "projector") and not kept else [])
     choices = {
         ("nf4", "language"): below(plain, "language"),
         ("int8", *whole): below(plain, *whole),

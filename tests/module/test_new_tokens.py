@@ -17,6 +17,7 @@ from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import head_is_tied
 from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_rows, new_token_ids
 from tests.support import tiny
+from tests.support.pictures import smallest_inputs
 
 TOKENS = ["<loc_1>", "<loc_2>"]
 LORA = {"language": {"lora": {"r": 2}}}
@@ -45,9 +46,9 @@ def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
     model, processor = load_model(folder(family)).model, load_processor(folder(family))
     tied = head_is_tied(model)
     before = [one.weight.detach().clone() for one in ends(model)]
-    ids = torch.tensor([[5, 6, 7, 8]])
+    inputs = smallest_inputs(family, folder(family))
     with torch.no_grad():
-        logits = model(input_ids=ids).logits
+        logits = model(**inputs).logits
     old = len(processor.tokenizer)
     add_to_tokenizer(processor, TOKENS)
     rows = new_token_ids(processor, TOKENS)
@@ -61,13 +62,15 @@ def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
         torch.testing.assert_close(module.weight[rows.start : rows.stop], mean, rtol=1e-5, atol=1e-7)
         assert torch.equal(module.weight[: min(old, len(first))], first[:old])
     with torch.no_grad():
-        again = model(input_ids=ids).logits
+        again = model(**inputs).logits
         assert torch.equal(again[..., : logits.shape[-1]], logits)
-        fresh = model(input_ids=torch.tensor([list(rows)])).logits
+        new = {**inputs, "input_ids": inputs["input_ids"].clone()}
+        new["input_ids"][0, -2:] = torch.tensor(rows)
+        fresh = model(**new).logits
         model.save_pretrained(tmp_path)
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
-        assert torch.equal(loaded(input_ids=torch.tensor([list(rows)])).logits, fresh)
-        assert torch.equal(loaded(input_ids=ids).logits, again)
+        assert torch.equal(loaded(**new).logits, fresh)
+        assert torch.equal(loaded(**inputs).logits, again)
     average = again[0, -1, : logits.shape[-1]].mean()
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None) is None:
         torch.testing.assert_close(again[0, -1, rows.start], average, rtol=1e-3, atol=1e-5)

@@ -12,6 +12,7 @@ from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.optim import Constant
 from tests.support import tiny
+from tests.support.pictures import NEEDS_PICTURES
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}, "vision.layers[0:2]": {"lora": {"r": 4}}}
 SPLITS = {"whole": (8, 1), "accumulated": (4, 2), "one by one": (1, 8)}
@@ -197,7 +198,7 @@ def first_gradient(make_trainer, module, listed, words, family, batch_size, accu
     """Of one step over five samples, on a new module of the family."""
     drawn = Drawn("train", size=30, tasks=["vqa", "caption"], seed=2)
     samples = [one for one in drawn if one.messages[0].role == "user"][:5]
-    if family != "paligemma":  # which takes no text without a picture
+    if family not in NEEDS_PICTURES:
         samples[2] = words(answer="Red and blue. " * 9, weight=2.0)
     record = Record()
     trainer = make_trainer(max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[record], **options)

@@ -13,6 +13,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import length_score
 from tests.support import tiny
+from tests.support.pictures import with_its_pictures
 
 FAMILIES = tuple(tiny.FAMILIES)
 BEAMS = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 6, "length_penalty": 0.6}
@@ -62,7 +63,7 @@ def log_prob(one, prompt, tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beams_are_ranked_as_transformers_ranks_them(awake, batch_of, listed, make_quiet, family):
     one = awake(family, generation=BEAMS)
-    source = listed(samples())
+    source = listed(with_its_pictures(family, each, each.images[0]) for each in samples())
     (found,) = make_quiet().predict(one, VLMDataModule(predict=source, batch_size=2))
     for conversation, answer in zip(source.items, found, strict=True):
         ((_, prompt),) = split_by_image_count(batch_of(one, listed([conversation]), predict=True).prompts)

@@ -20,6 +20,9 @@ NEVER = (
     "qwen3_5",
     "lfm2_vl",
     "lfm3_vl",
+    "kosmos-2",
+    "blip-2",
+    "instructblip",
 )
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
 PACKED = tuple(family for family in FAMILIES if family not in NEVER)

@@ -52,7 +52,21 @@ ADDED_ENDS = ("glm4v", "glm46v", "glm_ocr")
 """Families whose own templates end an answer by the next question: an end is added to the last one."""
 NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
 """Families whose own templates write less around an empty answer, so that it can't be masked."""
+
+
+def gap_of(renderer, family, template):
+    """The white space before each answer that the model must write."""
+    if renderer.habits.strips:
+        return "\n"  # of ready templates; the processor takes it from the end of prompts
+    return " " if template is None and family in GAPS else ""
+
+
 ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
+
+
+def ready_template(family):
+    """The name of a ready template for a family that has none of its own."""
+    return "plain" if family in FAMILIES and FAMILIES[family].template is None else None
 
 
 def supervised(renderer, example):
@@ -88,6 +102,13 @@ def processor_inputs(renderer, conversation, **options):
     )
     if turns[-1]["role"] == "assistant" and not options.get("add_generation_prompt"):
         batch = with_added_end(batch, renderer.processor)
+    if "qformer_input_ids" in batch:  # what is read in a picture must not depend on answers
+        roles = [turn["role"] for turn in turns]
+        before = turns[: roles.index("assistant")] if "assistant" in roles else turns
+        template = renderer.processor.apply_chat_template
+        question = template(before, add_generation_prompt=True) if before else "Assistant:\n"
+        asked = renderer.processor.qformer_tokenizer([question], return_tensors="pt")
+        batch |= {f"qformer_{name}": asked[name] for name in ("input_ids", "attention_mask")}
     return {name: value for name, value in batch.items() if name != "labels"}
 
 

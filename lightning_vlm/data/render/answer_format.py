@@ -18,6 +18,8 @@ class AnswerFormat:
         end_tokens: The tokens that may end a turn.
         eos_token: The tokenizer's.
         next_turn: The token that begins a question and so ends the answer before it, if there is one.
+        strips: The processor takes white space from the end of a text, generation prompts included. So the
+            model must write it.
 
     Raises:
         UserError: The template can't render a question and an answer.
@@ -29,9 +31,11 @@ class AnswerFormat:
         end_tokens: Iterable[str],
         eos_token: str,
         next_turn: str | None = None,
+        strips: bool = False,
     ) -> None:
         self._template = template
-        self.generation_prompt = self._find_generation_prompt()
+        prompt = self._find_generation_prompt()
+        self.generation_prompt = prompt.rstrip() if strips else prompt
         """What the template writes to ask for an answer; if nothing, how it ends a question."""
         before_question, before_answer, behind_answer = template.around("user", "assistant")
         if self._white_space_before(before_answer) is None:

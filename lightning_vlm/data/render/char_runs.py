@@ -86,6 +86,33 @@ def char_runs(
     return runs
 
 
+def without_front(
+    pieces: Sequence[MarkedPiece], begin: str, bos_token: str
+) -> tuple[list[MarkedPiece], list[CharRun]]:
+    """The pieces without what a processor wrote in front of a text, and that as runs.
+
+    Kosmos-2's processor writes the begin-of-sequence token and the picture there.
+
+    Args:
+        pieces: What the processor made of a marked text.
+        begin: What the template wrote before the first marker.
+        bos_token: The tokenizer's.
+    """
+    first, *others = pieces
+    if first.before == begin or not first.before.endswith(begin):
+        return list(pieces), []
+    front = first.before.removesuffix(begin)
+    picture = front.removeprefix(bos_token).rstrip()
+    behind = front[front.rindex(picture) + len(picture) :] if picture else ""
+    start = front.removesuffix(behind).removesuffix(picture)
+    runs = [
+        _no_answer(start, Kind.SPECIAL),
+        _no_answer(picture, Kind.IMAGE),
+        _no_answer(behind, Kind.SPECIAL),
+    ]
+    return [first._replace(before=begin), *others], runs
+
+
 def _without_added(pieces: Sequence[MarkedPiece], trailer: str) -> tuple[list[MarkedPiece], str]:
     """The pieces without the text that a processor added at the end, and that text.
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.data.render.answer_format import AnswerFormat
-from lightning_vlm.data.render.char_runs import CharRun, char_runs
+from lightning_vlm.data.render.char_runs import CharRun, char_runs, without_front
 from lightning_vlm.data.render.markers import MarkedPiece, split_at_markers
 from lightning_vlm.data.render.special_tokens import SpecialTokens
 from lightning_vlm.data.render.tokens import encode
@@ -43,7 +44,10 @@ class RecordingTokenizer:
         self._tokenizer = tokenizer
         self._special = special
         self._answers = answers
-        self._trailer = split_at_markers(marked)[-1].before
+        marked_pieces = split_at_markers(marked)
+        self._begin = marked_pieces[0].before
+        self._trailer = marked_pieces[-1].before
+        self._front: list[int] = []
         self._spans = spans
         self._source = source
         self.kinds = np.zeros(0, np.int8)
@@ -58,12 +62,18 @@ class RecordingTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def __call__(self, text: list[str], **options: Any) -> dict[str, Any]:
+    def __call__(self, text: list[str] | str, **options: Any) -> Mapping[str, Any]:
         options.pop("return_tensors", None)
         options.pop("return_offsets_mapping", None)
+        if isinstance(text, str):  # BLIP-2 makes the tokens of its picture by themselves
+            front = self._tokenizer(text, **options)
+            self._front = list(front["input_ids"])
+            return front
         pieces = split_at_markers(text[0])
         bos_token = str(self._tokenizer.bos_token)
+        pieces, front_runs = without_front(pieces, self._begin, bos_token)
         runs = char_runs(pieces, self._spans, self._answers, self._trailer, self._special.pattern, bos_token)
+        runs = [*front_runs, *runs]
         encoded = encode(self._tokenizer, runs, options)
         ids = np.array(encoded.inputs["input_ids"][0])
         self._refuse_special_tokens(ids[encoded.from_user])
@@ -72,8 +82,25 @@ class RecordingTokenizer:
         if any(span.end_weight != 1 or (span.weights != 1).any() for span in answers):
             self.weights = encoded.weights
         self.answer_ends = _answer_ends(runs, encoded.spans)
-        self.media_spans = _media_spans(runs, encoded.spans)
+        start = sum(len(run.text) for run in front_runs)
+        self.media_spans = _media_spans(runs[len(front_runs) :], encoded.spans, start)
         return _TokenizedText(encoded.inputs, _picture_tokens(pieces, self.media_spans))
+
+    def add_front(self, input_ids: Tensor) -> None:
+        """Put the tokens of a picture that the processor made by themselves in front of the others.
+
+        Args:
+            input_ids: Tensor of shape [length], int64: what the processor made. Nothing is added unless they
+                are these tokens and those of the text.
+        """
+        count = len(self._front)
+        is_longer = count and len(input_ids) == count + len(self.kinds)
+        if not is_longer or input_ids[:count].tolist() != self._front:
+            return
+        self.kinds = np.concatenate([np.full(count, Kind.IMAGE, np.int8), self.kinds])
+        if self.weights is not None:
+            self.weights = np.concatenate([np.ones(count, np.float32), self.weights])
+        self.answer_ends = tuple(end + count for end in self.answer_ends)
 
     def _refuse_special_tokens(self, ids_from_user: np.ndarray) -> None:
         """Raise if a person's words became a special token, which would let them forge turns or pictures."""
@@ -91,6 +118,11 @@ class _TokenizedText(dict[str, Any]):
         super().__init__(inputs)
         self._token_of = token_of
 
+    @property
+    def input_ids(self) -> Any:
+        """As of a tokenizer."""
+        return self["input_ids"]
+
     def char_to_token(self, _: int, char: int) -> int | None:
         """As of a tokenizer; for the first and last characters of pictures."""
         return self._token_of.get(char)
@@ -107,10 +139,10 @@ def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _media_spans(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """From which token on, and up to which, each picture or video goes."""
+def _media_spans(runs: Sequence[CharRun], spans: np.ndarray, start: int) -> tuple[tuple[int, int], ...]:
+    """From which token on, and up to which, each picture or video goes; the runs begin at a character."""
     found = []
-    place = 0
+    place = start
     for run in runs:
         stop = place + len(run.text)
         if run.kinds.startswith(bytes([Kind.IMAGE])):

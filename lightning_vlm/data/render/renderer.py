@@ -14,6 +14,7 @@ from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
+from lightning_vlm.data.render.front_pictures import check_one_picture, picture_habits
 from lightning_vlm.data.render.markers import mark_media
 from lightning_vlm.data.render.media import (
     Media,
@@ -25,9 +26,10 @@ from lightning_vlm.data.render.media import (
     media_options,
     open_media,
 )
+from lightning_vlm.data.render.question_tokenizer import QuestionTokenizer
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import any_of, special_tokens
-from lightning_vlm.data.render.turns import TRAILING, Turn, arrange, plain_text, round_ends
+from lightning_vlm.data.render.turns import TRAILING, TextSpan, Turn, arrange, plain_text, round_ends
 from lightning_vlm.data.render.videos import VideoRules
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError, UserError
@@ -78,10 +80,15 @@ class Renderer:
         self.special = special_tokens(processor)
         self._placeholder = any_of(self.special.placeholders)
         self.template = ChatTemplate(processor)
+        self.habits = picture_habits(processor)
         self.answers = AnswerFormat(
-            self.template, self.special.ends, str(self.tokenizer.eos_token), self.special.next_turn
+            self.template,
+            self.special.ends,
+            str(self.tokenizer.eos_token),
+            self.special.next_turn,
+            self.habits.strips,
         )
-        self.template.warn_of_flaws(self.special.placeholders)
+        self.template.warn_of_flaws(set() if self.habits.in_front else self.special.placeholders)
         self.videos = VideoRules(processor, self.special, self.template, self.answers, video)
         """What the processor does with videos."""
         self.open_video: OpenVideo = self.videos.open
@@ -197,10 +204,15 @@ class Renderer:
         if turns[-1].role == "assistant" and not generate:
             marked += answers.added_end
         marked, places = mark_media(marked, self._placeholder)
-        check_places(places, media, self.special.video, source)
+        placed = media
+        if self.habits.in_front:
+            check_one_picture(turns, type(self.processor).__name__, source)
+            placed = media._replace(pictures=[])
+        check_places(places, placed, self.special.video, source)
         recorder = RecordingTokenizer(self.tokenizer, self.special, answers, marked, spans, source)
-        inputs = self._process(marked, media, recorder, source)
+        inputs = self._process(marked, media, recorder, spans, source)
         input_ids = inputs.pop("input_ids")[0]
+        recorder.add_front(input_ids)
         kinds = torch.from_numpy(recorder.kinds)
         if len(kinds) != len(input_ids):
             raise UserError(
@@ -221,7 +233,12 @@ class Renderer:
         )
 
     def _process(
-        self, marked: str, media: Media, recorder: RecordingTokenizer, source: str
+        self,
+        marked: str,
+        media: Media,
+        recorder: RecordingTokenizer,
+        spans: Sequence[TextSpan],
+        source: str,
     ) -> dict[str, Any]:
         """What the processor makes of a marked text and its media with a recorder as its tokenizer."""
         options = media_options(media, self.videos.options(media.clips))
@@ -229,7 +246,10 @@ class Renderer:
         bos_token = self.tokenizer.bos_token
         if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
             options["add_special_tokens"] = False
+        own = {name: value for name, value in vars(self.processor).items() if name.endswith("_tokenizer")}
         self.processor.tokenizer = recorder
+        for name, value in own.items():
+            setattr(self.processor, name, QuestionTokenizer(value, name, spans, source))
         try:
             return dict(self.processor(text=[marked], **options))
         except UserError:
@@ -239,7 +259,7 @@ class Renderer:
             found = f"a sample that {type(self.processor).__name__} refuses ({reason})"
             raise DataError(source, "messages", found, media.expected) from error
         finally:
-            self.processor.tokenizer = self.tokenizer
+            vars(self.processor).update(own, tokenizer=self.tokenizer)
 
 
 def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:

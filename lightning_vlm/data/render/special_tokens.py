@@ -37,7 +37,8 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
     tokenizer = processor.tokenizer
     named = [getattr(processor, f"{medium}_token", None) for medium in ("image", "video", "audio")]
     placeholders = {str(token) for token in named if token}
-    special = {str(token) for token in tokenizer.all_special_tokens} | placeholders
+    around = [getattr(processor, f"{edge}_token", None) for edge in ("boi", "eoi")]  # Kosmos-2
+    special = {str(token) for token in (*tokenizer.all_special_tokens, *around) if token} | placeholders
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:
             special.add(token.content)

@@ -7,6 +7,7 @@ the first word of the answer to one token, half template and half answer, that n
 import PIL.Image
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.render.front_pictures import picture_habits
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 
@@ -98,6 +99,8 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     if tokenizer is None:
         raise UserError(f"chat template '{name}': {kind} has no tokenizer; give the model's whole processor")
     image = getattr(processor, "image_token", None) or getattr(tokenizer, "image_token", None)
+    if picture_habits(processor).in_front:
+        image = ""
     if image is None:
         raise UserError(
             f"chat template '{name}': neither {kind} nor its tokenizer has an image_token; set "

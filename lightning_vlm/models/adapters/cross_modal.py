@@ -238,7 +238,7 @@ def connect_images(model: PreTrainedModel, adapters: Sequence[CrossModal]) -> No
     hooks = ImageHooks(model.config.image_token_id)
     for adapter in adapters:
         adapter.hooks = hooks
-    base = getattr(model, model.base_model_prefix)
+    base = getattr(model, model.base_model_prefix, model)
     base.register_forward_pre_hook(hooks.find, with_kwargs=True)
     model.get_decoder().register_forward_pre_hook(hooks.read, with_kwargs=True)
     base.register_forward_hook(hooks.forget, always_call=True)
@@ -252,14 +252,19 @@ def refuse_cross_modal(model: PreTrainedModel, path: str) -> None:
         path: Of the layer.
 
     Raises:
-        UserError: No pictures stand among the words that go into the language model (Mllama), or the layer is
-            outside of it.
+        UserError: No pictures stand among the words that go into the language model (Mllama), no token says
+            where they stand (Kosmos-2), or the layer is outside of it.
     """
     decoder = model.get_decoder()
     if "cross_attention_states" in inspect.signature(decoder.forward).parameters:
         raise UserError(
             f"plan: found cross_modal_adapter for {type(model).__name__}, whose language model gets no "
             "pictures among its words: layers of its own attend to them; use lora or adapter on those"
+        )
+    if getattr(model.config, "image_token_id", None) is None:
+        raise UserError(
+            f"plan: found cross_modal_adapter for {type(model).__name__}, which has no token that stands for "
+            "a picture; use lora or adapter"
         )
     layer = model.get_submodule(path)
     if not any(module is layer for module in decoder.modules()):

@@ -128,6 +128,8 @@ def why_not_tower(model: PreTrainedModel) -> str:
 
 def why_not_language(model: PreTrainedModel) -> str:
     """Why the language model can't attend by lengths exactly; empty if it can."""
+    if not hasattr(model, model.base_model_prefix):  # BLIP-2's language model makes its own masks
+        return "its language model has a head of its own"
     return why_not_causal(model) or _why_not_by_scores(model.get_decoder())
 
 

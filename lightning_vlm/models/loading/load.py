@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -93,7 +94,15 @@ def load_processor(
         text = ready_template(chat_template, processor) if is_ready else _template(chat_template)
         # Both save it under the same file name, so their contents must be equal.
         processor.chat_template = processor.tokenizer.chat_template = text
+    elif processor.chat_template is None:  # some classes forget what was saved with them
+        processor.chat_template = processor.tokenizer.chat_template
     return processor
+
+
+def forgets_template(folder: Path, trust_remote_code: bool) -> bool:
+    """Whether only the tokenizer of a saved processor has the chat template when both are loaded again."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return processor.chat_template is None and processor.tokenizer.chat_template is not None
 
 
 def load_model(
@@ -157,6 +166,9 @@ def load_model(
     for part in (model.config, model.config.get_text_config()):
         part.use_cache = False
     model.generation_config.use_cache = True
+    for part in model.modules():
+        if isinstance(part, GenerationMixin) and part is not model:  # BLIP-2's language model generates
+            part.generation_config = model.generation_config
     return LoadedModel(model, parts, missing, Fingerprint(model, missing))
 
 

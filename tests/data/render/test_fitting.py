@@ -17,7 +17,8 @@ from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
-from tests.support.rendering import NO_EMPTY_ANSWERS
+from tests.support.pictures import with_its_pictures
+from tests.support.rendering import NO_EMPTY_ANSWERS, ready_template
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -84,10 +85,11 @@ def round_by_round(whole, conversation, limit):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_chat_is_cut_as_if_it_lost_one_round_after_the_other(processor_of, model):
-    processor = processor_of(model, "plain" if model == "paligemma" else None)
+    processor = processor_of(model, ready_template(model))
     whole, rng = Renderer(processor), random.Random(model)
     for rounds, orders in ((1, False), (6, False), (4, True)):
         conversation = random_chat(rng, rounds, orders, fewest=int(model in NO_EMPTY_ANSWERS))
+        conversation = with_its_pictures(model, conversation, PICTURES[0])
         longest = len(whole.example(conversation).input_ids)
         for limit in sorted({longest + 1, longest, longest - 1, *rng.choices(range(4, longest + 2), k=2)}):
             expected = round_by_round(whole, conversation, limit)
@@ -198,7 +200,7 @@ TEXTS = [
 def test_counting_in_pieces_gives_up_nothing_that_fits(processor_of, monkeypatch, model):
     """Whatever it drops is over the limit in truth; with small pieces, so that many cuts are made."""
     monkeypatch.setattr(fitting, "_PIECE", 64)
-    tokenizer = processor_of(model, "plain" if model == "paligemma" else None).tokenizer
+    tokenizer = processor_of(model, ready_template(model)).tokenizer
     rng = random.Random(model)
     for text in (*TEXTS, *("".join(rng.choices(TEXTS, k=3)) for _ in range(6))):
         length = len(tokenizer(text, add_special_tokens=False)["input_ids"])

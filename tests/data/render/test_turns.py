@@ -16,12 +16,21 @@ from lightning_vlm.errors import DataError
 from lightning_vlm.export.probe_samples import probe_samples
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
-from tests.support.rendering import ADDED_ENDS, END, GAPS, assert_like, processor_inputs, supervised
+from tests.support.pictures import NEEDS_PICTURES
+from tests.support.rendering import (
+    ADDED_ENDS,
+    END,
+    assert_like,
+    gap_of,
+    processor_inputs,
+    ready_template,
+    supervised,
+)
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
 MODELS = (*FAMILIES, "shipped")
-FIRST = [(model, "plain" if model == "paligemma" else None) for model in MODELS]
+FIRST = [(model, ready_template(model)) for model in MODELS]
 FILE = io.BytesIO()
 PIL.Image.new("RGB", (64, 64), "red").save(FILE, "PNG")
 PICTURE = Image(data=FILE.getvalue())
@@ -76,7 +85,7 @@ ORDERS = ("aua", "uua", "uaa", "uaaua", "auuaa", "saua", "suua")
 @pytest.mark.parametrize(("model", "template"), FIRST)
 def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_of, model, template, order):
     renderer = renderer_of(model, template)
-    conversation = chat(order, picture=model == "paligemma")
+    conversation = chat(order, picture=model in NEEDS_PICTURES)
     words_alone = chat(order)
     if order[0] == "s" and not takes(renderer, chat("sua")):
         return  # Pixtral writes no system turn where an answer ends the chat
@@ -94,7 +103,7 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
     for message in written.messages:
         if message.role == "assistant":
             # LLaVA-NeXT's template asks for an answer by the end of the question.
-            gap = " " if template is None and model in GAPS else ""
+            gap = gap_of(renderer, model, template)
             gap = "" if model == "llava_next" and before != "user" else gap
             answer = gap + "".join(part.text for part in message.parts) + end
             if model == "mistral3" and before == "assistant":
@@ -113,7 +122,7 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
 def test_turns_behind_the_last_answer_are_dropped_in_training_and_asked_in_prompts(
     renderer_of, model, template
 ):
-    renderer, picture = renderer_of(model, template), model == "paligemma"
+    renderer, picture = renderer_of(model, template), model in NEEDS_PICTURES
     for order in ("uau", "uauu"):
         example = renderer.example(chat(order, picture=picture))
         whole = renderer.example(chat("ua", picture=picture))
@@ -129,10 +138,10 @@ def test_turns_behind_the_last_answer_are_dropped_in_training_and_asked_in_promp
 @pytest.mark.parametrize("order", ["aua", "uaa", "uaaua", "a"])
 @pytest.mark.parametrize(("model", "template"), FIRST)
 def test_a_prompt_is_how_the_full_ids_begin(renderer_of, model, template, order):
-    if model in ("llava_onevision", "llava_next") or (model == "paligemma" and order == "a"):
+    if model in ("llava_onevision", "llava_next") or (model in NEEDS_PICTURES and order == "a"):
         return  # they ask for an answer otherwise than they write a second one, or take no text alone
     renderer = renderer_of(model, template)
-    conversation = chat(order, picture=model == "paligemma")
+    conversation = chat(order, picture=model in NEEDS_PICTURES)
     prompt, reference = renderer.prompt(conversation)
     example = renderer.example(conversation)
     if order != "a" or GREETING in example.changes:
@@ -171,15 +180,15 @@ def weighed(renderer, example):
 @pytest.mark.parametrize(("model", "template"), FIRST)
 def test_a_turns_weight_is_that_of_its_words_and_its_end(renderer_of, model, template):
     renderer = renderer_of(model, template)
-    conversation = chat("uauaua", {1: 0.0, 3: 2.0, 5: 1.0}, picture=model == "paligemma")
+    conversation = chat("uauaua", {1: 0.0, 3: 2.0, 5: 1.0}, picture=model in NEEDS_PICTURES)
     end = renderer.tokenizer.eos_token if template else END[model]
-    gap = " " if template is None and model in GAPS else ""
+    gap = gap_of(renderer, model, template)
     example = renderer.example(conversation)
     texts = [message.parts[-1].text for message in conversation.messages]
     assert weighed(renderer, example) == {
         weight: f"{gap}{texts[place]}{end}" for weight, place in ((0.0, 1), (2.0, 3), (1.0, 5))
     }
-    plain = renderer.example(chat("uauaua", picture=model == "paligemma"))
+    plain = renderer.example(chat("uauaua", picture=model in NEEDS_PICTURES))
     assert plain.turn_weights is None
     assert torch.equal(plain.input_ids, example.input_ids)
     assert torch.equal(plain.kinds, example.kinds)
@@ -189,11 +198,11 @@ def test_a_turns_weight_is_that_of_its_words_and_its_end(renderer_of, model, tem
 def test_turns_of_one_role_keep_their_weights(renderer_of, model, template):
     """Also where the template makes one turn of them: the new line and the end belong to the later one."""
     renderer = renderer_of(model, template)
-    conversation = chat("uaa", {1: 0.0, 2: 3.0}, picture=model == "paligemma")
+    conversation = chat("uaa", {1: 0.0, 2: 3.0}, picture=model in NEEDS_PICTURES)
     example = renderer.example(conversation)
     end = renderer.tokenizer.eos_token if template else END[model]
     first, second = (message.parts[-1].text for message in conversation.messages[1:])
-    gap = " " if template is None and model in GAPS else ""
+    gap = gap_of(renderer, model, template)
     if MERGED in example.changes:
         expected = {0.0: gap + first, 3.0: f"\n{second}{end}"}
     else:

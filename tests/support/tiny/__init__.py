@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from lightning_vlm.errors import UserError
+from tests.support.tiny.blip import BLIP2, INSTRUCTBLIP, KOSMOS2
 from tests.support.tiny.cohere import AYA_VISION, COHERE2_VISION
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
@@ -60,6 +61,9 @@ FAMILIES: dict[str, Family] = {
     "glm4v": GLM4V,
     "glm46v": GLM46V,
     "glm_ocr": GLM_OCR,
+    "kosmos-2": KOSMOS2,
+    "blip-2": BLIP2,
+    "instructblip": INSTRUCTBLIP,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`,
 InternVL 3.5's `internvl`)."""
