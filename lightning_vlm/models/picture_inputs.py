@@ -30,6 +30,7 @@ SIZES = {
     "llava": ["image_sizes"],  # Pixtral
     "llava_next": ["image_sizes"],
     "llava_next_video": ["image_sizes"],
+    "granite4_vision": ["image_sizes"],
     "llava_onevision": ["image_sizes", "batch_num_images"],
     "mistral3": ["image_sizes"],
     "lighton_ocr": ["image_sizes"],
@@ -229,10 +230,13 @@ def _checked(base: Any, tokens: Mapping[str, int]) -> Iterator[None]:
 
     def find_checked(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
-        width = given["inputs_embeds"].shape[-1]
+        embedded = given.get("inputs_embeds")  # Gemma 4 looks for the places before it embeds
         for name, count in tokens.items():
             features = given.get(name)
-            if features is not None and features.numel() != count * width:
+            if features is None or embedded is None:
+                continue
+            width = embedded.shape[-1]
+            if features.numel() != count * width:
                 medium = name.removesuffix("_features").replace("image", "picture")
                 raise UserError(
                     f"{type(base).__name__}: found {features.numel() / width:g} features of {medium}s, "

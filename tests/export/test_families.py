@@ -51,7 +51,7 @@ VARIANTS = {
 }
 
 
-NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video", *ONE_PICTURE)
+NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video", "granite4_vision", *ONE_PICTURE)
 """Their projector holds a bare parameter, `image_newline` or queries, which PEFT can't save."""
 
 

@@ -23,6 +23,8 @@ WHY = {
     "lfm2_vl": "it has layers of conv",
     "lfm3_vl": "it has layers of conv",
     "gemma3": BOTH_WAYS,
+    "gemma4": BOTH_WAYS,
+    "gemma4_31b": BOTH_WAYS,
     "paligemma": BOTH_WAYS,
     "mllama": "its tokens see pictures by cross-attention",
     "qwen3_5": "it has layers of linear_attention",

@@ -85,6 +85,28 @@ PREFIXES = {
     "pixtral": LLAVA,
     "mllama": {**LLAVA, "vision": ("model.vision_model.",)},
     "qwen3_5": QWEN,
+    "gemma4": {
+        **LLAVA,
+        "projector": ("model.embed_vision.",),
+        "head": (),
+        "audio": ("model.audio_tower.", "model.embed_audio."),
+    },
+    "gemma4_31b": {**LLAVA, "projector": ("model.embed_vision.",), "head": ()},
+    "idefics2": IDEFICS,
+    "granite4_vision": {
+        **LLAVA,
+        "projector": ("model.image_newline", "model.layerwise_projectors.", "model.spatial_projectors."),
+    },
+    "granite_docling": {
+        "vision": (
+            "model.vision_model.embeddings.",
+            "model.vision_model.encoder.",
+            "model.vision_model.post_layernorm.",
+        ),
+        "projector": ("model.vision_model.connector.",),
+        "language": ("model.text_model.",),
+        "head": (),
+    },
     "vipllava": LLAVA,
     "llava_next_video": LLAVA,
     "video_llava": {**LLAVA, "vision": ("model.image_tower.", "model.video_tower.")},
@@ -112,6 +134,9 @@ TIED = (
     "lfm3_vl",
     "ovis2",
     "lighton_ocr",
+    "gemma4",
+    "gemma4_31b",
+    "granite_docling",
     "aya_vision",
     "cohere2_vision",
     "kosmos-2",
@@ -120,7 +145,8 @@ TIED = (
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
     **dict.fromkeys(
-        ("smolvlm", "idefics3"), ("model.vision_model.encoder.layers", "model.text_model.layers")
+        ("smolvlm", "idefics3", "idefics2", "granite_docling"),
+        ("model.vision_model.encoder.layers", "model.text_model.layers"),
     ),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v", "glm_ocr"),

@@ -76,6 +76,8 @@ DEAD = {
     "llava_next": _EARLY,
     "llava_onevision": (2, "post_layernorm"),
     "aya_vision": (2, "post_layernorm"),
+    "granite4_vision": (2, "post_layernorm"),
+    "gemma4": (30, r"audio_tower|embed_audio"),
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
     "video_llava": (18 + 55, r"\.layers\.2\.|post_layernorm|video_tower"),
@@ -147,7 +149,22 @@ _COHERE = (
     "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Sure?<|END_OF_TURN_TOKEN|>"
     "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>Yes.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
 )
+_GEMMA4 = (
+    "<bos><|turn>user\n\n\n<|image|>\n\nHow many?<turn|>\n<|turn>model\nTwo.<turn|>\n"
+    "<|turn>user\nSure?<turn|>\n<|turn>model\nYes.<turn|>\n"
+)
+_GRANITE = (
+    "<|start_of_role|>user<|end_of_role|><image>How many?<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>Two.<|end_of_text|>\n"
+    "<|start_of_role|>user<|end_of_role|>Sure?<|end_of_text|>\n"
+    "<|start_of_role|>assistant<|end_of_role|>Yes.<|end_of_text|>\n"
+)
 CHATS = {
+    "gemma4": _GEMMA4,
+    "gemma4_31b": _GEMMA4,
+    "idefics2": _IDEFICS,
+    "granite4_vision": _GRANITE,
+    "granite_docling": _GRANITE,
     "vipllava": "###Human: <image>\nHow many?###Assistant: Two.###Human: Sure?###Assistant: Yes.",
     "llava_next_video": _VICUNA,
     "video_llava": _VICUNA,
@@ -199,7 +216,13 @@ CHATS["glm46v"] = _GLM + "<think></think>\nTwo.<|user|>\nSure?<|assistant|>\n<th
 CHATS["glm_ocr"] = CHATS["glm46v"]
 _CHATML = "<|im_start|>assistant\n"
 _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
+_GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
 PROMPTS = {
+    "gemma4": "<|turn>model\n",
+    "gemma4_31b": "<|turn>model\n",
+    "idefics2": "Assistant:",
+    "granite4_vision": _GRANITE_ASKS,
+    "granite_docling": _GRANITE_ASKS,
     "vipllava": "###Assistant:",
     "llava_next_video": "ASSISTANT:",
     "video_llava": "ASSISTANT:",

@@ -20,6 +20,7 @@ DEAD = {  # as published, no gradient ever reaches these
     "llava_next": _EARLY,
     "llava_onevision": ["model.model.vision_tower.post_layernorm"],
     "aya_vision": ["model.model.vision_tower.post_layernorm"],
+    "granite4_vision": ["model.model.vision_tower.post_layernorm"],
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
     # The other tower is that of videos.

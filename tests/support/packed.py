@@ -23,6 +23,8 @@ NEVER = (
     "kosmos-2",
     "blip-2",
     "instructblip",
+    "gemma4",
+    "gemma4_31b",
 )
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
 PACKED = tuple(family for family in FAMILIES if family not in NEVER)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.char_runs import CharRun, char_runs, without_front
 from lightning_vlm.data.render.markers import MarkedPiece, split_at_markers
+from lightning_vlm.data.render.shared_marks import beside_real_texts
 from lightning_vlm.data.render.special_tokens import SpecialTokens
 from lightning_vlm.data.render.tokens import encode
 from lightning_vlm.data.render.turns import TextSpan
@@ -70,6 +71,8 @@ class RecordingTokenizer:
             self._front = list(front["input_ids"])
             return front
         pieces = split_at_markers(text[0])
+        if self._special.shared_mark:
+            pieces = beside_real_texts(pieces, self._spans, self._special.shared_mark)
         bos_token = str(self._tokenizer.bos_token)
         pieces, front_runs = without_front(pieces, self._begin, bos_token)
         runs = char_runs(pieces, self._spans, self._answers, self._trailer, self._special.pattern, bos_token)

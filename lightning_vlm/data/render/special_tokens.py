@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.render.shared_marks import SHARED_MARKS
+
 NEXT_TURN_ENDS = {"Glm4vProcessor": "<|user|>", "Glm46VProcessor": "<|user|>"}
 """Processors whose chat templates write no end behind an answer, and the token that their models stop at: the
 one that begins the next question."""
@@ -22,6 +24,7 @@ class SpecialTokens(NamedTuple):
         placeholders: Those that may stand for a picture, a video or a sound.
         video: The one that stands for a video; None where a processor takes none.
         next_turn: The one that begins a question and so ends the answer before it; None in most families.
+        shared_mark: What stands once between pictures that are neighbours; empty where nothing does.
     """
 
     pattern: re.Pattern[str]
@@ -30,6 +33,7 @@ class SpecialTokens(NamedTuple):
     placeholders: set[str]
     video: str | None = None
     next_turn: str | None = None
+    shared_mark: str = ""
 
 
 def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
@@ -56,6 +60,7 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
         placeholders,
         str(video) if video and getattr(processor, "video_processor", None) is not None else None,
         NEXT_TURN_ENDS.get(type(processor).__name__),
+        str(getattr(processor, SHARED_MARKS.get(type(processor).__name__, ""), "")),
     )
 
 

@@ -56,7 +56,16 @@ REFUSED = [
 KEPT_AS_TOKENS = [("kosmos-2", "plain", "spelled")]  # its tokenizer can't keep <image> as text
 FIRST = [(model, templates_of(model)[0]) for model in MODELS]
 # Their own templates strip texts.
-STRIPS = ("gemma3", "qwen3_5", "glm46v", "glm_ocr", "aya_vision", "cohere2_vision")
+STRIPS = (
+    "gemma3",
+    "qwen3_5",
+    "glm46v",
+    "glm_ocr",
+    "aya_vision",
+    "cohere2_vision",
+    "gemma4",
+    "gemma4_31b",
+)
 
 
 def picture(width=64, height=64, colour="red"):
@@ -148,6 +157,9 @@ def test_the_image_kind_covers_what_pictures_expand_to(renderer_of, model, templ
             expected = expected.strip()
         if model == "paligemma":
             expected = expected.removesuffix("\n")  # which ends the question
+        if model == "idefics2":  # pictures that aren't neighbours don't share the mark between them
+            mark = processor.fake_image_token
+            found, expected = found.replace(mark, ""), expected.replace(mark, "")
     assert found == expected
     assert not torch.isin(
         example.input_ids[example.kinds != Kind.IMAGE], torch.tensor(image_ids(processor))

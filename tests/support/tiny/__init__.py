@@ -17,8 +17,10 @@ from tests.support.tiny.blip import BLIP2, INSTRUCTBLIP, KOSMOS2
 from tests.support.tiny.cohere import AYA_VISION, COHERE2_VISION
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
+from tests.support.tiny.gemma4 import GEMMA4, GEMMA4_31B
 from tests.support.tiny.glm import GLM4V, GLM46V, GLM_OCR
-from tests.support.tiny.idefics import IDEFICS3, SMOLVLM
+from tests.support.tiny.granite import GRANITE4_VISION, GRANITE_DOCLING
+from tests.support.tiny.idefics import IDEFICS2, IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
@@ -53,6 +55,11 @@ FAMILIES: dict[str, Family] = {
     "mllama": MLLAMA,
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen3_5": QWEN3_5,
+    "gemma4": GEMMA4,
+    "gemma4_31b": GEMMA4_31B,
+    "idefics2": IDEFICS2,
+    "granite4_vision": GRANITE4_VISION,
+    "granite_docling": GRANITE_DOCLING,
     "vipllava": VIPLLAVA,
     "llava_next_video": LLAVA_NEXT_VIDEO,
     "video_llava": VIDEO_LLAVA,

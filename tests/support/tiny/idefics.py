@@ -3,6 +3,9 @@
 from typing import Any
 
 from transformers import (
+    Idefics2Config,
+    Idefics2ImageProcessor,
+    Idefics2Processor,
     Idefics3Config,
     Idefics3ImageProcessor,
     Idefics3Processor,
@@ -92,6 +95,45 @@ IDEFICS3 = Family(
     template=_template("<|begin_of_text|>"),
     config=_config(Idefics3Config),
     processor=_idefics3_processor,
+    adds_bos=True,
+    also_ends=("<end_of_utterance>",),
+)
+
+
+# --- Idefics2: pictures whole, resampled to a few tokens between two marks; neighbours share a mark
+def _idefics2_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return Idefics2Config(
+        vision_config={**VISION_SIZE, "image_size": 64, "patch_size": 16},
+        perceiver_config={
+            "hidden_size": text["hidden_size"],
+            "resampler_n_latents": 4,
+            "resampler_depth": 1,
+            "resampler_n_heads": 4,
+            "resampler_head_dim": 16,
+            "num_key_value_heads": 2,
+        },
+        text_config={"model_type": "mistral", "sliding_window": None, **text},
+        image_token_id=ids["<image>"],
+    )
+
+
+def _idefics2_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    return Idefics2Processor(
+        image_processor=Idefics2ImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=template,
+    )
+
+
+IDEFICS2 = Family(
+    pad="<unk>",
+    eos="</s>",
+    bos="<s>",
+    special=("<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+    template=_template(""),
+    config=_idefics2_config,
+    processor=_idefics2_processor,
     adds_bos=True,
     also_ends=("<end_of_utterance>",),
 )
