@@ -47,7 +47,9 @@ def without_filled_frames(
         output = None
         for count in sorted(set(lengths)):
             places = [place for place, length in enumerate(lengths) if length == count]
-            output = own(pixel_values_videos[places, :count], *args, **kwargs)
+            # Indices would be a tensor, for which the host waits.
+            alike = torch.stack([pixel_values_videos[place, :count] for place in places])
+            output = own(alike, *args, **kwargs)
             found = output.pooler_output
             # In some models it has a row for each video, in others for each frame.
             of_videos = found.reshape(len(places), -1, found.shape[-1])

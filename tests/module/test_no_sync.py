@@ -23,7 +23,8 @@ from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
 from tests.module.test_families import DEAD, FULL
 from tests.support import tiny
-from tests.support.packed import PACKED
+from tests.support.clips import EVERY_FRAME, VIDEO, clip, talk
+from tests.support.packed import PACKED, OfList
 from tests.support.pretended_device import DEVICE, PretendedDevice, counts
 
 PLANS = {"lfm2_vl": {"vision.layers": "full", "projector": "full", "language": "full"}}
@@ -129,14 +130,25 @@ class WaitsOfSteps(Callback):
 def waits_of_a_step(module, tmp_path):
     """The waits of the last of some steps of a family's fit; with a logger those between the last two."""
 
-    def fit(family, adapt=FULL, packed=False, callbacks=(), steps=2, tasks=None, logging=None, **options):
+    def fit(
+        family,
+        adapt=FULL,
+        packed=False,
+        callbacks=(),
+        steps=2,
+        tasks=None,
+        logging=None,
+        source=None,
+        size=2,
+        **options,
+    ):
         no_gradient = DEAD.get(family) if adapt is FULL else None
         one = module(
             family, adapt=adapt, dtype="bfloat16", clip=1.0, no_gradient_needed=no_gradient, **options
         )
-        batching = {"batching": "packed", "max_tokens": 400} if packed else {"batch_size": 2}
-        source = Drawn("train", size=6, tasks=tasks or ["vqa"])
-        data = VLMDataModule(train=source, shuffle=False, on_bad_sample="skip", **batching)
+        batching = {"batching": "packed", "max_tokens": 400} if packed else {"batch_size": size}
+        source = source or Drawn("train", size=6, tasks=tasks or ["vqa"])
+        data = VLMDataModule(train=source, shuffle=False, on_bad_sample="skip", video=EVERY_FRAME, **batching)
         with PretendedDevice() as device:
             seen = WaitsOfSteps(device)
             trainer = Trainer(
@@ -185,6 +197,21 @@ def test_no_wait_but_those_named(waits_of_a_step, family, packed):
     for entry in allowed:
         if entry != SCATTER or family not in ("mllama", "kosmos-2"):
             assert unexpected(waits, [entry]) != counts(waits), f"{entry} is gone: allow it no more"
+
+
+VIDEOS = [
+    talk((clip(), "What moves?"), "Nothing."),
+    talk((clip(3, seed=1), "What moves?"), "Nothing at all."),
+    Drawn("train", size=1, tasks=["vqa"])[0],
+] * 3
+
+
+@pytest.mark.parametrize("family", VIDEO)
+def test_nor_with_videos(waits_of_a_step, family):
+    """In each batch are videos of two lengths and a picture."""
+    allowed = {SCATTER: "", **ALLOWED.get(family, {})}
+    waits = waits_of_a_step(family, source=OfList(VIDEOS), size=3, steps=3)
+    assert unexpected(waits, allowed) == {}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
