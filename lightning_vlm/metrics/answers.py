@@ -12,6 +12,7 @@ from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.models.one_token import told_apart
 from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean
 
@@ -52,7 +53,7 @@ def generate_answers(
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
     for rows, inputs in split_by_image_count(batch.prompts):
-        with without_filled_frames(model, inputs):
+        with without_filled_frames(model, inputs), told_apart(model, inputs):
             if several:
                 found = generate_candidates(model, processor.tokenizer, inputs, options)
                 for row, candidates in zip(rows.tolist(), found, strict=True):

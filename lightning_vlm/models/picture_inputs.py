@@ -10,20 +10,19 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from lightning_vlm_callbacks.host_data import HostData
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.exporters.utils import precompute_export_inputs
 
 from lightning_vlm.data.batch.image_groups import image_counts
 from lightning_vlm.data.batch.picture_sizes import picture_sizes
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.parts import vision_tower
-from lightning_vlm.models.positions import without_modules
+from lightning_vlm.models.one_token import TYPES, shares_token, told_apart
 from lightning_vlm.models.replaced import replaced
+from lightning_vlm.models.tower_inputs import TowerArguments, TowerArgumentsFinder, given_to_tower
 from lightning_vlm.models.video_features import without_filled_frames
 
 SIZES = {
@@ -48,24 +47,10 @@ SIZES = {
 """Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
 pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries
 each."""
-_TOWER_SETTINGS = (
-    "spatial_merge_size",
-    "window_size",
-    "patch_size",
-    "num_grid_per_side",
-    "interpolation_mode",
-    "interpolation_padding",
-    "interpolation_align_corners",
-)
-_GRIDS = ("image_grid_thw", "video_grid_thw")
-"""Of the sizes, those that the vision tower gets."""
 _TOKENS = {"image_features": "image_token_id", "video_features": "video_token_id"}
 """Where a model's configuration says which tokens stand for features, by the name that these have."""
 _DEEPSTACK = "_deepstack_process"
 _NO_CHECK = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-
-
-TowerArguments: TypeAlias = Mapping[str, Tensor | int]
 
 
 class PictureInputs(HostData):
@@ -127,8 +112,8 @@ class PictureInputsFinder:
             token_id = getattr(model.config, name, None)
             if token_id is not None:
                 self._token_ids[features] = token_id
-        tower = vision_tower(model)
-        self._tower = None if tower is None else _settings_of(tower)
+        self._tower = TowerArgumentsFinder(model)
+        self._shares_token = shares_token(model)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> PictureInputs:
         """Find those of a batch, or of a sample.
@@ -137,27 +122,22 @@ class PictureInputsFinder:
             inputs: What the model's forward takes, on the CPU.
         """
         sizes = {name: value for name, value in inputs.items() if name in self._names}
-        tower = {name: self._arguments(sizes[name]) for name in _GRIDS if name in sizes}
         positions = None
         ids = inputs["input_ids"].flatten()
         are_features = {name: ids == token_id for name, token_id in self._token_ids.items()}
+        if self._shares_token and TYPES in inputs:
+            types = inputs[TYPES].flatten()
+            are_features = {"image_features": types == 1, "video_features": types == 2}
         if are_features:
             (positions,) = torch.stack(list(are_features.values())).any(0).nonzero(as_tuple=True)
         return PictureInputs(
             sizes,
-            tower,
+            self._tower(sizes),
             positions,
             {name: int(are.sum()) for name, are in are_features.items()},
             image_counts(inputs),
             picture_sizes(inputs).video_frames,
         )
-
-    def _arguments(self, grid: Tensor) -> TowerArguments:
-        if self._tower is None:
-            return {}
-        found: dict[str, Any] = {"grid_thw": grid}
-        precompute_export_inputs(self._tower, found)  # and GLM's tower reads the grid on the device
-        return {name: value for name, value in found.items() if value is not None}
 
 
 @contextmanager
@@ -177,42 +157,15 @@ def pictures_on_host(
     with ExitStack() as stack:
         frames = pictures.frames if pictures else None
         stack.enter_context(without_filled_frames(model, inputs, frames))
+        stack.enter_context(told_apart(model, inputs))
         if pictures is None:
             yield {}
             return
-        stack.enter_context(_given_to_tower(model, pictures))
+        stack.enter_context(given_to_tower(model, pictures.sizes, pictures.tower))
         if pictures.positions is not None:
             stack.enter_context(_checked(model.base_model, pictures.tokens))
             stack.enter_context(_added_by_position(model, pictures.positions))
         yield dict(pictures.sizes)
-
-
-@contextmanager
-def _given_to_tower(model: PreTrainedModel, pictures: PictureInputs) -> Iterator[None]:
-    tower = vision_tower(model)
-    if tower is None or not any(pictures.tower.values()):
-        yield
-        return
-    device = model.device
-    given = {}
-    for size, arguments in pictures.tower.items():
-        given[size] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in arguments.items()
-        }
-
-    def give(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        """The tower is called with pictures, then with videos; the grid that it gets tells which it is."""
-        for size, arguments in given.items():
-            if kwargs.get("grid_thw") is pictures.sizes[size]:
-                return args, kwargs | arguments
-        return args, kwargs
-
-    handle = tower.register_forward_pre_hook(give, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -279,13 +232,3 @@ def _without_own_check() -> Iterator[None]:
             del os.environ[_NO_CHECK]
         else:
             os.environ[_NO_CHECK] = before
-
-
-def _settings_of(tower: nn.Module) -> Any:
-    """A copy of a tower that has its configuration and settings only."""
-    bare = without_modules(tower)
-    for name in _TOWER_SETTINGS:
-        found = [getattr(module, name) for module in tower.modules() if hasattr(module, name)]
-        if found:
-            setattr(bare, name, found[0])
-    return bare

@@ -38,5 +38,5 @@ TALKS = {
 }
 MIXED = talk((PICTURE, "Is it in", clip(), "?"), "Yes.", (picture(96, 48, 5), "Or this?"), "No.")
 """A picture, a video and a picture."""
-ONE_MEDIUM = ("smolvlm",)
+ONE_MEDIUM = ("smolvlm", "glm4v", "glm46v", "glm_ocr")
 """Families that take either pictures or videos in a sample."""

@@ -110,10 +110,11 @@ def glm_processor(processor: Any, images: Any, videos: Any) -> Any:
 
     def make(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
         size = {"shortest_edge": 2 * 4 * 28**2, "longest_edge": 2 * 9 * 28**2}
+        of_videos = {"shortest_edge": 4 * 4 * 28**2, "longest_edge": 4 * 9 * 28**2}
         return processor(
             image_processor=images(size=size),
             tokenizer=tokenizer,
-            video_processor=videos(size=size, max_image_size={"longest_edge": 2 * 9 * 28**2}),
+            video_processor=videos(size=of_videos),
             chat_template=template,
         )
 
@@ -137,6 +138,7 @@ def glm_family(config: Any, processor: Any, template: str) -> Family:
         processor=processor,
         padding_side="left",
         also_ends=("<|user|>", "<|observation|>"),
+        video=True,
     )
 
 
