@@ -72,13 +72,14 @@ def check_places(places: Sequence[str], media: Media, video_token: str | None, s
     """
     for_videos = 0 if video_token is None else places.count(video_token)
     for_pictures = len(places) - for_videos
-    for name, found, expected in (
+    for name, written, needed in (
         ("picture", for_pictures, len(media.pictures)),
         ("video", for_videos, len(media.clips)),
     ):
-        if found != expected:
-            both = f"{expected} {name}(s) and {found} place(s) for them in the rendered template"
-            raise DataError(source, "messages", both, f"as many places as {name}s")
+        if written != needed:
+            found = f"{needed} {name}(s) and {written} place(s) for them in the rendered template"
+            expected = f"as many places as {name}s; model.chat_template chooses another template"
+            raise DataError(source, "messages", found, expected)
 
 
 def clip_spans(
