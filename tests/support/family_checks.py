@@ -1,0 +1,134 @@
+"""Which model families tests run on, and the table of what is proved for each: a plugin of pytest."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny import FAMILIES, SAMPLE
+
+CHECKS = {
+    "parts": "models/test_parts.py",
+    "LoRA where meant": "models/test_adapt.py",
+    "masks": "data/render/test_renderer.py",
+    "batches": "data/batch/test_collate.py",
+    "loss, gradients": "module/test_loss.py",
+    "normalisation": "module/test_normalisation.py",
+    "first step, mixed batches": "module/test_families.py",
+    "generation": "module/test_scoring.py",
+    "resume": "module/test_killed.py",
+    "every method": "models/test_methods.py",
+    "quantised": "module/test_quantized.py",
+    "new tokens": "module/test_new_tokens.py",
+    "scheduled sampling": "module/test_scheduled_sampling.py",
+    "several answers": "module/test_ranking.py",
+    "tasks, GradNorm": "module/test_tasks.py",
+    "packing": "module/test_packed.py",
+    "export": "export/test_families.py",
+    "video": "module/test_video.py",
+    "experts": "models/test_experts.py",
+}
+"""The columns of the table of families, and where each is tested."""
+OF_ALL_FAMILIES = ("masks", "first step, mixed batches", "experts")
+"""What `make test` tries with every family, because it is all about what a family's own classes do. The other
+checks run on `SAMPLE` of `tests/support/tiny`, and on all families with `make test-all`."""
+_ABOUT = """\
+# What is proved for each model family
+
+Written by `pytest tests --families docs/families.md -n auto`: how many tests of each check pass on a tiny
+model of the family, made of its real classes, processor and a chat template in the shape of its published
+one. Known limits: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and norm never learn
+(LLaVA-OneVision: its norm). PaliGemma can't process text without a picture. Pixtral's template drops system
+turns, and Qwen3-VL's drops the pictures in them; such data is refused. LLaVA-OneVision's generation prompt
+differs from the beginning of the answers in its template; a warning says so. PaliGemma, Gemma 3 and Mllama
+can't be packed exactly (docs/packing.md): they train by tokens, and a line says so.
+
+"""
+
+
+class FamilyChecks:
+    """Chooses the tests of families, and counts them.
+
+    Args:
+        families: The only ones that are asked for; None leaves the choice to `every`.
+        every: Whether every check runs on every family, not only on `SAMPLE`.
+        file: Where the table goes. Then nothing runs but what it counts. None writes none.
+
+    Raises:
+        pytest.UsageError: There is no such family.
+    """
+
+    def __init__(self, families: Sequence[str] | None, every: bool, file: str | None) -> None:
+        unknown = set(families or ()) - FAMILIES.keys()
+        if unknown:
+            raise pytest.UsageError(f"--family: found {', '.join(unknown)}; choose {', '.join(FAMILIES)}")
+        self._families = families
+        self._every = every
+        self._file = file
+        self._passed: Counter[tuple[str, str]] = Counter()
+        self._failed: set[tuple[str, str]] = set()
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leave out what isn't asked for."""
+        kept, left_out = [], []
+        for item in items:
+            (kept if self._is_wanted(item) else left_out).append(item)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+    def _is_wanted(self, item: pytest.Item) -> bool:
+        families = _families_of(item)
+        if self._families:
+            return any(family in self._families for family in families)
+        check = _check_of(item)
+        if self._file:
+            return bool(families) and check is not None
+        if self._every or all(family in SAMPLE for family in families):
+            return True
+        return check in OF_ALL_FAMILIES
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+        """Note what a test counts for, so that the process which writes the table knows it."""
+        report = yield
+        check = _check_of(item)
+        report.counts_for = [[family, check] for family in _families_of(item)] if check else []
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test, which another process may have run."""
+        for family, check in getattr(report, "counts_for", ()):
+            self._passed[family, check] += report.when == "call" and report.passed
+            if report.failed:
+                self._failed.add((family, check))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the table."""
+        if self._file is None or hasattr(session.config, "workerinput"):
+            return
+        rows = [["family", *CHECKS], ["---"] * (1 + len(CHECKS))]
+        for family in FAMILIES:
+            rows.append([family, *(self._cell(family, check) for check in CHECKS)])
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        written = Path(self._file)
+        before = written.read_text("utf-8") if written.exists() else ""
+        _, heading, every_class = before.partition("\n## Every")  # written by tools/every_family.py
+        written.write_text(_ABOUT + table + "\n" + heading + every_class, "utf-8")
+
+    def _cell(self, family: str, check: str) -> str:
+        if (family, check) in self._failed:
+            return "FAILED"
+        return str(self._passed[family, check] or "-")
+
+
+def _families_of(item: pytest.Item) -> list[str]:
+    """The model families that a test is parametrized by."""
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    return [value for value in values or () if isinstance(value, str) and value in FAMILIES]
+
+
+def _check_of(item: pytest.Item) -> str | None:
+    """The check that a test belongs to."""
+    file = item.path.as_posix()
+    return next((check for check, name in CHECKS.items() if file.endswith(f"tests/{name}")), None)
