@@ -15,15 +15,27 @@ if TYPE_CHECKING:
     from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
     from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
     from lightning_vlm.data.datamodule import VLMDataModule
+    from lightning_vlm.models.family_hooks import FamilyHooks
+    from lightning_vlm.models.logits import LogitOptions
     from lightning_vlm.module import VLMModule
 
-__all__ = ["AnswerWriter", "ScheduledSampling", "TokenWeightSchedule", "VLMDataModule", "VLMModule"]
+__all__ = [
+    "AnswerWriter",
+    "FamilyHooks",
+    "LogitOptions",
+    "ScheduledSampling",
+    "TokenWeightSchedule",
+    "VLMDataModule",
+    "VLMModule",
+]
 __version__ = "0.1.0"
 
 _MODULES = {
     "AnswerWriter": "callbacks.answer_writer",
     "ScheduledSampling": "callbacks.scheduled_sampling",
     "TokenWeightSchedule": "callbacks.token_weight_schedule",
+    "FamilyHooks": "models.family_hooks",
+    "LogitOptions": "models.logits",
     "VLMDataModule": "data.datamodule",
     "VLMModule": "module",
 }

@@ -3,10 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.failures.describe import INTERRUPTED, USER, message_and_code
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
 HELP = """\
 usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
@@ -41,11 +45,12 @@ example:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None" = None) -> int:
     """Run one command.
 
     Args:
         arguments: The words after `lightning-vlm`; None takes the process's own.
+        module: A subclass of `VLMModule` in its place; see docs/own-model.md.
 
     Returns:
         0 if all went well, 2 after an error that the user can fix, 1 after a defect of ours, 130 after
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         return _complain(_unknown_command(words))
     try:
-        _run(words, is_process=arguments is None)
+        _run(words, module, is_process=arguments is None)
     except Interrupted as error:
         return _complain(str(error), error.code)
     except KeyboardInterrupt:
@@ -77,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(words: list[str], is_process: bool) -> None:
+def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -> None:
     if words[0] == "families":
         from lightning_vlm import families
 
@@ -95,7 +100,7 @@ def _run(words: list[str], is_process: bool) -> None:
 
     if is_process:  # LightningCLI warns of words that are passed beside those of the process
         sys.argv[1:] = words
-    run(None if is_process else words)
+    run(None if is_process else words, module)
 
 
 def _unknown_command(words: list[str]) -> str:

@@ -47,9 +47,8 @@ class VLMModule(LightningModule):
     """Fine-tunes a vision-language model of transformers.
 
     The loss is Σ wℓ / Σ w over all tokens of an optimizer step: every micro-batch of the accumulation window,
-    every rank. So batch 8 equals 4×2 accumulated equals 2 ranks × 4. (Lightning and transformers average
-    the averages of micro-batches.) Micro-batches give sums; the gradients are divided once, before callbacks
-    see them in `on_before_optimizer_step` and before they are clipped.
+    every rank. So batch 8 equals 4×2 accumulated equals 2 ranks × 4. Micro-batches give sums; the gradients
+    are divided once, before callbacks see them in `on_before_optimizer_step` and before they are clipped.
 
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, a small one in this package.
@@ -81,6 +80,7 @@ class VLMModule(LightningModule):
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
         new_tokens: Words that become tokens, such as `<loc_1>`. Their rows of embeddings and head begin at
             the mean of the others, and train whatever the plan says.
+        family: A subclass of `FamilyHooks` for a model class of your own, such as `my_package.MyFamily`.
     """
 
     loaded: LoadedModel
@@ -110,6 +110,7 @@ class VLMModule(LightningModule):
         trust_remote_code: bool = False,
         no_gradient_needed: list[str] | None = None,
         new_tokens: list[str] | None = None,
+        family: str | None = None,
     ) -> None:
         super().__init__()
         self.name_or_path = name_or_path
@@ -137,11 +138,11 @@ class VLMModule(LightningModule):
             revision=revision,
             trust_remote_code=trust_remote_code,
             new_tokens=new_tokens or [],
+            family=family,
         )
         """How the model and the processor are made."""
-        self.save_hyperparameters(
-            self.source.hyperparameters() | {"token_weights": asdict(self.token_weights)}
-        )
+        kept = self.source.hyperparameters()
+        self.save_hyperparameters(kept | {"token_weights": asdict(self.token_weights)})
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
         self.parts: dict[str, list[str]] = {}

@@ -177,17 +177,18 @@ def _find_best(trainer: Trainer) -> None:
         raise UserError(f"--ckpt_path best: found no {what}; give the path of a checkpoint")
 
 
-def run(arguments: Sequence[str] | None) -> VLMCLI:
+def run(arguments: Sequence[str] | None, module: type[VLMModule] | None = None) -> VLMCLI:
     """Run one command, such as `["fit", "--config", "configs/quickstart.yaml"]`.
 
     Args:
         arguments: The words of the command; None takes those of the process.
+        module: A subclass of `VLMModule` in its place.
 
     Raises:
         UserError: The parser refuses a key or a value, or the command can't run.
     """
     return VLMCLI(
-        VLMModule,
+        module or VLMModule,
         VLMDataModule,
         trainer_class=VLMTrainer,
         parser_class=Parser,

@@ -44,6 +44,7 @@ def run(words: Sequence[str]) -> None:
         given.samples,
         given.dtype,
         given.max_shard_size,
+        given.family,
     )
     console = Console()
     with console.status("loading the base model and the checkpoint"):
@@ -152,4 +153,5 @@ def parser() -> Parser:
         help="nf4 or int8: report what quantising loses.",
     )
     add("--trust_remote_code", action="store_true", help="Run Python code that comes with the model.")
+    add("--family", metavar="CLASS", help="As model.family in the config that it was trained with.")
     return options

@@ -35,6 +35,7 @@ class ExportRequest(NamedTuple):
         samples: How many.
         dtype: Of a merged model's weights; `auto`: of the base model's.
         max_shard_size: Of a merged model's files.
+        family: As of `VLMModule`.
     """
 
     checkpoint: Path
@@ -45,6 +46,7 @@ class ExportRequest(NamedTuple):
     samples: int = 4
     dtype: str = "auto"
     max_shard_size: str = "5GB"
+    family: str | None = None
 
 
 class Trained(NamedTuple):
@@ -84,6 +86,7 @@ def load_trained(request: ExportRequest) -> Trained:
         request.name_or_path or given["name_or_path"],
         **{name: given[name] for name in _KNOWN if name in given},
         trust_remote_code=request.trust_remote_code,
+        family=request.family,
     )
     module.configure_model()
     model: Any = module.model

@@ -22,6 +22,9 @@ def logit_options(model: PreTrainedModel) -> LogitOptions:
     output as it is, although the text model alone would change it, and PaliGemma caps its logits in
     some versions of transformers only. So this looks in the forward's source for the settings that it reads.
     """
+    given = vars(model).get("logit_options")  # by `FamilyHooks.logits`
+    if given is not None:
+        return given
     family: Any = type(model)
     capped, scaled = _read_by(family)
     text = model.config.get_text_config()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.blocks import compile_blocks, refuse_without_compiler
+from lightning_vlm.models.family_hooks import FamilyHooks, find_family
 from lightning_vlm.models.kernels import refuse_without_gpu, use_liger
 from lightning_vlm.models.loading.load import (
     Dtype,
@@ -36,6 +37,7 @@ class ModelSource:
         compile: Whether the blocks are compiled.
         kernels: Whose kernels compute norms, activations and rotary embeddings; None for PyTorch's.
         new_tokens: Words that become tokens.
+        family: The name of a subclass of `FamilyHooks`.
 
     Raises:
         UserError: A plan that no model could have, or none whose weights are quantised; or both `compile` and
@@ -54,6 +56,7 @@ class ModelSource:
     revision: str | None
     trust_remote_code: bool
     new_tokens: list[str]
+    family: str | None = None
 
     def __post_init__(self) -> None:
         entries = read_plan(self.plan)
@@ -67,6 +70,11 @@ class ModelSource:
                 "can't see into a kernel of Liger's: choose one"
             )
 
+    @property
+    def hooks(self) -> FamilyHooks | None:
+        """What generic code can't see in the model's class."""
+        return find_family(self.family) if self.family else None
+
     def processor(self) -> ProcessorMixin:
         """Load the processor, whose tokenizer gets the new tokens."""
         processor = load_processor(
@@ -74,6 +82,7 @@ class ModelSource:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             chat_template=self.chat_template,
+            family=self.hooks,
         )
         add_to_tokenizer(processor, self.new_tokens)
         return processor
@@ -94,6 +103,7 @@ class ModelSource:
             quantization=self.quantization,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
+            family=self.hooks,
         )
         if processor is not None:
             add_rows(loaded.model, new_token_ids(processor, self.new_tokens))
@@ -122,7 +132,10 @@ class ModelSource:
     def skeleton(self) -> PreTrainedModel:
         """The adapted model on the meta device, without weights and without rows for new tokens."""
         model = model_without_weights(
-            self.name_or_path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            self.name_or_path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            family=self.hooks,
         )
         with torch.device("meta"):
             adapt(model, self.plan, find_parts(model))
@@ -132,7 +145,8 @@ class ModelSource:
         """What a checkpoint keeps, from which the same model is made again.
 
         That is only what can be saved without pickling code, and nothing that a person may change on resume.
-        Nor is it `trust_remote_code`: a stranger's checkpoint would trust the stranger.
+        Nor is it `trust_remote_code`, or `family`, which names code: a stranger's checkpoint would trust the
+        stranger.
         """
         return {
             "name_or_path": self.name_or_path,

@@ -24,12 +24,13 @@ from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import choice
+from lightning_vlm.models.family_hooks import FamilyHooks, use_hooks, use_picture_token
 from lightning_vlm.models.loading.failures import why_not_loaded
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.loading.trainable import why_not_trainable
-from lightning_vlm.models.parts import Parts, find_parts
+from lightning_vlm.models.parts import Parts, find_parts, vision_tower
 from lightning_vlm.models.precision import give_pixels_their_dtype
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.shipped import SHIPPED
@@ -61,6 +62,7 @@ def load_processor(
     revision: str | None = None,
     trust_remote_code: bool = False,
     chat_template: str | None = None,
+    family: FamilyHooks | None = None,
 ) -> ProcessorMixin:
     """Load tokenizer, image processor and chat template.
 
@@ -70,6 +72,7 @@ def load_processor(
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
         chat_template: Replaces the model's own: the name of a ready template, a Jinja template, or the path
             of a file with one. A model without a template loads; rendering a chat then needs one.
+        family: Says what stands for a picture.
 
     Returns:
         The processor, with `tokenizer` and `image_processor`.
@@ -89,6 +92,8 @@ def load_processor(
                 f"model {str(name_or_path)!r}: found a {type(processor).__name__} without {part}; "
                 "expected the processor files of an image-text model"
             )
+    if family is not None:
+        use_picture_token(processor, family)
     if chat_template is not None:
         is_ready = chat_template in TEMPLATES
         text = ready_template(chat_template, processor) if is_ready else _template(chat_template)
@@ -114,6 +119,7 @@ def load_model(
     quantization: Quantization | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    family: FamilyHooks | None = None,
 ) -> LoadedModel:
     """Load an image-text model in its own class.
 
@@ -132,6 +138,7 @@ def load_model(
         quantization: What is quantised as it is loaded, if anything. All other weights have `dtype`.
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
+        family: Says where the parts of a class of your own are.
 
     Returns:
         The model, and what was found out about it.
@@ -148,7 +155,7 @@ def load_model(
         options["attn_implementation"] = attention
     if quantization is not None:
         refuse_quantised(config)
-        skeleton = model_without_weights(name_or_path, **where)
+        skeleton = model_without_weights(name_or_path, family=family, **where)
         options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
     with _explained(name_or_path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -158,6 +165,7 @@ def load_model(
         if gradient_checkpointing:
             use_gradient_checkpointing(model)
     picture_beams.install(model)
+    _use_family(model, family)
     choice.settle(model, attn_implementation)
     prepare(model)
     give_pixels_their_dtype(model)
@@ -173,7 +181,11 @@ def load_model(
 
 
 def model_without_weights(
-    name_or_path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    family: FamilyHooks | None = None,
 ) -> PreTrainedModel:
     """The modules of a model on the meta device, where they take neither memory nor time.
 
@@ -181,7 +193,31 @@ def model_without_weights(
     """
     config = _config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     with _explained(name_or_path), torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    _use_family(model, family)
+    return model
+
+
+def _use_family(model: PreTrainedModel, family: FamilyHooks | None) -> None:
+    """Let a model's hooks say what can't be found, and refuse a class of somebody's own without parts.
+
+    Raises:
+        UserError: Generic code finds no vision encoder or no head in it.
+    """
+    if family is not None:
+        use_hooks(model, family)
+    if type(model).__module__.partition(".")[0] == "transformers":
+        return
+    lacks = []
+    if vision_tower(model) is None:
+        lacks.append("vision encoder")
+    if model.get_output_embeddings() is None:
+        lacks.append("head")
+    if lacks:
+        raise UserError(
+            f"{type(model).__name__}: found no {' and no '.join(lacks)} where transformers keeps them; say "
+            "where they are with model.family (docs/own-model.md)"
+        )
 
 
 def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
