@@ -7,8 +7,6 @@ from tests.support.tiny import FAMILIES
 
 VIDEO = tuple(name for name, family in FAMILIES.items() if family.video)
 """Families that take videos."""
-NOT_YET = ("glm4v", "glm46v", "glm_ocr", "gemma4", "gemma4_31b")
-"""Families whose videos are rendered, but not proved in the model yet."""
 EVERY_FRAME = VideoSampling(num_frames=64)
 """Each frame is looked at."""
 

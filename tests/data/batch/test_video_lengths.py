@@ -24,7 +24,7 @@ SAMPLINGS = {
 def renderer_for(processor_of):
     def load(family, sampling):
         template = "plain" if FAMILIES[family].template is None else None
-        return Renderer(processor_of(family, template), 500, video=sampling)
+        return Renderer(processor_of(family, template), 1500, video=sampling)
 
     return load
 

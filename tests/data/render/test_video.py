@@ -11,7 +11,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
-from tests.support.clips import EVERY_FRAME, MIXED, NOT_YET, ONE_MEDIUM, TALKS, VIDEO, clip, talk
+from tests.support.clips import EVERY_FRAME, MIXED, ONE_MEDIUM, TALKS, VIDEO, clip, talk
 from tests.support.rendering import END, GAPS, assert_like, own_inputs, supervised
 from tests.support.tiny import FAMILIES
 
@@ -88,7 +88,7 @@ def test_pictures_beside_videos_are_refused_where_they_would_be_lost(renderer_of
         renderer_of(family).example(MIXED)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in (*VIDEO, *NOT_YET)])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in VIDEO])
 def test_a_family_without_video_says_what_to_do(processor_of, family):
     template = "plain" if FAMILIES[family].template is None else None
     with pytest.raises(DataError, match=r"^videos.jsonl:1: .*(pictures only; .* a model that|and 0 place)"):

@@ -107,6 +107,7 @@ def _family(config: Any) -> Family:
         adds_bos=True,
         padding_side="left",
         also_ends=("<turn|>",),
+        video=True,
     )
 
 
