@@ -28,7 +28,7 @@ from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.config.class_names import bare_name
 from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.drawn import Drawn  # noqa: F401  # likewise
+from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.errors import UserError
 from lightning_vlm.failures.interrupt import interruption

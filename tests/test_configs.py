@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lightning_vlm.cli import main
-from tools import shipped
+from tools import shipped, shipped_video
 
 ROOT = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))
@@ -13,23 +13,23 @@ FEW = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return str(shipped.create(tmp_path_factory.mktemp("base")))
+MADE = {"runs/drawn-base": shipped.create, "runs/drawn-video": shipped_video.create}
+"""Models that are made by hand before they are trained."""
 
 
 def test_their_number():
-    assert len(CONFIGS) == 4
+    assert len(CONFIGS) == 5
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_runs(path, base, tmp_path, monkeypatch):
+def test_each_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The base of the shipped model is made by hand before it is trained.
-    model = ["--model.name_or_path", base] if "drawn-base" in path.read_text() else []
+    for folder, create in MADE.items():
+        if f"name_or_path: {folder}" in path.read_text():
+            create(Path(folder))
     # What only adds to another config comes behind it.
     before = ["--config", str(ROOT / "quickstart.yaml")] if "callbacks+" in path.read_text() else []
-    assert main(["fit", *before, "--config", str(path), *FEW, *model]) == 0
+    assert main(["fit", *before, "--config", str(path), *FEW]) == 0
     assert list(Path("runs").rglob("metrics.csv"))
 
 

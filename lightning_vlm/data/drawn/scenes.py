@@ -132,7 +132,7 @@ def draw(
         The RGB picture and where each thing is on it.
     """
     picture, inks = background(rng, [thing.colour for thing in things], size)
-    drawn = [_draw_thing(picture, thing, ink) for thing, ink in zip(things, inks, strict=True)]
+    drawn = [draw_thing(picture, thing, ink) for thing, ink in zip(things, inks, strict=True)]
     amount = rng.uniform(0, 0.1) if noise is None else noise
     if amount:
         grain = Image.frombytes("RGB", picture.size, rng.randbytes(3 * size * size))
@@ -140,7 +140,8 @@ def draw(
     return picture, drawn
 
 
-def _draw_thing(picture: Image.Image, thing: Thing, ink: Colour) -> DrawnThing:
+def draw_thing(picture: Image.Image, thing: Thing, ink: Colour) -> DrawnThing:
+    """Draw a thing onto a picture, and measure where it is."""
     size = picture.width
     mask = _word_mask(thing, size) if thing.word else _shape_mask(thing, size)
     left = min(_pixels(thing.x, size), size - mask.width)
