@@ -47,8 +47,7 @@ class VLMModule(LightningModule):
     """Fine-tunes a vision-language model of transformers.
 
     The loss is Σ wℓ / Σ w over all tokens of an optimizer step: every micro-batch of the accumulation window,
-    every rank. So batch 8 equals 4×2 accumulated equals 2 ranks × 4. Micro-batches give sums; the gradients
-    are divided once, before callbacks see them in `on_before_optimizer_step` and before they are clipped.
+    every rank. Micro-batches give sums; gradients are divided once, before callbacks see and clip them.
 
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, a small one in this package.
@@ -67,9 +66,9 @@ class VLMModule(LightningModule):
         generation: Arguments of `generate`, such as `{max_new_tokens: 32}`. None generates only to predict.
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
+        template_options: Variables of the template, such as `{enable_thinking: false}`.
         dtype: Of the weights; `auto` is as saved, but float32 for what trains under mixed precision.
-        attn_implementation: `auto` (or None) is what transformers chooses, with `flash_varlen`, PyTorch's own
-            FlashAttention, where that is exact. Or one for the whole model: `sdpa`, `flash_attention_2`, ...
+        attn_implementation: `auto` (or None) is transformers' choice, or `flash_varlen` where that is exact.
         gradient_checkpointing: Trade time for memory; `auto` does where a measured step says that it must.
         compile: Compile each block with `torch.compile`: slow first steps, faster ones after them.
         kernels: `liger` computes norms, activations and rotary embeddings by its kernels, on a GPU.
@@ -78,9 +77,7 @@ class VLMModule(LightningModule):
         revision: Of the model on the Hub.
         trust_remote_code: Run Python code that comes with the model.
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
-        new_tokens: Words that become tokens, such as `<loc_1>`. Their rows of embeddings and head begin at
-            the mean of the others, and train whatever the plan says.
-        family: A subclass of `FamilyHooks` for a model class of your own, such as `my_package.MyFamily`.
+        new_tokens: Words that become tokens, as `<loc_1>`; their rows start at the mean of others, and train.
     """
 
     loaded: LoadedModel
@@ -100,6 +97,7 @@ class VLMModule(LightningModule):
         task_weights: dict[str, float] | Weighting | None = None,
         generation: dict[str, Any] | None = None,
         chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         attn_implementation: str | None = "auto",
         gradient_checkpointing: bool | Literal["auto"] = False,
@@ -135,6 +133,7 @@ class VLMModule(LightningModule):
             kernels=kernels,
             quantization=Quantization.read(quantization or ("nf4" if adapt == "qlora" else None)),
             chat_template=chat_template,
+            template_options=template_options or {},
             revision=revision,
             trust_remote_code=trust_remote_code,
             new_tokens=new_tokens or [],

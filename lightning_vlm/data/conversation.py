@@ -62,6 +62,7 @@ class Conversation:
             weight that isn't between 0 and a million, reasoning or calls of anyone but the assistant, or the
             result of a call that isn't there.
 
+    >>> from pathlib import Path
     >>> ask = Message("user", (Image(Path("cat.jpg")), Text("What is this?")))
     >>> Conversation((ask, Message("assistant", (Text("A cat."),))), source="pets.jsonl:1").task
     'default'

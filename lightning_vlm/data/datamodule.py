@@ -51,22 +51,18 @@ class VLMDataModule(LightningDataModule):
         max_tokens: The most tokens of a batch with `tokens` and `packed`; `auto` is what fits into memory.
         max_patches: The most patches of pictures in such a batch; None is any number.
         max_length: The most tokens of a sample, pictures included. Longer ones lose their last rounds; what
-            still does not fit is skipped and counted. None truncates nothing, and skips only what no one
-            trains on, such as a text of a million words.
+            still does not fit is skipped and counted. None truncates nothing, and skips huge texts.
         image_root: For sources given as a path, where paths of pictures begin; None is the file's folder.
-        on_bad_sample: `raise` reports all bad samples before anything runs, `skip` skips them and reports
-            them at the end.
+        on_bad_sample: `raise` reports all bad samples before anything runs, `skip` skips them.
         num_workers: Processes that render samples; with 0 the main process does.
         shuffle: Draw a new order of the training data each epoch.
         seed: Which orders are drawn.
         sampling: How often each task is drawn: `uniform` (all alike), `grouped` (batches of one task), or the
             keys of a `TaskSampling`, such as `{score: size, temperature: 3}`. None takes each sample once.
         processor: For use without a `VLMModule`.
-        columns: For sources given as a path, our names of keys and the names that they have in the data, such
-            as `{question: query, image: img}`.
+        columns: For such sources, our names of keys and those that they have, as `{question: query}`.
         allow_urls: For sources given as a path, whether http and https addresses are fetched.
-        video: Which frames of videos are taken and how large, as keys of a `VideoSampling`. None is as the
-            model's processor does.
+        video: Which frames of videos are taken and how large, as keys of a `VideoSampling`.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -134,9 +130,7 @@ class VLMDataModule(LightningDataModule):
     @property
     def renderer(self) -> Renderer:
         """What turns conversations into tokens here."""
-        processor = self.processor
-        if processor is None and self.trainer is not None:
-            processor = getattr(self.trainer.lightning_module, "processor", None)
+        processor = self._processor()
         if processor is None:
             raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
@@ -149,11 +143,16 @@ class VLMDataModule(LightningDataModule):
         self.report.skip(source.skipped)
         return source
 
+    def samples(self, split: str) -> Conversations:
+        """The samples of a split, which may be more than its source has; see `Splits.samples`."""
+        source = self.source(split)
+        return source if self._processor() is None else self._splits.samples(split, self.renderer)
+
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
         model = self._model()
         return RenderedBatches(
-            self.source(split),
+            self.samples(split),
             self.renderer,
             learn=learn,
             prompts=prompts,
@@ -165,7 +164,7 @@ class VLMDataModule(LightningDataModule):
     @cached_property
     def task_table(self) -> TaskTable:
         """The task of each training sample. Asked for once: some sources must build all samples for it."""
-        return self.source("train").task_table()
+        return self.samples("train").task_table()
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data fails before anything runs."""
@@ -223,8 +222,7 @@ class VLMDataModule(LightningDataModule):
             if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
                 raise error
         self.report.add(batch)
-        module = self.trainer.lightning_module if self.trainer else None
-        find_targets = getattr(module, "targets", None)
+        find_targets = getattr(self.trainer and self.trainer.lightning_module, "targets", None)
         return batch._replace(targets=find_targets(batch)) if find_targets else batch
 
     def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
@@ -276,23 +274,27 @@ class VLMDataModule(LightningDataModule):
     def _sampler(self, split: str) -> ResumableBatchSampler:
         ranks = ranks_of(self.trainer)
         if split != "train":
-            size = len(self.source(split))
+            size = len(self.samples(split))
             return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, *ranks)
         size = len(self._measured())
         by_task = (self.task_table, self.sampling) if self.sampling else None
         ahead = 2 * self.num_workers + 1 + (longest_window(self.trainer) if self.trainer else 1)
-        return self.batching.sampler(
-            size, self.batch_size, self.shuffle, self.seed, *ranks, by_task=by_task, ahead=ahead
-        )
+        order = (self.batch_size, self.shuffle, self.seed)
+        return self.batching.sampler(size, *order, *ranks, by_task=by_task, ahead=ahead)
 
     def _measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""
-        source = self.source("train")
+        source = self.samples("train")
         model = self._model()
         self.batching.check_model(model)
         if self.batching.needs_lengths:
             self.batching.measure(source, self.renderer, self.num_workers, *ranks_of(self.trainer), model)
         return source
+
+    def _processor(self) -> ProcessorMixin | None:
+        if self.processor is not None or self.trainer is None:
+            return self.processor
+        return getattr(self.trainer.lightning_module, "processor", None)
 
     def _model(self) -> PreTrainedModel | None:
         return getattr(self.trainer.lightning_module, "model", None) if self.trainer else None

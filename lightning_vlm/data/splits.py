@@ -6,7 +6,10 @@ from typing import TypeAlias
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
+from lightning_vlm.data.read.reading import say
 from lightning_vlm.data.read.source import OnBadSample
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.data.render.split_answers import split_answers
 from lightning_vlm.errors import DataError, UserError
 
 Given: TypeAlias = Conversations | str | Path | None
@@ -34,6 +37,7 @@ class Splits:
         self.given = given
         self.opened: dict[str, Conversations] = {}
         """The sources opened so far."""
+        self._samples: dict[str, tuple[Renderer, Conversations]] = {}
         self._options = (image_root, on_bad_sample, columns, allow_urls)
 
     def source(self, split: str) -> Conversations:
@@ -53,6 +57,22 @@ class Splits:
                 given = read(str(given), *self._options, split)
             self.opened[split] = given
         return self.opened[split]
+
+    def samples(self, split: str, renderer: Renderer) -> Conversations:
+        """The source of a split, with a sample for each answer that its template can only write last.
+
+        Only a prompt is written for prediction, so that its conversations stay whole.
+        """
+        source = self.source(split)
+        if split == "predict":
+            return source
+        known = self._samples.get(split)
+        if known is None or known[0] is not renderer:
+            samples, line = split_answers(source, renderer)
+            if line is not None:
+                say(f"data.{split}: {line}")
+            known = self._samples[split] = renderer, samples
+        return known[1]
 
     def open(self, splits: list[str]) -> None:
         """Open some sources.

@@ -1,6 +1,6 @@
 """Calls of tools, and what is checked of them and of reasoning in a conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,3 +44,20 @@ def check_tools(messages: Sequence["Message"], source: str) -> None:
         if message.call_id is not None and message.call_id not in called:
             known = f"one of {', '.join(map(repr, sorted(called)))}" if called else "a call before it"
             raise DataError(source, f"{key}.tool_call_id", f"'{message.call_id}'", f"the id of {known}")
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text and key in a JSON value.
+
+    >>> list(texts_of({"a": ["b", {"c": 1}]}))
+    ['a', 'b', 'c']
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from texts_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_of(item)

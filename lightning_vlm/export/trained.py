@@ -15,7 +15,7 @@ from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
 
-_KNOWN = ("adapt", "token_weights", "chat_template", "revision", "dtype", "new_tokens")
+_KNOWN = ("adapt", "token_weights", "chat_template", "template_options", "revision", "dtype", "new_tokens")
 _BESIDE = ("adapter", "cross_modal_adapter")
 """Methods whose adapters can't be merged."""
 

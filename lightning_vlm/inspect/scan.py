@@ -69,11 +69,11 @@ def scan_data(
 
 
 def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Preview:
-    source = data.source("train")
     with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # in a fit, the Trainer sets the processor of the module
             data.processor = module.processor
         renderer, untruncated = data.renderer, Renderer(data.processor, video=data.video)
+    source = data.samples("train")
     preview = Preview(
         name=module.name_or_path,
         size=len(source),

@@ -53,6 +53,7 @@ class ModelSource:
     kernels: Literal["liger"] | None
     quantization: Quantization | None
     chat_template: str | None
+    template_options: dict[str, Any]
     revision: str | None
     trust_remote_code: bool
     new_tokens: list[str]
@@ -83,6 +84,7 @@ class ModelSource:
             trust_remote_code=self.trust_remote_code,
             chat_template=self.chat_template,
             family=self.hooks,
+            template_options=self.template_options,
         )
         add_to_tokenizer(processor, self.new_tokens)
         return processor
@@ -152,6 +154,7 @@ class ModelSource:
             "name_or_path": self.name_or_path,
             "adapt": self.plan,
             "chat_template": self.chat_template,
+            "template_options": self.template_options,
             "revision": self.revision,
             "dtype": self.dtype,
             "new_tokens": self.new_tokens,

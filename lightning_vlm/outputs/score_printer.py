@@ -69,4 +69,4 @@ def _title(trainer: Trainer, stage: str) -> str:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, VLMDataModule) or split not in data.sources or limit != 1.0:
         return words
-    return f"{words}: {len(data.sources[split]):,} samples"
+    return f"{words}: {len(data.samples(split)):,} samples"

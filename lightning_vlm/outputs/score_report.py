@@ -75,7 +75,7 @@ class ScoreReport:
         if not self.trainer.is_global_zero:
             return
         path = folder / "predictions.png"
-        draw_predictions(path, self.data.source("test"), self._answers, self.module.predictions)
+        draw_predictions(path, self.data.samples("test"), self._answers, self.module.predictions)
         send_picture(self.trainer, path)
         say(self._table(scores))
         print_line("picture", short_path(path))
@@ -85,7 +85,7 @@ class ScoreReport:
         return {name.removeprefix("test/"): value for name, value in scores.items()}
 
     def _table(self, after: dict[str, float]) -> Table:
-        size = len(self.data.source("test"))
+        size = len(self.data.samples("test"))
         table = Table(title=f"Test: {size:,} samples", title_justify="left")
         table.add_column("")
         for column in _SCORES.values():

@@ -86,6 +86,10 @@ def _texts(conversation: Conversation) -> Iterator[str]:
         yield message.role
         for part in message.parts:
             yield part.text if isinstance(part, Text) else type(part).__name__
+        if message.reasoning is not None or message.calls:
+            yield repr((message.reasoning, message.calls))
+    if conversation.tools:
+        yield repr(conversation.tools)
     frames = [frame for video in conversation.videos for frame in video.frames]
     media: list[Image | Video] = [*conversation.images, *conversation.videos, *frames]
     for medium in media:

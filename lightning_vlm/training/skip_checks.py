@@ -113,7 +113,7 @@ class TrainingSkipCheck(Callback):
         self._looked_ahead = True
         rendered = data.rendered("train", learn=True, prompts=False)
         ahead = rendered.look_ahead(JUDGE_SKIPPED_AFTER, find_targets)
-        are_all = ahead.samples == len(data.source("train"))
+        are_all = ahead.samples == len(data.samples("train"))
         return ahead.problem(limit, complete=bool(problem) or are_all)
 
     def end_epoch(self) -> None:

@@ -54,6 +54,8 @@ GAPS = (
     "video_llava",
 )
 """Families whose own templates write a space before an answer."""
+THOUGHTS = dict.fromkeys(("glm46v", "glm_ocr"), "<think></think>\n")
+"""What own templates write before an answer without reasoning, which the prompt leaves to the model."""
 ADDED_ENDS = ("glm4v", "glm46v", "glm_ocr")
 """Families whose own templates end an answer by the next question: an end is added to the last one."""
 NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
@@ -61,9 +63,11 @@ NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
 
 
 def gap_of(renderer, family, template):
-    """The white space before each answer that the model must write."""
+    """What the template writes before each answer that the model must write: mostly white space."""
     if renderer.habits.strips:
         return "\n"  # of ready templates; the processor takes it from the end of prompts
+    if template is None and family in THOUGHTS:
+        return THOUGHTS[family]
     return " " if template is None and family in GAPS else ""
 
 

@@ -1,12 +1,11 @@
 """Calls of tools and definitions of tools, as the formats of data write them."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from lightning_vlm.data.read.fields import text_of, without_nulls
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.tools import ToolCall
+from lightning_vlm.data.tools import ToolCall, texts_of
 
 CALL_KEYS = ("id", "type", "index", "function")
 """What stands beside a call of OpenAI's."""
@@ -97,20 +96,3 @@ def _from_json(value: Any, at: Location) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """Every text and key in a JSON value.
-
-    >>> list(texts_of({"a": ["b", {"c": 1}]}))
-    ['a', 'b', 'c']
-    """
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from texts_of(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from texts_of(item)

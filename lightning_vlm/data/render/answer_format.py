@@ -34,11 +34,14 @@ class AnswerFormat:
         strips: bool = False,
     ) -> None:
         self._template = template
+        self.strips = strips
+        """Whether the processor takes white space from the end of a generation prompt."""
         prompt = self._find_generation_prompt()
         self.generation_prompt = prompt.rstrip() if strips else prompt
         """What the template writes to ask for an answer; if nothing, how it ends a question."""
         before_question, before_answer, behind_answer = template.around("user", "assistant")
-        if self._white_space_before(before_answer) is None:
+        _, prompt = template.around("user", generate=True)
+        if self._white_space_before(before_answer) is None and not before_answer.startswith(prompt):
             self._warn(
                 f"begins an answer with {before_answer!r}, but asks for one with "
                 f"{self.generation_prompt!r}, so the prompt of a new answer would differ from training"
@@ -52,6 +55,12 @@ class AnswerFormat:
         self.added_end = self.end_of_turn if self.end_of_turn == next_turn else ""
         """What is added behind the last answer of a chat, because the template writes it only before the next
         question; empty where the template writes an end itself."""
+
+    def end_behind(self, text: str, place: int) -> int:
+        """Where an answer ends that goes up to a place, and to the next turn's token if that ends it."""
+        end = self._end.match(text, place) if self.added_end else None
+        is_answer = end is not None and self.generation_prompt.lstrip().startswith(end[1])
+        return place if end is None or is_answer else end.end()
 
     def white_space_before(self, lead_in: str) -> str:
         """The white space between the generation prompt and an answer, which the model must write itself.

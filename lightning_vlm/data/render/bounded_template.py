@@ -70,19 +70,20 @@ class BoundedTemplate:
         """Whether a rendering has used `strftime_now`."""
         return self._environment.asked_for_date
 
-    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None = None, **variables: Any) -> str:
         """The text that the template makes of some messages.
 
         Args:
             messages: As of `apply_chat_template`: dictionaries, lists and texts.
+            tools: The definitions of tools.
             variables: What else the template may read, such as `add_generation_prompt`.
 
         Raises:
             TemplateLimit: It takes too many steps or writes too much.
             Exception: Any error that the template raises.
         """
-        self._environment.meter.reset(size_of(messages, 10**12))
-        return self._template.render(messages=messages, tools=None, documents=None, **variables)
+        self._environment.meter.reset(size_of(messages, 10**12) + size_of(tools or [], 10**12))
+        return self._template.render(messages=messages, tools=tools, documents=None, **variables)
 
 
 class _Meter:

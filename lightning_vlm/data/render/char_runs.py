@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lightning_vlm.data.render.answer_format import AnswerFormat
-from lightning_vlm.data.render.markers import MarkedPiece
+from lightning_vlm.data.render.answer_places import AnswerPlace
+from lightning_vlm.data.render.markers import ANSWER, DEFINITION, MarkedPiece
 from lightning_vlm.data.render.turns import TextSpan
 from lightning_vlm.kinds import Kind
 
@@ -37,52 +37,56 @@ class CharRun(NamedTuple):
 def char_runs(
     pieces: Sequence[MarkedPiece],
     spans: Sequence[TextSpan],
-    answers: AnswerFormat,
+    answers: Sequence[AnswerPlace],
     trailer: str,
     special: re.Pattern[str],
     bos_token: str,
 ) -> list[CharRun]:
     """The runs of a marked text, with the real texts in place of their markers.
 
-    An answer is its text, the white space before it that the model must write, and what ends its turn.
-
     Args:
         pieces: What a processor made of a marked text.
         spans: The texts.
-        answers: How the template begins and ends answers.
+        answers: The answers, in order.
         trailer: What the template wrote behind the last marker.
         special: Finds a special token where a text spells it.
         bos_token: The tokenizer's.
     """
     pieces, added = _without_added(pieces, trailer)
     runs: list[CharRun] = []
-    number = 0
-    ended: TextSpan | None = None  # the answer just before the piece
+    number = 0  # of the answer that the piece is in, or of the last one before it
+    answer: AnswerPlace | None = None
+    weight = 1.0
+    kind = Kind.SPECIAL
     for place, piece in enumerate(pieces, 1):
-        before = piece.before
-        if ended and before.startswith(answers.end_of_turn):
-            runs.append(_answer_part(answers.end_of_turn, number, ended.end_weight))
-            before = before.removeprefix(answers.end_of_turn)
-        span = None if piece.number is None else spans[piece.number]
-        ended = span if span and span.answer else None
-        white_space = answers.white_space_before(before) if ended else ""
-        runs.append(_no_answer(before.removesuffix(white_space), Kind.SPECIAL))
-        if ended or place == len(pieces):
+        if answer is None:
+            runs.append(_no_answer(piece.before, kind))
+        else:
+            runs.append(_answer_part(piece.before, number, weight))
+        if piece.edge == ANSWER[0] or place == len(pieces):
             runs.append(_no_answer(added, Kind.SPECIAL))
             added = ""
-        if ended:
+        if piece.edge == ANSWER[0]:
+            answer = answers[number]
             number += 1
-            first_weight = ended.weights[0] if ended.text else ended.end_weight
-            runs.append(_answer_part(white_space, number, first_weight))
+            weight = answer.first_weight
+        elif piece.edge == ANSWER[1]:
+            answer = None
+        elif piece.edge is not None:
+            kind = Kind.INSTRUCTION if piece.edge == DEFINITION[0] else Kind.SPECIAL
         if piece.picture is not None:
             # PaliGemma's processor writes the begin-of-sequence token behind the pictures.
             picture = piece.picture.removesuffix(bos_token)
             runs.append(_no_answer(picture, Kind.IMAGE))
             runs.append(_no_answer(piece.picture.removeprefix(picture), Kind.SPECIAL))
-        if span:
+        if piece.number is not None:
+            span = spans[piece.number]
             literal = special.search(span.text) is not None
             run = CharRun(span.text, span.kinds, from_user=True, literal=literal)
-            runs.append(run._replace(answer=number, weights=span.weights) if ended else run)
+            if answer is not None:
+                run = run._replace(answer=number, weights=span.weights)
+                weight = answer.end_weight
+            runs.append(run)
     return runs
 
 

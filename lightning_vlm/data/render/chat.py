@@ -3,20 +3,22 @@
 import itertools
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
 
-from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.render.bounded_template import BoundedTemplate
+from lightning_vlm.data.render.chat_messages import chat_messages, content_of
 from lightning_vlm.data.render.markers import split_at_markers, text_marker, text_numbers
+from lightning_vlm.data.render.reasoning import ReasoningMarks
 from lightning_vlm.data.render.special_tokens import any_of
-from lightning_vlm.data.render.stripped_texts import match_stripped
+from lightning_vlm.data.render.stripped_texts import texts_as_written
 from lightning_vlm.data.render.template_sizes import TemplateLimit
 from lightning_vlm.data.render.templates import TEMPLATES
-from lightning_vlm.data.render.turns import TextSpan, Turn, text_spans
+from lightning_vlm.data.render.turns import TextSpan, Turn
 from lightning_vlm.errors import DataError, UserError
 
 CHOOSE_ANOTHER = f"choose another with model.chat_template ({', '.join(TEMPLATES)}, a Jinja text or its file)"
@@ -62,33 +64,73 @@ class ChatTemplate:
             ) from error
         self._as_text = self._find_roles_of_texts()
 
-    def render_marked(self, turns: Sequence[Turn], generate: bool, source: str) -> tuple[str, list[TextSpan]]:
+    def render_marked(
+        self, turns: Sequence[Turn], generate: bool, source: str, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, list[TextSpan]]:
         """The text of some turns with a marker in place of each of their texts, and those texts.
 
         Args:
             turns: The turns.
             generate: Whether the generation prompt comes behind them.
             source: Of the sample, for errors.
+            tools: The definitions of tools.
         Returns:
-            The marked text, and the texts as the template writes them: as they are, or stripped.
+            The marked text, and the texts as the template writes them: as they are, or stripped. It may leave
+            out reasoning.
 
         Raises:
             DataError: The template refuses the turns, fails at them, does not end, or writes their texts
                 in a way that can't be masked exactly; or a text is no Unicode.
         """
-        if any(m.role == "tool" or m.calls or m.reasoning for turn in turns for m in turn.messages):
-            found = "reasoning, or a call or a result of a tool"
-            raise DataError(source, "messages", found, "words and pictures: others can't be learned yet")
-        content = [list(text_spans(turn)) for turn in turns]
-        spans = [span for span in itertools.chain.from_iterable(content) if isinstance(span, TextSpan)]
+        contents = [content_of(turn) for turn in turns]
+        spans = [span for content in contents for span in content.texts]
         for span in spans:
             _check_unicode(span, source)
-        roles = [turn.role for turn in turns]
         markers = map(text_marker, itertools.count())
         texts = (span.text for span in spans)
-        marked = self._render_sample(_messages(roles, content, markers), generate, source)
-        written = self._render_sample(_messages(roles, content, texts), generate, source)
-        return marked, _texts_as_written(marked, written, spans, source)
+        marked = self._render_sample(chat_messages(turns, contents, markers), generate, source, tools)
+        written = self._render_sample(chat_messages(turns, contents, texts), generate, source, tools)
+        return marked, texts_as_written(marked, written, spans, source)
+
+    def marked(
+        self, turns: Sequence[Turn], generate: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str | None:
+        """The text of some turns with a marker in place of each of their texts; None if it refuses them."""
+        contents = [content_of(turn) for turn in turns]
+        markers = map(text_marker, itertools.count())
+        try:
+            return self._render(chat_messages(turns, contents, markers), generate, tools)
+        except Exception:  # a template may raise anything
+            return None
+
+    def answer(self, turns: Sequence[Turn], source: str, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """All that the template writes for the last of some turns behind the generation prompt.
+
+        Raises:
+            DataError: The template refuses the turns.
+        """
+
+        def written(turns: Sequence[Turn], generate: bool) -> str:
+            contents = [content_of(turn) for turn in turns]
+            texts = (span.text for content in contents for span in content.texts)
+            return self._render_sample(chat_messages(turns, contents, texts), generate, source, tools)
+
+        return written(turns, False).removeprefix(written(turns[:-1], True))
+
+    @cached_property
+    def reasoning(self) -> ReasoningMarks | None:
+        """What the template writes around the reasoning of a last answer; None if it leaves reasoning out."""
+        question, answer = _trial(("user", "assistant"))
+        answer["reasoning_content"] = answer["thinking"] = text_marker(1)
+        answer["content"] = [{"type": "text", "text": text_marker(2)}]
+        try:
+            marked = self._render([question, answer], False)
+        except Exception:
+            return None
+        if text_numbers(marked) != [0, 1, 2]:
+            return None
+        _, before, behind, _ = split_at_markers(marked)
+        return ReasoningMarks.of(before.before, behind.before)
 
     def accepts(self, roles: tuple[str, ...]) -> bool:
         """Whether the template writes the text of each of some turns, once and in order."""
@@ -179,13 +221,19 @@ class ChatTemplate:
                     found.add(message["role"])
         return found
 
-    def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
+    def _render(
+        self, messages: list[dict[str, Any]], generate: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         messages = [_with_text(one) if one["role"] in self._as_text else one for one in messages]
-        return self._template.render(messages, add_generation_prompt=generate, **self._special_tokens)
+        return self._template.render(
+            messages, list(tools) or None, add_generation_prompt=generate, **self._special_tokens
+        )
 
-    def _render_sample(self, messages: list[dict[str, Any]], generate: bool, source: str) -> str:
+    def _render_sample(
+        self, messages: list[dict[str, Any]], generate: bool, source: str, tools: Sequence[Mapping[str, Any]]
+    ) -> str:
         try:
-            return self._render(messages, generate)
+            return self._render(messages, generate, tools)
         except Exception as error:  # a template is a program, and may raise anything
             roles = [message["role"] for message in messages]
             roles_after_system = itertools.dropwhile(lambda role: role == "system", roles)
@@ -219,22 +267,6 @@ class ChatTemplate:
         return text
 
 
-def _messages(
-    roles: Sequence[str], content: Sequence[Sequence[TextSpan | Image | Video]], texts: Iterator[str]
-) -> list[dict[str, Any]]:
-    """The messages of `apply_chat_template`, with other texts in place of their own."""
-    messages: list[dict[str, Any]] = []
-    for role, spans in zip(roles, content, strict=True):
-        parts = []
-        for span in spans:
-            if isinstance(span, TextSpan):
-                parts.append({"type": "text", "text": next(texts)})
-            else:
-                parts.append({"type": "image" if isinstance(span, Image) else "video"})
-        messages.append({"role": role, "content": parts})
-    return messages
-
-
 def _trial(roles: Sequence[str]) -> list[dict[str, Any]]:
     """Messages of some roles, each with a marker as its text."""
     messages: list[dict[str, Any]] = []
@@ -250,26 +282,6 @@ def _with_text(message: dict[str, Any]) -> dict[str, Any]:
     if any(part["type"] != "text" for part in parts):
         return message
     return {**message, "content": "".join(part["text"] for part in parts)}
-
-
-def _texts_as_written(marked: str, written: str, spans: list[TextSpan], source: str) -> list[TextSpan]:
-    """Each text as it stands in what the template wrote: as it is, or stripped.
-
-    Raises:
-        DataError: The template leaves out, repeats, reorders or changes one.
-    """
-    numbers = text_numbers(marked)
-    if numbers != list(range(len(spans))):
-        lost = [span.key for number, span in enumerate(spans) if number not in numbers]
-        flaw = f"leaves out {lost[0]}" if lost else "repeats or reorders texts"
-        expected = "one that writes every text once, in order"
-        raise DataError(source, "messages", f"a chat template that {flaw}", expected)
-    around = [piece.before for piece in split_at_markers(marked)]
-    texts = match_stripped(written, around, spans)
-    if texts is None:
-        found = "a text that the chat template changes"
-        raise DataError(source, "messages", found, "text that it writes as it is")
-    return texts
 
 
 def _check_unicode(span: TextSpan, source: str) -> None:

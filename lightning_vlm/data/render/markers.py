@@ -3,7 +3,11 @@
 import re
 from typing import NamedTuple
 
-_MARKER = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003", re.DOTALL)
+ANSWER = ("\ue004", "\ue005")
+"""Where an answer begins and ends."""
+DEFINITION = ("\ue006", "\ue007")
+"""Where something about tools that the template writes begins and ends."""
+_MARKER = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003|([\ue004-\ue007])", re.DOTALL)
 """The place of a text, or a picture or video."""
 
 
@@ -21,6 +25,8 @@ class MarkedPiece(NamedTuple):
     number: int | None = None
     picture: str | None = None
     picture_place: tuple[int, int] = (0, 0)
+    edge: str | None = None
+    """One of `ANSWER` or `DEFINITION`, if the marker is one."""
 
 
 def text_marker(number: int) -> str:
@@ -42,9 +48,9 @@ def split_at_markers(text: str) -> list[MarkedPiece]:
     pieces = []
     place = 0
     for match in _MARKER.finditer(text):
-        number, picture = match.groups()
+        number, picture, edge = match.groups()
         before = text[place : match.start()]
-        pieces.append(MarkedPiece(before, int(number) if number else None, picture, match.span(2)))
+        pieces.append(MarkedPiece(before, int(number) if number else None, picture, match.span(2), edge))
         place = match.end()
     return [*pieces, MarkedPiece(text[place:])]
 
@@ -52,3 +58,19 @@ def split_at_markers(text: str) -> list[MarkedPiece]:
 def text_numbers(text: str) -> list[int]:
     """The numbers of the texts in a marked text, in the order in which the template wrote them."""
     return [piece.number for piece in split_at_markers(text) if piece.number is not None]
+
+
+def text_places(text: str) -> dict[int, tuple[int, int, int]]:
+    """Of each text in a marked text, by its number: where the marker before ends, where its own begins and
+    ends.
+
+    >>> text_places(f"User: {text_marker(0)}</s>")
+    {0: (0, 6, 9)}
+    """
+    places = {}
+    behind = 0
+    for match in _MARKER.finditer(text):
+        if match[1]:
+            places[int(match[1])] = (behind, *match.span())
+        behind = match.end()
+    return places

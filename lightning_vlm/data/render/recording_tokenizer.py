@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.answer_places import AnswerPlace
 from lightning_vlm.data.render.char_runs import CharRun, char_runs, without_front
 from lightning_vlm.data.render.markers import MarkedPiece, split_at_markers
 from lightning_vlm.data.render.shared_marks import beside_real_texts
@@ -27,7 +27,7 @@ class RecordingTokenizer:
     Args:
         tokenizer: The one that it stands in for.
         special: Its special tokens.
-        answers: How the chat template begins and ends answers.
+        answers: Where the answers are in the marked text.
         marked: The text that the processor gets.
         spans: The texts.
         source: Of the sample.
@@ -37,7 +37,7 @@ class RecordingTokenizer:
         self,
         tokenizer: PreTrainedTokenizerBase,
         special: SpecialTokens,
-        answers: AnswerFormat,
+        answers: Sequence[AnswerPlace],
         marked: str,
         spans: Sequence[TextSpan],
         source: str,
@@ -81,10 +81,9 @@ class RecordingTokenizer:
         ids = np.array(encoded.inputs["input_ids"][0])
         self._refuse_special_tokens(ids[encoded.from_user])
         self.kinds = encoded.kinds
-        answers = [span for span in self._spans if span.answer]
-        if any(span.end_weight != 1 or (span.weights != 1).any() for span in answers):
+        if any(answer.has_weights for answer in self._answers):
             self.weights = encoded.weights
-        self.answer_ends = _answer_ends(runs, encoded.spans)
+        self.answer_ends = _answer_ends(runs, encoded.spans, len(self._answers))
         start = sum(len(run.text) for run in front_runs)
         self.media_spans = _media_spans(runs[len(front_runs) :], encoded.spans, start)
         return _TokenizedText(encoded.inputs, _picture_tokens(pieces, self.media_spans))
@@ -131,15 +130,19 @@ class _TokenizedText(dict[str, Any]):
         return self._token_of.get(char)
 
 
-def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray) -> tuple[int, ...]:
+def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray, answers: int) -> tuple[int, ...]:
     reached = np.maximum.accumulate(spans[:, 1])  # up to which character each token and those before it go
+    ends = [0] * answers
+    has_words = [False] * answers
     place = 0
-    ends = []
     for run in runs:
         place += len(run.text)
-        if run.from_user and run.answer:
-            ends.append(int(np.searchsorted(reached, place, side="right")))
-    return tuple(ends)
+        if run.answer:
+            number = run.answer - 1
+            if run.from_user or not has_words[number]:
+                ends[number] = place
+            has_words[number] |= run.from_user
+    return tuple(int(np.searchsorted(reached, end, side="right")) for end in ends)
 
 
 def _media_spans(runs: Sequence[CharRun], spans: np.ndarray, start: int) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.answer_places import AnswerPlaces
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
@@ -27,9 +28,19 @@ from lightning_vlm.data.render.media import (
     open_media,
 )
 from lightning_vlm.data.render.question_tokenizer import QuestionTokenizer
+from lightning_vlm.data.render.reasoning import with_reasoning
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
-from lightning_vlm.data.render.special_tokens import any_of, special_tokens
-from lightning_vlm.data.render.turns import TRAILING, TextSpan, Turn, arrange, plain_text, round_ends
+from lightning_vlm.data.render.special_tokens import any_of, refuse_forged, special_tokens
+from lightning_vlm.data.render.turns import (
+    TRAILING,
+    TextSpan,
+    Turn,
+    arrange,
+    first_learned,
+    plain_text,
+    round_ends,
+    until_last_answer,
+)
 from lightning_vlm.data.render.videos import VideoRules
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError, UserError
@@ -89,7 +100,9 @@ class Renderer:
             self.habits.strips,
         )
         self.template.warn_of_flaws(set() if self.habits.in_front else self.special.placeholders)
-        self.videos = VideoRules(processor, self.special, self.template, self.answers, video)
+        self.places = AnswerPlaces(self.template, self.answers)
+        """Where answers are in what the template writes."""
+        self.videos = VideoRules(processor, self.special, self.template, self.places, video)
         """What the processor does with videos."""
         self.open_video: OpenVideo = self.videos.open
         """How a video is opened. Lengths are measured with one that gives blank ones."""
@@ -122,12 +135,13 @@ class Renderer:
             TooLong: Not even its first round fits into `max_length`.
         """
         source = conversation.source
-        learned = _until_last_answer(conversation)
+        conversation = self._prepared(conversation)
+        learned = until_last_answer(conversation)
         turns, changes = arrange(learned, self.template.accepts)
         if len(learned) < len(conversation.messages):
             changes += (TRAILING,)
         within, counted = turns_within(turns, self.most_tokens, self.tokenizer)
-        ends = [end for end in round_ends(turns) if end <= within]
+        ends = [end for end in round_ends(turns) if first_learned(turns) < end <= within]
         if counted is not None and (not ends or self.max_length is None):
             raise self._too_long(source, f"more than {counted:,} tokens", counted)
         opened: Opened = {}
@@ -150,6 +164,7 @@ class Renderer:
         end = ends[rounds - 1]
         kept = sum(len(turn.messages) for turn in turns[:end])
         rendered = replace(conversation, messages=learned[:kept])
+        changes += example.changes
         return replace(example, conversation=rendered, truncated=len(learned) - kept, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
@@ -158,16 +173,19 @@ class Renderer:
         That is everything before the last assistant turn, and the template's generation prompt.
 
         Returns:
-            The prompt, and the words of the last assistant turn (None where there is none).
+            The prompt, and the words of the last assistant turn with its calls, without its reasoning (None
+            where there is no such turn).
 
         Raises:
             As `example`. A prompt is never cut: TooLong if it exceeds `max_length`.
         """
         source = conversation.source
+        conversation = self._prepared(conversation)
         turns, changes = arrange(conversation.messages, self.template.accepts)
         reference = None
         if turns[-1].role == "assistant":
-            reference = plain_text(turns.pop())
+            reference = self._reference(turns, conversation)
+            turns.pop()
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
@@ -181,6 +199,25 @@ class Renderer:
         messages = conversation.messages[:kept] or (Message("user", ()),)
         asked = replace(conversation, messages=messages)
         return replace(example, conversation=asked, changes=changes), reference
+
+    def turns(self, conversation: Conversation) -> list[Turn]:
+        """The turns of a conversation as the template gets them; DataError as of `refuse_forged`."""
+        return arrange(self._prepared(conversation).messages, self.template.accepts)[0]
+
+    def _prepared(self, conversation: Conversation) -> Conversation:
+        """The conversation with reasoning apart from words, if its texts may stand in a template."""
+        refuse_forged(conversation, self.special.pattern)
+        messages = with_reasoning(conversation.messages, self.template.reasoning)
+        return replace(conversation, messages=messages)
+
+    def _reference(self, turns: Sequence[Turn], conversation: Conversation) -> str:
+        """What the last turn says, as a model's answer is read: without reasoning and special tokens."""
+        if not any(message.calls for message in turns[-1].messages):
+            return plain_text(turns[-1])
+        written = self.template.answer(turns, conversation.source, conversation.tools)
+        if self.template.reasoning is not None:
+            _, written = self.template.reasoning.divide(written)
+        return self.special.pattern.sub("", written).strip()
 
     def _too_long(self, source: str, found: str, length: int) -> TooLong:
         if self.max_length is None:
@@ -199,18 +236,18 @@ class Renderer:
         if has_video:
             self.videos.check(source, Image in kinds_of_parts)
         media = open_media(turns, source, opened, self.open_picture, self.open_video)
-        template, answers = self.videos.chat if has_video else (self.template, self.answers)
-        marked, spans = template.render_marked(turns, generate, source)
-        if turns[-1].role == "assistant" and not generate:
-            marked += answers.added_end
-        marked, places = mark_media(marked, self._placeholder)
+        template, answers = self.videos.chat if has_video else (self.template, self.places)
+        tools = conversation.tools
+        marked, spans = template.render_marked(turns, generate, source, tools)
+        chat = answers.mark(marked, spans, turns, tools, asks=generate, source=source)
+        marked, places = mark_media(chat.text, self._placeholder)
         placed = media
         if self.habits.in_front:
             check_one_picture(turns, type(self.processor).__name__, source)
             placed = media._replace(pictures=[])
         check_places(places, placed, self.special.video, source)
-        recorder = RecordingTokenizer(self.tokenizer, self.special, answers, marked, spans, source)
-        inputs = self._process(marked, media, recorder, spans, source)
+        recorder = RecordingTokenizer(self.tokenizer, self.special, chat.answers, marked, chat.spans, source)
+        inputs = self._process(marked, media, recorder, chat.spans, source)
         input_ids = inputs.pop("input_ids")[0]
         recorder.add_front(input_ids)
         kinds = torch.from_numpy(recorder.kinds)
@@ -228,6 +265,7 @@ class Renderer:
             inputs,
             conversation,
             weights,
+            changes=chat.changes,
             answer_ends=recorder.answer_ends,
             clips=clip_spans(media.clips, recorder.media_spans, places, self.special.video),
         )
@@ -260,11 +298,3 @@ class Renderer:
             raise DataError(source, "messages", found, media.expected) from error
         finally:
             vars(self.processor).update(own, tokenizer=self.tokenizer)
-
-
-def _until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
-    for end in range(len(conversation.messages), 0, -1):
-        if conversation.messages[end - 1].role == "assistant":
-            return conversation.messages[:end]
-    expected = "at least one answer to learn from (data.columns says which column it is in)"
-    raise DataError(conversation.source, "messages", "no assistant turn", expected)

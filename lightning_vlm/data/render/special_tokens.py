@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.data.render.shared_marks import SHARED_MARKS
+from lightning_vlm.data.tools import texts_of
+from lightning_vlm.errors import DataError
 
 NEXT_TURN_ENDS = {"Glm4vProcessor": "<|user|>", "Glm46VProcessor": "<|user|>"}
 """Processors whose chat templates write no end behind an answer, and the token that their models stop at: the
@@ -62,6 +65,33 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
         NEXT_TURN_ENDS.get(type(processor).__name__),
         str(getattr(processor, SHARED_MARKS.get(type(processor).__name__, ""), "")),
     )
+
+
+_PRIVATE = re.compile("[\ue000-\ue007]")
+"""The characters of `markers`."""
+
+
+def refuse_forged(conversation: Conversation, special: re.Pattern[str]) -> None:
+    """Raise where a call or a definition of a tool spells a special token, which it would become.
+
+    A template writes them in its own way (as JSON, say), so that they can't be tokenized apart as texts are.
+
+    Raises:
+        DataError: One does.
+    """
+    given: list[tuple[str, Any]] = []
+    for place, tool in enumerate(conversation.tools):
+        given.append((f"tools[{place}]", tool))
+    for index, message in enumerate(conversation.messages):
+        given.append((f"messages[{index}]", [message.name, message.call_id]))
+        for place, call in enumerate(message.calls):
+            given.append((f"messages[{index}].tool_calls[{place}]", [call.name, call.arguments, call.id]))
+    for key, value in given:
+        for text in texts_of(value):
+            forged = special.search(text) or _PRIVATE.search(text)
+            if forged:
+                found = f"a text that spells {forged[0]!r}"
+                raise DataError(conversation.source, key, found, "no special tokens in calls and definitions")
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:

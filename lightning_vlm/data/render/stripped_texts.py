@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightning_vlm.data.render.markers import split_at_markers, text_numbers
 from lightning_vlm.data.render.turns import TextSpan
+from lightning_vlm.errors import DataError
 
 
 class _Fit(NamedTuple):
@@ -11,6 +13,33 @@ class _Fit(NamedTuple):
 
     form: TextSpan
     end: int
+
+
+def texts_as_written(marked: str, written: str, spans: list[TextSpan], source: str) -> list[TextSpan]:
+    """Each text as it stands in what the template wrote: as it is, or stripped. Reasoning may be left out.
+
+    Args:
+        marked: What the template wrote, with a marker in place of each text.
+        written: The same with the texts.
+        spans: The texts.
+        source: Of the sample.
+
+    Raises:
+        DataError: The template leaves out, repeats, reorders or changes one.
+    """
+    numbers = text_numbers(marked)
+    lost = [span for number, span in enumerate(spans) if number not in numbers and not span.reasoning]
+    if lost or numbers != sorted(set(numbers)):
+        flaw = f"leaves out {lost[0].key}" if lost else "repeats or reorders texts"
+        expected = "one that writes every text once, in order"
+        raise DataError(source, "messages", f"a chat template that {flaw}", expected)
+    around = [piece.before for piece in split_at_markers(marked)]
+    texts = match_stripped(written, around, [spans[number] for number in numbers])
+    if texts is None:
+        found = "a text that the chat template changes"
+        raise DataError(source, "messages", found, "text that it writes as it is")
+    as_written = dict(zip(numbers, texts, strict=True))
+    return [as_written.get(number, span) for number, span in enumerate(spans)]
 
 
 def match_stripped(written: str, around: Sequence[str], spans: Sequence[TextSpan]) -> list[TextSpan] | None:

@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_vlm.data.conversation import Box, Image, Message, Part, Role, Text, Video
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Part, Role, Text, Video
+from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 
 Accepts: TypeAlias = Callable[[tuple[str, ...]], bool]
@@ -20,6 +21,10 @@ MERGED = (
 GREETING = (
     "an assistant turn comes first; an empty user turn is put before it, because the chat template refuses "
     "it there"
+)
+UNLEARNED = (
+    "an earlier answer isn't learned, because the chat template writes it otherwise once later turns follow; "
+    "training and validation make a sample of its own for it"
 )
 TRAILING = "turns come after the last answer; they are dropped, because nothing is learned after it"
 
@@ -53,6 +58,7 @@ class TextSpan(NamedTuple):
         answer: Whether it is part of an answer.
         end_weight: The weight of what ends the turn.
         key: Where it stands in the conversation, for errors.
+        reasoning: Whether it is reasoning, which templates leave out of earlier turns.
     """
 
     text: str
@@ -61,6 +67,7 @@ class TextSpan(NamedTuple):
     answer: bool
     end_weight: float
     key: str
+    reasoning: bool = False
 
     def part(self, stretch: slice) -> "TextSpan":
         """A part of it."""
@@ -73,8 +80,9 @@ def arrange(messages: Sequence[Message], accepts: Accepts) -> tuple[list[Turn], 
     """Turns in an order that a chat template takes, and what was changed for that.
 
     Alternating turns of user and assistant stay as they are. Others do too where the template writes them.
-    Where it doesn't, a greeting gets an empty user turn before it, and neighbours of one role become one.
-    What no change makes acceptable stays as it is, for the template to refuse in its own words.
+    Where it doesn't, a greeting gets an empty user turn before it, and neighbours of one role become one; not
+    where tools are called or reasoning is written. What no change makes acceptable stays as it is, for the
+    template to refuse in its own words.
 
     Args:
         messages: Of a conversation.
@@ -83,9 +91,11 @@ def arrange(messages: Sequence[Message], accepts: Accepts) -> tuple[list[Turn], 
     turns = [Turn(message.role, (message,), index) for index, message in enumerate(messages)]
     greeting = next(place for place, turn in enumerate(turns) if turn.role != "system")
     greets = turns[greeting].role == "assistant"
-    repeats = any(before.role == after.role for before, after in itertools.pairwise(turns))
+    repeats = any(before.role == after.role != "tool" for before, after in itertools.pairwise(turns))
     if not greets and not repeats:
         return turns, ()
+    if any(turn.role == "tool" or has_more_than_words(turn) for turn in turns):
+        return turns, (KEPT_APART,) if repeats else ()
     arrangements: list[tuple[list[Turn], tuple[str, ...]]] = [(turns, ())]
     if greets:
         answered = [*turns[:greeting], Turn("user", (), greeting), *turns[greeting:]]
@@ -100,18 +110,39 @@ def arrange(messages: Sequence[Message], accepts: Accepts) -> tuple[list[Turn], 
     return turns, ()
 
 
+def until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
+    """The messages of a conversation without those behind its last answer; DataError if there is none."""
+    for end in range(len(conversation.messages), 0, -1):
+        if conversation.messages[end - 1].role == "assistant":
+            return conversation.messages[:end]
+    expected = "at least one answer to learn from (data.columns says which column it is in)"
+    raise DataError(conversation.source, "messages", "no assistant turn", expected)
+
+
 def round_ends(turns: Sequence[Turn]) -> list[int]:
     """Behind which turns a conversation may be cut: behind the last answer of each round.
+
+    A call of a tool is followed by its result and another answer.
 
     >>> [round_ends([Turn(role, (), 0) for role in roles]) for roles in (["user", "assistant"] * 2, ["user"])]
     [[2, 4], []]
     """
     ends = []
     for end, turn in enumerate(turns, 1):
-        another_follows = end < len(turns) and turns[end].role == "assistant"
-        if turn.role == "assistant" and not another_follows:
+        round_goes_on = end < len(turns) and turns[end].role in ("assistant", "tool")
+        if turn.role == "assistant" and not round_goes_on:
             ends.append(end)
     return ends
+
+
+def first_learned(turns: Sequence[Turn]) -> int:
+    """The first answer that weighs something, where earlier ones weigh nothing; else -1.
+
+    A conversation isn't cut before it, because nothing would be learned from the rest.
+    """
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    learned = [place for place in answers if any(message.weight for message in turns[place].messages)]
+    return learned[0] if learned and learned[0] != answers[0] else -1
 
 
 def text_spans(turn: Turn) -> Iterator[TextSpan | Image | Video]:
@@ -136,6 +167,27 @@ def text_spans(turn: Turn) -> Iterator[TextSpan | Image | Video]:
             pieces.append(_Piece(index, text, _kind(part, turn.role)))
     if pieces or not any(message.parts for message in turn.messages):
         yield _join(pieces, turn)
+
+
+def reasoning_span(turn: Turn) -> TextSpan | None:
+    """What the assistant thinks before the words of a turn."""
+    for message in turn.messages:
+        if message.reasoning is not None:
+            return TextSpan(
+                text=message.reasoning,
+                kinds=bytes([Kind.RESPONSE]) * len(message.reasoning),
+                weights=np.full(len(message.reasoning), message.weight, np.float32),
+                answer=True,
+                end_weight=message.weight,
+                key=f"messages[{turn.first}].reasoning",
+                reasoning=True,
+            )
+    return None
+
+
+def has_more_than_words(turn: Turn) -> bool:
+    """Whether it holds reasoning or calls of tools."""
+    return any(message.calls or message.reasoning is not None for message in turn.messages)
 
 
 def plain_text(turn: Turn) -> str:

@@ -14,6 +14,7 @@ from transformers.video_utils import VideoMetadata
 from lightning_vlm.data.batch.picture_sizes import VIDEO_FRAMES
 from lightning_vlm.data.conversation import Video
 from lightning_vlm.data.render.answer_format import AnswerFormat
+from lightning_vlm.data.render.answer_places import AnswerPlaces
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.special_tokens import SpecialTokens
 from lightning_vlm.data.video.choice import ProcessorChoice
@@ -30,7 +31,7 @@ class VideoRules:
         processor: Of a model.
         special: Its special tokens.
         template: Its chat template.
-        answers: How that begins and ends answers.
+        answers: Where answers are in what that writes.
         sampling: What a user sets.
     """
 
@@ -39,7 +40,7 @@ class VideoRules:
         processor: ProcessorMixin,
         special: SpecialTokens,
         template: ChatTemplate,
-        answers: AnswerFormat,
+        answers: AnswerPlaces,
         sampling: VideoSampling | None,
     ) -> None:
         self._processor = processor
@@ -49,7 +50,7 @@ class VideoRules:
         self._sampling = sampling
         self._choose = ProcessorChoice(processor.video_processor) if self.are_taken else None
         self.chat = (template, answers)
-        """The chat template of conversations with videos, and how it begins and ends answers."""
+        """The chat template of conversations with videos, and where answers are in what it writes."""
         self.frame_size = FrameSize(processor.video_processor, sampling) if self.are_taken else None
         """How budgets of pixels are kept."""
         own = _template_of_videos(processor)
@@ -57,7 +58,8 @@ class VideoRules:
             # `apply_chat_template` does so as well.
             chat = ChatTemplate(processor, own)
             eos_token = str(processor.tokenizer.eos_token)
-            self.chat = (chat, AnswerFormat(chat, special.ends, eos_token, special.next_turn))
+            form = AnswerFormat(chat, special.ends, eos_token, special.next_turn)
+            self.chat = (chat, AnswerPlaces(chat, form))
 
     def check(self, source: str, beside_pictures: bool) -> None:
         """Raise if the processor doesn't take the videos of a sample.

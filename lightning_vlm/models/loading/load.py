@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.compat import picture_beams
+from lightning_vlm.data.render.template_options import set_template_options
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
@@ -63,6 +64,7 @@ def load_processor(
     trust_remote_code: bool = False,
     chat_template: str | None = None,
     family: FamilyHooks | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> ProcessorMixin:
     """Load tokenizer, image processor and chat template.
 
@@ -73,6 +75,7 @@ def load_processor(
         chat_template: Replaces the model's own: the name of a ready template, a Jinja template, or the path
             of a file with one. A model without a template loads; rendering a chat then needs one.
         family: Says what stands for a picture.
+        template_options: Values of variables of the template; see `set_template_options`.
 
     Returns:
         The processor, with `tokenizer` and `image_processor`.
@@ -101,6 +104,7 @@ def load_processor(
         processor.chat_template = processor.tokenizer.chat_template = text
     elif processor.chat_template is None:  # some classes forget what was saved with them
         processor.chat_template = processor.tokenizer.chat_template
+    set_template_options(processor, template_options or {})
     return processor
 
 

@@ -180,7 +180,7 @@ def samples_of(data: VLMDataModule, module: "VLMModule") -> Samples:
         lengths = batching.lengths
         numbers = np.arange(len(lengths))
     else:
-        source = data.source("train")
+        source = data.samples("train")
         numbers = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(np.int64))
         found = Ruler(data.renderer, module.model).lengths(source, numbers.tolist())
         lengths = Lengths(found[:, 0], found[:, 1])

@@ -246,8 +246,6 @@ FLAWS = {
     "vipllava": NO_END,
     "llava_next_video": NO_END,
     "video_llava": NO_END,
-    "glm46v": "<think></think>\\n', but asks for one with",
-    "glm_ocr": "<think></think>\\n', but asks for one with",
 }
 
 

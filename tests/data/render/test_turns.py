@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
-from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING
+from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING, UNLEARNED
 from lightning_vlm.errors import DataError
 from lightning_vlm.export.probe_samples import probe_samples
 from lightning_vlm.kinds import Kind
@@ -50,6 +50,11 @@ def chat(order, weights=None, picture=False, source="chat.jsonl:1"):
         place = order.index("u")
         messages[place] = replace(messages[place], parts=(PICTURE, *messages[place].parts))
     return Conversation(tuple(messages), source=source)
+
+
+def said(example):
+    """What was done to the turns, but for what a template of a thinking model does to earlier answers."""
+    return tuple(change for change in example.changes if change != UNLEARNED)
 
 
 def takes(renderer, conversation):
@@ -93,7 +98,7 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
     greets, repeats = order.lstrip("s")[0] == "a", "uu" in order or "aa" in order
     if takes(renderer, words_alone):
         written = conversation
-        assert example.changes == ((KEPT_APART,) if repeats else ())
+        assert said(example) == ((KEPT_APART,) if repeats else ())
     else:
         written = merged(conversation)
         assert example.changes == ((GREETING,) if greets else ()) + ((MERGED,) if repeats else ())
@@ -185,11 +190,13 @@ def test_a_turns_weight_is_that_of_its_words_and_its_end(renderer_of, model, tem
     gap = gap_of(renderer, model, template)
     example = renderer.example(conversation)
     texts = [message.parts[-1].text for message in conversation.messages]
-    assert weighed(renderer, example) == {
-        weight: f"{gap}{texts[place]}{end}" for weight, place in ((0.0, 1), (2.0, 3), (1.0, 5))
-    }
+    answers = {place: f"{gap}{texts[place]}{end}" for place in (1, 3, 5)}
+    expected = {0.0: answers[1], 2.0: answers[3], 1.0: answers[5]}
+    if UNLEARNED in example.changes:  # each answer has a sample of its own
+        expected = {0.0: answers[1] + answers[3], 1.0: answers[5]}
+    assert weighed(renderer, example) == expected
     plain = renderer.example(chat("uauaua", picture=model in NEEDS_PICTURES))
-    assert plain.turn_weights is None
+    assert plain.turn_weights is None or UNLEARNED in plain.changes
     assert torch.equal(plain.input_ids, example.input_ids)
     assert torch.equal(plain.kinds, example.kinds)
 
