@@ -66,11 +66,15 @@ def _when(rng: Random, split: str, frames: int) -> Happening:
     half = frames // 2
     with_it, without_it = list(things), list(things[1:])
     shown = [with_it if (number < half) == is_first else without_it for number in range(frames)]
-    answer = "in the first half" if is_first else "in the second half"
+    answer = "first" if is_first else "second"
     return Happening(shown, rng.choice(_ASK_WHEN).format(thing.name), answer)
 
 
-_ASK_WHEN = ("When is the {} there?", "In which half can the {} be seen?", "When does the video show the {}?")
+_ASK_WHEN = (
+    "In which half of the video is the {} there?",
+    "In which half can the {} be seen?",
+    "Which half of the video shows the {}?",
+)
 
 
 def _count(rng: Random, split: str, frames: int) -> Happening:

@@ -94,6 +94,8 @@ class Messages(DataFile):
 
     - `{"type": "text", "text": "..."}`: words, taken literally: `<image>` is no picture here.
     - `{"type": "image", "path": "..."}` or `{"type": "image", "base64": "..."}`: a picture.
+    - `{"type": "video", "path": "..."}`: a video; a folder of frames, or `frames`, a list of their
+      paths, with `fps`; `sampling` goes before `data.video`. See docs/video.md.
     - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
@@ -135,13 +137,14 @@ class OpenAIMessages(DataFile):
     such as `{"type": "image_url", "image_url": {"url": "..."}}` or `{"type": "image", "image": "..."}`: the
     path of a file below the image root, `file://...`, base64, or with `allow_urls` an address. Pictures may
     also stand beside the turns in `images` or `image`; then a part `{"type": "image"}`, or `<image>` in a
-    text, is the place of the next one, and without any place they stand before the first question.
+    text, is the place of the next one, and without any place they stand before the first question. Videos
+    are written likewise: `video`, `video_url`, `videos`, `<video>`; with Qwen-VL's settings beside them.
 
     `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`. `task`
     and `weight` are read as in `Messages`. Tools stand in `tools`, their calls in `tool_calls` or in turns of
     the role `tool_call`, their results in turns of the role `tool`; reasoning in `reasoning_content`,
-    `reasoning` or `thinking`. Further keys are ignored, with a line that names them, but videos and sound are
-    refused. Nulls count as absent.
+    `reasoning` or `thinking`. Further keys are ignored, with a line that names them, but sound is refused.
+    Nulls count as absent.
 
     Args and errors: as `DataFile`.
 
@@ -168,12 +171,13 @@ class LLaVA(DataFile):
     They are a list of turns `{"from": ..., "value": ...}`, from `human` or `user`, `gpt` or `assistant`,
     `system`; or with `role` and `content` as in `OpenAIMessages`. The pictures of a sample are in `image` or
     `images`, a path or a list of paths; the first `<image>` in the words stands for the first, and so on, and
-    there must be as many of them as pictures (a sample without pictures can't spell `<image>`). LLaVA sets
+    there must be as many of them as pictures (a sample without pictures can't spell `<image>`). Videos are
+    in `video` or `videos`; `<video>` stands for one, and `<image>` where there are no pictures. LLaVA sets
     placeholders apart by newlines, which model templates don't: one newline after each is dropped, and one
     before those that end a turn.
 
     A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`. Further keys
-    (`id`, `width`, ...) are ignored, with a line that names them, but videos and sound are refused. Turns
+    (`id`, `width`, ...) are ignored, with a line that names them, but sound is refused. Turns
     from `function_call` and `observation` are calls of the tools in `tools`, and their results.
 
     Args and errors: as `DataFile`. In an array, the place of a sample is `file:line[number]`, counted from 0.

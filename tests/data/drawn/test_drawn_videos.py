@@ -61,7 +61,7 @@ def test_what_is_there_for_half_the_video_is_there_in_that_half() -> None:
         assert (frames[0] != frames[7]).any()
         # The half without it is nearer to its background: fewer colours.
         colours = [len(np.unique(frame.reshape(-1, 3), axis=0)) for frame in (frames[0], frames[7])]
-        is_first = answer_of(conversation) == "in the first half"
+        is_first = answer_of(conversation) == "first"
         assert (colours[0] > colours[1]) == is_first
 
 
