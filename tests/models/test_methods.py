@@ -31,6 +31,8 @@ FUSED = (
     "glm_ocr",
     "blip-2",
     "instructblip",
+    "gemma4",  # its tower's layers are wrapped, so that none has a name that ia3 knows
+    "gemma4_31b",
 )  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,
@@ -41,6 +43,7 @@ METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
 }
 REFUSED = {
     ("cross_modal", "mllama"): "use lora or adapter",
+    ("cross_modal", "granite4_vision"): "in several layers and not before the first; use lora or adapter",
     ("cross_modal", "kosmos-2"): "has no token that stands for a picture; use lora or adapter",
     ("adapter, parallel", "blip-2"): "has no MLP .* for a parallel adapter.*; use kind: sequential",
 }
@@ -97,7 +100,8 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     planned = trainable_names(model)
     set_modes(model)
-    optimizer = torch.optim.AdamW([model.get_parameter(name) for name in planned], lr=1e-3, weight_decay=0)
+    rate = 1e-4 if family == "gemma4_31b" else 1e-3
+    optimizer = torch.optim.AdamW([model.get_parameter(name) for name in planned], lr=rate, weight_decay=0)
     losses = []
     for _ in range(3):  # what starts at zero lets nothing before it move in the first
         loss = model(**batch).loss
@@ -110,7 +114,7 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
     assert moved == planned
 
 
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", [family for family in FUSED if "gemma4" not in family])
 def test_ia3_on_fused_keys_and_values_is_refused(family, tiny_folder):
     out = "projection" if family in ONE_PICTURE else "proj"
     for value in ("ia3", {"ia3": {"modules": ["qkv", out]}}):

@@ -17,9 +17,21 @@ from tests.support import tiny
 from tests.support.pictures import ONE_PICTURE
 from tests.support.tiny.moe import MIXTURES
 
-UNKNOWN = {"mllama", "qwen3_5", "lfm2_vl", "lfm3_vl", "ovis2", *ONE_PICTURE, *MIXTURES}
+UNKNOWN = {
+    "mllama",
+    "gemma4",
+    "gemma4_31b",
+    "idefics2",
+    "granite4_vision",
+    "qwen3_5",
+    "lfm2_vl",
+    "lfm3_vl",
+    "ovis2",
+    *ONE_PICTURE,
+    *MIXTURES,
+}
 """They see pictures by cross-attention or by queries, attend linearly, mix tokens by convolutions, choose
-features from a table, or have experts."""
+features from a table, add features in several layers, fill up patches, or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

@@ -34,15 +34,15 @@ TABLE = torch.tensor(  # the QLoRA paper's appendix E
 
 
 def below(model, *parts):
-    """Names of the plain linear layers in these parts, found without selectors, but for SigLIP 2's patches,
-    by whose weights it says in which dtype pixels are."""
+    """Names of the plain linear layers in these parts, found without selectors, but for those of patches in
+    SigLIP 2 and Gemma 4, by whose weights they say in which dtype pixels are."""
     roots = tuple(path for part in parts for path in find_parts(model)[part])
     return {
         name
         for name, module in model.named_modules()
         if type(module) is torch.nn.Linear
         and any(f"{name}.".startswith(f"{root}.") for root in roots)
-        and not name.endswith("vision_tower.embeddings.patch_embedding")
+        and not name.endswith(("vision_tower.embeddings.patch_embedding", "patch_embedder.input_proj"))
     }
 
 

@@ -226,7 +226,8 @@ def test_each_family(make_quiet, module, listed, words, families_on_ranks, famil
     """At once, two by two (the last alone), one by one, and on two ranks."""
     parts = (make_quiet, module, listed, words, family)
     whole = first_gradient(*parts, 5, 1)
-    assert off(first_gradient(*parts, 2, 3), whole) < 1e-6
-    assert off(first_gradient(*parts, 1, 5), whole) < 1e-6
+    most = 3e-6 if family.startswith("gemma4") else 1e-6  # whose embeddings are scaled up
+    assert off(first_gradient(*parts, 2, 3), whole) < most
+    assert off(first_gradient(*parts, 1, 5), whole) < most
     for rank in families_on_ranks:
-        assert off(rank[family], whole) < 1e-6
+        assert off(rank[family], whole) < most

@@ -168,8 +168,12 @@ class CrossModal(nn.Module):
             k, v, visible = self._with_earlier(cache, k, v, images)
         if not k.shape[1]:
             return torch.zeros_like(hidden)
+        # Where it generates, Gemma 4 computes only the last token in layers that use keys of earlier ones.
+        length = hidden.shape[1]
+        text = images.text[:, -length:]
+        visible = visible[:, -length:]
         q = self.q(self.norm(hidden.to(dtype)))
-        attends = images.text & visible.any(-1)
+        attends = text & visible.any(-1)
         # A softmax over a fully masked row is NaN, so such rows attend anywhere and their result is dropped.
         mask = (visible | ~attends[..., None])[:, None]
         mixed = nn.functional.scaled_dot_product_attention(
@@ -252,14 +256,19 @@ def refuse_cross_modal(model: PreTrainedModel, path: str) -> None:
         path: Of the layer.
 
     Raises:
-        UserError: No pictures stand among the words that go into the language model (Mllama), no token says
-            where they stand (Kosmos-2), or the layer is outside of it.
+        UserError: No pictures stand among the words that go into the language model (Mllama, Granite Vision
+            4), no token says where they stand (Kosmos-2), or the layer is outside of it.
     """
     decoder = model.get_decoder()
     if "cross_attention_states" in inspect.signature(decoder.forward).parameters:
         raise UserError(
             f"plan: found cross_modal_adapter for {type(model).__name__}, whose language model gets no "
             "pictures among its words: layers of its own attend to them; use lora or adapter on those"
+        )
+    if "deepstack_features" in inspect.signature(decoder.forward).parameters:
+        raise UserError(
+            f"plan: found cross_modal_adapter for {type(model).__name__}, which adds its pictures to the "
+            "words in several layers and not before the first; use lora or adapter"
         )
     if getattr(model.config, "image_token_id", None) is None:
         raise UserError(

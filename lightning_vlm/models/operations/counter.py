@@ -11,6 +11,8 @@ from lightning_vlm.models.operations.language import head_cost, language_cost
 from lightning_vlm.models.operations.part import Cost, UncountableError, Window
 from lightning_vlm.models.operations.vision import Tower, trace_vision
 
+_PIXELS = {"pixel_values", "pixel_values_images"}
+
 
 class OperationCounter:
     """Counts the floating point operations that a batch needs, forward and backward, on the host.
@@ -79,7 +81,10 @@ class OperationCounter:
         self, lengths: Sequence[int], pictures: PictureSizes, targets: int, inputs: Mapping[str, Tensor]
     ) -> float:
         total, below = 0.0, False
-        if pictures.tiles or pictures.grids:
+        is_sized = bool(pictures.tiles or pictures.grids)
+        if not is_sized and not _PIXELS.isdisjoint(inputs):
+            raise UncountableError("patches of its pictures are filled up to one number, which isn't counted")
+        if is_sized:
             if self._tower is None:
                 with self._context():
                     self._tower = trace_vision(self._model, inputs, pictures)

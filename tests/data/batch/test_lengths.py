@@ -127,7 +127,8 @@ def test_lengths_are_those_of_real_renderings(renderer_for, family, max_length):
     assert processor.tokenizer is renderer.tokenizer
 
 
-NEEDS_PIXELS = ("video_llava",)  # its image processor works on arrays of NumPy
+NEEDS_PIXELS = ("video_llava", "idefics2")
+"""Families whose image processor works on arrays of NumPy, or whose processor turns pictures upright."""
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEEDS_PIXELS])

@@ -140,8 +140,12 @@ def build(family: str, directory: Path, seed: int = 0) -> Path:
 
 
 def _open_gates(model: PreTrainedModel) -> None:
-    """Give values to weights that start as nothing but zeros: no picture would come through them."""
+    """Give values to weights that start as nothing but zeros: no picture would come through them.
+
+    And to those of Idefics2's resampler, which start as ones: all tokens of a picture would be alike.
+    """
     with torch.no_grad():
-        for weight in model.parameters():
-            if not weight.any() and (weight.ndim > 1 or weight.numel() == 1):
+        for name, weight in model.named_parameters():
+            is_zero = not weight.any() and (weight.ndim > 1 or weight.numel() == 1)
+            if is_zero or name.endswith(".latents"):
                 weight.normal_(std=0.2)

@@ -57,11 +57,10 @@ def _config(ids: Ids, text: dict, audio: bool, **more: Any) -> PretrainedConfig:
         else None,
         text_config={
             **text,
-            "num_hidden_layers": 4,
             "head_dim": 16,
             "global_head_dim": 16,
             "sliding_window": 32,
-            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "layer_types": ["sliding_attention", "full_attention"],
             "final_logit_softcapping": 30.0,
             "vocab_size_per_layer_input": text["vocab_size"],
             **more,
@@ -111,14 +110,16 @@ def _family(config: Any) -> Family:
     )
 
 
-# --- E2B and E4B: embeddings for each layer, the last layers use keys and values of earlier ones, and sound
+# --- E2B and E4B: embeddings for each layer, the last layer uses keys and values of an earlier one, and sound
 def _e4b_config(ids: Ids, text: dict) -> PretrainedConfig:
     return _config(
         ids,
         text,
         audio=True,
+        num_hidden_layers=3,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
         hidden_size_per_layer_input=8,
-        num_kv_shared_layers=2,
+        num_kv_shared_layers=1,
         use_double_wide_mlp=True,
     )
 
