@@ -31,13 +31,22 @@ def _is_broken(model: Any) -> bool:
     if token is None:
         return False
     pictures = [torch.tensor([[1.0]]), torch.tensor([[2.0]])]
-    encoded = {"image": SimpleNamespace(pooler_output=list(pictures))}
+    return _mixes(model, token, {"pooler_output": list(pictures)}) or _mixes(
+        model, token, {"pooler_output": None, "deepstack_features": [(0, list(pictures))]}
+    )
+
+
+def _mixes(model: Any, token: int, outputs: dict[str, Any]) -> bool:
+    """Whether two pictures of a prompt come out as the first twice, then the second twice."""
+    encoded = {"image": SimpleNamespace(**outputs)}
     try:
-        found = getattr(type(model), _NAME)(model, torch.tensor([[token, token]]), encoded, 2)
+        found = getattr(type(model), _NAME)(model, torch.tensor([[token, token]]), encoded, 2)["image"]
+        features = found.pooler_output
+        if features is None:
+            ((_, features),) = found.deepstack_features
+        return [int(one.sum()) for one in features] == [1, 1, 2, 2]
     except Exception:  # another signature, or it needs more than there is
         return False
-    order = [int(one.sum()) for one in found["image"].pooler_output]
-    return order == [1, 1, 2, 2]
 
 
 def _expand(
@@ -51,6 +60,9 @@ def _expand(
     own = getattr(type(self), _NAME)
     pictures = mm_encoder_output.get("image")
     features = getattr(pictures, "pooler_output", None)
+    deeper = getattr(pictures, "deepstack_features", None)
+    if features is None and deeper:  # Granite Vision 4 has them for some layers, each with its number
+        features = deeper[0][1]
     if features is None or input_ids is None or input_ids.numel() == 0:
         return own(self, input_ids, mm_encoder_output, expand_size, inputs_embeds)
     tokens = (input_ids == self.config.image_token_id).sum(-1).tolist()
@@ -59,9 +71,20 @@ def _expand(
         return own(self, input_ids, mm_encoder_output, expand_size, inputs_embeds)
     others = {medium: output for medium, output in mm_encoder_output.items() if medium != "image"}
     own(self, input_ids, others, expand_size, inputs_embeds)
-    repeated = [one for group in groups for one in group * expand_size]
+    if pictures.pooler_output is None:  # type: ignore[union-attr]
+        pictures.deepstack_features = [  # type: ignore[union-attr]
+            (layer, _repeated(_pictures_of_prompts(each, tokens) or [], expand_size))
+            for layer, each in deeper  # type: ignore[union-attr]
+        ]
+        return mm_encoder_output
+    repeated = _repeated(groups, expand_size)
     pictures.pooler_output = torch.stack(repeated) if isinstance(features, Tensor) else repeated  # type: ignore[union-attr]
     return mm_encoder_output
+
+
+def _repeated(groups: Sequence[Sequence[Tensor]], times: int) -> list[Tensor]:
+    """The pictures of each prompt so many times, in their order."""
+    return [one for group in groups for one in [*group] * times]
 
 
 def _pictures_of_prompts(features: Sequence[Tensor], tokens: Sequence[int]) -> list[list[Tensor]] | None:

@@ -40,7 +40,7 @@ FOUND = {
     "glm46v": (15, 2, 2),
     "glm_ocr": (18, 2, 2),
     "qwen3_5": (7, 2, 2),
-    "gemma4": (37, 5, 0),
+    "gemma4": (43, 5, 0),
     "gemma4_31b": (25, 4, 0),
     "idefics2": (9, 4, 2),
     "granite4_vision": (11, 5, 5),

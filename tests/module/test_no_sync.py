@@ -41,6 +41,17 @@ Q_FORMER = {
     ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether what it sees is padded",
     ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
 }
+_GEMMA4 = {
+    ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): "whether a batch is padded",
+    ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether patches are padded",
+    ("read", "_local_scalar_dense", "torch_compilable_check"): "features against tokens",
+    ("read", "_to_copy", "get_image_features"): "how many tokens each picture has is in a mask",
+    (
+        "size",
+        "index",
+        "modeling_gemma4",
+    ): "which patches are real is in a mask, and which tokens are pictures",
+}
 ALLOWED = {
     "llava_next": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
     "llava_next_video": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
@@ -84,6 +95,22 @@ ALLOWED = {
         ("size", "index", "__call__"): MARKS,
         ("size", "index_put", "__call__"): MARKS,
     },
+    "idefics2": {
+        ("size", "index", "get_image_features"): TILES,
+        ("read", "_to_copy", "get_image_features"): TILES,
+        ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether patches are padded",
+        ("read", "_local_scalar_dense", "torch_compilable_check"): "features against tokens, elsewhere ours",
+    },
+    "granite4_vision": {
+        ("size", "index", "modeling_granite4_vision"): "features are added by a mask, in each layer",
+        ("size", "index_put", ""): "and in its backward",
+    },
+    "granite_docling": {
+        ("size", "index", "get_image_features"): "how many tiles a sample has is in a mask",
+        ("read", "_to_copy", "get_image_features"): "how many tiles a sample has is in a mask",
+    },
+    "gemma4": _GEMMA4,
+    "gemma4_31b": _GEMMA4,
     "mllama": {
         ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
     },
