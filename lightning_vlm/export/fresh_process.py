@@ -72,7 +72,8 @@ def describe(processor: Any, model: Any = None) -> dict[str, str]:
     """What must be the same in an export, by name.
 
     Args:
-        processor: How it treats pictures (their size, how many pixels at most, ...), and the chat template.
+        processor: How it treats pictures and videos (their size, how many pixels at most, which frames, ...),
+            and the chat template.
         model: Which weights are tied, and a checksum of each.
     """
     pictures = processor.image_processor.to_dict()
@@ -80,6 +81,9 @@ def describe(processor: Any, model: Any = None) -> dict[str, str]:
     described = {"chat template": str(processor.chat_template)}
     for key, value in pictures.items():
         described[f"image processor's {key}"] = repr(value)
+    videos = getattr(processor, "video_processor", None)
+    for key, value in (videos.to_dict() if videos is not None else {}).items():
+        described[f"video processor's {key}"] = repr(value)
     if model is None:
         return described
     first_names: dict[int, str] = {}

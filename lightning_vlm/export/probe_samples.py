@@ -14,6 +14,7 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import TextSpan, Turn, arrange, text_spans
 from lightning_vlm.data.video.clip import Clip
+from lightning_vlm.data.video.sampling import VideoSampling
 
 _SIZES = (64, 96, 224, 128)
 """Of drawn pictures."""
@@ -45,7 +46,11 @@ def drawn_conversations(count: int) -> list[Conversation]:
 
 
 def probe_samples(
-    processor: ProcessorMixin, conversations: Iterable[Conversation], count: int, folder: Path
+    processor: ProcessorMixin,
+    conversations: Iterable[Conversation],
+    count: int,
+    folder: Path,
+    video: VideoSampling | None = None,
 ) -> list[ProbeSample]:
     """The first questions of some conversations.
 
@@ -53,12 +58,13 @@ def probe_samples(
         processor: That the model was trained with.
         conversations: Only what comes before their first answer is taken.
         count: The most of them.
-        folder: Where the pictures go.
+        folder: Where pictures and frames go.
+        video: How videos are sampled.
 
     Raises:
         UserError: As from `Renderer`.
     """
-    renderer = Renderer(processor)
+    renderer = Renderer(processor, video=video)
     samples: list[ProbeSample] = []
     for conversation in conversations:
         if len(samples) == count:

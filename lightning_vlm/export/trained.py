@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
+from lightning_vlm.export.serving import trained_sampling
 from lightning_vlm.models.experts import without_base_layers
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
+from lightning_vlm.training.run_state import RUN
 
 _KNOWN = ("adapt", "token_weights", "chat_template", "template_options", "revision", "dtype", "new_tokens")
 _BESIDE = ("adapter", "cross_modal_adapter")
@@ -57,12 +60,14 @@ class Trained(NamedTuple):
         starts: LoRA weights from before training where they have moved the base weights (PiSSA, OLoRA).
         dtypes: What each weight and buffer was loaded in, by its name without adapters.
         quantised: How many weights were quantised in training; here none are.
+        video: How videos were sampled in training.
     """
 
     module: VLMModule
     starts: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
     quantised: int
+    video: VideoSampling = VideoSampling()
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -102,7 +107,8 @@ def load_trained(request: ExportRequest) -> Trained:
         dtypes[without_base_layers(name)] = weight.dtype
     model.float().eval()
     quantised = saved["lightning_vlm"].get("quantised", {})
-    return Trained(module, starts, dtypes, len(quantised))
+    video = trained_sampling(saved["lightning_vlm"].get(RUN, {}))
+    return Trained(module, starts, dtypes, len(quantised), video)
 
 
 def _changes_base(entry: PlanEntry) -> bool:

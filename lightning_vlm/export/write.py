@@ -11,6 +11,7 @@ from lightning_vlm.export.adapter_folder import save_adapter_only
 from lightning_vlm.export.fresh_process import answer, compare_answers, describe
 from lightning_vlm.export.merge import merge
 from lightning_vlm.export.probe_samples import ProbeSample, drawn_conversations, probe_samples
+from lightning_vlm.export.serving import serve_as_trained
 from lightning_vlm.export.snippet import Loading
 from lightning_vlm.export.trained import ExportRequest, Trained
 from lightning_vlm.export.verification import ExportedFolder, require_same
@@ -51,7 +52,8 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     pictures = folder / PICTURES
     pictures.mkdir()
     source = drawn_conversations(request.samples) if request.source is None else request.source
-    samples = probe_samples(module.processor, source, request.samples, pictures)
+    of_videos = serve_as_trained(module.processor, trained.video)
+    samples = probe_samples(module.processor, source, request.samples, pictures, trained.video)
     export = ExportedFolder(
         folder,
         Loading(trust_remote_code=request.trust_remote_code),
@@ -66,6 +68,8 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     else:
         export, rows = _write_merged(trained, export, request)
     module.processor.save_pretrained(folder)
+    if of_videos is not None:
+        rows.append(("videos", of_videos))
     if forgets_template(folder, request.trust_remote_code):
         loading = export.loading._replace(template_of_tokenizer=True)
         export = export._replace(loading=loading)

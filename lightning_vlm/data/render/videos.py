@@ -156,8 +156,8 @@ class FrameSize:
 
     def __init__(self, videos: Any, sampling: VideoSampling | None) -> None:
         self._videos = videos
-        self._per_frame = sampling and sampling.max_pixels_per_frame
-        self._whole = sampling and sampling.max_pixels
+        self._per_frame = None if sampling is None else sampling.max_pixels_per_frame
+        self._whole = None if sampling is None else sampling.max_pixels
         self._counts_all_frames: bool | None = None
         self._edges: tuple[int, int] | None = None
         size = getattr(self._videos, "size", None) or {}
@@ -185,6 +185,20 @@ class FrameSize:
         least, most_of_processor = self._edges
         most = min(most, most_of_processor)
         return {"size": {"shortest_edge": min(least, most), "longest_edge": most}}
+
+    def fixed_option(self) -> dict[str, int] | None:
+        """The `size` that holds a budget for videos of any length; None where there is none."""
+        if self._edges is None or not self.has_budget:
+            return None
+        if self._counts_all_frames is None:
+            self._counts_all_frames = self._probe()
+        budget, other = self._per_frame, self._whole
+        if self._counts_all_frames:
+            budget, other = other, budget
+        if budget is None or other is not None:
+            return None
+        least, most = self._edges
+        return {"shortest_edge": min(least, budget), "longest_edge": min(most, budget)}
 
     def _most_pixels(self, frames: int) -> int:
         """The most pixels of a clip, counted as the video processor counts them."""

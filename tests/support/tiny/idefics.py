@@ -59,7 +59,7 @@ def _smolvlm_processor(tokenizer: PreTrainedTokenizerFast, template: str | None)
     return SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(**_SIZES),
         tokenizer=tokenizer,
-        video_processor=SmolVLMVideoProcessor(**_SIZES),
+        video_processor=SmolVLMVideoProcessor(**_SIZES, num_frames=64, fps=1),
         image_seq_len=4,
         chat_template=template,
     )
