@@ -20,9 +20,9 @@ PARTS = ("vision", "projector", "language", "head", "audio")
 """They hold every parameter once. `vision.layers`, `language.layers`, `language.routers` are within them. Few
 models have `audio`."""
 
-PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list", "connector")
-"""Children of the vision encoder that project into the language model: Qwen's, GLM's and Granite Docling's
-keep them there."""
+PROJECTOR_INSIDE_VISION = ("merger", "deepstack_merger_list", "connector", "patch_merger")
+"""Children of the vision encoder that project into the language model: Qwen's, GLM's, HunYuan's and Granite
+Docling's keep them there."""
 OTHER_TOWERS = ("video_tower",)
 """Children of the base model that are vision encoders beside that of pictures (Video-LLaVA)."""
 

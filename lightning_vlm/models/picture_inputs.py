@@ -43,6 +43,9 @@ SIZES = {
     "glm4v": ["image_grid_thw"],
     "glm46v": ["image_grid_thw"],
     "glm_ocr": ["image_grid_thw"],
+    "paddleocr_vl": ["image_grid_thw"],
+    "exaone4_5": ["image_grid_thw"],
+    "video_llama_3": ["image_grid_thw", "image_merge_sizes", "video_merge_sizes"],
 }
 """Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
 pictures, those of videos as well. All others get theirs on the device. `tests/module/test_no_sync.py` tries

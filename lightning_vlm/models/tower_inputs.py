@@ -17,6 +17,8 @@ TowerArguments: TypeAlias = Mapping[str, Tensor | int]
 """Arguments of a vision tower: tensors for the device, and lengths."""
 _GRIDS = ("image_grid_thw", "video_grid_thw")
 """Of the sizes of a batch, those that the vision tower gets."""
+_READ_ON_DEVICE = ("glm4v_vision", "glm4v_moe_vision")
+"""Types of towers that compute with the grid on the device."""
 _TOWER_SETTINGS = (
     "spatial_merge_size",
     "window_size",
@@ -50,14 +52,20 @@ class TowerArgumentsFinder:
         for name, grid in sizes.items():
             if name in _GRIDS:
                 is_apart = self._frames_apart and name == "video_grid_thw"
-                tower[name] = self._arguments(frames_apart(grid) if is_apart else grid)
+                merges = sizes.get(name.replace("grid_thw", "merge_sizes"))
+                tower[name] = self._arguments(frames_apart(grid) if is_apart else grid, merges)
         return tower
 
-    def _arguments(self, grid: Tensor) -> TowerArguments:
+    def _arguments(self, grid: Tensor, merges: Tensor | None) -> TowerArguments:
         if self._tower is None:
             return {}
         found: dict[str, Any] = {"grid_thw": grid}
-        precompute_export_inputs(self._tower, found)  # and GLM's tower reads the grid on the device
+        if merges is not None:
+            found["merge_sizes"] = merges
+        precompute_export_inputs(self._tower, found)
+        found.pop("merge_sizes", None)
+        if self._tower.config.model_type not in _READ_ON_DEVICE:
+            del found["grid_thw"]
         return {name: value for name, value in found.items() if value is not None}
 
 

@@ -122,6 +122,7 @@ def test_features_are_what_the_projector_puts_out(family, tiny_folder, inputs_of
             "pixel_attention_mask",
             "spatial_shapes",
             "image_position_ids",
+            "image_merge_sizes",
         )
         names = (pixels_of(batch), *more)
         given = {name: batch[name] for name in names if name in batch}

@@ -33,6 +33,7 @@ FUSED = (
     "instructblip",
     "gemma4",  # its tower's layers are wrapped, so that none has a name that ia3 knows
     "gemma4_31b",
+    "exaone4_5",
 )  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,

@@ -121,6 +121,25 @@ PREFIXES = {
     },
     "blip-2": {**BLIP, "head": ()},
     "instructblip": BLIP,
+    "paddleocr_vl": {
+        "vision": ("model.visual.",),
+        "projector": ("model.projector.",),
+        "language": ("model.language_model.",),
+        "head": (),
+    },
+    "video_llama_3": {
+        "vision": ("model.vision_model.",),
+        "projector": ("model.projector.",),
+        "language": ("model.language_model.",),
+        "head": ("lm_head.",),
+    },
+    "exaone4_5": {**QWEN, "head": ("lm_head.",)},
+    "hunyuan_vl": {
+        "vision": ("model.vision_tower.embeddings.", "model.vision_tower.layers."),
+        "projector": ("model.vision_tower.patch_merger.",),
+        "language": ("model.language_model.",),
+        "head": (),
+    },
 }
 TIED = (
     "llava_onevision",
@@ -128,6 +147,8 @@ TIED = (
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_5",
+    "paddleocr_vl",
+    "hunyuan_vl",
     "gemma3",
     "paligemma",
     "lfm2_vl",
@@ -149,7 +170,17 @@ LAYERS = {  # vision, language
         ("model.vision_model.encoder.layers", "model.text_model.layers"),
     ),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v", "glm_ocr"),
+        (
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "qwen3_5",
+            "glm4v",
+            "glm46v",
+            "glm_ocr",
+            "exaone4_5",
+        ),
         ("model.visual.blocks", "model.language_model.layers"),
     ),
     **dict.fromkeys(
@@ -166,6 +197,9 @@ LAYERS = {  # vision, language
     "kosmos-2": ("vision_model.model.encoder.layers", "text_model.model.layers"),
     "blip-2": ("vision_model.encoder.layers", "language_model.model.decoder.layers"),
     "instructblip": ("vision_model.encoder.layers", "language_model.model.layers"),
+    "paddleocr_vl": ("model.visual.vision_model.encoder.layers", "model.language_model.layers"),
+    "video_llama_3": ("model.vision_model.encoder.layers", "model.language_model.layers"),
+    "hunyuan_vl": ("model.vision_tower.layers", "model.language_model.layers"),
 }
 
 

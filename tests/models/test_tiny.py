@@ -214,6 +214,23 @@ _GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>How man
 CHATS["glm4v"] = _GLM + "Two.<|user|>\nSure?<|assistant|>\nYes."
 CHATS["glm46v"] = _GLM + "<think></think>\nTwo.<|user|>\nSure?<|assistant|>\n<think></think>\nYes."
 CHATS["glm_ocr"] = CHATS["glm46v"]
+CHATS["paddleocr_vl"] = (
+    "<|begin_of_sentence|>User: <|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>How many?\n"
+    "Assistant:\nTwo.</s>User: Sure?\nAssistant:\nYes.</s>"
+)
+CHATS["video_llama_3"] = (
+    "<|im_start|>user\n<|image_pad|>\nHow many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
+    "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+)
+CHATS["exaone4_5"] = (
+    "<|user|>\n<vision><|image_pad|></vision>How many?<|endofturn|>\n<|assistant|>\nTwo.<|endofturn|>\n"
+    "<|user|>\nSure?<|endofturn|>\n<|assistant|>\nYes.<|endofturn|>\n"
+)
+CHATS["hunyuan_vl"] = (
+    "<｜hy_begin▁of▁sentence｜><｜hy_place▁holder▁no▁100｜><｜hy_place▁holder▁no▁102｜>"
+    "<｜hy_place▁holder▁no▁101｜>How many?<｜hy_User｜>Two.<｜hy_Assistant｜>Sure?<｜hy_User｜>Yes."
+    "<｜hy_Assistant｜>"
+)
 _CHATML = "<|im_start|>assistant\n"
 _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 _GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
@@ -242,7 +259,10 @@ PROMPTS = {
     "mistral3": "[/INST]",
     "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), "<|assistant|>\n"),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "exaone4_5"), "<|assistant|>\n"),
+    "paddleocr_vl": "Assistant:\n",
+    "video_llama_3": _CHATML,
+    "hunyuan_vl": "<｜hy_User｜>",
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",
 }
 MARKED = ("llava", "llava_onevision", "llava_next_video", "video_llava")  # with {% generation %}

@@ -113,7 +113,10 @@ def _first_picture(
     pixels = picture[name]
     if sizes.grids:
         patches = math.prod(sizes.grids[0])
-        first = {name: pixels[:patches], "image_grid_thw": picture["image_grid_thw"][:1]}
+        first = {name: pixels[:patches]}
+        for size in ("image_grid_thw", "image_merge_sizes"):
+            if size in picture:
+                first[size] = picture[size][:1]
     elif patch:
         height, width = sizes.pixels[0]
         first = {name: pixels[:1, :, :height, :width], "image_sizes": picture["image_sizes"][:1]}

@@ -44,7 +44,8 @@ def test_lengths_are_those_of_real_renderings(renderer_for, family, sampling):
         assert ruler.length(sample) == expected  # as it is remembered
 
 
-NEEDS_PIXELS = ()
+NEEDS_PIXELS = ("video_llama_3",)
+"""Families whose number of tokens depends on what the frames show."""
 
 
 @pytest.mark.parametrize("family", VIDEO)
