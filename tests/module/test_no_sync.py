@@ -246,6 +246,10 @@ WITH_VIDEOS = {
     "qwen3_vl": _JOINED,
     "qwen3_vl_moe": _JOINED,
     "llava_next_video": {("upload", "_to_copy", "modeling_llava_next_video"): SIZES_ARE_MOVED},
+    "video_llama_3": {
+        ("size", "index", "modeling_video_llama_3"): "which features are kept is a mask",
+        ("size", "index_put", ""): "and so is its gradient",
+    },
 }
 """What waits in a batch that has both, in addition."""
 
