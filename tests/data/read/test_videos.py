@@ -289,6 +289,14 @@ def test_bytes_of_a_hugging_face_dataset(videos: Path, tmp_path: Path) -> None:
     assert numbers_of(clip.frames) == [0, 2, 4, 6, 8]
 
 
+def test_a_column_of_videos_of_a_hugging_face_dataset(videos: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"video": [str(videos / "a.mp4")], "question": ["?"], "answer": ["!"]})
+    rows.cast_column("video", datasets.Video()).save_to_disk(tmp_path / "data")
+    (video,) = HFDataset(str(tmp_path / "data"), image_root=str(videos))[0].videos
+    assert len(load_video(video, "x:0", "video").frames) == 10
+
+
 def test_several_faults_come_together(videos: Path, write: Any) -> None:
     path = write(own({"path": "c.mp4"}), own({"path": "a.mp4"}), own({"frames": LISTED}))
     with pytest.raises(DataError, match=r"data\.jsonl:3") as caught:
