@@ -1,8 +1,8 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step.
 
-It joins parts that each have a file: the loss of a batch is in `losses/batch_loss.py`, a step's gradients are
-divided in `step.py`, the model is made in `models/source.py`, and what a resumed run needs is in
-`training/run_state.py`. Parts that only follow a run are callbacks: see `VLMModule.configure_callbacks`.
+It joins parts that each have a file: the loss of a batch is in `losses/batch_loss.py`, a step is divided in
+`step.py`, the model is made in `models/source.py`, what a resumed run needs is in `training/run_state.py`.
+Parts that only follow a run are callbacks: see `VLMModule.configure_callbacks`.
 """
 
 from dataclasses import asdict
@@ -35,6 +35,7 @@ from lightning_vlm.optim import Cosine, Schedule
 from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.module_callbacks import ModuleCallbacks
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
@@ -52,11 +53,10 @@ class VLMModule(LightningModule):
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, a small one in this package.
         adapt: What trains, and how: selector -> `frozen`, `full`, `{lora: {r: 16}}`, `ia3`,
-            `{adapter: {reduction: 16}}` or `cross_modal_adapter`; see `models/plan`. The rest is frozen. Or
-            the name of a ready plan: `lora` (also None: the projector in full, LoRA of rank 16 on the
-            language model), `qlora`, `full`, `projector-only`, `mixed-16gb`.
-        optimizer: Its `lr` and `weight_decay` are the defaults of all groups; norms, biases and LoRA get no
-            weight decay. None is AdamW with lr 2e-4. Adam and AdamW are fused on a GPU.
+            `{adapter: {reduction: 16}}` or `cross_modal_adapter`; see `models/plan`. The rest is frozen. Or a
+            ready plan: `lora` (also None), `qlora`, `full`, `projector-only`, `mixed-16gb`.
+        optimizer: Its `lr` and `weight_decay` are of all groups, but norms, biases and LoRA have no decay.
+            None is AdamW with lr 2e-4. Adam and AdamW are fused on a GPU.
         learning_rates: Selector -> its own learning rate.
         schedule: The factor on learning rates over the run. None is a cosine with 3% warm-up.
         clip: The most that the gradient's norm may be; or selector -> its own limit, "rest" for all else.
@@ -77,13 +77,14 @@ class VLMModule(LightningModule):
         revision: Of the model on the Hub.
         trust_remote_code: Run Python code that comes with the model.
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
+        router_aux_loss: Weight of the load-balancing loss; `auto`: the model's own where routers train.
         new_tokens: Words that become tokens, as `<loc_1>`; their rows start at the mean of others, and train.
     """
 
     loaded: LoadedModel
     """The model, and what was found out as it was loaded; set by `configure_model`."""
     trained: TrainedWeights
-    """The weights that ever train, which checkpoints keep; set by `configure_model`."""
+    """What checkpoints keep; set by `configure_model`."""
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class VLMModule(LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         no_gradient_needed: list[str] | None = None,
+        router_aux_loss: float | bool | Literal["auto"] = "auto",
         new_tokens: list[str] | None = None,
         family: str | None = None,
     ) -> None:
@@ -140,19 +142,20 @@ class VLMModule(LightningModule):
             family=family,
         )
         """How the model and the processor are made."""
-        kept = self.source.hyperparameters()
-        self.save_hyperparameters(kept | {"token_weights": asdict(self.token_weights)})
+        self.save_hyperparameters(
+            {"token_weights": asdict(self.token_weights), **self.source.hyperparameters()}
+        )
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
         self.parts: dict[str, list[str]] = {}
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks of the training data and their weights; None until a fit is set up."""
-        self.callbacks = ModuleCallbacks()
+        self.callbacks = ModuleCallbacks(experts=ExpertBalance(router_aux_loss))
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""
-        self.strict_loading = False  # our own load_state_dict is stricter: see there
+        self.strict_loading = False  # our own load_state_dict is stricter
 
     @cached_property
     def processor(self) -> ProcessorMixin:
@@ -212,7 +215,9 @@ class VLMModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of weighted losses of a micro-batch, scaled."""
         self.callbacks.modes.keep()
-        loss = self.steps.add(batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks))
+        with self.callbacks.experts.watch():
+            sums = batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks)
+        loss = self.steps.add(self.callbacks.experts.add_loss(sums))
         if not batch_loss.has_pictures(batch):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + batch_loss.zero_loss(self.parameters())
@@ -236,9 +241,7 @@ class VLMModule(LightningModule):
         if not self.steps.last_was_empty:
             super().lr_scheduler_step(scheduler, metric)
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip by `clip`, and log the norms from before."""
         self.steps.clip(self)
 

@@ -39,6 +39,7 @@ SIZES = {
     "qwen2_5_vl": ["image_grid_thw"],
     "qwen3_vl": ["image_grid_thw"],
     "qwen3_vl_moe": ["image_grid_thw"],
+    "qwen3_5_moe": ["image_grid_thw"],
     "qwen3_5": ["image_grid_thw"],
     "glm4v": ["image_grid_thw"],
     "glm46v": ["image_grid_thw"],

@@ -10,6 +10,7 @@ from lightning_vlm.models.modes import FitModes
 from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
 from lightning_vlm.training.evaluation import Evaluation
+from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
@@ -29,6 +30,7 @@ class ModuleCallbacks:
     run_state: RunState = field(default_factory=RunState)
     modes: FitModes = field(default_factory=FitModes)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
+    experts: ExpertBalance = field(default_factory=ExpertBalance)
     skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
     memory: MemoryPlan = field(default_factory=MemoryPlan)
     out_of_memory: OutOfMemoryNote = field(default_factory=OutOfMemoryNote)

@@ -44,6 +44,8 @@ FAMILIES = {
     "mistral3": Row("", ""),
     "mllama": Row(OWN_ROW, "its tokens see pictures by cross-attention"),
     "qwen3_vl_moe": Row("", ""),
+    "qwen3_5_moe": Row("", LINEAR),
+    "ernie4_5_vl_moe": Row("", ""),
     "qwen3_5": Row("", LINEAR),
     "gemma4": Row(OWN_ROW, BOTH_WAYS),
     "gemma4_31b": Row(OWN_ROW, BOTH_WAYS),

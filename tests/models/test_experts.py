@@ -75,6 +75,10 @@ def test_lora_adds_b_a_to_each_expert(family, tiny_folder):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     expected.square().sum().backward()
     for name, (a, b, expected_a, expected_b) in a_and_b.items():
+        if a.grad is None:  # experts for pictures, of which there are none
+            assert expected_a.grad is None
+            assert "vision_moe" in name
+            continue
         assert a.grad.abs().max() > 0, name
         torch.testing.assert_close(a.grad, expected_a.grad, rtol=1e-9, atol=1e-9, msg=name)
         torch.testing.assert_close(b.grad, expected_b.grad, rtol=1e-9, atol=1e-9, msg=name)
@@ -93,7 +97,7 @@ def adapters_of(model, name):
 @pytest.mark.parametrize("family", MIXTURES)
 def test_routers_are_frozen_unless_a_selector_names_only_them(family, plan, tiny_folder):
     if plan == "full":
-        plan = {"language": "full", "head": "full"}
+        plan = {"language": "full"}
     model = adapted(tiny_folder(family), plan)
     routers = router_parameters(model)
     assert routers

@@ -34,7 +34,7 @@ def without(folder, to, *words):
 
 
 PROJECTOR = ("projector", "connector", "merger", "image_newline", "vision_projection", "visual_embeddings")
-PROJECTOR += ("image_to_text", "qformer", "query_tokens", "language_projection", "embed_vision")
+PROJECTOR += ("image_to_text", "qformer", "query_tokens", "language_projection", "embed_vision", "resampler")
 PROJECTOR += ("mlp_AR",)  # PaddleOCR-VL's, in its files
 
 
@@ -57,13 +57,14 @@ def test_a_new_projector_is_xavier_and_a_pretrained_one_stays(family, tiny_folde
             assert weight.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.1)
         elif name.endswith("bias"):
             assert not weight.any()
-        elif "norm" in name.lower() or "ln_" in name:
+        elif "norm" in name.lower() or "ln_" in name or ".ln." in name:
             values = {"gemma3": 0.0}.get(family, 1.0)  # Gemma's norms scale by one more than their weight
             assert (weight == values).all(), name
     checks = {one.what: one for one in initial_checks(model, find_parts(model), loaded.missing)}
     assert all(one.fine for one in checks.values())
     assert checks["projector: standard deviation"].weights == sum(w.ndim > 1 for w in projector.values())
-    norms = sum(w.ndim == 1 and ("norm" in name.lower() or "ln_" in name) for name, w in projector.items())
+    words = ("norm", "ln_", ".ln.")
+    norms = sum(w.ndim == 1 and any(word in name.lower() for word in words) for name, w in projector.items())
     assert (checks["new norms: off the identity"].weights if norms else 0) == norms
 
 

@@ -25,6 +25,8 @@ FUSED = (
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "ernie4_5_vl_moe",
     "qwen3_5",
     "glm4v",
     "glm46v",

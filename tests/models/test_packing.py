@@ -31,6 +31,7 @@ WHY = {
     "kosmos-2": "its masks aren't made from positions",
     "blip-2": "its masks aren't made from positions",
     "instructblip": "it takes no position_ids",
+    "qwen3_5_moe": "it has layers of linear_attention",
 }
 
 

@@ -68,6 +68,13 @@ PREFIXES = {
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
     "qwen3_vl_moe": {**QWEN, "head": ("lm_head.",)},
+    "qwen3_5_moe": {**QWEN, "head": ("lm_head.",)},
+    "ernie4_5_vl_moe": {
+        "vision": ("model.vision_tower.",),
+        "projector": ("model.resampler_model.",),
+        "language": ("model.language_model.",),
+        "head": (),
+    },
     "gemma3": {**LLAVA, "head": ()},
     "paligemma": {**LLAVA, "head": ()},
     "internvl": LLAVA,
@@ -142,6 +149,7 @@ PREFIXES = {
     },
 }
 TIED = (
+    "ernie4_5_vl_moe",
     "llava_onevision",
     "qwen2_vl",
     "qwen2_5_vl",
@@ -180,12 +188,14 @@ LAYERS = {  # vision, language
             "glm46v",
             "glm_ocr",
             "exaone4_5",
+            "qwen3_5_moe",
         ),
         ("model.visual.blocks", "model.language_model.layers"),
     ),
     **dict.fromkeys(
         ("internvl", "internvl3_5"), ("model.vision_tower.encoder.layer", "model.language_model.layers")
     ),
+    "ernie4_5_vl_moe": ("model.vision_tower.blocks", "model.language_model.layers"),
     "lfm3_vl": ("model.vision_tower.layers", "model.language_model.layers"),
     "ovis2": ("model.vision_tower.transformer.encoder.layers", "model.language_model.layers"),
     "lighton_ocr": ("model.vision_encoder.transformer.layers", "model.language_model.layers"),

@@ -42,7 +42,13 @@ def below(model, *parts):
         for name, module in model.named_modules()
         if type(module) is torch.nn.Linear
         and any(f"{name}.".startswith(f"{root}.") for root in roots)
-        and not name.endswith(("vision_tower.embeddings.patch_embedding", "patch_embedder.input_proj"))
+        and not name.endswith(
+            (
+                "vision_tower.embeddings.patch_embedding",
+                "patch_embedder.input_proj",
+                "vision_tower.patch_embed.proj",
+            )
+        )
     }
 
 
@@ -56,6 +62,8 @@ def test_what_is_quantised_is_what_is_named(family, tiny_folder):
     plain = load_model(tiny_folder(family)).model
     others = (*MIXTURES, "kosmos-2", "blip-2")  # fused experts aren't linear layers, or the name is another
     inner = "self_attn" if family in others else "mlp"
+    if family == "qwen3_5_moe":
+        inner = "linear_attn"
     if family in ("lfm2_vl", "lfm3_vl"):
         inner = "feed_forward"
     kept = family in ("blip-2", "instructblip")  # transformers keeps their Q-Former in float32

@@ -72,6 +72,7 @@ def test_is_small_and_fast_and_the_seed_decides(family: str, tmp_path: Path) -> 
 
 _EARLY = (18, r"\.layers\.2\.|post_layernorm")  # features leave the tower one layer early
 DEAD = {
+    "ernie4_5_vl_moe": (2, "e_score_correction_bias"),
     "llava": _EARLY,
     "llava_next": _EARLY,
     "llava_onevision": (2, "post_layernorm"),
@@ -182,6 +183,11 @@ CHATS = {
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN.partition("<|im_end|>\n")[2],
     "qwen3_vl_moe": _QWEN.partition("<|im_end|>\n")[2],
+    "qwen3_5_moe": _QWEN.partition("<|im_end|>\n")[2].replace("Yes.", "<think>\n\n</think>\n\nYes."),
+    "ernie4_5_vl_moe": (
+        "<s>User: Picture 1:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>How many?\nAssistant: Two.</s>"
+        "User: Sure?\nAssistant: Yes.</s>"
+    ),
     "gemma3": (
         "<bos><start_of_turn>user\n<start_of_image>How many?<end_of_turn>\n<start_of_turn>model\nTwo."
         "<end_of_turn>\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
@@ -254,6 +260,8 @@ PROMPTS = {
     "qwen2_5_vl": _CHATML,
     "qwen3_vl": _CHATML,
     "qwen3_vl_moe": _CHATML,
+    "qwen3_5_moe": _CHATML + "<think>\n\n</think>\n\n",
+    "ernie4_5_vl_moe": "Assistant: ",
     "gemma3": "<start_of_turn>model\n",
     **dict.fromkeys(("internvl", "internvl3_5", "lfm2_vl", "lfm3_vl", "ovis2", "lighton_ocr"), _CHATML),
     "mistral3": "[/INST]",

@@ -34,9 +34,14 @@ LORA = {"language": {"lora": {"r": 2}}}
 SCATTER = ("size", "masked_scatter_backward", "")
 """torch finds how many features a picture has when their gradient goes back: once, where features learn."""
 SIZES_ARE_MOVED = "transformers makes the tensor on the device from numbers of the host, once a forward"
+MIXED = "which tokens are of pictures, and so go to other experts, is read from the device"
 TILES = "which tiles are real is read from their pixels"
 PADDED = "whether a batch is padded"
 MARKS = "which tokens are the marks around pictures, a kind after the other; forward and backward"
+LINEAR = {
+    ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
+    ("read", "_local_scalar_dense", "create_recurrent_attention_mask"): PADDED,
+}
 Q_FORMER = {
     ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether what it sees is padded",
     ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
@@ -114,9 +119,16 @@ ALLOWED = {
     "mllama": {
         ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
     },
-    "qwen3_5": {
-        ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
-        ("read", "_local_scalar_dense", "create_recurrent_attention_mask"): PADDED,
+    "ernie4_5_vl_moe": {
+        ("read", "_local_scalar_dense", "modeling_ernie4_5_vl_moe"): MIXED,
+        ("read", "_local_scalar_dense", "get_max_seqlen"): SIZES_ARE_MOVED,
+        ("read", "_to_copy", ""): SIZES_ARE_MOVED,
+        ("read", "copy_", "_temporal_slicing"): SIZES_ARE_MOVED,
+        ("size", "index", ""): MIXED,
+        ("size", "index_put", ""): MIXED,
+        ("size", "index_put_", ""): MIXED,
+        ("size", "repeat_interleave", "get_vision_cu_seqlens"): SIZES_ARE_MOVED,
+        ("upload", "_to_copy", ""): SIZES_ARE_MOVED,
     },
     "kosmos-2": {
         ("size", "index_put_", "forward_embedding"): "it puts features where a mask says",
@@ -125,6 +137,8 @@ ALLOWED = {
     },
     "blip-2": Q_FORMER,
     "instructblip": Q_FORMER,
+    "qwen3_5": LINEAR,
+    "qwen3_5_moe": LINEAR,
 }
 """What waits in transformers by family: the kind, the operation, and a part of where; `docs/decisions.md`."""
 

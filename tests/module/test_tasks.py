@@ -19,6 +19,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.tasks import make_task_weights
 from lightning_vlm.losses.weights import token_weights
+from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.optim import Constant
 from tests.support import tiny
@@ -374,11 +375,12 @@ def test_gradnorm_measures_autograds_norms(
     fit(make_quiet, one, source, callbacks=[gradnorm, keep], max_epochs=1)
     assert len(keep.norms) == 3
     plain = fresh(family, **options)
+    flattened = tuple(f"model.{mixture.path}." for mixture in mixtures_of(plain.model))
     name, weight = next(
         (name, weight)
         for name, weight in reversed(list(plain.named_parameters()))
         if (
-            "lora_B" in name and ".layers." in name and ".experts." not in name
+            "lora_B" in name and ".layers." in name and not name.startswith(flattened)
             if layer is None
             else name.endswith("layers.1.mlp.down_proj.weight")
         )

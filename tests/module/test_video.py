@@ -36,7 +36,7 @@ SAMPLES = [
 
 NO_SDPA = ("gemma4", "gemma4_31b")
 """Families of which transformers says that a part has none."""
-IN_FLOAT32 = {"qwen3_5": 1e-4}
+IN_FLOAT32 = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4}
 """Families whose layers compute in float32 whatever they get, and how close they come."""
 
 

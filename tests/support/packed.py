@@ -18,6 +18,7 @@ NEVER = (
     "paligemma",
     "mllama",
     "qwen3_5",
+    "qwen3_5_moe",
     "lfm2_vl",
     "lfm3_vl",
     "kosmos-2",

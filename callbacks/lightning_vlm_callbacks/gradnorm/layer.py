@@ -74,8 +74,9 @@ def _layer_of_checkpoint(root: nn.Module, name: str) -> nn.Module:
 
 def _last_layer(root: nn.Module) -> tuple[str, nn.Module]:
     linear = {name: module for name, module in root.named_modules() if isinstance(module, nn.Linear)}
-    never_called = tuple(f"{name}.lora_" for name in wrapped_parameters(root))
-    linear = {name: module for name, module in linear.items() if not name.startswith(never_called)}
+    # Such adapters are never called, and what is beside experts sees tokens without their rows.
+    beside = tuple(path.rsplit(".", 2)[0] + "." for path in wrapped_parameters(root).values())
+    linear = {name: module for name, module in linear.items() if not name.startswith(beside)}
     in_a_list = [name for name in linear if any(word.isdigit() for word in name.split("."))]
     lora = [name for name in in_a_list if ".lora_B." in name and linear[name].weight.requires_grad]
     others = [name for name in in_a_list if ".lora_" not in name]

@@ -24,7 +24,7 @@ from tests.support.tiny.idefics import IDEFICS2, IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
-from tests.support.tiny.moe import QWEN3_VL_MOE
+from tests.support.tiny.moe import ERNIE4_5_VL_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
 from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2
@@ -55,6 +55,8 @@ FAMILIES: dict[str, Family] = {
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,
     "qwen3_vl_moe": QWEN3_VL_MOE,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "ernie4_5_vl_moe": ERNIE4_5_VL_MOE,
     "qwen3_5": QWEN3_5,
     "gemma4": GEMMA4,
     "gemma4_31b": GEMMA4_31B,

@@ -8,7 +8,7 @@ from tests.support.tiny.qwen import qwen_family, qwen_ids, qwen_processor
 # --- ChatML without a system prompt of its own; texts are stripped. Answers to the last question begin with
 # --- what was thought, be it nothing. As of the small models (0.8B, 2B), which think only where asked to; the
 # --- larger ones think unless asked not to.
-_TEMPLATE = (
+QWEN3_5_TEMPLATE = (
     "{% macro content_of(message) %}"
     "{% if message.content is string %}{{ message.content }}{% else %}"
     "{% for part in message.content %}"
@@ -38,7 +38,7 @@ _TEMPLATE = (
 )
 
 
-def _config(ids: Ids, text: dict) -> PretrainedConfig:
+def qwen3_5_config(ids: Ids, text: dict) -> PretrainedConfig:
     """A linear layer and one of full attention, which rotates a half of each head; published is a fourth."""
     rope = {
         "rope_type": "default",
@@ -72,4 +72,6 @@ def _config(ids: Ids, text: dict) -> PretrainedConfig:
     )
 
 
-QWEN3_5 = qwen_family(_config, qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), _TEMPLATE)
+QWEN3_5 = qwen_family(
+    qwen3_5_config, qwen_processor(Qwen3VLProcessor, Qwen3VLVideoProcessor, 32), QWEN3_5_TEMPLATE
+)
