@@ -1,8 +1,7 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step.
 
-It joins parts that each have a file: the loss of a batch is in `losses/batch_loss.py`, a step is divided in
-`step.py`, the model is made in `models/source.py`, what a resumed run needs is in `training/run_state.py`.
-Parts that only follow a run are callbacks: see `VLMModule.configure_callbacks`.
+It joins parts that each have a file: a batch's loss is in `losses/batch_loss.py`, a step in `step.py`, the model
+in `models/source.py`, resuming in `training/run_state.py`; what only follows a run is in `configure_callbacks`.
 """
 
 from dataclasses import asdict
@@ -142,15 +141,14 @@ class VLMModule(LightningModule):
             family=family,
         )
         """How the model and the processor are made."""
-        self.save_hyperparameters(
-            {"token_weights": asdict(self.token_weights), **self.source.hyperparameters()}
-        )
+        kept = self.source.hyperparameters()
+        self.save_hyperparameters(kept | {"token_weights": asdict(self.token_weights)})
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
         self.parts: dict[str, list[str]] = {}
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
-        """The tasks of the training data and their weights; None until a fit is set up."""
+        """The tasks and their weights; None until a fit is set up."""
         self.callbacks = ModuleCallbacks(experts=ExpertBalance(router_aux_loss))
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
