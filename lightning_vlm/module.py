@@ -1,7 +1,7 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step.
 
-It joins parts that each have a file: a batch's loss is in `losses/batch_loss.py`, a step in `step.py`, the model
-in `models/source.py`, resuming in `training/run_state.py`; what only follows a run is in `configure_callbacks`.
+It joins parts that each have a file: a batch's loss is in `losses/batch_loss.py`, a step in `step.py`, the
+model in `models/source.py`, resuming in `training/run_state.py`; callbacks follow a run.
 """
 
 from dataclasses import asdict
