@@ -9,11 +9,15 @@ from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.picture_sizes import PictureSizes
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.models.operations import OperationCounter
 from lightning_vlm.models.operations.counter import causal_pairs
 from lightning_vlm.models.parts import find_parts
+from lightning_vlm.models.positions import token_positions
 from tests.support import tiny
+from tests.support.clips import EVERY_FRAME, MIXED, ONE_MEDIUM, VIDEO, clip, talk
+from tests.support.packed import OfList
 from tests.support.pictures import ONE_PICTURE
 from tests.support.tiny.moe import MIXTURES
 
@@ -130,6 +134,26 @@ def test_other_methods(plan, module_of):
         (length,) = batch.lengths
         expected += 2 * 64 * length**2
     assert found + left_out(counter, batch) == expected
+
+
+FRAMES_APART = ("llava_onevision", "llava_next_video", "video_llava")
+"""Families of which videos go another way through projector and pooling than pictures."""
+
+
+@pytest.mark.parametrize("family", [family for family in VIDEO if family not in UNKNOWN])
+def test_videos_are_counted_as_well(family, module_of):
+    module = module_of(family, PLANS["full"])
+    samples = [talk((clip(3), "What moves?"), "Nothing."), *([] if family in ONE_MEDIUM else [MIXED])]
+    renderer = Renderer(module.processor, video=EVERY_FRAME)
+    positions = token_positions(module.model)
+    rendered = RenderedBatches(OfList(samples), renderer, learn=True, prompts=False, positions=positions)
+    for place in range(len(samples)):
+        batch, counter = rendered[[place]], OperationCounter(module.model)
+        found = count(counter, batch, 0)
+        if family in FRAMES_APART:
+            assert counter.why == "frames of videos go another way than pictures, which isn't counted"
+        else:
+            assert found + left_out(counter, batch) == counted_by_pytorch(module, batch)
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES.keys() - UNKNOWN))

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import torch
@@ -29,17 +31,17 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageHooks:
-    """Hooks that find the images in what goes through a model.
+    """Hooks that find the images and the frames of videos in what goes through a model.
 
     Where their placeholder tokens are, the projected features are among the embeddings that the language
     model is given.
 
     Args:
-        token: Id of the placeholder.
+        tokens: Ids of the placeholders.
     """
 
-    def __init__(self, token: int) -> None:
-        self.token = token
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
         self.images: ImageFeatures | None = None
         """Those of the forward pass that is under way."""
         self._is_image: Tensor | None = None
@@ -50,7 +52,7 @@ class ImageHooks:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise UserError("cross_modal_adapter: found no input_ids, which say where the images are")
-        self._is_image = ids == self.token
+        self._is_image = reduce(or_, [ids == token for token in self.tokens])
         self._samples = samples_of_row(kwargs.get("position_ids"), kwargs.get("attention_mask"))
 
     def read(self, decoder: nn.Module, args: Any, kwargs: Any) -> None:
@@ -239,7 +241,8 @@ def connect_images(model: PreTrainedModel, adapters: Sequence[CrossModal]) -> No
     """
     if not adapters:
         return
-    hooks = ImageHooks(model.config.image_token_id)
+    named = [getattr(model.config, f"{medium}_token_id", None) for medium in ("image", "video")]
+    hooks = ImageHooks(*[token for token in named if token is not None])
     for adapter in adapters:
         adapter.hooks = hooks
     base = getattr(model, model.base_model_prefix, model)

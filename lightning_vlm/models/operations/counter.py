@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_vlm.data.batch.picture_sizes import PictureSizes
+from lightning_vlm.data.batch.picture_sizes import VIDEO_FRAMES, PictureSizes
 from lightning_vlm.models.operations.language import head_cost, language_cost
 from lightning_vlm.models.operations.part import Cost, UncountableError, Window
 from lightning_vlm.models.operations.vision import Tower, trace_vision
@@ -81,7 +81,11 @@ class OperationCounter:
         self, lengths: Sequence[int], pictures: PictureSizes, targets: int, inputs: Mapping[str, Tensor]
     ) -> float:
         total, below = 0.0, False
-        is_sized = bool(pictures.tiles or pictures.grids)
+        if VIDEO_FRAMES in inputs and not pictures.video_grids:
+            raise UncountableError(
+                "the frames of its videos go another way than pictures, which isn't counted"
+            )
+        is_sized = bool(pictures.tiles or pictures.grids or pictures.video_grids)
         if not is_sized and not _PIXELS.isdisjoint(inputs):
             raise UncountableError("patches of its pictures are filled up to one number, which isn't counted")
         if is_sized:

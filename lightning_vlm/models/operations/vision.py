@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
+from lightning_vlm.data.batch.picture_sizes import VIDEO_FRAMES, PictureSizes, picture_sizes
 from lightning_vlm.models.operations.language import has_quantised, try_out
 from lightning_vlm.models.operations.part import (
     Cost,
@@ -44,9 +45,9 @@ class Tower(NamedTuple):
         return sum(frames * high * wide for frames, high, wide in self.grids(sizes))
 
     def grids(self, sizes: PictureSizes) -> Sequence[Sequence[int]]:
-        """Frames, rows and columns of patches of each picture."""
+        """Frames, rows and columns of patches of each picture and video."""
         if not self.patch:
-            return sizes.grids
+            return [*sizes.grids, *sizes.video_grids]
         return [(1, height // self.patch, width // self.patch) for height, width in sizes.pixels]
 
     def pairs(self, sizes: PictureSizes) -> dict[Window, float]:
@@ -83,7 +84,7 @@ def trace_vision(model: PreTrainedModel, inputs: Mapping[str, Tensor], sizes: Pi
         raise UncountableError("the vision tower has no list of blocks")
     layers: Any = model.get_submodule(paths[0])
     attentions = find_attentions(seen.calls, layers, _windows(tower, len(layers)), "vision tower")
-    is_tiled = not patch and not sizes.grids
+    is_tiled = not patch and not sizes.grids and not sizes.video_grids
     found = Tower(
         cost_of(seen, 1, attentions, _unused(model, layers)),
         patch=patch,
@@ -107,6 +108,12 @@ def _first_picture(
     base: Any, inputs: Mapping[str, Tensor], sizes: PictureSizes, patch: int
 ) -> tuple[dict[str, Tensor], PictureSizes]:
     """What `get_image_features` takes of a batch, cut to one picture or row of tiles, and its sizes."""
+    if sizes.video_grids and not sizes.grids:
+        # The first frames of a video go the same way as a picture with as many patches.
+        _, high, wide = sizes.video_grids[0]
+        grid = torch.tensor([[1, high, wide]])
+        frames = {"pixel_values": inputs[VIDEO_FRAMES][: high * wide].cpu(), "image_grid_thw": grid}
+        return frames, picture_sizes(frames)
     takes = inspect.signature(base.get_image_features).parameters
     picture = {name: value for name, value in inputs.items() if name in takes}
     (name,) = [name for name in picture if name in ("pixel_values", "pixel_values_images")]
