@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
@@ -52,7 +52,7 @@ def generate_answers(
     several = options.get("num_return_sequences", 1) > 1
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
-    for rows, inputs in split_by_image_count(batch.prompts):
+    for rows, inputs in split_by_image_count(exact_again(batch.prompts)):
         with without_filled_frames(model, inputs), told_apart(model, inputs):
             if several:
                 found = generate_candidates(model, processor.tokenizer, inputs, options)

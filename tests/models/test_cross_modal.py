@@ -13,7 +13,7 @@ from transformers import DynamicCache, StaticCache
 from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.adapters.cross_modal import CrossModal, gather_images
+from lightning_vlm.models.adapters.cross_modal import CrossModal, ImageHooks, gather_images
 from lightning_vlm.models.adapters.layers import adapters_of
 from lightning_vlm.models.loading.load import load_model
 from lightning_vlm.models.parts import find_parts
@@ -327,3 +327,11 @@ def test_refusals(tiny_folder):
         model(inputs_embeds=embeddings)
     with pytest.raises(UserError, match="the language model was called without"):
         model.model.language_model.layers[0](embeddings, position_embeddings=(embeddings[..., :16],) * 2)
+
+
+def test_frames_of_videos_are_seen_as_pictures_are():
+    hooks = ImageHooks(7, 8)
+    hooks.find(torch.nn.Identity(), (), {"input_ids": torch.tensor([[1, 7, 2, 8, 8, 3]])})
+    embeddings = torch.arange(6.0).view(1, 6, 1)
+    hooks.read(torch.nn.Identity(), (), {"inputs_embeds": embeddings})
+    assert hooks.images.features.flatten().tolist() == [1, 3, 4]

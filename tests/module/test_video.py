@@ -6,9 +6,10 @@ In float64 they agree to rounding, which a frame of padding or a wrong time woul
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning_vlm_callbacks.modes import set_modes
 
-from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.kinds import Kind
@@ -175,3 +176,13 @@ def test_answers_in_a_batch_are_those_of_each_alone(trained, family):
     ids = one.model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     text = one.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]
     assert together[1].text == text.strip()
+
+
+def test_times_stay_exact_where_lightning_rounds_a_batch(trained):
+    """`bf16-true` makes all floating-point tensors of a batch bfloat16; positions are made of some."""
+    one = trained("qwen2_5_vl")
+    batch = batch_of(one, [talk((clip(8, fps=3.0), "What?"), "It.")], prompts=True)
+    moved = HalfPrecision("bf16-true").convert_input(batch)
+    seconds = own_inputs(Renderer(one.processor, video=EVERY_FRAME), talk((clip(8, fps=3.0), "?"), "It."))
+    assert exact_again(moved.prompts)["second_per_grid_ts"].tolist() == seconds["second_per_grid_ts"].tolist()
+    assert moved.prompts["pixel_values_videos"].dtype == torch.bfloat16

@@ -1,7 +1,7 @@
 """From rendered samples to one batch."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from lightning_vlm.models.picture_inputs import PictureInputs
+
+SECONDS = "second_per_grid_ts"
+"""The input that says how many seconds lie between the grids of a video (Qwen2.5-VL)."""
 
 
 class Targets(NamedTuple):
@@ -59,7 +62,7 @@ class Batch(NamedTuple):
         tasks: The task of each sample.
         sources: Where each sample came from.
         prompts: As `inputs`, but each sample only up to its last answer, padded on the left; empty if nothing
-            is to be generated.
+            is to be generated. `exact_again` gives what `generate` takes.
         references: The last answer of each sample; None where it has none.
         skipped: The errors of samples that should have been here.
         truncated: Sources of samples that lost rounds to fit into the maximum length.
@@ -163,7 +166,7 @@ def collate(
         factor_bits=_join_tokens([_factor_bits(example) for example in examples], 0, pack),
         tasks=[conversation.task for conversation in conversations],
         sources=[conversation.source for conversation in conversations],
-        prompts=join_padded(prompts, pad_token_id, "left"),
+        prompts=kept_exact(join_padded(prompts, pad_token_id, "left")),
         references=[item.reference for item in items if item.prompt is not None],
         skipped=skipped,
         truncated=truncated,
@@ -174,6 +177,23 @@ def collate(
         lengths=tuple(lengths),
         pictures=picture_sizes(inputs),
     )
+
+
+def kept_exact(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with the seconds of videos bit by bit, for the reason of `Batch.factor_bits`: positions are made
+    of them, and some would be others in bfloat16."""
+    seconds = inputs.get(SECONDS)
+    if seconds is None:
+        return inputs
+    return {**inputs, SECONDS: seconds.float().view(torch.int32)}
+
+
+def exact_again(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `kept_exact` was given."""
+    seconds = inputs.get(SECONDS)
+    if seconds is None or seconds.is_floating_point():
+        return dict(inputs)
+    return {**inputs, SECONDS: seconds.view(torch.float32)}
 
 
 def _empty_batch(pad_token_id: int, skipped: list[DataError], truncated: list[str]) -> Batch:

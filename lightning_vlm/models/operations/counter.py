@@ -82,9 +82,7 @@ class OperationCounter:
     ) -> float:
         total, below = 0.0, False
         if VIDEO_FRAMES in inputs and not pictures.video_grids:
-            raise UncountableError(
-                "the frames of its videos go another way than pictures, which isn't counted"
-            )
+            raise UncountableError("frames of videos go another way than pictures, which isn't counted")
         is_sized = bool(pictures.tiles or pictures.grids or pictures.video_grids)
         if not is_sized and not _PIXELS.isdisjoint(inputs):
             raise UncountableError("patches of its pictures are filled up to one number, which isn't counted")
