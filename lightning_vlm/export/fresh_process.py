@@ -207,6 +207,23 @@ def _opened(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str,
     return opened, of_videos
 
 
+def _inputs(processor: Any, chat: list[dict[str, Any]], of_videos: Mapping[str, Any]) -> Any:
+    """What a processor makes of a chat and the prompt for its answer."""
+    if type(processor).__name__ == "GotOcr2Processor":  # refuses the lists of its own apply_chat_template
+        pictures = [part["image"] for turn in chat for part in turn["content"] if "image" in part]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        adds = not text.startswith(processor.tokenizer.bos_token)
+        return processor(images=pictures, text=[text], add_special_tokens=adds, return_tensors="pt")
+    return processor.apply_chat_template(
+        chat,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=dict(of_videos),
+    )
+
+
 def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
     scope: dict[str, Any] = {}
     exec("\n".join(job["lines"]), scope)
@@ -219,14 +236,7 @@ def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
     answers = []
     for chat, expected in zip(job["chats"], job["answers"], strict=True):
         opened, of_videos = _opened(chat)
-        inputs = processor.apply_chat_template(
-            opened,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=of_videos,
-        )
+        inputs = _inputs(processor, opened, of_videos)
         inputs.pop("labels", None)  # PaliGemma's processor makes some
         problems += _compare_inputs(expected["inputs"], inputs)
         answers.append(answer(model, inputs))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -78,8 +79,11 @@ def last_hidden_states(
             options = {**inputs, **on_host, "use_cache": False, "return_dict": True}
             if base is None:
                 hidden_states.append(_what_the_head_gets(model, options))
-            else:
-                hidden_states.append(base(**options).last_hidden_state)
+                continue
+            if not batch.tokens and "mm_token_type_ids" in signature(base.forward).parameters:
+                # Molmo 2 asks for it in training, and a batch whose samples were all skipped has none.
+                options["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+            hidden_states.append(base(**options).last_hidden_state)
     if len(groups) == 1:
         return hidden_states[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()

@@ -35,6 +35,7 @@ SIZES = {
     "lighton_ocr": ["image_sizes"],
     "lfm2_vl": ["spatial_shapes"],
     "lfm3_vl": ["image_grid_thw"],
+    "molmo2": ["image_grids"],
     "qwen2_vl": ["image_grid_thw"],
     "qwen2_5_vl": ["image_grid_thw"],
     "qwen3_vl": ["image_grid_thw"],

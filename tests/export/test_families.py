@@ -51,8 +51,15 @@ VARIANTS = {
 }
 
 
-NO_PLACE = ("llava_next", "llava_onevision", "llava_next_video", "granite4_vision", *ONE_PICTURE)
-"""Their projector holds a bare parameter, `image_newline` or queries, which PEFT can't save."""
+NO_PLACE = (
+    "llava_next",
+    "llava_onevision",
+    "llava_next_video",
+    "granite4_vision",
+    "deepseek_ocr2",
+    *ONE_PICTURE,
+)
+"""Their projector holds a bare parameter: `image_newline`, `view_separator` or queries. PEFT can't save it."""
 
 
 @pytest.fixture(scope="module")

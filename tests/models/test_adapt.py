@@ -20,6 +20,7 @@ from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import find_parts, parameters_by_part
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
+from tests.support.rendering import in_lists
 from tests.support.tiny.moe import MIXTURES
 
 FAMILIES = sorted(tiny.FAMILIES)
@@ -44,7 +45,9 @@ def inputs(folder: Path) -> dict[str, torch.Tensor]:
     words = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     chat = [{"role": "user", "content": words}, {"role": "assistant", "content": [words[1]]}]
     image = Image.effect_noise((60, 60), 80).convert("RGB")
-    batch = processor(images=[[image]], text=[processor.apply_chat_template(chat)], return_tensors="pt")
+    batch = processor(
+        images=in_lists(processor, [[image]]), text=[processor.apply_chat_template(chat)], return_tensors="pt"
+    )
     ids = batch["input_ids"]
     known = ids < model.get_output_embeddings().out_features  # Mllama's head doesn't know the picture's token
     return {**batch, "labels": ids.where(known, -100)}

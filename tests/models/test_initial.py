@@ -35,6 +35,7 @@ def without(folder, to, *words):
 
 PROJECTOR = ("projector", "connector", "merger", "image_newline", "vision_projection", "visual_embeddings")
 PROJECTOR += ("image_to_text", "qformer", "query_tokens", "language_projection", "embed_vision", "resampler")
+PROJECTOR += ("image_pooling", "aligner", "view_sep")
 PROJECTOR += ("mlp_AR",)  # PaddleOCR-VL's, in its files
 
 

@@ -16,11 +16,13 @@ from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from tests.support import tiny
 from tests.support.pictures import ONE_PICTURE
+from tests.support.rendering import in_lists
 from tests.support.tiny.moe import MIXTURES
 
 # Their features leave the tower one layer early.
 EARLY = ("llava", "llava_next", "vipllava", "llava_next_video", "video_llava")
 FUSED = (
+    "got_ocr2",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
@@ -64,7 +66,7 @@ def batch_of(processor_of, tiny_folder):
             chat = [{"role": "user", "content": words}, {"role": "assistant", "content": [words[1]]}]
             image = Image.linear_gradient("L").resize((60, 60)).convert("RGB")
             text = processor.apply_chat_template(chat)
-            batch = dict(processor(images=[[image]], text=[text], return_tensors="pt"))
+            batch = dict(processor(images=in_lists(processor, [[image]]), text=[text], return_tensors="pt"))
             batch.pop("labels", None)  # PaliGemma's processor has its own idea of them
             model = load_model(tiny_folder(family)).model
             known = batch["input_ids"] < model.get_output_embeddings().out_features

@@ -31,11 +31,13 @@ UNKNOWN = {
     "lfm2_vl",
     "lfm3_vl",
     "ovis2",
+    "molmo2",
     *ONE_PICTURE,
     *MIXTURES,
 }
 """They see pictures by cross-attention or by queries, attend linearly, mix tokens by convolutions, choose
-features from a table, add features in several layers, fill up patches, or have experts."""
+features from a table, add features in several layers, fill up patches, say no sizes of pictures,
+or have experts."""
 PLANS = {
     "full": dict.fromkeys(("vision", "projector", "language"), "full"),
     "projector": {"projector": "full"},

@@ -20,6 +20,7 @@ from tests.support.tiny import FAMILIES
 
 BOTH_WAYS = "tokens of a picture or a question see those behind them"
 WHY = {
+    "molmo2": BOTH_WAYS,
     "lfm2_vl": "it has layers of conv",
     "lfm3_vl": "it has layers of conv",
     "gemma3": BOTH_WAYS,

@@ -82,6 +82,14 @@ PREFIXES = {
     "lfm2_vl": {**LLAVA, "head": ()},
     "lfm3_vl": {**LLAVA, "head": ()},
     "ovis2": {**LLAVA, "projector": ("model.visual_embeddings_table.",), "head": ()},
+    "deepseek_vl": {
+        **LLAVA,
+        "vision": ("model.vision_model.",),
+        "projector": ("model.aligner.",),
+    },
+    "molmo2": LLAVA,
+    "deepseek_ocr2": {**LLAVA, "projector": ("model.multi_modal_projector.", "model.view_separator")},
+    "got_ocr2": {**LLAVA, "head": ()},
     "lighton_ocr": {
         **LLAVA,
         "vision": ("model.vision_encoder.",),
@@ -170,6 +178,7 @@ TIED = (
     "cohere2_vision",
     "kosmos-2",
     "blip-2",
+    "got_ocr2",
 )
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),
@@ -196,7 +205,11 @@ LAYERS = {  # vision, language
         ("internvl", "internvl3_5"), ("model.vision_tower.encoder.layer", "model.language_model.layers")
     ),
     "ernie4_5_vl_moe": ("model.vision_tower.blocks", "model.language_model.layers"),
-    "lfm3_vl": ("model.vision_tower.layers", "model.language_model.layers"),
+    **dict.fromkeys(
+        ("lfm3_vl", "molmo2", "got_ocr2"), ("model.vision_tower.layers", "model.language_model.layers")
+    ),
+    "deepseek_vl": ("model.vision_model.encoder.layers", "model.language_model.layers"),
+    "deepseek_ocr2": ("model.vision_tower.vision_encoder.layers", "model.language_model.layers"),
     "ovis2": ("model.vision_tower.transformer.encoder.layers", "model.language_model.layers"),
     "lighton_ocr": ("model.vision_encoder.transformer.layers", "model.language_model.layers"),
     **dict.fromkeys(

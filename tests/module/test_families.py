@@ -18,6 +18,7 @@ _EARLY = ["vision.layers[-1]", "model.model.vision_tower.post_layernorm"]
 DEAD = {  # as published, no gradient ever reaches these
     "llava": _EARLY,
     "llava_next": _EARLY,
+    "deepseek_ocr2": ["model.model.vision_tower.query_1024_resolution"],  # for larger pictures
     "llava_onevision": ["model.model.vision_tower.post_layernorm"],
     "aya_vision": ["model.model.vision_tower.post_layernorm"],
     "granite4_vision": ["model.model.vision_tower.post_layernorm"],
@@ -61,7 +62,8 @@ def test_the_first_step_reaches_all_but_what_is_known(module, make_quiet, listed
     before = {name: weight.detach().clone() for name, weight in trained.items()}
     make_quiet(max_epochs=1, accumulate_grad_batches=2).fit(one, data)
     still = [name for name, weight in trained.items() if torch.equal(weight, before[name])]
-    assert bool(still) == (family in DEAD)
+    decays = family == "deepseek_ocr2"  # so that its dead weight moves all the same
+    assert bool(still) == (family in DEAD and not decays)
     assert all("_tower." in name or ".qformer." in name for name in still)
     if family in DEAD and family not in ZERO:
         with pytest.raises(UserError, match=r"no gradient: model\.model\.\w+_tower"):

@@ -89,6 +89,16 @@ ALLOWED = {
         ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether pictures are padded",
         ("read", "_local_scalar_dense", "get_image_features"): "how many patches each picture has",
     },
+    "deepseek_ocr2": {
+        ("read", "_to_copy", "get_image_features"): "how many tiles each picture has",
+        ("upload", "index", "get_rel_pos"): "places relative to one another, once a layer of SAM's tower",
+        ("upload", "index_put", "__call__"): "the same, backward",
+    },
+    "molmo2": {
+        ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether patches lack at an edge",
+        ("size", "index", "modeling_molmo2"): "which places have patches, and which tokens are features",
+        ("size", "index_put", "__call__"): "the same, backward",
+    },
     "lfm3_vl": {
         ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
         ("read", "_local_scalar_dense", "create_recurrent_attention_mask"): PADDED,

@@ -22,6 +22,7 @@ NEVER = (
     "lfm2_vl",
     "lfm3_vl",
     "kosmos-2",
+    "molmo2",
     "blip-2",
     "instructblip",
     "gemma4",

@@ -4,6 +4,7 @@ import torch
 
 from lightning_vlm.data.conversation import Image, Text, Video
 from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render.media import FLAT
 from lightning_vlm.kinds import Kind
 from tests.support.tiny import FAMILIES
 
@@ -26,6 +27,8 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "lfm3_vl": "<|im_end|>",
     "ovis2": "<|im_end|>",
     "lighton_ocr": "<|im_end|>",
+    "deepseek_vl": "<｜end▁of▁sentence｜>",
+    "molmo2": "<|im_end|>",
     "mistral3": "</s>",
     "pixtral": "</s>",
     "mllama": "<|eot_id|>",
@@ -58,14 +61,19 @@ GAPS = (
     "vipllava",
     "llava_next_video",
     "video_llava",
+    "deepseek_vl",
 )
 """Families whose own templates write a space before an answer."""
 THOUGHTS = dict.fromkeys(("glm46v", "glm_ocr"), "<think></think>\n")
 """What own templates write before an answer without reasoning, which the prompt leaves to the model."""
-ADDED_ENDS = ("glm4v", "glm46v", "glm_ocr")
-"""Families whose own templates end an answer by the next question: an end is added to the last one."""
+ENDED_BY_QUESTIONS = ("glm4v", "glm46v", "glm_ocr")
+"""Families whose own templates end an answer by the next question."""
+ADDED_ENDS = (*ENDED_BY_QUESTIONS, "deepseek_vl", "molmo2")
+"""Families whose own templates don't end the last answer of a chat: an end is added to it."""
 NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
 """Families whose own templates write less around an empty answer, so that it can't be masked."""
+NO_EMPTY_LAST_ANSWERS = ("deepseek_vl",)
+"""Families whose own templates do so with the last answer of a chat."""
 
 
 def gap_of(renderer, family, template):
@@ -78,6 +86,13 @@ def gap_of(renderer, family, template):
 
 
 ANSWERED = (Kind.RESPONSE, Kind.BOX, Kind.ENTITY)
+
+
+def in_lists(processor, images):
+    """Pictures of several chats, a list for each, in the lists that a processor takes."""
+    if type(processor).__name__ not in FLAT:
+        return images
+    return [picture for pictures in images for picture in pictures]
 
 
 def ready_template(family):
@@ -118,6 +133,11 @@ def processor_inputs(renderer, conversation, **options):
         if message.role != "user" and renderer.processor.chat_template == FAMILIES["glm4v"].template:
             content = content[0]["text"]  # else it would be written as Python shows a list
         turns.append({"role": message.role, "content": content})
+    if type(renderer.processor).__name__ in FLAT:  # which its own apply_chat_template doesn't heed
+        pictures = [part["image"] for turn in turns for part in turn["content"] if part["type"] == "image"]
+        text = renderer.processor.apply_chat_template(turns, tokenize=False, **options)
+        tokens = {"add_special_tokens": not text.startswith(renderer.tokenizer.bos_token)}
+        return dict(renderer.processor(images=pictures, text=[text], return_tensors="pt", **tokens))
     batch = renderer.processor.apply_chat_template(
         turns, tokenize=True, return_dict=True, return_tensors="pt", **options
     )

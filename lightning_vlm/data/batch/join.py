@@ -10,6 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.errors import UserError
 
+NUMBERS = {"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"}
+"""Inputs that are numbers of patches, counted from the first one of a sample, and the patches
+themselves, of shape [crops, patches, ...]. A number below 0 is none (Molmo 2)."""
 Side: TypeAlias = Literal["left", "right"]
 
 
@@ -20,6 +23,7 @@ def join_padded(examples: Sequence[Example], pad_token_id: int, side: Side) -> d
     inputs = {"input_ids": pad([example.input_ids for example in examples], pad_token_id, side)}
     lengths = [len(example.input_ids) for example in examples]
     values_by_name = _values_by_name(examples)
+    _count_on(values_by_name)
     by_token = {name for name, values in values_by_name.items() if _are_by_token(values, lengths)}
     # Where tokens say which pictures of their row they see (Mllama), each row must have some.
     each_needs_pictures = any(_first(values_by_name[name]).ndim > 2 for name in by_token)
@@ -39,7 +43,9 @@ def join_packed(examples: Sequence[Example]) -> dict[str, Tensor]:
     """
     inputs = {"input_ids": torch.cat([example.input_ids for example in examples])[None]}
     lengths = [len(example.input_ids) for example in examples]
-    for name, values in _values_by_name(examples).items():
+    values_by_name = _values_by_name(examples)
+    _count_on(values_by_name)
+    for name, values in values_by_name.items():
         if not _are_by_token(values, lengths):
             inputs[name] = _join_pictures(values, each_needs_pictures=False)
         elif name != "attention_mask":
@@ -67,6 +73,22 @@ def _values_by_name(examples: Sequence[Example]) -> dict[str, list[Tensor | None
             if name not in values_by_name:
                 values_by_name[name] = [other.inputs.get(name) for other in examples]
     return values_by_name
+
+
+def _count_on(values_by_name: dict[str, list[Tensor | None]]) -> None:
+    """Let numbers of patches go on from sample to sample, as the patches will. In place."""
+    for name, patches in NUMBERS.items():
+        if name not in values_by_name:
+            continue
+        before = 0
+        counted: list[Tensor | None] = []
+        for numbers, pixels in zip(values_by_name[name], values_by_name[patches], strict=True):
+            if numbers is None or pixels is None:
+                counted.append(numbers)
+                continue
+            counted.append(numbers.where(numbers < 0, numbers + before))
+            before += pixels.shape[0] * pixels.shape[1]
+        values_by_name[name] = counted
 
 
 def _are_by_token(values: Sequence[Tensor | None], lengths: Sequence[int]) -> bool:

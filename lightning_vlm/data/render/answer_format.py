@@ -52,7 +52,10 @@ class AnswerFormat:
         self._next_turn = next_turn
         self.end_of_turn = self._find_end_of_turn(before_question, behind_answer, eos_token)
         """What the template writes to end an answer: a special token, and white space before it."""
-        self.added_end = self.end_of_turn if self.end_of_turn == next_turn else ""
+        ends_last = behind_answer.startswith(self.end_of_turn)
+        self.added_end = (
+            "" if ends_last or self.end_of_turn not in (next_turn, eos_token) else self.end_of_turn
+        )
         """What is added behind the last answer of a chat, because the template writes it only before the next
         question; empty where the template writes an end itself."""
 
@@ -95,6 +98,12 @@ class AnswerFormat:
             return last[0]
         inner = self._end.match(between_rounds or "")
         if inner and inner[0] == self._next_turn:
+            return inner[0]
+        if inner and inner[0] == eos_token:
+            self._warn(
+                f"ends every answer but the last one of a chat with {inner[0]!r}, which is added there, so "
+                "that the model learns to stop"
+            )
             return inner[0]
         # A token that also begins the first turn begins the next turn here, and doesn't end this one.
         if inner and (inner[1] == eos_token or inner[1] not in before_question):

@@ -20,6 +20,10 @@ Opened: TypeAlias = dict[tuple[int, int], PIL.Image.Image | Clip]
 """The pictures and videos opened so far, by message and part."""
 
 
+FLAT = ("GotOcr2Processor",)
+"""Processors to which a list in a list is the pages of one document, not the pictures of one sample."""
+
+
 class Media(NamedTuple):
     """The pictures and the videos of some turns, each in reading order."""
 
@@ -97,15 +101,28 @@ def clip_spans(
     return tuple(ClipSpan(*span, clip.metadata) for span, clip in zip(of_videos, clips, strict=True))
 
 
-def media_options(media: Media, video_options: Mapping[str, Any]) -> dict[str, Any]:
+def nested(processor: object, pictures: list[PIL.Image.Image]) -> list | None:
+    """Pictures of one sample in the lists that a processor takes; None if there are none.
+
+    Args:
+        processor: A processor of transformers.
+        pictures: In reading order.
+    """
+    if not pictures:
+        return None
+    # Every nesting other than [[picture, ...]] is refused by some family.
+    return pictures if type(processor).__name__ in FLAT else [pictures]
+
+
+def media_options(processor: object, media: Media, video_options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments by which a processor gets pictures and videos.
 
     Args:
+        processor: A processor of transformers.
         media: Of one sample.
         video_options: What the processor is told about its videos beside them.
     """
-    # Every nesting other than [[picture, ...]] is refused by some family.
-    options: dict[str, Any] = {"images": [media.pictures] if media.pictures else None}
+    options: dict[str, Any] = {"images": nested(processor, media.pictures)}
     if media.clips:
         options |= video_options
         options["videos"] = [clip.frames for clip in media.clips]

@@ -279,7 +279,7 @@ class Renderer:
         source: str,
     ) -> dict[str, Any]:
         """What the processor makes of a marked text and its media with a recorder as its tokenizer."""
-        options = media_options(media, self.videos.options(media.clips))
+        options = media_options(self.processor, media, self.videos.options(media.clips))
         options["return_tensors"] = "pt"
         bos_token = self.tokenizer.bos_token
         if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does

@@ -8,6 +8,7 @@ import PIL.Image
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.render.front_pictures import picture_habits
+from lightning_vlm.data.render.media import nested
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 
@@ -139,5 +140,7 @@ def _begin(name: str, processor: ProcessorMixin, image: str) -> str:
     if begin is None or (name == "chatml" and begin == START_OF_TURN):
         return ""
     picture = PIL.Image.new("RGB", (64, 64))
-    ids = processor(text=[f"{image}x"], images=[[picture]], return_tensors="pt")["input_ids"][0]
+    ids = processor(text=[f"{image}x"], images=nested(processor, [picture]), return_tensors="pt")[
+        "input_ids"
+    ][0]
     return "" if ids.tolist().count(processor.tokenizer.bos_token_id) == 1 else str(begin)

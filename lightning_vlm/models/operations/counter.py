@@ -92,6 +92,8 @@ class OperationCounter:
                     self._tower = trace_vision(self._model, inputs, pictures)
             total += _operations(self._tower.cost, self._tower.rows(pictures), self._tower.pairs(pictures))
             below = self._tower.cost.has_gradient
+        elif "pixel_values" in inputs:
+            raise UncountableError("the sizes of its pictures aren't known")
         language, head = self._text_costs(below)
         pairs = {window: causal_pairs(lengths, window) for window in language.per_pair}
         return total + _operations(language, sum(lengths), pairs) + head.per_row * targets

@@ -29,6 +29,8 @@ def packed(model, renderer, family, order):
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_together_each_sample_gets_its_own_logits(tiny, family, order):
     model, renderer = tiny(family)
+    if not [at for at in order if SAMPLES[at] in samples_of(family)]:
+        pytest.skip("nothing that this family takes")
     chosen, batch = packed(model, renderer, family, order)
     with torch.no_grad():
         together = model(**batch.inputs, use_cache=False).logits[0]

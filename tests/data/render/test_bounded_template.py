@@ -247,7 +247,7 @@ NOT_LAST = TURN.replace("<|im_end|>", "{% if not loop.last %}<|im_end|>{% endif 
     [
         (TURN, None, [True, True]),
         (LAST, "ends only the last answer of a chat with '<|im_end|>'", [False, True]),
-        (NOT_LAST, "ends every answer but the last one of a chat with '<|im_end|>'", [True, False]),
+        (NOT_LAST, "ends every answer but the last one of a chat with '<|im_end|>'", [True, True]),
         (TURN.replace("<|im_end|>", ""), "writes no end-of-turn token", [False, False]),
         (TURN.replace("<image>", ""), "writes no place for a picture (<image>)", [True, True]),
         ("{{ strftime_now('%Y') }}" + TURN, "writes the date", [True, True]),

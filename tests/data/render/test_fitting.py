@@ -18,7 +18,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
 from tests.support.pictures import with_its_pictures
-from tests.support.rendering import NO_EMPTY_ANSWERS, ready_template
+from tests.support.rendering import NO_EMPTY_ANSWERS, NO_EMPTY_LAST_ANSWERS, ready_template
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -88,7 +88,9 @@ def test_a_chat_is_cut_as_if_it_lost_one_round_after_the_other(processor_of, mod
     processor = processor_of(model, ready_template(model))
     whole, rng = Renderer(processor), random.Random(model)
     for rounds, orders in ((1, False), (6, False), (4, True)):
-        conversation = random_chat(rng, rounds, orders, fewest=int(model in NO_EMPTY_ANSWERS))
+        conversation = random_chat(
+            rng, rounds, orders, fewest=int(model in NO_EMPTY_ANSWERS + NO_EMPTY_LAST_ANSWERS)
+        )
         conversation = with_its_pictures(model, conversation, PICTURES[0])
         longest = len(whole.example(conversation).input_ids)
         for limit in sorted({longest + 1, longest, longest - 1, *rng.choices(range(4, longest + 2), k=2)}):

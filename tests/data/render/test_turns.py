@@ -18,8 +18,8 @@ from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights, token_weights
 from tests.support.pictures import NEEDS_PICTURES
 from tests.support.rendering import (
-    ADDED_ENDS,
     END,
+    ENDED_BY_QUESTIONS,
     JOINS_SPACE,
     assert_alike,
     assert_like,
@@ -112,18 +112,22 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
             # LLaVA-NeXT's template asks for an answer by the end of the question.
             gap = gap_of(renderer, model, template)
             gap = "" if model == "llava_next" and before != "user" else gap
+            gap = "" if model == "deepseek_vl" and before in ("system", "assistant") else gap
             answer = gap + "".join(part.text for part in message.parts) + end
             if model == "mistral3" and before == "assistant":
                 answer = answers.pop() + answer  # its template writes nothing between them
-            if model in ADDED_ENDS and before == "assistant":
+            if model in ENDED_BY_QUESTIONS and before == "assistant":
                 answers[-1] = answers[-1].removesuffix(end)  # which only a question writes
             answers.append(answer)
         before = message.role
     assert supervised(renderer, example) == answers
-    # LLaVA-NeXT's tokenizer would join the space that its template writes with the first word of an answer.
+    # Some tokenizers would join the space that their template writes with the first word of an answer.
+    joins = (model == "llava_next" and (greets or "aa" in order)) or (
+        model == "deepseek_vl" and ("aa" in order or "sa" in order)
+    )
     if model in JOINS_SPACE and template is None:
         assert_alike(renderer, example, processor_inputs(renderer, written))
-    elif model != "paligemma" and not (model == "llava_next" and (greets or "aa" in order)):
+    elif model != "paligemma" and not joins:
         assert_like(example, processor_inputs(renderer, written))
 
 
@@ -147,7 +151,7 @@ def test_turns_behind_the_last_answer_are_dropped_in_training_and_asked_in_promp
 @pytest.mark.parametrize("order", ["aua", "uaa", "uaaua", "a"])
 @pytest.mark.parametrize(("model", "template"), FIRST)
 def test_a_prompt_is_how_the_full_ids_begin(renderer_of, model, template, order):
-    if model in ("llava_onevision", "llava_next") or (model in NEEDS_PICTURES and order == "a"):
+    if model in ("llava_onevision", "llava_next", "molmo2") or (model in NEEDS_PICTURES and order == "a"):
         return  # they ask for an answer otherwise than they write a second one, or take no text alone
     renderer = renderer_of(model, template)
     conversation = chat(order, picture=model in NEEDS_PICTURES)
@@ -217,8 +221,8 @@ def test_turns_of_one_role_keep_their_weights(renderer_of, model, template):
     if MERGED in example.changes:
         expected = {0.0: gap + first, 3.0: f"\n{second}{end}"}
     else:
-        later = "" if model == "llava_next" else gap
-        ends_here = "" if model in ADDED_ENDS else end
+        later = "" if model in ("llava_next", "deepseek_vl") else gap
+        ends_here = "" if model in ENDED_BY_QUESTIONS else end
         expected = {0.0: gap + first + ends_here, 3.0: later + second + end}
     assert weighed(renderer, example) == expected
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrain
 from lightning_vlm.errors import UserError
 from tests.support.tiny.blip import BLIP2, INSTRUCTBLIP, KOSMOS2
 from tests.support.tiny.cohere import AYA_VISION, COHERE2_VISION
+from tests.support.tiny.deepseek import DEEPSEEK_OCR2, DEEPSEEK_VL
 from tests.support.tiny.family import TEXT_SIZE, Family, make_tokenizer
 from tests.support.tiny.gemma import GEMMA3, PALIGEMMA
 from tests.support.tiny.gemma4 import GEMMA4, GEMMA4_31B
@@ -25,6 +26,7 @@ from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
 from tests.support.tiny.moe import ERNIE4_5_VL_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
+from tests.support.tiny.molmo import MOLMO2
 from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2
@@ -51,6 +53,9 @@ FAMILIES: dict[str, Family] = {
     "lfm3_vl": LFM3_VL,
     "ovis2": OVIS2,
     "lighton_ocr": LIGHTON_OCR,
+    "deepseek_vl": DEEPSEEK_VL,
+    "molmo2": MOLMO2,
+    "deepseek_ocr2": DEEPSEEK_OCR2,
     "pixtral": PIXTRAL,
     "mistral3": MISTRAL3,
     "mllama": MLLAMA,

@@ -20,7 +20,7 @@ from tests.support.tiny.family import Family, Ids
 from tests.support.tiny.qwen import QWEN3_VL_TEMPLATE, qwen3_vl_config, qwen_family, qwen_processor
 from tests.support.tiny.qwen3_5 import QWEN3_5_TEMPLATE, qwen3_5_config
 
-MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe")
+MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "deepseek_ocr2")
 """The families with experts."""
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 

@@ -58,10 +58,11 @@ def _config(ids: Ids, text: dict) -> PretrainedConfig:
         range(size, text["vocab_size"])
     )
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12}
+    wide: dict[str, Any] = {**heads, "initializer_range": 0.2}  # else next to nothing would come of a picture
     return Molmo2Config(
-        vision_config={**VISION_SIZE, **heads, "image_size": [32, 32], "patch_size": 8},
+        vision_config={**VISION_SIZE, **wide, "image_size": [32, 32], "patch_size": 8},
         adapter_config={
-            **heads,
+            **wide,
             "hidden_size": 48,
             "intermediate_size": 96,
             "text_hidden_size": text["hidden_size"],
