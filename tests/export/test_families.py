@@ -59,7 +59,7 @@ NO_PLACE = (
     "deepseek_ocr2",
     *ONE_PICTURE,
 )
-"""Their projector holds a bare parameter: `image_newline`, `view_separator` or queries. PEFT can't save it."""
+"""Their projector holds a bare parameter that PEFT can't save: `image_newline`, `view_separator`, queries."""
 
 
 @pytest.fixture(scope="module")
