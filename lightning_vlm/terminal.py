@@ -80,6 +80,8 @@ def answer_blocks(rows: Sequence[Mapping[str, Any]], width: int) -> Iterator[Gro
         grid.add_column(width=LABEL)
         grid.add_column(overflow="fold", max_width=room)
         grid.add_row(Text("prompt", "dim"), _short(row["prompt"], room))
+        if row.get("reasoning") is not None:
+            grid.add_row(Text("reasoning", "dim"), _short(row["reasoning"], room))
         answer = _short(row["answer"], room)
         right = row["scores"].get("exact_match")
         if right is not None:

@@ -12,8 +12,21 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.metrics.text import exact_match, token_f1
 
-KEYS = ("source", "task", "prompt", "images", "videos", "answer", "reference", "scores", "candidates")
+KEYS = (
+    "source",
+    "task",
+    "prompt",
+    "images",
+    "videos",
+    "reasoning",
+    "answer",
+    "reference",
+    "scores",
+    "candidates",
+)
 """What each line has."""
+_OF_ALL_VERSIONS = ("source", "task", "prompt", "images", "answer", "reference", "scores", "candidates")
+"""What each line had in earlier versions too."""
 _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """JSON takes these as they are, but `str.splitlines` ends a line at them."""
 
@@ -45,6 +58,7 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
         "prompt": answer.prompt,
         "images": list(answer.images),
         "videos": list(answer.videos),
+        "reasoning": answer.reasoning,
         "answer": answer.text,
         "reference": answer.reference,
         "scores": scores,
@@ -207,4 +221,4 @@ def _holds_answers(path: Path) -> bool:
         row = json.loads(line) if line else dict.fromkeys(KEYS)
     except ValueError:  # not text, or not JSON
         return False
-    return isinstance(row, dict) and set(KEYS) <= row.keys()
+    return isinstance(row, dict) and set(_OF_ALL_VERSIONS) <= row.keys()

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.batch.image_groups import split_by_image_count
+from lightning_vlm.data.render.chat import ChatTemplate
+from lightning_vlm.data.render.reasoning import ReasoningMarks
+from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.metrics.scores import Prediction
@@ -50,6 +54,7 @@ def generate_answers(
         return []
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
     several = options.get("num_return_sequences", 1) > 1
+    marks = _reasoning_marks(processor)
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
     for rows, inputs in split_by_image_count(exact_again(batch.prompts)):
@@ -60,9 +65,10 @@ def generate_answers(
                     texts[row] = candidates[0].text
                     ranked[row] = tuple(candidates)
             else:
-                answers = _generate(model, processor, inputs, options)
+                answers = _generate(model, processor, inputs, options, marks)
                 for row, text in zip(rows.tolist(), answers, strict=True):
                     texts[row] = text
+    divided = [(None, text) if marks is None else marks.divide(text) for text in texts]
     return [
         Prediction(
             source=batch.sources[row],
@@ -73,8 +79,9 @@ def generate_answers(
             prompt=batch.questions[row].text,
             images=tuple(batch.questions[row].images),
             videos=tuple(batch.questions[row].videos),
+            reasoning=reasoning,
         )
-        for row, text in enumerate(texts)
+        for row, (reasoning, text) in enumerate(divided)
     ]
 
 
@@ -83,8 +90,29 @@ def _generate(
     processor: ProcessorMixin,
     inputs: Mapping[str, Tensor],
     options: Mapping[str, Any],
+    marks: ReasoningMarks | None,
 ) -> list[str]:
-    """One answer to each prompt."""
+    """One answer to each prompt, without special tokens but for those that mark reasoning."""
+    tokenizer = processor.tokenizer
     ids = model.generate(**inputs, **options)  # type: ignore[operator]
     new = ids[:, inputs["input_ids"].shape[1] :]
-    return processor.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    special = set(tokenizer.all_special_tokens)
+    if marks is None or marks.end not in special:
+        return tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    others = any_of(special - {marks.begin, marks.end})
+    texts = tokenizer.batch_decode(new, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return [others.sub("", text) for text in texts]
+
+
+_marks: WeakKeyDictionary[ProcessorMixin, tuple[Any, ReasoningMarks | None]] = WeakKeyDictionary()
+
+
+def _reasoning_marks(processor: ProcessorMixin) -> ReasoningMarks | None:
+    """What the chat template of a processor writes around reasoning; found once for each template."""
+    template = getattr(processor, "chat_template", None)
+    if not template:
+        return None
+    known = _marks.get(processor)
+    if known is None or known[0] != template:
+        known = _marks[processor] = template, ChatTemplate(processor).reasoning
+    return known[1]

@@ -19,12 +19,13 @@ class Prediction(NamedTuple):
     Args:
         source: Where the question came from.
         task: Its task.
-        text: What the model wrote; of several answers the best.
+        text: What the model answered; of several answers the best.
         reference: What is right; None if unknown.
         candidates: All answers, the best first, if `generation` asks for several (`num_return_sequences`).
         prompt: What was asked, in words; see `Question`.
         images: The files of its pictures; None for a picture that came as bytes.
         videos: The same of its videos.
+        reasoning: What the model wrote before its answer, where the chat template marks that.
     """
 
     source: str
@@ -35,6 +36,7 @@ class Prediction(NamedTuple):
     prompt: str = ""
     images: tuple[str | None, ...] = ()
     videos: tuple[str | None, ...] = ()
+    reasoning: str | None = None
 
 
 class Scores:

@@ -125,12 +125,13 @@ class ChatTemplate:
         answer["content"] = [{"type": "text", "text": text_marker(2)}]
         try:
             marked = self._render([question, answer], False)
+            prompt = self._render([question], True)
         except Exception:
             return None
         if text_numbers(marked) != [0, 1, 2]:
             return None
         _, before, behind, _ = split_at_markers(marked)
-        return ReasoningMarks.of(before.before, behind.before)
+        return ReasoningMarks.of(before.before, behind.before, prompt)
 
     def accepts(self, roles: tuple[str, ...]) -> bool:
         """Whether the template writes the text of each of some turns, once and in order."""

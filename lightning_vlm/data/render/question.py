@@ -1,9 +1,11 @@
 """The prompt of a sample as readable text, to show beside its answer."""
 
+import json
 import os
 from typing import NamedTuple
 
 from lightning_vlm.data.conversation import Conversation, Image, Message, Video
+from lightning_vlm.data.tools import ToolCall
 
 PICTURE = "<image>"
 """What stands in a prompt for each picture."""
@@ -42,7 +44,7 @@ def question_of(conversation: Conversation) -> Question:
     user: Which breed?
     """
     turns = conversation.messages
-    texts = [_text(turn) for turn in turns]
+    texts = [" ".join(filter(None, (_text(turn), *map(_call, turn.calls)))) for turn in turns]
     if len(turns) > 1:
         texts = [f"{turn.role}: {text}" for turn, text in zip(turns, texts, strict=True)]
     return Question(
@@ -67,6 +69,10 @@ def _text(turn: Message) -> str:
         text += piece
         after_picture = is_picture
     return text
+
+
+def _call(call: ToolCall) -> str:
+    return f"{call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})"
 
 
 def _file(image: Image | Video) -> str | None:

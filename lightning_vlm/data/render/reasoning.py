@@ -19,24 +19,34 @@ class ReasoningMarks(NamedTuple):
 
     begin: str
     end: str
+    prompted: bool = False
+    """Whether the generation prompt has begun to reason, so that the model doesn't write the first mark."""
 
     @classmethod
-    def of(cls, before: str, behind: str) -> "ReasoningMarks | None":
-        """The marks in what a template writes before reasoning, and between reasoning and answer."""
+    def of(cls, before: str, behind: str, prompt: str) -> "ReasoningMarks | None":
+        """The marks in what a template writes before reasoning, and between reasoning and answer.
+
+        Args:
+            before: What it writes before reasoning.
+            behind: What it writes between reasoning and answer.
+            prompt: The text with its generation prompt.
+        """
         end = behind.strip()
         last_line = before.rstrip().rpartition("\n")[2]
         last_tag = re.search(r"<[^<>\s]*>$", last_line)
         begin = last_tag[0] if last_tag else last_line
-        return cls(begin, end) if begin and end else None
+        return cls(begin, end, prompt.rstrip().endswith(begin)) if begin and end else None
 
     def divide(self, text: str) -> tuple[str | None, str]:
         """The reasoning in what a model wrote, None where there is none, and the answer behind it.
 
-        A model may begin within its reasoning, behind a prompt that ends with the first mark.
+        Where it was cut off within its reasoning, there is no answer.
         """
         reasoning, mark, answer = text.rpartition(self.end)
         if not mark:
-            return None, text
+            if not self.prompted and not text.lstrip().startswith(self.begin):
+                return None, text
+            reasoning, answer = text, ""
         return reasoning.strip().removeprefix(self.begin).strip(), answer.strip()
 
 
