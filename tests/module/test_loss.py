@@ -39,7 +39,7 @@ def gradients(module):
 
 def own_loss(module, batch):
     """The family's own forward: a mean over labels that aren't -100."""
-    supervised = batch.kinds >= Kind.RESPONSE
+    supervised = (batch.kinds >= Kind.RESPONSE) & (batch.factors > 0)
     labels = torch.where(supervised, batch.inputs["input_ids"], -100)
     return module.model(**batch.inputs, labels=labels, use_cache=False).loss
 
@@ -102,7 +102,10 @@ def test_weights_by_kind_and_sample(module, batch_of, listed, family):
     batch = batch_of(one, listed(weighted))
     assert {*range(7)} == set(batch.kinds.unique().tolist())
     by_kind = torch.tensor([0, 0.25, 0, 0.5, 1.0, 3.0, 1.5])
-    weights = by_kind[batch.kinds.long()] * torch.tensor([0.5, 1.5, 2.5, 3.5, 4.5])[:, None]
+    weight_of = {item.source: item.weight for item in weighted}
+    of_samples = torch.tensor([weight_of[source.partition("#")[0]] for source in batch.sources])
+    weights = by_kind[batch.kinds.long()] * of_samples[:, None]
+    weights *= batch.factors > 0  # answers that have a sample of their own
     with torch.no_grad():
         logits = one.model(**batch.inputs, use_cache=False).logits.double()
     ids = batch.inputs["input_ids"]

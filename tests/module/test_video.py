@@ -89,8 +89,11 @@ def own_loss_and_gradients(one, samples):
     total = 0
     for sample in samples:
         inputs = own_inputs(renderer, sample)
-        kinds = renderer.example(sample).kinds[None]
-        labels = torch.where(kinds >= Kind.RESPONSE, inputs["input_ids"], -100)
+        example = renderer.example(sample)
+        learned = example.kinds >= Kind.RESPONSE
+        if example.turn_weights is not None:
+            learned &= example.turn_weights > 0
+        labels = torch.where(learned[None], inputs["input_ids"], -100)
         inputs = {
             name: value.double() if value.is_floating_point() and name.startswith("pixel") else value
             for name, value in inputs.items()
