@@ -13,6 +13,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters.layers import adapters_of, attach, build
 from lightning_vlm.models.experts import is_correction_bias, mixtures_of
 from lightning_vlm.models.loading.quantize import quantised_layers
+from lightning_vlm.models.no_gradients import without_gradients
 from lightning_vlm.models.parts import Parts, head_is_tied
 from lightning_vlm.models.plan.inject import IA3_MODULES, ExpertLora, inject_ia3, inject_lora, last_name
 from lightning_vlm.models.plan.methods import IA3, LoraSettings
@@ -44,10 +45,10 @@ def adapt(model: PreTrainedModel, plan: Plan, parts: Parts) -> None:
 
     Afterwards exactly the adapters and the parameters under `full` train; everything that the plan doesn't
     name is frozen, and so are the routers of a mixture of experts, unless a selector names nothing else, such
-    as `language.routers`. Adapters go inside their selector only, wherever the same name occurs. Those of a
-    model in half precision are float32, as from `get_peft_model`. The model's output stays the same bit for
-    bit; with LoRA whose `init` is `pissa`, `olora` or `orthogonal`, and DoRA in half precision, up to
-    rounding.
+    as `language.routers`; what computes no gradients is always frozen. Adapters go inside their selector
+    only, wherever the same name occurs. Those of a model in half precision are float32, as from
+    `get_peft_model`. The model's output stays the same bit for bit; with LoRA whose `init` is `pissa`,
+    `olora` or `orthogonal`, and DoRA in half precision, up to rounding.
 
     Args:
         model: As from `load_model`; keeps its class.
@@ -138,6 +139,7 @@ def _choose(model: PreTrainedModel, selector: str, entry: PlanEntry, parts: Part
     except SelectorError as error:
         raise UserError(f"plan: {error}") from None
     parameters = without_routers(model, selector, entry, parameters)
+    parameters = _that_can_learn(model, selector, entry, parameters)
     layers: list[str] = []
     experts: dict[str, int] = {}
     if isinstance(entry.settings, LoraSettings | IA3):
@@ -154,6 +156,18 @@ def _choose(model: PreTrainedModel, selector: str, entry: PlanEntry, parts: Part
                     f"plan[{selector!r}]: found quantised weights ({name}), which can't train; use lora"
                 )
     return _Chosen(entry, parameters, layers, experts)
+
+
+def _that_can_learn(
+    model: PreTrainedModel, selector: str, entry: PlanEntry, parameters: dict[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """Those that a gradient may reach."""
+    dead = tuple(f"{path}." for path in without_gradients(model))
+    found = {name: weight for name, weight in parameters.items() if not name.startswith(dead)}
+    if parameters and not found and entry.method != "frozen":
+        first = next(iter(parameters))
+        raise UserError(f"plan[{selector!r}]: found {entry.method} for what computes no gradients ({first})")
+    return found
 
 
 def _refuse_quantised(model: PreTrainedModel, selector: str, entry: PlanEntry, layers: list[str]) -> None:
@@ -206,10 +220,11 @@ def _linear_inside(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> 
     inside: set[int] = set()
     for outer in modules.values():
         inside |= {id(module) for module in outer.modules()}
-    routers = tuple(f"{mixture.router_path}." for mixture in mixtures_of(model))
+    left_out = [mixture.router_path for mixture in mixtures_of(model)] + without_gradients(model)
+    prefixes = tuple(f"{path}." for path in left_out)
     linear: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
-        if f"{name}.".startswith(routers):
+        if f"{name}.".startswith(prefixes):
             continue
         # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
         is_unused = isinstance(module, NonDynamicallyQuantizableLinear)
