@@ -2,6 +2,7 @@
 
 import inspect
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ def without_gradients(model: nn.Module) -> list[str]:
 
 
 @cache
-def _computes_none(kind: type[nn.Module]) -> bool:
+def _computes_none(kind: Any) -> bool:
     wrapper = kind.forward
     if not hasattr(wrapper, "__wrapped__"):
         return False
