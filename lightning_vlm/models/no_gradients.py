@@ -23,8 +23,9 @@ def without_gradients(model: nn.Module) -> list[str]:
     """
     found = []
     for path, module in model.named_modules():
+        kind: Any = type(module)
         has_weights = any(True for _ in module.parameters())
-        if has_weights and _computes_none(type(module)):
+        if has_weights and _computes_none(kind):
             found.append(path)
     return found
 
