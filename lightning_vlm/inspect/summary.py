@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lightning_vlm.data.render.turns import GREETING, MERGED, TRAILING
+from lightning_vlm.data.render.turns import GREETING, MERGED, THINKS_NOTHING, TRAILING, UNLEARNED
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
 
@@ -20,6 +20,8 @@ _CHANGES = {
     MERGED: "turns of one role merged",
     GREETING: "empty user turn added",
     TRAILING: "turns after the last answer dropped",
+    UNLEARNED: "earlier answers learned elsewhere",
+    THINKS_NOTHING: "marks of reasoning around nothing",
 }
 
 

@@ -2,9 +2,13 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from transformers import AutoProcessor
 
@@ -20,6 +24,7 @@ from lightning_vlm.metrics.answers import generate_answers
 from tests.data.render.test_tool_talk import THOUGHT, generated, learned, renderer_with, theirs  # noqa: F401
 from tests.support.tiny.talk import TEMPLATES
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOOL = {"type": "function", "function": {"name": "zoom", "description": "Look."}}
 CALL = {"function": {"name": "zoom", "arguments": {"box": [1, 2]}}}
@@ -51,6 +56,13 @@ def file(tmp_path):
     path = tmp_path / "talk.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return str(path)
+
+
+@pytest.fixture
+def folder_of_pictures(tmp_path):
+    for name in ("street.jpg", "sign.jpg"):
+        PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / name)
+    return tmp_path
 
 
 @pytest.fixture
@@ -202,3 +214,30 @@ def test_reasoning_is_apart_from_the_answer_and_its_score(thinking, file, monkey
     assert [answer_row(answer)["scores"]["exact_match"] for answer in answers] == [1.0, 0.0, 0.0]
     assert answer_row(answers[0])["reasoning"] == "Quite."
     assert batch.questions[1].text == 'user: What?\nassistant: zoom({"box": [1, 2]})\ntool: A cat.'
+
+
+def test_what_the_guide_shows(thinking, folder_of_pictures, capsys):
+    """Each snippet of docs/thinking-and-tools.md: rows are read and rendered, options taken, code runs."""
+    text = (ROOT / "docs/thinking-and-tools.md").read_text("utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert [kind for kind, _ in blocks] == ["json", "json", "yaml", "python"]
+    rows = [json.loads(block) for kind, block in blocks if kind == "json"]
+    (folder_of_pictures / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = read(str(folder_of_pictures / "rows.jsonl"))
+    renderer = VLMDataModule(processor=thinking("qwen3").processor).renderer
+    answers = []
+    for conversation in split_answers(source, renderer)[0]:
+        answers += [
+            renderer.tokenizer.decode(ids) for ids in learned(renderer, renderer.example(conversation))
+        ]
+    assert len(answers) == 4
+    for call, answer in (answers[:2], answers[2:]):
+        assert call.endswith('"arguments": {"box": [0, 0, 500, 500]}}\n</tool_call><|im_end|>')
+        assert call.startswith("<think>\n")
+        assert answer.startswith("<think>\n")
+        assert answer.endswith("</think>\n\nIt says stop.<|im_end|>")
+    options = yaml.safe_load(blocks[2][1])["model"]["template_options"]
+    assert thinking("qwen3", **options).processor
+    exec(blocks[3][1], {})
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    assert f"# {printed}" in blocks[3][1]

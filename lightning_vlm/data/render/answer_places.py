@@ -10,7 +10,7 @@ from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.chat_messages import content_of
 from lightning_vlm.data.render.markers import ANSWER, DEFINITION, split_at_markers, text_places
-from lightning_vlm.data.render.turns import UNLEARNED, TextSpan, Turn, has_more_than_words
+from lightning_vlm.data.render.turns import THINKS_NOTHING, UNLEARNED, TextSpan, Turn, has_more_than_words
 from lightning_vlm.errors import DataError
 
 Tools = Sequence[Mapping[str, Any]]
@@ -110,8 +110,10 @@ class AnswerPlaces:
                 is_last = all(later.role != "assistant" for later in turns[index + 1 :])
                 refuse = source if is_learned and is_last else None
                 exact = self._exact(marked, turns[: index + 1], tools, refuse)
+                if exact is not None and is_learned and self._thinks_nothing(marked, places, exact, numbers):
+                    changes = tuple(dict.fromkeys((*changes, THINKS_NOTHING)))
                 if exact is None and is_learned:
-                    changes = (UNLEARNED,)
+                    changes = tuple(dict.fromkeys((*changes, UNLEARNED)))
                     weights = [0.0]
                     for number in numbers:
                         none = np.zeros_like(spans[number].weights)
@@ -214,6 +216,19 @@ class AnswerPlaces:
         if alone is None or longer is None or not longer.startswith(alone):
             return end
         return longer[len(alone) : self._format.end_behind(longer, len(alone))]
+
+    def _thinks_nothing(
+        self,
+        marked: str,
+        places: Mapping[int, tuple[int, int, int]],
+        answer: tuple[int, int],
+        numbers: range,
+    ) -> bool:
+        """Whether the template writes the marks of reasoning before the first text of an answer."""
+        marks = self._template.reasoning
+        start, stop = answer
+        _, first, _ = places.get(numbers.start, (0, stop, stop)) if numbers else (0, stop, stop)
+        return marks is not None and marks.end in marked[start:first]
 
     def _definitions(
         self, marked: str, turns: Sequence[Turn], asks: bool, answers: Sequence[AnswerPlace]

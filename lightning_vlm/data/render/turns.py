@@ -26,6 +26,10 @@ UNLEARNED = (
     "an earlier answer isn't learned, because the chat template writes it otherwise once later turns follow; "
     "training and validation make a sample of its own for it"
 )
+THINKS_NOTHING = (
+    "an answer has no reasoning, and the model learns to write the marks of reasoning around nothing; "
+    "model.template_options, such as {enable_thinking: false}, may put them into the prompt"
+)
 TRAILING = "turns come after the last answer; they are dropped, because nothing is learned after it"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
-from lightning_vlm.data.render.turns import UNLEARNED
+from lightning_vlm.data.render.turns import THINKS_NOTHING, UNLEARNED
 from lightning_vlm.data.tools import ToolCall
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
@@ -239,6 +239,14 @@ def test_calls_and_their_form_are_learned_and_results_are_not(renderer_with):
     assert "# Tools" in told
     assert json.dumps(TOOL, ensure_ascii=False) in told
     assert told.endswith(f"What?{NASTY}")
+
+
+def test_marks_of_reasoning_around_nothing_are_said(renderer_with):
+    plain = THOUGHT["an answer without reasoning"]
+    assert renderer_with("qwen3").example(plain).changes == (THINKS_NOTHING,)
+    assert renderer_with("qwen3", enable_thinking=False).example(plain).changes == ()
+    assert renderer_with("qwen3").example(THOUGHT["reasoning"]).changes == ()
+    assert renderer_with("qwen3-vl-instruct").example(plain).changes == ()
 
 
 def test_reasoning_of_the_last_answer_is_learned_behind_what_the_prompt_begins(renderer_with):

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
 from lightning_vlm.data.render.renderer import Renderer
-from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, TRAILING, UNLEARNED
+from lightning_vlm.data.render.turns import GREETING, KEPT_APART, MERGED, THINKS_NOTHING, TRAILING, UNLEARNED
 from lightning_vlm.errors import DataError
 from lightning_vlm.export.probe_samples import probe_samples
 from lightning_vlm.kinds import Kind
@@ -56,7 +56,7 @@ def chat(order, weights=None, picture=False, source="chat.jsonl:1"):
 
 def said(example):
     """What was done to the turns, but for what a template of a thinking model does to earlier answers."""
-    return tuple(change for change in example.changes if change != UNLEARNED)
+    return tuple(change for change in example.changes if change not in (UNLEARNED, THINKS_NOTHING))
 
 
 def takes(renderer, conversation):
