@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_vlm.compat.peft import rewritten_names
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.trained import ADAPTER_ONLY, Trained
 from lightning_vlm.models.adapters.layers import BOTTLENECK, CROSS_MODAL, save_adapters
@@ -51,6 +54,7 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
     if not hasattr(model, "peft_config"):
         save_adapters(model, folder, in_full)
         return
+    _refuse_rewritten(model)
     config = copy.deepcopy(model.peft_config[ADAPTER])
     weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     if trained.starts:
@@ -70,6 +74,18 @@ def save_adapter_only(trained: Trained, folder: Path, base: str) -> None:
         renamed[f"{_PREFIX}{name}"] = weight.detach().contiguous().clone()
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     save_adapters(model, folder)
+
+
+def _refuse_rewritten(model: PreTrainedModel) -> None:
+    """Refuse adapters that plain PEFT would put into other layers than they were trained in."""
+    rewritten = rewritten_names(model)
+    for name, module in model.named_modules():
+        is_linear = isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper)
+        if is_linear and name.rpartition(".")[2] in rewritten:
+            raise UserError(
+                f"export: PEFT takes {name} of a {model.config.model_type} for a part of its experts when it "
+                f"loads adapters; leave {ADAPTER_ONLY} out"
+            )
 
 
 def _against_base(weights: dict[str, Tensor], starts: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ SIZES = {
     "qwen3_5": ["image_grid_thw"],
     "glm4v": ["image_grid_thw"],
     "glm46v": ["image_grid_thw"],
+    "glm4v_moe": ["image_grid_thw"],
     "glm_ocr": ["image_grid_thw"],
     "paddleocr_vl": ["image_grid_thw"],
     "exaone4_5": ["image_grid_thw"],

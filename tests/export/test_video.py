@@ -79,7 +79,7 @@ def test_an_export_is_proved_with_videos(exported, family):
     assert saved["do_sample_frames"]
 
 
-BY_TIME_ALONE = ("glm4v", "glm46v", "glm_ocr")
+BY_TIME_ALONE = ("glm4v", "glm46v", "glm_ocr", "glm4v_moe")
 """Families whose rule knows `fps`, but no number of frames."""
 SETTINGS = [
     VideoSampling(fps=1),

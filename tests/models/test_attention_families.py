@@ -49,6 +49,7 @@ FAMILIES = {
     "qwen3_vl_moe": Row("", ""),
     "qwen3_5_moe": Row("", LINEAR),
     "ernie4_5_vl_moe": Row("", ""),
+    "glm4v_moe": Row("", ""),
     "qwen3_5": Row("", LINEAR),
     "gemma4": Row(OWN_ROW, BOTH_WAYS),
     "gemma4_31b": Row(OWN_ROW, BOTH_WAYS),

@@ -32,6 +32,7 @@ FUSED = (
     "qwen3_5",
     "glm4v",
     "glm46v",
+    "glm4v_moe",
     "glm_ocr",
     "blip-2",
     "instructblip",

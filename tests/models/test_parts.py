@@ -127,7 +127,7 @@ PREFIXES = {
     "video_llava": {**LLAVA, "vision": ("model.image_tower.", "model.video_tower.")},
     "aya_vision": {**LLAVA, "head": ()},
     "cohere2_vision": {**LLAVA, "head": ()},
-    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr"), GLM),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glm4v_moe"), GLM),
     "kosmos-2": {
         "vision": ("vision_model.",),
         "projector": ("image_to_text_projection.",),
@@ -195,6 +195,7 @@ LAYERS = {  # vision, language
             "qwen3_5",
             "glm4v",
             "glm46v",
+            "glm4v_moe",
             "glm_ocr",
             "exaone4_5",
             "qwen3_5_moe",

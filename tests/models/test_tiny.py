@@ -231,7 +231,7 @@ CHATS = {
 _GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>How many?<|assistant|>\n"
 CHATS["glm4v"] = _GLM + "Two.<|user|>\nSure?<|assistant|>\nYes."
 CHATS["glm46v"] = _GLM + "<think></think>\nTwo.<|user|>\nSure?<|assistant|>\n<think></think>\nYes."
-CHATS["glm_ocr"] = CHATS["glm46v"]
+CHATS["glm_ocr"] = CHATS["glm4v_moe"] = CHATS["glm46v"]
 CHATS["paddleocr_vl"] = (
     "<|begin_of_sentence|>User: <|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>How many?\n"
     "Assistant:\nTwo.</s>User: Sure?\nAssistant:\nYes.</s>"
@@ -279,7 +279,7 @@ PROMPTS = {
     "mistral3": "[/INST]",
     "pixtral": "[/INST]",
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "exaone4_5"), "<|assistant|>\n"),
+    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "exaone4_5"), "<|assistant|>\n"),
     "paddleocr_vl": "Assistant:\n",
     "video_llama_3": _CHATML,
     "hunyuan_vl": "<｜hy_User｜>",

@@ -36,5 +36,5 @@ TALKS = {
 }
 MIXED = talk((PICTURE, "Is it in", clip(), "?"), "Yes.", (picture(96, 48, 5), "Or this?"), "No.")
 """A picture, a video and a picture."""
-ONE_MEDIUM = ("smolvlm", "glm4v", "glm46v", "glm_ocr")
+ONE_MEDIUM = ("smolvlm", "glm4v", "glm46v", "glm_ocr", "glm4v_moe")
 """Families that take either pictures or videos in a sample."""

@@ -49,6 +49,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "hunyuan_vl": "<｜hy_Assistant｜>",
     "glm4v": "<|user|>",
     "glm46v": "<|user|>",
+    "glm4v_moe": "<|user|>",
     "glm_ocr": "<|user|>",
     "shipped": "<|im_end|>",
 }
@@ -64,13 +65,13 @@ GAPS = (
     "deepseek_vl",
 )
 """Families whose own templates write a space before an answer."""
-THOUGHTS = dict.fromkeys(("glm46v", "glm_ocr"), "<think></think>\n")
+THOUGHTS = dict.fromkeys(("glm46v", "glm_ocr", "glm4v_moe"), "<think></think>\n")
 """What own templates write before an answer without reasoning, which the prompt leaves to the model."""
-ENDED_BY_QUESTIONS = ("glm4v", "glm46v", "glm_ocr")
+ENDED_BY_QUESTIONS = ("glm4v", "glm46v", "glm_ocr", "glm4v_moe")
 """Families whose own templates end an answer by the next question."""
 ADDED_ENDS = (*ENDED_BY_QUESTIONS, "deepseek_vl", "molmo2")
 """Families whose own templates don't end the last answer of a chat: an end is added to it."""
-NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr")
+NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr", "glm4v_moe")
 """Families whose own templates write less around an empty answer, so that it can't be masked."""
 NO_EMPTY_LAST_ANSWERS = ("deepseek_vl",)
 """Families whose own templates do so with the last answer of a chat."""

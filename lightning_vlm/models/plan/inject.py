@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_vlm.compat.peft import names_as_they_are
 from lightning_vlm.models.plan.methods import IA3, LoraSettings
 
 ADAPTER = "default"
@@ -68,7 +69,7 @@ def inject_lora(
     with torch.random.fork_rng(devices=[], enabled=first.changes_base):
         if first.changes_base:
             torch.manual_seed(0)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), names_as_they_are():
             # PEFT looks for the names of parameters among those of modules, after it has used them.
             warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
             warnings.filterwarnings("ignore", "The following alpha_pattern keys did not match")

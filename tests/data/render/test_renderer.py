@@ -66,6 +66,7 @@ STRIPS = (
     "qwen3_5",
     "qwen3_5_moe",
     "glm46v",
+    "glm4v_moe",
     "glm_ocr",
     "aya_vision",
     "cohere2_vision",

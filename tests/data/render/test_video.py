@@ -12,7 +12,7 @@ from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 from tests.support.clips import EVERY_FRAME, MIXED, ONE_MEDIUM, TALKS, VIDEO, clip, talk
-from tests.support.rendering import END, GAPS, assert_like, own_inputs, supervised
+from tests.support.rendering import END, assert_like, gap_of, own_inputs, supervised
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -54,7 +54,7 @@ def test_answers_alone_are_learned(renderer_of, family, name):
     example = renderer.example(conversation)
     answers = [message.parts[0].text for message in conversation.messages if message.role == "assistant"]
     own = FAMILIES[family].template is not None
-    gap = " " if own and family in GAPS else ""
+    gap = gap_of(renderer, family, None if own else "plain")
     end = END[family] if own else renderer.tokenizer.eos_token
     assert supervised(renderer, example) == [f"{gap}{answer}{end}" for answer in answers]
     assert len(example.clips) == len(conversation.videos)

@@ -25,7 +25,7 @@ from tests.support.tiny.idefics import IDEFICS2, IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
-from tests.support.tiny.moe import ERNIE4_5_VL_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
+from tests.support.tiny.moe import ERNIE4_5_VL_MOE, GLM4V_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
 from tests.support.tiny.molmo import MOLMO2
 from tests.support.tiny.ocr import LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
@@ -62,6 +62,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": QWEN3_VL_MOE,
     "qwen3_5_moe": QWEN3_5_MOE,
     "ernie4_5_vl_moe": ERNIE4_5_VL_MOE,
+    "glm4v_moe": GLM4V_MOE,
     "qwen3_5": QWEN3_5,
     "gemma4": GEMMA4,
     "gemma4_31b": GEMMA4_31B,

@@ -7,6 +7,10 @@ from transformers import (
     Ernie4_5_VLMoeImageProcessor,
     Ernie4_5_VLMoeProcessor,
     Ernie4_5_VLMoeVideoProcessor,
+    Glm4vImageProcessor,
+    Glm4vMoeConfig,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -17,10 +21,11 @@ from transformers import (
 )
 
 from tests.support.tiny.family import Family, Ids
+from tests.support.tiny.glm import GLM46V, glm_family, glm_ids, glm_processor, glm_sizes
 from tests.support.tiny.qwen import QWEN3_VL_TEMPLATE, qwen3_vl_config, qwen_family, qwen_processor
 from tests.support.tiny.qwen3_5 import QWEN3_5_TEMPLATE, qwen3_5_config
 
-MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "deepseek_ocr2")
+MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "glm4v_moe", "deepseek_ocr2")
 """The families with experts."""
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -130,4 +135,20 @@ ERNIE4_5_VL_MOE = Family(
         "video_end_token": "<|VIDEO_END|>",
     },
     padding_side="left",
+)
+
+
+# --- GLM-4.5V: learned biases balance its experts; its template is that of GLM-4.6V -------------------------
+def _glm4v_moe_config(ids: Ids, text: dict) -> PretrainedConfig:
+    """As published, the first layer has no experts."""
+    sizes = glm_sizes(text)
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    sizes["text_config"] |= {**experts, "moe_intermediate_size": 32, "first_k_dense_replace": 1}
+    return Glm4vMoeConfig(**sizes, tie_word_embeddings=False, **glm_ids(ids))
+
+
+GLM4V_MOE = glm_family(
+    _glm4v_moe_config,
+    glm_processor(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor),
+    str(GLM46V.template),
 )
