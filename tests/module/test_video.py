@@ -91,7 +91,7 @@ def own_loss_and_gradients(one, samples):
         inputs = own_inputs(renderer, sample)
         example = renderer.example(sample)
         learned = example.kinds >= Kind.RESPONSE
-        if example.turn_weights is not None:
+        if example.turn_weights is not None:  # answers that a template writes otherwise once others follow
             learned &= example.turn_weights > 0
         labels = torch.where(learned[None], inputs["input_ids"], -100)
         inputs = {
