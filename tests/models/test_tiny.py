@@ -81,6 +81,7 @@ DEAD = {
     "aya_vision": (2, "post_layernorm"),
     "granite4_vision": (2, "post_layernorm"),
     "gemma4": (30, r"audio_tower|embed_audio"),
+    "hunyuan_vl": (1, "image_sep"),
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
     "video_llava": (18 + 55, r"\.layers\.2\.|post_layernorm|video_tower"),

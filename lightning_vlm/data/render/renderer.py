@@ -30,7 +30,7 @@ from lightning_vlm.data.render.media import (
 from lightning_vlm.data.render.question_tokenizer import QuestionTokenizer
 from lightning_vlm.data.render.reasoning import with_reasoning
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
-from lightning_vlm.data.render.special_tokens import any_of, refuse_forged, special_tokens
+from lightning_vlm.data.render.special_tokens import placeholder_pattern, refuse_forged, special_tokens
 from lightning_vlm.data.render.turns import (
     TRAILING,
     TextSpan,
@@ -89,7 +89,7 @@ class Renderer:
         self.open_picture: OpenPicture = load_image
         """How a picture is opened. Lengths are measured with one that gives blank ones."""
         self.special = special_tokens(processor)
-        self._placeholder = any_of(self.special.placeholders)
+        self._placeholder = placeholder_pattern(processor, self.special.placeholders)
         self.template = ChatTemplate(processor)
         self.habits = picture_habits(processor)
         self.answers = AnswerFormat(

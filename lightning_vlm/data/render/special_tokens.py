@@ -16,6 +16,9 @@ NEXT_TURN_ENDS = {"Glm4vProcessor": "<|user|>", "Glm46VProcessor": "<|user|>"}
 """Processors whose chat templates write no end behind an answer, and the token that their models stop at: the
 one that begins the next question."""
 
+_CHECKED_AROUND = {"HunYuanVLProcessor": ("image_start_token", "image_end_token")}
+"""Processors that look at what stands directly around a picture's placeholder, and how they call it."""
+
 
 class SpecialTokens(NamedTuple):
     """The special tokens of a processor.
@@ -92,6 +95,21 @@ def refuse_forged(conversation: Conversation, special: re.Pattern[str]) -> None:
             if forged:
                 found = f"a text that spells {forged[0]!r}"
                 raise DataError(conversation.source, key, found, "no special tokens in calls and definitions")
+
+
+def placeholder_pattern(processor: ProcessorMixin, placeholders: Iterable[str]) -> re.Pattern[str]:
+    """Finds the places of pictures and videos, with what must stand directly around them.
+
+    Args:
+        processor: The processor.
+        placeholders: Its tokens that may stand for a picture, a video or a sound.
+    """
+    found = any_of(placeholders)
+    around = [str(getattr(processor, name)) for name in _CHECKED_AROUND.get(type(processor).__name__, ())]
+    if not around:
+        return found
+    begin, end = (re.escape(token) for token in around)
+    return re.compile(f"(?:{begin})?(?:{found.pattern})(?:{end})?")
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:

@@ -5,7 +5,7 @@ the first word of the answer to one token, half template and half answer, that n
 """
 
 import PIL.Image
-from transformers import ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from lightning_vlm.data.render.front_pictures import picture_habits
 from lightning_vlm.data.render.media import nested
@@ -71,11 +71,14 @@ an optional system turn; all mark each answer and its end-of-turn token with `{%
   for reasoning over several images; a system turn of your own replaces it.
 """
 
-_MARKED_OFF = {
-    "<|image_pad|>": "<|vision_start|><|image_pad|><|vision_end|>",
-    "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
+_MARKS = {
+    "<|image_pad|>": ("<|vision_start|>", "<|vision_end|>"),
+    "<|video_pad|>": ("<|vision_start|>", "<|vision_end|>"),
+    "<|IMAGE_PLACEHOLDER|>": ("<|IMAGE_START|>", "<|IMAGE_END|>"),
+    "<｜hy_place▁holder▁no▁102｜>": ("<｜hy_place▁holder▁no▁100｜>", "<｜hy_place▁holder▁no▁101｜>"),
 }
-"""Placeholders that belong between two marks, which the processor leaves to the template (Qwen-VL)."""
+"""Placeholders that belong between two marks, which the processor leaves to the template (Qwen-VL,
+PaddleOCR-VL, HunYuan-VL)."""
 
 
 def chat_template(name: str, processor: ProcessorMixin) -> str:
@@ -121,13 +124,21 @@ def chat_template(name: str, processor: ProcessorMixin) -> str:
     if getattr(processor, "video_processor", None) is not None:
         video = str(getattr(processor, "video_token", None) or "")
     tokens = {
-        "image_token": _MARKED_OFF.get(str(image), str(image)),
-        "video_token": _MARKED_OFF.get(video, video),
+        "image_token": _marked_off(str(image), tokenizer),
+        "video_token": _marked_off(video, tokenizer),
         "eos_token": str(tokenizer.eos_token),
-        "bos_token": _begin(name, processor, str(image)),
+        "bos_token": _begin(name, processor, _marked_off(str(image), tokenizer)),
     }
     # Python's and Jinja's string literals escape alike.
     return "".join(f"{{% set {key} = {token!r} %}}" for key, token in tokens.items()) + TEMPLATES[name]
+
+
+def _marked_off(placeholder: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A placeholder between its marks, if it has some that the tokenizer knows."""
+    marks = _MARKS.get(placeholder)
+    if marks is None or not tokenizer.get_vocab().keys() >= set(marks):
+        return placeholder
+    return f"{marks[0]}{placeholder}{marks[1]}"
 
 
 def _begin(name: str, processor: ProcessorMixin, image: str) -> str:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from lightning_vlm.compat import picture_beams
+from lightning_vlm.compat import picture_beams, picture_numbers
 from lightning_vlm.data.render.template_options import set_template_options
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
@@ -169,6 +169,7 @@ def load_model(
         if gradient_checkpointing:
             use_gradient_checkpointing(model)
     picture_beams.install(model)
+    picture_numbers.install(model)
     _use_family(model, family)
     choice.settle(model, attn_implementation)
     prepare(model)
