@@ -36,7 +36,6 @@ FOUND = {
     "pixtral": (10, 2, 4),
     "mistral3": (11, 2, 4),
     "mllama": (9, 3, 2),
-    "hunyuan_vl": (0, 0, 0),
     "paddleocr_vl": (5, 2, 4),
     "video_llama_3": (5, 2, 4),
     "exaone4_5": (14, 4, 4),

@@ -29,7 +29,6 @@ WHY = {
     "paligemma": BOTH_WAYS,
     "mllama": "its tokens see pictures by cross-attention",
     "qwen3_5": "it has layers of linear_attention",
-    "hunyuan_vl": "it has no axis of positions that masks are made from",
     "kosmos-2": "its masks aren't made from positions",
     "blip-2": "its masks aren't made from positions",
     "instructblip": "it takes no position_ids",

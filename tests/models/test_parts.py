@@ -149,12 +149,6 @@ PREFIXES = {
         "head": ("lm_head.",),
     },
     "exaone4_5": {**QWEN, "head": ("lm_head.",)},
-    "hunyuan_vl": {
-        "vision": ("model.vision_tower.embeddings.", "model.vision_tower.layers."),
-        "projector": ("model.vision_tower.patch_merger.",),
-        "language": ("model.language_model.",),
-        "head": (),
-    },
 }
 TIED = (
     "ernie4_5_vl_moe",
@@ -164,7 +158,6 @@ TIED = (
     "qwen3_vl",
     "qwen3_5",
     "paddleocr_vl",
-    "hunyuan_vl",
     "gemma3",
     "paligemma",
     "lfm2_vl",
@@ -223,7 +216,6 @@ LAYERS = {  # vision, language
     "instructblip": ("vision_model.encoder.layers", "language_model.model.layers"),
     "paddleocr_vl": ("model.visual.vision_model.encoder.layers", "model.language_model.layers"),
     "video_llama_3": ("model.vision_model.encoder.layers", "model.language_model.layers"),
-    "hunyuan_vl": ("model.vision_tower.layers", "model.language_model.layers"),
 }
 
 

@@ -81,7 +81,6 @@ DEAD = {
     "aya_vision": (2, "post_layernorm"),
     "granite4_vision": (2, "post_layernorm"),
     "gemma4": (30, r"audio_tower|embed_audio"),
-    "hunyuan_vl": (1, "image_sep"),
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
     "video_llava": (18 + 55, r"\.layers\.2\.|post_layernorm|video_tower"),
@@ -245,11 +244,6 @@ CHATS["exaone4_5"] = (
     "<|user|>\n<vision><|image_pad|></vision>How many?<|endofturn|>\n<|assistant|>\nTwo.<|endofturn|>\n"
     "<|user|>\nSure?<|endofturn|>\n<|assistant|>\nYes.<|endofturn|>\n"
 )
-CHATS["hunyuan_vl"] = (
-    "<｜hy_begin▁of▁sentence｜><｜hy_place▁holder▁no▁100｜><｜hy_place▁holder▁no▁102｜>"
-    "<｜hy_place▁holder▁no▁101｜>How many?<｜hy_User｜>Two.<｜hy_Assistant｜>Sure?<｜hy_User｜>Yes."
-    "<｜hy_Assistant｜>"
-)
 _CHATML = "<|im_start|>assistant\n"
 _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 _GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
@@ -283,7 +277,6 @@ PROMPTS = {
     **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "exaone4_5"), "<|assistant|>\n"),
     "paddleocr_vl": "Assistant:\n",
     "video_llama_3": _CHATML,
-    "hunyuan_vl": "<｜hy_User｜>",
     "deepseek_vl": "Assistant:",
     "molmo2": _CHATML,
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",

@@ -24,7 +24,6 @@ DEAD = {  # as published, no gradient ever reaches these
     "granite4_vision": ["model.model.vision_tower.post_layernorm"],
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
-    "hunyuan_vl": ["model.model.vision_tower.patch_merger.image_sep"],
     # The other tower is that of videos.
     "video_llava": [
         "vision.layers[-1]",

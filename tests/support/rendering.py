@@ -46,7 +46,6 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "paddleocr_vl": "</s>",
     "video_llama_3": "<|im_end|>",
     "exaone4_5": "<|endofturn|>",
-    "hunyuan_vl": "<｜hy_Assistant｜>",
     "glm4v": "<|user|>",
     "glm46v": "<|user|>",
     "glm4v_moe": "<|user|>",
