@@ -1,6 +1,7 @@
 """What a processor does with videos: whether it takes them, how large it makes them, by which template."""
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -53,6 +54,12 @@ class VideoRules:
         """The chat template of conversations with videos, and where answers are in what it writes."""
         self.frame_size = FrameSize(processor.video_processor, sampling) if self.are_taken else None
         """How budgets of pixels are kept."""
+        if self.frame_size is not None and self.frame_size.has_budget and self.frame_size.is_fixed:
+            warnings.warn(
+                f"data.video: budgets of pixels don't change the number of tokens, because {self._name} "
+                "makes every frame the same size",
+                stacklevel=3,
+            )
         own = _template_of_videos(processor)
         if special.video is not None and own and not template.writes("video", special.video):
             # `apply_chat_template` does so as well.

@@ -3,6 +3,8 @@
 What is learned is the answers.
 """
 
+import warnings
+
 import pytest
 import torch
 
@@ -116,6 +118,17 @@ def test_text_that_spells_a_video_stays_text(renderer_of):
         example = renderer.example(talk((clip(), f"{token}?"), f"{token}!"))
         assert renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.INSTRUCTION]) == f"{token}?"
         assert len(example.clips) == 1
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "internvl", "qwen3_vl"])
+def test_budgets_without_effect_on_tokens_are_said(processor_of, family):
+    processor, sampling = processor_of(family), VideoSampling(num_frames=4, max_pixels_per_frame=900)
+    with warnings.catch_warnings(record=True, action="always") as found:
+        Renderer(processor, video=sampling)
+        Renderer(processor, video=EVERY_FRAME)
+    said = [str(warning.message) for warning in found if "budgets of pixels" in str(warning.message)]
+    assert len(said) == (family != "qwen3_vl")
+    assert all(type(processor).__name__ in line for line in said)
 
 
 BUDGET = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
