@@ -3,6 +3,7 @@
 from transformers import PretrainedConfig
 
 _INSTEAD = "choose a model with one decoder, such as paligemma, smolvlm or qwen3_vl"
+_ONE_ROW = "it reads the pictures of a batch from one long row, and they are joined one under the other here"
 _BY_TYPE = {
     "blip": "its decoder has no tokens that stand for a picture, and its generate cuts off the last token",
     "evolla": "it reads proteins, not pictures",
@@ -10,6 +11,7 @@ _BY_TYPE = {
     "git": "its pictures have no tokens, so what its head gives is longer than what it reads",
     "instructblipvideo": "it reads a video as four pictures that have no place in a chat",
     "kosmos-2.5": "its processor cuts and pads texts on its own, so no mask can be exact",
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), _ONE_ROW),
     "mistral4": "it reads no pictures",
 }
 """Types of models whose own code stands in the way, and how."""
