@@ -9,7 +9,7 @@ from lightning_vlm.data.conversation import Message, Text
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.chat_messages import content_of
-from lightning_vlm.data.render.markers import ANSWER, DEFINITION, split_at_markers, text_places
+from lightning_vlm.data.render.markers import ANSWER, DEFINITION, split_at_markers, text_places, with_edges
 from lightning_vlm.data.render.turns import THINKS_NOTHING, UNLEARNED, TextSpan, Turn, has_more_than_words
 from lightning_vlm.errors import DataError
 
@@ -128,7 +128,7 @@ class AnswerPlaces:
         edges = [edge for place in found for edge in zip((place.start, place.stop), ANSWER, strict=True)]
         if tools:
             edges += self._definitions(marked, turns, asks, found)
-        return MarkedChat(_with_edges(marked, edges), spans, found, changes)
+        return MarkedChat(with_edges(marked, edges), spans, found, changes)
 
     def learned(self, turns: Sequence[Turn], tools: Tools) -> list[bool]:
         """Of each turn, whether it is an answer that these turns write as the model would."""
@@ -288,16 +288,6 @@ def _numbered(turns: Sequence[Turn]) -> list[tuple[Turn, range]]:
 
 def _weights(turn: Turn) -> list[float]:
     return [message.weight for message in turn.messages] or [1.0]
-
-
-def _with_edges(marked: str, edges: Sequence[tuple[int, str]]) -> str:
-    """A text with marks at some places; those of one place stay in their order."""
-    pieces = []
-    before = 0
-    for place, edge in sorted(edges, key=lambda edge: edge[0]):
-        pieces += [marked[before:place], edge]
-        before = place
-    return "".join([*pieces, marked[before:]])
 
 
 def _common(one: str, other: str) -> int:

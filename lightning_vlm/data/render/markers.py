@@ -1,6 +1,7 @@
 """Private characters that mark a text's place, pictures and videos in what a chat template writes."""
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ANSWER = ("\ue004", "\ue005")
@@ -74,3 +75,13 @@ def text_places(text: str) -> dict[int, tuple[int, int, int]]:
             places[int(match[1])] = (behind, *match.span())
         behind = match.end()
     return places
+
+
+def with_edges(marked: str, edges: Sequence[tuple[int, str]]) -> str:
+    """A text with marks at some places; those of one place stay in their order."""
+    pieces = []
+    before = 0
+    for place, edge in sorted(edges, key=lambda edge: edge[0]):
+        pieces += [marked[before:place], edge]
+        before = place
+    return "".join([*pieces, marked[before:]])
