@@ -51,11 +51,8 @@ _GEMMA4 = {
     ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether patches are padded",
     ("read", "_local_scalar_dense", "torch_compilable_check"): "features against tokens",
     ("read", "_to_copy", "get_image_features"): "how many tokens each picture has is in a mask",
-    (
-        "size",
-        "index",
-        "modeling_gemma4",
-    ): "which patches are real is in a mask, and which tokens are pictures",
+    ("size", "index", "modeling_gemma4"): "real patches and tokens of pictures are in masks",
+    ("size", "index_put", ""): "and in the backward of that",
 }
 ALLOWED = {
     "llava_next": {("upload", "_to_copy", "pack_image_features"): SIZES_ARE_MOVED},
