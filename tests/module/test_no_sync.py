@@ -49,7 +49,6 @@ Q_FORMER = {
 _GEMMA4 = {
     ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): "whether a batch is padded",
     ("read", "_local_scalar_dense", "_ignore_bidirectional_mask_sdpa"): "whether patches are padded",
-    ("read", "_local_scalar_dense", "torch_compilable_check"): "features against tokens",
     ("read", "_to_copy", "get_image_features"): "how many tokens each picture has is in a mask",
     ("size", "index", "modeling_gemma4"): "real patches and tokens of pictures are in masks",
     ("size", "index_put", ""): "and in the backward of that",
