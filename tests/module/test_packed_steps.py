@@ -12,6 +12,7 @@ from lightning_vlm import ScheduledSampling, TokenWeightSchedule, VLMDataModule
 from lightning_vlm.data.batch.lengths import measure
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.optim import Constant
 from tests.module.test_tasks import PLAN, TASKS, Keep, KeepNorms, by_hand, end, off
 from tests.support import tiny
@@ -180,7 +181,9 @@ def test_gradnorm_measures_autograds_norms(run, module, family, options, layer):
     )
     weights = dict(plain.named_parameters())
     if layer is None:
-        name = [name for name, weight in weights.items() if "lora_B" in name and weight.requires_grad][-1]
+        beside_experts = tuple(f"model.{mixture.path}." for mixture in mixtures_of(plain.model))
+        names = [name for name in weights if "lora_B" in name and not name.startswith(beside_experts)]
+        name = [name for name in names if weights[name].requires_grad][-1]
     else:
         (name,) = (name for name in weights if name.endswith("layers.0.self_attn.o_proj.weight"))
     for before, batch, norms in zip(keep.before, padded.batches, keep.norms, strict=True):
