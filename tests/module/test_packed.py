@@ -35,8 +35,8 @@ CROSS_MODAL = {"language.layers": "cross_modal_adapter"}
 WEIGHTS = KindWeights(special=0.125, instruction=0.5, response=1.0)
 TASK_WEIGHTS = {"vqa": 2.0, "chat": 0.25}
 TASKS = ("vqa", "chat", "other")
-# Their norms add up the gradient of their weight in float32, over all tokens of a row; or, in GLM-4.5V, routers
-# compute in float32.
+# Their norms add up the gradient of their weight in float32, over all tokens of a row;
+# GLM-4.5V has routers that compute in float32.
 IN_FLOAT32 = ("aya_vision", "cohere2_vision", "glm4v_moe")
 ORDERS = {"two": [0, 1], "five": [3, 0, 2, 1, 4]}
 
