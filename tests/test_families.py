@@ -16,6 +16,11 @@ def test_each_proved_family_is_listed():
     assert set(families()) == set(tiny.FAMILIES)
 
 
+def test_videos_are_as_proved():
+    proved = {name for name, family in tiny.FAMILIES.items() if family.video}
+    assert {name for name, family in families().items() if family.video} == proved
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_packing_is_as_the_model_says(model_folder, family):
     config = AutoConfig.from_pretrained(model_folder(family))

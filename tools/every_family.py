@@ -33,9 +33,12 @@ from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.kinds import Kind
 from lightning_vlm.models.parts import parameters_by_part
-from tests.support import tiny
-from tests.support.packed import OfList
-from tests.support.tiny.generic import generic_family
+from tools.newer_classes import stood_in_for
+
+with stood_in_for():
+    from tests.support import tiny
+    from tests.support.packed import OfList
+    from tests.support.tiny.generic import generic_family
 
 SECONDS = 120
 """How long a class is tried."""

@@ -37,7 +37,7 @@ def create(directory: Path) -> Path:
     source = str(SHIPPED["drawn-vlm"])
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO]})
-    video_id = tokenizer.convert_tokens_to_ids(VIDEO)
+    video_id = tokenizer.get_vocab()[VIDEO]
     shipped = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     shipped.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     config = LlavaOnevisionConfig(

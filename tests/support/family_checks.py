@@ -38,11 +38,27 @@ _ABOUT = """\
 
 Written by `pytest tests --families docs/families.md -n auto`: how many tests of each check pass on a tiny
 model of the family, made of its real classes, processor and a chat template in the shape of its published
-one. Known limits: LLaVA and LLaVA-NeXT read the tower one layer early, so its last layer and norm never learn
-(LLaVA-OneVision: its norm). PaliGemma can't process text without a picture. Pixtral's template drops system
-turns, and Qwen3-VL's drops the pictures in them; such data is refused. LLaVA-OneVision's generation prompt
-differs from the beginning of the answers in its template; a warning says so. PaliGemma, Gemma 3 and Mllama
-can't be packed exactly (docs/packing.md): they train by tokens, and a line says so.
+one; `-` where a check has none for it. `lightning-vlm families` lists checkpoints, and how they write boxes.
+
+What some families can't, by nature; a run says it, or refuses:
+
+- **No gradient ever reaches** the tower's last layer and norm in LLaVA, LLaVA-NeXT, ViP-LLaVA,
+  LLaVA-NeXT-Video and Video-LLaVA, which read it one layer early; its norm in LLaVA-OneVision, Aya Vision and
+  Granite Vision 4; `query_1024_resolution` of DeepSeek-OCR 2 where pictures are small.
+- **Packing** can't be exact where pictures see one another both ways (PaliGemma, Gemma 3 and 4, Molmo 2), by
+  cross-attention (Mllama), with convolutions or linear attention (LFM2-VL, LFM3-VL, Qwen3.5), or without
+  positions (Kosmos-2, BLIP-2, InstructBLIP): these train by tokens (docs/packing.md).
+- **Turns**: PaliGemma, Kosmos-2, BLIP-2 and InstructBLIP need a picture, the last three exactly one, in the
+  first question. Pixtral's and Molmo 2's templates refuse system turns, Qwen3-VL's drops the pictures in them;
+  GLM-4.6V's and GLM-OCR's refuse empty answers, DeepSeek-VL's an empty last one. Qwen3.5 writes earlier
+  answers otherwise once later ones follow: several rounds become several samples.
+- **Prompts** of LLaVA-OneVision and Molmo 2 differ from the beginning of the answers in their templates.
+- **Videos**: SmolVLM and the GLM line take one medium a sample; LLaVA's kin and InternVL as many frames in
+  each video of a sample. VideoLLaMA 3's must be decoded to know how many tokens they cost (docs/video.md).
+- **Adapters alone** can't be exported where the projector holds a bare parameter (LLaVA-NeXT,
+  LLaVA-NeXT-Video, LLaVA-OneVision, Granite Vision 4, DeepSeek-OCR 2, Kosmos-2, BLIP-2, InstructBLIP): merge.
+- **Other**: cross-modal adapters don't go into Mllama, Granite Vision 4 or Kosmos-2, LoRA and nf4 not into
+  Ovis 2's projector, parallel adapters not into BLIP-2. Experts in one tensor stay in 16 bits.
 
 """
 

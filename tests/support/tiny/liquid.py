@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import (
     Lfm2VlConfig,
+    Lfm2VlImageProcessor,
     Lfm2VlProcessor,
     Lfm3VlConfig,
     Lfm3VlProcessor,
@@ -13,7 +14,6 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen3VLVideoProcessor,
 )
-from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
 from tests.support.tiny.family import VISION_SIZE, Family, Ids
 

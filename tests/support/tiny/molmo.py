@@ -4,13 +4,13 @@ from typing import Any
 
 from transformers import (
     Molmo2Config,
+    Molmo2ImageProcessor,
     Molmo2Processor,
+    Molmo2VideoProcessor,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
 )
-from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
-from transformers.models.molmo2.video_processing_molmo2 import Molmo2VideoProcessor
 
 from tests.support.tiny.family import VISION_SIZE, Family, Ids
 
