@@ -49,7 +49,7 @@ What some families can't, by nature; a run says it, or refuses:
   cross-attention (Mllama), with convolutions or linear attention (LFM2-VL, LFM3-VL, Qwen3.5), or without
   positions (Kosmos-2, BLIP-2, InstructBLIP): these train by tokens (docs/packing.md).
 - **Turns**: PaliGemma, Kosmos-2, BLIP-2 and InstructBLIP need a picture, the last three exactly one, in the
-  first question. Pixtral's and Molmo 2's templates refuse system turns, Qwen3-VL's drops the pictures in them;
+  first question. Pixtral's and Molmo 2's templates refuse system turns, Qwen3-VL's drops their pictures;
   GLM-4.6V's and GLM-OCR's refuse empty answers, DeepSeek-VL's an empty last one. Qwen3.5 writes earlier
   answers otherwise once later ones follow: several rounds become several samples.
 - **Prompts** of LLaVA-OneVision and Molmo 2 differ from the beginning of the answers in their templates.
