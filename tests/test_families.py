@@ -1,19 +1,25 @@
 """`lightning-vlm families`: what it says is what the tests of the families found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+import lightning_vlm.families
 from lightning_vlm.cli import main
 from lightning_vlm.families import families
 from lightning_vlm.models.packing import why_not_packed
 from tests.support import tiny
 
+FILE = Path(lightning_vlm.families.__file__).with_suffix(".yaml")
+
 
 def test_each_proved_family_is_listed():
-    assert set(families()) == set(tiny.FAMILIES)
+    lines = FILE.read_text("utf-8").splitlines()
+    names = [line.rstrip(":") for line in lines if line and line[0] not in " #"]
+    assert sorted(names) == sorted(tiny.FAMILIES)
 
 
 def test_videos_are_as_proved():
