@@ -102,7 +102,8 @@ def _try_and_send(key: str, sender: Any) -> None:
 
 
 def _try(key: str, folder: Path) -> None:
-    refused = why_not_trainable(CONFIG_MAPPING[key]())
+    with _step("its configuration has no defaults", folder):
+        refused = why_not_trainable(CONFIG_MAPPING[key]())
     if refused:
         reason = refused.partition(": ")[2].partition(";")[0]
         raise Failed(f"refused: {reason}")
@@ -123,6 +124,8 @@ def _try(key: str, folder: Path) -> None:
     data = VLMDataModule(train=source, val=source, batch_size=2, shuffle=False)
     with _step("masks", folder):
         batch = _batch(module, source)
+        for error in batch.skipped:
+            raise error
         _check_mask(module, batch)
     with _step("loss", folder):
         _check_loss(module, batch)
