@@ -107,12 +107,18 @@ def _try(key: str, folder: Path) -> None:
     if refused:
         reason = refused.partition(": ")[2].partition(";")[0]
         raise Failed(f"refused: {reason}")
-    has_row = key in tiny.FAMILIES
-    if not has_row:
-        tiny.FAMILIES[key] = generic_family(key)
-    with _step(
-        "not proved; shrunk by rules it can't be built" if not has_row else "can't be built tiny", folder
-    ):
+    if key in tiny.FAMILIES:
+        _try_steps(key, folder)
+        return
+    tiny.FAMILIES[key] = generic_family(key)
+    try:
+        _try_steps(key, folder)
+    except Failed as failure:
+        raise Failed(f"not proved; shrunk by rules, {failure}") from failure
+
+
+def _try_steps(key: str, folder: Path) -> None:
+    with _step("can't be built", folder):
         tiny.build(key, folder)
     template = None if tiny.FAMILIES[key].template else "plain"
     with _step("can't be loaded", folder):
