@@ -48,6 +48,7 @@ SIZES = {
     "glm_ocr": ["image_grid_thw"],
     "paddleocr_vl": ["image_grid_thw"],
     "exaone4_5": ["image_grid_thw"],
+    "minicpmv4_6": ["target_sizes"],
     "video_llama_3": ["image_grid_thw", "image_merge_sizes", "video_merge_sizes"],
 }
 """Types of models that work with sizes on the host, and the inputs that have them; where there are grids of
@@ -192,6 +193,8 @@ def _checked(base: Any, tokens: Mapping[str, int]) -> Iterator[None]:
         embedded = given.get("inputs_embeds")  # Gemma 4 looks for the places before it embeds
         for name, count in tokens.items():
             features = given.get(name)
+            if "token_id" in given and given["token_id"] == getattr(base.config, _TOKENS[name], None):
+                features = given.get("features")  # of one kind a call (MiniCPM-V)
             if features is None or embedded is None:
                 continue
             width = embedded.shape[-1]

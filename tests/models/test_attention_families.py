@@ -40,6 +40,8 @@ FAMILIES = {
     "lfm3_vl": Row("", "it has layers of conv"),
     "ovis2": Row(OWN_ROW, ""),
     "lighton_ocr": Row("", ""),
+    "got_ocr2": Row(OWN_ROW, ""),
+    "minicpmv4_6": Row("", LINEAR),
     "deepseek_vl": Row(OWN_ROW, ""),
     "molmo2": Row(OWN_ROW, BOTH_WAYS),
     "deepseek_ocr2": Row(OWN_ROW, ""),

@@ -16,17 +16,12 @@ from lightning_vlm.models.attention.lengths import takes_lengths, varlen_lengths
 from lightning_vlm.models.loading.load import load_model, load_processor
 from tests.models.test_attention_families import FAMILIES
 from tests.support import tiny
+from tests.support.packed import WITHOUT_SDPA
+from tests.support.packed import with_masks as masked
 from tests.support.tiny.moe import MIXTURES
 
 TAKES_LENGTHS = [family for family, row in FAMILIES.items() if not row.language]
-WITHOUT_SDPA = ("got_ocr2",)
-"""Families whose classes have none in transformers; they are compared with eager attention."""
 WITH_SDPA = [family for family in TAKES_LENGTHS if family not in WITHOUT_SDPA]
-
-
-def masked(family):
-    """The attention with masks that a family is compared with."""
-    return "eager" if family in WITHOUT_SDPA else "sdpa"
 
 
 def load(folder, attn_implementation="auto", checkpointing=False):

@@ -123,6 +123,7 @@ def test_features_are_what_the_projector_puts_out(family, tiny_folder, inputs_of
             "image_grid_thw",
             "pixel_attention_mask",
             "spatial_shapes",
+            "target_sizes",
             "image_position_ids",
             "image_merge_sizes",
             "image_token_pooling",

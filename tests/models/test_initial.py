@@ -33,7 +33,16 @@ def without(folder, to, *words):
     return to
 
 
-PROJECTOR = ("projector", "connector", "merger", "image_newline", "vision_projection", "visual_embeddings")
+PROJECTOR = (
+    "projector",
+    "connector",
+    "model.merger",
+    "visual.merger",
+    "deepstack_merger",
+    "image_newline",
+    "vision_projection",
+    "visual_embeddings",
+)
 PROJECTOR += ("image_to_text", "qformer", "query_tokens", "language_projection", "embed_vision", "resampler")
 PROJECTOR += ("image_pooling", "aligner", "view_sep")
 PROJECTOR += ("mlp_AR",)  # PaddleOCR-VL's, in its files

@@ -27,7 +27,9 @@ UNKNOWN = {
     "gemma4_31b",
     "idefics2",
     "granite4_vision",
+    "got_ocr2",
     "qwen3_5",
+    "minicpmv4_6",
     "lfm2_vl",
     "lfm3_vl",
     "ovis2",
@@ -35,7 +37,8 @@ UNKNOWN = {
     *ONE_PICTURE,
     *MIXTURES,
 }
-"""They see pictures by cross-attention or by queries, attend linearly, mix tokens by convolutions, choose
+"""They see pictures by cross-attention, by queries or in windows of SAM's tower,
+attend linearly, mix tokens by convolutions, choose
 features from a table, add features in several layers, fill up patches, say no sizes of pictures,
 or have experts."""
 PLANS = {

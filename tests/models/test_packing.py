@@ -33,6 +33,7 @@ WHY = {
     "blip-2": "its masks aren't made from positions",
     "instructblip": "it takes no position_ids",
     "qwen3_5_moe": "it has layers of linear_attention",
+    "minicpmv4_6": "it has layers of linear_attention",
 }
 
 

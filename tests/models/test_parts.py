@@ -90,6 +90,7 @@ PREFIXES = {
     "molmo2": LLAVA,
     "deepseek_ocr2": {**LLAVA, "projector": ("model.multi_modal_projector.", "model.view_separator")},
     "got_ocr2": {**LLAVA, "head": ()},
+    "minicpmv4_6": {**LLAVA, "projector": ("model.merger.",), "head": ()},
     "lighton_ocr": {
         **LLAVA,
         "vision": ("model.vision_encoder.",),
@@ -172,6 +173,7 @@ TIED = (
     "kosmos-2",
     "blip-2",
     "got_ocr2",
+    "minicpmv4_6",
 )
 LAYERS = {  # vision, language
     **dict.fromkeys(PREFIXES, ("model.vision_tower.encoder.layers", "model.language_model.layers")),

@@ -227,6 +227,9 @@ CHATS = {
         "<|start_header_id|>assistant<|end_header_id|>\n\nYes.<|eot_id|>"
     ),
     "qwen3_5": _QWEN.partition("<|im_end|>\n")[2].replace("Yes.", "<think>\n\n</think>\n\nYes."),
+    "minicpmv4_6": f"{_ASKED}<|image_pad|>\n{_ANSWERED}{_AGAIN}".replace(
+        "Yes.", "<think>\n\n</think>\n\nYes."
+    ),
 }
 _GLM = "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>How many?<|assistant|>\n"
 CHATS["glm4v"] = _GLM + "Two.<|user|>\nSure?<|assistant|>\nYes."
@@ -280,6 +283,7 @@ PROMPTS = {
     "deepseek_vl": "Assistant:",
     "molmo2": _CHATML,
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",
+    "minicpmv4_6": _CHATML + "<think>\n\n</think>\n\n",
 }
 MARKED = ("llava", "llava_onevision", "llava_next_video", "video_llava")  # with {% generation %}
 

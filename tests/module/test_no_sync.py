@@ -95,6 +95,10 @@ ALLOWED = {
         ("size", "index", "modeling_molmo2"): "which places have patches, and which tokens are features",
         ("size", "index_put", "__call__"): "the same, backward",
     },
+    "got_ocr2": {
+        ("upload", "index", "get_rel_pos"): "which relative positions patches have, in each of SAM's layers",
+        ("upload", "index_put", "__call__"): "the same, backward",
+    },
     "lfm3_vl": {
         ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
         ("read", "_local_scalar_dense", "create_recurrent_attention_mask"): PADDED,
@@ -145,6 +149,12 @@ ALLOWED = {
     "instructblip": Q_FORMER,
     "qwen3_5": LINEAR,
     "qwen3_5_moe": LINEAR,
+    "minicpmv4_6": LINEAR
+    | {
+        ("upload", "_to_copy", "modeling_minicpmv4_6"): SIZES_ARE_MOVED,
+        ("read", "_local_scalar_dense", "get_max_seqlen"): SIZES_ARE_MOVED,
+        ("size", "index", "get_placeholder_mask"): "features against tokens, compared although ours was",
+    },
 }
 """What waits in transformers by family: the kind, the operation, and a part of where; `docs/decisions.md`."""
 

@@ -16,7 +16,8 @@ from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.optim import Constant
 from tests.module.test_tasks import PLAN, TASKS, Keep, KeepNorms, by_hand, end, off
 from tests.support import tiny
-from tests.support.packed import PACKED
+from tests.support.packed import PACKED, OfList, picture
+from tests.support.pictures import NEEDS_PICTURES, with_its_pictures
 
 WEIGHTS = {"vqa": 3.0, "ocr": 0.5}
 KINDS = {"special": 0.3, "instruction": 0.2}
@@ -56,6 +57,9 @@ def run(module, make_quiet, source):
     def fit(pack, family="llava", accumulate=1, callbacks=(), data=(), options=(), **trainer):
         given = {"adapt": PLAN, "schedule": Constant(), "clip": 0.5, "task_weights": WEIGHTS}
         given |= {"token_weights": KINDS, **dict(options)}
+        train = source
+        if family in NEEDS_PICTURES:
+            train = OfList(with_its_pictures(family, each, picture(32, 32, 9)) for each in source)
         one = module(family, optimizer=partial(torch.optim.SGD, lr=0.2), **given)
         with torch.no_grad():
             for at, (name, weight) in enumerate(one.named_parameters()):
@@ -63,7 +67,7 @@ def run(module, make_quiet, source):
                     weight.normal_(std=0.1, generator=torch.Generator().manual_seed(at))
         keep, see = Keep(), See()
         keep.start = end(one)
-        batches = Data(pack, **{"train": source, "batch_size": 3, **dict(data)})
+        batches = Data(pack, **{"train": train, "batch_size": 3, **dict(data)})
         made = make_quiet(
             callbacks=[*callbacks, keep, see],
             accumulate_grad_batches=accumulate,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.render.media import FLAT
 from lightning_vlm.kinds import Kind
 from lightning_vlm.metrics.text import exact_match, token_f1
 from tests.support import tiny
@@ -32,9 +33,14 @@ def by_hand(one, conversation):
             else:
                 content.append({"type": "text", "text": getattr(part, "text", None) or str(part)})
         messages.append({"role": turn.role, "content": content})
-    inputs = one.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    if type(one.processor).__name__ in FLAT:  # which its own apply_chat_template doesn't heed
+        pictures = [part["image"] for turn in messages for part in turn["content"] if part["type"] == "image"]
+        text = one.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = one.processor(images=pictures, text=[text], return_tensors="pt")
+    else:
+        inputs = one.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
     ids = one.model.eval().generate(**inputs, do_sample=False, max_new_tokens=LENGTH)
     new = ids[0, inputs["input_ids"].shape[1] :]
     return one.processor.tokenizer.decode(new, skip_special_tokens=True).strip()

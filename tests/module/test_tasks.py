@@ -351,7 +351,7 @@ class KeepNorms(Callback):
         self.norms.append(self.gradnorm._statistics.norms.clone())
 
 
-SPLIT = ("qwen3_5",)
+SPLIT = ("qwen3_5", "minicpmv4_6")
 """Several samples are made of a conversation, so that its batches aren't those that are taken by hand."""
 FLAT = ("blip-2",)
 """The MLP of their last layer gets tokens without their rows; an error names other layers to choose."""

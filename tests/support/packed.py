@@ -11,6 +11,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.models.picture_inputs import PictureInputsFinder
 from lightning_vlm.models.positions import token_positions
+from tests.support.pictures import with_its_pictures
 from tests.support.tiny import FAMILIES
 
 NEVER = (
@@ -19,6 +20,7 @@ NEVER = (
     "mllama",
     "qwen3_5",
     "qwen3_5_moe",
+    "minicpmv4_6",
     "lfm2_vl",
     "lfm3_vl",
     "kosmos-2",
@@ -29,6 +31,8 @@ NEVER = (
     "gemma4_31b",
 )
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
+WITHOUT_SDPA = ("got_ocr2",)
+"""Families whose classes in transformers have no `sdpa`."""
 PACKED = tuple(family for family in FAMILIES if family not in NEVER)
 
 
@@ -75,7 +79,15 @@ class OfList(Conversations):
         return self.items[index]
 
 
+def with_masks(family):
+    """The attention of a family that keeps samples apart by masks."""
+    return "eager" if family in WITHOUT_SDPA else "sdpa"
+
+
 def batch_of(one, samples, pack, dtype=torch.float64):
+    """Samples in one batch; those without a picture get one where the family needs it."""
+    family = one.model.config.model_type
+    samples = [with_its_pictures(family, sample, picture(32, 32, 9)) for sample in samples]
     renderer = Renderer(one.processor)
     positions = token_positions(one.model)
     pictures = PictureInputsFinder(one.model)

@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from lightning_vlm.data.conversation import Conversation, Image
 from tests.support.tiny.blip import ONE_PICTURE
 
-NEEDS_PICTURES = ("paligemma", *ONE_PICTURE)
+NEEDS_PICTURES = ("paligemma", "got_ocr2", *ONE_PICTURE)
 """Families that take no text without a picture."""
 
 

@@ -29,6 +29,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "lighton_ocr": "<|im_end|>",
     "deepseek_vl": "<｜end▁of▁sentence｜>",
     "molmo2": "<|im_end|>",
+    "minicpmv4_6": "<|im_end|>",
     "mistral3": "</s>",
     "pixtral": "</s>",
     "mllama": "<|eot_id|>",
@@ -72,6 +73,8 @@ ADDED_ENDS = (*ENDED_BY_QUESTIONS, "deepseek_vl", "molmo2")
 """Families whose own templates don't end the last answer of a chat: an end is added to it."""
 NO_EMPTY_ANSWERS = ("glm46v", "glm_ocr", "glm4v_moe")
 """Families whose own templates write less around an empty answer, so that it can't be masked."""
+NO_EMPTY_QUESTIONS = ("minicpmv4_6",)
+"""Families whose own templates strip the line behind a picture with an empty text, which is refused."""
 NO_EMPTY_LAST_ANSWERS = ("deepseek_vl",)
 """Families whose own templates do so with the last answer of a chat."""
 

@@ -1,6 +1,6 @@
 """Tensors of samples joined to those of a batch: padded to one length, or packed into one row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +13,9 @@ from lightning_vlm.errors import UserError
 NUMBERS = {"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"}
 """Inputs that are numbers of patches, counted from the first one of a sample, and the patches
 themselves, of shape [crops, patches, ...]. A number below 0 is none (Molmo 2)."""
+IN_ONE_ROW = {"target_sizes": "pixel_values"}
+"""Inputs that say how large pictures are whose patches lie side by side in one long row, and these patches,
+of shape [1, channels, height of a patch, pixels]. The model reads the first row only (MiniCPM-V)."""
 Side: TypeAlias = Literal["left", "right"]
 
 
@@ -27,8 +30,11 @@ def join_padded(examples: Sequence[Example], pad_token_id: int, side: Side) -> d
     by_token = {name for name, values in values_by_name.items() if _are_by_token(values, lengths)}
     # Where tokens say which pictures of their row they see (Mllama), each row must have some.
     each_needs_pictures = any(_first(values_by_name[name]).ndim > 2 for name in by_token)
+    in_one_row = _in_one_row(values_by_name)
     for name, values in values_by_name.items():
-        if name in by_token:
+        if name in in_one_row:
+            inputs[name] = _one_row(values)
+        elif name in by_token:
             inputs[name] = pad(_rows_by_token(values, lengths), 0, side)
         else:
             inputs[name] = _join_pictures(values, each_needs_pictures)
@@ -45,8 +51,11 @@ def join_packed(examples: Sequence[Example]) -> dict[str, Tensor]:
     lengths = [len(example.input_ids) for example in examples]
     values_by_name = _values_by_name(examples)
     _count_on(values_by_name)
+    in_one_row = _in_one_row(values_by_name)
     for name, values in values_by_name.items():
-        if not _are_by_token(values, lengths):
+        if name in in_one_row:
+            inputs[name] = _one_row(values)
+        elif not _are_by_token(values, lengths):
             inputs[name] = _join_pictures(values, each_needs_pictures=False)
         elif name != "attention_mask":
             if _first(values).ndim > 2:
@@ -89,6 +98,17 @@ def _count_on(values_by_name: dict[str, list[Tensor | None]]) -> None:
             counted.append(numbers.where(numbers < 0, numbers + before))
             before += pixels.shape[0] * pixels.shape[1]
         values_by_name[name] = counted
+
+
+def _in_one_row(names: Iterable[str]) -> set[str]:
+    """Those of some inputs that lie in one long row."""
+    given = set(names)
+    return {patches for sizes, patches in IN_ONE_ROW.items() if sizes in given}
+
+
+def _one_row(values: Sequence[Tensor | None]) -> Tensor:
+    """Patches of all pictures in one row, in the order of samples."""
+    return torch.cat([value for value in values if value is not None], dim=-1)
 
 
 def _are_by_token(values: Sequence[Tensor | None], lengths: Sequence[int]) -> bool:

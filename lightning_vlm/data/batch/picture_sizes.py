@@ -16,7 +16,7 @@ class PictureSizes(NamedTuple):
         tiles: Pictures, or the tiles that they were cut into, where the model takes these in one size; frames
             of videos too, where the model takes them for pictures.
         grids: Frames, rows and columns of patches of each picture, where the model takes patches
-            (`image_grid_thw`).
+            (`image_grid_thw`, or `target_sizes` of rows and columns alone).
         pixels: Height and width of each picture, where the processor states them (`image_sizes`).
         video_grids: As `grids`, of each video.
         video_frames: How many frames each video has, where the model takes them in one tensor and one size.
@@ -37,9 +37,10 @@ def picture_sizes(inputs: Mapping[str, Tensor]) -> PictureSizes:
     """
     values = inputs.get("pixel_values", inputs.get("pixel_values_images"))
     videos = inputs.get(VIDEO_FRAMES)
+    in_one_row = _rows(inputs.get("target_sizes"))
     return PictureSizes(
-        tiles=0 if values is None else _tiles(values),
-        grids=_rows(inputs.get("image_grid_thw")),
+        tiles=0 if values is None or in_one_row else _tiles(values),
+        grids=_rows(inputs.get("image_grid_thw")) or tuple((1, *size) for size in in_one_row),
         pixels=_rows(inputs.get("image_sizes")),
         video_grids=_rows(inputs.get("video_grid_thw")),
         video_frames=frames_of_videos(videos) if videos is not None and videos.ndim == 5 else (),

@@ -19,6 +19,9 @@ one that begins the next question."""
 _CHECKED_AROUND = {"HunYuanVLProcessor": ("image_start_token", "image_end_token")}
 """Processors that look at what stands directly around a picture's placeholder, and how they call it."""
 
+_PICTURES_ONLY = ("MiniCPMV4_6Processor",)
+"""Processors whose videos aren't tried out here, and so refused."""
+
 
 class SpecialTokens(NamedTuple):
     """The special tokens of a processor.
@@ -59,6 +62,8 @@ def special_tokens(processor: ProcessorMixin) -> SpecialTokens:
     if tokenizer.bos_token != tokenizer.eos_token:  # one token may begin a text and end its turns
         ends.discard(str(tokenizer.bos_token))
     video = getattr(processor, "video_token", None)
+    if type(processor).__name__ in _PICTURES_ONLY:
+        video = None
     return SpecialTokens(
         any_of(special),
         np.array(sorted(ids), np.int64),

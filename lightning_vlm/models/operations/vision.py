@@ -120,8 +120,9 @@ def _first_picture(
     pixels = picture[name]
     if sizes.grids:
         patches = math.prod(sizes.grids[0])
-        first = {name: pixels[:patches]}
-        for size in ("image_grid_thw", "image_merge_sizes"):
+        in_one_row = "target_sizes" in picture
+        first = {name: pixels[..., : patches * pixels.shape[2]] if in_one_row else pixels[:patches]}
+        for size in ("image_grid_thw", "image_merge_sizes", "target_sizes"):
             if size in picture:
                 first[size] = picture[size][:1]
     elif patch:

@@ -18,7 +18,12 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
 from tests.support.pictures import with_its_pictures
-from tests.support.rendering import NO_EMPTY_ANSWERS, NO_EMPTY_LAST_ANSWERS, ready_template
+from tests.support.rendering import (
+    NO_EMPTY_ANSWERS,
+    NO_EMPTY_LAST_ANSWERS,
+    NO_EMPTY_QUESTIONS,
+    ready_template,
+)
 from tests.support.tiny import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template of")
@@ -47,16 +52,16 @@ def picture(width, height):
 PICTURES = [picture(64, 64), picture(96, 64), picture(32, 80)]
 
 
-def random_chat(rng, rounds, orders=False, fewest=0):
+def random_chat(rng, rounds, orders=False, fewest=0, asked=""):
     """A conversation of random words and pictures; with other orders of turns if asked.
 
-    Answers have `fewest` words or more.
+    Answers have `fewest` words or more; questions end with what is `asked`.
     """
     messages = []
     if orders and rng.random() < 0.3:
         messages.append(Message("assistant", (Text("Hello."),)))
     for number in range(rounds):
-        text = Text(" ".join(rng.choices(WORDS, k=rng.randint(0, 12))))
+        text = Text(" ".join(rng.choices(WORDS, k=rng.randint(0, 12))) + asked)
         few = rng.choices(PICTURES, k=rng.choice((0, 0, 1, 2)) if number else 1)
         messages.append(Message("user", (*few, text)))
         if orders and rng.random() < 0.2:
@@ -89,7 +94,11 @@ def test_a_chat_is_cut_as_if_it_lost_one_round_after_the_other(processor_of, mod
     whole, rng = Renderer(processor), random.Random(model)
     for rounds, orders in ((1, False), (6, False), (4, True)):
         conversation = random_chat(
-            rng, rounds, orders, fewest=int(model in NO_EMPTY_ANSWERS + NO_EMPTY_LAST_ANSWERS)
+            rng,
+            rounds,
+            orders,
+            fewest=int(model in NO_EMPTY_ANSWERS + NO_EMPTY_LAST_ANSWERS),
+            asked="Well?" if model in NO_EMPTY_QUESTIONS else "",
         )
         conversation = with_its_pictures(model, conversation, PICTURES[0])
         longest = len(whole.example(conversation).input_ids)

@@ -65,6 +65,7 @@ STRIPS = (
     "gemma3",
     "qwen3_5",
     "qwen3_5_moe",
+    "minicpmv4_6",
     "glm46v",
     "glm4v_moe",
     "glm_ocr",

@@ -25,9 +25,10 @@ from tests.support.tiny.idefics import IDEFICS2, IDEFICS3, SMOLVLM
 from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
+from tests.support.tiny.minicpm import MINICPMV4_6
 from tests.support.tiny.moe import ERNIE4_5_VL_MOE, GLM4V_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
 from tests.support.tiny.molmo import MOLMO2
-from tests.support.tiny.ocr import LIGHTON_OCR
+from tests.support.tiny.ocr import GOT_OCR2, LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
 from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
@@ -53,6 +54,8 @@ FAMILIES: dict[str, Family] = {
     "lfm3_vl": LFM3_VL,
     "ovis2": OVIS2,
     "lighton_ocr": LIGHTON_OCR,
+    "got_ocr2": GOT_OCR2,
+    "minicpmv4_6": MINICPMV4_6,
     "deepseek_vl": DEEPSEEK_VL,
     "molmo2": MOLMO2,
     "deepseek_ocr2": DEEPSEEK_OCR2,

@@ -38,7 +38,7 @@ QWEN3_5_TEMPLATE = (
 )
 
 
-def qwen3_5_config(ids: Ids, text: dict) -> PretrainedConfig:
+def qwen3_5_text(text: dict) -> dict:
     """A linear layer and one of full attention, which rotates a half of each head; published is a fourth."""
     rope = {
         "rope_type": "default",
@@ -47,6 +47,20 @@ def qwen3_5_config(ids: Ids, text: dict) -> PretrainedConfig:
         "mrope_section": [2, 1, 1],
         "mrope_interleaved": True,
     }
+    return {
+        **text,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "rope_parameters": rope,
+    }
+
+
+def qwen3_5_config(ids: Ids, text: dict) -> PretrainedConfig:
+    """Qwen3-VL's tower before the language model."""
     return Qwen3_5Config(
         vision_config={
             "hidden_size": 48,
@@ -57,16 +71,7 @@ def qwen3_5_config(ids: Ids, text: dict) -> PretrainedConfig:
             "out_hidden_size": text["hidden_size"],
             "num_position_embeddings": 36,
         },
-        text_config={
-            **text,
-            "head_dim": 16,
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 16,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "rope_parameters": rope,
-        },
+        text_config=qwen3_5_text(text),
         tie_word_embeddings=True,
         **qwen_ids(ids),
     )
