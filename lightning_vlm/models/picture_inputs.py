@@ -47,6 +47,7 @@ SIZES = {
     "glm4v_moe": ["image_grid_thw"],
     "glm_ocr": ["image_grid_thw"],
     "paddleocr_vl": ["image_grid_thw"],
+    "hunyuan_vl": ["image_grid_thw"],
     "exaone4_5": ["image_grid_thw"],
     "minicpmv4_6": ["target_sizes"],
     "video_llama_3": ["image_grid_thw", "image_merge_sizes", "video_merge_sizes"],

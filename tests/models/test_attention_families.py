@@ -67,7 +67,7 @@ FAMILIES = {
     "kosmos-2": Row(OWN_ROW, OWN_HEAD),
     "blip-2": Row(OWN_ROW, OWN_HEAD),
     "instructblip": Row(OWN_ROW, OWN_HEAD),
-    **dict.fromkeys(("paddleocr_vl", "video_llama_3", "exaone4_5"), Row("", "")),
+    **dict.fromkeys(("paddleocr_vl", "hunyuan_vl", "video_llama_3", "exaone4_5"), Row("", "")),
 }
 
 

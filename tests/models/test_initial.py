@@ -45,7 +45,7 @@ PROJECTOR = (
 )
 PROJECTOR += ("image_to_text", "qformer", "query_tokens", "language_projection", "embed_vision", "resampler")
 PROJECTOR += ("image_pooling", "aligner", "view_sep")
-PROJECTOR += ("mlp_AR",)  # PaddleOCR-VL's, in its files
+PROJECTOR += ("mlp_AR", "perceive")  # PaddleOCR-VL's and HunYuan-VL's, in their files
 
 
 @pytest.mark.parametrize("family", FAMILIES)

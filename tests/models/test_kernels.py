@@ -37,6 +37,7 @@ FOUND = {
     "mistral3": (11, 2, 4),
     "mllama": (9, 3, 2),
     "paddleocr_vl": (5, 2, 4),
+    "hunyuan_vl": (11, 2, 2),
     "video_llama_3": (5, 2, 4),
     "exaone4_5": (14, 4, 4),
     "glm4v": (15, 2, 2),

@@ -32,6 +32,7 @@ WHY = {
     "kosmos-2": "its masks aren't made from positions",
     "blip-2": "its masks aren't made from positions",
     "instructblip": "it takes no position_ids",
+    "hunyuan_vl": "it has no axis of positions that masks are made from",
     "qwen3_5_moe": "it has layers of linear_attention",
     "minicpmv4_6": "it has layers of linear_attention",
 }

@@ -149,6 +149,12 @@ PREFIXES = {
         "language": ("model.language_model.",),
         "head": ("lm_head.",),
     },
+    "hunyuan_vl": {
+        "vision": ("model.vision_tower.embeddings.", "model.vision_tower.layers."),
+        "projector": ("model.vision_tower.patch_merger.",),
+        "language": ("model.language_model.",),
+        "head": (),
+    },
     "exaone4_5": {**QWEN, "head": ("lm_head.",)},
 }
 TIED = (
@@ -159,6 +165,7 @@ TIED = (
     "qwen3_vl",
     "qwen3_5",
     "paddleocr_vl",
+    "hunyuan_vl",
     "gemma3",
     "paligemma",
     "lfm2_vl",
@@ -202,7 +209,8 @@ LAYERS = {  # vision, language
     ),
     "ernie4_5_vl_moe": ("model.vision_tower.blocks", "model.language_model.layers"),
     **dict.fromkeys(
-        ("lfm3_vl", "molmo2", "got_ocr2"), ("model.vision_tower.layers", "model.language_model.layers")
+        ("lfm3_vl", "molmo2", "got_ocr2", "hunyuan_vl"),
+        ("model.vision_tower.layers", "model.language_model.layers"),
     ),
     "deepseek_vl": ("model.vision_model.encoder.layers", "model.language_model.layers"),
     "deepseek_ocr2": ("model.vision_tower.vision_encoder.layers", "model.language_model.layers"),

@@ -80,6 +80,7 @@ DEAD = {
     "llava_onevision": (2, "post_layernorm"),
     "aya_vision": (2, "post_layernorm"),
     "granite4_vision": (2, "post_layernorm"),
+    "hunyuan_vl": (1, "image_sep"),
     "gemma4": (30, r"audio_tower|embed_audio"),
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
@@ -239,6 +240,10 @@ CHATS["paddleocr_vl"] = (
     "<|begin_of_sentence|>User: <|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>How many?\n"
     "Assistant:\nTwo.</s>User: Sure?\nAssistant:\nYes.</s>"
 )
+CHATS["hunyuan_vl"] = (
+    "<｜hy_begin▁of▁sentence｜><｜hy_place▁holder▁no▁100｜><｜hy_place▁holder▁no▁102｜><｜hy_place▁holder▁no▁101｜>"
+    "How many?<｜hy_User｜>Two.<｜hy_Assistant｜>Sure?<｜hy_User｜>Yes.<｜hy_Assistant｜>"
+)
 CHATS["video_llama_3"] = (
     "<|im_start|>user\n<|image_pad|>\nHow many?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>\n"
     "<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
@@ -279,6 +284,7 @@ PROMPTS = {
     "mllama": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glm4v_moe", "exaone4_5"), "<|assistant|>\n"),
     "paddleocr_vl": "Assistant:\n",
+    "hunyuan_vl": "Sure?<｜hy_User｜>",
     "video_llama_3": _CHATML,
     "deepseek_vl": "Assistant:",
     "molmo2": _CHATML,

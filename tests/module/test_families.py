@@ -10,29 +10,11 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
 from tests.support import tiny
+from tests.support.dead import DEAD
 from tests.support.pictures import NEEDS_PICTURES, with_its_pictures
 
 FAMILIES = tuple(tiny.FAMILIES)
 FULL = {"vision": "full", "projector": "full", "language": "full"}
-_EARLY = ["vision.layers[-1]", "model.model.vision_tower.post_layernorm"]
-DEAD = {  # as published, no gradient ever reaches these
-    "llava": _EARLY,
-    "llava_next": _EARLY,
-    "deepseek_ocr2": ["model.model.vision_tower.query_1024_resolution"],  # for larger pictures
-    "llava_onevision": ["model.model.vision_tower.post_layernorm"],
-    "aya_vision": ["model.model.vision_tower.post_layernorm"],
-    "granite4_vision": ["model.model.vision_tower.post_layernorm"],
-    "vipllava": _EARLY,
-    "llava_next_video": _EARLY,
-    # The other tower is that of videos.
-    "video_llava": [
-        "vision.layers[-1]",
-        "model.model.image_tower.post_layernorm",
-        "model.model.video_tower",
-    ],
-    # What its Q-Former makes of the question in its last layer is read by nobody.
-    "instructblip": [f"model.qformer.encoder.layer.1.{part}" for part in ("intermediate", "output")],
-}
 ZERO = ("instructblip",)  # there it is no lack of a gradient but one of zeros
 
 

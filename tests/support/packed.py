@@ -29,6 +29,7 @@ NEVER = (
     "instructblip",
     "gemma4",
     "gemma4_31b",
+    "hunyuan_vl",
 )
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
 WITHOUT_SDPA = ("got_ocr2",)

@@ -45,6 +45,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "aya_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
     "cohere2_vision": "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
     "paddleocr_vl": "</s>",
+    "hunyuan_vl": "<｜hy_Assistant｜>",
     "video_llama_3": "<|im_end|>",
     "exaone4_5": "<|endofturn|>",
     "glm4v": "<|user|>",

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoModelForImageTextToText
 
+from lightning_vlm.compat import picture_numbers
 from lightning_vlm.data.render.renderer import Renderer
 from tests.support.tiny import FAMILIES
 
@@ -13,6 +14,7 @@ def tiny(model_folder, processor_of):
 
     def load(family):
         model = AutoModelForImageTextToText.from_pretrained(model_folder(family)).eval()
+        picture_numbers.install(model)
         return model, Renderer(processor_of(family, "plain" if FAMILIES[family].template is None else None))
 
     return load

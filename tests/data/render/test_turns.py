@@ -114,8 +114,8 @@ def test_other_orders_of_turns_are_written_as_the_template_writes_them(renderer_
             gap = "" if model == "llava_next" and before != "user" else gap
             gap = "" if model == "deepseek_vl" and before in ("system", "assistant") else gap
             answer = gap + "".join(part.text for part in message.parts) + end
-            if model == "mistral3" and before == "assistant":
-                answer = answers.pop() + answer  # its template writes nothing between them
+            if model in ("mistral3", "hunyuan_vl") and before == "assistant":
+                answer = answers.pop() + answer  # their templates write nothing between them
             if model in ENDED_BY_QUESTIONS and before == "assistant":
                 answers[-1] = answers[-1].removesuffix(end)  # which only a question writes
             answers.append(answer)

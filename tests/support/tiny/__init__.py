@@ -33,7 +33,7 @@ from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, P
 from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
-from tests.support.tiny.readers import EXAONE4_5, PADDLEOCR_VL, VIDEO_LLAMA_3
+from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
@@ -84,6 +84,7 @@ FAMILIES: dict[str, Family] = {
     "blip-2": BLIP2,
     "instructblip": INSTRUCTBLIP,
     "paddleocr_vl": PADDLEOCR_VL,
+    "hunyuan_vl": HUNYUAN_VL,
     "video_llama_3": VIDEO_LLAMA_3,
     "exaone4_5": EXAONE4_5,
 }
