@@ -36,7 +36,7 @@ checks run on `SAMPLE` of `tests/support/tiny`, and on all families with `make t
 _ABOUT = """\
 # What is proved for each model family
 
-Written by `pytest tests --families docs/families.md -n auto`: how many tests of each check pass on a tiny
+Written by `pytest tests --families=docs/families.md -n auto`: how many tests of each check pass on a tiny
 model of the family, made of its real classes, processor and a chat template in the shape of its published
 one; `-` where a check has none for it. `lightning-vlm families` lists checkpoints, and how they write boxes.
 

@@ -3,7 +3,7 @@
 from transformers import PretrainedConfig
 
 _INSTEAD = "choose a model with one decoder, such as paligemma, smolvlm or qwen3_vl"
-_ONE_ROW = "it reads the pictures of a batch from one long row, and they are joined one under the other here"
+_ONE_ROW = "its pictures lie in one long row, which is proved for minicpmv4_6 alone"
 _BY_TYPE = {
     "blip": "its decoder has no tokens that stand for a picture, and its generate cuts off the last token",
     "evolla": "it reads proteins, not pictures",
