@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["eval_mode", "hold_modes", "release_modes", "set_modes", "without_dropout"]
+__all__ = ["eval_mode", "freeze_statistics", "hold_modes", "release_modes", "set_modes", "without_dropout"]
+
+_STATISTICS = "_has_frozen_statistics"
 
 
 def set_modes(module: nn.Module, outer: bool = True) -> None:
     """Train mode for each module with something that trains in it, eval mode for one whose parameters are all
-    frozen. A module without parameters, such as dropout, goes with the one that it is in.
+    frozen. A module without parameters, such as dropout, goes with the one that it is in. Batch norms whose
+    statistics are frozen (see `freeze_statistics`) are always in eval mode, though their weights may train.
 
     Args:
         module: Any module.
@@ -27,9 +30,29 @@ def set_modes(module: nn.Module, outer: bool = True) -> None:
     ['', '1']
     """
     trains = [parameter.requires_grad for parameter in module.parameters()]
-    module.training = any(trains) if trains else outer
+    module.training = (any(trains) if trains else outer) and _STATISTICS not in vars(module)
     for child in module.children():
         set_modes(child, module.training)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Have `set_modes` and `hold_modes` keep every batch norm in eval mode, also where its weights train.
+
+    In train mode it mixes the samples of a batch, and its running statistics drift with small batches, of
+    other sizes on each rank. A pretrained model's are better kept.
+
+    Args:
+        module: Any module. Batch norms without running statistics, which know no other way, stay as they are.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    >>> freeze_statistics(model)
+    >>> set_modes(model)
+    >>> [child.training for child in model]
+    [True, False]
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None:
+            vars(part)[_STATISTICS] = True
 
 
 def hold_modes(module: nn.Module) -> None:

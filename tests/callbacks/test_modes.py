@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning_vlm_callbacks import StagedUnfreezing
-from lightning_vlm_callbacks.modes import hold_modes, release_modes
+from lightning_vlm_callbacks.modes import freeze_statistics, hold_modes, release_modes
 from torch import nn
 
 STAGES = [{"at": 0, "train": {"head": 1.0}}, {"at": 4, "train": {"head": 1.0, "blocks[-1:]": 1.0}}]
@@ -93,6 +93,22 @@ def test_what_trains_may_be_in_eval_mode():
     model[0].eval()
     model(torch.randn(4, 2))
     assert [int(one.num_batches_tracked) for one in model] == [0, 0]
+
+
+def test_frozen_statistics_stay_though_their_weights_train():
+    norms = nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)
+    model = nn.Sequential(*norms, nn.Linear(2, 2))
+    freeze_statistics(model)
+    hold_modes(model)
+    model.train()
+    assert [one.training for one in model] == [False, True, True]
+    model[0].training = True
+    batch = torch.randn(4, 2)
+    together = model[0](batch)
+    torch.testing.assert_close(together, torch.cat([model[0](one) for one in batch.split(1)]))
+    together.sum().backward()
+    assert model[0].bias.grad.tolist() == [4.0, 4.0]
+    assert int(model[0].num_batches_tracked) == 0
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

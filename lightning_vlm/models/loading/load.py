@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_vlm_callbacks.modes import freeze_statistics
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -174,6 +175,7 @@ def load_model(
     choice.settle(model, attn_implementation)
     prepare(model)
     give_pixels_their_dtype(model)
+    freeze_statistics(model)
     parts = find_parts(model)
     missing = init_missing_weights(model, found["missing_keys"], parts)
     for part in (model.config, model.config.get_text_config()):
