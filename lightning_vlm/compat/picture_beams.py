@@ -3,7 +3,7 @@
 For beams, or several answers to a prompt, transformers encodes pictures once and repeats what comes out. Some
 families (GLM-4V's line and Granite Vision in 5.23) repeat each picture by itself: of two pictures A and B two
 beams get A, A and B, B instead of A, B and A, B, and nothing is said. For one picture a prompt there is no
-difference.
+difference. Llama 4 keeps its features where transformers repeats nothing, and stops.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 _NAME = "_expand_multimodal_outputs"
+_IN_LAST_HIDDEN_STATE = ("llama4",)
+"""Types of models whose features are in `last_hidden_state`, tile by tile."""
 
 
 def install(model: Any) -> None:
@@ -30,6 +32,8 @@ def _is_broken(model: Any) -> bool:
     token = getattr(model.config, "image_token_id", None)
     if token is None:
         return False
+    if model.config.model_type in _IN_LAST_HIDDEN_STATE:
+        return True
     pictures = [torch.tensor([[1.0]]), torch.tensor([[2.0]])]
     return _mixes(model, token, {"pooler_output": list(pictures)}) or _mixes(
         model, token, {"pooler_output": None, "deepstack_features": [(0, list(pictures))]}
@@ -59,7 +63,8 @@ def _expand(
     """As of `GenerationMixin`, for pictures; the family's own for everything else."""
     own = getattr(type(self), _NAME)
     pictures = mm_encoder_output.get("image")
-    features = getattr(pictures, "pooler_output", None)
+    place = "last_hidden_state" if self.config.model_type in _IN_LAST_HIDDEN_STATE else "pooler_output"
+    features = getattr(pictures, place, None)
     deeper = getattr(pictures, "deepstack_features", None)
     if features is None and deeper:  # Granite Vision 4 has them for some layers, each with its number
         features = deeper[0][1]
@@ -71,14 +76,14 @@ def _expand(
         return own(self, input_ids, mm_encoder_output, expand_size, inputs_embeds)
     others = {medium: output for medium, output in mm_encoder_output.items() if medium != "image"}
     own(self, input_ids, others, expand_size, inputs_embeds)
-    if pictures.pooler_output is None:  # type: ignore[union-attr]
+    if getattr(pictures, place) is None:
         pictures.deepstack_features = [  # type: ignore[union-attr]
             (layer, _repeated(_pictures_of_prompts(each, tokens) or [], expand_size))
             for layer, each in deeper  # type: ignore[union-attr]
         ]
         return mm_encoder_output
     repeated = _repeated(groups, expand_size)
-    pictures.pooler_output = torch.stack(repeated) if isinstance(features, Tensor) else repeated  # type: ignore[union-attr]
+    setattr(pictures, place, torch.stack(repeated) if isinstance(features, Tensor) else repeated)
     return mm_encoder_output
 
 

@@ -67,7 +67,7 @@ def last_hidden_states(
         Tensor of shape [batch, length, hidden].
     """
     base = getattr(model, model.base_model_prefix, None)
-    if base is None and not has_pictures(batch):  # it takes none but pictures, so there is no sample
+    if base is None and not batch.tokens:  # every sample was skipped, and some of these models need a picture
         return _nothing(model, batch)
     pictures = batch.picture_inputs
     groups = split_by_image_count(batch.inputs, pictures.counts if pictures else None)

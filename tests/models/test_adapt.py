@@ -171,12 +171,12 @@ def count_block_calls(model: PreTrainedModel) -> dict[str, int]:
     calls: dict[str, int] = {}
     for part in ("vision.layers", "language.layers"):
         block = model.get_submodule(find_parts(model)[part][0])[0]
-        norm = next(child for name, child in block.named_modules() if "norm" in name)
+        norms = [child for name, child in block.named_modules() if "norm" in name and "qk_norm" not in name]
 
         def count(module: nn.Module, args: tuple, part: str = part) -> None:
             calls[part] = calls.get(part, 0) + 1
 
-        norm.register_forward_pre_hook(count)
+        norms[0].register_forward_pre_hook(count)
     return calls
 
 

@@ -68,6 +68,7 @@ FAMILIES = {
     "blip-2": Row(OWN_ROW, OWN_HEAD),
     "instructblip": Row(OWN_ROW, OWN_HEAD),
     **dict.fromkeys(("paddleocr_vl", "hunyuan_vl", "video_llama_3", "exaone4_5"), Row("", "")),
+    "llama4": Row(OWN_ROW, OWN_HEAD),
 }
 
 

@@ -135,7 +135,11 @@ def test_features_are_what_the_projector_puts_out(family, tiny_folder, inputs_of
         given = {name: batch[name] for name in names if name in batch}
         if family == "llava_onevision":
             given["batch_num_images"] = batch["batch_num_images"]
-        features = model.model.get_image_features(**given, return_dict=True).pooler_output
+        if family == "llama4":  # which projects them elsewhere
+            tiles = model.get_image_features(**given, return_dict=True).last_hidden_state
+            features = model.multi_modal_projector(tiles.flatten(0, 1))
+        else:
+            features = model.model.get_image_features(**given, return_dict=True).pooler_output
     features = torch.cat(list(features)) if not isinstance(features, torch.Tensor) else features
     if family == "molmo2":  # which adds them to the embedding of their token
         features = features + model.get_input_embeddings().weight[model.config.image_token_id].detach()

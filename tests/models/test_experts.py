@@ -42,13 +42,14 @@ def moved(model):
 def test_lora_adds_b_a_to_each_expert(family, tiny_folder):
     """Outputs, and gradients of A and B, against weights that are put together by hand, in float64."""
     model = moved(adapted(tiny_folder(family), LORA))
-    decoder = model.get_decoder()
-    start = find_parts(model)["language"][0] + "."
+    (path,) = find_parts(model)["language"]
+    decoder = model.get_submodule(path)
     hidden = torch.randn(1, 10, decoder.config.hidden_size, dtype=torch.float64)
     decoder(inputs_embeds=hidden, use_cache=False).last_hidden_state.square().sum().backward()
     plain = load_model(tiny_folder(family)).model.double()
     plain.set_experts_implementation("eager")
-    weights = {name: weight.detach() for name, weight in plain.get_decoder().named_parameters()}
+    plain_decoder = plain.get_submodule(path)
+    weights = {name: weight.detach() for name, weight in plain_decoder.named_parameters()}
     a_and_b = {}
     number, top_k = 4, mixtures_of(model)[0].top_k
     rank = max(6 // top_k, 1)
@@ -62,14 +63,14 @@ def test_lora_adds_b_a_to_each_expert(family, tiny_folder):
         for expert in range(number):
             change = 9 / 6 * b[:, expert::number] @ a[expert * rank : (expert + 1) * rank]
             changed.append(weight[expert].detach() + (change.T if inputs_first else change))
-        weights[name.removeprefix(start)] = torch.stack(changed)
-    for name, module in model.get_decoder().named_modules():
+        weights[name.removeprefix(f"{path}.")] = torch.stack(changed)
+    for name, module in decoder.named_modules():
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, torch.nn.Linear):
             a, b = (getattr(module, f"lora_{matrix}")["default"].weight for matrix in "AB")
             change = module.scaling["default"] * b @ a
             weights[f"{name}.weight"] = weights[f"{name}.weight"] + change.detach()
     given = {"inputs_embeds": hidden, "use_cache": False}
-    expected = functional_call(plain.get_decoder(), weights, (), given).last_hidden_state
+    expected = functional_call(plain_decoder, weights, (), given).last_hidden_state
     with torch.no_grad():
         found = decoder(**given).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

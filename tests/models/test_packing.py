@@ -33,6 +33,7 @@ WHY = {
     "blip-2": "its masks aren't made from positions",
     "instructblip": "it takes no position_ids",
     "hunyuan_vl": "it has no axis of positions that masks are made from",
+    "llama4": "it has layers of chunked_attention",
     "qwen3_5_moe": "it has layers of linear_attention",
     "minicpmv4_6": "it has layers of linear_attention",
 }

@@ -156,6 +156,12 @@ PREFIXES = {
         "head": (),
     },
     "exaone4_5": {**QWEN, "head": ("lm_head.",)},
+    "llama4": {
+        "vision": ("vision_model.",),
+        "projector": ("multi_modal_projector.",),
+        "language": ("language_model.model.",),
+        "head": ("language_model.lm_head.",),
+    },
 }
 TIED = (
     "ernie4_5_vl_moe",
@@ -226,6 +232,7 @@ LAYERS = {  # vision, language
     "instructblip": ("vision_model.encoder.layers", "language_model.model.layers"),
     "paddleocr_vl": ("model.visual.vision_model.encoder.layers", "model.language_model.layers"),
     "video_llama_3": ("model.vision_model.encoder.layers", "model.language_model.layers"),
+    "llama4": ("vision_model.model.layers", "language_model.model.layers"),
 }
 
 

@@ -15,6 +15,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import last_hidden_states
 from lightning_vlm.models.attention import use_varlen_attention
 from lightning_vlm.models.picture_inputs import SIZES, PictureInputs, PictureInputsFinder
+from lightning_vlm.models.precision import give_pixels_their_dtype
 from tests.support import tiny
 
 
@@ -30,6 +31,7 @@ def model_and_batch(model_folder, processor_of):
         data = VLMDataModule(train=source, batch_size=2, shuffle=False, processor=processor)
         model = AutoModelForImageTextToText.from_pretrained(model_folder(family))
         use_varlen_attention(model)
+        give_pixels_their_dtype(model)
         set_modes(model)
         return model, next(iter(data.train_dataloader()))
 

@@ -54,7 +54,8 @@ def batch(folder: Path, sizes: list[tuple[int, int]], prompt: bool = False) -> d
         images.append([Image.new("RGB", size, (40 * number, 80, 120))])
     inputs = processor(images=in_lists(processor, images), text=texts, padding=True, return_tensors="pt")
     inputs.pop("labels", None)  # PaliGemma's processor makes some
-    return inputs
+    # Llama 4's makes pixels in bfloat16.
+    return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -252,6 +253,12 @@ CHATS["exaone4_5"] = (
     "<|user|>\n<vision><|image_pad|></vision>How many?<|endofturn|>\n<|assistant|>\nTwo.<|endofturn|>\n"
     "<|user|>\nSure?<|endofturn|>\n<|assistant|>\nYes.<|endofturn|>\n"
 )
+CHATS["llama4"] = (
+    "<|begin_of_text|><|header_start|>user<|header_end|>\n\n<|image|>How many?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nTwo.<|eot|>"
+    "<|header_start|>user<|header_end|>\n\nSure?<|eot|>"
+    "<|header_start|>assistant<|header_end|>\n\nYes.<|eot|>"
+)
 _CHATML = "<|im_start|>assistant\n"
 _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 _GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
@@ -286,6 +293,7 @@ PROMPTS = {
     "paddleocr_vl": "Assistant:\n",
     "hunyuan_vl": "Sure?<｜hy_User｜>",
     "video_llama_3": _CHATML,
+    "llama4": "<|header_start|>assistant<|header_end|>\n\n",
     "deepseek_vl": "Assistant:",
     "molmo2": _CHATML,
     "qwen3_5": _CHATML + "<think>\n\n</think>\n\n",

@@ -20,7 +20,7 @@ from lightning_vlm.models.loading.trainable import why_not_trainable
 
 TWO_PARTS = ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
 OTHERS = (
-    *("blip", "evolla", "fuyu", "git", "instructblipvideo", "kosmos-2.5", "llama4", "mistral4"),
+    *("blip", "evolla", "fuyu", "git", "instructblipvideo", "kosmos-2.5", "mistral4"),
     *("minicpm_ocr", "minicpmv4_7"),
 )
 INSTEAD = "; choose a model with one decoder, such as paligemma, smolvlm or qwen3_vl"

@@ -147,6 +147,7 @@ ALLOWED = {
         ("size", "index_put", "__call__"): "the same in the backward, by autograd",
         ("size", "index", "__call__"): "the same in the backward, by autograd",
     },
+    "llama4": {("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED},
     "blip-2": Q_FORMER,
     "instructblip": Q_FORMER,
     "qwen3_5": LINEAR,

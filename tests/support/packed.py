@@ -30,6 +30,7 @@ NEVER = (
     "gemma4",
     "gemma4_31b",
     "hunyuan_vl",
+    "llama4",
 )
 """Families that can't be packed; `tests/models/test_packing.py` has the reasons."""
 WITHOUT_SDPA = ("got_ocr2",)

@@ -52,6 +52,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "glm46v": "<|user|>",
     "glm4v_moe": "<|user|>",
     "glm_ocr": "<|user|>",
+    "llama4": "<|eot|>",
     "shipped": "<|im_end|>",
 }
 GAPS = (

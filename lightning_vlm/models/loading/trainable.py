@@ -11,7 +11,6 @@ _BY_TYPE = {
     "git": "its pictures have no tokens, so what its head gives is longer than what it reads",
     "instructblipvideo": "it reads a video as four pictures that have no place in a chat",
     "kosmos-2.5": "its processor cuts and pads texts on its own, so no mask can be exact",
-    "llama4": "it has no base model inside, so that a batch of texts alone would teach it nothing here",
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_7"), _ONE_ROW),
     "mistral4": "it reads no pictures",
 }

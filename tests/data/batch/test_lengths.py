@@ -133,9 +133,9 @@ def test_lengths_are_those_of_real_renderings(renderer_for, family, max_length):
     assert processor.tokenizer is renderer.tokenizer
 
 
-NEEDS_PIXELS = ("video_llava", "idefics2", "molmo2")
+NEEDS_PIXELS = ("video_llava", "idefics2", "molmo2", "llama4")
 """Families whose image processor works on arrays of NumPy, or looks for numbers among those that it made, or
-whose processor turns pictures upright."""
+chooses tiles on the device of the pixels, or whose processor turns pictures upright."""
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEEDS_PIXELS])

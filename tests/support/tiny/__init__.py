@@ -26,7 +26,7 @@ from tests.support.tiny.liquid import LFM2_VL, LFM3_VL
 from tests.support.tiny.llava import LLAVA, LLAVA_NEXT, LLAVA_ONEVISION
 from tests.support.tiny.llava_kin import LLAVA_NEXT_VIDEO, VIDEO_LLAVA, VIPLLAVA
 from tests.support.tiny.minicpm import MINICPMV4_6
-from tests.support.tiny.moe import ERNIE4_5_VL_MOE, GLM4V_MOE, QWEN3_5_MOE, QWEN3_VL_MOE
+from tests.support.tiny.moe import ERNIE4_5_VL_MOE, GLM4V_MOE, LLAMA4, QWEN3_5_MOE, QWEN3_VL_MOE
 from tests.support.tiny.molmo import MOLMO2
 from tests.support.tiny.ocr import GOT_OCR2, LIGHTON_OCR
 from tests.support.tiny.others import INTERNVL, INTERNVL3_5, MISTRAL3, MLLAMA, PIXTRAL
@@ -87,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_vl": HUNYUAN_VL,
     "video_llama_3": VIDEO_LLAMA_3,
     "exaone4_5": EXAONE4_5,
+    "llama4": LLAMA4,
 }
 """The families that can be built, by the name of their `model_type` (Pixtral's is `llava`,
 InternVL 3.5's `internvl`)."""

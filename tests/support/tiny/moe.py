@@ -1,4 +1,4 @@
-"""Mixtures of experts: four experts, of which each token goes through two."""
+"""Mixtures of experts: four experts, of which each token goes through two, and through one in Llama 4."""
 
 from typing import Any
 
@@ -11,6 +11,9 @@ from transformers import (
     Glm4vMoeConfig,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    Llama4Config,
+    Llama4ImageProcessor,
+    Llama4Processor,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -20,12 +23,12 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from tests.support.tiny.family import Family, Ids
+from tests.support.tiny.family import VISION_SIZE, Family, Ids
 from tests.support.tiny.glm import GLM46V, glm_family, glm_ids, glm_processor, glm_sizes
 from tests.support.tiny.qwen import QWEN3_VL_TEMPLATE, qwen3_vl_config, qwen_family, qwen_processor
 from tests.support.tiny.qwen3_5 import QWEN3_5_TEMPLATE, qwen3_5_config
 
-MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "glm4v_moe", "deepseek_ocr2")
+MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "glm4v_moe", "deepseek_ocr2", "llama4")
 """The families with experts."""
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -151,4 +154,76 @@ GLM4V_MOE = glm_family(
     _glm4v_moe_config,
     glm_processor(Glm4vProcessor, Glm4vImageProcessor, Glm4vVideoProcessor),
     str(GLM46V.template),
+)
+
+
+# --- Llama 4: layers see chunks of the context or have no rotary positions; experts keep inputs first, and
+# --- each computes every token, though one counts. Pictures become tiles and an overview --------------------
+_LLAMA4_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% set turns = messages %}"
+    "{% if messages[0].role == 'system' %}"
+    "{% set given = messages[0].content %}{% set turns = messages[1:] %}"
+    "{% set given = given if given is string else given[0].text %}"
+    "{{ '<|header_start|>system<|header_end|>\\n\\n' + given | trim + '<|eot|>' }}"
+    "{% endif %}"
+    "{% for turn in turns %}"
+    "{{ '<|header_start|>' + turn.role + '<|header_end|>\\n\\n' }}"
+    "{% if turn.content is string %}{{ turn.content }}{% else %}"
+    "{% for part in turn.content %}"
+    "{{ '<|image|>' if part.type == 'image' else part.text }}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|eot|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|header_start|>assistant<|header_end|>\\n\\n' }}{% endif %}"
+)
+
+
+def _llama4_config(ids: Ids, text: dict) -> PretrainedConfig:
+    """A dense layer with rotary positions and chunks, and one with experts and neither."""
+    experts = {"num_local_experts": 4, "interleave_moe_layer_step": 2}
+    widths = {"head_dim": 16, "intermediate_size": 32, "intermediate_size_mlp": 96}
+    vision = {**VISION_SIZE, "intermediate_size": 192, "image_size": 32, "patch_size": 8}
+    outputs = dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 64)
+    return Llama4Config(
+        vision_config={**vision, **outputs},
+        text_config={**text, **experts, **widths, "no_rope_layers": [1, 0]},
+        boi_token_index=ids["<|image_start|>"],
+        eoi_token_index=ids["<|image_end|>"],
+        image_token_index=ids["<|patch|>"],
+    )
+
+
+def _llama4_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    """Pictures become at most 4 tiles and an overview, of 4 tokens each."""
+    return Llama4Processor(
+        image_processor=Llama4ImageProcessor(size={"height": 32, "width": 32}, max_patches=4),
+        tokenizer=tokenizer,
+        patch_size=8,
+        chat_template=template,
+    )
+
+
+LLAMA4 = Family(
+    pad="<|finetune_right_pad|>",
+    eos="<|eot|>",
+    bos="<|begin_of_text|>",
+    special=(
+        "<|end_of_text|>",
+        "<|eom|>",
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|tile_x_separator|>",
+        "<|tile_y_separator|>",
+        "<|image|>",
+        "<|patch|>",
+    ),
+    template=_LLAMA4_TEMPLATE,
+    config=_llama4_config,
+    processor=_llama4_processor,
+    adds_bos=True,
+    padding_side="left",
+    also_ends=("<|end_of_text|>", "<|eom|>"),
 )
