@@ -152,6 +152,9 @@ def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> It
         if name in expected and name in found:
             theirs = found[name]
             ours = expected[name].to(theirs.dtype)
+            if name.startswith("pixel_values") and ours.numel() == theirs.numel():
+                # Some processors keep the tiles of a picture together, where batches have one after the other.
+                ours = ours.reshape(theirs.shape)
             if ours.shape != theirs.shape or not (ours == theirs).all():
                 yield f"its processor makes other {name}"
         elif name not in _OPTIONAL_INPUTS:

@@ -172,23 +172,31 @@ def _cover(module: nn.Module | None, holes: Sequence[_Node | None]) -> list[_Nod
 
 
 def _layers(module: nn.Module | None, holes: Sequence[_Node]) -> list[_Node]:
-    """The list of a module's blocks: of its outermost lists the one with the most weights."""
-    lists = list(_outermost_lists(module, holes)) if module is not None else []
-    return [max(lists, key=_weight_count)] if lists else []
+    """The list of a module's blocks: of its outermost lists the one with the most weights.
+
+    Towers of timm that have no list have a sequence of stages.
+    """
+    if module is None:
+        return []
+    for kind in (nn.ModuleList, nn.Sequential):
+        lists = list(_outermost(kind, module, holes))
+        if lists:
+            return [max(lists, key=_weight_count)]
+    return []
 
 
 def _weight_count(module: nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
-def _outermost_lists(module: nn.Module, holes: Sequence[_Node]) -> Iterator[nn.ModuleList]:
+def _outermost(kind: type[nn.Module], module: nn.Module, holes: Sequence[_Node]) -> Iterator[nn.Module]:
     for child in module.children():
         if _is_among(child, holes):
             continue
-        if isinstance(child, nn.ModuleList):
+        if isinstance(child, kind):
             yield child
         else:
-            yield from _outermost_lists(child, holes)
+            yield from _outermost(kind, child, holes)
 
 
 def _is_among(module: nn.Module, nodes: Sequence[_Node | None]) -> bool:

@@ -123,6 +123,7 @@ PREFIXES = {
         "language": ("model.text_model.",),
         "head": (),
     },
+    "perception_lm": {**LLAVA, "head": ()},
     "vipllava": LLAVA,
     "llava_next_video": LLAVA,
     "video_llava": {**LLAVA, "vision": ("model.image_tower.", "model.video_tower.")},
@@ -178,6 +179,7 @@ TIED = (
     "lfm3_vl",
     "ovis2",
     "lighton_ocr",
+    "perception_lm",
     "gemma4",
     "gemma4_31b",
     "granite_docling",
@@ -226,6 +228,7 @@ LAYERS = {  # vision, language
         ("mistral3", "pixtral"), ("model.vision_tower.transformer.layers", "model.language_model.layers")
     ),
     "mllama": ("model.vision_model.transformer.layers", "model.language_model.layers"),
+    "perception_lm": ("model.vision_tower.timm_model.blocks", "model.language_model.layers"),
     "video_llava": ("model.image_tower.encoder.layers", "model.language_model.layers"),
     "kosmos-2": ("vision_model.model.encoder.layers", "text_model.model.layers"),
     "blip-2": ("vision_model.encoder.layers", "language_model.model.decoder.layers"),

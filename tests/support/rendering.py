@@ -39,6 +39,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "idefics2": "<end_of_utterance>",
     "granite4_vision": "<|end_of_text|>",
     "granite_docling": "<|end_of_text|>",
+    "perception_lm": "<|eot_id|>",
     "vipllava": "",
     "llava_next_video": "",
     "video_llava": "",
@@ -218,4 +219,7 @@ def assert_like(example, batch):
     assert {"input_ids", *example.inputs} == batch.keys()
     assert example.input_ids.tolist() == batch["input_ids"][0].tolist()
     for name, value in example.inputs.items():
-        assert torch.equal(value, batch[name]), name
+        theirs = batch[name]
+        if value.ndim == 5 and value.shape[1] == 1 and name.startswith("pixel_values"):
+            theirs = theirs.flatten(0, 1)[:, None]  # Perception LM's tiles, each as a picture of one
+        assert torch.equal(value, theirs), name

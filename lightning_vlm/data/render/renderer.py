@@ -31,6 +31,7 @@ from lightning_vlm.data.render.question_tokenizer import QuestionTokenizer
 from lightning_vlm.data.render.reasoning import with_reasoning
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import placeholder_pattern, refuse_forged, special_tokens
+from lightning_vlm.data.render.tiles import tensors_of
 from lightning_vlm.data.render.turns import (
     TRAILING,
     TextSpan,
@@ -280,7 +281,6 @@ class Renderer:
     ) -> dict[str, Any]:
         """What the processor makes of a marked text and its media with a recorder as its tokenizer."""
         options = media_options(self.processor, media, self.videos.options(media.clips))
-        options["return_tensors"] = "pt"
         bos_token = self.tokenizer.bos_token
         if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
             options["add_special_tokens"] = False
@@ -289,12 +289,11 @@ class Renderer:
         for name, value in own.items():
             setattr(self.processor, name, QuestionTokenizer(value, name, spans, source))
         try:
-            return dict(self.processor(text=[marked], **options))
+            return tensors_of(self.processor, text=[marked], **options)
         except UserError:
             raise
         except ValueError as error:
-            reason = str(error).partition("\n")[0]
-            found = f"a sample that {type(self.processor).__name__} refuses ({reason})"
+            found = f"a sample that {type(self.processor).__name__} refuses ({str(error).splitlines()[0]})"
             raise DataError(source, "messages", found, media.expected) from error
         finally:
             vars(self.processor).update(own, tokenizer=self.tokenizer)

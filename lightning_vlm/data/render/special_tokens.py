@@ -19,7 +19,7 @@ one that begins the next question."""
 _CHECKED_AROUND = {"HunYuanVLProcessor": ("image_start_token", "image_end_token")}
 """Processors that look at what stands directly around a picture's placeholder, and how they call it."""
 
-_PICTURES_ONLY = ("MiniCPMV4_6Processor",)
+_PICTURES_ONLY = ("MiniCPMV4_6Processor", "PerceptionLMProcessor")
 """Processors whose videos aren't tried out here, and so refused."""
 
 

@@ -74,6 +74,7 @@ STRIPS = (
     "gemma4",
     "gemma4_31b",
     "deepseek_vl",
+    "perception_lm",
 )
 
 

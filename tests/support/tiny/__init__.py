@@ -34,6 +34,7 @@ from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
 from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
+from tests.support.tiny.timm_towers import PERCEPTION_LM
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
@@ -72,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "idefics2": IDEFICS2,
     "granite4_vision": GRANITE4_VISION,
     "granite_docling": GRANITE_DOCLING,
+    "perception_lm": PERCEPTION_LM,
     "vipllava": VIPLLAVA,
     "llava_next_video": LLAVA_NEXT_VIDEO,
     "video_llava": VIDEO_LLAVA,
@@ -164,5 +166,7 @@ def _open_gates(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             is_zero = not weight.any() and (weight.ndim > 1 or weight.numel() == 1)
-            if is_zero or name.endswith(".latents"):
+            if "timm_model" in name and weight.ndim == 4:  # what is on a picture would not come through many
+                torch.nn.init.kaiming_normal_(weight)
+            elif is_zero or name.endswith(".latents"):
                 weight.normal_(std=0.2)

@@ -1,0 +1,90 @@
+"""Families whose tower comes from timm."""
+
+from transformers import (
+    PerceptionLMConfig,
+    PerceptionLMImageProcessor,
+    PerceptionLMProcessor,
+    PerceptionLMVideoProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+
+from tests.support.tiny.family import Family, Ids
+
+# --- Perception LM: Llama 3's turns, always a system turn, pictures before the words; tiles and an overview
+_PERCEPTION_SYSTEM = "You are a helpful language and vision assistant."
+_PERCEPTION_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% if messages[0].role == 'system' %}"
+    "{% set given = messages[0].content %}{% set turns = messages[1:] %}"
+    "{% set given = (given if given is string else given[0].text) | trim %}"
+    f"{{% else %}}{{% set given = '{_PERCEPTION_SYSTEM}' %}}{{% set turns = messages %}}{{% endif %}}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + given + '<|eot_id|>' }}"
+    "{% for turn in turns %}"
+    "{{ '<|start_header_id|>' + turn.role + '<|end_header_id|>\n\n' }}"
+    "{% for part in turn.content if part.type == 'image' %}<|image|>{% endfor %}"
+    "{% for part in turn.content if part.type == 'video' %}<|video|>{% endfor %}"
+    "{% for part in turn.content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}"
+    "{{ '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+_TILE, _PATCH = 32, 8
+
+
+def _perception_lm_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return PerceptionLMConfig(
+        vision_config={
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_large_patch14_336",
+            "hidden_size": 48,
+            "num_features": 48,
+            "model_args": {
+                "embed_dim": 48,
+                "depth": 2,
+                "num_heads": 4,
+                "mlp_ratio": 2.0,
+                "img_size": [_TILE, _TILE],
+                "patch_size": _PATCH,
+                "ref_feat_shape": [_TILE // _PATCH, _TILE // _PATCH],
+                "global_pool": "",
+                "use_post_transformer_norm": False,
+                "init_values": 0.1,
+            },
+        },
+        text_config={"model_type": "llama", **text},
+        projector_pooling_ratio=2,
+        vision_use_cls_token=True,
+        image_token_id=ids["<|image|>"],
+        video_token_id=ids["<|video|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def _perception_lm_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    """Pictures become at most 4 tiles and an overview, of 4 tokens each."""
+    size = {"height": _TILE, "width": _TILE}
+    return PerceptionLMProcessor(
+        video_processor=PerceptionLMVideoProcessor(size=size),
+        image_processor=PerceptionLMImageProcessor(tile_size=_TILE, max_num_tiles=4, size=size),
+        tokenizer=tokenizer,
+        patch_size=_PATCH,
+        pooling_ratio=2,
+        chat_template=template,
+    )
+
+
+PERCEPTION_LM = Family(
+    pad="<|end_of_text|>",
+    eos="<|eot_id|>",
+    bos="<|begin_of_text|>",
+    special=("<|start_header_id|>", "<|end_header_id|>"),
+    template=_PERCEPTION_TEMPLATE,
+    config=_perception_lm_config,
+    processor=_perception_lm_processor,
+    named={"image_token": "<|image|>", "video_token": "<|video|>"},
+    adds_bos=True,
+    padding_side="left",
+    also_ends=("<|end_of_text|>",),
+)
