@@ -153,7 +153,7 @@ def _compare_inputs(expected: Mapping[str, Any], found: Mapping[str, Any]) -> It
             theirs = found[name]
             ours = expected[name].to(theirs.dtype)
             if name.startswith("pixel_values") and ours.numel() == theirs.numel():
-                # Some processors keep the tiles of a picture together, where batches have one after the other.
+                # Some processors keep the tiles of a picture together; batches have one after the other.
                 ours = ours.reshape(theirs.shape)
             if ours.shape != theirs.shape or not (ours == theirs).all():
                 yield f"its processor makes other {name}"
@@ -193,6 +193,9 @@ def _opened(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str,
     opened = []
     metadata = []
     for turn in chat:
+        if isinstance(turn["content"], str):
+            opened.append(turn)
+            continue
         content = []
         for part in turn["content"]:
             if "path" in part:

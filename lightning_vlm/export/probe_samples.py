@@ -105,7 +105,10 @@ def _chat(renderer: Renderer, turns: Sequence[Turn], source: str, prefix: Path) 
                 content.append({"type": "image", "path": f"{name}.png"})
             else:
                 content.append(_video(renderer.open_video(span, source, "video"), name))
-        chat.append({"role": turn.role, "content": content})
+        if turn.role in renderer.template.as_text and [part["type"] for part in content] == ["text"]:
+            chat.append({"role": turn.role, "content": content[0]["text"]})
+        else:
+            chat.append({"role": turn.role, "content": content})
     return chat
 
 

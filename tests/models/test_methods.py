@@ -22,6 +22,7 @@ from tests.support.tiny.moe import MIXTURES
 # Their features leave the tower one layer early.
 EARLY = ("llava", "llava_next", "vipllava", "llava_next_video", "video_llava")
 FUSED = (
+    "perception_lm",
     "got_ocr2",
     "qwen2_vl",
     "qwen2_5_vl",

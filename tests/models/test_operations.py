@@ -73,6 +73,9 @@ def module_of(tiny_folder):
             **options,
         )
         module.configure_model()
+        for part in module.model.modules():
+            if hasattr(part, "fused_attn"):  # timm's, which transformers doesn't tell
+                part.fused_attn = attn_implementation != "eager"
         return module.eval()
 
     return make

@@ -123,6 +123,14 @@ def supervised(renderer, example):
     return [renderer.tokenizer.decode(tokens, clean_up_tokenization_spaces=False) for tokens in stretches]
 
 
+STRINGS = {"glm4v": ("system", "assistant", "tool"), "perception_lm": ("system",)}
+"""Family -> roles whose contents its template takes as strings, though it takes parts of others."""
+
+
+def _is_string(role, template):
+    return role in next((STRINGS[name] for name in STRINGS if FAMILIES[name].template == template), ())
+
+
 def processor_inputs(renderer, conversation, **options):
     """The processor's own inputs for a conversation, with neighbouring texts joined."""
     turns = []
@@ -136,7 +144,7 @@ def processor_inputs(renderer, conversation, **options):
             else:
                 content.append({"type": "text", "text": part.text if isinstance(part, Text) else str(part)})
         content = content or [{"type": "text", "text": ""}]
-        if message.role != "user" and renderer.processor.chat_template == FAMILIES["glm4v"].template:
+        if _is_string(message.role, renderer.processor.chat_template):
             content = content[0]["text"]  # else it would be written as Python shows a list
         turns.append({"role": message.role, "content": content})
     if type(renderer.processor).__name__ in FLAT:  # which its own apply_chat_template doesn't heed
@@ -177,7 +185,7 @@ def own_inputs(renderer, conversation, last=True):
                 metadata.append(found.metadata)
             else:
                 content.append({"type": "text", "text": part.text})
-        if message.role != "user" and renderer.processor.chat_template == FAMILIES["glm4v"].template:
+        if _is_string(message.role, renderer.processor.chat_template):
             content = content[0]["text"]
         turns.append({"role": message.role, "content": content})
     of_videos = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}

@@ -53,7 +53,7 @@ class ChatTemplate:
             )
         self._special_tokens = processor.tokenizer.special_tokens_map
         self._accepted: dict[tuple[str, ...], bool] = {}
-        self._as_text: set[str] = set()
+        self.as_text: set[str] = set()
         """The roles whose turns are given as texts, not parts; see `_find_roles_of_texts`."""
         try:
             self._template = BoundedTemplate(self._text)
@@ -62,7 +62,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template of {self.name} is no Jinja: {reason}; {CHOOSE_ANOTHER}"
             ) from error
-        self._as_text = self._find_roles_of_texts()
+        self.as_text = self._find_roles_of_texts()
 
     def render_marked(
         self, turns: Sequence[Turn], generate: bool, source: str, tools: Sequence[Mapping[str, Any]] = ()
@@ -225,7 +225,7 @@ class ChatTemplate:
     def _render(
         self, messages: list[dict[str, Any]], generate: bool, tools: Sequence[Mapping[str, Any]] = ()
     ) -> str:
-        messages = [_with_text(one) if one["role"] in self._as_text else one for one in messages]
+        messages = [_with_text(one) if one["role"] in self.as_text else one for one in messages]
         return self._template.render(
             messages, list(tools) or None, add_generation_prompt=generate, **self._special_tokens
         )

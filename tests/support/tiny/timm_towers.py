@@ -18,7 +18,7 @@ _PERCEPTION_TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0].role == 'system' %}"
     "{% set given = messages[0].content %}{% set turns = messages[1:] %}"
-    "{% set given = (given if given is string else given[0].text) | trim %}"
+    "{% set given = given | trim %}"
     f"{{% else %}}{{% set given = '{_PERCEPTION_SYSTEM}' %}}{{% set turns = messages %}}{{% endif %}}"
     "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + given + '<|eot_id|>' }}"
     "{% for turn in turns %}"
