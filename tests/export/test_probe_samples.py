@@ -8,11 +8,11 @@ from lightning_vlm.export.probe_samples import probe_samples
 from tests.support.clips import PICTURE
 
 
-@pytest.mark.parametrize("family", ["glm4v", "perception_lm"])
+@pytest.mark.parametrize("model", ["glm4v", "perception_lm"])
 def test_a_system_turn_is_a_text_where_parts_would_be_written_as_python_shows_them(
-    processor_of, tmp_path, family
+    processor_of, tmp_path, model
 ):
-    processor = processor_of(family)
+    processor = processor_of(model)
     system = Message("system", (Text("Be short."),))
     asked = Message("user", (PICTURE, Text("What is it?")))
     (sample,) = probe_samples(processor, [Conversation((system, asked))], 1, tmp_path)
