@@ -246,7 +246,7 @@ def test_a_folder_of_something_else(tiny_folder, tmp_path):
 def test_parallel_needs_an_mlp(tiny_folder):
     model = load_model(tiny_folder("llava")).model
     layer = model.model.language_model.layers[1]
-    layer.ffn = layer.mlp
+    layer.other = layer.mlp
     del layer.mlp
     with pytest.raises(
         UserError, match=r"layers.1' has no MLP .* it has: self_attn, .*; use kind: sequential"
