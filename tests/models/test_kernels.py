@@ -50,6 +50,7 @@ FOUND = {
     "granite4_vision": (11, 5, 5),
     "granite_docling": (5, 2, 2),
     "perception_lm": (5, 2, 2),
+    "fast_vlm": (5, 2, 2),
     "vipllava": (5, 2, 2),
     "llava_next_video": (5, 2, 2),
     "video_llava": (5, 2, 2),

@@ -177,6 +177,11 @@ _PERCEPTION = (
 )
 CHATS = {
     "perception_lm": _PERCEPTION,
+    "fast_vlm": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<image>\nHow many?<|im_end|>\n<|im_start|>assistant\n\nTwo.<|im_end|>\n"
+        "<|im_start|>user\n\nSure?<|im_end|>\n<|im_start|>assistant\n\nYes.<|im_end|>\n"
+    ),
     "gemma4": _GEMMA4,
     "gemma4_31b": _GEMMA4,
     "idefics2": _IDEFICS,
@@ -276,6 +281,7 @@ _COHERE_ASKS = "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
 _GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
 PROMPTS = {
     "perception_lm": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "fast_vlm": "<|im_start|>assistant\n",
     "gemma4": "<|turn>model\n",
     "gemma4_31b": "<|turn>model\n",
     "idefics2": "Assistant:",

@@ -40,6 +40,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "granite4_vision": "<|end_of_text|>",
     "granite_docling": "<|end_of_text|>",
     "perception_lm": "<|eot_id|>",
+    "fast_vlm": "<|im_end|>",
     "vipllava": "",
     "llava_next_video": "",
     "video_llava": "",
@@ -88,6 +89,8 @@ def gap_of(renderer, family, template):
         return "\n"  # of ready templates; the processor takes it from the end of prompts
     if template is None and family in THOUGHTS:
         return THOUGHTS[family]
+    if template is None and family == "fast_vlm":
+        return "\n"
     return " " if template is None and family in GAPS else ""
 
 

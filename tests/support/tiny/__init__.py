@@ -35,6 +35,7 @@ from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
 from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
 from tests.support.tiny.timm_towers import PERCEPTION_LM
+from tests.support.tiny.timm_towers import FAST_VLM
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
@@ -74,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "granite4_vision": GRANITE4_VISION,
     "granite_docling": GRANITE_DOCLING,
     "perception_lm": PERCEPTION_LM,
+    "fast_vlm": FAST_VLM,
     "vipllava": VIPLLAVA,
     "llava_next_video": LLAVA_NEXT_VIDEO,
     "video_llava": VIDEO_LLAVA,

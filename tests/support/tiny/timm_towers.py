@@ -5,6 +5,12 @@ from transformers import (
     PerceptionLMImageProcessor,
     PerceptionLMProcessor,
     PerceptionLMVideoProcessor,
+"""FastVLM, whose tower comes from timm."""
+
+from transformers import (
+    CLIPImageProcessor,
+    FastVlmConfig,
+    LlavaProcessor,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -71,6 +77,53 @@ def _perception_lm_processor(tokenizer: PreTrainedTokenizerFast, template: str |
         tokenizer=tokenizer,
         patch_size=_PATCH,
         pooling_ratio=2,
+# --- FastVLM: ChatML with a system prompt of its own; images, then each text on a new line
+_FAST_VLM_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message.role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% for part in message.content if part.type == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message.content if part.type == 'text' %}{{ '\n' + part.text }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _fast_vlm_config(ids: Ids, text: dict) -> PretrainedConfig:
+    return FastVlmConfig(
+        vision_config={
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": 128,
+            "model_args": {
+                "inference_mode": True,
+                "layer_scale_init_value": 0.5,
+                "layers": [1, 1, 1, 1, 1],
+                "embed_dims": [4, 8, 16, 32, 64],
+                "mlp_ratios": [2, 2, 2, 2, 2],
+            },
+        },
+        text_config={"model_type": "qwen2", **text},
+        image_token_index=ids["<image>"],
+        image_seq_length=4,
+    )
+
+
+def _fast_vlm_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    """4 tokens a picture, of 64×64 pixels each."""
+    side = {"height": 128, "width": 128}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": 128}, crop_size=side, image_mean=[0.0] * 3, image_std=[1.0] * 3
+        ),
+        tokenizer=tokenizer,
+        patch_size=64,
+        vision_feature_select_strategy="full",
         chat_template=template,
     )
 
@@ -87,4 +140,14 @@ PERCEPTION_LM = Family(
     adds_bos=True,
     padding_side="left",
     also_ends=("<|end_of_text|>",),
+FAST_VLM = Family(
+    pad="<|endoftext|>",
+    eos="<|im_end|>",
+    bos=None,
+    special=("<|im_start|>", "<image>"),
+    template=_FAST_VLM_TEMPLATE,
+    config=_fast_vlm_config,
+    processor=_fast_vlm_processor,
+    padding_side="left",
+    also_ends=("<|endoftext|>",),
 )
