@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from lightning_vlm.models.experts import expert_parameters
@@ -44,6 +45,7 @@ def keep_weights(model: PreTrainedModel, autocast: torch.dtype) -> None:
             _to_float32(weight)
         elif weight.is_floating_point() and id(weight) not in others:
             weight.data = weight.data.to(autocast)
+    _keep_batch_norms(model)
     # Many families turn features into the dtype of the model, which is that of its first weight, to put them
     # in the places of embeddings. Where one of the two trains and the other doesn't, all is as in a model
     # that was loaded in float32, but for what autocast turns anyway.
@@ -80,6 +82,16 @@ def _first_dtype(module: nn.Module) -> torch.dtype:
 def _to_float32(weight: nn.Parameter) -> None:
     if weight.dtype in _HALF:
         weight.data = weight.data.float()
+
+
+def _keep_batch_norms(model: nn.Module) -> None:
+    """Have weights and statistics of batch norms in float32: they must share a dtype, and only float32 goes
+    with features in either dtype."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.dtype in _HALF:
+                    tensor.data = tensor.data.float()
 
 
 def _used_as_they_are(module: nn.Module) -> Iterator[nn.Parameter]:

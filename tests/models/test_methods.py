@@ -40,6 +40,7 @@ FUSED = (
     "gemma4",  # its tower's layers are wrapped, so that none has a name that ia3 knows
     "gemma4_31b",
     "exaone4_5",
+    "fast_vlm",
 )  # queries, keys and values of the tower are one layer
 METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "dora": ({"lora": {"dora": True, "rslora": True, "init": "gaussian"}},) * 2,
@@ -53,6 +54,9 @@ REFUSED = {
     ("cross_modal", "granite4_vision"): "in several layers and not before the first; use lora or adapter",
     ("cross_modal", "kosmos-2"): "has no token that stands for a picture; use lora or adapter",
     ("adapter, parallel", "blip-2"): "has no MLP .* for a parallel adapter.*; use kind: sequential",
+    # Features of its tower have channels first, and its first stages are convolutions alone.
+    ("adapter", "fast_vlm"): "stages.0' has no linear layer; expected a layer of a transformer",
+    ("adapter, parallel", "fast_vlm"): "stages.0' has no linear layer; expected a layer of a transformer",
 }
 
 

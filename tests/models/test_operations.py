@@ -34,11 +34,12 @@ UNKNOWN = {
     "lfm3_vl",
     "ovis2",
     "molmo2",
+    "fast_vlm",
     *ONE_PICTURE,
     *MIXTURES,
 }
 """They see pictures by cross-attention, by queries or in windows of SAM's tower,
-attend linearly, mix tokens by convolutions, choose
+attend linearly, mix tokens by convolutions, have stages of convolutions, choose
 features from a table, add features in several layers, fill up patches, say no sizes of pictures,
 or have experts."""
 PLANS = {

@@ -68,11 +68,14 @@ def test_what_is_quantised_is_what_is_named(family, tiny_folder):
         inner = "feed_forward"
     kept = family in ("blip-2", "instructblip")  # transformers keeps their Q-Former in float32
     whole = ["vision", "language"] + (["projector"] if below(plain, "projector") and not kept else [])
+    layer, at = "vision.layers[1:2]", ".1."
+    if family == "fast_vlm":  # its first stages are convolutions alone
+        layer, at = "vision.layers[-1:]", ".4."
     choices = {
         ("nf4", "language"): below(plain, "language"),
         ("int8", *whole): below(plain, *whole),
-        ("nf4", "vision.layers[1:2]", f"language.layers[:1].{inner}"): {
-            *(name for name in below(plain, "vision.layers") if ".1." in name),
+        ("nf4", layer, f"language.layers[:1].{inner}"): {
+            *(name for name in below(plain, "vision.layers") if at in name),
             *(name for name in below(plain, "language.layers") if f".0.{inner}." in name),
         },
     }
