@@ -34,8 +34,7 @@ from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
 from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
-from tests.support.tiny.timm_towers import PERCEPTION_LM
-from tests.support.tiny.timm_towers import FAST_VLM
+from tests.support.tiny.timm_towers import FAST_VLM, PERCEPTION_LM
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 

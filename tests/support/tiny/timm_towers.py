@@ -1,16 +1,13 @@
 """Families whose tower comes from timm."""
 
 from transformers import (
+    CLIPImageProcessor,
+    FastVlmConfig,
+    LlavaProcessor,
     PerceptionLMConfig,
     PerceptionLMImageProcessor,
     PerceptionLMProcessor,
     PerceptionLMVideoProcessor,
-"""FastVLM, whose tower comes from timm."""
-
-from transformers import (
-    CLIPImageProcessor,
-    FastVlmConfig,
-    LlavaProcessor,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -77,6 +74,25 @@ def _perception_lm_processor(tokenizer: PreTrainedTokenizerFast, template: str |
         tokenizer=tokenizer,
         patch_size=_PATCH,
         pooling_ratio=2,
+        chat_template=template,
+    )
+
+
+PERCEPTION_LM = Family(
+    pad="<|end_of_text|>",
+    eos="<|eot_id|>",
+    bos="<|begin_of_text|>",
+    special=("<|start_header_id|>", "<|end_header_id|>"),
+    template=_PERCEPTION_TEMPLATE,
+    config=_perception_lm_config,
+    processor=_perception_lm_processor,
+    named={"image_token": "<|image|>", "video_token": "<|video|>"},
+    adds_bos=True,
+    padding_side="left",
+    also_ends=("<|end_of_text|>",),
+)
+
+
 # --- FastVLM: ChatML with a system prompt of its own; images, then each text on a new line
 _FAST_VLM_TEMPLATE = (
     "{% for message in messages %}"
@@ -128,18 +144,6 @@ def _fast_vlm_processor(tokenizer: PreTrainedTokenizerFast, template: str | None
     )
 
 
-PERCEPTION_LM = Family(
-    pad="<|end_of_text|>",
-    eos="<|eot_id|>",
-    bos="<|begin_of_text|>",
-    special=("<|start_header_id|>", "<|end_header_id|>"),
-    template=_PERCEPTION_TEMPLATE,
-    config=_perception_lm_config,
-    processor=_perception_lm_processor,
-    named={"image_token": "<|image|>", "video_token": "<|video|>"},
-    adds_bos=True,
-    padding_side="left",
-    also_ends=("<|end_of_text|>",),
 FAST_VLM = Family(
     pad="<|endoftext|>",
     eos="<|im_end|>",
