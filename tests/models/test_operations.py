@@ -161,9 +161,9 @@ def test_videos_are_counted_as_well(family, module_of):
         found = count(counter, batch, 0)
         if family in FRAMES_APART:
             assert counter.why == "frames of videos go another way than pictures, which isn't counted"
-        elif family == "video_llama_3":  # how many of its tokens a video keeps depends on the pixels
-            assert found is None
-            assert counter.why
+        elif family == "video_llama_3":  # half a percent of a video beside pictures is missed
+            expected = counted_by_pytorch(module, batch)
+            assert found + left_out(counter, batch) == pytest.approx(expected, rel=0.01)
         else:
             assert found + left_out(counter, batch) == counted_by_pytorch(module, batch)
 
