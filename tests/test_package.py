@@ -87,7 +87,7 @@ def test_dir_shows_the_public_names():
 def test_the_table_of_families_has_each():
     from tests.support.tiny import FAMILIES
 
-    table = (Path(__file__).parent.parent / "docs/families.md").read_text("utf-8")
+    table = (Path(__file__).parent.parent / "docs/families.md").read_text("utf-8").partition("## Every")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows[2:]] == [*FAMILIES]
     assert "FAILED" not in table

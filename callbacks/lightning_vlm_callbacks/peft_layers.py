@@ -1,4 +1,4 @@
-"""What PEFT's layers are, told by their classes without importing PEFT."""
+"""What PEFT's layers are, known by their classes without importing PEFT."""
 
 from torch import nn
 

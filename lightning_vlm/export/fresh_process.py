@@ -184,9 +184,9 @@ def _compare_adapters(folder: str, model: Any) -> Iterator[str]:
             yield f"{name} isn't as in adapter_model.safetensors"
 
 
-def _opened(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def with_media(chat: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A chat whose pictures are opened by Pillow (the processors would ask torchvision, which may not), and
-    what a processor is told of its videos, whose frames are chosen already."""
+    what a processor gets to know of its videos, whose frames are chosen already."""
     import numpy as np
     import PIL.Image
 
@@ -241,7 +241,7 @@ def _verify(job: Mapping[str, Any]) -> dict[str, Any]:
         problems += _compare_adapters(job["folder"], model)
     answers = []
     for chat, expected in zip(job["chats"], job["answers"], strict=True):
-        opened, of_videos = _opened(chat)
+        opened, of_videos = with_media(chat)
         inputs = _inputs(processor, opened, of_videos)
         inputs.pop("labels", None)  # PaliGemma's processor makes some
         problems += _compare_inputs(expected["inputs"], inputs)

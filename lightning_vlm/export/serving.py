@@ -40,7 +40,7 @@ def serve_as_trained(processor: ProcessorMixin, sampling: VideoSampling) -> str 
         sampling: As trained.
 
     Returns:
-        What it will do with videos, or what it can't be told; None where nothing was set.
+        What it will do with videos, or what it doesn't take; None where nothing was set.
     """
     videos: Any = getattr(processor, "video_processor", None)
     if videos is None or sampling == VideoSampling():

@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_vlm.data.conversation import Conversation, Message, Text
-from lightning_vlm.export.fresh_process import _opened
+from lightning_vlm.export.fresh_process import with_media
 from lightning_vlm.export.probe_samples import probe_samples
 from tests.support.clips import PICTURE
 
@@ -16,7 +16,7 @@ def test_a_system_turn_is_a_text_where_parts_would_be_written_as_python_shows_th
     system = Message("system", (Text("Be short."),))
     asked = Message("user", (PICTURE, Text("What is it?")))
     (sample,) = probe_samples(processor, [Conversation((system, asked))], 1, tmp_path)
-    opened, _ = _opened(sample.chat)
+    opened, _ = with_media(sample.chat)
     theirs = processor.apply_chat_template(
         opened, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )

@@ -143,8 +143,8 @@ def test_a_run_learns_and_predicts_and_preview_shows_it(thinking, file, tmp_path
     pieces = shown["talk.jsonl:2"].pieces
     text = "".join(piece.text for piece in pieces if piece.weight)
     assert text.startswith("<think>\nLook.\n</think>\n\n<tool_call>\n")
-    told = "".join(piece.text for piece in pieces if piece.kind == Kind.INSTRUCTION)
-    assert json.dumps(TOOL) in told
+    given = "".join(piece.text for piece in pieces if piece.kind == Kind.INSTRUCTION)
+    assert json.dumps(TOOL) in given
 
 
 def test_options_of_a_template_hold_everywhere(thinking, file, tmp_path):

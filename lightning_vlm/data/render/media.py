@@ -120,7 +120,7 @@ def media_options(processor: object, media: Media, video_options: Mapping[str, A
     Args:
         processor: A processor of transformers.
         media: Of one sample.
-        video_options: What the processor is told about its videos beside them.
+        video_options: What the processor gets to know of its videos beside them.
     """
     options: dict[str, Any] = {"images": nested(processor, media.pictures)}
     if media.clips:

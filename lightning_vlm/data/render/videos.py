@@ -131,7 +131,7 @@ class VideoRules:
         return Clip(black(shape.frames, shape.height, shape.width), shape.metadata)
 
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        """What the processor is told about some clips beside them."""
+        """What the processor gets to know of some clips beside them."""
         return {} if self.frame_size is None else self.frame_size.options(clips)
 
 
@@ -183,7 +183,7 @@ class FrameSize:
         return bool(self._per_frame or self._whole)
 
     def options(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        """What the video processor is told of the sizes of some clips: the strictest that one needs."""
+        """What the video processor gets to know of the sizes of some clips: the strictest that one needs."""
         if self._edges is None or not self.has_budget or not clips:
             return {}
         if self._counts_all_frames is None:

@@ -59,7 +59,7 @@ def decode(file: BinaryIO, timeline: Timeline, wanted: Sequence[int]) -> Iterato
         VideoFileError: The file is broken where a wanted frame lies.
     """
     with _video(file) as (container, stream):
-        reader = _Reader(container, stream, timeline)
+        reader = Reader(container, stream, timeline)
         for place in wanted:
             frame = reader.frame(timeline.in_file(place))
             yield upright(frame.to_ndarray(format="rgb24"), timeline.turned)
@@ -160,7 +160,7 @@ def _check_length(container: Any, stream: Any, packets: _Packets) -> None:
     )
 
 
-class _Reader:
+class Reader:
     """Decodes frames one after the other, and jumps forward.
 
     Args:

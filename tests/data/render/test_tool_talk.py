@@ -235,10 +235,10 @@ def test_calls_and_their_form_are_learned_and_results_are_not(renderer_with):
     arguments = json.dumps(dict(CALL.arguments), ensure_ascii=False)
     assert call == f'<tool_call>\n{{"name": "zoom", "arguments": {arguments}}}\n</tool_call><|im_end|>'
     assert answer == "A cat.<|im_end|>"
-    told = renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.INSTRUCTION])
-    assert "# Tools" in told
-    assert json.dumps(TOOL, ensure_ascii=False) in told
-    assert told.endswith(f"What?{NASTY}")
+    shown = renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.INSTRUCTION])
+    assert "# Tools" in shown
+    assert json.dumps(TOOL, ensure_ascii=False) in shown
+    assert shown.endswith(f"What?{NASTY}")
 
 
 def test_marks_of_reasoning_around_nothing_are_said(renderer_with):

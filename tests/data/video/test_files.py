@@ -73,9 +73,9 @@ def test_100_000_frames_cost_no_more_than_those_that_are_chosen(
     write_numbered(tmp_path / "one.mp4", 250, gop=50, options={"bf": "0"})
     repeat(tmp_path / "one.mp4", tmp_path / "long.mp4", 400)
     decoded = []
-    advance = av_file._Reader._advance
+    advance = av_file.Reader._advance
     monkeypatch.setattr(
-        av_file._Reader, "_advance", lambda self, wanted: (advance(self, wanted), decoded.append(self._at[0]))
+        av_file.Reader, "_advance", lambda self, wanted: (advance(self, wanted), decoded.append(self._at[0]))
     )
     clip = load_video(of(tmp_path / "long.mp4"), "v:1", "video", VideoSampling(num_frames=9))
     assert clip.metadata.total_num_frames == 100_000
@@ -90,9 +90,9 @@ def test_100_000_frames_cost_no_more_than_those_that_are_chosen(
 def test_frames_close_together_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_numbered(tmp_path / "a.mp4", 100, gop=20)
     decoded = []
-    advance = av_file._Reader._advance
+    advance = av_file.Reader._advance
     monkeypatch.setattr(
-        av_file._Reader, "_advance", lambda self, wanted: (advance(self, wanted), decoded.append(self._at[0]))
+        av_file.Reader, "_advance", lambda self, wanted: (advance(self, wanted), decoded.append(self._at[0]))
     )
     clip = load_video(of(tmp_path / "a.mp4"), "v:1", "video", VideoSampling(num_frames=50))
     assert numbers_of(clip.frames) == clip.metadata.frames_indices
@@ -254,7 +254,7 @@ def test_a_changed_file_is_measured_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fresh() -> object:
-    """Which package decodes is found anew."""
+    """Which package decodes is found again."""
     backend.reader.cache_clear()
     yield
     backend.reader.cache_clear()
