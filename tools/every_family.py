@@ -39,6 +39,7 @@ from tools.newer_classes import stood_in_for
 
 with stood_in_for():
     from tests.support import tiny
+    from tests.support.dead import DEAD
     from tests.support.packed import OfList
     from tests.support.tiny.generic import generic_family
 
@@ -122,7 +123,12 @@ def _try_steps(key: str, folder: Path) -> None:
         tiny.build(key, folder)
     template = None if tiny.FAMILIES[key].template else "plain"
     with _step("can't be loaded", folder):
-        module = VLMModule(str(folder), chat_template=template, generation={"max_new_tokens": 4})
+        module = VLMModule(
+            str(folder),
+            chat_template=template,
+            generation={"max_new_tokens": 4},
+            no_gradient_needed=DEAD.get(key),
+        )
         module.configure_model()
     with _step("parts", folder):
         parameters_by_part(module.model)

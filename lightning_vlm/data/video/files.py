@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
@@ -12,17 +13,17 @@ import numpy as np
 from lightning_vlm.data.conversation import Video
 from lightning_vlm.data.fetching import fetch
 from lightning_vlm.data.files_below import find_below
-from lightning_vlm.data.video.backend import Measured, reader
 from lightning_vlm.data.video.broken import WHOLE, VideoFileError
 from lightning_vlm.data.video.pictures import PictureFrames
-from lightning_vlm.errors import DataError
+from lightning_vlm.data.video.timeline import Timeline
+from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import shorten
 
 LARGEST_FETCHED = 512 << 20
 """The most bytes of a video that is fetched, or comes as bytes: it is held in memory."""
 _REMEMBERED = 512
-_measured: "OrderedDict[tuple[str, int, int, str], Measured]" = OrderedDict()
-"""The measures of the files that this process read last."""
+_timelines: "OrderedDict[tuple[str, int, int], Timeline]" = OrderedDict()
+"""When the frames are shown of the files that this process read last."""
 
 
 def find_video(video: Video, source: str, key: str, advise: bool = True) -> Path | None:
@@ -66,7 +67,10 @@ def _check_no_rate(video: Video, source: str, key: str) -> None:
 
 
 class FileFrames:
-    """The frames of a video file.
+    """The frames of a video file, read by PyAV.
+
+    torchcodec was tried on the same files: it gives other frames of AVI, MPEG-TS and MPEG-PS, takes truncated
+    files for whole ones, and needs the libraries of FFmpeg, which PyAV brings along.
 
     Args:
         video: By path, bytes or URL.
@@ -76,8 +80,10 @@ class FileFrames:
 
     Raises:
         DataError: It isn't a video that can be decoded.
-        UserError: Nothing is installed that decodes videos.
+        UserError: PyAV is not installed.
     """
+
+    backend = "pyav"
 
     def __init__(self, video: Video, path: Path | None, source: str, key: str) -> None:
         self._path = path
@@ -89,11 +95,11 @@ class FileFrames:
         if video.url is not None:
             self._data = fetch(video.url, source, key, "video", LARGEST_FETCHED)
         self._check_not_empty()
-        self.backend, self._reader = reader()
-        self._measures = self._measure()
-        self.frames = self._measures.frames
-        self.fps = self._measures.fps
-        self.upright_size = self._measures.upright_size
+        self._reader = _reader()
+        self._timeline = self._measured()
+        self.frames = self._timeline.frames
+        self.fps = self._timeline.fps
+        self.upright_size = self._timeline.upright_size
 
     def decode(self, wanted: Sequence[int]) -> Iterator[np.ndarray]:
         """Some frames in ascending order.
@@ -103,7 +109,7 @@ class FileFrames:
         """
         with self._opened() as file:
             try:
-                yield from self._reader.decode(file, self._measures, wanted)
+                yield from self._reader.decode(file, self._timeline, wanted)
             except VideoFileError as error:
                 raise self._wrong(error) from error
 
@@ -112,19 +118,19 @@ class FileFrames:
         if not size:
             raise DataError(self._source, self._key, f"{self._name}: an empty file", WHOLE)
 
-    def _measure(self) -> Measured:
-        """The measures of the file, which are kept for the next time."""
+    def _measured(self) -> Timeline:
+        """When the frames of the file are shown, which is kept for the next time."""
         if self._path is None:
-            return self._measure_anew()
+            return self._measure()
         state = os.stat(self._path)
-        name = (str(self._path), state.st_mtime_ns, state.st_size, self.backend)
-        measures = _measured.pop(name, None) or self._measure_anew()
-        _measured[name] = measures
-        if len(_measured) > _REMEMBERED:
-            _measured.popitem(last=False)
-        return measures
+        name = (str(self._path), state.st_mtime_ns, state.st_size)
+        timeline = _timelines.pop(name, None) or self._measure()
+        _timelines[name] = timeline
+        if len(_timelines) > _REMEMBERED:
+            _timelines.popitem(last=False)
+        return timeline
 
-    def _measure_anew(self) -> Measured:
+    def _measure(self) -> Timeline:
         with self._opened() as file:
             try:
                 return self._reader.measure(file)
@@ -142,6 +148,18 @@ class FileFrames:
 
     def _wrong(self, error: VideoFileError) -> DataError:
         return DataError(self._source, self._key, f"{self._name}: {error.found}", error.expected)
+
+
+def _reader() -> ModuleType:
+    """The module that reads files, which imports PyAV."""
+    try:
+        from lightning_vlm.data.video import av_file
+    except ImportError as error:
+        raise UserError(
+            f"video files need PyAV ({error}); run `pip install 'lightning-vlm[video]'`. A folder or a list "
+            "of frames needs nothing"
+        ) from error
+    return av_file
 
 
 def _name_of(video: Video) -> str:

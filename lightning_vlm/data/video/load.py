@@ -31,7 +31,7 @@ def load_video(
 ) -> Clip:
     """The chosen frames of a video, upright and in RGB. Only they are decoded, one after the other.
 
-    A file is decoded by torchcodec or PyAV. Sound is ignored. The time of a frame is when it is shown, also
+    A file is decoded by PyAV. Sound is ignored. The time of a frame is when it is shown, also
     where frames come unevenly; a folder or a list of frames has the time that `video.fps` says.
 
     Args:
@@ -44,7 +44,7 @@ def load_video(
     Raises:
         DataError: No such file, a path outside the root, not a video, a broken or truncated one, no frames, a
             list of frames of unknown time, or more pixels than fit into memory.
-        UserError: Nothing is installed that decodes videos.
+        UserError: PyAV is not installed.
 
     >>> import io
     >>> from lightning_vlm.data.conversation import Image

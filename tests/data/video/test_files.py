@@ -1,12 +1,10 @@
 """Files that are turned, uneven, long, broken or no videos."""
 
-import importlib
 import io
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import av
 import numpy as np
@@ -14,7 +12,7 @@ import PIL.Image
 import pytest
 
 from lightning_vlm.data.conversation import Image, Video
-from lightning_vlm.data.video import av_file, backend, load
+from lightning_vlm.data.video import av_file, load
 from lightning_vlm.data.video.load import load_video, video_shape
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError, UserError
@@ -252,51 +250,12 @@ def test_a_changed_file_is_measured_again(tmp_path: Path) -> None:
     assert video_shape(of(tmp_path / "a.mp4"), "v:1", "video").frames == 20
 
 
-@pytest.fixture
-def fresh() -> object:
-    """Which package decodes is found again."""
-    backend.reader.cache_clear()
-    yield
-    backend.reader.cache_clear()
-
-
-def _torchcodec_works() -> bool:
-    try:
-        importlib.import_module("torchcodec.decoders")
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
-
-
-@pytest.mark.usefixtures("fresh")
-def test_torchcodec_decodes_where_it_works_and_pyav_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, _ = backend.reader()
-    assert name == ("torchcodec" if _torchcodec_works() else "pyav")
-    backend.reader.cache_clear()
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", ModuleType("torchcodec.decoders"))
-    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
-    name, module = backend.reader()
-    assert (name, module.__name__) == ("torchcodec", "lightning_vlm.data.video.torchcodec_file")
-
-
-@pytest.mark.usefixtures("fresh")
-def test_where_nothing_decodes_frames_still_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
+def test_without_pyav_frames_still_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lightning_vlm.data.video.av_file")
+    monkeypatch.delattr("lightning_vlm.data.video.av_file")
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "a.mp4").write_bytes(b"a cat")
-    with pytest.raises(
-        UserError, match=r"run `pip install 'lightning-vlm\[video\]'` \(torchcodec: .*; pyav: "
-    ):
+    with pytest.raises(UserError, match=r"need PyAV \(.*\); run `pip install 'lightning-vlm\[video\]'`"):
         load_video(of(tmp_path / "a.mp4"), "v:1", "video", SEVEN)
     clip = load_video(Video(frames=numbered_pictures(3), fps=1.0), "v:1", "video")
     assert numbers_of(clip.frames) == [0, 1, 2]
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.skipif(not _torchcodec_works(), reason="torchcodec needs the libraries of FFmpeg")
-def test_torchcodec_gives_the_same_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_numbered(tmp_path / "a.mp4")
-    clip = load_video(of(tmp_path / "a.mp4"), "v:1", "video", SEVEN)
-    assert clip.metadata.video_backend == "torchcodec"
-    assert numbers_of(clip.frames) == clip.metadata.frames_indices

@@ -20,18 +20,18 @@ from transformers import (
 
 from tests.support.tiny.family import VISION_SIZE, Family, Ids
 
-_SIDE, _PATCH = 42, 14
+SIDE, PATCH = 42, 14
 _PINPOINTS = [[42, 84], [84, 42], [84, 84]]
 """Resolutions that pictures are cut into tiles of."""
-_CLIP: dict[str, Any] = {
+CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
     **VISION_SIZE,
     "num_hidden_layers": 3,
     "projection_dim": 48,
-    "image_size": _SIDE,
-    "patch_size": _PATCH,
+    "image_size": SIDE,
+    "patch_size": PATCH,
 }
-_CROP: dict[str, Any] = {"size": {"shortest_edge": _SIDE}, "crop_size": {"height": _SIDE, "width": _SIDE}}
+CROP: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
 
 
 # --- LLaVA 1.5: images first, roles in capitals, nothing after an answer but a space -----------------------
@@ -51,7 +51,7 @@ _LLAVA_TEMPLATE = (
 def _llava_config(ids: Ids, text: dict) -> PretrainedConfig:
     """As published, features leave the tower one layer early: its last layer never gets a gradient."""
     return LlavaConfig(
-        vision_config=_CLIP,
+        vision_config=CLIP,
         text_config={"model_type": "llama", **text},
         image_token_index=ids["<image>"],
         vision_feature_layer=-2,
@@ -61,9 +61,9 @@ def _llava_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 def _llava_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return LlavaProcessor(
-        image_processor=CLIPImageProcessor(**_CROP),
+        image_processor=CLIPImageProcessor(**CROP),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
@@ -100,7 +100,7 @@ _LLAVA_NEXT_TEMPLATE = (
 
 def _llava_next_config(ids: Ids, text: dict) -> PretrainedConfig:
     return LlavaNextConfig(
-        vision_config=_CLIP,
+        vision_config=CLIP,
         text_config={"model_type": "mistral", "sliding_window": None, **text},
         image_token_index=ids["<image>"],
         image_grid_pinpoints=_PINPOINTS,
@@ -111,9 +111,9 @@ def _llava_next_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 def _llava_next_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **_CROP),
+        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **CROP),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
@@ -156,8 +156,8 @@ def _llava_onevision_config(ids: Ids, text: dict) -> PretrainedConfig:
         vision_config={
             "model_type": "siglip_vision_model",
             **VISION_SIZE,
-            "image_size": _SIDE,
-            "patch_size": _PATCH,
+            "image_size": SIDE,
+            "patch_size": PATCH,
             "vision_use_head": False,
         },
         text_config={"model_type": "qwen2", **text},
@@ -169,12 +169,12 @@ def _llava_onevision_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 
 def _llava_onevision_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
-    size = {"height": _SIDE, "width": _SIDE}
+    size = {"height": SIDE, "width": SIDE}
     return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(image_grid_pinpoints=_PINPOINTS, size=size),
         tokenizer=tokenizer,
         video_processor=LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=(_SIDE // _PATCH) ** 2,
+        num_image_tokens=(SIDE // PATCH) ** 2,
         vision_feature_select_strategy="full",
         chat_template=template,
     )

@@ -19,18 +19,9 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from tests.support.tiny.family import VISION_SIZE, Family, Ids
+from tests.support.tiny.family import Family, Ids
+from tests.support.tiny.llava import CLIP, CROP, PATCH, SIDE
 
-_SIDE, _PATCH = 42, 14
-_CLIP: dict[str, Any] = {
-    "model_type": "clip_vision_model",
-    **VISION_SIZE,
-    "num_hidden_layers": 3,
-    "projection_dim": 48,
-    "image_size": _SIDE,
-    "patch_size": _PATCH,
-}
-_CROP: dict[str, Any] = {"size": {"shortest_edge": _SIDE}, "crop_size": {"height": _SIDE, "width": _SIDE}}
 _VICUNA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role != 'system' %}{{ message.role | upper + ': ' }}{% endif %}"
@@ -72,7 +63,7 @@ _NEXT_CROP: dict[str, Any] = {
 
 def _llava_next_video_config(ids: Ids, text: dict) -> PretrainedConfig:
     return LlavaNextVideoConfig(
-        vision_config={**_CLIP, "image_size": _NEXT_SIDE},
+        vision_config={**CLIP, "image_size": _NEXT_SIDE},
         text_config={"model_type": "llama", **text},
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
@@ -87,7 +78,7 @@ def _llava_next_video_processor(tokenizer: PreTrainedTokenizerFast, template: st
         video_processor=LlavaNextVideoVideoProcessor(**_NEXT_CROP),
         image_processor=LlavaNextImageProcessor(image_grid_pinpoints=_PINPOINTS, **_NEXT_CROP),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
@@ -100,7 +91,7 @@ LLAVA_NEXT_VIDEO = _vicuna(_llava_next_video_config, _llava_next_video_processor
 # --- Video-LLaVA: a tower for pictures and one for videos, whose class tokens are kept ----------------------
 def _video_llava_config(ids: Ids, text: dict) -> PretrainedConfig:
     return VideoLlavaConfig(
-        vision_config=_CLIP,
+        vision_config=CLIP,
         text_config={"model_type": "llama", **text},
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
@@ -111,10 +102,10 @@ def _video_llava_config(ids: Ids, text: dict) -> PretrainedConfig:
 
 def _video_llava_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return VideoLlavaProcessor(
-        image_processor=VideoLlavaImageProcessor(**_CROP),
-        video_processor=VideoLlavaVideoProcessor(**_CROP),
+        image_processor=VideoLlavaImageProcessor(**CROP),
+        video_processor=VideoLlavaVideoProcessor(**CROP),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
@@ -139,19 +130,19 @@ _VIPLLAVA_TEMPLATE = (
 
 def _vipllava_config(ids: Ids, text: dict) -> PretrainedConfig:
     return VipLlavaConfig(
-        vision_config=_CLIP,
+        vision_config=CLIP,
         text_config={"model_type": "llama", **text},
         image_token_index=ids["<image>"],
         vision_feature_layer=[-2, -3],
-        image_seq_length=(_SIDE // _PATCH) ** 2,
+        image_seq_length=(SIDE // PATCH) ** 2,
     )
 
 
 def _vipllava_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
     return LlavaProcessor(
-        image_processor=CLIPImageProcessor(**_CROP),
+        image_processor=CLIPImageProcessor(**CROP),
         tokenizer=tokenizer,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
