@@ -82,7 +82,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
     from lightning_vlm.run import VLMCLI
 
     listed = done.stdout.split("commands:")[1].split("options:")[0].strip().splitlines()
-    assert {line.split()[0] for line in listed} == {*VLMCLI.subcommands(), "export"}
+    assert {line.split()[0] for line in listed} == {*VLMCLI.subcommands(), "export", "families"}
 
 
 def test_version_no_command_and_unknown_command(capsys):

@@ -33,7 +33,7 @@ def exported(request, model_folder, tmp_path_factory):
     families = [
         item.callspec.params["family"]
         for item in request.session.items
-        if item.module is request.module and "exported" in item.fixturenames
+        if getattr(item, "module", None) is request.module and "exported" in item.fixturenames
     ]
     written = {}
     for family in dict.fromkeys(families):

@@ -352,7 +352,7 @@ class KeepNorms(Callback):
         self.norms.append(self.gradnorm._statistics.norms.clone())
 
 
-SPLIT = ("qwen3_5", "minicpmv4_6")
+SPLIT = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")
 """Several samples are made of a conversation, so that its batches aren't those that are taken by hand."""
 FLAT = ("blip-2",)
 """The MLP of their last layer gets tokens without their rows; an error names other layers to choose."""
