@@ -5,10 +5,9 @@ transformers keeps the weights of a layer's experts in parameters of three dimen
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -126,26 +125,32 @@ class Routed(NamedTuple):
     chosen: Tensor
 
 
-def read_router(model: PreTrainedModel, mixture: Mixture, output: Any) -> Routed:
-    """Logits and choices from what a router returned.
+def router_reader(model: PreTrainedModel, mixture: Mixture) -> Callable[[Any], Routed]:
+    """A function that takes what a router returned, and gives its logits and choices.
 
     Args:
         model: transformers says in it which output has the logits, in most families.
         mixture: Of the router.
-        output: A tuple of tensors.
     """
-    router = model.get_submodule(mixture.router_path)
-    tensors = [one for one in output if isinstance(one, Tensor)] if isinstance(output, tuple) else [output]
-    wide = [one for one in tensors if one.is_floating_point() and one.shape[-1] == mixture.number]
-    place = _places_of_logits(model).get(type(router))
-    logits = tensors[place] if place is not None else wide[0]
-    logits = logits.reshape(-1, mixture.number)
-    if type(router).__name__ in _PROBABILITIES:
-        logits = logits.log()
-    for one in tensors:
-        if not one.is_floating_point():
-            return Routed(logits, one.reshape(len(logits), -1))
-    return Routed(logits, logits.detach().topk(mixture.top_k, dim=-1).indices)
+    router = type(model.get_submodule(mixture.router_path))
+    place = _places_of_logits(model).get(router)
+    has_probabilities = router.__name__ in _PROBABILITIES
+
+    def read(output: Any) -> Routed:
+        tensors = (
+            [one for one in output if isinstance(one, Tensor)] if isinstance(output, tuple) else [output]
+        )
+        wide = [one for one in tensors if one.is_floating_point() and one.shape[-1] == mixture.number]
+        logits = tensors[place] if place is not None else wide[0]
+        logits = logits.reshape(-1, mixture.number)
+        if has_probabilities:
+            logits = logits.log()
+        for one in tensors:
+            if not one.is_floating_point():
+                return Routed(logits, one.reshape(len(logits), -1))
+        return Routed(logits, logits.detach().topk(mixture.top_k, dim=-1).indices)
+
+    return read
 
 
 def _places_of_logits(model: nn.Module) -> Mapping[type, int]:
@@ -172,6 +177,6 @@ def _top_k(*owners: nn.Module) -> int:
         for holder in (owner, getattr(owner, "config", None)):
             for name in ("top_k", "num_experts_per_tok", "moe_topk", "top_k_experts"):
                 found = getattr(holder, name, None)
-                if isinstance(found, int) and not isinstance(found, torch.Tensor):
+                if isinstance(found, int):
                     return found
     return 1

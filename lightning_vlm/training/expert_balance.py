@@ -17,7 +17,7 @@ from typing_extensions import override
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.balance import LayerRouting, balance_loss, expert_counts
 from lightning_vlm.losses.batch_loss import TaskSums
-from lightning_vlm.models.experts import Mixture, mixtures_of, read_router
+from lightning_vlm.models.experts import Mixture, mixtures_of, router_reader
 from lightning_vlm.outputs.wandb_run import loggers_of
 from lightning_vlm.training.expert_words import aux_loss_weight, describe_experts
 
@@ -91,6 +91,7 @@ class ExpertBalance(Callback):
             yield
         finally:
             self._is_watching = False
+            self._inputs = {}
 
     def add_loss(self, losses: TaskSums) -> TaskSums:
         """The losses of a micro-batch that was watched, with the load-balancing loss added.
@@ -120,19 +121,14 @@ class ExpertBalance(Callback):
         self._write(trainer)
         if not logs_at(trainer, trainer.global_step + 1):
             return
-        since = torch.cat((self._counts.flatten().double(), self._aux.double()))
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(since)
-        self._total += since[:-2].view_as(self._counts).long()
-        self._counts.zero_()
-        self._aux.zero_()
-        self._pending = (trainer.global_step, HostCopy(since))
+        self._pending = (trainer.global_step, HostCopy(self._take(trainer)))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
         if not self._hooks:
             return
         self._write(trainer)
+        self._take(trainer)
         total = self._total.double()
         shares = (total / total.sum(1, keepdim=True).clamp(min=1)).tolist()
         rows = [[mixture.path, *share] for mixture, share in zip(self._mixtures, shares, strict=True)]
@@ -142,15 +138,27 @@ class ExpertBalance(Callback):
                 logger.log_table("expert_load", names, rows)
         self._stop()
 
+    def _take(self, trainer: Trainer) -> Tensor:
+        """What all ranks have counted since the last time; the sums of the loss and its weights come last."""
+        since = torch.cat((self._counts.flatten().double(), self._aux.double()))
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(since)
+        self._total += since[:-2].view_as(self._counts).long()
+        self._counts.zero_()
+        self._aux.zero_()
+        return since
+
     def _note_inputs(self, _: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._is_watching:
             self._inputs = kwargs
 
     def _reader(self, model: Any, mixture: Mixture) -> Any:
+        routing_of = router_reader(model, mixture)
+
         def read(_: Any, args: tuple, output: Any) -> None:
             if not self._is_watching:
                 return
-            routed = read_router(model, mixture, output)
+            routed = routing_of(output)
             real = self._real(mixture, len(routed.chosen))
             layer = LayerRouting(routed.logits, routed.chosen, real)
             before = self._seen.get(mixture.path)

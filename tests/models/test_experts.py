@@ -7,10 +7,12 @@ from lightning_vlm_callbacks.gradnorm.layer import shared_layer
 from peft import get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch.func import functional_call
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.experts import expert_parameters, mixtures_of, router_parameters
+from lightning_vlm.models.experts import expert_parameters, mixtures_of, router_parameters, router_reader
 from lightning_vlm.models.loading.load import load_model
+from lightning_vlm.models.loading.quantize import Quantization, chosen_layers
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
 from lightning_vlm.models.plan.table import plan_rows
@@ -188,3 +190,44 @@ def test_gradnorm_measures_a_layer_that_is_called(tiny_folder):
     model = adapted(tiny_folder("qwen3_vl_moe"), LORA)
     name, _ = shared_layer(model, None, None)
     assert name == "model.language_model.layers.1.self_attn.o_proj.lora_B.default"
+
+
+@pytest.mark.parametrize("family", [*MIXTURES, "gemma4"])
+def test_what_a_router_says_is_understood(family, tiny_folder):
+    """Logits are its weight times what it reads, and the experts with the largest scores are chosen."""
+    model = mixture_of_gemma4(tiny_folder) if family == "gemma4" else load_model(tiny_folder(family)).model
+    for mixture in mixtures_of(model):
+        router = model.get_submodule(mixture.router_path)
+        (weight,) = (one for one in router.parameters() if one.ndim == 2 and len(one) == mixture.number)
+        hidden = torch.randn(7, weight.shape[1])
+        found = router_reader(model, mixture)(router(hidden))
+        expected = hidden @ weight.T
+        if family == "gemma4":
+            expected = router.proj(router.norm(hidden) * router.scale * router.scalar_root_size)
+        torch.testing.assert_close(found.logits.softmax(-1), expected.softmax(-1))
+        assert mixture.number == 4
+        assert mixture.top_k == (1 if family == "llama4" else 2)
+        scores = expected.softmax(-1)
+        if family == "ernie4_5_vl_moe":
+            scores = scores + router.moe_statics.e_score_correction_bias.squeeze()
+        chosen = scores.topk(mixture.top_k).indices
+        assert torch.equal(found.chosen.sort().values, chosen.sort().values)
+
+
+def mixture_of_gemma4(tiny_folder):
+    config = AutoConfig.from_pretrained(tiny_folder("gemma4"))
+    text = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def test_routers_are_not_quantised(tiny_folder):
+    """Gemma 4's has a plain linear layer inside."""
+    model = mixture_of_gemma4(tiny_folder)
+    routers = {name for name in router_parameters(model) if name.endswith("proj.weight")}
+    assert len(routers) == len(mixtures_of(model)) > 0
+    chosen = chosen_layers(model, Quantization("nf4"), find_parts(model))
+    assert not routers & {f"{name}.weight" for name in chosen}
+    assert any(name.endswith("mlp.down_proj") for name in chosen)

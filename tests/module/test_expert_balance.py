@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning_vlm_callbacks import GradNorm
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
@@ -62,10 +62,12 @@ class Watch(Callback):
         )
 
 
-def fit(module, make_quiet, *, steps=1, batch_size=3, logger=False, callbacks=(), trainer=None, **options):
+def fit(
+    module, make_quiet, *, steps=1, batch_size=3, size=6, logger=False, callbacks=(), trainer=None, **options
+):
     one = module(FAMILY, optimizer=None, schedule=Constant(), **{"adapt": PLAN, "clip": None, **options})
     watch = Watch()
-    data = VLMDataModule(train=Drawn("train", size=6, tasks=["vqa"]), batch_size=batch_size, shuffle=False)
+    data = VLMDataModule(train=Drawn("train", size=size, tasks=["vqa"]), batch_size=batch_size, shuffle=False)
     make_quiet(max_steps=steps, callbacks=[*callbacks, watch], logger=logger, **trainer or {}).fit(one, data)
     return one, watch
 
@@ -128,6 +130,56 @@ def test_what_is_logged(module, make_quiet, tmp_path):
         assert metrics[f"train/expert_load/{place}"] == pytest.approx((counts.max() / counts.mean()).item())
         without += int((counts == 0).sum())
     assert metrics["train/experts_without_tokens"] == without
+
+
+class Keep(WandbLogger):
+    """Keeps what would be sent to Weights & Biases."""
+
+    def __init__(self, folder):
+        super().__init__(save_dir=folder, offline=True)
+        self.rows, self.tables = [], {}
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+    def log_table(self, key, columns, data):
+        self.tables[key] = (columns, data)
+
+
+def test_two_ranks_have_the_loss_and_the_load_of_one_process(module, make_quiet, tmp_path, on_two_ranks):
+    """Gradients, and what is logged: two ranks of two micro-batches each, against four in one process."""
+
+    def run(**trainer):
+        logger = Keep(tmp_path)
+        trainer |= {"log_every_n_steps": 2}
+        one, watch = fit(module, make_quiet, size=12, steps=3, batch_size=1, logger=logger, trainer=trainer)
+        logged = {}
+        for step, metrics in logger.rows:
+            found = {name: value for name, value in metrics.items() if "aux" in name or "expert" in name}
+            logged |= {step: found} if found else {}
+        weights = {name: weight.detach() for name, weight in one.named_parameters() if weight.requires_grad}
+        return watch.gradients[0], weights, logged, logger.tables
+
+    gradients, weights, logged, tables = run(accumulate_grad_batches=4)
+    ranks = on_two_ranks(lambda: run(accumulate_grad_batches=2, strategy="ddp", devices=2))
+    assert logged
+    for found, after, _, _ in ranks:
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-7, msg=name)
+            torch.testing.assert_close(after[name], weights[name], rtol=1e-3, atol=1e-5, msg=name)
+    _, _, of_ranks, tables_of_ranks = ranks[0]
+    assert of_ranks.keys() == logged.keys()
+    for step, metrics in logged.items():
+        assert of_ranks[step] == pytest.approx(metrics, rel=1e-5)
+    columns, rows = tables["expert_load"]
+    assert columns == ["layer", *(f"expert {number}" for number in range(4))]
+    for row, other in zip(rows, tables_of_ranks["expert_load"][1], strict=True):
+        assert other[0] == row[0]
+        assert sum(row[1:]) == pytest.approx(1)
+        assert other[1:] == pytest.approx(row[1:])
 
 
 @pytest.mark.parametrize(

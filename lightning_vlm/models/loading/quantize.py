@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lightning_vlm.compat import bitsandbytes as bitsandbytes_fix
 from lightning_vlm.errors import UserError
+from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.models.forwards import asked_for_dtype
 from lightning_vlm.models.parts import Parts, find_parts
 
@@ -31,9 +32,8 @@ class Quantization:
     """What of a model is loaded quantised, and how.
 
     Linear layers are quantised; norms, embeddings (of patches, too, where a family's code asks for their
-    dtype), biases and the head never are. The vision tower and the
-    projector aren't unless named: they are small beside the language model, and all that is seen goes
-    through them.
+    dtype), biases, routers of experts and the head never are. The vision tower and the projector aren't
+    unless named: they are small beside the language model, and all that is seen goes through them.
 
     Args:
         method: `nf4`, or `int8` (LLM.int8, Dettmers et al. 2022, https://arxiv.org/abs/2208.07339), which
@@ -117,6 +117,8 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
     head = model.get_output_embeddings()
     # SigLIP 2 turns pixels into the dtype of its patch embedding's weight: whole numbers, were it quantised.
     kept = {id(layer) for module in model.modules() for layer in asked_for_dtype(module)}
+    for mixture in mixtures_of(model):  # rounding would send tokens to other experts
+        kept |= {id(layer) for layer in model.get_submodule(mixture.router_path).modules()}
     chosen: set[int] = set()
     for selector in quantization.parts:
         try:
