@@ -19,9 +19,9 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
         fits: Whether the module is going to be trained. Otherwise only the strategy matters.
 
     Raises:
-        UserError: A strategy other than one device or DDP, the Trainer's own clipping, a device without the
-            compiler that `compile` needs or the GPU that `kernels` do, or as from `refuse_rate_finder` and
-            `refuse_moving_ranks`.
+        UserError: A strategy other than one device or DDP, the Trainer's own clipping or synchronised batch
+            norms, a device without the compiler that `compile` needs or the GPU that `kernels` do, or as from
+            `refuse_rate_finder` and `refuse_moving_ranks`.
     """
     refuse_strategy(trainer.strategy)
     if not fits:
@@ -30,6 +30,11 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
         raise UserError(
             f"found trainer.gradient_clip_val {trainer.gradient_clip_val}; clip with model.clip, which knows "
             "selectors (1.0 by default)"
+        )
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        raise UserError(
+            "found trainer.sync_batchnorm true; batch norms keep the statistics that they were loaded with, "
+            "so there is nothing to synchronise: leave it out"
         )
     refuse_rate_finder(trainer)
     source: ModelSource = trainer.lightning_module.source  # type: ignore[assignment]
