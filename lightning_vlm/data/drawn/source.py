@@ -5,24 +5,21 @@ stands in for real data in tests and demos, and the shipped model was pretrained
 """
 
 import io
-import zlib
-from collections.abc import Collection
 from random import Random
-from typing import Literal, get_args
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable
+from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.drawn.items import DrawnItems, Split
 from lightning_vlm.data.drawn.questions import QUESTIONS
 from lightning_vlm.data.drawn.scenes import HOW_MANY, draw, layout
 from lightning_vlm.data.drawn.talk import ASK, talk
 from lightning_vlm.errors import UserError
 
-Split = Literal["train", "val", "test"]
 TASKS: tuple[str, ...] = tuple(ASK)
 WORD_CHANCE = 0.2
 """How often there is a word on a picture, where the task isn't about words."""
 
 
-class Drawn(Conversations):
+class Drawn(DrawnItems):
     """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring.
 
     A picture has one to four things on it (ten shapes, twelve colours, drawn words) that don't touch. Item
@@ -63,33 +60,18 @@ class Drawn(Conversations):
         rounds: int | None = None,
         questions: list[str] | None = None,
     ) -> None:
-        if split not in get_args(Split):
-            raise UserError(f"Drawn: there is no split '{split}'; choose one of {', '.join(get_args(Split))}")
-        wanted = tuple(TASKS if tasks is None else tasks)
-        if not wanted:
-            raise UserError(f"Drawn: tasks has an empty list; choose among {', '.join(TASKS)}")
-        _check_names("tasks", wanted, TASKS)
-        _check_names("questions", questions or (), QUESTIONS)
-        if size < 1 or image_size < 32:
-            raise UserError(f"Drawn: size {size} and image_size {image_size} must be at least 1 and 32")
+        super().__init__(split, size, seed, tasks, image_size, TASKS)
+        self._check_names("questions", questions or (), QUESTIONS)
         if not 1 <= max_things <= max(HOW_MANY):
             raise UserError(f"Drawn: max_things is {max_things}; choose 1 to {max(HOW_MANY)}")
         if rounds is not None and rounds < 1:
             raise UserError(f"Drawn: rounds is {rounds}; ask at least 1 question")
-        self.split = split
-        self.size = size
-        self.seed = seed
-        self.tasks = wanted
-        self.image_size = image_size
         self.max_things = max_things
         self.rounds = rounds
         self.questions = tuple(questions or ())
 
-    def __len__(self) -> int:
-        return self.size
-
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
-        item = self._item(range(self.size)[index])
+        item = self._item(index)
         task = self._task(item)
         rng = Random(f"{item}/{task}")
         word_chance = 1.0 if task == "ocr" else WORD_CHANCE
@@ -99,19 +81,3 @@ class Drawn(Conversations):
         picture.save(file, "PNG", compress_level=0)  # noise does not compress, and this is twice as fast
         messages = talk(task, seen, Image(data=file.getvalue()), rng, self.rounds, self.questions)
         return Conversation(messages, task=task, source=f"drawn:{item}")
-
-    def _item(self, index: int) -> str:
-        return f"{self.seed}/{self.split}/{index}"
-
-    def _task(self, item: str) -> str:
-        return self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
-
-    def task_table(self) -> TaskTable:
-        """Nothing is drawn for it."""
-        return TaskTable.of_samples(self._task(self._item(index)) for index in range(self.size))
-
-
-def _check_names(option: str, names: Collection[str], known: Collection[str]) -> None:
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UserError(f"Drawn: {option} has {', '.join(unknown)}; choose among {', '.join(known)}")

@@ -2,29 +2,20 @@
 
 import io
 import json
-import zlib
 from pathlib import Path
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
 
-from lightning_vlm.data.conversation import (
-    Conversation,
-    Conversations,
-    Image,
-    Message,
-    TaskTable,
-    Text,
-    Video,
-)
+from lightning_vlm.data.conversation import Conversation, Image, Message, Text, Video
+from lightning_vlm.data.drawn.items import DrawnItems, Split
 from lightning_vlm.data.drawn.motion import HAPPEN, LEAST_FRAMES, draw_frames
-from lightning_vlm.data.drawn.source import Split
 from lightning_vlm.errors import UserError
 
 
-class DrawnVideos(Conversations):
+class DrawnVideos(DrawnItems):
     """Drawn videos with a question each, which no single frame answers: direction, when, count.
 
     `direction`: a thing moves to the left, to the right, up or down. `when`: a thing is there in the first or
@@ -61,42 +52,20 @@ class DrawnVideos(Conversations):
         fps: float = 2.0,
         image_size: int = 64,
     ) -> None:
-        if split not in get_args(Split):
-            splits = ", ".join(get_args(Split))
-            raise UserError(f"DrawnVideos: there is no split '{split}'; choose one of {splits}")
-        wanted = tuple(HAPPEN if tasks is None else tasks)
-        unknown = sorted(set(wanted) - set(HAPPEN))
-        if unknown or not wanted:
-            raise UserError(
-                f"DrawnVideos: tasks has {', '.join(unknown) or 'no item'}; choose among {', '.join(HAPPEN)}"
-            )
-        if size < 1 or image_size < 32:
-            raise UserError(f"DrawnVideos: size {size} and image_size {image_size} must be at least 1 and 32")
+        super().__init__(split, size, seed, tasks, image_size, HAPPEN)
         if frames < LEAST_FRAMES or not fps > 0:
             raise UserError(
                 f"DrawnVideos: frames {frames} and fps {fps} must be at least {LEAST_FRAMES} and above 0"
             )
-        self.split = split
-        self.size = size
-        self.seed = seed
-        self.tasks = wanted
         self.frames = frames
         self.fps = fps
-        self.image_size = image_size
-
-    def __len__(self) -> int:
-        return self.size
 
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
-        item = self._item(range(self.size)[index])
+        item = self._item(index)
         pictures, question, answer = self._drawn(item)
         video = Video(frames=tuple(map(_png, pictures)), fps=self.fps)
         messages = (Message("user", (video, Text(question))), Message("assistant", (Text(answer),)))
         return Conversation(messages, task=self._task(item), source=f"drawn_video:{item}")
-
-    def task_table(self) -> TaskTable:
-        """Nothing is drawn for it."""
-        return TaskTable.of_samples(self._task(self._item(index)) for index in range(self.size))
 
     def write(self, folder: str | Path) -> Path:
         """Write all videos as MP4 files, with a JSONL file beside them that `read` reads.
@@ -130,12 +99,6 @@ class DrawnVideos(Conversations):
         rng = Random(f"{item}/{task}")
         happening = HAPPEN[task](rng, self.split, self.frames)
         return draw_frames(rng, happening.frames, self.image_size), happening.question, happening.answer
-
-    def _item(self, index: int) -> str:
-        return f"{self.seed}/{self.split}/{index}"
-
-    def _task(self, item: str) -> str:
-        return self.tasks[zlib.crc32(item.encode()) % len(self.tasks)]
 
 
 def write_video(path: Path, pictures: list[Pillow.Image], fps: float) -> None:

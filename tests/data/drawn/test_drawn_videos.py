@@ -108,7 +108,7 @@ def test_videos_written_as_files_are_read_as_they_were_drawn(tmp_path: Path) -> 
 
 WRONG = {
     "tasks has sides; choose among direction, when, count": {"tasks": ["sides"]},
-    "tasks has no item": {"tasks": []},
+    "DrawnVideos: tasks has an empty list": {"tasks": []},
     "there is no split 'tran'": {"split": "tran"},
     "frames 3 and fps 2.0 must be at least 4": {"frames": 3},
     "size 0 and image_size 64 must be": {"size": 0},
