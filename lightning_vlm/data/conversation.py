@@ -4,7 +4,7 @@ import bisect
 import itertools
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 from lightning_vlm.data.parts import Box as Box
@@ -84,6 +84,10 @@ class Conversation:
             for place, part in enumerate(message.parts):
                 check_part(part, message.role, self.source, f"{key}.content[{place}]")
         check_tools(self.messages, self.source)
+
+    def with_messages(self, messages: tuple[Message, ...]) -> "Conversation":
+        """The same with other messages; itself, not checked again, where they are its own."""
+        return self if messages == self.messages else replace(self, messages=messages)
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from lightning_vlm.data.conversation import Message, Text
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.chat import ChatTemplate
-from lightning_vlm.data.render.chat_messages import content_of
+from lightning_vlm.data.render.chat_messages import MarkedTurns
 from lightning_vlm.data.render.markers import ANSWER, DEFINITION, split_at_markers, text_places, with_edges
 from lightning_vlm.data.render.turns import THINKS_NOTHING, UNLEARNED, TextSpan, Turn, has_more_than_words
 from lightning_vlm.errors import DataError
@@ -71,20 +71,12 @@ class AnswerPlaces:
         """Whether words, and nothing else, tell answers of words from the rest."""
 
     def mark(
-        self,
-        marked: str,
-        spans: list[TextSpan],
-        turns: Sequence[Turn],
-        tools: Tools,
-        *,
-        asks: bool,
-        source: str,
+        self, marked: MarkedTurns, turns: Sequence[Turn], tools: Tools, *, asks: bool, source: str
     ) -> MarkedChat:
         """Mark the answers in what the template wrote.
 
         Args:
-            marked: The text, with a marker in place of each of its texts.
-            spans: Its texts.
+            marked: What it wrote.
             turns: What was written.
             tools: The definitions of tools.
             asks: Whether the generation prompt comes at the end, so that nothing is learned.
@@ -93,42 +85,39 @@ class AnswerPlaces:
         Raises:
             DataError: The last answer isn't what the model would write after the generation prompt.
         """
+        text, spans = marked.text, list(marked.spans)
         if turns[-1].role == "assistant" and not asks:
-            marked += self._added_end(turns, tools)
+            text += self._added_end(turns, tools)
         by_words = asks or (self.regular and is_plain(turns, tools))
-        places = text_places(marked)
+        places = text_places(text)
+        answers = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
         found: list[AnswerPlace] = []
-        changes: tuple[str, ...] = ()
-        spans = list(spans)
-        for index, (turn, numbers) in enumerate(_numbered(turns)):
-            if turn.role != "assistant":
-                continue
-            weights = _weights(turn)
+        changes: list[str] = []
+        for index in answers:
+            weights = [message.weight for message in turns[index].messages] or [1.0]
+            numbers = marked.numbers[index]
             exact = None
             if not by_words:
                 is_learned = max(weights) > 0
-                is_last = all(later.role != "assistant" for later in turns[index + 1 :])
-                refuse = source if is_learned and is_last else None
-                exact = self._exact(marked, turns[: index + 1], tools, refuse)
-                if exact is not None and is_learned and self._thinks_nothing(marked, places, exact, numbers):
-                    changes = tuple(dict.fromkeys((*changes, THINKS_NOTHING)))
-                if exact is None and is_learned:
-                    changes = tuple(dict.fromkeys((*changes, UNLEARNED)))
+                refuse = source if is_learned and index == answers[-1] else None
+                exact = self._exact(text, turns[: index + 1], tools, refuse)
+                if is_learned and exact is None:
+                    changes.append(UNLEARNED)
                     weights = [0.0]
-                    for number in numbers:
-                        none = np.zeros_like(spans[number].weights)
-                        spans[number] = spans[number]._replace(weights=none, end_weight=0.0)
+                    _unlearn(spans, numbers)
+                elif exact is not None and is_learned and self._thinks_nothing(text, places, exact, numbers):
+                    changes.append(THINKS_NOTHING)
             if exact is not None:
                 _check_texts(exact, places, [(number, spans[number]) for number in numbers], source)
-            start, stop = exact or self._by_words(marked, places, numbers)
+            start, stop = exact or self._by_words(text, places, numbers)
             first = next((spans[number] for number in numbers if spans[number].text), None)
             first_weight = weights[0] if first is None else float(first.weights[0])
             has_weights = any(weight != 1 for weight in weights)
             found.append(AnswerPlace(start, stop, first_weight, weights[-1], has_weights))
         edges = [edge for place in found for edge in zip((place.start, place.stop), ANSWER, strict=True)]
         if tools:
-            edges += self._definitions(marked, turns, asks, found)
-        return MarkedChat(with_edges(marked, edges), spans, found, changes)
+            edges += self._definitions(text, turns, asks, found)
+        return MarkedChat(with_edges(text, edges), spans, found, tuple(dict.fromkeys(changes)))
 
     def learned(self, turns: Sequence[Turn], tools: Tools) -> list[bool]:
         """Of each turn, whether it is an answer that these turns write as the model would."""
@@ -275,19 +264,11 @@ def _check_texts(
             raise DataError(source, span.key, found, expected)
 
 
-def _numbered(turns: Sequence[Turn]) -> list[tuple[Turn, range]]:
-    """Each turn, with the numbers of its texts."""
-    numbered = []
-    first = 0
-    for turn in turns:
-        count = len(content_of(turn).texts)
-        numbered.append((turn, range(first, first + count)))
-        first += count
-    return numbered
-
-
-def _weights(turn: Turn) -> list[float]:
-    return [message.weight for message in turn.messages] or [1.0]
+def _unlearn(spans: list[TextSpan], numbers: range) -> None:
+    """Take the weights from some texts. In place."""
+    for number in numbers:
+        none = np.zeros_like(spans[number].weights)
+        spans[number] = spans[number]._replace(weights=none, end_weight=0.0)
 
 
 def _common(one: str, other: str) -> int:

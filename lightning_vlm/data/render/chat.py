@@ -11,7 +11,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.render.bounded_template import BoundedTemplate
-from lightning_vlm.data.render.chat_messages import chat_messages, content_of
+from lightning_vlm.data.render.chat_messages import MarkedTurns, chat_messages, content_of
 from lightning_vlm.data.render.markers import split_at_markers, text_marker, text_numbers
 from lightning_vlm.data.render.reasoning import ReasoningMarks
 from lightning_vlm.data.render.special_tokens import any_of
@@ -66,7 +66,7 @@ class ChatTemplate:
 
     def render_marked(
         self, turns: Sequence[Turn], generate: bool, source: str, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, list[TextSpan]]:
+    ) -> MarkedTurns:
         """The text of some turns with a marker in place of each of their texts, and those texts.
 
         Args:
@@ -74,9 +74,6 @@ class ChatTemplate:
             generate: Whether the generation prompt comes behind them.
             source: Of the sample, for errors.
             tools: The definitions of tools.
-        Returns:
-            The marked text, and the texts as the template writes them: as they are, or stripped. It may leave
-            out reasoning.
 
         Raises:
             DataError: The template refuses the turns, fails at them, does not end, or writes their texts
@@ -90,7 +87,9 @@ class ChatTemplate:
         texts = (span.text for span in spans)
         marked = self._render_sample(chat_messages(turns, contents, markers), generate, source, tools)
         written = self._render_sample(chat_messages(turns, contents, texts), generate, source, tools)
-        return marked, texts_as_written(marked, written, spans, source)
+        ends = list(itertools.accumulate(len(content.texts) for content in contents))
+        numbers = [range(*edges) for edges in itertools.pairwise([0, *ends])]
+        return MarkedTurns(marked, texts_as_written(marked, written, spans, source), numbers)
 
     def marked(
         self, turns: Sequence[Turn], generate: bool, tools: Sequence[Mapping[str, Any]] = ()
@@ -126,7 +125,7 @@ class ChatTemplate:
         try:
             marked = self._render([question, answer], False)
             prompt = self._render([question], True)
-        except Exception:
+        except Exception:  # a template may raise anything for keys that it doesn't know
             return None
         if text_numbers(marked) != [0, 1, 2]:
             return None

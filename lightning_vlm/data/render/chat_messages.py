@@ -25,6 +25,20 @@ class TurnContent(NamedTuple):
         return words if self.reasoning is None else [self.reasoning, *words]
 
 
+class MarkedTurns(NamedTuple):
+    """Some turns as a template writes them.
+
+    Args:
+        text: The text, with a marker in place of each text of theirs.
+        spans: Those texts as the template writes them: as they are, or stripped. It may leave out reasoning.
+        numbers: Of each turn, the numbers of its texts.
+    """
+
+    text: str
+    spans: list[TextSpan]
+    numbers: list[range]
+
+
 def content_of(turn: Turn) -> TurnContent:
     """What a turn holds. One that is only reasoning or calls has no text, not an empty one."""
     reasoning = reasoning_span(turn)

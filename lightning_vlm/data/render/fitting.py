@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_vlm.data.conversation import Image, Text, Video
 from lightning_vlm.data.render.example import Example
-from lightning_vlm.data.render.turns import TextSpan, Turn, text_spans
+from lightning_vlm.data.render.turns import Turn
 
 WITHOUT_LIMIT = 262_144
 """The most tokens of a sample where no `max_length` is set and the tokenizer names no larger limit."""
@@ -51,7 +52,13 @@ def turns_within(
 
 def _texts(turn: Turn) -> list[str | None]:
     """The texts of a turn, and None for each picture or video."""
-    return [span.text if isinstance(span, TextSpan) else None for span in text_spans(turn)]
+    texts: list[str | None] = []
+    for part in turn.parts:
+        if isinstance(part, Image | Video):
+            texts.append(None)
+        else:
+            texts.append(part.text if isinstance(part, Text) else str(part))
+    return texts
 
 
 def longest_fit(

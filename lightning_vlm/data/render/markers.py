@@ -20,6 +20,7 @@ class MarkedPiece(NamedTuple):
         number: Of the text; None for a picture or video, and behind the last marker.
         picture: What stands for the picture or video; None for a text, and behind the last marker.
         picture_place: From which to which character of the marked text the picture or video goes.
+        edge: One of `ANSWER` or `DEFINITION`, if the marker is one.
     """
 
     before: str
@@ -27,7 +28,6 @@ class MarkedPiece(NamedTuple):
     picture: str | None = None
     picture_place: tuple[int, int] = (0, 0)
     edge: str | None = None
-    """One of `ANSWER` or `DEFINITION`, if the marker is one."""
 
 
 def text_marker(number: int) -> str:

@@ -164,7 +164,7 @@ class Renderer:
             raise self._too_long(source, f"{length} tokens, {of_pictures} of them of pictures", length)
         end = ends[rounds - 1]
         kept = sum(len(turn.messages) for turn in turns[:end])
-        rendered = replace(conversation, messages=learned[:kept])
+        rendered = conversation.with_messages(learned[:kept])
         changes += example.changes
         return replace(example, conversation=rendered, truncated=len(learned) - kept, changes=changes)
 
@@ -198,7 +198,7 @@ class Renderer:
         if self.max_length is not None and length > self.max_length:
             raise self._too_long(source, f"a prompt of {length} tokens", length)
         messages = conversation.messages[:kept] or (Message("user", ()),)
-        asked = replace(conversation, messages=messages)
+        asked = conversation.with_messages(messages)
         return replace(example, conversation=asked, changes=changes), reference
 
     def turns(self, conversation: Conversation) -> list[Turn]:
@@ -209,7 +209,7 @@ class Renderer:
         """The conversation with reasoning apart from words, if its texts may stand in a template."""
         refuse_forged(conversation, self.special.pattern)
         messages = with_reasoning(conversation.messages, self.template.reasoning)
-        return replace(conversation, messages=messages)
+        return conversation.with_messages(messages)
 
     def _reference(self, turns: Sequence[Turn], conversation: Conversation) -> str:
         """What the last turn says, as a model's answer is read: without reasoning and special tokens."""
@@ -239,8 +239,8 @@ class Renderer:
         media = open_media(turns, source, opened, self.open_picture, self.open_video)
         template, answers = self.videos.chat if has_video else (self.template, self.places)
         tools = conversation.tools
-        marked, spans = template.render_marked(turns, generate, source, tools)
-        chat = answers.mark(marked, spans, turns, tools, asks=generate, source=source)
+        written = template.render_marked(turns, generate, source, tools)
+        chat = answers.mark(written, turns, tools, asks=generate, source=source)
         marked, places = mark_media(chat.text, self._placeholder)
         placed = media
         if self.habits.in_front:

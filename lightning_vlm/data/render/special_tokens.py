@@ -1,7 +1,7 @@
 """The special tokens of a processor, which no text of a conversation may become."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,19 +87,23 @@ def refuse_forged(conversation: Conversation, special: re.Pattern[str]) -> None:
     Raises:
         DataError: One does.
     """
-    given: list[tuple[str, Any]] = []
-    for place, tool in enumerate(conversation.tools):
-        given.append((f"tools[{place}]", tool))
-    for index, message in enumerate(conversation.messages):
-        given.append((f"messages[{index}]", [message.name, message.call_id]))
-        for place, call in enumerate(message.calls):
-            given.append((f"messages[{index}].tool_calls[{place}]", [call.name, call.arguments, call.id]))
-    for key, value in given:
+    for key, value in _given_to_templates(conversation):
         for text in texts_of(value):
             forged = special.search(text) or _PRIVATE.search(text)
             if forged:
                 found = f"a text that spells {forged[0]!r}"
                 raise DataError(conversation.source, key, found, "no special tokens in calls and definitions")
+
+
+def _given_to_templates(conversation: Conversation) -> Iterator[tuple[str, Any]]:
+    """What a template gets of tools, and where it stands; nothing in plain chats."""
+    for place, tool in enumerate(conversation.tools):
+        yield f"tools[{place}]", tool
+    for index, message in enumerate(conversation.messages):
+        if message.role == "tool":
+            yield f"messages[{index}]", [message.name, message.call_id]
+        for place, call in enumerate(message.calls):
+            yield f"messages[{index}].tool_calls[{place}]", [call.name, call.arguments, call.id]
 
 
 def placeholder_pattern(processor: ProcessorMixin, placeholders: Iterable[str]) -> re.Pattern[str]:
