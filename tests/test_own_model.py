@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
 
-from lightning_vlm import FamilyHooks, VLMDataModule, VLMModule
+from lightning_vlm import FamilyHooks, LogitOptions, VLMDataModule, VLMModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
@@ -110,6 +111,30 @@ def test_hooks_let_it_train_exactly(project, batch_of):
     other = copy.deepcopy(module.model)
     assert other.get_output_embeddings() is other.mouth
     assert other.get_decoder() is not module.model.get_decoder()
+
+
+LOGITS = {"scale": (None, 1.0, 100), "softcap": (0.1, 0.5, 2)}
+"""Wrong answers of `logits`, and at least how far off they are, in percent."""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("wrong", LOGITS)
+def test_logits_that_the_forward_changes_otherwise_are_refused(project, wrong):
+    """Before the first step: the loss would be of other logits than those that generate."""
+    softcap, scale, least = LOGITS[wrong]
+
+    class Wrong(find_family(OPTIONS["family"]).__class__):
+        def logits(self, model):
+            return LogitOptions(softcap, scale)
+
+    sys.modules["my_family"].Wrong = Wrong
+    module = VLMModule(**{**OPTIONS, "family": "my_family.Wrong"})
+    data = VLMDataModule(train=Drawn("train", size=2), batch_size=2)
+    message = r"forward gives other logits .* distance of ([\d.]+)%\); say in FamilyHooks\.logits"
+    with pytest.raises(UserError, match=message) as caught:
+        Trainer(**QUIET).fit(module, data)
+    (distance,) = re.findall(r"of ([\d.]+)%", str(caught.value))
+    assert float(distance) >= least
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -69,25 +69,42 @@ def last_hidden_states(
     base = getattr(model, model.base_model_prefix, None)
     if base is None and not batch.tokens:  # every sample was skipped, and some of these models need a picture
         return _nothing(model, batch)
+
+    def forward(options: dict[str, Any]) -> Tensor:
+        if base is None:
+            return _what_the_head_gets(model, options)
+        if not batch.tokens and "mm_token_type_ids" in signature(base.forward).parameters:
+            # Molmo 2 asks for it in training, and a batch whose samples were all skipped has none.
+            options["mm_token_type_ids"] = torch.zeros_like(options["input_ids"])
+        return base(**options).last_hidden_state
+
+    return _in_groups(model, batch, forward, before_forward)
+
+
+def own_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The logits that a model's own forward gives: a Tensor of shape [batch, length, vocabulary]."""
+    return _in_groups(model, batch, lambda options: model(**options).logits)
+
+
+def _in_groups(
+    model: PreTrainedModel,
+    batch: Batch,
+    forward: Callable[[dict[str, Any]], Tensor],
+    before_forward: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """What a forward makes of the rows of a batch, in their order."""
     pictures = batch.picture_inputs
     groups = split_by_image_count(batch.inputs, pictures.counts if pictures else None)
-    hidden_states = []
+    found = []
     with _lengths_of(model, batch), pictures_on_host(model, batch.inputs, pictures) as on_host:
         for rows, inputs in groups:
             if before_forward is not None:
                 before_forward(rows)
-            options = {**inputs, **on_host, "use_cache": False, "return_dict": True}
-            if base is None:
-                hidden_states.append(_what_the_head_gets(model, options))
-                continue
-            if not batch.tokens and "mm_token_type_ids" in signature(base.forward).parameters:
-                # Molmo 2 asks for it in training, and a batch whose samples were all skipped has none.
-                options["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-            hidden_states.append(base(**options).last_hidden_state)
+            found.append(forward({**inputs, **on_host, "use_cache": False, "return_dict": True}))
     if len(groups) == 1:
-        return hidden_states[0]
+        return found[0]
     order = torch.cat([rows for rows, _ in groups]).argsort()
-    return torch.cat(hidden_states)[order]
+    return torch.cat(found)[order]
 
 
 def _nothing(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -87,6 +87,11 @@ def find_family(name: str) -> FamilyHooks:
     return found()
 
 
+def is_of_transformers(model: PreTrainedModel) -> bool:
+    """Whether transformers has the class of a model, which is then built as generic code expects."""
+    return type(model).__module__.partition(".")[0] == "transformers"
+
+
 def use_hooks(model: PreTrainedModel, hooks: FamilyHooks) -> None:
     """Let a model answer what generic code asks: its encoder, its decoder, its head, its embeddings.
 

@@ -12,6 +12,7 @@ from lightning_vlm.outputs.start_report import StartReport
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.logits_check import LogitsCheck
 from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
@@ -36,6 +37,7 @@ class ModuleCallbacks:
     out_of_memory: OutOfMemoryNote = field(default_factory=OutOfMemoryNote)
     evaluation: Evaluation = field(default_factory=Evaluation)
     attention_check: VarlenAttentionCheck = field(default_factory=VarlenAttentionCheck)
+    logits_check: LogitsCheck = field(default_factory=LogitsCheck)
     packing_proof: PackingProof = field(default_factory=PackingProof)
     start_report: StartReport = field(default_factory=StartReport)
     score_printer: ScorePrinter = field(default_factory=ScorePrinter)

@@ -26,7 +26,7 @@ from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.attention import choice
-from lightning_vlm.models.family_hooks import FamilyHooks, use_hooks, use_picture_token
+from lightning_vlm.models.family_hooks import FamilyHooks, is_of_transformers, use_hooks, use_picture_token
 from lightning_vlm.models.loading.failures import why_not_loaded
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
@@ -213,7 +213,7 @@ def _use_family(model: PreTrainedModel, family: FamilyHooks | None) -> None:
     """
     if family is not None:
         use_hooks(model, family)
-    if type(model).__module__.partition(".")[0] == "transformers":
+    if is_of_transformers(model):
         return
     lacks = []
     if vision_tower(model) is None:
