@@ -90,6 +90,15 @@ class Conversation:
         return self if messages == self.messages else replace(self, messages=messages)
 
     @property
+    def only_words(self) -> bool:
+        """Whether it has no tools, calls or reasoning of its own, but words, pictures and videos alone."""
+        more = any(
+            message.role == "tool" or message.calls or message.reasoning is not None
+            for message in self.messages
+        )
+        return not more and not self.tools
+
+    @property
     def images(self) -> tuple[Image, ...]:
         """Its pictures in reading order."""
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Image))
@@ -136,6 +145,8 @@ class Conversations(Sequence[Conversation]):
 
     skipped: Sequence[DataError] = ()
     """The errors of samples that were skipped when it was opened."""
+    only_words: bool = False
+    """Whether it is known that no sample has tools, calls or reasoning of its own, without reading them."""
 
     def task_table(self) -> TaskTable:
         """The task of each sample. A source that can tell without building its samples does."""
@@ -162,6 +173,7 @@ class Slice(Conversations):
         self._of = of
         self._range = range(len(of))[start:stop]
         self.skipped = of.skipped
+        self.only_words = of.only_words
         if not self._range:
             raise UserError(f"Slice: nothing lies between {start} and {stop} of {len(of)} items")
 
@@ -196,6 +208,7 @@ class Chain(Conversations):
             raise UserError("Chain: sources is an empty list; give at least one")
         self._sources = sources
         self.skipped = [error for source in sources for error in source.skipped]
+        self.only_words = all(source.only_words for source in sources)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
 
     def __len__(self) -> int:

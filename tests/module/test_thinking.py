@@ -14,6 +14,8 @@ from transformers import AutoProcessor
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.callbacks.answer_file import answer_row
+from lightning_vlm.data.conversation import Chain, Slice
+from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.render.split_answers import SplitAnswers, split_answers
 from lightning_vlm.data.render.template_options import set_template_options
@@ -112,6 +114,22 @@ def test_a_template_that_rewrites_nothing_splits_nothing(renderer_with, file):  
     samples, line = split_answers(source, renderer_with("qwen3-vl-instruct"))
     assert samples is source
     assert line is None
+
+
+def test_nothing_is_read_again_where_there_is_nothing_but_words(renderer_with, file, tmp_path):  # noqa: F811
+    """Rows may hold their pictures, so that reading all of them takes long."""
+    path = tmp_path / "plain.jsonl"
+    path.write_text(json.dumps({"messages": [ask("What?"), say("A cat.")]}))
+    plain = read(str(path))
+    talk = read(file)
+    assert (plain.only_words, talk.only_words) == (True, False)
+    assert not Chain([plain, talk]).only_words
+    renderer = renderer_with("qwen3-vl-instruct")
+    path.unlink()
+    for source in (plain, Slice(plain), Chain([plain, plain]), Drawn(size=10**12)):
+        assert split_answers(source, renderer) == (source, None)
+    with pytest.raises(FileNotFoundError):
+        split_answers(plain, renderer_with("qwen3"))
 
 
 def test_weights_of_turns_decide_how_many_samples_there_are(renderer_with, tmp_path):  # noqa: F811

@@ -25,6 +25,8 @@ class DrawnItems(Conversations):
         UserError: An unknown split or task, no items, or pictures too small to see anything on.
     """
 
+    only_words = True
+
     def __init__(
         self,
         split: Split,

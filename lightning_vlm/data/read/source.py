@@ -61,6 +61,7 @@ class Source(Conversations):
         self._reading = Reading(Path(image_root), _dont_check, allow_urls, columns, self.needs)
         self._places = array("Q")
         faults = Faults(name)
+        self.only_words = True
         checking = replace(self._reading, check_image=faults.check_image, notes=Notes())
         self._tasks = TaskTable.of_samples(self._check_all(checking, faults, on_bad_sample))
         check_their_names(checking, name, bool(faults))
@@ -80,14 +81,15 @@ class Source(Conversations):
         try:
             for place, record in self._records():
                 try:
-                    task = self._build(place, record, reading).task
+                    conversation = self._build(place, record, reading)
                 except DataError as error:
                     faults.add(error)
                     if on_bad_sample == "skip":
                         self.skipped.append(error)
                 else:
                     self._places.extend(place)
-                    yield task
+                    self.only_words &= conversation.only_words
+                    yield conversation.task
         except DataError as error:  # the rest of the file can't be read
             if on_bad_sample == "skip":
                 raise

@@ -112,6 +112,10 @@ class SplitAnswers(Conversations):
 
 def split_answers(source: Conversations, renderer: Renderer) -> tuple[Conversations, str | None]:
     """A source whose answers can all be learned, and a line that says what was done; None if nothing was."""
+    # Reading all samples once more may take long, as where pictures stand in the rows.
+    words_are_words = renderer.places.regular and renderer.template.reasoning is None
+    if words_are_words and source.only_words:
+        return source, None
     samples = SplitAnswers(source, renderer)
     if not samples.split:
         return source, None
