@@ -1,4 +1,4 @@
-"""The parts of a turn: words, pictures, videos, boxes; and what is checked of them."""
+"""The parts of a turn: words, pictures, videos, what lies in them; and what is checked of each."""
 
 import math
 from collections.abc import Sequence
@@ -57,12 +57,28 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box (x1, y1, x2, y2) as fractions 0..1 of a picture's width and height: resizing leaves it true.
+    """A box (x1, y1, x2, y2) in an upright picture as it came, before any resizing.
 
     In an answer it is what the model should point at; in a question it is the region that is asked about.
+    Boxes, points and regions that follow each other directly are written as one list.
+
+    Args:
+        xyxy: Fractions 0..1 of the picture's width and height, or pixels.
+        label: What is in it.
+        image: Which picture of the conversation it lies in, in reading order from 0; None is the last one
+            before it, or else the first.
+        pixels: Whether the numbers are pixels.
     """
 
     xyxy: tuple[float, float, float, float]
+    label: str | None = None
+    image: int | None = None
+    pixels: bool = False
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its numbers, x and y in turn."""
+        return self.xyxy
 
     def __str__(self) -> str:
         """The box as the model reads and writes it: whole thousandths, as Qwen2-VL and Qwen3-VL do.
@@ -74,7 +90,39 @@ class Box:
         return str(thousandths)
 
 
-Part: TypeAlias = Text | Image | Video | Box
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point (x, y) in a picture; all else is as of a `Box`."""
+
+    xy: tuple[float, float]
+    label: str | None = None
+    image: int | None = None
+    pixels: bool = False
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its numbers, x and y in turn."""
+        return self.xy
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An area of a picture within an outline x1, y1, x2, y2, ... of three points or more; else as a `Box`."""
+
+    outline: tuple[float, ...]
+    label: str | None = None
+    image: int | None = None
+    pixels: bool = False
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Its numbers, x and y in turn."""
+        return self.outline
+
+
+Located: TypeAlias = Box | Point | Region
+"""What lies at a place in a picture."""
+Part: TypeAlias = Text | Image | Video | Located
 
 
 def check_weight(weight: float, source: str, key: str) -> None:
@@ -94,13 +142,27 @@ def check_part(part: Part, role: Role, source: str, key: str) -> None:
         _check_file("video", (part.path, part.data, part.url, part.frames or None), role, source, key)
         if part.fps is not None and not 0 < part.fps < math.inf:
             raise DataError(source, f"{key}.fps", str(part.fps), "frames a second, a finite number above 0")
-    elif isinstance(part, Box):
+    elif isinstance(part, Box | Point | Region):
+        _check_located(part, source, key)
+
+
+def _check_located(part: Located, source: str, key: str) -> None:
+    """Raise unless its numbers lie in a picture, as far as that is known without its size."""
+    found = f"the {type(part).__name__.lower()} {list(part.numbers)}"
+    most = math.inf if part.pixels else 1
+    unit = "pixels of the picture" if part.pixels else "between 0 and 1"
+    fix = "" if part.pixels else " (divide pixels by the picture's width and height)"
+    in_range = all(0 <= value <= most and math.isfinite(value) for value in part.numbers)
+    if isinstance(part, Box):
         x1, y1, x2, y2 = part.xyxy
-        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            expected = (
-                "x1 <= x2 and y1 <= y2, all between 0 and 1 (divide pixels by the picture's width and height)"
-            )
-            raise DataError(source, key, f"the box {list(part.xyxy)}", expected)
+        if not (in_range and x1 <= x2 and y1 <= y2):
+            raise DataError(source, key, found, f"x1 <= x2 and y1 <= y2, all {unit}{fix}")
+    elif not in_range:
+        raise DataError(source, key, found, f"numbers that are all {unit}{fix}")
+    if isinstance(part, Region) and (len(part.outline) < 6 or len(part.outline) % 2):
+        raise DataError(source, key, found, "x and y of three points or more")
+    if part.image is not None and part.image < 0:
+        raise DataError(source, f"{key}.image", str(part.image), "the number of a picture, from 0")
 
 
 def _check_file(what: str, given: Sequence[object], role: Role, source: str, key: str) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Part, Role, Text, Video
+from lightning_vlm.data.conversation import Conversation, Image, Located, Message, Part, Role, Text, Video
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 
@@ -232,9 +232,9 @@ def _merge(turns: Sequence[Turn]) -> list[Turn]:
     return merged
 
 
-def _kind(part: Text | Box, role: Role) -> Kind:
+def _kind(part: Text | Located, role: Role) -> Kind:
     if role != "assistant":
         return Kind.INSTRUCTION
-    if isinstance(part, Box):
+    if not isinstance(part, Text):
         return Kind.BOX
     return Kind.ENTITY if part.entity else Kind.RESPONSE
