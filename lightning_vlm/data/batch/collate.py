@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_vlm.data.batch.coordinates import Coordinates, join_coordinates
 from lightning_vlm.data.batch.join import join_packed, join_padded, pad
 from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
 from lightning_vlm.data.render.example import Example
@@ -75,6 +76,7 @@ class Batch(NamedTuple):
             packed row into samples needs no wait for the device. Empty if nothing is to be learned.
         pictures: How many pictures there are and how large, likewise.
         picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
+        coordinates: Which tokens are numbers of boxes and points in answers; None where no sample has any.
     """
 
     inputs: dict[str, Tensor]
@@ -95,6 +97,7 @@ class Batch(NamedTuple):
     lengths: tuple[int, ...] = ()
     pictures: PictureSizes = PictureSizes()
     picture_inputs: PictureInputs | None = None
+    coordinates: Coordinates | None = None
 
     @property
     def factors(self) -> Tensor:
@@ -176,6 +179,7 @@ def collate(
         sequences=_sequences(lengths, pack) if lengths else None,
         lengths=tuple(lengths),
         pictures=picture_sizes(inputs),
+        coordinates=join_coordinates([example.coordinates for example in examples], _starts(lengths, pack)),
     )
 
 
@@ -223,6 +227,14 @@ def _samples(lengths: Sequence[int], pack: bool) -> Tensor:
     if pack:
         return samples.repeat_interleave(torch.tensor(lengths))[None]
     return samples[:, None].repeat(1, max(lengths, default=0))
+
+
+def _starts(lengths: Sequence[int], pack: bool) -> list[int]:
+    """Where each sample begins in the flattened rows."""
+    if pack:
+        return list(itertools.accumulate(lengths, initial=0))[:-1]
+    longest = max(lengths, default=0)
+    return [row * longest for row in range(len(lengths))]
 
 
 def _sequences(lengths: Sequence[int], pack: bool) -> Sequences:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
+from lightning_vlm.data.batch.coordinates import Coordinates
 from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.errors import DataError
 
@@ -40,6 +41,7 @@ class Example:
         changes: What else was done to its turns, each in a sentence of `turns`.
         answer_ends: Up to which token each answer goes, without what ends its turn.
         clips: Where the tokens of each video are, and when its frames are shown.
+        coordinates: Which tokens are numbers of boxes and points in answers; None where there are none.
     """
 
     input_ids: Tensor
@@ -51,6 +53,7 @@ class Example:
     changes: tuple[str, ...] = ()
     answer_ends: tuple[int, ...] = ()
     clips: tuple[ClipSpan, ...] = ()
+    coordinates: Coordinates | None = None
 
 
 class TooLong(DataError):  # noqa: N818
