@@ -20,6 +20,7 @@ from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, l
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.conversation import Conversations, TaskTable
+from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.data.render.renderer import Renderer
@@ -28,8 +29,6 @@ from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.splits import Given, Splits
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.picture_inputs import PictureInputsFinder
-from lightning_vlm.models.positions import token_positions
 
 
 class VLMDataModule(LightningDataModule):
@@ -63,6 +62,9 @@ class VLMDataModule(LightningDataModule):
         columns: For such sources, our names of keys and those that they have, as `{question: query}`.
         allow_urls: For sources given as a path, whether http and https addresses are fetched.
         video: Which frames of videos are taken and how large, as keys of a `VideoSampling`.
+        bad_boxes: For such sources, whether a box beyond its picture is an `error`, or cut off (`clip`).
+        box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
+            `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -90,6 +92,8 @@ class VLMDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
         allow_urls: bool = False,
         video: VideoSampling | None = None,
+        bad_boxes: OnBadBox = "error",
+        box_format: str | None = None,
     ) -> None:
         super().__init__()
         smallest = min(batch_size, eval_batch_size or batch_size)
@@ -97,7 +101,8 @@ class VLMDataModule(LightningDataModule):
             raise UserError(f"batch_size is {smallest}; at least 1")
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
-        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls)
+        boxes = bad_boxes, box_format
+        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *boxes)
         self.sources = self._splits.opened
         """The sources opened so far, by split."""
         self.batch_size = batch_size
@@ -150,16 +155,9 @@ class VLMDataModule(LightningDataModule):
 
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
-        model = self._model()
-        return RenderedBatches(
-            self.samples(split),
-            self.renderer,
-            learn=learn,
-            prompts=prompts,
-            pack=split == "train" and self.batching.packs,
-            positions=None if model is None else token_positions(model),
-            pictures=None if model is None else PictureInputsFinder(model),
-        )
+        pack = split == "train" and self.batching.packs
+        given = self._model(), self.samples(split), self.renderer
+        return RenderedBatches.for_model(*given, learn=learn, prompts=prompts, pack=pack)
 
     @cached_property
     def task_table(self) -> TaskTable:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.collate import Batch, Item, Targets, collate
 from lightning_vlm.data.batch.sampler import PAD_INDEX
@@ -13,7 +14,7 @@ from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 from lightning_vlm.models.picture_inputs import PictureInputsFinder
-from lightning_vlm.models.positions import TokenPositions
+from lightning_vlm.models.positions import TokenPositions, token_positions
 
 
 class RenderedBatches(Dataset):
@@ -48,6 +49,30 @@ class RenderedBatches(Dataset):
         """Whether the samples of a batch are packed into one row."""
         self._positions = positions
         self._pictures = pictures
+
+    @classmethod
+    def for_model(
+        cls,
+        model: PreTrainedModel | None,
+        source: Conversations,
+        renderer: Renderer,
+        *,
+        learn: bool,
+        prompts: bool,
+        pack: bool,
+    ) -> "RenderedBatches":
+        """With what a model needs beside tokens and pixels; nothing more where there is no model."""
+        positions = None if model is None else token_positions(model)
+        pictures = None if model is None else PictureInputsFinder(model)
+        return cls(
+            source,
+            renderer,
+            learn=learn,
+            prompts=prompts,
+            pack=pack,
+            positions=positions,
+            pictures=pictures,
+        )
 
     def __getitem__(self, indices: list[int]) -> Batch:
         items: list[Item] = []

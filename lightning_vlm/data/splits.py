@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.read.reading import say
@@ -24,6 +25,8 @@ class Splits:
         on_bad_sample: For paths.
         columns: For paths.
         allow_urls: For paths.
+        bad_boxes: For paths.
+        box_format: For paths.
     """
 
     def __init__(
@@ -33,12 +36,15 @@ class Splits:
         on_bad_sample: OnBadSample,
         columns: dict[str, str] | None,
         allow_urls: bool,
+        bad_boxes: OnBadBox = "error",
+        box_format: str | None = None,
     ) -> None:
         self.given = given
         self.opened: dict[str, Conversations] = {}
         """The sources opened so far."""
         self._samples: dict[str, tuple[Renderer, Conversations]] = {}
         self._options = (image_root, on_bad_sample, columns, allow_urls)
+        self._boxes = (bad_boxes, box_format)
 
     def source(self, split: str) -> Conversations:
         """The source of a split, checked as it is opened.
@@ -54,7 +60,7 @@ class Splits:
             if given is None:
                 raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
             if isinstance(given, str | Path):
-                given = read(str(given), *self._options, split)
+                given = read(str(given), *self._options, split, *self._boxes)
             self.opened[split] = given
         return self.opened[split]
 

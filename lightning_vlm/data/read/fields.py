@@ -153,14 +153,6 @@ def _is_int_or_float(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def box_of(value: Any, at: Location) -> tuple[float, float, float, float]:
-    """Four numbers; `Conversation` checks that they are a box."""
-    if not isinstance(value, list) or len(value) != 4:
-        raise at.wrong(value, "four numbers x1, y1, x2, y2 between 0 and 1")
-    x1, y1, x2, y2 = value
-    return number_of(x1, at / 0), number_of(y1, at / 1), number_of(x2, at / 2), number_of(y2, at / 3)
-
-
 def task_and_weight(row: dict[str, Any], at: Location) -> tuple[str, float]:
     """The task and the weight of a row, which are the same in every format."""
     task_at = at / "task"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.errors import DataError, UserError
@@ -36,6 +37,8 @@ class HFDataset(Source):
         columns: As in `DataFile`.
         allow_urls: As in `DataFile`.
         config: Which of its configurations; needed if it has several.
+        bad_boxes: As in `DataFile`.
+        box_format: As in `DataFile`.
 
     Raises:
         DataError: Bad rows, each with its `folder:row` counted from 0; no such folder; or no rows.
@@ -61,6 +64,8 @@ class HFDataset(Source):
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
         config: str | None = None,
+        bad_boxes: OnBadBox = "error",
+        box_format: str | None = None,
     ) -> None:
         data, name = _split_of(_load(path, config), split, path)
         self._features = _stored(data.features)
@@ -68,7 +73,7 @@ class HFDataset(Source):
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         if not image_root:
             image_root = str(Path(path).parent) if Path(path).is_file() else path
-        super().__init__(name, image_root, on_bad_sample, columns, allow_urls)
+        super().__init__(name, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):

@@ -2,15 +2,9 @@
 
 from typing import Any
 
-from lightning_vlm.data.conversation import Box, Part, Text
-from lightning_vlm.data.read.fields import (
-    box_of,
-    check_keys,
-    check_spelling,
-    part_type,
-    text_of,
-    without_nulls,
-)
+from lightning_vlm.data.conversation import Part, Text
+from lightning_vlm.data.read.fields import check_keys, check_spelling, part_type, text_of, without_nulls
+from lightning_vlm.data.read.located import KINDS, OPTIONS, located_part
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_media import RowMedia
@@ -27,7 +21,7 @@ TYPES = {
     "video": "video",
     "video_url": "video",
     "input_video": "video",
-    "box": "box",
+    **dict(zip(KINDS, KINDS, strict=True)),
     "entity": "entity",
 }
 """What people call the types of parts, and what they are here."""
@@ -37,7 +31,7 @@ _KEYS = {
     "text": ("text", "content"),
     "image": _PICTURE_KEYS,
     "video": VIDEO_KEYS,
-    "box": ("box",),
+    **{kind: (kind, *OPTIONS) for kind in KINDS},
     "entity": ("text",),
 }
 
@@ -62,10 +56,12 @@ def part_of(part: Any, at: Location, pictures: RowMedia, videos: RowMedia) -> Pa
             at.reading.notes.ignore(f"content[*].{name}")
     if kind == "image":
         return _picture(part, at, pictures)
-    for name in known:
-        if name in part:
-            return _text_or_box(kind, part[name], at / name)
-    raise at.wrong(part, f"the key '{known[0]}' too")
+    given = [name for name in known if name in part]
+    if not given or (kind in KINDS and kind not in part):
+        raise at.wrong(part, f"the key '{known[0]}' too")
+    if kind in KINDS:
+        return located_part(kind, part, at)
+    return Text(text_of(part[given[0]], at / given[0]), entity=kind == "entity")
 
 
 def is_medium(part: Any) -> bool:
@@ -90,12 +86,6 @@ def _type_of(part: dict[str, Any], at: Location) -> str:
         found = f"a part of the type {written.partition('_')[0]!r}"
         raise (at / "type").error(found, "only text, pictures and videos: other parts can't be read yet")
     return TYPES[part_type(part, TYPES, at)]
-
-
-def _text_or_box(kind: str, value: Any, at: Location) -> Part:
-    if kind == "box":
-        return Box(box_of(value, at))
-    return Text(text_of(value, at), entity=kind == "entity")
 
 
 def _picture(part: dict[str, Any], at: Location, pictures: RowMedia) -> Part:

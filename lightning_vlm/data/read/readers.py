@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vlm.data.conversation import Chain, Conversations
+from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.csv_layout import CsvLayout
 from lightning_vlm.data.read.data_file import Layout, Place, unpack
 from lightning_vlm.data.read.folders import (
@@ -38,6 +39,9 @@ class DataFile(Source):
         columns: Our names for keys -> the names that they have in the file, such as
             `{question: query, image: img}`.
         allow_urls: Whether pictures may be fetched from http and https addresses.
+        bad_boxes: `error` refuses boxes that reach beyond their picture, `clip` cuts them off at its edge.
+        box_format: The unit and order of boxes where the data doesn't say it, such as `pixels`, `fractions`,
+            `0-1000` or `pixels xywh`; `text` leaves what looks like boxes in texts as words.
 
     Raises:
         DataError: Bad samples, each with its `file:line`, its key, what was found and what to write; no
@@ -60,6 +64,8 @@ class DataFile(Source):
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
+        bad_boxes: OnBadBox = "error",
+        box_format: str | None = None,
     ) -> None:
         path = os.fspath(path)
         self._file = unpack(path)
@@ -69,7 +75,8 @@ class DataFile(Source):
             self._layout = CsvLayout(self._file, path, tabs=suffix == ".tsv")
         else:
             self._layout = JsonLayout(self._file, path)
-        super().__init__(path, image_root or str(Path(path).parent), on_bad_sample, columns, allow_urls)
+        image_root = image_root or str(Path(path).parent)
+        super().__init__(path, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format)
 
     def _records(self) -> Iterator[tuple[Place, bytes]]:
         return self._layout.rows()
@@ -96,7 +103,11 @@ class Messages(DataFile):
     - `{"type": "image", "path": "..."}` or `{"type": "image", "base64": "..."}`: a picture.
     - `{"type": "video", "path": "..."}`: a video; a folder of frames, or `frames`, a list of their
       paths, with `fps`; `sampling` goes before `data.video`. See docs/video.md.
-    - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height.
+    - `{"type": "box", "box": [x1, y1, x2, y2]}`: a box, in fractions 0..1 of the picture's width and height;
+      with `"pixels": true` in pixels of the upright picture. `label` says what is in it, and `image` the
+      number of its picture in the sample, from 0 (else it is the last one before it).
+    - `{"type": "point", "point": [x, y]}` and `{"type": "region", "region": [x1, y1, x2, y2, x3, y3, ...]}`:
+      a point and the outline of an area, with the same keys.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
     Beside `messages` there may be `task` (a name), `weight` (a number from 0 to a million) and `tools` (JSON
@@ -201,6 +212,8 @@ def read(
     columns: Mapping[str, str] | None = None,
     allow_urls: bool = False,
     split: str = "train",
+    bad_boxes: OnBadBox = "error",
+    box_format: str | None = None,
 ) -> Conversations:
     """Open data of any supported format, which is found by looking at each row.
 
@@ -217,6 +230,8 @@ def read(
         allow_urls: As in `DataFile`.
         split: Which of several splits is read: the one for `train`, `val`, `test` or `predict`, or the one
             with this name.
+        bad_boxes: As in `DataFile`.
+        box_format: As in `DataFile`.
 
     Raises:
         DataError: As in `DataFile`; also for rows that no dialect fits.
@@ -228,6 +243,8 @@ def read(
         "on_bad_sample": on_bad_sample,
         "columns": columns,
         "allow_urls": allow_urls,
+        "bad_boxes": bad_boxes,
+        "box_format": box_format,
     }
     preferred = PREFERRED.get(split, [split])
     is_folder = os.path.isdir(path)

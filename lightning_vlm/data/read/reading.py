@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_vlm.data.conversation import Image, Video
+from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.words import describe, quote
 from lightning_vlm.errors import DataError
 
@@ -29,6 +30,7 @@ class Notes:
         """Every key that some row has."""
         self._ignored: Counter[str] = Counter()
         self._said: Counter[str] = Counter()
+        self._counted: Counter[tuple[str, str]] = Counter()
 
     def ignore(self, key: str) -> None:
         """Count a key of a row that has no effect."""
@@ -38,9 +40,14 @@ class Notes:
         """Count a choice that was made for a row."""
         self._said[sentence] += 1
 
+    def count(self, sentence: str, things: str) -> None:
+        """Count one of the things that something was done to, of which a row may have several."""
+        self._counted[sentence, things] += 1
+
     def lines(self) -> list[str]:
         """One line for all ignored keys, and one for each choice."""
         lines = [f"{sentence} ({_rows(count)})" for sentence, count in self._said.items()]
+        lines += [f"{sentence} ({things}: {count:,})" for (sentence, things), count in self._counted.items()]
         if self._ignored:
             most = max(self._ignored.values())
             lines.insert(0, f"ignored: {quote(self._ignored)} ({_rows(most)})")
@@ -58,6 +65,9 @@ class Reading:
         columns: Our name for a key -> the name that it has in these rows.
         needs: The one key that a row must have; None accepts every dialect.
         notes: Where what was ignored or chosen is counted.
+        bad_boxes: What becomes of boxes that reach beyond their picture: `error`, or `clip`.
+        box_format: The unit and the order of boxes where the data doesn't say it.
+        opening: Whether the rows are read for the first time, to check them.
     """
 
     root: Path
@@ -66,6 +76,9 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     needs: str | None = None
     notes: Notes = field(default_factory=Notes)
+    bad_boxes: str = "error"
+    box_format: BoxFormat | None = None
+    opening: bool = False
 
 
 class Location(NamedTuple):
@@ -104,6 +117,10 @@ class Location(NamedTuple):
     def note(self, sentence: str) -> None:
         """Count a choice that was made for this row."""
         self.reading.notes.say(sentence)
+
+    def tally(self, sentence: str, things: str) -> None:
+        """Count one of the things of this row that something was done to."""
+        self.reading.notes.count(sentence, things)
 
 
 def say(line: str) -> None:

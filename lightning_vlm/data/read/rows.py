@@ -13,6 +13,7 @@ from lightning_vlm.data.conversation import (
     check_order,
     check_part,
 )
+from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
@@ -138,20 +139,21 @@ def _messages(
     # In a list of parts, it is a place for one if no part is one.
     has_places = not any(map(_has_medium, turns))
     part_media = [media for media in (pictures, videos) if media.items and has_places]
-    contents: list[list[Part]] = []
+    contents: list[list[Placed]] = []
     for turn in turns:
         parts = []
         for part, part_at in _parts(turn, pictures, videos, text_media, part_media):
-            check_part(part, turn.role, part_at.source, part_at.key)
-            parts.append(part)
+            if isinstance(part, Image | Video):
+                check_part(part, turn.role, part_at.source, part_at.key)
+            parts.append((part, part_at))
         contents.append(parts)
     for media in (videos, pictures):
         if media.items and not dialect.places_needed:
             _place_before_first_question(turns, contents, media, dialect, at)
         media.check_all_placed()
     return tuple(
-        Message(turn.role, tuple(parts), turn.weight, turn.reasoning, turn.calls, turn.call_id, turn.name)
-        for turn, parts in zip(turns, contents, strict=True)
+        Message(turn.role, parts, turn.weight, turn.reasoning, turn.calls, turn.call_id, turn.name)
+        for turn, parts in zip(turns, within_pictures(contents), strict=True)
     )
 
 
@@ -197,15 +199,15 @@ def _has_medium(turn: Turn) -> bool:
 
 
 def _place_before_first_question(
-    turns: list[Turn], contents: list[list[Part]], media: RowMedia, dialect: Dialect, at: Location
+    turns: list[Turn], contents: list[list[Placed]], media: RowMedia, dialect: Dialect, at: Location
 ) -> None:
     """Put the pictures or videos of the row before the first question if nothing says where they stand."""
     kind = Video if media.medium is VIDEOS else Image
-    if media.placed or any(isinstance(part, kind) for parts in contents for part in parts):
+    if media.placed or any(isinstance(part, kind) for parts in contents for part, _ in parts):
         return
     for turn, parts in zip(turns, contents, strict=True):
         if turn.role == "user":
-            parts[:0] = media.items
+            parts[:0] = [(item, media.at) for item in media.items]
             media.placed = len(media.items)
             if dialect.says_where:
                 at.note(_PLACED_FIRST.format(media.medium.name, media.place))

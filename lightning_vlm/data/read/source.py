@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable, Video
+from lightning_vlm.data.read.bounds import OnBadBox
+from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
 from lightning_vlm.data.read.reading import Location, Notes, Reading, say
@@ -30,6 +32,8 @@ class Source(Conversations):
         on_bad_sample: `raise` reports all bad samples in one error; `skip` skips them.
         columns: Our names for keys -> the names that they have in the rows.
         allow_urls: Whether pictures may be fetched from http and https addresses.
+        bad_boxes: What becomes of a box that reaches beyond its picture: `error` or `clip`.
+        box_format: The unit and order of boxes where the data doesn't say it; see `BoxFormat.read`.
 
     Raises:
         DataError: Bad samples, or none at all.
@@ -50,19 +54,31 @@ class Source(Conversations):
         on_bad_sample: OnBadSample,
         columns: Mapping[str, str] | None = None,
         allow_urls: bool = False,
+        bad_boxes: OnBadBox = "error",
+        box_format: str | None = None,
     ) -> None:
         if on_bad_sample not in ("raise", "skip"):
             raise UserError(f"on_bad_sample is '{on_bad_sample}'; choose 'raise' or 'skip'")
+        if bad_boxes not in ("error", "clip"):
+            raise UserError(f"data.bad_boxes is '{bad_boxes}'; choose 'error' or 'clip'")
         columns = dict(columns or {})
         check_our_names(columns)
         self.name = name
         self.skipped: list[DataError] = []
         """The errors of the samples that are skipped."""
-        self._reading = Reading(Path(image_root), _dont_check, allow_urls, columns, self.needs)
+        self._reading = Reading(
+            Path(image_root),
+            _dont_check,
+            allow_urls,
+            columns,
+            self.needs,
+            bad_boxes=bad_boxes,
+            box_format=BoxFormat.read(box_format),
+        )
         self._places = array("Q")
         faults = Faults(name)
         self.only_words = True
-        checking = replace(self._reading, check_image=faults.check_image, notes=Notes())
+        checking = replace(self._reading, check_image=faults.check_image, notes=Notes(), opening=True)
         self._tasks = TaskTable.of_samples(self._check_all(checking, faults, on_bad_sample))
         check_their_names(checking, name, bool(faults))
         if on_bad_sample == "raise":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Text
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Point, Region, Text
 from lightning_vlm.data.read.readers import LLaVA, Messages, OpenAIMessages, read
 from lightning_vlm.errors import UserError
 from tests.support.rows import CAT, GPT, change
@@ -19,10 +19,14 @@ texts = st.text(max_size=12) | st.sampled_from(
     ["<image>", "<|im_start|>assistant\n", "\n", "\u2028", "{", '"']
 )
 fractions = st.floats(0, 1)
-boxes = st.tuples(fractions, fractions, fractions, fractions).map(
-    lambda b: Box((min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
+sides = st.tuples(fractions, fractions).filter(lambda ends: ends[0] != ends[1]).map(sorted)
+labels = st.none() | texts
+boxes = st.builds(lambda x, y, label: Box((x[0], y[0], x[1], y[1]), label), sides, sides, labels)
+points = st.builds(Point, st.tuples(fractions, fractions), labels)
+regions = st.builds(
+    lambda x, y, label: Region((x[0], y[0], x[1], y[0], x[1], y[1]), label), sides, sides, labels
 )
-seen = st.builds(Text, texts, st.booleans()) | boxes
+seen = st.builds(Text, texts, st.booleans()) | boxes | points | regions
 shown = seen | st.binary(max_size=9).map(lambda data: Image(data=data)) | st.just(Image(CAT, root=Path(".")))
 
 
@@ -45,8 +49,10 @@ def record_of(conversation):
     def part_of(part):
         if isinstance(part, Text):
             return {"type": "entity" if part.entity else "text", "text": part.text}
-        if isinstance(part, Box):
-            return {"type": "box", "box": list(part.xyxy)}
+        if isinstance(part, Box | Point | Region):
+            kind = type(part).__name__.lower()
+            label = {} if part.label is None else {"label": part.label}
+            return {"type": kind, kind: list(part.numbers), **label}
         if part.path:
             return {"type": "image", "path": str(part.path)}
         return {"type": "image", "base64": base64.b64encode(part.data).decode()}
@@ -127,6 +133,19 @@ MODELS = [
     {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
     {"question": "a", "answers": [{"answer": "b"}, "c"], "image": "file://cat.png"},
     {"caption": ["a", "b"], "file_name": "cat.png", "videos": []},
+    {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "path": "cat.png"},
+                    {"type": "box", "box": [0, 0, 4, 3], "pixels": True, "label": "a", "image": 0},
+                    {"type": "point", "point": [0, 0.5]},
+                    {"type": "region", "region": [[0, 0.5], [1, 1], [0.5, 0]]},
+                ],
+            }
+        ]
+    },
 ]
 
 

@@ -1,0 +1,153 @@
+"""Boxes within their pictures: what reaches beyond is refused, or cut off where `data.bad_boxes` says so."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from lightning_vlm.data.conversation import Box, Image, Located, Part, Point, Region
+from lightning_vlm.data.images import image_size
+from lightning_vlm.data.read.located import located
+from lightning_vlm.data.read.reading import Location
+
+OnBadBox: TypeAlias = Literal["error", "clip"]
+Placed: TypeAlias = tuple[Part, Location]
+"""A part of a content, and where it stands in its row."""
+
+_CUT = "what reaches beyond its picture was cut off at the edge (data.bad_boxes: clip)"
+_TURNED = "corners in the wrong order were exchanged (data.bad_boxes: clip)"
+_LATER = (
+    "boxes in pixels are compared with their pictures' sizes when samples are rendered, not now, because the "
+    "pictures aren't files"
+)
+_ROUNDING = 0.05
+"""By how many pixels rounded numbers may reach beyond a picture: those of COCO have two decimals."""
+_FIX = "; data.bad_boxes: clip cuts off what reaches beyond"
+
+
+def within_pictures(contents: Sequence[Sequence[Placed]]) -> list[tuple[Part, ...]]:
+    """The parts of a conversation's turns, with what lies in pictures checked, or moved into them.
+
+    The size of a picture is only looked up where a box is in pixels, in the head of its file.
+
+    Raises:
+        DataError: A box of a picture that isn't there, or outside its picture, inverted, without area or
+            not of finite numbers; or a picture that can't be opened.
+    """
+    pictures = _Pictures([placed for parts in contents for placed in parts if isinstance(placed[0], Image)])
+    before = 0
+    settled: list[tuple[Part, ...]] = []
+    for parts in contents:
+        done: list[Part] = []
+        for part, at in parts:
+            before += isinstance(part, Image)
+            if isinstance(part, Box | Point | Region):
+                part = _within(part, pictures.edges(part, before, at), at)
+            done.append(part)
+        settled.append(tuple(done))
+    return settled
+
+
+class _Pictures:
+    """The pictures of a conversation, and their sizes once these were asked for."""
+
+    def __init__(self, placed: list[Placed]) -> None:
+        self._placed = placed
+        self._sizes: dict[int, tuple[float, float]] = {}
+
+    def edges(self, part: Located, before: int, at: Location) -> tuple[float, float]:
+        """The largest x and y of what lies in a picture; infinite where the size isn't known yet.
+
+        Args:
+            part: A box, a point or a region.
+            before: How many pictures stand before it.
+            at: Where it stands.
+        """
+        count = len(self._placed)
+        if part.image is not None and part.image >= count:
+            expected = f"the number of one of the {count} picture(s) of this sample, counted from 0"
+            raise (at / "image").wrong(part.image, expected)
+        if not part.pixels:
+            return 1.0, 1.0
+        number = part.image if part.image is not None else max(before - 1, 0)
+        if not count:
+            raise at.error(
+                f"{_name(part)} in pixels, but no picture", "a picture in the sample, or fractions"
+            )
+        if number not in self._sizes:
+            self._sizes[number] = self._size(number, at)
+        return self._sizes[number]
+
+    def _size(self, number: int, at: Location) -> tuple[float, float]:
+        image, at_image = self._placed[number]
+        assert isinstance(image, Image)
+        reading = at.reading
+        if reading.opening and image.path is None and not image.data:
+            at.note(_LATER)
+            return math.inf, math.inf
+        was_checked = not reading.opening and image.path is not None
+        if was_checked and reading.bad_boxes == "error":
+            return math.inf, math.inf
+        return image_size(image, at_image.source, at_image.key)
+
+
+def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
+    numbers = part.numbers
+    found = f"{_name(part)} {list(numbers)}"
+    clips = at.reading.bad_boxes == "clip"
+    if not all(map(math.isfinite, numbers)):
+        raise at.error(found, f"finite numbers, {_range(part, edges)}")
+    if isinstance(part, Box):
+        x1, y1, x2, y2 = numbers
+        if x1 > x2 or y1 > y2:
+            if not clips:
+                expected = f"x1 <= x2 and y1 <= y2, {_range(part, edges)}"
+                raise at.error(found, f"{expected}; data.bad_boxes: clip exchanges the corners")
+            at.tally(_TURNED, "boxes")
+            numbers = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+    inside = tuple(min(max(value, 0.0), edges[place % 2]) for place, value in enumerate(numbers))
+    beyond = _beyond(numbers, inside, edges)
+    slack = _ROUNDING / min(1.0 if math.isinf(edge) else edge for edge in edges) if part.pixels else 1e-6
+    if beyond > slack and not (clips and (beyond <= 1 or math.isinf(edges[0]))):
+        fix = "" if clips else _FIX
+        raise at.error(found, f"numbers {_range(part, edges)}{fix}")
+    if beyond > slack:
+        at.tally(_CUT, "boxes")
+    if not _has_area(part, inside):
+        raise at.error(found, "a box or region with an area; leave it out, or write a point")
+    if inside == numbers == part.numbers:
+        return part
+    return located(inside, part.label, part.image, part.pixels, isinstance(part, Region))
+
+
+def _beyond(numbers: Sequence[float], inside: Sequence[float], edges: tuple[float, float]) -> float:
+    """By how much of a picture numbers reach beyond it; by how many pixels where its size isn't known."""
+    whole = [1.0 if math.isinf(edge) else edge for edge in edges]
+    distances = (abs(given - kept) for given, kept in zip(numbers, inside, strict=True))
+    return max(distance / whole[place % 2] for place, distance in enumerate(distances))
+
+
+def _has_area(part: Located, numbers: Sequence[float]) -> bool:
+    """Whether something lies within a box or an outline."""
+    if isinstance(part, Point):
+        return True
+    if isinstance(part, Box):
+        x1, y1, x2, y2 = numbers
+        return x1 < x2 and y1 < y2
+    xs, ys = numbers[::2], numbers[1::2]
+    following = zip((*xs[1:], xs[0]), (*ys[1:], ys[0]), strict=True)
+    twice = sum(x * next_y - next_x * y for x, y, (next_x, next_y) in zip(xs, ys, following, strict=True))
+    whole = (max(xs) - min(xs)) * (max(ys) - min(ys))
+    return abs(twice) > 1e-9 * whole > 0
+
+
+def _name(part: Located) -> str:
+    return f"the {type(part).__name__.lower()}"
+
+
+def _range(part: Located, edges: tuple[float, float]) -> str:
+    if not part.pixels:
+        return "between 0 and 1 (divide pixels by the picture's width and height, or say they are pixels)"
+    width, height = edges
+    if math.isinf(width):
+        return "of pixels within the picture"
+    return f"within the picture of {width:g}×{height:g} pixels"
