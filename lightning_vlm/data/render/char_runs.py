@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_vlm.data.boxes.codec import Coordinate
 from lightning_vlm.data.render.answer_places import AnswerPlace
 from lightning_vlm.data.render.markers import ANSWER, DEFINITION, MarkedPiece
 from lightning_vlm.data.render.turns import TextSpan
@@ -24,6 +25,8 @@ class CharRun(NamedTuple):
         from_user: Whether the conversation holds it, in a turn of any role. Otherwise the template or the
             processor wrote it.
         literal: Whether it spells a special token, and must be tokenized as ordinary text.
+        is_box: Whether a box is written there, whose text may have special tokens.
+        coordinates: Where the numbers of boxes stand in it.
     """
 
     text: str
@@ -32,6 +35,8 @@ class CharRun(NamedTuple):
     weights: np.ndarray | None = None
     from_user: bool = False
     literal: bool = False
+    is_box: bool = False
+    coordinates: tuple[Coordinate, ...] = ()
 
 
 def char_runs(
@@ -81,12 +86,14 @@ def char_runs(
             runs.append(_no_answer(piece.picture.removeprefix(picture), Kind.SPECIAL))
         if piece.number is not None:
             span = spans[piece.number]
-            literal = special.search(span.text) is not None
-            run = CharRun(span.text, span.kinds, from_user=True, literal=literal)
+            for text, is_box in span.in_pieces():
+                literal = not is_box and special.search(text.text) is not None
+                run = CharRun(text.text, text.kinds, 0, None, True, literal, is_box, text.coordinates)
+                if answer is not None:
+                    run = run._replace(answer=number, weights=text.weights)
+                runs.append(run)
             if answer is not None:
-                run = run._replace(answer=number, weights=span.weights)
                 weight = answer.end_weight
-            runs.append(run)
     return runs
 
 

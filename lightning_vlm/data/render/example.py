@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from lightning_vlm.data.batch.coordinates import Coordinates
+from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.errors import DataError
 
@@ -42,6 +43,7 @@ class Example:
         answer_ends: Up to which token each answer goes, without what ends its turn.
         clips: Where the tokens of each video are, and when its frames are shown.
         coordinates: Which tokens are numbers of boxes and points in answers; None where there are none.
+        reader: Reads boxes in the answer to a prompt; None where none are to be read.
     """
 
     input_ids: Tensor
@@ -54,6 +56,7 @@ class Example:
     answer_ends: tuple[int, ...] = ()
     clips: tuple[ClipSpan, ...] = ()
     coordinates: Coordinates | None = None
+    reader: BoxReader | None = None
 
 
 class TooLong(DataError):  # noqa: N818

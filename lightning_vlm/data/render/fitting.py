@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vlm.data.conversation import Image, Text, Video
+from lightning_vlm.data.conversation import Text
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.turns import Turn
 
@@ -38,7 +38,7 @@ def turns_within(
     total = 0
     for place, texts_of_turn in enumerate(texts):
         for text in texts_of_turn:
-            if text is None:  # a picture or a video has a token at least
+            if text is None:  # a picture, a video or a box has a token at least
                 total += 1
                 continue
             for start in range(0, len(text), _PIECE):
@@ -51,14 +51,8 @@ def turns_within(
 
 
 def _texts(turn: Turn) -> list[str | None]:
-    """The texts of a turn, and None for each picture or video."""
-    texts: list[str | None] = []
-    for part in turn.parts:
-        if isinstance(part, Image | Video):
-            texts.append(None)
-        else:
-            texts.append(part.text if isinstance(part, Text) else str(part))
-    return texts
+    """The texts of a turn, and None for each picture, video or box."""
+    return [part.text if isinstance(part, Text) else None for part in turn.parts]
 
 
 def longest_fit(

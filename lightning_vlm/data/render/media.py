@@ -62,6 +62,11 @@ def open_media(
     return media
 
 
+def pictures_of(opened: Opened) -> list[PIL.Image.Image]:
+    """The pictures among what was opened, in reading order."""
+    return [opened[place] for place in sorted(opened) if not isinstance(opened[place], Clip)]  # type: ignore[misc]
+
+
 def check_places(places: Sequence[str], media: Media, video_token: str | None, source: str) -> None:
     """Raise unless a chat template has written as many places as there are pictures and videos.
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.data.render.answer_places import AnswerPlace
 from lightning_vlm.data.render.char_runs import CharRun, char_runs, without_front
+from lightning_vlm.data.render.coordinate_tokens import FoundNumbers, NumberFinder
 from lightning_vlm.data.render.markers import MarkedPiece, split_at_markers
 from lightning_vlm.data.render.shared_marks import beside_real_texts
 from lightning_vlm.data.render.special_tokens import SpecialTokens
@@ -31,6 +32,7 @@ class RecordingTokenizer:
         marked: The text that the processor gets.
         spans: The texts.
         source: Of the sample.
+        finder: Finds the tokens of numbers of boxes.
     """
 
     def __init__(
@@ -41,16 +43,18 @@ class RecordingTokenizer:
         marked: str,
         spans: Sequence[TextSpan],
         source: str,
+        finder: NumberFinder,
     ) -> None:
         self._tokenizer = tokenizer
+        self._finder = finder
         self._special = special
         self._answers = answers
         marked_pieces = split_at_markers(marked)
         self._begin = marked_pieces[0].before
         self._trailer = marked_pieces[-1].before
         self._front: list[int] = []
-        self._spans = spans
-        self._source = source
+        self.spans = spans
+        self.source = source
         self.kinds = np.zeros(0, np.int8)
         """A `Kind` for each token."""
         self.weights: np.ndarray | None = None
@@ -59,6 +63,8 @@ class RecordingTokenizer:
         """Up to which token each answer goes, without what ends its turn."""
         self.media_spans: tuple[tuple[int, int], ...] = ()
         """From which token on, and up to which, each picture or video goes."""
+        self.numbers = FoundNumbers([], set())
+        """The tokens of numbers of boxes in answers."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -72,10 +78,10 @@ class RecordingTokenizer:
             return front
         pieces = split_at_markers(text[0])
         if self._special.shared_mark:
-            pieces = beside_real_texts(pieces, self._spans, self._special.shared_mark)
+            pieces = beside_real_texts(pieces, self.spans, self._special.shared_mark)
         bos_token = str(self._tokenizer.bos_token)
         pieces, front_runs = without_front(pieces, self._begin, bos_token)
-        runs = char_runs(pieces, self._spans, self._answers, self._trailer, self._special.pattern, bos_token)
+        runs = char_runs(pieces, self.spans, self._answers, self._trailer, self._special.pattern, bos_token)
         runs = [*front_runs, *runs]
         encoded = encode(self._tokenizer, runs, options)
         ids = np.array(encoded.inputs["input_ids"][0])
@@ -83,6 +89,7 @@ class RecordingTokenizer:
         self.kinds = encoded.kinds
         if any(answer.has_weights for answer in self._answers):
             self.weights = encoded.weights
+        self.numbers = _numbers(runs, self._finder, encoded.spans, ids)
         self.answer_ends = _answer_ends(runs, encoded.spans, len(self._answers))
         start = sum(len(run.text) for run in front_runs)
         self.media_spans = _media_spans(runs[len(front_runs) :], encoded.spans, start)
@@ -103,6 +110,8 @@ class RecordingTokenizer:
         if self.weights is not None:
             self.weights = np.concatenate([np.ones(count, np.float32), self.weights])
         self.answer_ends = tuple(end + count for end in self.answer_ends)
+        tokens = [token._replace(position=token.position + count) for token in self.numbers.tokens]
+        self.numbers = self.numbers._replace(tokens=tokens)
 
     def _refuse_special_tokens(self, ids_from_user: np.ndarray) -> None:
         """Raise if a person's words became a special token, which would let them forge turns or pictures."""
@@ -110,7 +119,7 @@ class RecordingTokenizer:
         if len(forged):
             token = self._tokenizer.convert_ids_to_tokens(int(forged[0]))
             found = f"text that spells {token}, which this tokenizer can't keep as text"
-            raise DataError(self._source, "messages", found, "other words")
+            raise DataError(self.source, "messages", found, "other words")
 
 
 class _TokenizedText(dict[str, Any]):
@@ -128,6 +137,22 @@ class _TokenizedText(dict[str, Any]):
     def char_to_token(self, _: int, char: int) -> int | None:
         """As of a tokenizer; for the first and last characters of pictures."""
         return self._token_of.get(char)
+
+
+def _numbers(
+    runs: Sequence[CharRun], finder: NumberFinder, spans: np.ndarray, ids: np.ndarray
+) -> FoundNumbers:
+    """The tokens of numbers of boxes in answers."""
+    coordinates = []
+    start = 0
+    for run in runs:
+        if run.answer:
+            for one in run.coordinates:
+                coordinates.append(one._replace(start=one.start + start, stop=one.stop + start))
+        start += len(run.text)
+    if not coordinates:
+        return FoundNumbers([], set())
+    return finder.find("".join(run.text for run in runs), coordinates, spans, ids)
 
 
 def _answer_ends(runs: Sequence[CharRun], spans: np.ndarray, answers: int) -> tuple[int, ...]:

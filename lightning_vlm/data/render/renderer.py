@@ -3,38 +3,39 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.boxes.codec import BoxCodec
+from lightning_vlm.data.boxes.thousandths import Thousandths
+from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
 from lightning_vlm.data.render.answer_places import AnswerPlaces
 from lightning_vlm.data.render.chat import ChatTemplate
+from lightning_vlm.data.render.coordinate_tokens import NumberFinder
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
 from lightning_vlm.data.render.front_pictures import check_one_picture, picture_habits
+from lightning_vlm.data.render.located import LocatedWriter, coordinates_of
 from lightning_vlm.data.render.markers import mark_media
 from lightning_vlm.data.render.media import (
-    Media,
     Opened,
     OpenPicture,
     OpenVideo,
     check_places,
     clip_spans,
-    media_options,
     open_media,
+    pictures_of,
 )
-from lightning_vlm.data.render.question_tokenizer import QuestionTokenizer
+from lightning_vlm.data.render.processing import process
 from lightning_vlm.data.render.reasoning import with_reasoning
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import placeholder_pattern, refuse_forged, special_tokens
-from lightning_vlm.data.render.tiles import tensors_of
 from lightning_vlm.data.render.turns import (
     TRAILING,
-    TextSpan,
     Turn,
     arrange,
     first_learned,
@@ -44,7 +45,7 @@ from lightning_vlm.data.render.turns import (
 )
 from lightning_vlm.data.render.videos import VideoRules
 from lightning_vlm.data.video.sampling import VideoSampling
-from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.errors import UserError
 from lightning_vlm.kinds import Kind
 
 
@@ -72,13 +73,18 @@ class Renderer:
         max_length: The most tokens of a sample, image tokens included. A sample that is too long loses whole
             rounds at its end until it fits. None cuts nothing, and refuses more than `most_tokens`.
         video: Which frames of videos are looked at, and how large; None is as the processor does by itself.
+        boxes: How boxes are written.
 
     Raises:
         UserError: The processor has no chat template, or its tokenizer can't say which characters a token is.
     """
 
     def __init__(
-        self, processor: ProcessorMixin, max_length: int | None = None, video: VideoSampling | None = None
+        self,
+        processor: ProcessorMixin,
+        max_length: int | None = None,
+        video: VideoSampling | None = None,
+        boxes: BoxCodec | None = None,
     ) -> None:
         if not getattr(processor.tokenizer, "is_fast", False):
             raise UserError(
@@ -107,6 +113,10 @@ class Renderer:
         """What the processor does with videos."""
         self.open_video: OpenVideo = self.videos.open
         """How a video is opened. Lengths are measured with one that gives blank ones."""
+        codec = boxes or Thousandths()
+        self.boxes = LocatedWriter(codec, lambda size: View(size, size), self.special.pattern)
+        """What writes boxes."""
+        self._numbers = NumberFinder(self.tokenizer, codec.tokens)
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
         # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
         self._prefix_attends_both_ways = "labels" in processor.model_input_names
@@ -183,23 +193,25 @@ class Renderer:
         source = conversation.source
         conversation = self._prepared(conversation)
         turns, changes = arrange(conversation.messages, self.template.accepts)
-        reference = None
-        if turns[-1].role == "assistant":
-            reference = self._reference(turns, conversation)
-            turns.pop()
+        last = turns.pop() if turns[-1].role == "assistant" else None
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
         _, counted = turns_within(turns, self.most_tokens, self.tokenizer)
         if counted is not None:
             raise self._too_long(source, f"a prompt of more than {counted:,} tokens", counted)
-        example = self._render(conversation, turns, True, {})
+        opened: Opened = {}
+        example = self._render(conversation, turns, True, opened)
         length = len(example.input_ids)
         if self.max_length is not None and length > self.max_length:
             raise self._too_long(source, f"a prompt of {length} tokens", length)
-        messages = conversation.messages[:kept] or (Message("user", ()),)
-        asked = conversation.with_messages(messages)
-        return replace(example, conversation=asked, changes=changes), reference
+        pictures = pictures_of(opened)
+        written = self.boxes.write(turns if last is None else [*turns, last], pictures, source)
+        reference = None if last is None else self._reference(written.turns, conversation)
+        messages = tuple(message for turn in written.turns for message in turn.messages)[:kept]
+        asked = conversation.with_messages(messages or (Message("user", ()),))
+        reader = self.boxes.reader(written, pictures, last is not None)
+        return replace(example, conversation=asked, changes=changes, reader=reader), reference
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         """The turns of a conversation as the template gets them; DataError as of `refuse_forged`."""
@@ -218,7 +230,7 @@ class Renderer:
         written = self.template.answer(turns, conversation.source, conversation.tools)
         if self.template.reasoning is not None:
             _, written = self.template.reasoning.divide(written)
-        return self.special.pattern.sub("", written).strip()
+        return self.boxes.without_special(written, self.special.pattern).strip()
 
     def _too_long(self, source: str, found: str, length: int) -> TooLong:
         if self.max_length is None:
@@ -237,6 +249,8 @@ class Renderer:
         if has_video:
             self.videos.check(source, Image in kinds_of_parts)
         media = open_media(turns, source, opened, self.open_picture, self.open_video)
+        boxes = self.boxes.write(turns, media.pictures, source)
+        turns = boxes.turns
         template, answers = self.videos.chat if has_video else (self.template, self.places)
         tools = conversation.tools
         written = template.render_marked(turns, generate, source, tools)
@@ -247,8 +261,10 @@ class Renderer:
             check_one_picture(turns, type(self.processor).__name__, source)
             placed = media._replace(pictures=[])
         check_places(places, placed, self.special.video, source)
-        recorder = RecordingTokenizer(self.tokenizer, self.special, chat.answers, marked, chat.spans, source)
-        inputs = self._process(marked, media, recorder, chat.spans, source)
+        recorder = RecordingTokenizer(
+            self.tokenizer, self.special, chat.answers, marked, chat.spans, source, self._numbers
+        )
+        inputs = process(self.processor, marked, media, recorder, self.videos.options(media.clips))
         input_ids = inputs.pop("input_ids")[0]
         recorder.add_front(input_ids)
         kinds = torch.from_numpy(recorder.kinds)
@@ -269,31 +285,5 @@ class Renderer:
             changes=chat.changes,
             answer_ends=recorder.answer_ends,
             clips=clip_spans(media.clips, recorder.media_spans, places, self.special.video),
+            coordinates=coordinates_of(boxes, recorder.numbers),
         )
-
-    def _process(
-        self,
-        marked: str,
-        media: Media,
-        recorder: RecordingTokenizer,
-        spans: Sequence[TextSpan],
-        source: str,
-    ) -> dict[str, Any]:
-        """What the processor makes of a marked text and its media with a recorder as its tokenizer."""
-        options = media_options(self.processor, media, self.videos.options(media.clips))
-        bos_token = self.tokenizer.bos_token
-        if bos_token is not None and marked.startswith(bos_token):  # as apply_chat_template does
-            options["add_special_tokens"] = False
-        own = {name: value for name, value in vars(self.processor).items() if name.endswith("_tokenizer")}
-        self.processor.tokenizer = recorder
-        for name, value in own.items():
-            setattr(self.processor, name, QuestionTokenizer(value, name, spans, source))
-        try:
-            return tensors_of(self.processor, text=[marked], **options)
-        except UserError:
-            raise
-        except ValueError as error:
-            found = f"a sample that {type(self.processor).__name__} refuses ({str(error).splitlines()[0]})"
-            raise DataError(source, "messages", found, media.expected) from error
-        finally:
-            vars(self.processor).update(own, tokenizer=self.tokenizer)

@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
         inputs: As a tokenizer gives it for a list of one text.
         spans: Array of shape [length, 2]: from which character to which each token goes.
         kinds: Array of shape [length], int8, a `Kind` for each token.
-        from_user: Array of shape [length], bool: where a token is made of a person's words alone.
+        from_user: Array of shape [length], bool: where a token is made of a person's words alone; no box is.
         weights: Array of shape [length], float32: the weight of the turn of each token of an answer, 1 for
             others.
     """
@@ -51,7 +51,7 @@ class _Characters:
             self.answers[start:stop] = run.answer
             if run.weights is not None:
                 self.weights[start:stop] = run.weights
-            self.from_user[start:stop] = run.from_user
+            self.from_user[start:stop] = run.from_user and not run.is_box
             if run.literal:
                 self.literal[start:stop] = True
                 self.literal_borders |= {start, stop}

@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from lightning_vlm.data.boxes.codec import Coordinate
 from lightning_vlm.data.conversation import Conversation, Image, Located, Message, Part, Role, Text, Video
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
@@ -31,6 +33,19 @@ THINKS_NOTHING = (
     "model.template_options, such as {enable_thinking: false}, may put them into the prompt"
 )
 TRAILING = "turns come after the last answer; they are dropped, because nothing is learned after it"
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRun:
+    """Located parts that follow each other, written as one text; a part of a turn in their place.
+
+    Args:
+        text: The text.
+        coordinates: Where their numbers stand in it; `item` is the place in `WrittenTurns.items`.
+    """
+
+    text: str
+    coordinates: tuple[Coordinate, ...]
 
 
 class Turn(NamedTuple):
@@ -63,6 +78,8 @@ class TextSpan(NamedTuple):
         end_weight: The weight of what ends the turn.
         key: Where it stands in the conversation, for errors.
         reasoning: Whether it is reasoning, which templates leave out of earlier turns.
+        boxes: From which to which character of it boxes are written.
+        coordinates: Where their numbers stand in it.
     """
 
     text: str
@@ -72,12 +89,38 @@ class TextSpan(NamedTuple):
     end_weight: float
     key: str
     reasoning: bool = False
+    boxes: tuple[tuple[int, int], ...] = ()
+    coordinates: tuple[Coordinate, ...] = ()
 
     def part(self, stretch: slice) -> "TextSpan":
         """A part of it."""
+        first, behind, _ = stretch.indices(len(self.text))
+        boxes = []
+        for start, stop in self.boxes:
+            if start < behind and first < stop:
+                boxes.append((max(start, first) - first, min(stop, behind) - first))
+        coordinates = []
+        for one in self.coordinates:
+            if first <= one.start and one.stop <= behind:
+                coordinates.append(one._replace(start=one.start - first, stop=one.stop - first))
         return self._replace(
-            text=self.text[stretch], kinds=self.kinds[stretch], weights=self.weights[stretch]
+            text=self.text[stretch],
+            kinds=self.kinds[stretch],
+            weights=self.weights[stretch],
+            boxes=tuple(boxes),
+            coordinates=tuple(coordinates),
         )
+
+    def in_pieces(self) -> Iterator[tuple["TextSpan", bool]]:
+        """It, cut where boxes begin and end, each piece with whether it is a box."""
+        place = 0
+        for start, stop in self.boxes:
+            if place < start:
+                yield self.part(slice(place, start)), False
+            yield self.part(slice(start, stop)), True
+            place = stop
+        if place < len(self.text) or not self.text:
+            yield (self.part(slice(place, None)) if place else self), False
 
 
 def arrange(messages: Sequence[Message], accepts: Accepts) -> tuple[list[Turn], tuple[str, ...]]:
@@ -167,8 +210,9 @@ def text_spans(turn: Turn) -> Iterator[TextSpan | Image | Video]:
                 continue
             if pieces and pieces[-1].message != index:
                 pieces.append(_Piece(index, "\n", _kind(Text(""), turn.role)))
-            text = part.text if isinstance(part, Text) else str(part)
-            pieces.append(_Piece(index, text, _kind(part, turn.role)))
+            text = part.text if isinstance(part, Text | WrittenRun) else str(part)
+            run = part if isinstance(part, WrittenRun) else None
+            pieces.append(_Piece(index, text, _kind(part, turn.role), run))
     if pieces or not any(message.parts for message in turn.messages):
         yield _join(pieces, turn)
 
@@ -200,11 +244,12 @@ def plain_text(turn: Turn) -> str:
 
 
 class _Piece(NamedTuple):
-    """A text within a `TextSpan`: which message of the turn it is from, and its kind."""
+    """A text within a `TextSpan`: which message of the turn it is from, its kind, and what boxes it is."""
 
     message: int
     text: str
     kind: Kind
+    run: WrittenRun | None = None
 
 
 def _join(pieces: Sequence[_Piece], turn: Turn) -> TextSpan:
@@ -212,6 +257,14 @@ def _join(pieces: Sequence[_Piece], turn: Turn) -> TextSpan:
     # Without messages, or for the user and the system, weights have no effect.
     weights = [message.weight if answer else 1.0 for message in turn.messages]
     each = [np.full(len(piece.text), weights[piece.message], np.float32) for piece in pieces]
+    boxes, coordinates, start = [], [], 0
+    for piece in pieces:
+        stop = start + len(piece.text)
+        if piece.run is not None:
+            boxes.append((start, stop))
+            for one in piece.run.coordinates:
+                coordinates.append(one._replace(start=one.start + start, stop=one.stop + start))
+        start = stop
     return TextSpan(
         text="".join(piece.text for piece in pieces),
         kinds=b"".join(bytes([piece.kind]) * len(piece.text) for piece in pieces),
@@ -219,6 +272,8 @@ def _join(pieces: Sequence[_Piece], turn: Turn) -> TextSpan:
         answer=answer,
         end_weight=weights[-1] if weights else 1.0,
         key=f"messages[{turn.first}].content",
+        boxes=tuple(boxes),
+        coordinates=tuple(coordinates),
     )
 
 
@@ -232,7 +287,7 @@ def _merge(turns: Sequence[Turn]) -> list[Turn]:
     return merged
 
 
-def _kind(part: Text | Located, role: Role) -> Kind:
+def _kind(part: Text | Located | WrittenRun, role: Role) -> Kind:
     if role != "assistant":
         return Kind.INSTRUCTION
     if not isinstance(part, Text):
