@@ -22,7 +22,7 @@ from lightning_vlm.losses.language import LossSums
 from lightning_vlm.losses.tasks import FixedWeights, Uncertainty, Weighting, check_weighting, task_weights_for
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.metrics.answers import check_generation, generate_answers
-from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.models.loading.initial import check_missing_weights_train
 from lightning_vlm.models.loading.load import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.text import exact_match, token_f1
 
 KEYS = (

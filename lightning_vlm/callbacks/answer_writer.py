@@ -13,7 +13,8 @@ from typing_extensions import override
 from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.errors import UserError
-from lightning_vlm.metrics.scores import Prediction, Scores
+from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
 
 NAME = "answers.jsonl"

@@ -14,8 +14,8 @@ from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.reasoning import ReasoningMarks
 from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
-from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.models.one_token import told_apart
 from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean

@@ -1,42 +1,15 @@
 """What validation and test report, in all and for each task."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.kinds import Kind
-from lightning_vlm.metrics.ranking import Candidate
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.tally import TaskTally
 from lightning_vlm.metrics.text import exact_match, token_f1
-
-
-class Prediction(NamedTuple):
-    """One answer of the model.
-
-    Args:
-        source: Where the question came from.
-        task: Its task.
-        text: What the model answered; of several answers the best.
-        reference: What is right; None if unknown.
-        candidates: All answers, the best first, if `generation` asks for several (`num_return_sequences`).
-        prompt: What was asked, in words; see `Question`.
-        images: The files of its pictures; None for a picture that came as bytes.
-        videos: The same of its videos.
-        reasoning: What the model wrote before its answer, where the chat template marks that.
-    """
-
-    source: str
-    task: str
-    text: str
-    reference: str | None
-    candidates: tuple[Candidate, ...] = ()
-    prompt: str = ""
-    images: tuple[str | None, ...] = ()
-    videos: tuple[str | None, ...] = ()
-    reasoning: str | None = None
 
 
 class Scores:

@@ -15,7 +15,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
-from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.nearest import one_line
 from lightning_vlm.outputs.wandb_run import send_picture
 from lightning_vlm.terminal import print_line, say, short_path

@@ -7,7 +7,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch, Targets
-from lightning_vlm.metrics.scores import Prediction, Scores
+from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.training.skip_checks import EvaluationSkipCheck
 
 

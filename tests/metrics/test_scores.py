@@ -5,7 +5,8 @@ import torch
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.kinds import Kind
-from lightning_vlm.metrics.scores import Prediction, Scores
+from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.scores import Scores
 
 
 def batch(tasks, lengths):

@@ -13,8 +13,8 @@ from lightning_vlm.callbacks.answer_file import KEYS, AnswerFile, answer_row
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.render.question import question_of
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.ranking import Candidate
-from lightning_vlm.metrics.scores import Prediction
 from lightning_vlm.terminal import answer_blocks, say
 
 SEVERAL = {"max_new_tokens": 4, "num_beams": 2, "num_return_sequences": 2}
