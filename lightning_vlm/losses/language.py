@@ -129,7 +129,7 @@ def head_cross_entropy(
     >>> sums.token_losses  # log 10 each
     tensor([2.3026, 2.3026])
     """
-    if _is_plain_linear(head):
+    if is_plain_linear(head):
         return linear_cross_entropy(
             hidden,
             head.weight,
@@ -168,7 +168,7 @@ def _chunk_losses(
     return -F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]  # F.cross_entropy would ignore -100
 
 
-def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether reading the weight and the bias is the same as calling the module."""
     if type(head) is not nn.Linear or not head.weight.is_floating_point() or "forward" in vars(head):
         return False
