@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 from lightning_vlm.data.parts import Box as Box
 from lightning_vlm.data.parts import Image as Image
 from lightning_vlm.data.parts import Located as Located
+from lightning_vlm.data.parts import Nothing as Nothing
 from lightning_vlm.data.parts import Part, Role, check_part, check_weight
 from lightning_vlm.data.parts import Point as Point
 from lightning_vlm.data.parts import Region as Region

@@ -120,9 +120,17 @@ class Region:
         return self.outline
 
 
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Stands where boxes would stand: what was asked for isn't in the picture.
+
+    Each family writes it as it writes that it found no boxes.
+    """
+
+
 Located: TypeAlias = Box | Point | Region
 """What lies at a place in a picture."""
-Part: TypeAlias = Text | Image | Video | Located
+Part: TypeAlias = Text | Image | Video | Located | Nothing
 
 
 def check_weight(weight: float, source: str, key: str) -> None:

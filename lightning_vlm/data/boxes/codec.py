@@ -55,13 +55,16 @@ class BoxCodec(ABC):
     """What `data.boxes` calls it."""
     tokens: tuple[str, ...] = ()
     """Tokens that the tokenizer must have for it."""
+    nothing: str = "[]"
+    """How it writes that nothing is there; `read` finds no boxes in it, and no fault."""
 
     @abstractmethod
     def write(self, items: Sequence[Located], views: Sequence[View]) -> Written:
         """Write what stands next to each other in a turn.
 
         Args:
-            items: In fractions of their pictures, each with the number of its picture.
+            items: In fractions of their pictures, each with the number of its picture. Without any, what is
+                written says that nothing is there.
             views: Of all pictures of the conversation.
 
         Raises:

@@ -22,7 +22,7 @@ class Thousandths(BoxCodec):
 
     def write(self, items: Sequence[Located], views: Sequence[View]) -> Written:
         """As of `BoxCodec`."""
-        text = ""
+        text = "" if items else self.nothing
         coordinates = []
         for place, item in enumerate(items):
             if not isinstance(item, Box | Point):
@@ -40,6 +40,8 @@ class Thousandths(BoxCodec):
         """As of `BoxCodec`."""
         items: list[Located] = []
         faults = []
+        if text.strip() == self.nothing:
+            return Found(())
         for found in _LIST.finditer(text):
             numbers = re.findall(r"[0-9]+", found[1])
             if len(numbers) not in (2, 4):

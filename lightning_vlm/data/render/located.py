@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,12 +12,13 @@ from lightning_vlm.data.batch.coordinates import Coordinates
 from lightning_vlm.data.boxes.codec import BoxCodec
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.boxes.view import View
-from lightning_vlm.data.conversation import Box, Image, Located, Message, Point, Region
+from lightning_vlm.data.conversation import Box, Image, Located, Message, Nothing, Point, Region
 from lightning_vlm.data.render.coordinate_tokens import FoundNumbers
 from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.data.render.turns import Turn, WrittenRun
 from lightning_vlm.errors import DataError
 
+_WRITTEN = (Box, Point, Region, Nothing)
 ViewOf: TypeAlias = Callable[[tuple[int, int]], View]
 """How a model sees a picture of some width and height."""
 
@@ -31,12 +32,14 @@ class WrittenTurns(NamedTuple):
         items: All boxes, points and regions of theirs in order, in fractions of their pictures, each with the
             number of its picture.
         answers: Of each, which turn has it, if that is an answer.
+        without: The turns that say that nothing is there.
     """
 
     turns: Sequence[Turn]
     views: tuple[View, ...] = ()
     items: Sequence[Located] = ()
     answers: Sequence[int | None] = ()
+    without: Collection[int] = ()
 
 
 class LocatedWriter:
@@ -64,11 +67,11 @@ class LocatedWriter:
         Raises:
             DataError: A box that isn't in its picture, or that the codec has no way to write.
         """
-        if not any(isinstance(part, Box | Point | Region) for turn in turns for part in turn.parts):
+        if not any(isinstance(part, _WRITTEN) for turn in turns for part in turn.parts):
             return WrittenTurns(turns)
         writing = _Writing(self.codec, self._views(pictures), self._not_in_labels, source)
         written = [writing.turn(turn, place) for place, turn in enumerate(turns)]
-        return WrittenTurns(written, writing.views, writing.items, writing.answers)
+        return WrittenTurns(written, writing.views, writing.items, writing.answers, writing.without)
 
     def reader(
         self, written: WrittenTurns, pictures: Sequence[PIL.Image.Image], has_answer: bool
@@ -84,7 +87,7 @@ class LocatedWriter:
             return BoxReader(self.codec, self._views(pictures), None) if pictures else None
         last = len(written.turns) - 1
         right = [item for item, turn in zip(written.items, written.answers, strict=True) if turn == last]
-        return BoxReader(self.codec, written.views, right) if right else None
+        return BoxReader(self.codec, written.views, right) if right or last in written.without else None
 
     def without_special(self, text: str, special: re.Pattern[str]) -> str:
         """A text without special tokens, but for those of boxes."""
@@ -148,6 +151,7 @@ class _Writing:
         self.views = views
         self.items: list[Located] = []
         self.answers: list[int | None] = []
+        self.without: set[int] = set()
 
     def turn(self, turn: Turn, number: int) -> Turn:
         """A turn with its runs written."""
@@ -160,7 +164,7 @@ class _Writing:
     def _message(self, message: Message, key: str, of_answer: int | None) -> Message:
         parts: list[Any] = []
         places = enumerate(message.parts)
-        for is_run, group in itertools.groupby(places, lambda at: isinstance(at[1], Box | Point | Region)):
+        for is_run, group in itertools.groupby(places, lambda at: isinstance(at[1], _WRITTEN)):
             run: list[tuple[int, Any]] = list(group)
             if is_run:
                 parts.append(self._run(run, key, of_answer))
@@ -169,8 +173,15 @@ class _Writing:
                 self._seen += sum(isinstance(part, Image) for _, part in run)
         return replace(message, parts=tuple(parts))
 
-    def _run(self, run: Sequence[tuple[int, Located]], key: str, of_answer: int | None) -> WrittenRun:
-        items = [self._in_fractions(item, f"{key}[{place}]") for place, item in run]
+    def _run(
+        self, run: Sequence[tuple[int, Located | Nothing]], key: str, of_answer: int | None
+    ) -> WrittenRun:
+        items = []
+        for place, item in run:
+            if not isinstance(item, Nothing):
+                items.append(self._in_fractions(item, f"{key}[{place}]"))
+        if not items and of_answer is not None:
+            self.without.add(of_answer)
         try:
             written = self._codec.write(items, self.views)
         except ValueError as error:

@@ -9,7 +9,7 @@ from PIL import ExifTags
 
 from lightning_vlm.data.boxes.codec import BoxCodec, Coordinate, Found, Written
 from lightning_vlm.data.boxes.thousandths import Thousandths
-from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Point, Region, Text
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Nothing, Point, Region, Text
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
@@ -121,6 +121,18 @@ def test_a_box_before_any_picture_is_of_the_first(renderer):
     example = renderer.example(chat(question, ["A dog."]))
     assert "(500,500),(1000,1000)" in decoded(renderer, example, Kind.INSTRUCTION)
     assert example.coordinates is None
+
+
+def test_that_nothing_is_there_is_learned_and_read(processor_of):
+    renderer = Renderer(processor_of("qwen2_vl"), boxes=Thousandths())
+    without = chat([picture(60, 40), "Where is the dog?"], [Nothing()])
+    example = renderer.example(without)
+    assert decoded(renderer, example, Kind.BOX) == "[]"
+    assert example.coordinates is None
+    reader = renderer.prompt(without)[0].reader
+    assert reader.right == ()
+    assert reader.read("[]") == Found(())
+    assert renderer.prompt(chat([picture(60, 40), "Is there a dog?"], ["No."]))[0].reader is None
 
 
 @pytest.mark.parametrize(
