@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from lightning_vlm.data.boxes.pixels import as_row
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.text import exact_match, token_f1
@@ -23,6 +24,8 @@ KEYS = (
     "reference",
     "scores",
     "candidates",
+    "boxes",
+    "unread",
 )
 """What each line has."""
 _OF_ALL_VERSIONS = ("source", "task", "prompt", "images", "answer", "reference", "scores", "candidates")
@@ -35,7 +38,9 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
     """What a line of the file says.
 
     `scores` has `exact_match` and `token_f1` where a reference is known, and `log_prob` and `score` where
-    several answers were ranked. A number that isn't finite is null.
+    several answers were ranked. A number that isn't finite is null. `boxes` are those of the answer in pixels
+    of the pictures as they came, and `unread` says what could not be read as one; both are null where no
+    boxes were asked for.
 
     >>> row = answer_row(Prediction("q.jsonl:1", "vqa", "red", "red", prompt="What colour?"))
     >>> row["answer"], row["scores"]
@@ -63,6 +68,8 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
         "reference": answer.reference,
         "scores": scores,
         "candidates": candidates,
+        "boxes": answer.found and [as_row(item, answer.views) for item in answer.found.items],
+        "unread": answer.found and list(answer.found.faults),
     }
 
 

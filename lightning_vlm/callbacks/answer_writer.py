@@ -27,8 +27,9 @@ class AnswerWriter(Callback):
     """Writes the answers of `Trainer.predict` to a file as they come, and shows the first few at the end.
 
     Each line is a JSON object with `source`, `task`, `prompt`, `images`, `reasoning` (null if there is none),
-    `answer`, `reference` (null if unknown), `scores` and `candidates`. Lines are in the order of the data, on
-    any number of processes: while they run, each has a file of its own beside the final one. A run that is
+    `answer`, `reference` (null if unknown), `scores`, `candidates`, and the `boxes` of the answer in pixels
+    of the pictures as they came, with what was left `unread`. Lines are in the order of the data, on any
+    number of processes: while they run, each has a file of its own beside the final one. A run that is
     stopped leaves the answers that it has. The command `lightning-vlm predict` adds this callback.
 
     Args:

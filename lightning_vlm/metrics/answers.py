@@ -5,15 +5,15 @@ from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.batch.image_groups import split_by_image_count
+from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.reasoning import ReasoningMarks
-from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.decoding import decode
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.models.one_token import told_apart
@@ -54,54 +54,56 @@ def generate_answers(
         return []
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
     several = options.get("num_return_sequences", 1) > 1
+    tokenizer = processor.tokenizer
     marks = _reasoning_marks(processor)
+    readers = batch.readers or [None] * len(batch.references)
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
     for rows, inputs in split_by_image_count(exact_again(batch.prompts)):
+        kept = [_kept_tokens(None if several else marks, readers[row]) for row in rows.tolist()]
         with without_filled_frames(model, inputs), told_apart(model, inputs):
             if several:
-                found = generate_candidates(model, processor.tokenizer, inputs, options)
+                found = generate_candidates(model, tokenizer, inputs, options, kept)
                 for row, candidates in zip(rows.tolist(), found, strict=True):
                     texts[row] = candidates[0].text
                     ranked[row] = tuple(candidates)
             else:
-                answers = _generate(model, processor, inputs, options, marks)
-                for row, text in zip(rows.tolist(), answers, strict=True):
+                ids = model.generate(**inputs, **options)  # type: ignore[operator]
+                found_texts = decode(tokenizer, ids[:, inputs["input_ids"].shape[1] :], kept)
+                for row, text in zip(rows.tolist(), found_texts, strict=True):
                     texts[row] = text
-    divided = [(None, text) if marks is None else marks.divide(text) for text in texts]
-    return [
-        Prediction(
-            source=batch.sources[row],
-            task=batch.tasks[row],
-            text=text.strip(),
-            reference=batch.references[row],
-            candidates=ranked[row],
-            prompt=batch.questions[row].text,
-            images=tuple(batch.questions[row].images),
-            videos=tuple(batch.questions[row].videos),
-            reasoning=reasoning,
-        )
-        for row, (reasoning, text) in enumerate(divided)
-    ]
+    answers = []
+    for row, text in enumerate(texts):
+        reasoning, words = (None, text) if marks is None else marks.divide(text)
+        answers.append(_prediction(batch, row, words.strip(), reasoning, ranked[row]))
+    return answers
 
 
-def _generate(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    inputs: Mapping[str, Tensor],
-    options: Mapping[str, Any],
-    marks: ReasoningMarks | None,
-) -> list[str]:
-    """One answer to each prompt, without special tokens but for those that mark reasoning."""
-    tokenizer = processor.tokenizer
-    ids = model.generate(**inputs, **options)  # type: ignore[operator]
-    new = ids[:, inputs["input_ids"].shape[1] :]
-    special = set(tokenizer.all_special_tokens)
-    if marks is None or marks.end not in special:
-        return tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    others = any_of(special - {marks.begin, marks.end})
-    texts = tokenizer.batch_decode(new, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return [others.sub("", text) for text in texts]
+def _prediction(
+    batch: Batch, row: int, text: str, reasoning: str | None, candidates: tuple[Candidate, ...]
+) -> Prediction:
+    reader = batch.readers[row] if batch.readers else None
+    return Prediction(
+        source=batch.sources[row],
+        task=batch.tasks[row],
+        text=text,
+        reference=batch.references[row],
+        candidates=candidates,
+        prompt=batch.questions[row].text,
+        images=tuple(batch.questions[row].images),
+        videos=tuple(batch.questions[row].videos),
+        reasoning=reasoning,
+        found=None if reader is None else reader.read(text),
+        right=() if reader is None else reader.right or (),
+        views=() if reader is None else reader.views,
+    )
+
+
+def _kept_tokens(marks: ReasoningMarks | None, reader: BoxReader | None) -> frozenset[str]:
+    """The tokens that an answer keeps although they are special."""
+    of_reasoning = () if marks is None else (marks.begin, marks.end)
+    of_boxes = () if reader is None else reader.codec.tokens
+    return frozenset((*of_reasoning, *of_boxes))
 
 
 _marks: WeakKeyDictionary[ProcessorMixin, tuple[Any, ReasoningMarks | None]] = WeakKeyDictionary()

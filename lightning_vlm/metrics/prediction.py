@@ -43,3 +43,7 @@ class Prediction(NamedTuple):
     found: Found | None = None
     right: tuple[Located, ...] = ()
     views: tuple[View, ...] = ()
+
+    def to(self, device: object) -> "Prediction":
+        """Itself. Lightning asks for it before it would look for tensors, and stop at frozen dataclasses."""
+        return self

@@ -1,7 +1,7 @@
 """Which of several answers a model likes best, with a fair chance for long ones."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.decoding import decode
 
 
 class Candidate(NamedTuple):
@@ -69,6 +70,7 @@ def generate_candidates(
     tokenizer: PreTrainedTokenizerBase,
     inputs: dict[str, Tensor],
     options: dict[str, Any],
+    kept: Sequence[Collection[str]] = (),
 ) -> list[list[Candidate]]:
     """Several answers to each prompt, the best first.
 
@@ -80,6 +82,8 @@ def generate_candidates(
         inputs: Prompts, padded on the left: what the model's forward takes.
         options: Arguments of `generate`, with `num_return_sequences`. `length_penalty` is the alpha of
             `length_score` (1 by default), with beams and without.
+        kept: Of each prompt, the special tokens that stay in its answers.
+
     Returns:
         For each prompt `num_return_sequences` candidates. Some may have the same text.
 
@@ -107,7 +111,7 @@ def generate_candidates(
     place = torch.arange(new.shape[1], device=new.device)
     is_behind = place >= lengths[:, None]
     sums = log_probs.double().masked_fill(is_behind, 0).sum(1)
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = decode(tokenizer, new, [tokens for tokens in kept for _ in range(count)])
     candidates = []
     for text, log_prob, length in zip(texts, sums.tolist(), lengths.tolist(), strict=True):
         score = length_score(log_prob, length, alpha)

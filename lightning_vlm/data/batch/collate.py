@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_vlm.data.batch.coordinates import Coordinates, join_coordinates
 from lightning_vlm.data.batch.join import join_packed, join_padded, pad
 from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
+from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.question import Question, question_of
 from lightning_vlm.errors import DataError
@@ -77,6 +78,7 @@ class Batch(NamedTuple):
         pictures: How many pictures there are and how large, likewise.
         picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
         coordinates: Which tokens are numbers of boxes and points in answers; None where no sample has any.
+        readers: What reads boxes in the answer to each prompt; None where none are to be read.
     """
 
     inputs: dict[str, Tensor]
@@ -98,6 +100,7 @@ class Batch(NamedTuple):
     pictures: PictureSizes = PictureSizes()
     picture_inputs: PictureInputs | None = None
     coordinates: Coordinates | None = None
+    readers: Sequence[BoxReader | None] = ()
 
     @property
     def factors(self) -> Tensor:
@@ -180,6 +183,7 @@ def collate(
         lengths=tuple(lengths),
         pictures=picture_sizes(inputs),
         coordinates=join_coordinates([example.coordinates for example in examples], _starts(lengths, pack)),
+        readers=tuple(prompt.reader for prompt in prompts),
     )
 
 
