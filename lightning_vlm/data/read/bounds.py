@@ -15,6 +15,7 @@ Placed: TypeAlias = tuple[Part, Location]
 
 _CUT = "what reaches beyond its picture was cut off at the edge (data.bad_boxes: clip)"
 _TURNED = "corners in the wrong order were exchanged (data.bad_boxes: clip)"
+_LAST = "in samples of several pictures, boxes without 'image' lie in the last picture before them"
 _LATER = (
     "boxes in pixels are compared with their pictures' sizes when samples are rendered, not now, because the "
     "pictures aren't files"
@@ -35,12 +36,15 @@ def within_pictures(contents: Sequence[Sequence[Placed]]) -> list[tuple[Part, ..
     """
     pictures = _Pictures([placed for parts in contents for placed in parts if isinstance(placed[0], Image)])
     before = 0
+    several = len(pictures) > 1
     settled: list[tuple[Part, ...]] = []
     for parts in contents:
         done: list[Part] = []
         for part, at in parts:
             before += isinstance(part, Image)
             if isinstance(part, Box | Point | Region):
+                if several and part.image is None:
+                    at.tally(_LAST, "boxes")
                 part = _within(part, pictures.edges(part, before, at), at)
             done.append(part)
         settled.append(tuple(done))
@@ -53,6 +57,9 @@ class _Pictures:
     def __init__(self, placed: list[Placed]) -> None:
         self._placed = placed
         self._sizes: dict[int, tuple[float, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._placed)
 
     def edges(self, part: Located, before: int, at: Location) -> tuple[float, float]:
         """The largest x and y of what lies in a picture; infinite where the size isn't known yet.

@@ -24,7 +24,7 @@ Row: TypeAlias = dict[str, Any]
 ReadTurns: TypeAlias = Callable[[Row, Location], list[Turn]]
 TOOLS = ("tools", "functions")
 """Keys of a row that say which tools there are."""
-COMMON = ("task", "weight", "system", *TOOLS, *COLUMNS)
+COMMON = ("task", "weight", "system", "objects", *TOOLS, *COLUMNS)
 """Keys that mean the same in every dialect."""
 
 

@@ -17,6 +17,7 @@ from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
+from lightning_vlm.data.read.markup.objects import RowObjects
 from lightning_vlm.data.read.parts import is_medium, part_of
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_media import COLUMNS, PICTURES, VIDEOS, RowMedia, split
@@ -51,7 +52,10 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     videos = RowMedia(VIDEOS, row, at)
     turns = _with_system(dialect.turns(row, at), row, at)
     _settle_places(turns, pictures, videos, at)
-    messages = _messages(turns, pictures, videos, dialect, at)
+    has_pictures = bool(pictures.items) or any(map(_has_medium, turns))
+    objects = RowObjects(row, turns, has_pictures, at)
+    messages = _messages(turns, pictures, videos, objects, dialect, at)
+    objects.check_all_placed()
     check_order(messages, at.source, dialect.needs[0])
     task, weight = task_and_weight(row, at)
     return Conversation(messages, task, weight, at.source, _tools(row, at))
@@ -90,9 +94,6 @@ def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
     for name, value in row.items():
         if name in dialect.known:
             continue
-        if name == "objects" and "<bbox>" in str(row):  # ms-swift
-            expected = "boxes as parts of a content: boxes that stand for '<bbox>' can't be read yet"
-            raise (at / name).wrong(value, expected)
         if name not in REFUSED:
             at.reading.notes.ignore(name)
         elif value and value != "[]":
@@ -130,9 +131,14 @@ def _settle_places(turns: list[Turn], pictures: RowMedia, videos: RowMedia, at: 
 
 
 def _messages(
-    turns: list[Turn], pictures: RowMedia, videos: RowMedia, dialect: Dialect, at: Location
+    turns: list[Turn],
+    pictures: RowMedia,
+    videos: RowMedia,
+    objects: RowObjects,
+    dialect: Dialect,
+    at: Location,
 ) -> tuple[Message, ...]:
-    """The messages that turns make with the pictures and videos of their row."""
+    """The messages that turns make with the pictures, videos and boxes of their row."""
     # Without a column of pictures, `<image>` is ordinary text; and so is `<video>`, which HTML has too.
     takes_pictures = (pictures.has_column or dialect.places_needed) and videos.place != pictures.place
     text_media = [pictures] * takes_pictures + [videos] * videos.has_column
@@ -145,7 +151,10 @@ def _messages(
         for part, part_at in _parts(turn, pictures, videos, text_media, part_media):
             if isinstance(part, Image | Video):
                 check_part(part, turn.role, part_at.source, part_at.key)
-            parts.append((part, part_at))
+            if isinstance(part, Text) and not part.entity and turn.role != "tool":
+                parts += [(found, part_at) for found in objects.parts(part.text, part_at)]
+            else:
+                parts.append((part, part_at))
         contents.append(parts)
     for media in (videos, pictures):
         if media.items and not dialect.places_needed:

@@ -203,8 +203,8 @@ def test_a_picture_in_a_part(part, folder, write):
         ),
         (
             {"messages": [user("<ref-object>"), {**ANSWER, "content": "<bbox>"}], "objects": {"bbox": [[1]]}},
-            "objects",
-            "boxes that stand for '<bbox>' can't be read yet",
+            "objects.bbox[0]",
+            "1 numbers",
         ),
         ({"question": "a", "answers": []}, "answers", "an empty list"),
         ({"question": "a", "answers": [["x"]]}, "answers[0]", "a list of 1"),

@@ -126,7 +126,11 @@ def test_the_size_is_that_of_the_upright_picture(write):
     with pytest.raises(DataError, match="3×4 pixels"):
         Messages(write(asked(pixels(0, 0, 4, 3), pictures=[SIDEWAYS])))
     second = asked(pixels(0, 0, 3, 4), pictures=["cat.png", SIDEWAYS])  # the last one before it
-    assert last_part(Messages(write(second))).image is None
+    source = Messages(write(second))
+    assert last_part(source).image is None
+    assert source.notes == [
+        "in samples of several pictures, boxes without 'image' lie in the last picture before them (boxes: 1)"
+    ]
     with pytest.raises(DataError, match="4×3 pixels"):
         Messages(write(asked(pixels(0, 0, 3, 4, image=0), pictures=["cat.png", SIDEWAYS])))
 
