@@ -6,25 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import PIL.Image
 from torch import Tensor
 
-from lightning_vlm.data.conversation import Box, Conversation
+from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.errors import DataError
+from lightning_vlm.inspect.boxes import Picture
 from lightning_vlm.inspect.tokens import Piece
 from lightning_vlm.inspect.videos import Strip
 from lightning_vlm.kinds import Kind
 from lightning_vlm.losses.weights import KindWeights
 
 Fate = Literal["kept", "truncated", "skipped"]
-
-
-class Picture(NamedTuple):
-    """A picture of a sample, and its boxes, each with whether it is part of an answer."""
-
-    image: PIL.Image.Image
-    boxes: list[tuple[Box, bool]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.batch.collate import Item, collate
-from lightning_vlm.data.conversation import Box, Conversation, Image
+from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError, UserError
-from lightning_vlm.inspect.preview import Picture, Preview, Sample, SampleStats, Skipped
+from lightning_vlm.inspect.boxes import pictures
+from lightning_vlm.inspect.preview import Preview, Sample, SampleStats, Skipped
 from lightning_vlm.inspect.summary import describe_changes
 from lightning_vlm.inspect.tokens import pieces
 from lightning_vlm.inspect.videos import strips
@@ -83,6 +83,7 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
         skipped_at_opening=list(data.report.skipped.values()),
         notes=list(dict.fromkeys(str(warning.message) for warning in caught)),
     )
+    boxes = left_out = 0
     for index in _with_progress_bar(_spread(preview, Random(data.seed))):
         try:
             conversation = source[index]
@@ -94,8 +95,13 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
             continue
         length = _full_length(untruncated, conversation) if example.truncated else len(example.input_ids)
         weights = learned_weights(module, example)
+        if example.coordinates is not None:
+            left_out += example.coordinates.left_out
+            boxes += example.coordinates.left_out + len(example.coordinates.target_bits)
         preview.stats.append(_stats(index, conversation, example, length, weights))
     preview.notes += describe_changes(preview)
+    if boxes:
+        preview.notes.append(_describe_boxes(renderer, boxes, left_out))
     without_weight = sum(not stats.learned.any() for stats in preview.stats)
     if without_weight:
         preview.notes.append(
@@ -105,6 +111,18 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
         example = renderer.example(source[stats.index])
         preview.samples.append(_sample(module, renderer, example, stats))
     return preview
+
+
+def _describe_boxes(renderer: Renderer, boxes: int, left_out: int) -> str:
+    """How boxes are written, and how many of them no box loss can be computed for."""
+    said = f"{boxes:,} boxes and points in answers are written as data.boxes: {renderer.boxes.codec.name}"
+    if left_out:
+        name = type(renderer.tokenizer).__name__
+        said += (
+            f"; in {left_out:,} of them {name} joins digits with other characters to one token, so that "
+            "model.box_loss can't see these numbers"
+        )
+    return said
 
 
 def _spread(preview: Preview, rng: Random) -> list[int]:
@@ -154,24 +172,16 @@ def choose(stats: Sequence[SampleStats], count: int) -> list[SampleStats]:
     return chosen
 
 
-def pictures(conversation: Conversation) -> list[Picture]:
-    """The pictures of a conversation, each with the boxes that come after it and before the next picture."""
-    found: list[Picture] = []
-    for message in conversation.messages:
-        for part in message.parts:
-            if isinstance(part, Image):
-                found.append(Picture(load_image(part, conversation.source, "image"), []))
-            elif isinstance(part, Box) and found:
-                found[-1].boxes.append((part, message.role == "assistant"))
-    return found
-
-
 def _sample(module: VLMModule, renderer: Renderer, example: Example, stats: SampleStats) -> Sample:
     weights = learned_weights(module, example)
     videos = [(clip.start, clip.stop) for clip in example.clips]
     shown = pieces(renderer.tokenizer, example.input_ids, example.kinds, weights, videos)
     return Sample(
-        example.conversation, shown, pictures(example.conversation), strips(renderer, example), stats
+        example.conversation,
+        shown,
+        pictures(example.conversation, renderer),
+        strips(renderer, example),
+        stats,
     )
 
 

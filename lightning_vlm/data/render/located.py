@@ -121,7 +121,8 @@ def coordinates_of(written: WrittenTurns, found: FoundNumbers) -> Coordinates | 
     targets = []
     for place in kept:
         item = written.items[place]
-        targets.append(written.views[item.image or 0].to_seen(item.numbers))
+        seen = written.views[item.image or 0].to_seen(item.numbers)
+        targets.append(tuple(min(max(value, 0.0), 1.0) for value in seen))
     return Coordinates.of(tokens, targets, left_out=len(in_answers) - len(kept))
 
 

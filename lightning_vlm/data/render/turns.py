@@ -8,7 +8,17 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from lightning_vlm.data.boxes.codec import Coordinate
-from lightning_vlm.data.conversation import Conversation, Image, Located, Message, Part, Role, Text, Video
+from lightning_vlm.data.conversation import (
+    Conversation,
+    Image,
+    Located,
+    Message,
+    Nothing,
+    Part,
+    Role,
+    Text,
+    Video,
+)
 from lightning_vlm.errors import DataError
 from lightning_vlm.kinds import Kind
 
@@ -287,7 +297,7 @@ def _merge(turns: Sequence[Turn]) -> list[Turn]:
     return merged
 
 
-def _kind(part: Text | Located | WrittenRun, role: Role) -> Kind:
+def _kind(part: Text | Located | Nothing | WrittenRun, role: Role) -> Kind:
     if role != "assistant":
         return Kind.INSTRUCTION
     if not isinstance(part, Text):
