@@ -12,6 +12,7 @@ from lightning_vlm.compat import quiet
 
 if TYPE_CHECKING:
     from lightning_vlm.callbacks.answer_writer import AnswerWriter
+    from lightning_vlm.callbacks.prediction_table import PredictionTable
     from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
     from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
     from lightning_vlm.data.datamodule import VLMDataModule
@@ -23,6 +24,7 @@ __all__ = [
     "AnswerWriter",
     "FamilyHooks",
     "LogitOptions",
+    "PredictionTable",
     "ScheduledSampling",
     "TokenWeightSchedule",
     "VLMDataModule",
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "AnswerWriter": "callbacks.answer_writer",
+    "PredictionTable": "callbacks.prediction_table",
     "ScheduledSampling": "callbacks.scheduled_sampling",
     "TokenWeightSchedule": "callbacks.token_weight_schedule",
     "FamilyHooks": "models.family_hooks",

@@ -23,6 +23,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 from lightning_vlm_callbacks.runs import run_folder
 
 from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # likewise
+from lightning_vlm.callbacks.prediction_table import PredictionTable  # noqa: F401  # likewise
 from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.config.class_names import bare_name

@@ -41,7 +41,8 @@ class RenderedBatches(Dataset):
         positions: TokenPositions | None = None,
         pictures: PictureInputsFinder | None = None,
     ) -> None:
-        self._source = source
+        self.source = source
+        """The conversations."""
         self._renderer = renderer
         self._learn = learn
         self._prompts = prompts
@@ -77,16 +78,19 @@ class RenderedBatches(Dataset):
     def __getitem__(self, indices: list[int]) -> Batch:
         items: list[Item] = []
         skipped: list[DataError] = []
+        places: list[int] = []
         for index in indices:
             if index == PAD_INDEX:
                 continue
             try:
                 items.append(self._item(index))
+                places.append(index)
             except DataError as error:  # the main process raises it, so that its message stays one line
                 skipped.append(error)
         examples = [item.example for item in items if item.example is not None]
         truncated = [example.conversation.source for example in examples if example.truncated]
         batch = collate(items, self._pad_token_id, skipped, truncated, self.packs)
+        batch = batch._replace(places=tuple(places))
         if not examples or self._pictures is None:
             return batch
         return batch._replace(picture_inputs=self._pictures(batch.inputs))
@@ -98,7 +102,7 @@ class RenderedBatches(Dataset):
             most: How many are rendered at most.
             targets: What is learned from a batch.
         """
-        size = len(self._source)
+        size = len(self.source)
         number = min(most, size)
         counts = SampleCounts()
         for place in range(number):
@@ -114,7 +118,7 @@ class RenderedBatches(Dataset):
         return tokenizer.eos_token_id or 0
 
     def _item(self, index: int) -> Item:
-        conversation = self._source[index]
+        conversation = self.source[index]
         example: Example | None = None
         positions: Tensor | None = None
         if self._learn:

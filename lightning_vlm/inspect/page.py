@@ -1,13 +1,10 @@
 """A preview as one HTML page that needs no other file: `page.html` is its template."""
 
-import base64
-import io
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import PIL.Image
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import summary
@@ -15,13 +12,12 @@ from lightning_vlm.inspect.preview import Preview
 from lightning_vlm.inspect.tokens import Piece, visible_characters
 from lightning_vlm.inspect.videos import seconds
 from lightning_vlm.kinds import Kind
+from lightning_vlm.outputs.html import data_uri, templates
 
 ERRORS = 50
 """How many skipped samples are listed."""
 FRAME_SIDE = 160
 """The longer side of an embedded frame of a video; larger frames are made smaller."""
-SIDE = 768
-"""The longer side of an embedded picture; larger pictures are made smaller."""
 
 
 def save(preview: Preview, path: str | Path) -> Path:
@@ -41,14 +37,7 @@ def save(preview: Preview, path: str | Path) -> Path:
 
 def page(preview: Preview) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "data_uri": data_uri,
         "describe_sample": summary.describe_sample,
         "runs_of_weight": runs_of_weight,
@@ -63,18 +52,22 @@ def page(preview: Preview) -> str:
     }
     errors = summary.errors(preview)
     rows = [(error.source, error.key, error.found, error.expected) for error in errors[:ERRORS]]
-    return environment.get_template("page.html").render(
-        preview=preview,
-        weights={kind.name.lower(): preview.kind_weight(kind) for kind in Kind},
-        share=summary.describe_share(preview),
-        kind_table=summary.kind_table(preview),
-        task_table=summary.task_table(preview),
-        lengths=summary.describe_lengths(preview),
-        bins=summary.length_bins(preview),
-        fates=summary.FATES,
-        skipped=summary.describe_skipped(preview),
-        errors=summary.Table(("source", "where", "found", "expected"), rows),
-        more_errors=len(errors) - ERRORS,
+    return (
+        templates(Path(__file__).parent, filters)
+        .get_template("page.html")
+        .render(
+            preview=preview,
+            weights={kind.name.lower(): preview.kind_weight(kind) for kind in Kind},
+            share=summary.describe_share(preview),
+            kind_table=summary.kind_table(preview),
+            task_table=summary.task_table(preview),
+            lengths=summary.describe_lengths(preview),
+            bins=summary.length_bins(preview),
+            fates=summary.FATES,
+            skipped=summary.describe_skipped(preview),
+            errors=summary.Table(("source", "where", "found", "expected"), rows),
+            more_errors=len(errors) - ERRORS,
+        )
     )
 
 
@@ -100,16 +93,3 @@ def thumbnail(image: PIL.Image.Image) -> str:
     small = image.copy()
     small.thumbnail((FRAME_SIDE, FRAME_SIDE))
     return data_uri(small)
-
-
-def data_uri(image: PIL.Image.Image) -> str:
-    """A picture as a data URI; small pictures keep their exact pixels."""
-    image, file = image.copy(), io.BytesIO()
-    image.thumbnail((SIDE, SIDE))
-    if image.width * image.height <= 256 * 256:
-        kind = "png"
-        image.save(file, kind)
-    else:
-        kind = "jpeg"
-        image.save(file, kind, quality=88)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning_vlm_callbacks import RunReport
 from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -121,7 +120,7 @@ class FitSummary(Callback):
 
 
 def _pages_of(trainer: Trainer) -> list[Path]:
-    """The pages that reports have drawn of a fit."""
+    """The pages that callbacks, such as RunReport and PredictionTable, have written of a fit."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    reports = [callback for callback in callbacks if isinstance(callback, RunReport)]
-    return [report.page for report in reports if report.page is not None]
+    pages = [getattr(callback, "page", None) for callback in callbacks]
+    return [page for page in pages if isinstance(page, Path)]

@@ -59,6 +59,7 @@ ANY_PROJECT = {
 VLM_ALONE = {
     "TokenWeightSchedule": Case({"points": POINTS}, {"points": []}, whole=False),
     "ScheduledSampling": Case({"probability": 0.5}, {"probability": 2.0}, whole=False),
+    "PredictionTable": Case({"samples": 2, "keep": 2}, {"samples": 0}, whole=False),
     "AnswerWriter": Case({}, {"show": -1}, whole=False),
 }
 CASES = {**ANY_PROJECT, **VLM_ALONE}
@@ -134,6 +135,7 @@ def project(model_folder):
             str(model_folder("llava")),
             adapt={"projector": "full", "language": {"lora": {"r": 2}}},
             optimizer=partial(torch.optim.AdamW, lr=3e-3),
+            generation={"max_new_tokens": 2} if name == "PredictionTable" else None,
         )
         module.configure_model()
         data = VLMDataModule(train=Drawn("train", size=32), val=Drawn("val", size=2), batch_size=4)
@@ -416,7 +418,7 @@ def test_manual_optimization(name, make_trainer):
     assert re.match(rf"{name}: found .*manual.*expected ", one_line(error))
 
 
-@pytest.mark.parametrize("name", ["TokenWeightSchedule", "ScheduledSampling"])
+@pytest.mark.parametrize("name", ["TokenWeightSchedule", "ScheduledSampling", "PredictionTable"])
 def test_a_module_that_is_no_vlm(name, make_trainer):
     with pytest.raises(UserError) as error:
         make_trainer(callbacks=[make(name)], max_steps=1).fit(Project(), Samples())

@@ -79,6 +79,7 @@ class Batch(NamedTuple):
         picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
         coordinates: Which tokens are numbers of boxes and points in answers; None where no sample has any.
         readers: What reads boxes in the answer to each prompt; None where none are to be read.
+        places: Which items of their source the samples are.
     """
 
     inputs: dict[str, Tensor]
@@ -101,6 +102,7 @@ class Batch(NamedTuple):
     picture_inputs: PictureInputs | None = None
     coordinates: Coordinates | None = None
     readers: Sequence[BoxReader | None] = ()
+    places: tuple[int, ...] = ()
 
     @property
     def factors(self) -> Tensor:

@@ -1,0 +1,52 @@
+"""What pages have in common: a template that escapes, pictures inside the page, and a file that is whole."""
+
+import base64
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+def templates(folder: Path, filters: dict[str, Callable[..., Any]]) -> Environment:
+    """The templates of a folder. They escape what they are given, and a name that isn't there is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
+    return environment
+
+
+def data_uri(image: PIL.Image.Image, side: int = 768, exact: int = 256 * 256) -> str:
+    """A picture as a data URI.
+
+    Args:
+        image: In mode RGB.
+        side: Its longer side at most; larger pictures are made smaller.
+        exact: A picture of so many pixels at most keeps them exactly (PNG), others are JPEG.
+    """
+    image, file = image.copy(), io.BytesIO()
+    image.thumbnail((side, side))
+    if image.width * image.height <= exact:
+        kind = "png"
+        image.save(file, kind)
+    else:
+        kind = "jpeg"
+        image.save(file, kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that others see whole or not at all, in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    # A lone surrogate of a model's answer can't be encoded.
+    unfinished.write_text(text, "utf-8", errors="backslashreplace")
+    os.replace(unfinished, path)
