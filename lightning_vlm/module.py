@@ -268,8 +268,8 @@ class VLMModule(LightningModule):
         """Weighted losses of a batch, summed, and the loss of each of its targets; see `target_losses`."""
         return batch_loss.target_losses(self.model, self.hidden_states(batch), self.targets(batch))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add to the scores of each task."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add to the scores of each task; those of several loaders are one."""
         answers = [] if self.generation is None else self.predict_step(batch, batch_idx)
         losses = self.loss_sums(batch).token_losses
         self.callbacks.evaluation.add(batch, self.targets(batch), losses, answers)

@@ -1,8 +1,9 @@
 """A preview as one HTML page that needs no other file: `page.html` is its template."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -37,7 +38,7 @@ def save(preview: Preview, path: str | Path) -> Path:
 
 def page(preview: Preview) -> str:
     """The whole page."""
-    filters = {
+    filters: dict[str, Callable[..., Any]] = {
         "data_uri": data_uri,
         "describe_sample": summary.describe_sample,
         "runs_of_weight": runs_of_weight,

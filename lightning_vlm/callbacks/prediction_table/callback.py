@@ -159,7 +159,7 @@ class PredictionTable(Callback):
         for place in answers:
             source = choice.sources[place.loader]
             if place not in self._rows and source is not None:
-                self._rows[place] = row_of(place, source[place.index])
+                self._rows[place] = row_of(place, source[place.item])
         rows = [self._rows[place] for place in choice.places if place in self._rows]
         validates = trainer.state.fn == TrainerFn.VALIDATING
         page = self._folder / ("predictions_validate.html" if validates else "predictions.html")

@@ -103,13 +103,7 @@ class History:
     def state(self) -> list[Any]:
         """Lists, numbers and texts that `load` takes."""
         return [
-            [
-                step,
-                [
-                    [*place, *answer._replace(found=[list(m) for m in answer.found])]
-                    for place, answer in answers.items()
-                ],
-            ]  # type: ignore[arg-type]
+            [step, [[*place, *_plain(answer)] for place, answer in answers.items()]]
             for step, answers in self.validations
         ]
 
@@ -117,9 +111,17 @@ class History:
         """Take over what `state` returned."""
         self.validations = []
         for step, rows in state:
-            answers = {}
-            for loader, index, *values in rows:
-                answer = Answer(*values)
-                marks = [Mark(kind, tuple(numbers), *rest) for kind, numbers, *rest in answer.found]  # type: ignore[misc]
-                answers[Place(loader, index)] = answer._replace(found=marks)
+            answers = {Place(loader, index): _answer(values) for loader, index, *values in rows}
             self.validations.append(Validation(step, answers))
+
+
+def _plain(answer: Answer) -> list[Any]:
+    fields: dict[str, Any] = answer._asdict()
+    marks = [[mark.kind, list(mark.numbers), mark.label, mark.picture] for mark in answer.found]
+    return list({**fields, "found": marks}.values())
+
+
+def _answer(values: list[Any]) -> Answer:
+    answer = Answer(*values)
+    marks = [Mark(kind, tuple(numbers), label, picture) for kind, numbers, label, picture in answer.found]
+    return answer._replace(found=marks)

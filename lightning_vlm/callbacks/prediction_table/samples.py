@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """Where a sample is: which validation loader's, and which item of its source."""
 
     loader: int
-    index: int
+    item: int
 
 
 class Choice(NamedTuple):
@@ -89,7 +89,7 @@ def choose(trainer: Trainer, count: int) -> Choice:
         source = dataset.source
         sources.append(source)
         names, of = source.task_table()
-        seen = _most_seen(loader, trainer.num_val_batches[number])  # type: ignore[arg-type]
+        seen = _most_seen(loader, trainer.num_val_batches[number])
         for index, task in enumerate(of[:seen]):
             groups.setdefault((number, names[task]), array("q")).append(index)
     largest_first = sorted(groups.items(), key=lambda item: -len(item[1]))
