@@ -26,7 +26,7 @@ from lightning_vlm.callbacks.prediction_table.samples import Place, Row, row_of,
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.parts import Box, Point
-from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.metrics.prediction import Prediction
 from tests.support.ranks import DDP
 
 TASKS = ["vqa", "ocr", "grounding"]

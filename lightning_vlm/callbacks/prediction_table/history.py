@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from lightning_vlm.callbacks.answer_file import answer_row
 from lightning_vlm.callbacks.prediction_table.marks import Mark, marks_of
 from lightning_vlm.callbacks.prediction_table.samples import Place
-from lightning_vlm.metrics.scores import Prediction
+from lightning_vlm.metrics.prediction import Prediction
 
 LONGEST = 1000
 """The most characters of a text that are kept."""
@@ -48,7 +48,7 @@ def answer_of(prediction: Prediction) -> Answer:
     text = prediction.text
     if prediction.reasoning:
         text = f"({prediction.reasoning.strip()})\n{text}"
-    found = getattr(prediction, "found", None)
+    found = prediction.found
     return Answer(
         text=shorten(text),
         right=None if exact is None else bool(exact),
