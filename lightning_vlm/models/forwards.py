@@ -28,6 +28,22 @@ def makes_masks(module: nn.Module) -> bool:
     return False
 
 
+READ_DIRECTLY = ("prediction_coefs", "correction_coefs")
+"""Layers whose weights are read or set in training, beside or instead of a call (of AltUp in Gemma 3n)."""
+
+
+def is_read_directly(name: str) -> bool:
+    """Whether a layer can't be wrapped or quantised, as the code around it takes its weight.
+
+    Args:
+        name: Of the layer in the model.
+
+    >>> is_read_directly("layers.0.altup.correction_coefs"), is_read_directly("layers.0.mlp.up_proj")
+    (True, False)
+    """
+    return name.rpartition(".")[2] in READ_DIRECTLY
+
+
 def asked_for_dtype(module: nn.Module) -> list[nn.Module]:
     """The layers inside of a module by whose weights its forward says in which dtype it computes.
 

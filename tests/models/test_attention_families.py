@@ -60,6 +60,7 @@ FAMILIES = {
     "granite_docling": Row(OWN_ROW, ""),
     "perception_lm": Row(OWN_ROW, ""),
     "fast_vlm": Row(OWN_ROW, ""),
+    "gemma3n": Row(OWN_ROW, ""),
     "vipllava": Row(OWN_ROW, ""),
     "llava_next_video": Row(OWN_ROW, ""),
     "video_llava": Row(OWN_ROW, ""),

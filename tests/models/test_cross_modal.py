@@ -26,7 +26,9 @@ from tests.support.packed import NEVER
 from tests.support.pictures import NEEDS_PICTURES, ONE_PICTURE
 from tests.support.rendering import in_lists
 
-FAMILIES = [family for family in tiny.FAMILIES if family not in ("mllama", "granite4_vision", *ONE_PICTURE)]
+FAMILIES = [
+    family for family in tiny.FAMILIES if family not in ("mllama", "granite4_vision", "gemma3n", *ONE_PICTURE)
+]
 
 
 def moved(folder, **options):

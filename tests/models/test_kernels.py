@@ -51,6 +51,7 @@ FOUND = {
     "granite_docling": (5, 2, 2),
     "perception_lm": (5, 2, 2),
     "fast_vlm": (5, 2, 2),
+    "gemma3n": (41, 0, 0),
     "vipllava": (5, 2, 2),
     "llava_next_video": (5, 2, 2),
     "video_llava": (5, 2, 2),

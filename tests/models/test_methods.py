@@ -49,9 +49,12 @@ METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "adapter, parallel": ({"adapter": {"kind": "parallel"}}, "adapter"),
     "cross_modal": ("cross_modal_adapter", "frozen"),
 }
+CONVOLUTIONS = ("gemma3n",)
+"""Families whose tower is one of convolutions, which has no adapters."""
 REFUSED = {
     ("cross_modal", "mllama"): "use lora or adapter",
     ("cross_modal", "granite4_vision"): "in several layers and not before the first; use lora or adapter",
+    ("cross_modal", "gemma3n"): "several streams of hidden states; use lora or adapter",
     ("cross_modal", "kosmos-2"): "has no token that stands for a picture; use lora or adapter",
     ("adapter, parallel", "blip-2"): "has no MLP .* for a parallel adapter.*; use kind: sequential",
     # Features of its tower have channels first, and its first stages are convolutions alone.
@@ -97,6 +100,10 @@ def test_starts_as_the_base_and_moves_what_is_planned(family, method, tiny_folde
     batch, expected = batch_of(family)
     language, vision = METHODS[method]
     if method == "ia3" and family in FUSED:
+        vision = "frozen"
+    if method.startswith("adapter") and family in CONVOLUTIONS:
+        with pytest.raises(UserError, match=r"'model.vision_tower.*' is made of convolutions.*; use lora"):
+            adapted(tiny_folder(family), {"vision.layers": vision})
         vision = "frozen"
     if method == "dora" and family in MIXTURES:
         language = {"lora": {**language["lora"], "expert_r": 0}}

@@ -25,6 +25,7 @@ UNKNOWN = {
     "mllama",
     "gemma4",
     "gemma4_31b",
+    "gemma3n",
     "idefics2",
     "granite4_vision",
     "got_ocr2",

@@ -82,6 +82,7 @@ DEAD = {
     "aya_vision": (2, "post_layernorm"),
     "granite4_vision": (2, "post_layernorm"),
     "hunyuan_vl": (1, "image_sep"),
+    "gemma3n": (28, r"audio_tower|embed_audio"),
     "gemma4": (30, r"audio_tower|embed_audio"),
     "vipllava": _EARLY,
     "llava_next_video": _EARLY,
@@ -181,6 +182,10 @@ CHATS = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<image>\nHow many?<|im_end|>\n<|im_start|>assistant\n\nTwo.<|im_end|>\n"
         "<|im_start|>user\n\nSure?<|im_end|>\n<|im_start|>assistant\n\nYes.<|im_end|>\n"
+    ),
+    "gemma3n": (
+        "<bos><start_of_turn>user\n<image_soft_token>How many?<end_of_turn>\n<start_of_turn>model\nTwo."
+        "<end_of_turn>\n<start_of_turn>user\nSure?<end_of_turn>\n<start_of_turn>model\nYes.<end_of_turn>\n"
     ),
     "gemma4": _GEMMA4,
     "gemma4_31b": _GEMMA4,
@@ -282,6 +287,7 @@ _GRANITE_ASKS = "<|start_of_role|>assistant<|end_of_role|>"
 PROMPTS = {
     "perception_lm": "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "fast_vlm": "<|im_start|>assistant\n",
+    "gemma3n": "<start_of_turn>model\n",
     "gemma4": "<|turn>model\n",
     "gemma4_31b": "<|turn>model\n",
     "idefics2": "Assistant:",

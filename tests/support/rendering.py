@@ -41,6 +41,7 @@ END = {  # of the families' own templates; ready ones write the tokenizer's end 
     "granite_docling": "<|end_of_text|>",
     "perception_lm": "<|eot_id|>",
     "fast_vlm": "<|im_end|>",
+    "gemma3n": "<end_of_turn>",
     "vipllava": "",
     "llava_next_video": "",
     "video_llava": "",

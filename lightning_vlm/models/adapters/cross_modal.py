@@ -260,7 +260,8 @@ def refuse_cross_modal(model: PreTrainedModel, path: str) -> None:
 
     Raises:
         UserError: No pictures stand among the words that go into the language model (Mllama, Granite Vision
-            4), no token says where they stand (Kosmos-2), or the layer is outside of it.
+            4), no token says where they stand (Kosmos-2), layers have several streams (Gemma 3n), or the
+            layer is outside of it.
     """
     decoder = model.get_decoder()
     if "cross_attention_states" in inspect.signature(decoder.forward).parameters:
@@ -272,6 +273,11 @@ def refuse_cross_modal(model: PreTrainedModel, path: str) -> None:
         raise UserError(
             f"plan: found cross_modal_adapter for {type(model).__name__}, which adds its pictures to the "
             "words in several layers and not before the first; use lora or adapter"
+        )
+    if hasattr(decoder.config, "altup_num_inputs"):
+        raise UserError(
+            f"plan: found cross_modal_adapter for {type(model).__name__}, whose layers hand on several "
+            "streams of hidden states; use lora or adapter"
         )
     if getattr(model.config, "image_token_id", None) is None:
         raise UserError(

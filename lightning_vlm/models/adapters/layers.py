@@ -86,11 +86,16 @@ def build(model: PreTrainedModel, entries: Mapping[str, PlanEntry]) -> dict[str,
         Path of a layer -> its adapter, as for `attach`.
 
     Raises:
-        UserError: A parallel adapter where there is no MLP, or a model that can't have cross-modal ones.
+        UserError: A parallel adapter where there is no MLP, a layer of convolutions, or a model that can't
+            have cross-modal ones.
     """
     built: dict[str, Bottleneck | CrossModal] = {}
     for path, entry in entries.items():
         layer = model.get_submodule(path)
+        if any(isinstance(module, nn.Conv2d) for module in layer.modules()):
+            raise UserError(
+                f"plan: {path!r} is made of convolutions and can't have adapters; use lora or full"
+            )
         linear = _first_linear(path, layer)
         width = linear.in_features
         device = linear.weight.device

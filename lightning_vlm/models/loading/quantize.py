@@ -19,7 +19,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from lightning_vlm.compat import bitsandbytes as bitsandbytes_fix
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.experts import mixtures_of
-from lightning_vlm.models.forwards import asked_for_dtype
+from lightning_vlm.models.forwards import asked_for_dtype, is_read_directly
 from lightning_vlm.models.parts import Parts, find_parts
 
 QuantMethod = Literal["nf4", "int8"]
@@ -119,6 +119,7 @@ def chosen_layers(model: PreTrainedModel, quantization: Quantization, parts: Par
     kept = {id(layer) for module in model.modules() for layer in asked_for_dtype(module)}
     for mixture in mixtures_of(model):  # rounding would send tokens to other experts
         kept |= {id(layer) for layer in model.get_submodule(mixture.router_path).modules()}
+    kept |= {id(layer) for name, layer in model.named_modules() if is_read_directly(name)}
     chosen: set[int] = set()
     for selector in quantization.parts:
         try:

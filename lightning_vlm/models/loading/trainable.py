@@ -8,7 +8,6 @@ _BY_TYPE = {
     "blip": "its decoder has no tokens that stand for a picture, and its generate cuts off the last token",
     "evolla": "it reads proteins, not pictures",
     "fuyu": "its processor writes patches and text with a tokenizer of its own, so no mask can be exact",
-    "gemma3n": "its gradients can be NaN on padding, and two layers of each block pass by their adapters",
     "git": "its pictures have no tokens, so what its head gives is longer than what it reads",
     "instructblipvideo": "it reads a video as four pictures that have no place in a chat",
     "kosmos-2.5": "its processor cuts and pads texts on its own, so no mask can be exact",

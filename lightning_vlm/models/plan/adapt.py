@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.adapters.layers import adapters_of, attach, build
 from lightning_vlm.models.experts import is_correction_bias, mixtures_of
+from lightning_vlm.models.forwards import is_read_directly
 from lightning_vlm.models.loading.quantize import quantised_layers
 from lightning_vlm.models.no_gradients import without_gradients
 from lightning_vlm.models.parts import Parts, head_is_tied
@@ -224,7 +225,7 @@ def _linear_inside(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> 
     prefixes = tuple(f"{path}." for path in left_out)
     linear: dict[str, nn.Linear] = {}
     for name, module in model.named_modules():
-        if f"{name}.".startswith(prefixes):
+        if f"{name}.".startswith(prefixes) or is_read_directly(name):
             continue
         # torch's MultiheadAttention never calls its out_proj, so an adapter there would never learn.
         is_unused = isinstance(module, NonDynamicallyQuantizableLinear)

@@ -77,6 +77,7 @@ STRIPS = (
     "gemma4_31b",
     "deepseek_vl",
     "perception_lm",
+    "gemma3n",
 )
 
 

@@ -34,7 +34,7 @@ from tests.support.tiny.ovis import OVIS2
 from tests.support.tiny.qwen import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from tests.support.tiny.qwen3_5 import QWEN3_5
 from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
-from tests.support.tiny.timm_towers import FAST_VLM, PERCEPTION_LM
+from tests.support.tiny.timm_towers import FAST_VLM, GEMMA3N, PERCEPTION_LM
 
 __all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
 
@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "granite_docling": GRANITE_DOCLING,
     "perception_lm": PERCEPTION_LM,
     "fast_vlm": FAST_VLM,
+    "gemma3n": GEMMA3N,
     "vipllava": VIPLLAVA,
     "llava_next_video": LLAVA_NEXT_VIDEO,
     "video_llava": VIDEO_LLAVA,
@@ -163,11 +164,16 @@ def _open_gates(model: PreTrainedModel) -> None:
     """Give values to weights that start as nothing but zeros: no picture would come through them.
 
     And to those of Idefics2's resampler, which start as ones: all tokens of a picture would be alike.
+    Gemma 3n's scale of each layer's own embeddings is a vector of zeros; its convolutions start too small.
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
             is_zero = not weight.any() and (weight.ndim > 1 or weight.numel() == 1)
             if "timm_model" in name and weight.ndim == 4:  # what is on a picture would not come through many
                 torch.nn.init.kaiming_normal_(weight)
-            elif is_zero or name.endswith(".latents"):
+            elif is_zero or name.endswith((".latents", ".correct_output_scale")):
                 weight.normal_(std=0.2)
+        if model.config.model_type == "gemma3n":
+            # Gradients of the size of an embedding of zeros are NaN.
+            for embedding in (model.get_input_embeddings(), model.get_decoder().embed_tokens_per_layer):
+                embedding.weight[embedding.padding_idx].normal_(std=0.2)

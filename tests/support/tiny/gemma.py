@@ -67,7 +67,7 @@ PALIGEMMA = Family(
 
 # --- Gemma 3: <bos>, turns of "user" and "model" that must alternate, texts stripped; a system turn goes into
 # --- the first question
-_GEMMA3_TEMPLATE = (
+GEMMA3_TEMPLATE = (
     "{{ bos_token }}"
     "{% if messages[0].role == 'system' %}"
     "{% set given = messages[0].content %}{% set turns = messages[1:] %}"
@@ -120,7 +120,7 @@ GEMMA3 = Family(
     eos="<eos>",
     bos="<bos>",
     special=("<start_of_turn>", "<end_of_turn>"),
-    template=_GEMMA3_TEMPLATE,
+    template=GEMMA3_TEMPLATE,
     config=_gemma3_config,
     processor=_gemma3_processor,
     named={

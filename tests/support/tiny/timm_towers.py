@@ -3,6 +3,9 @@
 from transformers import (
     CLIPImageProcessor,
     FastVlmConfig,
+    Gemma3nAudioFeatureExtractor,
+    Gemma3nConfig,
+    Gemma3nProcessor,
     LlavaProcessor,
     PerceptionLMConfig,
     PerceptionLMImageProcessor,
@@ -11,9 +14,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    SiglipImageProcessor,
 )
 
 from tests.support.tiny.family import Family, Ids
+from tests.support.tiny.gemma import GEMMA3_TEMPLATE
 
 # --- Perception LM: Llama 3's turns, always a system turn, pictures before the words; tiles and an overview
 _PERCEPTION_SYSTEM = "You are a helpful language and vision assistant."
@@ -154,4 +159,92 @@ FAST_VLM = Family(
     processor=_fast_vlm_processor,
     padding_side="left",
     also_ends=("<|endoftext|>",),
+)
+
+
+# --- Gemma 3n: Gemma 3's chats; several streams of hidden states, embeddings for each layer, shared keys.
+# --- Words for pictures and for sound have tables of their own, behind those of text
+_GEMMA3N_NAMED = {
+    "image_token": "<image_soft_token>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "audio_token": "<audio_soft_token>",
+    "boa_token": "<start_of_audio>",
+    "eoa_token": "<end_of_audio>",
+}
+
+
+def _gemma3n_config(ids: Ids, text: dict) -> PretrainedConfig:
+    """The last 6 tokens of the tokenizer are those of pictures and of sound."""
+    size = text["vocab_size"]
+    return Gemma3nConfig(
+        vision_config={
+            "architecture": "convnext_atto",
+            "hidden_size": 48,
+            "model_args": {
+                "depths": [1, 1, 1, 1],
+                "dims": [16, 16, 32, 48],
+                "conv_mlp": False,
+                "head_norm_first": True,
+                "ls_init_value": 0.5,
+            },
+            "vocab_size": 3,
+            "vocab_offset": size - 6,
+        },
+        audio_config={
+            "vocab_size": 3,
+            "vocab_offset": size - 3,
+            "hidden_size": 16,
+            "input_feat_size": 16,
+            "conf_num_attention_heads": 2,
+            "conf_num_hidden_layers": 1,
+            "sscp_conv_channel_size": [4, 2],
+        },
+        text_config={
+            **text,
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "num_kv_shared_layers": 1,
+            "vocab_size_per_layer_input": size - 6,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.5, 0.0, 0.0],
+        },
+        vision_soft_tokens_per_image=4,
+        audio_soft_tokens_per_image=4,
+        image_token_id=ids["<image_soft_token>"],
+        boi_token_id=ids["<start_of_image>"],
+        eoi_token_id=ids["<end_of_image>"],
+        audio_token_id=ids["<audio_soft_token>"],
+        boa_token_id=ids["<start_of_audio>"],
+        eoa_token_id=ids["<end_of_audio>"],
+    )
+
+
+def _gemma3n_processor(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ProcessorMixin:
+    return Gemma3nProcessor(
+        feature_extractor=Gemma3nAudioFeatureExtractor(feature_size=16),
+        image_processor=SiglipImageProcessor(size={"height": 64, "width": 64}, do_normalize=False),
+        tokenizer=tokenizer,
+        audio_seq_length=4,
+        image_seq_length=4,
+        chat_template=template,
+    )
+
+
+GEMMA3N = Family(
+    pad="<pad>",
+    eos="<eos>",
+    bos="<bos>",
+    special=("<start_of_turn>", "<end_of_turn>"),
+    template=GEMMA3_TEMPLATE.replace("<start_of_image>", "<image_soft_token>"),
+    config=_gemma3n_config,
+    processor=_gemma3n_processor,
+    named=_GEMMA3N_NAMED,
+    adds_bos=True,
+    padding_side="left",
+    also_ends=("<end_of_turn>",),
 )
