@@ -22,7 +22,13 @@ from lightning_vlm.models.loading.load import (
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt
-from lightning_vlm.models.plan.new_tokens import add_rows, add_to_tokenizer, new_token_ids, train_new_rows
+from lightning_vlm.models.plan.new_tokens import (
+    add_rows,
+    add_to_tokenizer,
+    new_token_ids,
+    refuse_new_tokens,
+    train_new_rows,
+)
 from lightning_vlm.models.plan.plan import read_plan, refuse_on_quantised
 from lightning_vlm.models.precision import keep_weights
 
@@ -139,6 +145,8 @@ class ModelSource:
             trust_remote_code=self.trust_remote_code,
             family=self.hooks,
         )
+        if self.new_tokens:
+            refuse_new_tokens(model)
         with torch.device("meta"):
             adapt(model, self.plan, find_parts(model))
         return model

@@ -126,7 +126,6 @@ ALLOWED = {
         ("read", "_to_copy", "get_image_features"): "how many tiles a sample has is in a mask",
     },
     "gemma3n": {
-        ("read", "_local_scalar_dense", "_ignore_causal_mask_sdpa"): PADDED,
         ("upload", "_to_copy", "_gaussian_topk"): "how many standard deviations its sparse layers drop",
     },
     "gemma4": _GEMMA4,

@@ -36,9 +36,10 @@ CROSS_MODAL = {"language.layers": "cross_modal_adapter"}
 WEIGHTS = KindWeights(special=0.125, instruction=0.5, response=1.0)
 TASK_WEIGHTS = {"vqa": 2.0, "chat": 0.25}
 TASKS = ("vqa", "chat", "other")
-# Their norms add up the gradient of their weight in float32, over all tokens of a row;
+# Their norms add up the gradient of their weight in float32, over all tokens of a row, and Gemma 3n's round
+# that of each token (with norms in float64 it agrees to 1e-14);
 # GLM-4.5V has routers that compute in float32.
-IN_FLOAT32 = ("aya_vision", "cohere2_vision", "glm4v_moe")
+IN_FLOAT32 = ("aya_vision", "cohere2_vision", "gemma3n", "glm4v_moe")
 ORDERS = {"two": [0, 1], "five": [3, 0, 2, 1, 4]}
 
 

@@ -356,6 +356,8 @@ SPLIT = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")
 """Several samples are made of a conversation, so that its batches aren't those that are taken by hand."""
 FLAT = ("blip-2",)
 """The MLP of their last layer gets tokens without their rows; an error names other layers to choose."""
+LAST = {"gemma3n": ".altup_unembed_projections."}
+"""Family -> the list that its last LoRA B is in, where that isn't the list of its layers."""
 NF4 = Quantization("nf4", ["language"], compute_dtype="float32")
 
 
@@ -383,7 +385,7 @@ def test_gradnorm_measures_autograds_norms(
         (name, weight)
         for name, weight in reversed(list(plain.named_parameters()))
         if (
-            "lora_B" in name and ".layers." in name and not name.startswith(flattened)
+            "lora_B" in name and LAST.get(family, ".layers.") in name and not name.startswith(flattened)
             if layer is None
             else name.endswith("layers.1.mlp.down_proj.weight")
         )

@@ -29,7 +29,6 @@ NEVER = (
     "instructblip",
     "gemma4",
     "gemma4_31b",
-    "gemma3n",
     "hunyuan_vl",
     "llama4",
 )

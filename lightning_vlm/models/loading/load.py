@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from lightning_vlm.compat import picture_beams, picture_numbers
+from lightning_vlm.compat import padding_of_zeros, picture_beams, picture_numbers
 from lightning_vlm.data.render.template_options import set_template_options
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
@@ -172,6 +172,7 @@ def load_model(
     picture_beams.install(model)
     picture_numbers.install(model)
     _use_family(model, family)
+    padding_of_zeros.install(model)
     choice.settle(model, attn_implementation)
     prepare(model)
     give_pixels_their_dtype(model)

@@ -36,6 +36,23 @@ def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> None:
     tokenizer.add_tokens(list(tokens))
 
 
+def refuse_new_tokens(model: PreTrainedModel) -> None:
+    """Refuse new tokens where ids behind those of text are read from the tables of pictures and of sound.
+
+    Args:
+        model: As loaded, perhaps without weights. Its configuration says where such tables begin (Gemma 3n).
+
+    Raises:
+        UserError: A part of the model has a table of its own.
+    """
+    parts = [getattr(model.config, name, None) for name in model.config.sub_configs]
+    if any(hasattr(part, "vocab_offset") for part in parts):
+        raise UserError(
+            f"new_tokens: {type(model).__name__} takes every token behind its own for one of sound; leave "
+            "new_tokens out and write with words that it has"
+        )
+
+
 def new_token_ids(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
     """The ids that `add_to_tokenizer` gave to new tokens, in order."""
     if not tokens:
@@ -51,7 +68,12 @@ def add_rows(model: PreTrainedModel, rows: range) -> None:
     Args:
         model: As from `load_model`, quantised or not; its own rows must reach up to the first new one.
         rows: Ids of the new tokens. Where a model has rows to spare, they are used.
+
+    Raises:
+        UserError: The model can't have any; see `refuse_new_tokens`.
     """
+    if len(rows):
+        refuse_new_tokens(model)
     embedding: Any = model.get_input_embeddings()
     before = embedding.weight.detach()
     sizes = [len(weight) for weight in _weights(model)]
