@@ -96,13 +96,22 @@ def _try_and_send(key: str, sender: Any) -> None:
     os.dup2(silence, 2)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            _try(key, Path(folder))
+            try_here(key, Path(folder))
         sender.send(WORKS)
     except Failed as failure:
         sender.send(str(failure))
 
 
-def _try(key: str, folder: Path) -> None:
+def try_here(key: str, folder: Path) -> None:
+    """Try a class in this process.
+
+    Args:
+        key: Of the table of transformers.
+        folder: Where its model is written.
+
+    Raises:
+        Failed: It doesn't work; says which step fails, or why the class is refused.
+    """
     with _step("its configuration has no defaults", folder):
         refused = why_not_trainable(CONFIG_MAPPING[key]())
     if refused:

@@ -59,7 +59,7 @@ def find_below(
         found = f"{shorten(written)}, which is outside {shorten(below)}"
         expected = "a path below the image root, with links followed; data.image_root says where that is"
         if advise and os.path.isabs(written) and os.path.isfile(real):
-            expected += f", and {shorten(os.path.dirname(real))} has the file"
+            expected += f", and {shorten(os.path.dirname(real), 200)} has the file"
         raise DataError(source, key, found, expected)
     is_allowed = os.path.isfile(real) or (folder and os.path.isdir(real))
     if not is_allowed:

@@ -12,6 +12,7 @@ from lightning_vlm.data.files_below import where_instead
 from lightning_vlm.data.read.faults import SHOWN, BadSamplesError
 from lightning_vlm.data.read.readers import DataFile, Messages, read
 from lightning_vlm.errors import DataError
+from lightning_vlm.nearest import shorten
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -128,7 +129,7 @@ def test_a_missing_picture_names_the_option_and_where_it_was_looked_for(write, f
 def test_an_absolute_path_elsewhere_says_which_root_it_needs(write, folder):
     Path("texts").mkdir()
     error = str(faults(write({**GOOD, "image": f"{folder}/cat.png"}, path="texts/a.jsonl")))
-    assert f"found '{folder}/cat.png', which is outside 'texts'" in error
+    assert f"found {shorten(f'{folder}/cat.png')}, which is outside 'texts'" in error
     assert error.endswith(f"data.image_root says where that is, and '{folder}' has the file")
     assert len(read("texts/a.jsonl", image_root=str(folder))) == 1
 
