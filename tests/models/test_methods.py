@@ -49,17 +49,14 @@ METHODS = {  # of language and vision; LoRA as such is in test_adapt.py
     "adapter, parallel": ({"adapter": {"kind": "parallel"}}, "adapter"),
     "cross_modal": ("cross_modal_adapter", "frozen"),
 }
-CONVOLUTIONS = ("gemma3n",)
-"""Families whose tower is one of convolutions, which has no adapters."""
+CONVOLUTIONS = ("gemma3n", "fast_vlm")
+"""Families whose tower is one of convolutions, with channels before places: its layers have no adapters."""
 REFUSED = {
     ("cross_modal", "mllama"): "use lora or adapter",
     ("cross_modal", "granite4_vision"): "in several layers and not before the first; use lora or adapter",
     ("cross_modal", "gemma3n"): "several streams of hidden states; use lora or adapter",
     ("cross_modal", "kosmos-2"): "has no token that stands for a picture; use lora or adapter",
     ("adapter, parallel", "blip-2"): "has no MLP .* for a parallel adapter.*; use kind: sequential",
-    # Features of its tower have channels first, and its first stages are convolutions alone.
-    ("adapter", "fast_vlm"): "stages.0' has no linear layer; expected a layer of a transformer",
-    ("adapter, parallel", "fast_vlm"): "stages.0' has no linear layer; expected a layer of a transformer",
 }
 
 

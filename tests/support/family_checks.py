@@ -44,21 +44,36 @@ What some families can't, by nature; a run says it, or refuses:
 
 - **No gradient ever reaches** the tower's last layer and norm in LLaVA, LLaVA-NeXT, ViP-LLaVA,
   LLaVA-NeXT-Video and Video-LLaVA, which read it one layer early; its norm in LLaVA-OneVision, Aya Vision and
-  Granite Vision 4; `query_1024_resolution` of DeepSeek-OCR 2 where pictures are small.
+  Granite Vision 4; `query_1024_resolution` of DeepSeek-OCR 2 where pictures are small. HunYuan-VL's mark
+  between pictures is read by nobody: `projector: full` needs
+  `no_gradient_needed: [model.model.vision_tower.patch_merger.image_sep]`.
 - **Packing** can't be exact where pictures see one another both ways (PaliGemma, Gemma 3 and 4, Molmo 2), by
-  cross-attention (Mllama), with convolutions or linear attention (LFM2-VL, LFM3-VL, Qwen3.5), or without
-  positions (Kosmos-2, BLIP-2, InstructBLIP): these train by tokens (docs/packing.md).
-- **Turns**: PaliGemma, Kosmos-2, BLIP-2 and InstructBLIP need a picture, the last three exactly one, in the
-  first question. Pixtral's and Molmo 2's templates refuse system turns, Qwen3-VL's drops their pictures;
-  GLM-4.6V's and GLM-OCR's refuse empty answers, DeepSeek-VL's an empty last one. Qwen3.5 writes earlier
-  answers otherwise once later ones follow: several rounds become several samples.
+  cross-attention (Mllama), with convolutions, linear attention or attention in chunks (LFM2-VL, LFM3-VL,
+  Qwen3.5, MiniCPM-V 4.6, Llama 4), or without positions that masks are made from (Kosmos-2, BLIP-2,
+  InstructBLIP, HunYuan-VL): these train by tokens (docs/packing.md).
+- **Turns**: PaliGemma, GOT-OCR 2, Kosmos-2, BLIP-2 and InstructBLIP need a picture, the last three exactly
+  one, in the first question. Pixtral's and Molmo 2's templates refuse system turns, Qwen3-VL's drops their
+  pictures; GLM-4.6V's and GLM-OCR's refuse empty answers, DeepSeek-VL's an empty last one, MiniCPM-V 4.6's a
+  picture without words. Qwen3.5 and MiniCPM-V 4.6 write earlier answers otherwise once later ones follow:
+  several rounds become several samples.
 - **Prompts** of LLaVA-OneVision and Molmo 2 differ from the beginning of the answers in their templates.
 - **Videos**: SmolVLM and the GLM line take one medium a sample; LLaVA's kin and InternVL as many frames in
   each video of a sample. VideoLLaMA 3's must be decoded to know how many tokens they cost (docs/video.md).
+  MiniCPM-V 4.6 and Perception LM take pictures only, as do all that have `-` under video below. None
+  takes sound: the part that hears it, in Gemma 3n and 4, stays as it is.
 - **Adapters alone** can't be exported where the projector holds a bare parameter (LLaVA-NeXT,
   LLaVA-NeXT-Video, LLaVA-OneVision, Granite Vision 4, DeepSeek-OCR 2, Kosmos-2, BLIP-2, InstructBLIP): merge.
-- **Other**: cross-modal adapters don't go into Mllama, Granite Vision 4 or Kosmos-2, LoRA and nf4 not into
-  Ovis 2's projector, parallel adapters not into BLIP-2. Experts in one tensor stay in 16 bits.
+- **Adapters** don't go into the towers of Gemma 3n and FastVLM, which are made of convolutions; `ia3` not
+  into towers that make queries, keys and values at once (the Qwen-VL and GLM lines, ERNIE 4.5 VL, EXAONE 4.5,
+  BLIP-2, InstructBLIP, GOT-OCR 2, Perception LM, FastVLM) or wrap their layers (Gemma 4); cross-modal
+  adapters not into Mllama, Granite Vision 4, Kosmos-2 or Gemma 3n, parallel ones not into BLIP-2; LoRA and
+  nf4 not into Ovis 2's projector and Gemma 3n's layers that mix its streams. Experts in one tensor stay in 16
+  bits.
+- **New tokens** can't be added to Gemma 3n, which takes every id behind its own for one of sound.
+- **Memory and speed**: the towers of Mllama, Perception LM, FastVLM and Gemma 3n keep all activations under
+  gradient checkpointing. GOT-OCR 2's classes have no `sdpa`. Operations aren't counted for Mllama, Gemma 3n
+  and 4, Idefics2, Granite Vision 4, GOT-OCR 2, Qwen3.5, MiniCPM-V 4.6, LFM2-VL, LFM3-VL, Ovis 2, Molmo 2,
+  FastVLM, Kosmos-2, BLIP-2, InstructBLIP and mixtures of experts.
 
 """
 

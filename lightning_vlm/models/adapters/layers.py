@@ -82,6 +82,7 @@ def build(model: PreTrainedModel, entries: Mapping[str, PlanEntry]) -> dict[str,
     Args:
         model: Any of our families.
         entries: Path of a layer -> its entry of the plan, `adapter` or `cross_modal_adapter`.
+
     Returns:
         Path of a layer -> its adapter, as for `attach`.
 
