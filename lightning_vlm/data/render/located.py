@@ -15,7 +15,8 @@ from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.conversation import Box, Image, Located, Message, Nothing, Point, Region
 from lightning_vlm.data.render.coordinate_tokens import FoundNumbers
 from lightning_vlm.data.render.special_tokens import any_of
-from lightning_vlm.data.render.turns import Turn, WrittenRun
+from lightning_vlm.data.render.text_span import WrittenRun
+from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
 
 _WRITTEN = (Box, Point, Region, Nothing)
