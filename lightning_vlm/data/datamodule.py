@@ -6,19 +6,18 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.run_length import longest_window
-from lightning_vlm_callbacks.runs import log_metrics, logs_at, run_folder
+from lightning_vlm_callbacks.runs import run_folder
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.batching import Batching
 from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
 from lightning_vlm.data.batch.collate import Batch
-from lightning_vlm.data.batch.draws_by_task import DrawsByTask
-from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch, load_saved_state
+from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
 from lightning_vlm.data.batch.task_sampling import TaskSampling
+from lightning_vlm.data.batch.training_draws import TrainingDraws
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.source import OnBadSample
@@ -121,7 +120,7 @@ class VLMDataModule(LightningDataModule):
         self.report = SampleReport()
         """What became of the samples on this process so far."""
         self._renderer: Renderer | None = None
-        self._training: ResumableLoader | None = None
+        self._draws = TrainingDraws()
 
     @property
     def eval_batch_size(self) -> int:
@@ -195,10 +194,7 @@ class VLMDataModule(LightningDataModule):
         """Batches to learn from."""
         if self.trainer:
             begin_next_epoch(self.trainer)
-        self._training = self._loader("train", learn=True, prompts=False)
-        if self.trainer:
-            load_saved_state(self.trainer, self._training)
-        return self._training
+        return self._draws.start(self._loader("train", learn=True, prompts=False), self.trainer)
 
     def val_dataloader(self) -> ResumableLoader | list:
         """Batches to validate on; none without `val`."""
@@ -224,37 +220,17 @@ class VLMDataModule(LightningDataModule):
         return batch._replace(targets=find_targets(batch)) if find_targets else batch
 
     def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
-        """Receive the losses of each task after an optimizer step, and log how much of each was drawn.
-
-        Args:
-            sums: Tensor of shape [tasks]: the losses of each task of the training data, over all ranks.
-            counts: Tensor of shape [tasks]: what they are sums of.
-            batch_idx: The last batch of the step.
-        """
-        sampler = self._task_sampler()
-        if self.trainer is None or sampler is None:
-            return
-        place = sampler.passed(batch_idx + 1)
-        sampler.end_step(sums, counts, place)
-        if logs_at(self.trainer, self.trainer.global_step + 1):
-            log_metrics(self.trainer, sampler.metrics(place), self.trainer.global_step)
+        """Receive the losses of each task after an optimizer step; see `TrainingDraws`."""
+        self._draws.end_step(self.trainer, sums, counts, batch_idx)
 
     def teardown(self, stage: str) -> None:
         """Print what was skipped or truncated, and write a report of it beside the run's logs."""
         if self.trainer is None:
             return
         folder = run_folder(self.trainer)  # a collective: every rank must call it
-        sampler = self._task_sampler()
-        if self._training is not None and sampler is not None:
-            rank_zero_info(sampler.summary(self._training.passed))
-        self._training = None
+        self._draws.end()
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
-
-    def _task_sampler(self) -> DrawsByTask | None:
-        """The sampler of the training in progress, if it draws by task."""
-        sampler = self._training.sampler if self._training else None
-        return sampler if isinstance(sampler, DrawsByTask) else None
 
     def _generates(self) -> bool:
         return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
