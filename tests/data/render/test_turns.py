@@ -238,7 +238,8 @@ def test_weights_of_kinds_samples_and_turns_multiply(renderer_of):
     renderer = renderer_of("shipped")
     box = Message("assistant", (Text("at "), Box((0.125, 0.25, 0.5, 1.0))), weight=0.5)
     ask = Message("user", (Text("Where?"),))
-    heavy = Conversation((ask, box, ask, Message("assistant", (Text("Yes."),), weight=0.0)), weight=3.0)
+    show = Message("user", (PICTURE, Text("Where?")))
+    heavy = Conversation((show, box, ask, Message("assistant", (Text("Yes."),), weight=0.0)), weight=3.0)
     light = Conversation((ask, Message("assistant", (Text("No."),))), weight=2.0)
     batch = collate(
         [Item(renderer.example(conversation), None, None) for conversation in (heavy, light)], 0, [], []
