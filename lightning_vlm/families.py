@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from lightning_vlm.data.boxes.codecs import CODECS, NO_FORMAT
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 
@@ -28,8 +29,8 @@ class Family(NamedTuple):
         video: Whether videos are read as videos, with their times.
         packing: Whether samples can share a row exactly.
         nf4: What quantising leaves in 16 bits beside the embeddings, the head and the tower.
-        scale: Of a box's coordinates as its published checkpoints write them.
-        boxes: How they write a box.
+        codec: How its published checkpoints write a box, by its name in `data.boxes`; empty: they have no
+            format for it.
         checkpoints: Published ones to try, by their names on the Hugging Face hub.
     """
 
@@ -37,8 +38,7 @@ class Family(NamedTuple):
     video: bool
     packing: bool
     nf4: str
-    scale: str
-    boxes: str
+    codec: str
     checkpoints: tuple[str, ...]
 
 
@@ -56,8 +56,7 @@ def families() -> dict[str, Family]:
             video=row.get("video", False),
             packing=row.get("packing", True),
             nf4=row.get("nf4", ""),
-            scale=row.get("scale", ""),
-            boxes=row.get("boxes", ""),
+            codec=row.get("codec", ""),
             checkpoints=tuple(row.get("try", ())),
         )
     return found
@@ -87,7 +86,7 @@ def run(words: Sequence[str]) -> None:
     console = Console()
     if len(chosen) <= _MOST_IN_DETAIL:
         for one in chosen:
-            console.print(*_details(one), sep="\n", soft_wrap=True, highlight=False)
+            console.print(*_details(one), sep="\n", soft_wrap=True, highlight=False, markup=False)
         return
     console.print(_table(chosen), width=None if console.is_terminal else _WIDEST)
     print("\nAll that is known of some:  lightning-vlm families WORD      What is proved: docs/families.md")
@@ -106,9 +105,16 @@ def _details(family: Family) -> list[str]:
         f"  video      {'yes' if family.video else 'no: several pictures at most'}",
         f"  packing    {'yes' if family.packing else 'no: data.batching: packed trains by tokens'}",
         f"  nf4, int8  yes{but}",
-        f"  boxes      {family.boxes or 'no format of its own is known'}",
+        f"  boxes      {_boxes(family)}",
         f"  try        {', '.join(family.checkpoints) or 'no published checkpoint is known'}",
     ]
+
+
+def _boxes(family: Family) -> str:
+    """How it writes boxes, with an example."""
+    codec = CODECS[family.codec or NO_FORMAT]
+    form = f"{codec.name}: {codec.form}, {codec.scale}"
+    return form if family.codec else f"none of its own is published; {form}"
 
 
 def _table(chosen: Sequence[Family]) -> Table:
@@ -122,7 +128,7 @@ def _table(chosen: Sequence[Family]) -> Table:
             "yes" if one.video else "-",
             "yes" if one.packing else "-",
             "part" if one.nf4 else "yes",
-            one.scale or "-",
+            one.codec or "-",
             one.checkpoints[0] if one.checkpoints else "-",
         )
     return table

@@ -54,7 +54,9 @@ class BoxCodec(ABC):
     name: str
     """What `data.boxes` calls it."""
     tokens: tuple[str, ...] = ()
-    """Tokens that the tokenizer must have for it."""
+    """Its own tags and bins. They stay in a text that a model wrote, and no label may spell one."""
+    bins: tuple[str, ...] = ()
+    """Those of them that stand for numbers: the tokenizer must have them."""
     nothing: str = "[]"
     """How it writes that nothing is there; `read` finds no boxes in it, and no fault."""
 
