@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_vlm_callbacks.run_length import longest_window
 from lightning_vlm_callbacks.runs import run_folder
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.batching import Batching
 from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
@@ -19,6 +19,8 @@ from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.batch.training_draws import TrainingDraws
 from lightning_vlm.data.conversation import Conversations, TaskTable
+from lightning_vlm.data.of_trainer import generates, model_of, processor_of
+from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.render.example import TooLong
@@ -61,6 +63,8 @@ class VLMDataModule(LightningDataModule):
         columns: For such sources, our names of keys and those that they have, as `{question: query}`.
         allow_urls: For sources given as a path, whether http and https addresses are fetched.
         video: Which frames of videos are taken and how large, as keys of a `VideoSampling`.
+        min_pixels: Smaller pictures are enlarged to so many pixels; None is as the processor does.
+        max_pixels: Larger pictures are made smaller; see `PixelBudget`.
         bad_boxes: For such sources, whether a box beyond its picture is an `error`, or cut off (`clip`).
         box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
             `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
@@ -91,6 +95,8 @@ class VLMDataModule(LightningDataModule):
         columns: dict[str, str] | None = None,
         allow_urls: bool = False,
         video: VideoSampling | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
     ) -> None:
@@ -116,6 +122,8 @@ class VLMDataModule(LightningDataModule):
         self.sampling = TaskSampling.read(sampling)
         check_sampling(self.batching.mode, self.sampling)
         self.video = VideoSampling.read(video)
+        self.pixels = PixelBudget(min_pixels, max_pixels)
+        self.pixels.check()
         self.processor = processor
         self.report = SampleReport()
         """What became of the samples on this process so far."""
@@ -138,6 +146,7 @@ class VLMDataModule(LightningDataModule):
         if processor is None:
             raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
+            self.pixels.apply(processor)
             self._renderer = Renderer(processor, self.max_length, self.video)
         return self._renderer
 
@@ -155,7 +164,7 @@ class VLMDataModule(LightningDataModule):
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
         pack = split == "train" and self.batching.packs
-        given = self._model(), self.samples(split), self.renderer
+        given = model_of(self.trainer), self.samples(split), self.renderer
         return RenderedBatches.for_model(*given, learn=learn, prompts=prompts, pack=pack)
 
     @cached_property
@@ -200,11 +209,11 @@ class VLMDataModule(LightningDataModule):
         """Batches to validate on; none without `val`."""
         if self.given["val"] is None:
             return []
-        return self._loader("val", learn=True, prompts=self._generates())
+        return self._loader("val", learn=True, prompts=generates(self.trainer))
 
     def test_dataloader(self) -> ResumableLoader:
         """Batches to test on."""
-        return self._loader("test", learn=True, prompts=self._generates())
+        return self._loader("test", learn=True, prompts=generates(self.trainer))
 
     def predict_dataloader(self) -> ResumableLoader:
         """Prompts to answer."""
@@ -232,9 +241,6 @@ class VLMDataModule(LightningDataModule):
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
 
-    def _generates(self) -> bool:
-        return bool(self.trainer and getattr(self.trainer.lightning_module, "generation", None))
-
     def _loader(self, split: str, *, learn: bool, prompts: bool) -> ResumableLoader:
         return ResumableLoader(
             self.rendered(split, learn=learn, prompts=prompts),
@@ -259,16 +265,11 @@ class VLMDataModule(LightningDataModule):
     def _measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""
         source = self.samples("train")
-        model = self._model()
+        model = model_of(self.trainer)
         self.batching.check_model(model)
         if self.batching.needs_lengths:
             self.batching.measure(source, self.renderer, self.num_workers, *ranks_of(self.trainer), model)
         return source
 
     def _processor(self) -> ProcessorMixin | None:
-        if self.processor is not None or self.trainer is None:
-            return self.processor
-        return getattr(self.trainer.lightning_module, "processor", None)
-
-    def _model(self) -> PreTrainedModel | None:
-        return getattr(self.trainer.lightning_module, "model", None) if self.trainer else None
+        return processor_of(self.trainer) if self.processor is None else self.processor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.serving import trained_sampling
@@ -61,6 +62,7 @@ class Trained(NamedTuple):
         dtypes: What each weight and buffer was loaded in, by its name without adapters.
         quantised: How many weights were quantised in training; here none are.
         video: How videos were sampled in training.
+        pixels: How large pictures were in training.
     """
 
     module: VLMModule
@@ -68,6 +70,7 @@ class Trained(NamedTuple):
     dtypes: dict[str, torch.dtype]
     quantised: int
     video: VideoSampling = VideoSampling()
+    pixels: PixelBudget = PixelBudget()
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -107,8 +110,9 @@ def load_trained(request: ExportRequest) -> Trained:
         dtypes[without_base_layers(name)] = weight.dtype
     model.float().eval()
     quantised = saved["lightning_vlm"].get("quantised", {})
-    video = trained_sampling(saved["lightning_vlm"].get(RUN, {}))
-    return Trained(module, starts, dtypes, len(quantised), video)
+    run = saved["lightning_vlm"].get(RUN, {})
+    pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
+    return Trained(module, starts, dtypes, len(quantised), trained_sampling(run), pixels)
 
 
 def _changes_base(entry: PlanEntry) -> bool:

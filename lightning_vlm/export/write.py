@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.export.adapter_folder import save_adapter_only
 from lightning_vlm.export.fresh_process import answer, compare_answers, describe
 from lightning_vlm.export.merge import merge
@@ -52,6 +53,7 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     pictures = folder / PICTURES
     pictures.mkdir()
     source = drawn_conversations(request.samples) if request.source is None else request.source
+    trained.pixels.apply(module.processor)
     of_videos = serve_as_trained(module.processor, trained.video)
     samples = probe_samples(module.processor, source, request.samples, pictures, trained.video)
     export = ExportedFolder(
@@ -68,6 +70,8 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     else:
         export, rows = _write_merged(trained, export, request)
     module.processor.save_pretrained(folder)
+    if trained.pixels != PixelBudget():
+        rows.append(("pictures", f"the processor resizes them as trained ({trained.pixels})"))
     if of_videos is not None:
         rows.append(("videos", of_videos))
     if forgets_template(folder, request.trust_remote_code):

@@ -57,6 +57,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
         facts["data.max_patches"] = data.batching.max_patches
         facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
         facts["data.video"] = str(data.video)
+        facts["data.max_pixels"] = str(data.pixels)
         facts["data.train"] = describe_data(data.source("train"))
     flat: dict[str, Any] = {}
     for name, value in facts.items():

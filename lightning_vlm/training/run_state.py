@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning_vlm_callbacks.run_length import restore_accumulation
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.outputs.wandb_run import KEY, note_other_run, run_id
 from lightning_vlm.training.resume import WINDOW, AccumulationWindow
 from lightning_vlm.training.resume_changes import RUN, RunChanges
@@ -100,6 +102,8 @@ class RunState(Callback):
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._changes.load(trainer, checkpoint, state.get(RUN, {}))
             note_other_run(trainer, state.get(KEY))
+        elif trainer is not None:
+            _warn_if_seen_otherwise(trainer, state.get(RUN, {}))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,3 +123,19 @@ class RunState(Callback):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.window.end_validation(trainer)
+
+
+def _warn_if_seen_otherwise(trainer: Trainer, before: Mapping[str, Any]) -> None:
+    """Say that a model doesn't see its pictures and videos as it did in training.
+
+    Args:
+        trainer: That validates, tests or predicts.
+        before: As from `describe_run`, out of the checkpoint.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, VLMDataModule):
+        return
+    for name, now in (("data.video", str(data.video)), ("data.max_pixels", str(data.pixels))):
+        was = before.get(name, now)
+        if was != now:
+            rank_zero_warn(f"{name} is {now}, but {was} in training: the model sees its samples otherwise")

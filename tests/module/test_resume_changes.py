@@ -8,12 +8,15 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoProcessor
 
-from lightning_vlm import VLMDataModule
+from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
+from lightning_vlm.export.trained import ExportRequest, load_trained
+from lightning_vlm.export.write import write
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Constant, Linear
 
@@ -142,6 +145,35 @@ def test_a_finished_run_says_so(fit):
     assert any("raise trainer.max_steps above 2" in line for line in said)
     _, _, said = fit()
     assert not any("finished run" in line for line in said)
+
+
+def test_pictures_of_another_size_than_in_training(make_quiet, module, model_folder, tmp_path):
+    """A budget of pixels holds in the model's processor, is exported with it, and its absence is noticed."""
+    file = tmp_path / "one.ckpt"
+    drawn = {"batch_size": 2, "predict": Drawn("val", size=2)}
+    small = VLMDataModule(train=Drawn("train", size=2), max_pixels=4704, **drawn)
+    learner = VLMModule(str(model_folder("qwen2_5_vl")), adapt={"projector": "full"})
+    trainer = make_quiet(max_steps=1)
+    trainer.fit(learner, small)
+    assert learner.processor.image_processor.size["longest_edge"] == 4704
+    trainer.save_checkpoint(file)
+    for data, count in ((small, 0), (VLMDataModule(**drawn), 1)):
+        fresh = VLMModule(str(model_folder("qwen2_5_vl")), adapt={"projector": "full"})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_quiet().predict(fresh, data, ckpt_path=file, weights_only=True)
+        said = [str(warning.message) for warning in caught if "in training" in str(warning.message)]
+        assert len(said) == count
+    assert said == [
+        "data.max_pixels is the processor's own, but max_pixels 4704 in training: the model sees its "
+        "samples otherwise"
+    ]
+    (tmp_path / "out").mkdir()
+    trained = load_trained(ExportRequest(file))
+    written = write(trained, tmp_path / "out", ExportRequest(file))
+    assert ("pictures", "the processor resizes them as trained (max_pixels 4704)") in written.rows
+    saved = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert saved.image_processor.size["longest_edge"] == 4704
 
 
 @pytest.mark.parametrize(
