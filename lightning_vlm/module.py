@@ -77,7 +77,7 @@ class VLMModule(LightningModule):
         trust_remote_code: Run Python code that comes with the model.
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
         router_aux_loss: Weight of the load-balancing loss; `auto`: the model's own where routers train.
-        new_tokens: Words that become tokens, as `<loc_1>`; their rows start at the mean of others, and train.
+        new_tokens: Words that become tokens, as `<loc_0..999>`; their rows start at the mean, and train.
     """
 
     loaded: LoadedModel

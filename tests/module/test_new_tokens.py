@@ -55,6 +55,17 @@ def test_where_tokens_behind_text_stand_for_sound_there_are_no_new_ones(folder, 
     VLMModule(str(folder(family)), adapt=LORA).configure_model()
 
 
+def test_a_range_is_all_of_its_tokens(processor_of):
+    processor = processor_of("qwen2_vl")
+    add_to_tokenizer(processor, ["<loc_0..99>", "<seg>"])
+    ids = new_token_ids(processor, ["<loc_0..99>", "<seg>"])
+    assert len(ids) == 101
+    assert processor.tokenizer.convert_ids_to_tokens(ids[7]) == "<loc_7>"
+    assert processor.tokenizer.encode("<loc_7><loc_42>", add_special_tokens=False) == [ids[7], ids[42]]
+    with pytest.raises(UserError, match=r"^new_tokens: found '<loc_9..1>'; expected a range"):
+        add_to_tokenizer(processor, ["<loc_9..1>"])
+
+
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in TABLES])
 def test_rows_are_the_mean_and_all_else_is_as_before(folder, family, tmp_path):
     """In embeddings and head, saved and loaded by transformers alone."""

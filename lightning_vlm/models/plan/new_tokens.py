@@ -5,6 +5,7 @@ the model least: it gives the new token the logit of an average one (Hewitt 2021
 New Word Embeddings for Pretrained Language Models").
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +15,50 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.errors import UserError
 
+_RANGE = re.compile(r"(\D*)(\d+)\.\.(\d+)(\D*)")
+_MOST_TOKENS = 100_000
+
+
+def expand_ranges(tokens: Sequence[str]) -> list[str]:
+    """New tokens, each range of numbers as all of its tokens.
+
+    Raises:
+        UserError: A range that ends before it begins, or that is huge.
+
+    >>> expand_ranges(["<seg>", "<loc_8..11>", "<bin08..10>"])
+    ['<seg>', '<loc_8>', '<loc_9>', '<loc_10>', '<loc_11>', '<bin08>', '<bin09>', '<bin10>']
+    """
+    expanded = []
+    for token in tokens:
+        match = _RANGE.fullmatch(token)
+        if match is None:
+            expanded.append(token)
+            continue
+        before, first, last, behind = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        if not 0 < len(numbers) <= _MOST_TOKENS:
+            raise UserError(
+                f"new_tokens: found {token!r}; expected a range such as <loc_0..999>, of at most "
+                f"{_MOST_TOKENS:,} tokens"
+            )
+        width = len(first) if first.startswith("0") and first != "0" else 0
+        expanded += [f"{before}{number:0{width}}{behind}" for number in numbers]
+    return expanded
+
 
 def add_to_tokenizer(processor: ProcessorMixin, tokens: Sequence[str]) -> None:
     """Add new tokens to a processor's tokenizer. They are words, not special: an answer may hold them.
+
+    Args:
+        processor: Of a model.
+        tokens: The tokens; `<loc_0..999>` stands for a thousand of them.
 
     Raises:
         UserError: One is empty, given twice, or known already.
     """
     tokenizer: Any = processor.tokenizer
     known = tokenizer.get_vocab()
+    tokens = expand_ranges(tokens)
     for index, token in enumerate(tokens):
         problem = None
         if not token:
@@ -58,6 +94,7 @@ def new_token_ids(processor: ProcessorMixin, tokens: Sequence[str]) -> range:
     if not tokens:
         return range(0)
     tokenizer: Any = processor.tokenizer
+    tokens = expand_ranges(tokens)
     first = tokenizer.convert_tokens_to_ids(tokens[0])
     return range(first, first + len(tokens))
 

@@ -12,7 +12,15 @@ import torch
 from lightning_vlm.data.batch import lengths as module
 from lightning_vlm.data.batch.blank_pictures import BlankPicture, RememberingImageProcessor
 from lightning_vlm.data.batch.lengths import Ruler, SampleLength, measure, patch_of, patches_of
-from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.conversation import (
+    Box,
+    Conversation,
+    Conversations,
+    Image,
+    Message,
+    Point,
+    Text,
+)
 from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
@@ -49,6 +57,21 @@ def conversation(*sizes, rounds=1, words=3):
     return Conversation(tuple(turns), source=f"{sizes}")
 
 
+def located(size, *items):
+    """What lies in one picture, which is turned upright."""
+    turns = Message("user", (picture(size, "JPEG", 6), Text("Where? "))), Message("assistant", items)
+    return Conversation(turns, source=f"{items}")
+
+
+def located_samples():
+    """Their pictures are 97, 91 and 40 pixels wide when upright; numbers of a box have one digit to four."""
+    return [
+        located((96, 97), Box((9.5, 0, 97, 96), "cat", pixels=True), Box((0.007, 0.25, 0.031, 0.7))),
+        located((33, 91), Point((0.012, 0.5), "nose"), Text(" and "), Point((91, 33), pixels=True)),
+        located((200, 40), Box((10, 2, 40, 199), pixels=True)),
+    ]
+
+
 class Some(Conversations):
     """Samples in memory. An error among them is raised."""
 
@@ -72,6 +95,8 @@ def samples():
         conversation((64, 64), rounds=4, words=20),
         conversation(rounds=3, words=10),
         conversation((64, 64), words=400),
+        *located_samples(),
+        located((33, 91), Box((0, 0, 33, 91), pixels=True)),
         DataError("a:1", "weight", "-1", "a number"),
         Conversation((Message("user", (Image(data=b"none"), Text("?"))), Message("assistant", (Text("a"),)))),
     ]
@@ -125,7 +150,7 @@ def test_lengths_are_those_of_real_renderings(renderer_for, family, max_length):
     expected = [rendered(renderer, patch, sample) for sample in source.samples]
     found = measure(source, renderer)
     assert [found[index] for index in range(len(source))] == expected
-    assert found.unusable >= 2
+    assert found.unusable >= 3
     assert any(length.patches for length in expected)
     if max_length:
         assert max(length.tokens for length in expected) <= max_length
