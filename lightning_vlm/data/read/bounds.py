@@ -1,7 +1,7 @@
 """Boxes within their pictures: what reaches beyond is refused, or cut off where `data.bad_boxes` says so."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Box, Image, Located, Part, Point, Region
@@ -25,16 +25,23 @@ _ROUNDING = 0.05
 _FIX = "; data.bad_boxes: clip cuts off what reaches beyond"
 
 
-def within_pictures(contents: Sequence[Sequence[Placed]]) -> list[tuple[Part, ...]]:
+def within_pictures(
+    contents: Sequence[Sequence[Placed]], sizes: Mapping[int, tuple[float, float]] | None = None
+) -> list[tuple[Part, ...]]:
     """The parts of a conversation's turns, with what lies in pictures checked, or moved into them.
 
     The size of a picture is only looked up where a box is in pixels, in the head of its file.
+
+    Args:
+        contents: The parts of each turn.
+        sizes: Widths and heights that are known already, by the number of the picture.
 
     Raises:
         DataError: A box of a picture that isn't there, or outside its picture, inverted, without area or
             not of finite numbers; or a picture that can't be opened.
     """
-    pictures = _Pictures([placed for parts in contents for placed in parts if isinstance(placed[0], Image)])
+    placed = [one for parts in contents for one in parts if isinstance(one[0], Image)]
+    pictures = _Pictures(placed, sizes or {})
     before = 0
     several = len(pictures) > 1
     settled: list[tuple[Part, ...]] = []
@@ -54,9 +61,9 @@ def within_pictures(contents: Sequence[Sequence[Placed]]) -> list[tuple[Part, ..
 class _Pictures:
     """The pictures of a conversation, and their sizes once these were asked for."""
 
-    def __init__(self, placed: list[Placed]) -> None:
+    def __init__(self, placed: list[Placed], sizes: Mapping[int, tuple[float, float]]) -> None:
         self._placed = placed
-        self._sizes: dict[int, tuple[float, float]] = {}
+        self._sizes = dict(sizes)
 
     def __len__(self) -> int:
         return len(self._placed)
@@ -90,9 +97,6 @@ class _Pictures:
         reading = at.reading
         if reading.opening and image.path is None and not image.data:
             at.note(_LATER)
-            return math.inf, math.inf
-        was_checked = not reading.opening and image.path is not None
-        if was_checked and reading.bad_boxes == "error":
             return math.inf, math.inf
         return image_size(image, at_image.source, at_image.key)
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from lightning_vlm.data.conversation import Role
 from lightning_vlm.data.read.fields import is_number, json_list
 from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.referring import EXPRESSIONS, referring
 from lightning_vlm.data.read.row_media import COLUMNS, has_media
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn
 from lightning_vlm.data.read.words import describe, quote
@@ -251,6 +252,7 @@ DIALECTS = (
     Dialect("the Cauldron", ("texts",), _texts),
     *(_question_and_answer(name, *pair) for name, pair in _NAMED_PAIRS.items()),
     *(_question_and_answer(f"{ask} and {answer}", ask, answer) for ask, answer in _OTHER_PAIRS),
+    *(Dialect(f"RefCOCO ({key})", (key, "bbox"), referring(key), needs_picture=True) for key in EXPRESSIONS),
     *map(_picture_and_caption, ("caption", "captions", "description", "text")),
     *map(_question_alone, ("question", "query", "prompt", "problem")),
 )

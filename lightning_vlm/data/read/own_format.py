@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lightning_vlm.data.conversation import Conversation, Message, Part, Text
+from lightning_vlm.data.conversation import Conversation, Message, Nothing, Part, Text
 from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.fields import (
@@ -66,13 +66,16 @@ def _parts(content: Any, at: Location) -> list[Placed]:
 
 
 def _part(part: Any, at: Location) -> Part:
-    match part_type(part, ["text", "image", "video", *KINDS, "entity"], at):
+    match part_type(part, ["text", "image", "video", *KINDS, "nothing", "entity"], at):
         case "text" | "entity" as written:
             check_keys(part, at, required=["type", "text"])
             return Text(text_of(part["text"], at / "text"), entity=written == "entity")
         case "box" | "point" | "region" as kind:
             check_keys(part, at, required=["type", kind], optional=OPTIONS)
             return located_part(kind, part, at)
+        case "nothing":
+            check_keys(part, at, required=["type"])
+            return Nothing()
         case "video":
             ways = ("path", "frames", "base64")
             given = [name for name in ways if name in part][:1] or ["path"]

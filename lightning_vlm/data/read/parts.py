@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_vlm.data.conversation import Part, Text
+from lightning_vlm.data.conversation import Nothing, Part, Text
 from lightning_vlm.data.read.fields import check_keys, check_spelling, part_type, text_of, without_nulls
 from lightning_vlm.data.read.located import KINDS, OPTIONS, located_part
 from lightning_vlm.data.read.pictures import from_base64, picture_of
@@ -22,6 +22,7 @@ TYPES = {
     "video_url": "video",
     "input_video": "video",
     **dict(zip(KINDS, KINDS, strict=True)),
+    "nothing": "nothing",
     "entity": "entity",
 }
 """What people call the types of parts, and what they are here."""
@@ -32,6 +33,7 @@ _KEYS = {
     "image": _PICTURE_KEYS,
     "video": VIDEO_KEYS,
     **{kind: (kind, *OPTIONS) for kind in KINDS},
+    "nothing": (),
     "entity": ("text",),
 }
 
@@ -56,6 +58,8 @@ def part_of(part: Any, at: Location, pictures: RowMedia, videos: RowMedia) -> Pa
             at.reading.notes.ignore(f"content[*].{name}")
     if kind == "image":
         return _picture(part, at, pictures)
+    if kind == "nothing":
+        return Nothing()
     given = [name for name in known if name in part]
     if not given or (kind in KINDS and kind not in part):
         raise at.wrong(part, f"the key '{known[0]}' too")

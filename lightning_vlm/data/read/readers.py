@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_vlm.data.conversation import Chain, Conversations
 from lightning_vlm.data.read.bounds import OnBadBox
+from lightning_vlm.data.read.coco import COCO, is_coco
 from lightning_vlm.data.read.csv_layout import CsvLayout
 from lightning_vlm.data.read.data_file import Layout, Place, unpack
 from lightning_vlm.data.read.folders import (
@@ -22,7 +23,7 @@ from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
 from lightning_vlm.data.read.json_layout import JsonLayout
 from lightning_vlm.data.read.own_format import own_conversation
 from lightning_vlm.data.read.source import OnBadSample, Source
-from lightning_vlm.errors import DataError
+from lightning_vlm.errors import DataError, UserError
 
 
 class DataFile(Source):
@@ -108,6 +109,7 @@ class Messages(DataFile):
       number of its picture in the sample, from 0 (else it is the last one before it).
     - `{"type": "point", "point": [x, y]}` and `{"type": "region", "region": [x1, y1, x2, y2, x3, y3, ...]}`:
       a point and the outline of an area, with the same keys.
+    - `{"type": "nothing"}`: in an answer, that what was asked for isn't in the picture.
     - `{"type": "entity", "text": "..."}`: words that are a key entity of the answer.
 
     Beside `messages` there may be `task` (a name), `weight` (a number from 0 to a million) and `tools` (JSON
@@ -218,9 +220,10 @@ def read(
     """Open data of any supported format, which is found by looking at each row.
 
     Files: JSON lines, JSON (an array, or an object with one list of objects), CSV and TSV, each also as
-    `.gz`, parquet and arrow. Folders: what `save_to_disk` of `datasets` wrote, a copy of a repository of the
-    hub, pictures with a `metadata.jsonl` or `.csv`. A name such as `HuggingFaceM4/the_cauldron` is asked for
-    on the hub. `lightning_vlm.data.read.dialects` is the table of what rows may look like.
+    `.gz`, parquet and arrow; a file of COCO, see `COCO`. Folders: what `save_to_disk` of `datasets` wrote, a
+    copy of a repository of the hub, pictures with a `metadata.jsonl` or `.csv`. A name such as
+    `HuggingFaceM4/the_cauldron` is asked for on the hub. `lightning_vlm.data.read.dialects` is the table of
+    what rows may look like.
 
     Args:
         path: The file, folder or name.
@@ -261,4 +264,16 @@ def read(
         readable = ", ".join((*TEXT_FILES, *TABLE_FILES))
         expected = f"one of {readable}, or a folder with such files"
         raise DataError(path, "", f"a file of the type {suffix}", expected)
+    if is_coco(path):
+        _check_for_coco(columns, box_format)
+        return COCO(path, image_root, on_bad_sample, bad_boxes=bad_boxes)
     return DataFile(path, **options)
+
+
+def _check_for_coco(columns: Mapping[str, str] | None, box_format: str | None) -> None:
+    """Raise if a file of COCO should be read in another way than such files are."""
+    if columns or box_format not in (None, "pixels", "pixels xywh"):
+        name = "data.columns" if columns else "data.box_format"
+        raise UserError(
+            f"{name} has no effect on a file of COCO, whose boxes are x, y, width, height in pixels"
+        )

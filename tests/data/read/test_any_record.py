@@ -24,7 +24,7 @@ labels = st.none() | texts
 boxes = st.builds(lambda x, y, label: Box((x[0], y[0], x[1], y[1]), label), sides, sides, labels)
 points = st.builds(Point, st.tuples(fractions, fractions), labels)
 regions = st.builds(
-    lambda x, y, label: Region((x[0], y[0], x[1], y[0], x[1], y[1]), label), sides, sides, labels
+    lambda x, y, label: Region((x, y, 1.0, y, 1.0, 1.0), label), st.floats(0, 0.9), st.floats(0, 0.9), labels
 )
 seen = st.builds(Text, texts, st.booleans()) | boxes | points | regions
 shown = seen | st.binary(max_size=9).map(lambda data: Image(data=data)) | st.just(Image(CAT, root=Path(".")))
