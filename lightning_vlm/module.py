@@ -1,8 +1,4 @@
-"""The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step.
-
-It joins parts that each have a file: a batch's loss is in `losses/batch_loss.py`, a step in `step.py`, the
-model in `models/source.py`, resuming in `training/run_state.py`; callbacks follow a run.
-"""
+"""The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -34,6 +30,7 @@ from lightning_vlm.optim import Cosine, Schedule
 from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.module_callbacks import ModuleCallbacks
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
@@ -78,6 +75,7 @@ class VLMModule(LightningModule):
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
         router_aux_loss: Weight of the load-balancing loss; `auto`: the model's own where routers train.
         new_tokens: Words that become tokens, as `<loc_0..999>`; their rows start at the mean, and train.
+        scores: Which scores answers have: `[anls, cer]`, or task -> scores; see `docs/scores.md`.
     """
 
     loaded: LoadedModel
@@ -110,6 +108,7 @@ class VLMModule(LightningModule):
         router_aux_loss: float | bool | Literal["auto"] = "auto",
         new_tokens: list[str] | None = None,
         family: str | None = None,
+        scores: dict[str, list[str]] | list[str] | None = None,
     ) -> None:
         super().__init__()
         self.name_or_path = name_or_path
@@ -149,7 +148,9 @@ class VLMModule(LightningModule):
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks and their weights; None until a fit is set up."""
-        self.callbacks = ModuleCallbacks(experts=ExpertBalance(router_aux_loss))
+        self.callbacks = ModuleCallbacks(
+            experts=ExpertBalance(router_aux_loss), evaluation=Evaluation(scores)
+        )
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""

@@ -60,6 +60,10 @@ class Conversation:
         weight: Multiplies the weight of each of its tokens in the loss.
         source: Where it came from, as `file:line`. Every error about it begins with this.
         tools: What each tool is that the assistant may call: a JSON schema, as OpenAI and templates have it.
+        references: All right answers, where there are several. Scores compare with them; what is learned is
+            the last turn.
+        level: What the answer is about, such as `object`, `attribute`, `relation` or `scene`; scores are kept
+            for each.
 
     Raises:
         DataError: A wrong role, an empty conversation, a picture in an assistant turn, a box outside 0..1, a
@@ -77,6 +81,8 @@ class Conversation:
     weight: float = 1.0
     source: str = "?"
     tools: tuple[Mapping[str, Any], ...] = ()
+    references: tuple[str, ...] = ()
+    level: str | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")

@@ -93,6 +93,8 @@ def _prediction(
         images=tuple(batch.questions[row].images),
         videos=tuple(batch.questions[row].videos),
         reasoning=reasoning,
+        references=batch.questions[row].references,
+        level=batch.questions[row].level,
         found=None if reader is None else reader.read(text),
         right=() if reader is None else reader.right or (),
         views=() if reader is None else reader.views,

@@ -47,3 +47,10 @@ class Prediction(NamedTuple):
     def to(self, device: object) -> "Prediction":
         """Itself. Lightning asks for it before it would look for tensors, and stop at frozen dataclasses."""
         return self
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """All right answers; none where none is known."""
+        if self.references or self.reference is None:
+            return self.references
+        return (self.reference,)

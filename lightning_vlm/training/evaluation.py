@@ -1,13 +1,15 @@
 """What a validation or a test finds, from the first batch to what is logged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.training.skip_checks import EvaluationSkipCheck
 
@@ -15,10 +17,16 @@ from lightning_vlm.training.skip_checks import EvaluationSkipCheck
 class Evaluation(Callback):
     """Adds up the scores of a validation or test, and logs them over all ranks at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, scores: Mapping[str, Sequence[str]] | Sequence[str] | None = None) -> None:
+        """Begin without any.
+
+        Args:
+            scores: Which scores of answers each task has, see `ScoreChoice`.
+        """
+        self.choice = ScoreChoice(scores)
         self.answers: list[Prediction] = []
         """The answers of the last validation or test on this process."""
-        self._scores = Scores()
+        self._scores = Scores(self.choice)
         self._skip_check = EvaluationSkipCheck()
 
     def add(
@@ -36,6 +44,15 @@ class Evaluation(Callback):
         self._scores.add_losses(batch, targets, token_losses)
         self._scores.add_answers(answers)
         self.answers += answers
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        answers = getattr(pl_module, "generation", None) is not None or stage == "predict"
+        if self.choice.is_given and not answers:
+            rank_zero_warn(
+                "model.scores has no effect without model.generation, such as {max_new_tokens: 32}: "
+                "nothing is answered in a validation or a test"
+            )
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,7 +76,10 @@ class Evaluation(Callback):
         self._skip_check.start()
 
     def _log(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        scores = self._scores.compute()
+        scores, without_value = self._scores.report()
+        if without_value and not trainer.sanity_checking:
+            names = "; ".join(without_value)
+            rank_zero_warn(f"model.scores: {stage} has no value of {names}")
         if "loss" not in scores:  # on all ranks alike
             self._skip_check.warn_of_no_loss(trainer, stage)
         for name, value in scores.items():

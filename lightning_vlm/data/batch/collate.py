@@ -80,6 +80,7 @@ class Batch(NamedTuple):
         coordinates: Which tokens are numbers of boxes and points in answers; None where no sample has any.
         readers: What reads boxes in the answer to each prompt; None where none are to be read.
         places: Which items of their source the samples are.
+        levels: What the answer of each sample is about, where the sample says so.
     """
 
     inputs: dict[str, Tensor]
@@ -103,6 +104,7 @@ class Batch(NamedTuple):
     coordinates: Coordinates | None = None
     readers: Sequence[BoxReader | None] = ()
     places: tuple[int, ...] = ()
+    levels: Sequence[str | None] = ()
 
     @property
     def factors(self) -> Tensor:
@@ -186,6 +188,7 @@ def collate(
         pictures=picture_sizes(inputs),
         coordinates=join_coordinates([example.coordinates for example in examples], _starts(lengths, pack)),
         readers=tuple(prompt.reader for prompt in prompts),
+        levels=[conversation.level for conversation in conversations],
     )
 
 

@@ -21,11 +21,15 @@ class Question(NamedTuple):
             a video does. If there are more turns, each begins on its own line with its role.
         images: The file or the address of each picture in reading order; None for one that came as bytes.
         videos: The same of each video; of one that came as frames, the file of the first.
+        references: All right answers, where the sample has several.
+        level: What the answer is about, where the sample says so.
     """
 
     text: str
     images: tuple[str | None, ...] = ()
     videos: tuple[str | None, ...] = ()
+    references: tuple[str, ...] = ()
+    level: str | None = None
 
 
 def question_of(conversation: Conversation) -> Question:
@@ -35,8 +39,8 @@ def question_of(conversation: Conversation) -> Question:
     >>> from lightning_vlm.data.conversation import Text
     >>> cat = Image(Path("cat.jpg"), root=Path("photos"))
     >>> ask = Message("user", (cat, Text("What is this?")))
-    >>> question_of(Conversation((ask,)))
-    Question(text='<image> What is this?', images=('photos/cat.jpg',), videos=())
+    >>> question_of(Conversation((ask,)))[:2]
+    ('<image> What is this?', ('photos/cat.jpg',))
     >>> more = (Message("assistant", (Text("A cat."),)), Message("user", (Text("Which breed?"),)))
     >>> print(question_of(Conversation((ask, *more))).text)
     user: <image> What is this?
@@ -51,6 +55,8 @@ def question_of(conversation: Conversation) -> Question:
         "\n".join(texts),
         tuple(_file(image) for image in conversation.images),
         tuple(_file(video.frames[0] if video.frames else video) for video in conversation.videos),
+        conversation.references,
+        conversation.level,
     )
 
 
