@@ -148,9 +148,8 @@ class VLMModule(LightningModule):
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks and their weights; None until a fit is set up."""
-        self.callbacks = ModuleCallbacks(
-            experts=ExpertBalance(router_aux_loss), evaluation=Evaluation(scores)
-        )
+        experts = ExpertBalance(router_aux_loss)
+        self.callbacks = ModuleCallbacks(experts=experts, evaluation=Evaluation(scores))
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from lightning_vlm.data.boxes.pixels import as_row
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
-from lightning_vlm.metrics.text import exact_match, token_f1
+from lightning_vlm.metrics.score_choice import ScoreChoice
 
 KEYS = (
     "source",
@@ -34,10 +34,10 @@ _LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """JSON takes these as they are, but `str.splitlines` ends a line at them."""
 
 
-def answer_row(answer: Prediction) -> dict[str, Any]:
+def answer_row(answer: Prediction, choice: ScoreChoice | None = None) -> dict[str, Any]:
     """What a line of the file says.
 
-    `scores` has `exact_match` and `token_f1` where a reference is known, and `log_prob` and `score` where
+    `scores` has those that are chosen for the task, where they apply, and `log_prob` and `score` where
     several answers were ranked. A number that isn't finite is null. `boxes` are those of the answer in pixels
     of the pictures as they came, and `unread` says what could not be read as one; both are null where no
     boxes were asked for.
@@ -47,9 +47,8 @@ def answer_row(answer: Prediction) -> dict[str, Any]:
     ('red', {'exact_match': 1.0, 'token_f1': 1.0})
     """
     scores: dict[str, float | None] = {}
-    if answer.reference is not None:
-        scores["exact_match"] = exact_match(answer.text, answer.reference)
-        scores["token_f1"] = token_f1(answer.text, answer.reference)
+    for name, value in (choice or ScoreChoice()).values(answer).items():
+        scores[name] = _finite(value)
     if answer.candidates:
         best = answer.candidates[0]
         scores |= {"log_prob": _finite(best.log_prob), "score": _finite(best.score)}
@@ -87,10 +86,12 @@ class AnswerFile:
         path: Where the answers go.
         rank: This process.
         world: The number of processes.
+        choice: Which scores each task has.
     """
 
-    def __init__(self, path: Path, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, path: Path, rank: int = 0, world: int = 1, choice: ScoreChoice | None = None) -> None:
         self.path, self.rank, self.world = path, rank, world
+        self.choice = choice or ScoreChoice()
         self._file: TextIO | None = None
         self.lengths: list[int] = []
         """How many answers each batch had, from the first on."""
@@ -156,7 +157,7 @@ class AnswerFile:
         """Add the answers of one batch."""
         assert self._file is not None
         for answer in answers:
-            line = json.dumps(answer_row(answer), ensure_ascii=False, allow_nan=False)
+            line = json.dumps(answer_row(answer, self.choice), ensure_ascii=False, allow_nan=False)
             self._file.write(line.translate(_LINE_ENDS) + "\n")
         self._file.flush()
         self.lengths.append(len(answers))

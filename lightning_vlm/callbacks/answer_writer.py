@@ -14,6 +14,8 @@ from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.score_choice import ScoreChoice
+from lightning_vlm.metrics.score_table import HEADINGS, score_table
 from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
 
@@ -63,7 +65,9 @@ class AnswerWriter(Callback):
             return
         folder = run_folder(trainer)  # all ranks must call this
         path = Path(self.out).expanduser() if self.out else folder / NAME
-        self._file = AnswerFile(path, trainer.global_rank, trainer.world_size)
+        choice = _choice_of(pl_module)
+        self._scores = Scores(choice)
+        self._file = AnswerFile(path, trainer.global_rank, trainer.world_size, choice)
         self._file.check()
         _refuse_own_data(path, trainer)
 
@@ -146,12 +150,22 @@ class AnswerWriter(Callback):
             say("", block)
         if self.show and count:
             say("")
-        if "exact_match" in scores:
-            print_line(
-                "scores", f"exact match {scores['exact_match']:.3f}, token F1 {scores['token_f1']:.3f}"
-            )
+        of_all = {name: value for name, value in scores.items() if "/" not in name}
+        if of_all:
+            texts = [f"{HEADINGS.get(name, name)} {value:.3f}" for name, value in of_all.items()]
+            print_line("scores", ", ".join(texts))
+        if len(scores) > len(of_all):
+            table = score_table("Scores", {f"test/{name}": value for name, value in scores.items()}, "test")
+            if table is not None:
+                say(table)
         more = f"; {skipped:,} skipped" if skipped else ""
         print_line("answers", f"{count:,} in {short_path(file.path)}{more}")
+
+
+def _choice_of(module: LightningModule) -> ScoreChoice:
+    """The scores that a module has chosen for each task."""
+    evaluation = getattr(getattr(module, "callbacks", None), "evaluation", None)
+    return getattr(evaluation, "choice", None) or ScoreChoice()
 
 
 def _refuse_own_data(path: Path, trainer: Trainer) -> None:

@@ -48,7 +48,7 @@ class CorpusScore:
         self._metric.reset()
         self._update(prediction, references)
         sums = {}
-        for name, state in self._metric.metric_state.items():
+        for name, state in self._states():
             for place, number in enumerate(state.flatten().tolist()):
                 sums[f"{name}.{place}"] = number
         return sums
@@ -57,11 +57,14 @@ class CorpusScore:
         """The metric of states that were added up; None where it is no finite number."""
         self._metric.reset()
         self._update("", [""])  # It warns where it is computed without.
-        for name, state in self._metric.metric_state.items():
+        for name, state in self._states():
             numbers = [sums.get(f"{name}.{place}", 0.0) for place in range(state.numel())]
             setattr(self._metric, name, torch.tensor(numbers, dtype=torch.float64).reshape(state.shape))
         value = float(self._metric.compute())
         return value if math.isfinite(value) else None
+
+    def _states(self) -> list[tuple[str, Tensor]]:
+        return [(name, torch.as_tensor(state)) for name, state in self._metric.metric_state.items()]
 
     def _update(self, prediction: str, references: Sequence[str]) -> None:
         metric: Any = self._metric

@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from lightning_vlm.metrics.known_scores import SCORES, is_score
+from lightning_vlm.metrics.scores import LEVEL
 from lightning_vlm.terminal import visible
 
-SCORES = {
+HEADINGS = {
     "exact_match": "exact match",
     "token_f1": "token F1",
-    "loss": "loss",
-    "perplexity": "perplexity",
+    "parse_failures": "parse failures",
     "supervised": "learned",
 }
-"""The scores of a stage in the order of the table's columns, and their headings."""
+"""The headings of columns that aren't the names of their scores."""
+_OF_LOSSES = ("loss", "perplexity", "supervised")
 
 
 def score_table(title: str, metrics: Mapping[str, float], stage: str) -> Table | None:
-    """The scores of a stage, in all and for each task.
+    """The scores of a stage, in all, for each task and for each level.
 
     Args:
         title: Stands above the table.
@@ -36,12 +38,13 @@ def score_table(title: str, metrics: Mapping[str, float], stage: str) -> Table |
             rows.setdefault(task, {})[score] = float(value)
     if not rows:
         return None
-    columns = [score for score in SCORES if any(score in row for row in rows.values())]
+    columns = sorted({score for row in rows.values() for score in row}, key=_place)
     table = Table(title=Text(title), title_justify="left", title_style="")
     table.add_column("task")
     for score in columns:
-        table.add_column(SCORES[score], justify="right")
-    for task in sorted(rows):  # The row of all tasks together has no name and comes first.
+        table.add_column(HEADINGS.get(score, score), justify="right")
+    # The row of all tasks together has no name and comes first; those of levels come last.
+    for task in sorted(rows, key=lambda name: (name.startswith(LEVEL), name)):
         cells = [_number(score, rows[task].get(score)) for score in columns]
         table.add_row(Text(visible(task) or "all"), *cells, style="" if task else "bold")
     return table
@@ -55,7 +58,16 @@ def score_of(name: str, stage: str) -> tuple[str, str] | None:
     """
     prefix, _, rest = name.partition("/")
     score, _, task = rest.partition("/")
-    return (score, task) if prefix == stage and score in SCORES else None
+    is_known = score in _OF_LOSSES or is_score(score)
+    return (score, task) if prefix == stage and is_known else None
+
+
+def _place(score: str) -> tuple[int, str]:
+    """Where the column of a score stands: scores of answers in the order of their table, then losses."""
+    order = [*SCORES, *_OF_LOSSES]
+    if score in order:
+        return order.index(score), ""
+    return order.index("acc@0.8"), score
 
 
 def _number(score: str, value: float | None) -> str:
