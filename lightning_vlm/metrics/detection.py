@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lightning_vlm.data.parts import Located
-from lightning_vlm.metrics.boxes import bounds, iou, label_of
+from lightning_vlm.metrics.boxes import bounds, iou, label_of, reaches
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """The IoUs from which a box counts as right: 0.5, 0.55, ..., 0.95."""
@@ -32,7 +32,7 @@ def detection_counts(found: Sequence[Located], right: Sequence[Located]) -> dict
         free = list(right)
         for item, label in zip(found, labels, strict=True):
             best = _best(item, label, free)
-            if best is not None and iou(bounds(item), bounds(best)) >= threshold:
+            if best is not None and reaches(iou(bounds(item), bounds(best)), threshold):
                 free.remove(best)  # Of equal ones, which is taken makes no difference.
                 counts[f"hit {threshold} {label}"] += 1
     return {name: float(number) for name, number in counts.items()}
@@ -43,8 +43,8 @@ def mean_average_precision(counts: Mapping[str, float]) -> float | None:
 
     A model that writes boxes gives no confidences, so all have the same one. Precision and recall are then
     one point for each label, and its average precision is the precision, at as many of COCO's 101 recalls as
-    the recall reaches. pycocotools puts equal confidences in the order of pictures, which its result depends
-    on; this is the least that it gives for any order. Unlike there, boxes beyond the hundredth of a picture
+    the recall reaches. pycocotools puts equal confidences in the order of pictures, on which its result
+    depends; this is never more than that, in whichever order they are. Unlike there, boxes beyond the hundredth of a picture
     count. As there, boxes of labels that are right nowhere are left out.
 
     Args:
