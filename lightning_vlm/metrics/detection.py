@@ -44,8 +44,8 @@ def mean_average_precision(counts: Mapping[str, float]) -> float | None:
     A model that writes boxes gives no confidences, so all have the same one. Precision and recall are then
     one point for each label, and its average precision is the precision, at as many of COCO's 101 recalls as
     the recall reaches. pycocotools puts equal confidences in the order of pictures, on which its result
-    depends; this is never more than that, in whichever order they are. Unlike there, boxes beyond the hundredth of a picture
-    count. As there, boxes of labels that are right nowhere are left out.
+    depends; this is never more than that, in whichever order they are. Unlike there, boxes beyond the
+    hundredth of a picture count. As there, boxes of labels that are right nowhere are left out.
 
     Args:
         counts: Sums of `detection_counts`.
