@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_vlm.callbacks.prediction_table import PredictionTable
     from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling
     from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
+    from lightning_vlm.callbacks.visual_gain_weights import VisualGainWeights
     from lightning_vlm.data.datamodule import VLMDataModule
     from lightning_vlm.models.family_hooks import FamilyHooks
     from lightning_vlm.models.logits import LogitOptions
@@ -29,6 +30,7 @@ __all__ = [
     "TokenWeightSchedule",
     "VLMDataModule",
     "VLMModule",
+    "VisualGainWeights",
 ]
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ _MODULES = {
     "PredictionTable": "callbacks.prediction_table",
     "ScheduledSampling": "callbacks.scheduled_sampling",
     "TokenWeightSchedule": "callbacks.token_weight_schedule",
+    "VisualGainWeights": "callbacks.visual_gain_weights",
     "FamilyHooks": "models.family_hooks",
     "LogitOptions": "models.logits",
     "VLMDataModule": "data.datamodule",

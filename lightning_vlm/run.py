@@ -26,6 +26,7 @@ from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # 
 from lightning_vlm.callbacks.prediction_table import PredictionTable  # noqa: F401  # likewise
 from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
+from lightning_vlm.callbacks.visual_gain_weights import VisualGainWeights  # noqa: F401  # likewise
 from lightning_vlm.config.class_names import bare_name
 from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.data.datamodule import VLMDataModule

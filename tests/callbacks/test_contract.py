@@ -60,6 +60,7 @@ VLM_ALONE = {
     "TokenWeightSchedule": Case({"points": POINTS}, {"points": []}, whole=False),
     "ScheduledSampling": Case({"probability": 0.5}, {"probability": 2.0}, whole=False),
     "PredictionTable": Case({"samples": 2, "keep": 2}, {"samples": 0}, whole=False),
+    "VisualGainWeights": Case({}, {"least": 0.0}, whole=False),
     "AnswerWriter": Case({}, {"show": -1}, whole=False),
 }
 CASES = {**ANY_PROJECT, **VLM_ALONE}
@@ -418,7 +419,9 @@ def test_manual_optimization(name, make_trainer):
     assert re.match(rf"{name}: found .*manual.*expected ", one_line(error))
 
 
-@pytest.mark.parametrize("name", ["TokenWeightSchedule", "ScheduledSampling", "PredictionTable"])
+@pytest.mark.parametrize(
+    "name", ["TokenWeightSchedule", "ScheduledSampling", "PredictionTable", "VisualGainWeights"]
+)
 def test_a_module_that_is_no_vlm(name, make_trainer):
     with pytest.raises(UserError) as error:
         make_trainer(callbacks=[make(name)], max_steps=1).fit(Project(), Samples())
