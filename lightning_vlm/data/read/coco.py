@@ -18,7 +18,9 @@ from lightning_vlm.data.read.located import located
 from lightning_vlm.data.read.pictures import picture_of
 from lightning_vlm.data.read.reading import Location, say
 from lightning_vlm.data.read.source import OnBadSample, Source
+from lightning_vlm.data.read.words import describe
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.nearest import shorten
 
 _EMPTY = "pictures without annotations are left out; keep_empty: true keeps them"
 _PIXELS = BoxFormat("pixels", "xywh")
@@ -162,9 +164,9 @@ def _checked_size(image: Image, said: list[Any], at: Location) -> dict[int, tupl
         return {}
     size = image_size(image, at.source, "file_name")
     if list(size) != said:
-        found = (
-            f"width {said[0]} and height {said[1]}, but {image.path} has {size[0]}×{size[1]} pixels upright"
-        )
+        width, height = map(describe, said)
+        shown = shorten(str(image.path), 60)
+        found = f"width {width} and height {height}, but {shown} has {size[0]}×{size[1]} pixels upright"
         turned = (
             " (its EXIF says that it is to be turned: save it upright)" if list(size) == said[::-1] else ""
         )

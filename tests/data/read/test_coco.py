@@ -109,7 +109,7 @@ def test_options():
         (("annotations", 1, "image_id"), 9, "", "annotations[1].image_id", "one of the 'images'"),
         (("annotations", 1), [], "", "annotations[1].image_id", "a whole number"),
         (("images", 1, "id"), 7, "", "images[1].id", "which images[0] has"),
-        (("images", 0, "width"), 640, ":images[0]", "", "1.png has 64×48 pixels upright"),
+        (("images", 0, "width"), 640, ":images[0]", "", "'1.png' has 64×48 pixels upright"),
         (("images", 0, "file_name"), "turned.jpg", ":images[0]", "", "save it upright"),
         (("images", 0, "file_name"), "2.png", ":images[0]", "file_name", "does not exist"),
         (("images", 0, "file_name"), ..., ":images[0]", "file_name", "the path of a picture"),

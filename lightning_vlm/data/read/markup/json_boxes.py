@@ -91,7 +91,7 @@ def _parts(item: dict[str, Any], written: str, at: Location, known: Mapping[str,
             describe(item), "the key 'bbox_2d' or 'point_2d' in each object beside one that has it"
         )
     labels = [name for name in _LABELS if name in item]
-    others = [name for name in item if name not in (key, *labels[:1])]
+    others = [name for name in item if name not in (key, "image", *labels[:1])]
     if others:
         found = f"the key '{printable(others[0])}' beside '{key}' in JSON"
         expected = f"a label alone ({quote(_LABELS)}), as boxes are written anew and the rest would be lost"
@@ -99,6 +99,10 @@ def _parts(item: dict[str, Any], written: str, at: Location, known: Mapping[str,
     label = item[labels[0]] if labels else None
     if label is not None and not isinstance(label, str):
         raise at.wrong(label, f"a text as '{labels[0]}' of a box in JSON")
+    image = item.get("image")
+    if "image" in item and (not isinstance(image, int) or isinstance(image, bool) or image < 1):
+        raise at.wrong(image, "the number of a picture from 1 as 'image' of a box in JSON")
+    image = None if image is None else image - 1
     value = item[key]
     if isinstance(value, str) and value in known:
         return [_labelled(known[value], label)]
@@ -108,7 +112,7 @@ def _parts(item: dict[str, Any], written: str, at: Location, known: Mapping[str,
     for numbers in several:
         if not isinstance(numbers, list) or len(numbers) != wanted or not all(map(_is_number, numbers)):
             raise at.wrong(numbers, f"{wanted} numbers as '{key}' in JSON")
-        shapes.append(Shape(tuple(map(float, numbers)), label))
+        shapes.append(Shape(tuple(map(float, numbers)), label, image=image))
     return located_shapes(shapes, written, at, _OWN.get(key))
 
 

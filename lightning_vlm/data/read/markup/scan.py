@@ -13,6 +13,7 @@ from lightning_vlm.data.read.markup.tokens import (
     FRACTIONS,
     KOSMOS,
     PALIGEMMA,
+    POLYGON,
     florence_shapes,
     kosmos_shapes,
     labelled_tokens,
@@ -50,18 +51,19 @@ _START = re.compile(
       | (?P<special> <\|(?P<mark>box_start|quad_start|point_start|begin_of_box|det)\|> (?P<within>[^<]*)
             <\|(?:box_end|quad_end|point_end|end_of_box|/det)\|> )
       | (?P<kosmos> {KOSMOS} )
-      | (?P<florence> {FLORENCE} )
+      | (?P<florence> {POLYGON} | {FLORENCE} )
       | (?P<paligemma> {PALIGEMMA} )
+      | (?P<lists> \[\s*{_LISTED}(?:\s*,\s*{_LISTED})*\s*\] | {_LISTED} )
       | (?P<molmo> <points?\s[^<>]*> (?P<said>[^<]*) </points?> )
     )
-    | (?P<lists> \[\s*{_LISTED}(?:\s*,\s*{_LISTED})*\s*\] | {_LISTED} )
     | (?P<json> {json_boxes.START} )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 _ATTEMPTS = 200
 """How often JSON that is none is looked into in a text, which takes long in some."""
-_ATTRIBUTE = re.compile(r"([xy]\d*|alt)\s*=\s*\"([^\"]*)\"")
+_THOUSANDTHS = BoxFormat("0-1000")
+_ATTRIBUTE = re.compile(r"([xy]\d*|alt|coords)\s*=\s*\"([^\"]*)\"")
 _ENTITY = "words between '<click>' and '</click>' are read as a key entity"
 _NO_NUMBERS = "'<{}>' without numbers stays words"
 _LISTS = "lists of four fractions in texts stay words; data.box_format: fractions reads them as boxes"
@@ -115,6 +117,8 @@ class _Scan:
         while match := _START.search(self._text, place):
             if match["json"]:
                 piece, place = self._json(match)
+            elif match["mark"] and self._attempts and (piece := self._json_in_marks(match)):
+                place = match.end()
             else:
                 piece = self._piece(match)
                 place = match.end()
@@ -137,6 +141,13 @@ class _Scan:
             self._attempts -= 1
             return None, match.end()
         return read.piece, read.stop
+
+    def _json_in_marks(self, match: re.Match[str]) -> Piece | None:
+        """The boxes of JSON between the marks of an answer, as GLM-4.xV writes it."""
+        read = json_boxes.read_json(self._text, match.start("within"), self._at, self._known)
+        if read is None or read.piece is None or self._text[read.stop : match.end("within")].strip():
+            return None
+        return Piece(match.start(), match.end(), read.piece.parts)
 
     def _piece(self, match: re.Match[str]) -> Piece | None:
         label = match["label"]
@@ -190,7 +201,12 @@ def _paligemma(match: re.Match[str], at: Location, label: str | None) -> list[Pa
 def _molmo(match: re.Match[str], at: Location, label: str | None) -> list[Part] | None:
     """Points of Molmo in percent: `<point x="10.5" y="20" alt="a dog">a dog</point>`."""
     values = dict(_ATTRIBUTE.findall(match["molmo"].partition(">")[0]))
-    said = values.pop("alt", "") or match["said"]
+    said = (values.pop("alt", "") or match["said"]).strip() or label
+    if "coords" in values:
+        shapes = _points_of_pictures(values["coords"], said)
+        if not shapes:
+            raise at.error(shorten(match[0], 50), 'the numbers of points, as coords="1 1 103 204"')
+        return list(located_shapes(shapes, match[0], at, _THOUSANDTHS))
     names = [
         f"{axis}{number}" for number in sorted({name[1:] for name in values}, key=_order) for axis in "xy"
     ]
@@ -199,8 +215,26 @@ def _molmo(match: re.Match[str], at: Location, label: str | None) -> list[Part] 
         raise at.error(shorten(match[0], 50), 'x and y of each point in percent, as x="10.5" y="20"')
     numbers = [group[0][0] for group in groups if group]
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    shapes = [Shape(pair, said.strip() or label) for pair in pairs]
-    return list(located_shapes(shapes, match[0], at, _PERCENT))
+    return list(located_shapes([Shape(pair, said) for pair in pairs], match[0], at, _PERCENT))
+
+
+def _points_of_pictures(coords: str, label: str | None) -> list[Shape]:
+    """Points of Molmo 2: the number of a picture from 1, then a number, x and y of each point; `;` between.
+
+    >>> [(shape.numbers, shape.image) for shape in _points_of_pictures("1 1 103 204;2 2 500 600", None)]
+    [((103.0, 204.0), 0), ((500.0, 600.0), 1)]
+    """
+    shapes: list[Shape] = []
+    for of_picture in re.split(r"[;:]", coords):
+        groups = groups_in(of_picture)
+        numbers = groups[0] if groups and len(groups) == 1 else ()
+        if len(numbers) % 3 != 1 or len(numbers) < 4 or not 1 <= numbers[0] < 1e6:
+            return []
+        image = int(numbers[0]) - 1
+        shapes += [
+            Shape(numbers[place + 1 : place + 3], label, image=image) for place in range(1, len(numbers), 3)
+        ]
+    return shapes
 
 
 def _order(number: str) -> int:
@@ -217,7 +251,8 @@ def _lists(match: re.Match[str], at: Location, label: str | None) -> list[Part] 
         if are_fractions and format is None:
             at.note(_LISTS)
         return None
-    if not (are_fractions if format.unit == "fractions" else written.startswith("[[")):
+    is_box = label is not None or written.startswith("[[")
+    if not (are_fractions if format.unit == "fractions" else is_box):
         return None
     return list(located_shapes([Shape(group, label) for group in groups], written, at))
 

@@ -17,11 +17,13 @@ class Shape(NamedTuple):
         numbers: As they stand there: two are a point, four a box, more of them an outline.
         label: What is there.
         outline: Whether they are an outline in any case.
+        image: The number of its picture, where that is written.
     """
 
     numbers: tuple[float, ...]
     label: str | None = None
     outline: bool = False
+    image: int | None = None
 
 
 class Piece(NamedTuple):
@@ -57,6 +59,6 @@ def located_shapes(
         found = f"{shorten(written, 50)}, whose unit nothing says"
         raise at.error(found, f"{EXAMPLES}; or text, which leaves it as words")
     return [
-        located(format.numbers(shape.numbers), shape.label, None, format.pixels, shape.outline)
+        located(format.numbers(shape.numbers), shape.label, shape.image, format.pixels, shape.outline)
         for shape in shapes
     ]

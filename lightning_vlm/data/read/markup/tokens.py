@@ -13,14 +13,17 @@ PALIGEMMA = r"(?:<loc\d{4}>){4}(?!<loc\d{4}>|<seg)"
 """A box of PaliGemma; with `<seg...>` behind it, it is a mask, which can't be read."""
 FLORENCE = r"(?:<loc_\d{1,3}>){2,}"
 """Boxes, a point or an outline of Florence-2."""
+POLYGON = rf"<poly>{FLORENCE}</poly>"
+"""An outline of Florence-2."""
 _PATCH = r"<patch_index_\d{4}>"
 _DELIMITER = "</delimiter_of_multi_objects/>"
 KOSMOS = rf"<object>(?:{_PATCH}{_PATCH}(?:{_DELIMITER})?)+</object>"
 """Boxes of Kosmos-2."""
 _ALL_OF_PALIGEMMA = re.compile(rf"(?:\s*{PALIGEMMA}[^<;]*(?:;\s*|\Z))+")
-_ALL_OF_FLORENCE = re.compile(rf"(?:[^<]+(?:{FLORENCE}))+\s*")
+_ALL_OF_FLORENCE = re.compile(rf"(?:[^<]+(?:{FLORENCE}|(?:{POLYGON})+))+\s*")
 _ONE_OF_PALIGEMMA = re.compile(rf"({PALIGEMMA})([^<;]*)")
-_ONE_OF_FLORENCE = re.compile(rf"([^<]+)({FLORENCE})")
+_ONE_OF_FLORENCE = re.compile(rf"([^<]+)({FLORENCE}|(?:{POLYGON})+)")
+_RUN_OF_FLORENCE = re.compile(f"{POLYGON}|{FLORENCE}")
 _BIN = re.compile(r"\d+")
 _SIDE = 32
 """Rows and columns of the grid of Kosmos-2."""
@@ -42,17 +45,18 @@ def labelled_tokens(text: str) -> list[Shape] | None:
     if _ALL_OF_FLORENCE.fullmatch(text):
         shapes: list[Shape] = []
         for label, tokens in _ONE_OF_FLORENCE.findall(text):
-            several = florence_shapes(tokens, label.strip() or None)
-            if several is None:
-                return None
-            shapes += several
+            for run in _RUN_OF_FLORENCE.findall(tokens):
+                several = florence_shapes(run, label.strip() or None)
+                if several is None:
+                    return None
+                shapes += several
         return shapes
     return None
 
 
 def paligemma_box(tokens: str) -> tuple[float, ...]:
-    """The numbers of four tokens y1, x1, y2, x2: the middles of 1,024 bins."""
-    y1, x1, y2, x2 = ((int(number) + 0.5) / 1024 for number in _BIN.findall(tokens))
+    """The numbers of four tokens y1, x1, y2, x2, which go from 0 to 1023."""
+    y1, x1, y2, x2 = (int(number) / 1023 for number in _BIN.findall(tokens))
     return x1, y1, x2, y2
 
 
@@ -63,6 +67,8 @@ def florence_shapes(tokens: str, label: str | None = None) -> list[Shape] | None
     would be inverted or empty, and are refused.
     """
     values = tuple((int(number) + 0.5) / 1000 for number in _BIN.findall(tokens))
+    if tokens.startswith("<poly>") and len(values) % 2 == 0:
+        return [Shape(values, label, len(values) > 4)]
     if len(values) % 4 == 0:
         return [Shape(values[place : place + 4], label) for place in range(0, len(values), 4)]
     return None if len(values) % 2 else [Shape(values, label)]
