@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_vlm.data.read.dialects import KNOWN
 from lightning_vlm.data.read.reading import Reading
+from lightning_vlm.data.read.right_answers import KEYS
 from lightning_vlm.data.read.words import quote
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
@@ -12,10 +13,11 @@ from lightning_vlm.nearest import did_you_mean
 
 def check_our_names(columns: Mapping[str, str]) -> None:
     """Raise unless each of our names has an effect in some dialect."""
+    known = {*KNOWN, *KEYS}
     for ours in columns:
-        if ours not in KNOWN:
-            expected = f"one of our names, {quote(sorted(KNOWN))}, each with the name that it has in the data"
-            hint = did_you_mean(ours, KNOWN, quoted=True)
+        if ours not in known:
+            expected = f"one of our names, {quote(sorted(known))}, each with the name that it has in the data"
+            hint = did_you_mean(ours, known, quoted=True)
             raise UserError(f"data.columns: found {ours!r}; expected {expected}{hint}")
 
 

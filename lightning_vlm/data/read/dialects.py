@@ -7,7 +7,6 @@ dialect.
 
 import difflib
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,6 +16,7 @@ from lightning_vlm.data.conversation import Role
 from lightning_vlm.data.read.fields import is_number, json_list
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.referring import EXPRESSIONS, referring
+from lightning_vlm.data.read.right_answers import most_common, texts_of_answers
 from lightning_vlm.data.read.row_media import COLUMNS, has_media
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn
 from lightning_vlm.data.read.words import describe, quote
@@ -42,6 +42,7 @@ class Dialect:
         places_needed: Whether each picture must have its `<image>`; if not, pictures without one stand before
             the first question.
         says_where: Whether the place of pictures without `<image>` is a choice that is worth a line.
+        answer: The key of the answer, which may be a list of several right ones.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Dialect:
     needs_picture: bool = False
     places_needed: bool = False
     says_where: bool = False
+    answer: str | None = None
 
     @cached_property
     def known(self) -> frozenset[str]:
@@ -139,41 +141,29 @@ def _are_objects_with(key: str, value: Any) -> bool:
 
 
 def _answer(row: Row, key: str, at: Location) -> list[Turn]:
+    several = all_answers(row, key, at)
     value = row[key]
     at = at / key
-    may_be_json = isinstance(value, dict) or key in ("answers", "captions")
-    if may_be_json:  # a text under another key stays as it is, because an answer may itself be JSON
-        value = json_list(value)
+    if several is not None:
+        return [text_turn("assistant", most_common(several, at), at)]
     has_choices = row.get("choices") or row.get("options")
     if has_choices and is_number(value):
         found = f"{describe(value)}, which stands for one of several choices"
         expected = "the answer as a text: choices can't be read yet, write them into the question"
         raise at.error(found, expected)
-    is_one_answer = _are_turns(value) or _are_objects_with("type", value)
-    if isinstance(value, list) and not is_one_answer:
-        value = _most_common(value, at)
     return _turns_of("assistant", value, at)
 
 
-def _most_common(answers: list[Any], at: Location) -> str:
-    """The most frequent answer; of equally frequent ones, the first."""
-    texts = [_text_of_answer(answer, at / index) for index, answer in enumerate(answers)]
-    if not texts:
-        raise at.error("an empty list", "at least one answer")
-    if len(set(texts)) > 1:
-        at.note(f"of several '{at.key}' the most common is learned, the first of equals")
-    return Counter(texts).most_common(1)[0][0]
-
-
-def _text_of_answer(answer: Any, at: Location) -> str:
-    text = answer
-    if isinstance(answer, dict):
-        text = answer.get("answer", answer.get("text"))
-    if is_number(text):
-        return str(text)
-    if not isinstance(text, str):
-        raise at.wrong(answer, "a text, or an object with 'answer'")
-    return text
+def all_answers(row: Row, key: str, at: Location) -> list[str] | None:
+    """All answers where a row lists several under a key; None where it has one, as a text or as turns."""
+    value = row[key]
+    may_be_json = isinstance(value, dict) or key in ("answers", "captions")
+    if may_be_json:  # a text under another key stays as it is, because an answer may itself be JSON
+        value = json_list(value)
+    is_one_answer = _are_turns(value) or _are_objects_with("type", value)
+    if not isinstance(value, list) or is_one_answer:
+        return None
+    return texts_of_answers(value, at / key)
 
 
 def _history(row: Row, at: Location) -> list[Turn]:
@@ -218,11 +208,11 @@ def _is_round(item: Any) -> bool:
 
 def _question_and_answer(name: str, ask: str, answer: str) -> Dialect:
     optional = ("history", "input") if ask == "instruction" else ("history",)
-    return Dialect(name, needs=(ask, answer), turns=_pair(ask, answer), optional=optional)
+    return Dialect(name, needs=(ask, answer), turns=_pair(ask, answer), optional=optional, answer=answer)
 
 
 def _picture_and_caption(key: str) -> Dialect:
-    return Dialect(f"picture and {key}", needs=(key,), turns=_caption(key), needs_picture=True)
+    return Dialect(f"picture and {key}", needs=(key,), turns=_caption(key), needs_picture=True, answer=key)
 
 
 def _question_alone(ask: str) -> Dialect:

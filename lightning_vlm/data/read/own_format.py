@@ -18,6 +18,7 @@ from lightning_vlm.data.read.fields import (
 from lightning_vlm.data.read.located import KINDS, OPTIONS, located_part
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.right_answers import KEYS, own_level, own_references
 from lightning_vlm.data.read.tool_calls import calls_of, definitions_of
 from lightning_vlm.data.read.turns import OWN_ROLES
 from lightning_vlm.data.read.videos import own_video
@@ -29,7 +30,7 @@ _WORDS = ("reasoning", "tool_call_id", "name")
 def own_conversation(row: Any, at: Location) -> Conversation:
     """The conversation of a row."""
     row = with_our_names(row, at.reading)
-    check_keys(row, at, required=["messages"], optional=["task", "weight", "tools"])
+    check_keys(row, at, required=["messages"], optional=["task", "weight", "tools", *KEYS])
     turns = turns_of(row["messages"], at / "messages")
     read = [_message(turn, at / "messages" / index) for index, turn in enumerate(turns)]
     contents = within_pictures([parts for _, parts in read])
@@ -38,7 +39,8 @@ def own_conversation(row: Any, at: Location) -> Conversation:
     )
     task, weight = task_and_weight(row, at)
     tools = definitions_of(row["tools"], at / "tools") if "tools" in row else ()
-    return Conversation(messages, task, weight, at.source, tools)
+    references, level = own_references(row, at), own_level(row, at)
+    return Conversation(messages, task, weight, at.source, tools, references, level)
 
 
 def _message(turn: Any, at: Location) -> tuple[Message, list[Placed]]:

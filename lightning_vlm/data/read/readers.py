@@ -115,8 +115,10 @@ class Messages(DataFile):
     Beside `messages` there may be `task` (a name), `weight` (a number from 0 to a million) and `tools` (JSON
     schemas), and beside `role` and `content` a `weight` of the turn; in turns of the assistant `reasoning`
     and `tool_calls` (`[{"name": ..., "arguments": {...}}]`); in those of a `tool`, which hold the result of a
-    call, `tool_call_id` and `name`. Any other key is an error. An optional system turn comes first, then user
-    and assistant turns, usually in alternation; a sample that ends with a user turn is a prompt.
+    call, `tool_call_id` and `name`. For scores alone there may be `references`, a list of all right answers,
+    and `level`, what the answer is about: object, attribute, relation or scene. Any other key is an error. An
+    optional system turn comes first, then user and assistant turns, usually in alternation; a sample that
+    ends with a user turn is a prompt.
 
     Args and errors: as `DataFile`.
 

@@ -15,11 +15,12 @@ from lightning_vlm.data.conversation import (
 )
 from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
-from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, dialect_of
+from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, all_answers, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
 from lightning_vlm.data.read.markup.objects import RowObjects
 from lightning_vlm.data.read.parts import is_medium, part_of
 from lightning_vlm.data.read.reading import Location
+from lightning_vlm.data.read.right_answers import KEYS, any_level, any_references
 from lightning_vlm.data.read.row_media import COLUMNS, PICTURES, VIDEOS, RowMedia, split
 from lightning_vlm.data.read.tool_calls import definitions_of
 from lightning_vlm.data.read.turns import Turn, text_turn
@@ -58,7 +59,16 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     objects.check_all_placed()
     check_order(messages, at.source, dialect.needs[0])
     task, weight = task_and_weight(row, at)
-    return Conversation(messages, task, weight, at.source, _tools(row, at))
+    references = _references(row, dialect, at)
+    return Conversation(messages, task, weight, at.source, _tools(row, at), references, any_level(row, at))
+
+
+def _references(row: Row, dialect: Dialect, at: Location) -> tuple[str, ...]:
+    """All right answers: those under `references`, or the several that the key of the answer has."""
+    references = any_references(row, at)
+    if references is None and dialect.answer is not None:
+        references = tuple(all_answers(row, dialect.answer, at) or ())
+    return references or ()
 
 
 def _normalised(row: Any, at: Location) -> Row:
@@ -92,7 +102,7 @@ def _dialect(row: Row, at: Location) -> Dialect:
 def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
     """Refuse what would change what is learned, and note the rest."""
     for name, value in row.items():
-        if name in dialect.known:
+        if name in dialect.known or name in KEYS:
             continue
         if name not in REFUSED:
             at.reading.notes.ignore(name)
