@@ -114,6 +114,7 @@ def runs(draw, codec):
     for _ in range(draw(st.integers(1, 4))):
         image = draw(st.integers(0, len(seen) - 1)) if codec.name != "molmo" else len(seen) - 1
         inside = draw(st.lists(st.floats(0, 1), min_size=4, max_size=12))
+        inside = inside[: len(inside) // 2 * 2]
         x1, y1, x2, y2 = seen[image].crop
         low, high = (max(x1, 0), max(y1, 0)), (min(x2, 1), min(y2, 1))
         place = [low[at % 2] + value * (high[at % 2] - low[at % 2]) for at, value in enumerate(inside)]
