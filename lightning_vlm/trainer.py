@@ -11,6 +11,7 @@ from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import page, terminal
+from lightning_vlm.inspect.gain import load
 from lightning_vlm.inspect.scan import scan_data
 from lightning_vlm.module import VLMModule
 
@@ -59,10 +60,12 @@ class VLMTrainer(Trainer):
         scan: int = 1000,
         out: str = "preview.html",
         progress: float = 0.0,
+        gain: bool = False,
         ckpt_path: str | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Show what would be learned from the training data, without training and without the model.
+        """Show what would be learned from the training data, without training, and without the model but for
+        `gain`.
 
         Args:
             model: The module, for its processor and the weight of each kind of token.
@@ -72,7 +75,11 @@ class VLMTrainer(Trainer):
             out: The file of the page.
             progress: The progress of training, 0 to 1, whose weights to show if the run has a
                 `TokenWeightSchedule`.
-            ckpt_path: Ignored; accepted so that a saved fit config can be previewed.
+            gain: Show which words need the picture: by how much it lowers the loss of each token, against a
+                blank one of its size. The model is loaded for it, on the CPU, and sees each sample that is
+                shown twice.
+            ckpt_path: The checkpoint whose weights `gain` asks. Ignored otherwise, but accepted, so that a
+                saved fit config can be previewed.
             weights_only: Ignored, likewise.
 
         Raises:
@@ -81,7 +88,9 @@ class VLMTrainer(Trainer):
         callbacks = self.callbacks  # type: ignore[attr-defined]
         schedules = [callback for callback in callbacks if isinstance(callback, TokenWeightSchedule)]
         schedule = schedules[0] if schedules else None
-        preview = scan_data(model, datamodule, samples, scan, schedule, progress)
+        if gain:
+            load(model, ckpt_path)
+        preview = scan_data(model, datamodule, samples, scan, schedule, progress, gain)
         console = Console()
         terminal.show(preview, console)
         file = page.save(preview, out)

@@ -8,7 +8,7 @@ from typing import Any
 import PIL.Image
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.inspect import summary
+from lightning_vlm.inspect import gain, summary
 from lightning_vlm.inspect.preview import Preview
 from lightning_vlm.inspect.tokens import Piece, visible_characters
 from lightning_vlm.inspect.videos import seconds
@@ -40,7 +40,10 @@ def page(preview: Preview) -> str:
     """The whole page."""
     filters: dict[str, Callable[..., Any]] = {
         "data_uri": data_uri,
+        "describe_gain": gain.describe,
         "describe_sample": summary.describe_sample,
+        "gain_level": gain.level,
+        "nats": "{:+.2f}".format,
         "runs_of_weight": runs_of_weight,
         "seconds": seconds,
         "short": "{:g}".format,
@@ -58,6 +61,7 @@ def page(preview: Preview) -> str:
         .get_template("page.html")
         .render(
             preview=preview,
+            levels=gain.LEVELS,
             weights={kind.name.lower(): preview.kind_weight(kind) for kind in Kind},
             share=summary.describe_share(preview),
             kind_table=summary.kind_table(preview),

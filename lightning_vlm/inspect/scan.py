@@ -19,6 +19,7 @@ from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.inspect.boxes import pictures
+from lightning_vlm.inspect.gain import describe_all, token_gains
 from lightning_vlm.inspect.preview import Preview, Sample, SampleStats, Skipped
 from lightning_vlm.inspect.summary import describe_changes
 from lightning_vlm.inspect.tokens import pieces
@@ -34,6 +35,7 @@ def scan_data(
     scan: int = 1000,
     schedule: TokenWeightSchedule | None = None,
     progress: float = 0.0,
+    gain: bool = False,
 ) -> Preview:
     """Render training data just as `fit` does, and keep what a preview shows. Loads the processor, no model.
 
@@ -46,6 +48,7 @@ def scan_data(
             so that data in a repeating order is represented too.
         schedule: Changes the weights in the course of the run; None if nothing does.
         progress: The progress of training, from 0 to 1, whose weights are shown.
+        gain: Find out which words of the samples need the picture. The module's model must be loaded then.
 
     Raises:
         UserError: As in `fit`; or `samples`, `scan` or `progress` is out of range.
@@ -58,7 +61,7 @@ def scan_data(
     if schedule is not None:
         module.token_weights = schedule.at(progress, token_weights)
     try:
-        preview = _scan(module, data, samples, scan)
+        preview = _scan(module, data, samples, scan, gain)
     finally:
         module.token_weights = token_weights
     if schedule is not None:
@@ -68,7 +71,7 @@ def scan_data(
     return preview
 
 
-def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Preview:
+def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int, gain: bool) -> Preview:
     with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # in a fit, the Trainer sets the processor of the module
             data.processor = module.processor
@@ -109,7 +112,9 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int) -> Pr
         )
     for stats in choose(preview.stats, samples):
         example = renderer.example(source[stats.index])
-        preview.samples.append(_sample(module, renderer, example, stats))
+        preview.samples.append(_sample(module, renderer, example, stats, gain))
+    if gain:
+        preview.notes.insert(0, describe_all(preview.samples))
     return preview
 
 
@@ -172,10 +177,13 @@ def choose(stats: Sequence[SampleStats], count: int) -> list[SampleStats]:
     return chosen
 
 
-def _sample(module: VLMModule, renderer: Renderer, example: Example, stats: SampleStats) -> Sample:
+def _sample(
+    module: VLMModule, renderer: Renderer, example: Example, stats: SampleStats, gain: bool
+) -> Sample:
     weights = learned_weights(module, example)
     videos = [(clip.start, clip.stop) for clip in example.clips]
-    shown = pieces(renderer.tokenizer, example.input_ids, example.kinds, weights, videos)
+    gains = token_gains(module, example) if gain else None
+    shown = pieces(renderer.tokenizer, example.input_ids, example.kinds, weights, videos, gains)
     return Sample(
         example.conversation,
         shown,

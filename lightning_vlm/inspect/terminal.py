@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_vlm.inspect import summary
+from lightning_vlm.inspect.gain import describe
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
 from lightning_vlm.inspect.tokens import Piece, visible_characters
 from lightning_vlm.kinds import Kind
@@ -51,6 +52,9 @@ def show(preview: Preview, console: Console) -> None:
         lines = list(sample_lines(sample, console.width - 4))
         for line in _without_middle(lines):
             console.print(Text("  ").append_text(line), no_wrap=True)
+        gain = describe(sample.pieces)
+        if gain is not None:
+            console.print(Text(f"  {gain}", "yellow"), soft_wrap=True)
     console.print()
     console.print(Text(summary.describe_share(preview), "bold"), soft_wrap=True)
     console.print(_kind_table(preview))

@@ -1,5 +1,6 @@
 """Tokens as both views show them."""
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -25,12 +26,14 @@ class Piece(NamedTuple):
         text: What they spell; for pictures, videos and padding, how many they are.
         kind: The kind of all of them.
         weight: The weight of each of them in the loss.
+        gain: By how many nats the picture lowers their loss together; None where that wasn't asked for.
     """
 
     ids: list[int]
     text: str
     kind: Kind
     weight: float
+    gain: float | None = None
 
 
 def pieces(
@@ -39,6 +42,7 @@ def pieces(
     kinds: Tensor,
     weights: Tensor,
     videos: Sequence[tuple[int, int]] = (),
+    gains: Tensor | None = None,
 ) -> list[Piece]:
     """The tokens of a sample as they are shown. The texts of the pieces joined are the text of the tokens.
 
@@ -48,6 +52,7 @@ def pieces(
         kinds: Tensor of shape [length], int8.
         weights: Tensor of shape [length], float32.
         videos: From which token on, and up to which, each video goes.
+        gains: Tensor of shape [length], float32: what the picture does for each; NaN where that is unknown.
     """
     tokens = ids.tolist()
     video_of = [0] * len(tokens)
@@ -64,7 +69,9 @@ def pieces(
             result.append(Piece(tokens[start:stop], count, kind, weight))
         else:
             for span, text in _characters(tokenizer, tokens, start, stop):
-                result.append(Piece(tokens[span], text, kind, weight))
+                gain = None if gains is None else float(gains[span].sum())
+                known = gain if gain is not None and math.isfinite(gain) else None
+                result.append(Piece(tokens[span], text, kind, weight, known))
     return result
 
 

@@ -6,9 +6,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch import Trainer
 
+from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
+from lightning_vlm.data.batch.collate import Item, collate
+from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.render.renderer import Renderer
+from lightning_vlm.inspect.gain import describe, load
+from lightning_vlm.inspect.scan import scan_data
+from lightning_vlm.losses.visual_gain import visual_gain
 from lightning_vlm.models.loading.load import SHIPPED
 from tests.inspect.samples import END, Reader
 
@@ -105,3 +114,39 @@ def test_a_bad_line_is_named_or_counted(project, capsys):
     assert "data.jsonl:4" in capsys.readouterr().err
     assert command("--data.on_bad_sample", "skip") == 0
     assert "Left out when the data was opened: 1 of all" in capsys.readouterr().out
+
+
+def test_which_words_need_the_picture(tmp_path, monkeypatch, capsys):
+    """The gain of each learned token is that of the model with a checkpoint's weights, and nothing else has
+    one; without `gain` nobody hears of it."""
+    monkeypatch.chdir(tmp_path)
+    module = VLMModule("drawn-vlm")
+    module.configure_model()
+    data = VLMDataModule(train=Drawn("train", size=3), batch_size=1)
+    trainer = Trainer(max_steps=2, logger=False, accelerator="cpu", use_distributed_sampler=False)
+    trainer.fit(module, data)
+    trainer.save_checkpoint("trained.ckpt")
+    again = VLMModule("drawn-vlm")
+    load(again, "trained.ckpt")
+    preview = scan_data(again, VLMDataModule(train=Drawn("train", size=3)), samples=3, gain=True)
+    for sample in preview.samples:
+        example = Renderer(module.processor).example(sample.conversation)
+        batch = collate([Item(example, None, None)], 0, [], [])
+        module.eval()
+        with torch.no_grad():
+            found = visual_gain(module.model, batch, module.targets(batch)).nats
+        shown = [piece.gain for piece in sample.pieces if piece.weight]
+        assert sum(shown) == pytest.approx(float(found.sum()), abs=1e-3)
+        assert all(piece.gain is None for piece in sample.pieces if not piece.weight)
+        most = max((piece for piece in sample.pieces if piece.weight), key=lambda piece: piece.gain)
+        assert f"most: {most.text.strip()!r} {most.gain:+.1f}" in describe(sample.pieces)
+    source = "{class_path: Drawn, init_args: {size: 3}}"
+    words = ["preview", "--model.name_or_path", "drawn-vlm", "--data.train", source]
+    assert main([*words, "--gain", "true", "--ckpt_path", "trained.ckpt"]) == 0
+    assert describe(preview.samples[0].pieces) in " ".join(capsys.readouterr().out.split())
+    assert "the picture lowers its loss by" in Path("preview.html").read_text("utf-8")
+    assert main(words) == 0
+    assert "picture gain" not in capsys.readouterr().out
+    assert "the picture lowers its loss by" not in Path("preview.html").read_text("utf-8")
+    assert main([*words, "--gain", "true", "--ckpt_path", "none.ckpt"]) != 0
+    assert "none.ckpt" in capsys.readouterr().err
