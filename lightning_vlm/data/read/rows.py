@@ -17,6 +17,7 @@ from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, all_answers, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
+from lightning_vlm.data.read.markup.names import boxes_of_pictures, named_pictures
 from lightning_vlm.data.read.markup.objects import RowObjects
 from lightning_vlm.data.read.parts import is_medium, part_of
 from lightning_vlm.data.read.reading import Location
@@ -49,9 +50,10 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     row = _normalised(with_our_names(row, at.reading), at)
     dialect = _dialect(row, at)
     _check_other_keys(row, dialect, at)
+    turns = _with_system(dialect.turns(row, at), row, at)
+    row, turns = named_pictures(row, turns, at)
     pictures = RowMedia(PICTURES, row, at)
     videos = RowMedia(VIDEOS, row, at)
-    turns = _with_system(dialect.turns(row, at), row, at)
     _settle_places(turns, pictures, videos, at)
     has_pictures = bool(pictures.items) or any(map(_has_medium, turns))
     objects = RowObjects(row, turns, has_pictures, at)
@@ -172,7 +174,7 @@ def _messages(
         media.check_all_placed()
     return tuple(
         Message(turn.role, parts, turn.weight, turn.reasoning, turn.calls, turn.call_id, turn.name)
-        for turn, parts in zip(turns, within_pictures(contents), strict=True)
+        for turn, parts in zip(turns, within_pictures(boxes_of_pictures(contents)), strict=True)
     )
 
 
