@@ -44,6 +44,7 @@ def test_names_as_the_chapter_has_them(write):
     [
         (("<image 1> What?", "a"), FILES[:1], [CAT, " What?"]),
         (("<image 2> or <image_1>?", "a"), FILES, ["Picture 2: ", DOG, " or Picture 1: ", CAT, "?"]),
+        (("<image 2> <image 1>", "a"), '["cat.png", "cat.png"]', ["Picture 2: ", CAT, " Picture 1: ", CAT]),
         (("Picture 1: <image 1>\nIn <image 1>?", "a"), FILES[:1], ["Picture 1: ", CAT, "In Picture 1?"]),
         (('<image id="a"/> <image id=a>', "a"), FILES[:1], ["a: ", CAT, " a"]),
         (([{"type": "text", "text": "<image 1>x"}], "a"), FILES[:1], [CAT, "x"]),
@@ -60,6 +61,7 @@ def test_places(texts, images, expected, write):
     ("texts", "images", "key", "message"),
     [
         (("<image 3> <image 1>", "a"), FILES, "images", "'<image 3>', but 2 picture(s)"),
+        (("<image 2>", "a"), "cat.png", "images", "'<image 2>', but 1 picture(s)"),
         (("<image 0> <image 1>", "a"), FILES, "images", "from 1"),
         (("<image 1> a", "a"), FILES, "images", "2 picture(s) and 1 place(s)"),
         (("<image 1> <image>", "a"), FILES, "", "both '<image 1>' and '<image>'"),

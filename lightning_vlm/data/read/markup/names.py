@@ -1,4 +1,4 @@
-"""Pictures with a name or a number in texts: `<image id='img1'>`, `<image 1>`, `Picture 1: <img>a.png</img>`."""
+"""Pictures that texts name: `<image id='img1'>`, `<image 1>`, `Picture 1: <img>a.png</img>`."""
 
 import re
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_vlm.data.conversation import Box, Image, Point, Region, Text
 from lightning_vlm.data.read.bounds import Placed
+from lightning_vlm.data.read.fields import json_list
 from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_media import COLUMNS, PICTURES
 from lightning_vlm.data.read.turns import Turn
@@ -16,7 +17,7 @@ _NAMED = re.compile(
     r"<image(?:\s+id\s*=\s*(?:'(?P<single>[^'<>]+)'|\"(?P<double>[^\"<>]+)\"|(?P<bare>[^\s'\"<>/]+))\s*/?"
     r"|[ _](?P<number>\d{1,4}))>"
 )
-_FILE = re.compile(r"<img>([^<>\n]+)</img>")
+_FILE = re.compile(r"<img>([^<>\n]+\.(?:jpe?g|png|webp|bmp|gif|tiff?))</img>", re.IGNORECASE)
 _PICTURE = re.compile(r"\n?Picture (\d{1,4}): ?\Z")
 _SHOWN = "pictures with a name or a number have it written before them, such as 'Picture 1: '"
 _IS_TEXT = "'<image id=...>' and '<image 1>' are ordinary text in rows without a key for pictures"
@@ -24,7 +25,7 @@ _FILES = "'<img>a path</img>' is read as a picture, as Qwen-VL writes it"
 
 
 def named_pictures(row: dict[str, Any], turns: list[Turn], at: Location) -> tuple[dict[str, Any], list[Turn]]:
-    """A row and its turns with `<image>` where a named picture comes first, and its name where it comes again.
+    """A row and its turns with `<image>` where a named picture comes, and its name where it comes again.
 
     The pictures are put in the order in which their names come. Names are written before pictures where there
     are several of them, or where one comes again.
@@ -62,9 +63,8 @@ def named_pictures(row: dict[str, Any], turns: list[Turn], at: Location) -> tupl
         is_written = match.string[: match.start()].rstrip().endswith(f"{words}:")
         return f"{words}: {PICTURES.place}" if shown and not is_written else PICTURES.place
 
-    return row | {column: pictures}, [
-        _rewritten(turn, lambda text: _NAMED.sub(placed, text)) for turn in turns
-    ]
+    rewritten = [_rewritten(turn, lambda text: _NAMED.sub(placed, text)) for turn in turns]
+    return row | {column: pictures}, rewritten
 
 
 def boxes_of_pictures(contents: list[list[Placed]]) -> list[list[Placed]]:
@@ -102,20 +102,20 @@ def _name(match: re.Match[str]) -> str:
 
 def _ordered(value: Any, order: list[str], at: Location) -> Any:
     """The pictures of a row in the order of their names; as they are where names say nothing of it."""
+    value = json_list(value)
     if isinstance(value, dict) and all(name in value for name in order):
         if len(value) > len(order):
-            raise at.error(
-                f"the pictures {quote(value)}", f"an '<image id=...>' for each, not {quote(order)} alone"
-            )
+            expected = f"an '<image id=...>' for each, not {quote(order)} alone"
+            raise at.error(f"the pictures {quote(value)}", expected)
         return [value[name] for name in order]
-    if not all(name.isdecimal() for name in order) or not isinstance(value, list):
+    if not all(name.isdecimal() for name in order):
         return value
+    value = value if isinstance(value, list) else [value]
     places = [int(name) - 1 for name in order]
     wrong = next((place for place in places if not 0 <= place < len(value)), None)
     if wrong is not None:
-        raise at.error(
-            f"'<image {wrong + 1}>', but {len(value)} picture(s)", "the number of a picture, from 1"
-        )
+        found = f"'<image {wrong + 1}>', but {len(value)} picture(s)"
+        raise at.error(found, "the number of a picture, from 1")
     if len(places) < len(value):  # its place is missed when pictures are counted
         return value
     return [value[place] for place in places]
