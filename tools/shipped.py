@@ -124,6 +124,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=CONTEXT,
         padding_side="right",
         clean_up_tokenization_spaces=False,
+        box_codec="thousandths",  # as Box.__str__ writes them
     )
 
 

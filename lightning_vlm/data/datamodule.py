@@ -68,6 +68,7 @@ class VLMDataModule(LightningDataModule):
         bad_boxes: For such sources, whether a box beyond its picture is an `error`, or cut off (`clip`).
         box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
             `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
+        boxes: How the model writes boxes, such as `qwen3_vl` or `loc`; None is as published checkpoints do.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -99,6 +100,7 @@ class VLMDataModule(LightningDataModule):
         max_pixels: int | None = None,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
+        boxes: str | None = None,
     ) -> None:
         super().__init__()
         smallest = min(batch_size, eval_batch_size or batch_size)
@@ -106,8 +108,9 @@ class VLMDataModule(LightningDataModule):
             raise UserError(f"batch_size is {smallest}; at least 1")
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
-        boxes = bad_boxes, box_format
-        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *boxes)
+        self._splits = Splits(
+            self.given, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format
+        )
         self.sources = self._splits.opened
         """The sources opened so far, by split."""
         self.batch_size = batch_size
@@ -124,6 +127,7 @@ class VLMDataModule(LightningDataModule):
         self.video = VideoSampling.read(video)
         self.pixels = PixelBudget(min_pixels, max_pixels)
         self.pixels.check()
+        self.boxes = boxes
         self.processor = processor
         self.report = SampleReport()
         """What became of the samples on this process so far."""
@@ -147,7 +151,7 @@ class VLMDataModule(LightningDataModule):
             raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
             self.pixels.apply(processor)
-            self._renderer = Renderer(processor, self.max_length, self.video)
+            self._renderer = Renderer(processor, self.max_length, self.video, self.boxes)
         return self._renderer
 
     def source(self, split: str) -> Conversations:

@@ -75,7 +75,8 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int, gain:
     with warnings.catch_warnings(record=True) as caught:
         if data.processor is None:  # in a fit, the Trainer sets the processor of the module
             data.processor = module.processor
-        renderer, untruncated = data.renderer, Renderer(data.processor, video=data.video)
+        renderer = data.renderer
+        untruncated = Renderer(data.processor, video=data.video, boxes=data.boxes)
     source = data.samples("train")
     preview = Preview(
         name=module.name_or_path,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vlm.data.boxes.bins import Kosmos2
+from lightning_vlm.data.boxes.bins import Kosmos2, Locations
 from lightning_vlm.data.boxes.codecs import NO_FORMAT, codec_of
 from lightning_vlm.data.boxes.text_codec import TextCodec
 from lightning_vlm.errors import UserError
@@ -44,7 +44,10 @@ def choose_codec(name: str | None, model_type: str, tokenizer: PreTrainedTokeniz
         message = (
             f"data.boxes: {codec.name} needs the tokens {missing[0]} to {missing[-1]}, of which the tokenizer"
         )
-        raise UserError(f"{message} lacks {len(missing):,}; another codec writes boxes without them")
+        fix = "another codec writes boxes without them"
+        if isinstance(codec, Locations):
+            fix = "set model.new_tokens to [<loc_0..999>]"
+        raise UserError(f"{message} lacks {len(missing):,}; {fix}")
     form = f"{codec.form}, {codec.scale} (data.boxes: {codec.name})"
     if name:
         return Choice(codec, f"boxes are written as {form}")

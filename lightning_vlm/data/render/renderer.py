@@ -8,7 +8,7 @@ import torch
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.boxes.codec import BoxCodec
-from lightning_vlm.data.boxes.thousandths import Thousandths
+from lightning_vlm.data.boxes.of_model import codec_for
 from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
@@ -72,10 +72,11 @@ class Renderer:
         max_length: The most tokens of a sample, image tokens included. A sample that is too long loses whole
             rounds at its end until it fits. None cuts nothing, and refuses more than `most_tokens`.
         video: Which frames of videos are looked at, and how large; None is as the processor does by itself.
-        boxes: How boxes are written.
+        boxes: How boxes are written, or its name; see `codec_for`.
 
     Raises:
-        UserError: The processor has no chat template, or its tokenizer can't say which characters a token is.
+        UserError: The processor has no chat template, its tokenizer can't say which characters a token is, or
+            lacks tokens of `boxes`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Renderer:
         processor: ProcessorMixin,
         max_length: int | None = None,
         video: VideoSampling | None = None,
-        boxes: BoxCodec | None = None,
+        boxes: BoxCodec | str | None = None,
     ) -> None:
         if not getattr(processor.tokenizer, "is_fast", False):
             raise UserError(
@@ -112,7 +113,7 @@ class Renderer:
         """What the processor does with videos."""
         self.open_video: OpenVideo = self.videos.open
         """How a video is opened. Lengths are measured with one that gives blank ones."""
-        codec = boxes or Thousandths()
+        codec = boxes if isinstance(boxes, BoxCodec) else codec_for(processor, boxes).codec
         self.boxes = LocatedWriter(codec, as_it_is, self.special.pattern)
         """What writes boxes."""
         self._numbers = NumberFinder(self.tokenizer, codec.tokens)

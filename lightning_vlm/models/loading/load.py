@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lightning_vlm.compat import padding_of_zeros, picture_beams, picture_numbers
+from lightning_vlm.data.boxes.of_model import remember_model_type
 from lightning_vlm.data.render.template_options import set_template_options
 from lightning_vlm.data.render.templates import TEMPLATES
 from lightning_vlm.data.render.templates import chat_template as ready_template
@@ -85,7 +86,7 @@ def load_processor(
         UserError: Nothing there to load, no image processor or tokenizer with it, no such template file, or
             a model that can't be trained.
     """
-    _refuse_untrainable(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    model_type = _checked_type(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     with _explained(name_or_path):
         processor: Any = AutoProcessor.from_pretrained(
             resolve(name_or_path), revision=revision, trust_remote_code=trust_remote_code
@@ -106,6 +107,8 @@ def load_processor(
     elif processor.chat_template is None:  # some classes forget what was saved with them
         processor.chat_template = processor.tokenizer.chat_template
     set_template_options(processor, template_options or {})
+    if model_type is not None:
+        remember_model_type(processor, model_type)
     return processor
 
 
@@ -242,12 +245,14 @@ def _config(name_or_path: str | Path, **where: Any) -> PretrainedConfig:
     return config
 
 
-def _refuse_untrainable(name_or_path: str | Path, **where: Any) -> None:
+def _checked_type(name_or_path: str | Path, **where: Any) -> str | None:
+    """The type of a model, unless it can't be trained; None where a processor lies alone."""
     try:
         config = AutoConfig.from_pretrained(resolve(name_or_path), **where)
-    except Exception:  # a processor may lie alone, and what else is wrong is said when it is loaded
-        return
+    except Exception:  # what else is wrong is said when it is loaded
+        return None
     _refuse(name_or_path, config)
+    return str(config.model_type)
 
 
 def _refuse(name_or_path: str | Path, config: PretrainedConfig) -> None:

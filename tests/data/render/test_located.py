@@ -73,9 +73,11 @@ def numbers_of(renderer, example):
     """The values that the tokens of coordinates have by their worth: Tensor of shape [items, 4]."""
     found = example.coordinates
     texts = [renderer.tokenizer.decode([token]) for token in example.input_ids[found.positions].tolist()]
-    assert [len(text) for text in texts] == found.digits.tolist()
+    digits = ["".join(filter(str.isdigit, text)) for text in texts]
+    lengths = [len(text) if text.isdigit() else 0 for text in texts]  # no digit is 0 in a bin
+    assert lengths == found.digits.tolist()
     values = torch.zeros(len(found.targets), 4)
-    for text, item, axis, worth in zip(texts, found.item, found.axis, found.worth, strict=True):
+    for text, item, axis, worth in zip(digits, found.item, found.axis, found.worth, strict=True):
         values[item, axis] += int(text) * worth
     return values
 
@@ -223,4 +225,4 @@ def test_tokens_of_numbers_are_found_in_each_family(processor_of, family):
     example = renderer.example(chat([picture(60, 40), "?"], ["At ", box, "."]))
     if example.coordinates.left_out:
         pytest.skip("its tokenizer joins digits with other characters")
-    torch.testing.assert_close(numbers_of(renderer, example), torch.tensor([box.xyxy]))
+    torch.testing.assert_close(numbers_of(renderer, example), torch.tensor([box.xyxy]), atol=1e-3, rtol=0)
