@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lightning_vlm.data.boxes.collector import Collector
+from lightning_vlm.data.boxes.collector import Collector, of_numbers
 from lightning_vlm.data.boxes.text_codec import TextCodec, by_label
 from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.boxes.writing import Placed, TextWriter
@@ -39,7 +39,7 @@ class _Bins(TextCodec):
     def add_run(self, found: Collector, numbers: Sequence[float], image: int, label: str | None) -> None:
         """Add the boxes of a run of tokens, four to each."""
         if len(numbers) % 4:
-            found.fault(f"boxes of {len(numbers)} numbers")
+            found.fault(of_numbers(len(numbers)))
             return
         for place in range(0, len(numbers), 4):
             self.add(found, numbers[place : place + 4], image, label)
@@ -84,7 +84,7 @@ class PaliGemma(_Bins):
 class Florence2(_Bins):
     """Florence-2: the label, then tokens of 1,000 bins, each read as its middle.
 
-    Regions stand between `<poly>` and `</poly>`. `Florence2PostProcesser` of transformers reads them:
+    Regions stand between `<poly>` and `</poly>`. `Florence2PostProcessor` of transformers reads them:
     https://github.com/huggingface/transformers/blob/main/src/transformers/models/florence2/processing_florence2.py
     """
 
@@ -123,7 +123,9 @@ class Florence2(_Bins):
             end = run.end()
             for tag in _POLYGON.findall(before):
                 in_polygon = tag == "<poly>" or (tag == "<sep>" and in_polygon)
-            words = _POLYGON.sub("", before).replace("<s>", "").rpartition("\n")[2].strip()
+            words = (
+                _POLYGON.sub("", before).replace("</s>", "").replace("<s>", "").rpartition("\n")[2].strip()
+            )
             label = words.strip(",;: ") or None if words else label
             numbers = _values(run[0])
             if in_polygon and len(numbers) >= 6:

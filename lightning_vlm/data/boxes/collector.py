@@ -67,7 +67,7 @@ class Collector:
             step: How far apart two neighbouring numbers are, in fractions of what is seen.
         """
         if len(numbers) not in (2, 4) and (len(numbers) < 6 or len(numbers) % 2):
-            self.fault(_of_numbers(len(numbers)))
+            self.fault(of_numbers(len(numbers)))
             return
         view = self.view(image)
         if view is None:
@@ -80,7 +80,9 @@ class Collector:
             numbers = self._upright(numbers)
         inside = self._inside(numbers, name, view, step)
         if inside is not None:
-            self._items.append(_part(inside, " ".join(label.split()) if label else None, image))
+            words = " ".join(label.split()) if label else ""
+            # Half of a surrogate pair, as JSON may have, can't be written to a file.
+            self._items.append(_part(inside, words.encode(errors="replace").decode(), image))
 
     def found(self) -> Found:
         """All of it."""
@@ -116,13 +118,18 @@ class Collector:
         return tuple(min(max(value, 0.0), 1.0) for value in view.from_seen(seen))
 
 
-def _of_numbers(count: int) -> str:
+def of_numbers(count: int, what: str = "a box") -> str:
+    """The fault of a box that has another number of numbers than it should.
+
+    >>> of_numbers(3)
+    'a box of 3 numbers'
+    """
     if count == 0:
-        return "a box without numbers"
-    return "a box of one number" if count == 1 else f"a box of {count} numbers"
+        return f"{what} without numbers"
+    return f"{what} of one number" if count == 1 else f"{what} of {count} numbers"
 
 
-def _part(numbers: tuple[float, ...], label: str | None, image: int) -> Located:
+def _part(numbers: tuple[float, ...], label: str, image: int) -> Located:
     if len(numbers) == 2:
         return Point((numbers[0], numbers[1]), label or None, image)
     if len(numbers) == 4:

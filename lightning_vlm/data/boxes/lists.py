@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from lightning_vlm.data.boxes.codec import Found, Written
-from lightning_vlm.data.boxes.collector import Collector, numbers_in
+from lightning_vlm.data.boxes.collector import Collector, numbers_in, of_numbers
 from lightning_vlm.data.boxes.lenient import Listed, Record, records_in
 from lightning_vlm.data.boxes.text_codec import TextCodec
 from lightning_vlm.data.boxes.view import View
@@ -67,7 +67,7 @@ class ListCodec(TextCodec):
             if count > 2 or one.key is not None:
                 found.fault(f"a {name} that is cut off")
         elif (one.key in _POINT_KEYS and count != 2) or (one.key in _BOX_KEYS and count != 4):
-            found.fault(f"a {name} of {count} numbers")
+            found.fault(of_numbers(count, f"a {name}"))
         elif count != 1:  # one number in brackets is a footnote
             self.add(found, one.numbers, image, label)
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from lightning_vlm.data.boxes.codec import Found, Written
-from lightning_vlm.data.boxes.collector import NUMBER, Collector, numbers_in
+from lightning_vlm.data.boxes.collector import NUMBER, Collector, numbers_in, of_numbers
 from lightning_vlm.data.boxes.text_codec import TextCodec, by_label
 from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.boxes.writing import Placed, TextWriter, placed
@@ -92,7 +92,7 @@ class Molmo2(_Pointing):
             numbers = numbers_in(of_picture)
             if len(numbers) % 3 != 1:
                 if numbers:
-                    found.fault(f"points of {len(numbers)} numbers")
+                    found.fault(of_numbers(len(numbers), "points"))
                 continue
             image = int(min(max(numbers[0], 0), 1e6)) - 1 if numbers[0] == numbers[0] else -1
             for place in range(1, len(numbers), 3):
@@ -145,7 +145,7 @@ class Molmo(_Pointing):
         axes = _AXIS.findall(attributes)
         names = "".join(name for name, _ in axes)
         if not is_whole or not names or names != "xy" * (len(names) // 2):
-            found.fault("points that are cut off" if not is_whole else f"points of {len(names)} numbers")
+            found.fault("points that are cut off" if not is_whole else of_numbers(len(names), "points"))
             return
         for (_, x), (_, y) in zip(axes[::2], axes[1::2], strict=True):
             self.add(found, (float(x), float(y)), found.last_image, label)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lightning_vlm.data.boxes.collector import NUMBER, Collector, numbers_in
+from lightning_vlm.data.boxes.collector import NUMBER, Collector, numbers_in, of_numbers
 from lightning_vlm.data.boxes.lists import ListCodec
 from lightning_vlm.data.boxes.text_codec import by_label
 from lightning_vlm.data.boxes.writing import Placed, TextWriter
@@ -144,7 +144,7 @@ class Qwen2VL(TaggedCodec):
         if len(numbers) in (2, 4, 8):
             self.add(found, numbers, image, label)
         else:
-            found.fault(f"a box of {len(numbers)} numbers")
+            found.fault(of_numbers(len(numbers)))
 
     def read_untagged(self, text: str, image: int, label: str | None, found: Collector) -> None:
         """As of `TaggedCodec`."""
@@ -154,7 +154,7 @@ class Qwen2VL(TaggedCodec):
             if len(numbers) in (2, 4, 8):
                 self.add(found, numbers, image, label)
             else:
-                found.fault(f"a box of {len(numbers)} numbers")
+                found.fault(of_numbers(len(numbers)))
 
 
 class InternVL(TaggedCodec):

@@ -2,10 +2,18 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
+from transformers.models.kosmos2.processing_kosmos2 import (
+    coordinate_to_patch_index,
+    extract_entities_with_patch_indices,
+    patch_index_to_coordinate,
+)
 
 from lightning_vlm.data.boxes.bins import Kosmos2
 from lightning_vlm.data.boxes.codecs import CODECS, codec_of
@@ -13,7 +21,7 @@ from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.parts import Box, Point, Region
 from lightning_vlm.errors import UserError
 
-ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=[f"as {name}" for name in CODECS])
 BOX = Box((0.125, 0.25, 0.5, 1.0), "a cat", 0)
 BARE = Box((0.125, 0.25, 0.5, 1.0), None, 0)
 POINT = Point((0.25, 0.5), "a cat", 0)
@@ -58,7 +66,7 @@ SEEN = [View((640, 480), (644, 476))]
         ("gemma", [POINT], '[{"point": [500, 250], "label": "a cat"}]'),
         ("deepseek", [BOX], "<|ref|>a cat<|/ref|><|det|>[[125, 250, 500, 999]]<|/det|>"),
         (
-            "molmo2",
+            "Molmo2",
             [POINT, Point((0.05, 1.0), "a cat", 0)],
             '<points coords="1 1 250 500 2 050 1000">a cat</points>',
         ),
@@ -69,7 +77,7 @@ SEEN = [View((640, 480), (644, 476))]
     ],
 )
 def test_as_published(name, items, text):
-    codec = codec_of(name)
+    codec = codec_of(name.lower())
     assert codec.write(items, SEEN).text == text
     found = codec.read(text, SEEN)
     assert not found.faults
@@ -192,3 +200,35 @@ def test_each_number_is_where_it_is_said_to_be(codec, data):
         expected = view.to_seen(items[place].numbers)[axis]
         step = {"decimals": 0.001, "molmo": 0.001}.get(codec.name, 1 / whole)
         assert abs(value - min(max(expected, 0), 1)) <= (0.5 + (codec.name == "florence2") / 2) * step + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(corners=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_kosmos2_is_as_transformers_has_it(corners):
+    x1, y1, x2, y2 = (*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:]))
+    assume(x2 - x1 > 1e-6 and y2 - y1 > 1e-6)
+    codec, view = codec_of("kosmos2"), [View((640, 480), (224, 224))]
+    text = codec.write([Box((x1, y1, x2, y2), "a cat", 0)], view).text
+    cells = coordinate_to_patch_index((x1, y1, x2, y2), 32)
+    assert tuple(int(cell) for cell in re.findall(r"index_([0-9]+)", text)) == cells
+    ((label, _, found),) = extract_entities_with_patch_indices(text)
+    assert (label, found) == ("a cat", [cells])
+    read = codec.read(text, view).items[0]
+    assert read.xyxy == pytest.approx(patch_index_to_coordinate(*cells, 32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(corners=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_florence2_is_as_transformers_has_it(corners):
+    theirs = Florence2PostProcessor({}, SimpleNamespace(all_special_tokens=[]))
+    x1, y1, x2, y2 = (*map(min, corners[:2], corners[2:]), *map(max, corners[:2], corners[2:]))
+    codec, view = codec_of("florence2"), [View((6400, 4800), (768, 768))]
+    text = codec.write([Box((x1, y1, x2, y2), "a cat", 0)], view).text
+    pixels = torch.tensor([[x1 * 6400, y1 * 4800, x2 * 6400, y2 * 4800]], dtype=torch.float64)
+    bins = theirs.quantize(pixels, (6400, 4800))[0].tolist()
+    assert [int(value) for value in re.findall(r"loc_([0-9]+)", text)] == pytest.approx(bins, abs=1)
+    (found,) = theirs.parse_phrase_grounding_from_text_and_spans(text, (6400, 4800))
+    read = codec.read(text, view).items[0].xyxy
+    assert found["cat_name"] == "a cat"
+    in_pixels = [value * side for value, side in zip(read, (6400, 4800) * 2, strict=True)]
+    assert in_pixels == pytest.approx(found["bbox"][0], abs=1)
