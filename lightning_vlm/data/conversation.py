@@ -64,6 +64,8 @@ class Conversation:
             the last turn.
         level: What the answer is about, such as `object`, `attribute`, `relation` or `scene`; scores are kept
             for each.
+        shown: All that its pictures show, with labels, where that is known; `data.negatives` asks for what
+            isn't there. None is what the boxes of all samples with this picture say.
 
     Raises:
         DataError: A wrong role, an empty conversation, a picture in an assistant turn, a box outside 0..1, a
@@ -83,6 +85,7 @@ class Conversation:
     tools: tuple[Mapping[str, Any], ...] = ()
     references: tuple[str, ...] = ()
     level: str | None = None
+    shown: tuple[Located, ...] | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")
@@ -157,10 +160,19 @@ class Conversations(Sequence[Conversation]):
     """The errors of samples that were skipped when it was opened."""
     only_words: bool = False
     """Whether it is known that no sample has tools, calls or reasoning of its own, without reading them."""
+    times: int = 0
+    """Into how many stretches of an epoch its samples change, as those of `WithNegatives` do; 0: none."""
 
     def task_table(self) -> TaskTable:
         """The task of each sample. A source that can tell without building its samples does."""
         return TaskTable.of_samples(self[index].task for index in range(len(self)))
+
+    def names(self) -> Sequence[str] | None:
+        """All names that things in its pictures may have, if each sample says what its own show.
+
+        None where that isn't so: samples must be read for it.
+        """
+        return None
 
 
 class Slice(Conversations):
@@ -198,6 +210,10 @@ class Slice(Conversations):
         names, of = self._of.task_table()
         return TaskTable.of_samples(names[of[index]] for index in self._range)
 
+    def names(self) -> Sequence[str] | None:
+        """Of the source."""
+        return self._of.names()
+
 
 class Chain(Conversations):
     """Several sources, one after the other.
@@ -234,6 +250,16 @@ class Chain(Conversations):
         """Of all sources, one after the other."""
         tables = [source.task_table() for source in self._sources]
         return TaskTable.of_samples(names[number] for names, of in tables for number in of)
+
+    def names(self) -> Sequence[str] | None:
+        """Of all sources, if all know theirs."""
+        found: list[str] = []
+        for source in self._sources:
+            names = source.names()
+            if names is None:
+                return None
+            found += names
+        return found
 
 
 def check_order(messages: Sequence[Message], source: str, key: str) -> None:

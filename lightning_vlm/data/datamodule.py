@@ -27,7 +27,7 @@ from lightning_vlm.data.render.example import TooLong
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
-from lightning_vlm.data.splits import Given, Splits
+from lightning_vlm.data.splits import Given, Negatives, Splits
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 
@@ -69,6 +69,7 @@ class VLMDataModule(LightningDataModule):
         box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
             `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
         boxes: How the model writes boxes, such as `qwen3_vl` or `loc`; None is as published checkpoints do.
+        negatives: Whether training also asks for what isn't there, or how, as keys of a `Negatives`.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -101,16 +102,15 @@ class VLMDataModule(LightningDataModule):
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         boxes: str | None = None,
+        negatives: Negatives | bool | None = None,
     ) -> None:
         super().__init__()
-        smallest = min(batch_size, eval_batch_size or batch_size)
-        if smallest < 1:
+        if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
             raise UserError(f"batch_size is {smallest}; at least 1")
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
-        self._splits = Splits(
-            self.given, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format
-        )
+        of_boxes = bad_boxes, box_format, Negatives.read(negatives)
+        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *of_boxes)
         self.sources = self._splits.opened
         """The sources opened so far, by split."""
         self.batch_size = batch_size
@@ -260,11 +260,11 @@ class VLMDataModule(LightningDataModule):
         if split != "train":
             size = len(self.samples(split))
             return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, *ranks)
-        size = len(self._measured())
+        source = self._measured()
         by_task = (self.task_table, self.sampling) if self.sampling else None
         ahead = 2 * self.num_workers + 1 + (longest_window(self.trainer) if self.trainer else 1)
-        order = (self.batch_size, self.shuffle, self.seed)
-        return self.batching.sampler(size, *order, *ranks, by_task=by_task, ahead=ahead)
+        order = (len(source), self.batch_size, self.shuffle, self.seed)
+        return self.batching.sampler(*order, *ranks, by_task=by_task, ahead=ahead, times=source.times)
 
     def _measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""

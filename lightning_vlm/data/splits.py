@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.negatives import Negatives as Negatives
+from lightning_vlm.data.negatives import WithNegatives
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
@@ -27,6 +29,7 @@ class Splits:
         allow_urls: For paths.
         bad_boxes: For paths.
         box_format: For paths.
+        negatives: What is added to training.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Splits:
         allow_urls: bool,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
+        negatives: Negatives | None = None,
     ) -> None:
         self.given = given
         self.opened: dict[str, Conversations] = {}
@@ -45,6 +49,7 @@ class Splits:
         self._samples: dict[str, tuple[Renderer, Conversations]] = {}
         self._options = (image_root, on_bad_sample, columns, allow_urls)
         self._boxes = (bad_boxes, box_format)
+        self._negatives = negatives
 
     def source(self, split: str) -> Conversations:
         """The source of a split, checked as it is opened.
@@ -67,7 +72,8 @@ class Splits:
     def samples(self, split: str, renderer: Renderer) -> Conversations:
         """The source of a split, with a sample for each answer that its template can only write last.
 
-        Only a prompt is written for prediction, so that its conversations stay whole.
+        Only a prompt is written for prediction, so that its conversations stay whole. Training has negatives
+        beside them, if there are any.
         """
         source = self.source(split)
         if split == "predict":
@@ -77,6 +83,9 @@ class Splits:
             samples, line = split_answers(source, renderer)
             if line is not None:
                 say(f"data.{split}: {line}")
+            if split == "train" and self._negatives is not None:
+                samples = WithNegatives.made(samples, self._negatives)
+                say(f"data.negatives: {samples.words()}")
             known = self._samples[split] = renderer, samples
         return known[1]
 

@@ -156,6 +156,7 @@ class Batching:
         world: int = 1,
         by_task: tuple[TaskTable, TaskSampling] | None = None,
         ahead: int = 1,
+        times: int = 0,
     ) -> ResumableBatchSampler:
         """Deals the batches of this mode.
 
@@ -168,13 +169,18 @@ class Batching:
             world: Number of processes.
             by_task: The tasks of samples and how they are drawn; None takes each sample once.
             ahead: How many batches may be prepared before the losses of one are known.
+            times: Into how many stretches of an epoch the data changes. Where batches are made by length, it
+                stays as it is at the beginning, as its lengths were measured then.
         """
         if self.mode == "padded" and by_task is not None:
             by_losses = TaskBatchSampler(*by_task, batch_size, shuffle, seed, rank, world)
             by_losses.check_ahead(ahead)
+            by_losses.times = times
             return by_losses
         if self.mode == "padded":
-            return ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
+            padded = ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
+            padded.times = times
+            return padded
         made_by: dict[str, Any] = {
             "batching": self.mode,
             "the checksum of all lengths": self.lengths.checksum,

@@ -48,6 +48,8 @@ class ResumableBatchSampler(DistributedSampler):
         self.batch_size = batch_size
         self.skip = 0
         """How many batches a pass leaves out at its beginning: those that a resumed run has seen."""
+        self.times = 0
+        """Into how many stretches of an epoch the data changes; 0 is for data that doesn't."""
 
     @property
     def global_batch_size(self) -> int:
@@ -63,7 +65,7 @@ class ResumableBatchSampler(DistributedSampler):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.size, generator=generator).tolist()
         for places in self.places():
-            batch = order[places.start : places.stop]
+            batch = [self.at_time(order[place], place) for place in places if place < self.size]
             yield batch + [PAD_INDEX] * (self.batch_size - len(batch))
 
     def places(self) -> Iterator[range]:
@@ -71,6 +73,18 @@ class ResumableBatchSampler(DistributedSampler):
         for step in range(self.skip, len(self)):
             start = (step * self.num_replicas + self.rank) * self.batch_size
             yield range(start, start + self.batch_size)
+
+    def at_time(self, index: int, place: int) -> int:
+        """The index of a sample, which says when it comes if the data changes with time.
+
+        Args:
+            index: Of the sample.
+            place: Of all samples of this epoch.
+        """
+        if index == PAD_INDEX or not self.times:
+            return index
+        stretch = min(place * self.times // self.size, self.times - 1)
+        return index + self.size * (self.times * self.epoch + stretch)
 
     def passed(self, batches: int) -> int:
         """How many samples the first batches of this epoch have, those of all ranks together."""

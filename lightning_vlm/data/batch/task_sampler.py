@@ -74,7 +74,7 @@ class TaskBatchSampler(DrawsByTask):
         if self._epoch_begun != self.epoch:  # used without a ResumableLoader
             self.begin(0)
         for places in self.places():
-            yield [self._index(place) for place in places]
+            yield [self.at_time(self._index(place), place) for place in places]
 
     def begin(self, passed: int) -> None:
         """Begin an epoch, or continue one.

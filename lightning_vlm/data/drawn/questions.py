@@ -151,7 +151,7 @@ def _count(seen: Things, rng: Random) -> QuestionAndAnswer | None:
     else:
         names = [thing.shape for thing in shapes]
         name = rng.choice((rng.choice(names), rng.choice(tuple(SHAPES))))
-        counted = _plural(name)
+        counted = plural(name)
         number = names.count(name)
     question = rng.choice(_HOW_MANY)
     return question.format(counted), str(number)
@@ -231,7 +231,8 @@ def a(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """The name of several of a shape."""
     return "crosses" if shape == "cross" else f"{shape}s"
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set: pictures drawn from a seed, with conversations for five tasks.
+"""The embedded data set: pictures drawn from a seed, with conversations for six tasks.
 
 It needs no file and never ends, every box is exact, and what each split may show is fixed for all seeds. It
 stands in for real data in tests and demos, and the shipped model was pretrained on it.
@@ -7,20 +7,22 @@ stands in for real data in tests and demos, and the shipped model was pretrained
 import io
 from random import Random
 
-from lightning_vlm.data.conversation import Conversation, Image
+from lightning_vlm.data.conversation import Box, Conversation, Image
 from lightning_vlm.data.drawn.items import DrawnItems, Split
 from lightning_vlm.data.drawn.questions import QUESTIONS
-from lightning_vlm.data.drawn.scenes import HOW_MANY, draw, layout
+from lightning_vlm.data.drawn.scenes import HOW_MANY, DrawnThing, draw, layout
 from lightning_vlm.data.drawn.talk import ASK, talk
+from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES, WORDS
 from lightning_vlm.errors import UserError
 
-TASKS: tuple[str, ...] = tuple(ASK)
+TASKS: tuple[str, ...] = ("caption", "vqa", "ocr", "grounding", "referring")
+"""The tasks that are drawn where none are chosen. Beside them there is `detection`."""
 WORD_CHANCE = 0.2
 """How often there is a word on a picture, where the task isn't about words."""
 
 
 class Drawn(DrawnItems):
-    """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring.
+    """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring, detection.
 
     A picture has one to four things on it (ten shapes, twelve colours, drawn words) that don't touch. Item
     `i` is the same in every process; it depends on `split`, `seed`, `i`, and on which of the wanted tasks
@@ -31,7 +33,7 @@ class Drawn(DrawnItems):
         split: `train`, `val` or `test`.
         size: How many items it has.
         seed: Another seed, other pictures.
-        tasks: Which tasks, each as often as the others. None is all five.
+        tasks: Which tasks, each as often as the others. None is all but detection.
         image_size: Side of the square pictures in pixels.
         max_things: The most things on a picture, 1 to 4.
         rounds: The most questions about a picture. None is mostly one, at times up to three.
@@ -60,7 +62,7 @@ class Drawn(DrawnItems):
         rounds: int | None = None,
         questions: list[str] | None = None,
     ) -> None:
-        super().__init__(split, size, seed, tasks, image_size, TASKS)
+        super().__init__(split, size, seed, list(TASKS) if tasks is None else tasks, image_size, tuple(ASK))
         self._check_names("questions", questions or (), QUESTIONS)
         if not 1 <= max_things <= max(HOW_MANY):
             raise UserError(f"Drawn: max_things is {max_things}; choose 1 to {max(HOW_MANY)}")
@@ -80,4 +82,17 @@ class Drawn(DrawnItems):
         file = io.BytesIO()
         picture.save(file, "PNG", compress_level=0)  # noise does not compress, and this is twice as fast
         messages = talk(task, seen, Image(data=file.getvalue()), rng, self.rounds, self.questions)
-        return Conversation(messages, task=task, source=f"drawn:{item}")
+        shown = tuple(Box(drawn.box, label=_label(drawn)) for drawn in seen)
+        return Conversation(messages, task=task, source=f"drawn:{item}", shown=shown)
+
+    def names(self) -> list[str]:
+        """All names that a drawn thing may have."""
+        of_both = [f"{colour} {shape}" for colour in SHADES for shape in SHAPES]
+        of_colour = [f"{colour} thing" for colour in SHADES]
+        return [*of_both, *SHAPES, *of_colour, *(f'word "{word}"' for word in WORDS)]
+
+
+def _label(drawn: DrawnThing) -> str:
+    """All that names it: colour, shape and word."""
+    thing = drawn.thing
+    return f"{thing.colour} {thing.name}" if thing.word else thing.name

@@ -5,7 +5,7 @@ from functools import partial
 from random import Random
 
 from lightning_vlm.data.conversation import Box, Image, Message, Part, Text
-from lightning_vlm.data.drawn.questions import Things, a, question_about, the
+from lightning_vlm.data.drawn.questions import Things, a, plural, question_about, the
 from lightning_vlm.data.drawn.scenes import DrawnThing
 
 Round = tuple[list[Part], list[Part]]
@@ -129,8 +129,9 @@ _READ = (
 
 def _grounding(seen: Things, rng: Random) -> Round:
     drawn = rng.choice(seen)
-    question = rng.choice(_LOCATE).format(the(drawn, seen, rng))
-    return [Text(question)], [Box(drawn.box)]
+    name = the(drawn, seen, rng)
+    question = rng.choice(_LOCATE).format(name)
+    return [Text(question)], [Box(drawn.box, label=name.removeprefix("the "))]
 
 
 _LOCATE = (
@@ -141,6 +142,26 @@ _LOCATE = (
     "What are the coordinates of {}?",
     "Point at {}.",
 )
+
+
+def _detection(seen: Things, rng: Random) -> Round:
+    """All things of a shape or of a colour, or all that there are, from left to right."""
+    by = rng.choice(("shape", "colour", "all"))
+    chosen = rng.choice(seen).thing
+    if by == "shape":
+        label, wanted = chosen.shape, plural(chosen.shape)
+        found = [drawn for drawn in seen if drawn.thing.shape == chosen.shape]
+    elif by == "colour":
+        label = f"{chosen.colour} thing"
+        wanted = f"{label}s"
+        found = [drawn for drawn in seen if drawn.thing.colour == chosen.colour]
+    else:
+        label, wanted, found = "thing", "things", list(seen)
+    found.sort(key=lambda drawn: drawn.centre)
+    return [Text(rng.choice(_DETECT).format(wanted))], [Box(drawn.box, label=label) for drawn in found]
+
+
+_DETECT = ("Find all {}.", "Locate all {}.", "Give the boxes of all {}.", "Mark all {}.")
 
 
 def _referring(seen: Things, rng: Random) -> Round:
@@ -185,5 +206,6 @@ ASK: dict[str, Callable[[Things, Random], Round]] = {
     "ocr": _ocr,
     "grounding": _grounding,
     "referring": _referring,
+    "detection": _detection,
 }
 """How to ask, for each task."""
