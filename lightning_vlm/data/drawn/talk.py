@@ -129,9 +129,8 @@ _READ = (
 
 def _grounding(seen: Things, rng: Random) -> Round:
     drawn = rng.choice(seen)
-    name = the(drawn, seen, rng)
-    question = rng.choice(_LOCATE).format(name)
-    return [Text(question)], [Box(drawn.box, label=name.removeprefix("the "))]
+    question = rng.choice(_LOCATE).format(the(drawn, seen, rng))
+    return [Text(question)], [Box(drawn.box, label=drawn.thing.name)]
 
 
 _LOCATE = (

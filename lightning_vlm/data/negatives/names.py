@@ -48,7 +48,8 @@ def may_be_there(name: str, shown: Iterable[str]) -> bool:
     (True, False)
     """
     words = words_of(name)
-    return any(words <= other or other <= words for other in map(words_of, shown))
+    others = [other for other in map(words_of, shown) if other]  # that a thing is there says nothing of which
+    return not words or any(words <= other or other <= words for other in others)
 
 
 class Names:
