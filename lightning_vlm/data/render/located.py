@@ -98,11 +98,6 @@ class LocatedWriter:
         return tuple(self._view_of(picture.size) for picture in pictures)
 
 
-def as_it_is(size: tuple[int, int]) -> View:
-    """The view of a picture that isn't resized."""
-    return View(size, size)
-
-
 def coordinates_of(written: WrittenTurns, found: FoundNumbers) -> Coordinates | None:
     """The coordinates of a sample; None where no answer has a box or a point.
 

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.boxes.codec import BoxCodec
 from lightning_vlm.data.boxes.of_model import codec_for
+from lightning_vlm.data.boxes.views import view_of
 from lightning_vlm.data.conversation import Conversation, Image, Message, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.answer_format import AnswerFormat
@@ -18,7 +20,7 @@ from lightning_vlm.data.render.coordinate_tokens import NumberFinder
 from lightning_vlm.data.render.example import Example, TooLong
 from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_within
 from lightning_vlm.data.render.front_pictures import check_one_picture, picture_habits
-from lightning_vlm.data.render.located import LocatedWriter, as_it_is, coordinates_of
+from lightning_vlm.data.render.located import LocatedWriter, coordinates_of
 from lightning_vlm.data.render.markers import mark_media
 from lightning_vlm.data.render.media import (
     Opened,
@@ -114,7 +116,7 @@ class Renderer:
         self.open_video: OpenVideo = self.videos.open
         """How a video is opened. Lengths are measured with one that gives blank ones."""
         codec = boxes if isinstance(boxes, BoxCodec) else codec_for(processor, boxes).codec
-        self.boxes = LocatedWriter(codec, as_it_is, self.special.pattern)
+        self.boxes = LocatedWriter(codec, partial(view_of, processor), self.special.pattern)
         """What writes boxes."""
         self._numbers = NumberFinder(self.tokenizer, codec.tokens)
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
