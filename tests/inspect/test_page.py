@@ -3,6 +3,7 @@
 import re
 
 import PIL.Image
+import pytest
 from PIL import ImageChops
 
 from lightning_vlm.data.conversation import Box, Image
@@ -69,19 +70,26 @@ def test_pictures_are_embedded_with_boxes_at_the_right_pixels(module):
         Box((0.0, 0.0, 1.0, 1.0)),
     )
     read = Reader(render_page(preview_of(module, conversation)))
-    assert [shown.convert("RGB").tobytes() for shown in read.pictures] == [image.tobytes(), other.tobytes()]
-    question, answer, last = read.boxes
+    as_they_came, as_seen = read.pictures[::2], read.pictures[1::2]
+    assert [shown.convert("RGB").tobytes() for shown in as_they_came] == [image.tobytes(), other.tobytes()]
+    assert [shown.size for shown in as_seen] == [(64, 64)] * 2
+    question, answer, *seen, last, last_seen = read.boxes
+    assert [box[0] for box in seen] == ["question", "answer"]
+    assert seen[0][1:] == pytest.approx((32, 6.4, 28.8, 25.6))
+    assert seen[1][1:] == pytest.approx((6.4, 16, 12.8, 32))
+    assert last_seen == ("answer", 0, 0, 64, 64)
     assert (question[0], answer[0], last) == ("question", "answer", ("answer", 0, 0, 40, 60))
     for (_, x, y, wide, high), colour in ((answer, (255, 0, 0)), (question, (0, 0, 255))):
         other_colours = ImageChops.difference(image, PIL.Image.new("RGB", image.size, colour)).convert("L")
         of_colour = other_colours.point(lambda value: 255 * (value == 0))
         assert of_colour.getbbox() == (x, y, x + wide, y + high)
-    assert [value for key, value in read.attributes if key == "viewbox"][-2:] == ["0 0 100 80", "0 0 40 60"]
+    views = [value for key, value in read.attributes if key == "viewbox"]
+    assert views[-4:] == ["0 0 100 80", "0 0 64 64", "0 0 40 60", "0 0 64 64"]
 
 
 def test_large_pictures_are_embedded_smaller(module):
     large = png(PIL.Image.new("RGB", (3000, 1500), "red"))
     read = Reader(render_page(preview_of(module, chat((large, "Where?"), Box((0.5, 0.0, 1.0, 1.0))))))
     assert read.pictures[0].size == (768, 384)
-    assert read.boxes == [("answer", 1500, 0, 1500, 1500)]  # over a view of the whole picture's pixels
+    assert read.boxes[0] == ("answer", 1500, 0, 1500, 1500)  # over a view of the whole picture's pixels
     assert ("viewbox", "0 0 3000 1500") in read.attributes
