@@ -65,6 +65,8 @@ class VLMDataModule(LightningDataModule):
         video: Which frames of videos are taken and how large, as keys of a `VideoSampling`.
         min_pixels: Smaller pictures are enlarged to so many pixels; None is as the processor does.
         max_pixels: Larger pictures are made smaller; see `PixelBudget`.
+        pixels_by_detail: Give each picture as many pixels as it needs between the two; they are decoded to
+            know their lengths.
         bad_boxes: For such sources, whether a box beyond its picture is an `error`, or cut off (`clip`).
         box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
             `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
@@ -99,6 +101,7 @@ class VLMDataModule(LightningDataModule):
         video: VideoSampling | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        pixels_by_detail: bool = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         boxes: str | None = None,
@@ -125,7 +128,7 @@ class VLMDataModule(LightningDataModule):
         self.sampling = TaskSampling.read(sampling)
         check_sampling(self.batching.mode, self.sampling)
         self.video = VideoSampling.read(video)
-        self.pixels = PixelBudget(min_pixels, max_pixels)
+        self.pixels = PixelBudget(min_pixels, max_pixels, pixels_by_detail)
         self.pixels.check()
         self.boxes = boxes
         self.processor = processor
@@ -152,6 +155,7 @@ class VLMDataModule(LightningDataModule):
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
             self.pixels.apply(processor)
             self._renderer = Renderer(processor, self.max_length, self.video, self.boxes)
+            self._renderer.open_picture = self.pixels.open_picture
         return self._renderer
 
     def source(self, split: str) -> Conversations:

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from transformers import ProcessorMixin
 
+from lightning_vlm.data.images import load_image
+from lightning_vlm.data.picture_detail import open_shrunk
+from lightning_vlm.data.render.media import OpenPicture
 from lightning_vlm.errors import UserError
 
 
@@ -16,10 +20,12 @@ class PixelBudget(NamedTuple):
     Args:
         least: A smaller picture is enlarged; None leaves the processor's own number.
         most: A larger one is made smaller; None leaves the processor's own number.
+        by_detail: Give each picture as many as it needs, between the two; see `picture_detail`.
     """
 
     least: int | None = None
     most: int | None = None
+    by_detail: bool = False
 
     def check(self) -> None:
         """Raise a `UserError` unless the numbers make sense."""
@@ -29,6 +35,17 @@ class PixelBudget(NamedTuple):
         if self.least is not None and self.most is not None and self.least > self.most:
             found = f"data.min_pixels: found {self.least:,}"
             raise UserError(f"{found}; expected at most data.max_pixels, {self.most:,}")
+
+        if self.by_detail and (self.least is None or self.most is None):
+            missing = "it chooses between data.min_pixels and data.max_pixels; set them"
+            raise UserError(f"data.pixels_by_detail: {missing}")
+
+    @property
+    def open_picture(self) -> OpenPicture:
+        """How pictures are opened."""
+        if not self.by_detail or self.least is None or self.most is None:
+            return load_image
+        return partial(open_shrunk, least=self.least, most=self.most)
 
     def apply(self, processor: ProcessorMixin) -> None:
         """Set it in a processor, which then resizes, counts and is saved with it.
@@ -53,6 +70,11 @@ class PixelBudget(NamedTuple):
         size = _size(images)
         if hasattr(images, "merge_size") and size.keys() >= {"shortest_edge", "longest_edge"}:
             self._apply_area(images, size)
+        elif self.by_detail:
+            name = type(images).__name__
+            raise UserError(
+                f"data.pixels_by_detail: {name} makes small pictures as large as others; leave it out"
+            )
         elif size.keys() >= {"height", "width"} and _cuts_tiles(processor):
             self._apply_tiles(images, size)
         elif size.keys() == {"longest_edge"} and not hasattr(images, "max_image_size"):
@@ -99,6 +121,8 @@ class PixelBudget(NamedTuple):
         """
         numbers = {"min_pixels": self.least, "max_pixels": self.most}
         given = [f"{name} {number}" for name, number in numbers.items() if number is not None]
+        if self.by_detail:
+            given.append("by detail")
         return ", ".join(given) or "the processor's own"
 
     @classmethod
@@ -106,11 +130,11 @@ class PixelBudget(NamedTuple):
         """From what `str` gave.
 
         >>> PixelBudget.read("min_pixels 784, max_pixels 3136")
-        PixelBudget(least=784, most=3136)
+        PixelBudget(least=784, most=3136, by_detail=False)
         """
         words = text.replace(",", "").split()
         numbers = {name: int(value) for name, value in pairwise(words) if value.isdigit()}
-        return cls(numbers.get("min_pixels"), numbers.get("max_pixels"))
+        return cls(numbers.get("min_pixels"), numbers.get("max_pixels"), "detail" in words)
 
 
 def _size(images: Any) -> dict[str, int]:

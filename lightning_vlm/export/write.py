@@ -71,7 +71,7 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
         export, rows = _write_merged(trained, export, request)
     module.processor.save_pretrained(folder)
     if trained.pixels != PixelBudget():
-        rows.append(("pictures", f"the processor resizes them as trained ({trained.pixels})"))
+        rows.append(("pictures", words_of_pictures(trained.pixels)))
     if of_videos is not None:
         rows.append(("videos", of_videos))
     if forgets_template(folder, request.trust_remote_code):
@@ -82,6 +82,14 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
             ("quantised in training", f"{trained.quantised} weights; here on the base model in 16/32 bits")
         )
     return Written(export, rows)
+
+
+def words_of_pictures(pixels: PixelBudget) -> str:
+    """What is done with pictures where the model is served."""
+    if not pixels.by_detail:
+        return f"the processor resizes them as trained ({pixels})"
+    call = f"shrunk_to_detail(picture, {pixels.least}, {pixels.most})"
+    return f"the processor doesn't shrink them by detail: call lightning_vlm.data.picture_detail.{call} first"
 
 
 def _answers(model: Any, samples: Sequence[ProbeSample]) -> list[dict[str, Any]]:

@@ -77,6 +77,7 @@ def _scan(module: VLMModule, data: VLMDataModule, samples: int, scan: int, gain:
             data.processor = module.processor
         renderer = data.renderer
         untruncated = Renderer(data.processor, video=data.video, boxes=data.boxes)
+        untruncated.open_picture = renderer.open_picture
     source = data.samples("train")
     preview = Preview(
         name=module.name_or_path,

@@ -1,6 +1,7 @@
 """Pictures that have a size and no content, and an image processor that is asked about each size once."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
@@ -41,6 +42,16 @@ def blank_picture(image: Image, source: str, key: str) -> PIL.Image.Image:
         DataError: As `image_size`.
     """
     return BlankPicture(image_size(image, source, key))
+
+
+def blank_instead_of(
+    open_picture: Callable[[Image, str, str], PIL.Image.Image], image: Image, source: str, key: str
+) -> PIL.Image.Image:
+    """A blank picture of the size of one whose contents decide on its size, which is opened for that."""
+    opened = open_picture(image, source, key)
+    blank = BlankPicture(opened.size)
+    blank.info.update(opened.info)
+    return blank
 
 
 class RememberingImageProcessor:

@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from lightning_vlm.data.batch.blank_pictures import BlankPicture, RememberingImageProcessor, blank_picture
+from lightning_vlm.data.batch.blank_pictures import (
+    BlankPicture,
+    RememberingImageProcessor,
+    blank_instead_of,
+    blank_picture,
+)
 from lightning_vlm.data.batch.blank_videos import RememberingVideoProcessor, length_needs_pixels
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
+from lightning_vlm.data.images import load_image
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 
@@ -243,7 +250,10 @@ def _with_blanks(renderer: Renderer, on_meta: bool) -> Renderer:
     images = getattr(renderer.processor, "image_processor", None)
     if images is not None:
         blind.processor.image_processor = RememberingImageProcessor(images, on_meta)
-    blind.open_picture = blank_picture
+    if renderer.open_picture is load_image:
+        blind.open_picture = blank_picture
+    else:
+        blind.open_picture = partial(blank_instead_of, renderer.open_picture)
     return blind
 
 

@@ -13,6 +13,7 @@ from lightning_vlm.data.boxes.codec import BoxCodec
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.conversation import Box, Image, Located, Message, Nothing, Point, Region
+from lightning_vlm.data.picture_detail import size_as_it_came
 from lightning_vlm.data.render.coordinate_tokens import FoundNumbers
 from lightning_vlm.data.render.special_tokens import any_of
 from lightning_vlm.data.render.text_span import WrittenRun
@@ -95,7 +96,10 @@ class LocatedWriter:
         return special.sub(lambda found: found[0] if found[0] in self.codec.tokens else "", text)
 
     def _views(self, pictures: Sequence[PIL.Image.Image]) -> tuple[View, ...]:
-        return tuple(self._view_of(picture.size) for picture in pictures)
+        views = []
+        for picture in pictures:
+            views.append(replace(self._view_of(picture.size), size=size_as_it_came(picture)))
+        return tuple(views)
 
 
 def coordinates_of(written: WrittenTurns, found: FoundNumbers) -> Coordinates | None:
