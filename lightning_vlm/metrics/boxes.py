@@ -154,7 +154,9 @@ def duplicates(items: Items) -> int:
 
 def _is_same(item: Located, other: Located) -> bool:
     is_alike = type(item) is type(other) and item.image == other.image
-    return is_alike and label_of(item) == label_of(other) and iou(bounds(item), bounds(other)) > SAME
+    return (
+        is_alike and label_of(item) == label_of(other) and iou(bounds(item), bounds(other)) > SAME + _ROUNDING
+    )
 
 
 def label_of(item: Located) -> str | None:
