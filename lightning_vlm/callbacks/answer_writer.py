@@ -15,7 +15,7 @@ from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
-from lightning_vlm.metrics.score_table import HEADINGS, score_table
+from lightning_vlm.metrics.score_table import heading, score_table
 from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
 
@@ -152,7 +152,7 @@ class AnswerWriter(Callback):
             say("")
         of_all = {name: value for name, value in scores.items() if "/" not in name}
         if of_all:
-            texts = [f"{HEADINGS.get(name, name)} {value:.3f}" for name, value in of_all.items()]
+            texts = [f"{heading(name)} {value:.3f}" for name, value in of_all.items()]
             print_line("scores", ", ".join(texts))
         if len(scores) > len(of_all):
             table = score_table("Scores", {f"test/{name}": value for name, value in scores.items()}, "test")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lightning_vlm.data.parts import Located
+from lightning_vlm.data.parts import Located, Point
 from lightning_vlm.metrics.boxes import bounds, iou, label_of, reaches
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -17,13 +17,15 @@ def detection_counts(found: Sequence[Located], right: Sequence[Located]) -> dict
     """What `mean_average_precision` needs of one answer; the counts of several add up.
 
     As in COCO, boxes take turns, and each takes the free right box of its label and picture that it overlaps
-    most. Theirs is the order of confidence; here it is the order of writing.
+    most. Theirs is the order of confidence; here it is the order of writing. Points are left aside.
 
     >>> from lightning_vlm.data.parts import Box
     >>> counts = detection_counts([Box((0, 0, 1, 0.6), "cat")], [Box((0, 0, 1, 1), "cat")])
     >>> counts["given cat"], counts["there cat"], counts["hit 0.6 cat"], "hit 0.65 cat" in counts
     (1.0, 1.0, 1.0, False)
     """
+    found = [item for item in found if not isinstance(item, Point)]
+    right = [target for target in right if not isinstance(target, Point)]
     counts: Counter[str] = Counter()
     labels = _labels(found, right)
     counts.update(f"given {label}" for label in labels)

@@ -66,6 +66,12 @@ def is_score(name: str) -> bool:
     return name in SCORES or _threshold(name) is not None
 
 
+def place_of(name: str) -> tuple[int, str]:
+    """Where a score stands in a table: in the order of `SCORES`, with further IoUs behind `acc@0.8`."""
+    known = list(SCORES)
+    return (known.index(name), "") if name in SCORES else (known.index("acc@0.8"), name)
+
+
 def _threshold(name: str) -> float | None:
     kind, _, number = str(name).partition("@")
     try:

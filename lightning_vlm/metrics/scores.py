@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.kinds import Kind
-from lightning_vlm.metrics.known_scores import find_score
+from lightning_vlm.metrics.known_scores import find_score, place_of
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.tally import TaskTally
@@ -128,8 +128,8 @@ def _scores(sums: dict[str, float]) -> dict[str, float]:
         name, _, part = key.partition(" ")
         if part:
             of_answers.setdefault(name, {})[part] = value
-    for name, parts in of_answers.items():
-        found = find_score(name).value(parts)
+    for name in sorted(of_answers, key=place_of):
+        found = find_score(name).value(of_answers[name])
         if found is not None:
             scores[name] = found
     return scores
