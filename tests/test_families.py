@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 import lightning_vlm.families
 from lightning_vlm.cli import main
-from lightning_vlm.families import families
 from lightning_vlm.models.packing import why_not_packed
+from lightning_vlm.published import families
 from tests.support import tiny
 
 FILE = Path(lightning_vlm.families.__file__).with_suffix(".yaml")

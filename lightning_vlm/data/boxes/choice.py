@@ -8,7 +8,7 @@ from lightning_vlm.data.boxes.bins import Kosmos2, Locations
 from lightning_vlm.data.boxes.codecs import NO_FORMAT, codec_of
 from lightning_vlm.data.boxes.text_codec import TextCodec
 from lightning_vlm.errors import UserError
-from lightning_vlm.families import families
+from lightning_vlm.published import families
 
 
 class Choice(NamedTuple):

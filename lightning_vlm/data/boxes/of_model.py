@@ -10,7 +10,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from lightning_vlm.data.boxes.choice import Choice, choose_codec
 from lightning_vlm.data.boxes.codecs import NO_FORMAT
 from lightning_vlm.errors import UserError
-from lightning_vlm.families import families
+from lightning_vlm.published import families
 
 KEY = "box_codec"
 """What a saved tokenizer calls the codec that its model was trained with."""

@@ -5,8 +5,8 @@ from transformers import AutoProcessor
 
 from lightning_vlm.data.boxes.of_model import KEY, codec_for, model_type_of
 from lightning_vlm.errors import UserError
-from lightning_vlm.families import families
 from lightning_vlm.models.loading.load import load_processor
+from lightning_vlm.published import families
 from tests.support.tiny import FAMILIES
 
 SHARED = ("vipllava", "fast_vlm", "pixtral", "glm_ocr")
