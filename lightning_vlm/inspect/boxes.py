@@ -62,11 +62,13 @@ class Picture(NamedTuple):
 def pictures(conversation: Conversation, renderer: Renderer) -> list[Picture]:
     """The pictures of a conversation that `renderer` has rendered, with all that lies in them."""
     found: list[PIL.Image.Image] = []
+    opened: list[PIL.Image.Image] = []
     for message in conversation.messages:
         for part in message.parts:
             if isinstance(part, Image):
                 found.append(load_image(part, conversation.source, "image"))
-    written = renderer.boxes.write(renderer.turns(conversation), found, conversation.source)
+                opened.append(renderer.open_picture(part, conversation.source, "image"))
+    written = renderer.boxes.write(renderer.turns(conversation), opened, conversation.source)
     marks: list[list[Mark]] = [[] for _ in found]
     seen: list[list[Mark]] = [[] for _ in found]
     codec = renderer.boxes.codec

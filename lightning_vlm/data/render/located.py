@@ -155,6 +155,8 @@ class _Writing:
         self._seen = 0
         """How many pictures came so far."""
         self.views = views
+        self._shown: tuple[View, ...] = ()
+        """Those that the model has seen by this turn. What is written depends on no others."""
         self.items: list[Located] = []
         self.answers: list[int | None] = []
         self.without: set[int] = set()
@@ -162,6 +164,8 @@ class _Writing:
     def turn(self, turn: Turn, number: int) -> Turn:
         """A turn with its runs written."""
         of_answer = number if turn.role == "assistant" else None
+        in_turn = sum(isinstance(part, Image) for part in turn.parts)
+        self._shown = self.views[: max(self._seen + in_turn, 1)]
         messages = []
         for index, message in enumerate(turn.messages, turn.first):
             messages.append(self._message(message, f"messages[{index}].content", of_answer))
@@ -189,7 +193,7 @@ class _Writing:
         if not items and of_answer is not None:
             self.without.add(of_answer)
         try:
-            written = self._codec.write(items, self.views)
+            written = self._codec.write(items, self._shown)
         except ValueError as error:
             names = dict.fromkeys(type(item).__name__.lower() for item in items)
             found = f"a {' and a '.join(names)}"
@@ -209,8 +213,8 @@ class _Writing:
             found = f"a {name} in a conversation without pictures"
             raise DataError(self._source, key, found, "a picture that it lies in")
         image = max(self._seen - 1, 0) if item.image is None else item.image
-        if image >= len(self.views):
-            found = f"a {name} in picture {image} of {len(self.views)}"
+        if image >= len(self._shown):
+            found = f"a {name} in picture {image}, of {len(self._shown)} so far"
             raise DataError(self._source, f"{key}.image", found, "the number of a picture, from 0")
         numbers = item.numbers
         if item.pixels:

@@ -118,6 +118,28 @@ def test_numbers_are_of_their_own_picture_when_upright(renderer):
     torch.testing.assert_close(numbers_of(renderer, example), expected)
 
 
+def test_what_is_written_is_the_same_whatever_comes_later(processor_of):
+    """Codecs name pictures where there are several: those that the model has seen by then."""
+    renderer = Renderer(processor_of("qwen3_vl"))
+    box = Box((0.1, 0.2, 0.3, 1.0))
+    first = chat([picture(60, 40), "Where? "], [box])
+    more = chat([picture(60, 40), "And here? "], [box])
+    both = Conversation(first.messages + more.messages, source="boxes.jsonl:4")
+    alone, together = renderer.example(first), renderer.example(both)
+    length = len(alone.input_ids)
+    assert torch.equal(together.input_ids[:length], alone.input_ids)
+    written = decoded(renderer, together, Kind.BOX)
+    assert (written.count("image"), written.count('"image": 2')) == (1, 1)
+    asked, reference = renderer.prompt(both)
+    assert '"image": 2' in reference
+    assert torch.equal(asked.input_ids[:length], alone.input_ids)
+    later = Conversation(
+        (*first.messages[:1], Message("assistant", (Box((0, 0, 1, 1), image=1),)), *more.messages)
+    )
+    with pytest.raises(DataError, match="found a box in picture 1, of 1 so far"):
+        renderer.example(later)
+
+
 def test_a_box_before_any_picture_is_of_the_first(renderer):
     question = ["What is at ", Box((30, 20, 60, 40), pixels=True), " here? ", picture(60, 40), picture(9, 9)]
     example = renderer.example(chat(question, ["A dog."]))
@@ -155,7 +177,7 @@ def test_that_nothing_is_there_is_learned_and_read(processor_of):
         (
             [picture(60, 40)],
             [Box((0, 0, 1, 1), image=1)],
-            r"content\[0\].image: found a box in picture 1 of 1",
+            r"content\[0\].image: found a box in picture 1, of 1 so far",
         ),
         (
             [picture(60, 40), Box((0, 0, 1, 1)), Point((0.1, 0.2))],
