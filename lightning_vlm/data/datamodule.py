@@ -24,6 +24,7 @@ from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.render.example import TooLong
+from lightning_vlm.data.render.prompt_rounds import check_answer_tokens
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
@@ -71,6 +72,8 @@ class VLMDataModule(LightningDataModule):
         box_format: For such sources, the unit of boxes where the data doesn't say it, such as `pixels`,
             `fractions` or `0-1000`, with `xywh` or `yxyx` behind it for another order; `text` reads none.
         boxes: How the model writes boxes, such as `qwen3_vl` or `loc`; None is as published checkpoints do.
+        answer_tokens: Tokens of `max_length` that are kept for the answer: of a prompt that leaves fewer, the
+            earliest rounds without pictures are left out. None keeps none. Training never cuts an answer.
         negatives: Whether training also asks for what isn't there, or how, as keys of a `Negatives`.
 
     Raises:
@@ -106,6 +109,7 @@ class VLMDataModule(LightningDataModule):
         box_format: str | None = None,
         boxes: str | None = None,
         negatives: Negatives | bool | None = None,
+        answer_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
@@ -121,6 +125,8 @@ class VLMDataModule(LightningDataModule):
         self.batching = Batching(batching, max_tokens, max_patches)
         """How training samples become batches."""
         self.max_length = max_length
+        check_answer_tokens(answer_tokens, max_length)
+        self.answer_tokens = answer_tokens
         self.on_bad_sample = on_bad_sample
         self.num_workers = num_workers
         self.shuffle = shuffle
@@ -156,6 +162,7 @@ class VLMDataModule(LightningDataModule):
             self.pixels.apply(processor)
             self._renderer = Renderer(processor, self.max_length, self.video, self.boxes)
             self._renderer.open_picture = self.pixels.open_picture
+            self._renderer.answer_tokens = self.answer_tokens or 0
         return self._renderer
 
     def source(self, split: str) -> Conversations:

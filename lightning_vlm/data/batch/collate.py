@@ -161,10 +161,8 @@ def collate(
     if not shown:
         return _empty_batch(pad_token_id, skipped, truncated)
     conversations = [example.conversation for example in shown]
-    changes = []
-    for example in shown:
-        for change in example.changes:
-            changes.append((example.conversation.source, change))
+    done = [(one.conversation.source, change) for one in (*examples, *prompts) for change in one.changes]
+    changes = dict.fromkeys(done)  # a sample and its prompt may share one
     lengths = [len(example.input_ids) for example in examples]
     inputs = join_packed(examples) if pack else join_padded(examples, pad_token_id, "right")
     if examples:

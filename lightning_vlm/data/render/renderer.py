@@ -32,6 +32,7 @@ from lightning_vlm.data.render.media import (
     pictures_of,
 )
 from lightning_vlm.data.render.processing import process
+from lightning_vlm.data.render.prompt_rounds import RenderOnce, fitting_turns
 from lightning_vlm.data.render.reasoning import with_reasoning
 from lightning_vlm.data.render.recording_tokenizer import RecordingTokenizer
 from lightning_vlm.data.render.special_tokens import placeholder_pattern, refuse_forged, special_tokens
@@ -95,6 +96,8 @@ class Renderer:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
+        self.answer_tokens = 0
+        """How many of `max_length` are kept for the answer to a prompt, which loses early rounds for them."""
         self.open_picture: OpenPicture = load_image
         """How a picture is opened. Lengths are measured with one that gives blank ones."""
         self.special = special_tokens(processor)
@@ -190,30 +193,34 @@ class Renderer:
             where there is no such turn).
 
         Raises:
-            As `example`. A prompt is never cut: TooLong if it exceeds `max_length`.
+            As `example`. TooLong if it exceeds `max_length`, and no rounds are left out for `answer_tokens`.
         """
         source = conversation.source
         conversation = self._prepared(conversation)
         turns, changes = arrange(conversation.messages, self.template.accepts)
         last = turns.pop() if turns[-1].role == "assistant" else None
+        opened: Opened = {}
+        render = RenderOnce(lambda turns: self._render(conversation, turns, True, opened))
+        room = self.answer_tokens
+        turns, left_out = fitting_turns(render, turns, self.tokenizer, self.most_tokens, room)
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
         _, counted = turns_within(turns, self.most_tokens, self.tokenizer)
         if counted is not None:
             raise self._too_long(source, f"a prompt of more than {counted:,} tokens", counted)
-        opened: Opened = {}
-        example = self._render(conversation, turns, True, opened)
-        length = len(example.input_ids)
+        example = render(turns)
+        length = len(example.input_ids) + room
         if self.max_length is not None and length > self.max_length:
-            raise self._too_long(source, f"a prompt of {length} tokens", length)
+            found = f"a prompt of {length} tokens" + f", {room} of them for its answer" * bool(room)
+            raise self._too_long(source, found, length)
         pictures = pictures_of(opened)
         written = self.boxes.write(turns if last is None else [*turns, last], pictures, source)
         reference = None if last is None else self._reference(written.turns, conversation)
         messages = tuple(message for turn in written.turns for message in turn.messages)[:kept]
         asked = conversation.with_messages(messages or (Message("user", ()),))
         reader = self.boxes.reader(written, pictures, last is not None)
-        return replace(example, conversation=asked, changes=changes, reader=reader), reference
+        return replace(example, conversation=asked, changes=changes + left_out, reader=reader), reference
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         """The turns of a conversation as the template gets them; DataError as of `refuse_forged`."""
