@@ -147,7 +147,9 @@ class Qwen3VL(_JsonCodec):
 class Gemma(_JsonCodec):
     """Gemma 3 and 4: y before x, 0 to 1000, in JSON, as Gemini writes it.
 
-    Also points. https://ai.google.dev/gemini-api/docs/image-understanding and
+    Also points. Of Gemma 3 Google says no more than that it likely does so
+    (https://huggingface.co/google/gemma-3-4b-it/discussions/38).
+    https://ai.google.dev/gemini-api/docs/image-understanding and
     https://cloud.google.com/vertex-ai/generative-ai/docs/bounding-box-detection
     """
 
@@ -163,7 +165,7 @@ class Glm(_JsonCodec):
     """GLM-4.xV: 0 to 1000, as lists, and with labels in JSON; in the tokens that mark the answer itself.
 
     https://docs.z.ai/guides/vlm/glm-4.5v asks for `[[xmin,ymin,xmax,ymax]]`, and
-    https://docs.vllm.ai/projects/recipes/en/latest/GLM/GLM-V.html shows an answer with the tokens.
+    https://radixarkai.mintlify.app/docs/cookbook/autoregressive/GLM/GLM-4.6V shows an answer with the tokens.
     """
 
     name = "glm"

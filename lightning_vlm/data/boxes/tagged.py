@@ -107,7 +107,7 @@ class Qwen2VL(TaggedCodec):
     """Qwen2-VL: 0 to 1000, in its own tokens.
 
     Points stand there alone, as UI-TARS writes them, and regions of four corners between the tokens for
-    quadrilaterals. https://arxiv.org/abs/2409.12191, section 2.2, and
+    quadrilaterals. https://arxiv.org/abs/2409.12191 and
     https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct/blob/main/tokenizer_config.json
     """
 
