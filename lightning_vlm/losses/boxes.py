@@ -120,7 +120,7 @@ def hungarian(scores: Tensor) -> list[tuple[int, int]]:
     """Which of two sets belong together, each with one at most, so that the scores of pairs are most in sum.
 
     It is the assignment problem (Kuhn 1955), solved exactly by scipy, on the host: for scores, not for
-    training, where boxes are told apart by their order in the answer.
+    training, where boxes differ only by their order in the answer.
 
     Args:
         scores: Tensor of shape [first, second], such as the IoU of each box with each; NaN counts as the

@@ -78,7 +78,7 @@ class Scores:
         return self.report().scores
 
     def report(self) -> "Report":
-        """As `compute`, with what can't be told."""
+        """As `compute`, with what has no value."""
         tasks = self._tasks.totals()
         levels = self._levels.totals()
         names = {name for sums in tasks.values() for name in sums}

@@ -32,7 +32,7 @@ def reference(predicted, target, kind):
         return generalized_box_iou(predicted, target).diagonal()
     if kind == "diou":
         return 1 - distance_box_iou_loss(predicted, target, eps=1e-30)
-    return 1 - complete_box_iou_loss(predicted, target)  # it adds 1e-7 to areas whatever it is told
+    return 1 - complete_box_iou_loss(predicted, target)  # it adds 1e-7 to areas in any case
 
 
 @pytest.mark.parametrize("kind", KINDS)

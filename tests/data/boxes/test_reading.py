@@ -255,17 +255,17 @@ SLOW = [
 def test_time_grows_with_the_text(codec):
     views = [VIEW, VIEW]
     for piece in SLOW:
-        text = piece * (8_000 // len(piece))
+        text = piece * (16_000 // len(piece))
         start = time.process_time()
         found = codec.read(text, views)
         took = time.process_time() - start
-        assert took < 0.5, (piece, took)
+        assert took < 4, (piece, took)  # in square time it would be minutes
         check(found, views)
 
 
 @given(
     value=st.recursive(
-        st.none() | st.floats(allow_nan=False) | st.text(),
+        st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
         lambda one: st.lists(one) | st.dictionaries(st.text(), one),
     )
 )

@@ -94,7 +94,7 @@ def _parts(item: dict[str, Any], written: str, at: Location, known: Mapping[str,
     others = [name for name in item if name not in (key, "image", *labels[:1])]
     if others:
         found = f"the key '{printable(others[0])}' beside '{key}' in JSON"
-        expected = f"a label alone ({quote(_LABELS)}), as boxes are written anew and the rest would be lost"
+        expected = f"a label alone ({quote(_LABELS)}), as boxes are written again and the rest would be lost"
         raise at.error(found, f"{expected}; data.box_format: text leaves texts as they are")
     label = item[labels[0]] if labels else None
     if label is not None and not isinstance(label, str):
