@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning_vlm.data.conversation import Box, Conversations, Nothing, Point, Region
 from lightning_vlm.data.read.coco import COCO
 from lightning_vlm.data.read.readers import Messages, read
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 
 TEXT = (Path(__file__).parent.parent / "docs" / "grounding-data.md").read_text("utf-8")
@@ -53,6 +55,25 @@ def test_a_unit_that_nothing_says_is_refused(row: str) -> None:
     Path("train.jsonl").write_text(row + "\n")
     with pytest.raises(DataError, match=r"data\.box_format"):
         read("train.jsonl")
+
+
+@pytest.mark.parametrize("model", ["qwen2_5_vl", "qwen3_vl"])
+def test_the_model_reads_and_writes_what_the_rows_say(model: str, processor_of: Callable) -> None:
+    """From a row to the text that is learned, and back as an answer is read: in pixels of the picture."""
+    renderer = Renderer(processor_of(model))
+    for row, format, number in ROWS:
+        if "ball" not in row or "garden" in row or "<region>" in row:  # no box of the ball in the answer
+            continue
+        Path("train.jsonl").write_text(row + "\n")
+        source = Messages("train.jsonl") if number == 0 else read("train.jsonl", box_format=format)
+        prompt, reference = renderer.prompt(source[0])
+        assert reference is not None
+        found = prompt.reader.read(reference)
+        assert not found.faults
+        assert len(found.items) == len(prompt.reader.right)
+        first = found.items[0]
+        if isinstance(first, Box):
+            assert first.xyxy == pytest.approx(PLACE, abs=0.02), row
 
 
 def test_there_are_rows_of_each_format() -> None:

@@ -28,6 +28,8 @@ class Notes:
     def __init__(self) -> None:
         self.keys: set[str] = set()
         """Every key that some row has."""
+        self.box_format_is_used = False
+        """Whether there was a box whose unit and order only `data.box_format` says."""
         self._ignored: Counter[str] = Counter()
         self._said: Counter[str] = Counter()
         self._counted: Counter[tuple[str, str]] = Counter()

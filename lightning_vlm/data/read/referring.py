@@ -63,6 +63,7 @@ def _expression(value: Any, at: Location) -> str:
 
 def _part(value: list[Any], label: str, at: Location) -> dict[str, Any]:
     format = at.reading.box_format
+    at.reading.notes.box_format_is_used = True
     if format is None or format.is_words or format.order is None:
         raise at.error(f"{value}, whose unit and order nothing says"[:120], _FORMAT)
     if len(value) != 4:

@@ -87,6 +87,9 @@ class Source(Conversations):
             raise UserError(f"{name}: no sample is left; {skip_summary(self.skipped)}")
         if not self._places:
             raise DataError(name, "", "no samples", "at least one")
+        chosen = checking.box_format
+        if chosen and not chosen.is_words and not checking.notes.box_format_is_used:
+            checking.notes.say("data.box_format has no effect: no box is without a unit")
         self.notes = checking.notes.lines()
         """What was ignored in its rows or chosen for them, one line each."""
         for line in self.notes:

@@ -1,6 +1,7 @@
 import base64
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,15 @@ MODELS = [
     {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
     {"question": "a", "answers": [{"answer": "b"}, "c"], "image": "file://cat.png"},
     {"caption": ["a", "b"], "file_name": "cat.png", "videos": []},
+    {"sentences": [{"sent": "a"}], "bbox": [0, 0, 2, 2], "image": "cat.png"},
+    {
+        "messages": [
+            {"role": "user", "content": "<image id='a'> <image id=b> <ref-object> a"},
+            {"role": "assistant", "content": "Picture 1: <bbox><box>[[0, 0, 2, 2]]</box> b"},
+        ],
+        "objects": {"bbox": [[0, 0, 4, 3]], "ref": ["c"], "image_id": [0]},
+        "images": {"a": "cat.png", "b": "cat.png"},
+    },
     {
         "messages": [
             {
@@ -167,7 +177,10 @@ def damaged(draw):
 
 @given(data=st.binary(max_size=40) | anything.map(lambda value: json.dumps(value).encode()) | damaged())
 @settings(unhurried, max_examples=300)
-@pytest.mark.parametrize("reader", [Messages, OpenAIMessages, LLaVA, read])
+@pytest.mark.parametrize(
+    "reader",
+    [Messages, OpenAIMessages, LLaVA, read, partial(read, box_format="pixels xywh", bad_boxes="clip")],
+)
 def test_garbage_gives_our_errors_only(reader, data):
     Path("data.jsonl").write_bytes(data)
     message = "data.jsonl"

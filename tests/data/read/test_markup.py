@@ -419,3 +419,10 @@ def test_markup_in_every_kind_of_row(write):
         read(write(records[-1]))
     with pytest.raises(DataError, match="within the picture of 4×3 pixels"):
         read(write(records[0]), box_format="pixels")
+
+
+def test_a_format_without_effect_is_said(write):
+    path = write(row("<image>Where?", "There."))
+    assert read(path, box_format="0-1000").notes[0].startswith("data.box_format has no effect")
+    assert read(path, box_format="text").notes == []
+    assert read(write(row("<image>Where?", "<box>[[0,0,1,1]]</box>")), box_format="0-1000").notes == []

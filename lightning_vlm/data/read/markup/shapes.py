@@ -54,7 +54,9 @@ def located_shapes(
     Raises:
         DataError: Nothing says in which unit they are.
     """
-    format = format or at.reading.box_format
+    if format is None:
+        at.reading.notes.box_format_is_used = True
+        format = at.reading.box_format
     if format is None:
         found = f"{shorten(written, 50)}, whose unit nothing says"
         raise at.error(found, f"{EXAMPLES}; or text, which leaves it as words")
