@@ -129,11 +129,12 @@ def _choice(answer: Prediction) -> float | None:
 
 
 _BOXES = "boxes, points or regions in the right answer"
+_AREAS = "boxes or regions in the right answer"
 
 
-def _of_boxes(name: str, function: Callable[[Prediction], float | None]) -> Score:
+def _of_boxes(name: str, function: Callable[[Prediction], float | None], needs: str = _AREAS) -> Score:
     """A mean score over answers that should have boxes."""
-    return _mean(name, lambda answer: function(answer) if _has_boxes(answer) else None, _BOXES)
+    return _mean(name, lambda answer: function(answer) if _has_boxes(answer) else None, needs)
 
 
 def _has_boxes(answer: Prediction) -> bool:
@@ -202,14 +203,14 @@ _ALL = (
     _accuracy_at(0.75, "acc@0.75"),
     _accuracy_at(0.8, "acc@0.8"),
     _of_boxes("miou", lambda answer: _of_areas(answer, boxes.mean_iou)),
-    Score("map", _detections, mean_average_precision, _BOXES),
+    Score("map", _detections, mean_average_precision, _AREAS),
     _of_boxes("pointing", lambda answer: boxes.pointing_accuracy(_items(answer), answer.right)),
-    _of_boxes("parse_failures", _faulty),
-    _of_boxes("missed", lambda answer: float(not _items(answer))),
+    _of_boxes("parse_failures", _faulty, _BOXES),
+    _of_boxes("missed", lambda answer: float(not _items(answer)), _BOXES),
     _mean("hallucination", _hallucinated, "a right answer without boxes"),
     Score("duplicates", _duplicates, _ratio, "boxes in what the model answers"),
     _of_boxes("mask_miou", _mask_iou),
-    Score("mask_ciou", _masks, _ratio, _BOXES),
+    Score("mask_ciou", _masks, _ratio, _AREAS),
 )
 SCORES = {score.name: score for score in _ALL}
 """Every score of answers by its name, in the order of the table's columns."""

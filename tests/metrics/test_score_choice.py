@@ -1,6 +1,7 @@
 """Scores chosen for each task: which have a value, by task and by level, over any number of ranks."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch.distributed
@@ -106,7 +107,7 @@ def test_what_never_has_a_value_is_said():
         "bleu/caption (no answer is of the task caption)",
     ]
     assert scores_of(ANSWERS[:2], ["anls", "miou"]).without_value == [
-        "miou (it needs boxes, points or regions in the right answer)"
+        "miou (it needs boxes or regions in the right answer)"
     ]
     assert scores_of([], ["anls"]).without_value == [], "nothing was answered at all"
 
@@ -156,3 +157,8 @@ def test_uneven_ranks_that_know_different_tasks(on_two_ranks):
     assert scores == pytest.approx(alone.scores)
     assert without_value == alone.without_value == []
     assert {name for name in scores if "/" not in name} == {*SCORES, "acc@0.9"}
+
+
+def test_the_documentation_has_every_score():
+    text = (Path(__file__).parents[2] / "docs" / "scores.md").read_text()
+    assert [name for name in SCORES if f"`{name}`" not in text] == []
