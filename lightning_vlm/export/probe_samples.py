@@ -74,7 +74,7 @@ def probe_samples(
             continue
         example, _ = renderer.prompt(question)
         inputs = {"input_ids": example.input_ids[None], **example.inputs}
-        turns, _ = arrange(question.messages, renderer.template.accepts)
+        turns, _ = arrange(example.conversation.messages, renderer.template.accepts)  # boxes are texts there
         chat = _chat(renderer, turns, conversation.source, folder.resolve() / str(len(samples)))
         samples.append(ProbeSample(conversation.source, inputs, chat))
     return samples

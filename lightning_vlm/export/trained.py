@@ -63,6 +63,7 @@ class Trained(NamedTuple):
         quantised: How many weights were quantised in training; here none are.
         video: How videos were sampled in training.
         pixels: How large pictures were in training.
+        boxes: The name of the codec of boxes; None where there were none.
     """
 
     module: VLMModule
@@ -71,6 +72,7 @@ class Trained(NamedTuple):
     quantised: int
     video: VideoSampling = VideoSampling()
     pixels: PixelBudget = PixelBudget()
+    boxes: str | None = None
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -112,7 +114,9 @@ def load_trained(request: ExportRequest) -> Trained:
     quantised = saved["lightning_vlm"].get("quantised", {})
     run = saved["lightning_vlm"].get(RUN, {})
     pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
-    return Trained(module, starts, dtypes, len(quantised), trained_sampling(run), pixels)
+    return Trained(
+        module, starts, dtypes, len(quantised), trained_sampling(run), pixels, run.get("data.boxes")
+    )
 
 
 def _changes_base(entry: PlanEntry) -> bool:

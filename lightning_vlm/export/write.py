@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.export.adapter_folder import save_adapter_only
+from lightning_vlm.export.boxes import keep_codec, write_guide
 from lightning_vlm.export.fresh_process import answer, compare_answers, describe
 from lightning_vlm.export.merge import merge
 from lightning_vlm.export.probe_samples import ProbeSample, drawn_conversations, probe_samples
@@ -54,6 +55,7 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     pictures.mkdir()
     source = drawn_conversations(request.samples) if request.source is None else request.source
     trained.pixels.apply(module.processor)
+    keep_codec(module.processor, trained.boxes)
     of_videos = serve_as_trained(module.processor, trained.video)
     samples = probe_samples(module.processor, source, request.samples, pictures, trained.video)
     export = ExportedFolder(
@@ -72,6 +74,9 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     module.processor.save_pretrained(folder)
     if trained.pixels != PixelBudget():
         rows.append(("pictures", words_of_pictures(trained.pixels)))
+    of_boxes = write_guide(module.processor, trained.boxes, folder)
+    if of_boxes is not None:
+        rows.append(("boxes", of_boxes))
     if of_videos is not None:
         rows.append(("videos", of_videos))
     if forgets_template(folder, request.trust_remote_code):

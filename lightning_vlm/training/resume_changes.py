@@ -17,6 +17,7 @@ from lightning_vlm.data.conversation import Conversation, Conversations, Image, 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.optim import settle_rates
+from lightning_vlm.training.box_facts import box_codec
 
 RUN = "run"
 """The key under which a checkpoint says what the run was made with."""
@@ -58,6 +59,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
         facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
         facts["data.video"] = str(data.video)
         facts["data.max_pixels"] = str(data.pixels)
+        facts["data.boxes"] = box_codec(data)
         facts["data.train"] = describe_data(data.source("train"))
     flat: dict[str, Any] = {}
     for name, value in facts.items():

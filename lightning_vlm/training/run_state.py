@@ -139,3 +139,7 @@ def _warn_if_seen_otherwise(trainer: Trainer, before: Mapping[str, Any]) -> None
         was = before.get(name, now)
         if was != now:
             rank_zero_warn(f"{name} is {now}, but {was} in training: the model sees its samples otherwise")
+    was = before.get("data.boxes")
+    now = data.renderer.boxes.codec.name
+    if was not in (None, now):
+        rank_zero_warn(f"data.boxes is {now}, but {was} in training: the model writes boxes otherwise")
