@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from lightning_vlm.data.conversation import Role
 from lightning_vlm.data.read.fields import is_number, json_list
 from lightning_vlm.data.read.reading import Location
-from lightning_vlm.data.read.referring import EXPRESSIONS, referring
+from lightning_vlm.data.read.referring import EXPRESSIONS, detection, referring
 from lightning_vlm.data.read.right_answers import most_common, texts_of_answers
 from lightning_vlm.data.read.row_media import COLUMNS, has_media
 from lightning_vlm.data.read.turns import Turn, chat_turns, text_turn
@@ -245,6 +245,7 @@ DIALECTS = (
     *(Dialect(f"RefCOCO ({key})", (key, "bbox"), referring(key), needs_picture=True) for key in EXPRESSIONS),
     *map(_picture_and_caption, ("caption", "captions", "description", "text")),
     *map(_question_alone, ("question", "query", "prompt", "problem")),
+    Dialect("objects of a picture", ("objects",), detection, needs_picture=True),
 )
 """Every dialect, in the order in which they are tried."""
 KNOWN = frozenset[str]().union(*(dialect.known for dialect in DIALECTS))

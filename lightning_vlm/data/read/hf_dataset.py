@@ -69,7 +69,7 @@ class HFDataset(Source):
     ) -> None:
         data, name = _split_of(_load(path, config), split, path)
         self._features = _stored(data.features)
-        self._class_names = _class_names(data.features)
+        self._class_names = {name: kind for name, kind in data.features.items() if _has_names(kind)}
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         if not image_root:
             image_root = str(Path(path).parent) if Path(path).is_file() else path
@@ -98,10 +98,8 @@ class HFDataset(Source):
 
     def _row(self, record: dict[str, Any], source: str) -> dict[str, Any]:
         row: dict[str, Any] = self._features.decode_example(record)  # some columns are stored as JSON
-        for name, label in self._class_names.items():
-            number = row[name]
-            if isinstance(number, int) and number >= 0:
-                row[name] = label.int2str(number)
+        for name, kind in self._class_names.items():
+            row[name] = _named(row[name], kind)
         return _without_filled_nulls(row)
 
 
@@ -211,11 +209,30 @@ def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["dat
     return data[chosen], f"{path}/{chosen}"
 
 
-def _class_names(features: Any) -> dict[str, "datasets.ClassLabel"]:
-    """The columns that hold numbers of classes, with the names of the classes."""
+def _has_names(kind: Any) -> bool:
+    """Whether a column holds numbers of classes, at any depth."""
     import datasets
 
-    return {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    if isinstance(kind, dict):
+        return any(map(_has_names, kind.values()))
+    return isinstance(kind, datasets.ClassLabel) or _has_names(getattr(kind, "feature", {}))
+
+
+def _named(value: Any, kind: Any) -> Any:
+    """A value with the names of classes in place of their numbers."""
+    if isinstance(value, dict) and isinstance(kind, dict):
+        return {name: _named(item, kind.get(name)) for name, item in value.items()}
+    if isinstance(value, dict):  # a list of objects, stored as an object of lists
+        inner = getattr(kind, "feature", {})
+        of = inner if isinstance(inner, dict) else {}
+        return {
+            name: [_named(item, of.get(name)) for item in items] if isinstance(items, list) else items
+            for name, items in value.items()
+        }
+    if isinstance(value, list):
+        return [_named(item, getattr(kind, "feature", None)) for item in value]
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return kind.int2str(value) if is_number and hasattr(kind, "int2str") else value
 
 
 def _stored(features: Any) -> Any:

@@ -56,7 +56,8 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     videos = RowMedia(VIDEOS, row, at)
     _settle_places(turns, pictures, videos, at)
     has_pictures = bool(pictures.items) or any(map(_has_medium, turns))
-    objects = RowObjects(row, turns, has_pictures, at)
+    is_read = "objects" in dialect.needs
+    objects = RowObjects({} if is_read else row, turns, has_pictures, at)
     messages = _messages(turns, pictures, videos, objects, dialect, at)
     objects.check_all_placed()
     check_order(messages, at.source, dialect.needs[0])

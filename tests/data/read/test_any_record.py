@@ -134,6 +134,7 @@ MODELS = [
     {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
     {"question": "a", "answers": [{"answer": "b"}, "c"], "image": "file://cat.png"},
     {"caption": ["a", "b"], "file_name": "cat.png", "videos": []},
+    {"objects": {"bbox": [[0, 0, 2, 2]], "category": ["a"]}, "image": "cat.png"},
     {"sentences": [{"sent": "a"}], "bbox": [0, 0, 2, 2], "image": "cat.png"},
     {
         "messages": [

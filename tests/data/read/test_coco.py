@@ -204,6 +204,68 @@ def test_bad_rows_of_refcoco(record, format, key, message, write):
     assert message in str(caught.value)
 
 
+def found(items):
+    return [{"bbox": box, "category": label} for box, label in items]
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ({"bbox": [[8, 6, 16, 12]], "category": ["a"]}, [pixels(8, 6, 24, 18, "a")]),
+        ({"bbox": [[8, 6, 16, 12]]}, [pixels(8, 6, 24, 18, None)]),
+        (
+            found([([8, 6, 1, 1], "a"), ([1, 2, 3, 4], "b")]),
+            [pixels(8, 6, 9, 7, "a"), pixels(1, 2, 4, 6, "b")],
+        ),
+        ({"bbox": [], "category": []}, [Nothing()]),
+        ([], [Nothing()]),
+    ],
+)
+def test_objects_of_a_picture(objects, expected, write):
+    source = read(write({"image": "1.png", "objects": objects}), box_format="pixels xywh")
+    assert list(source[0].messages[1].parts) == expected
+    assert not source.notes or "no effect" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("objects", "key", "message"),
+    [
+        ({"bbox": [[8, 6, 16, 12]], "category": [3]}, "objects.category[0]", "the name of a category"),
+        ({"bbox": [[8, 6, 16, 12]], "category": []}, "objects", "as many items of 'category'"),
+        ({"bbox": [[8, 6, 16]], "category": ["a"]}, "objects.bbox[0]", "four numbers"),
+        ({"bbox": [[1, 1, 1, 1], [8, 6, 90, 1]]}, "objects.bbox[1]", "64×48 pixels"),
+        ({"box": []}, "objects", "lists 'bbox' and 'category'"),
+    ],
+)
+def test_objects_that_are_wrong(objects, key, message, write):
+    with pytest.raises(DataError) as caught:
+        read(write({"image": "1.png", "objects": objects}), box_format="pixels xywh")
+    assert (caught.value.source, caught.value.key) == ("data.jsonl:1", key)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("are_lists", [True, False])
+def test_categories_of_a_data_set_have_names(are_lists):
+    datasets = pytest.importorskip("datasets")
+    kind = datasets.ClassLabel(names=["cat", "dog"])
+    numbers = datasets.List(datasets.Value("float32"))
+    if are_lists:
+        objects, features = (
+            {"bbox": [[8, 6, 1, 1]], "category": [1]},
+            {
+                "bbox": datasets.List(numbers),
+                "category": datasets.List(kind),
+            },
+        )
+    else:
+        objects, features = found([([8, 6, 1, 1], 1)]), datasets.List({"bbox": numbers, "category": kind})
+    rows = {"image": ["1.png"], "objects": [objects]}
+    features = datasets.Features({"image": datasets.Value("string"), "objects": features})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet("data.parquet")
+    (sample,) = read("data.parquet", box_format="pixels xywh")
+    assert sample.messages[1].parts == (pixels(8, 6, 9, 7, "dog"),)
+
+
 @pytest.mark.parametrize("reader", [Messages, OpenAIMessages, read])
 def test_an_answer_that_nothing_is_there(reader, write):
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": [{"type": "nothing"}]}]
