@@ -15,6 +15,7 @@ from lightning_vlm.data.parts import Box, Located, Region
 
 _BOX_KEYS = {"bbox_2d", "box_2d", "bbox", "bboxes", "box", "boxes", "bounding_box"}
 _POINT_KEYS = {"point_2d", "point", "points"}
+_CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))
 _LABEL_KEYS = ("label", "name", "text_content", "category", "class", "object")
 
 
@@ -44,6 +45,11 @@ class ListCodec(TextCodec):
             for key, value in record.values.items()
             if key in _BOX_KEYS | _POINT_KEYS
         ]
+        for names in _CORNERS:
+            values = [record.values.get(name) for name in names]
+            if all(isinstance(value, float) for value in values):
+                self.add_in_order(found, values, image, label)  # type: ignore[arg-type]
+                return
         if not lists:
             lists = [one for one in record.lists if len(one.numbers) == 4]
         for parent, group in itertools.groupby(lists, lambda one: one.parent):

@@ -71,7 +71,8 @@ class TextCodec(BoxCodec):
         """Raise ValueError if it can't write one of some items."""
         for item in items:
             if not isinstance(item, self.writes):
-                raise ValueError(" and ".join(_NAMES[kind] for kind in self.writes))
+                able = " and ".join(_NAMES[kind] for kind in self.writes)
+                raise ValueError(f"{able}; codecs for all kinds are loc, decimals and thousandths")
             for end in (*self.tokens[:8], *self.not_in_labels):
                 if end in (item.label or ""):
                     raise ValueError(f"a label without {end!r}, which would end it")
@@ -115,11 +116,15 @@ class TextCodec(BoxCodec):
 
     def add(self, found: Collector, numbers: Sequence[float], image: int, label: str | None) -> None:
         """Add an item of some numbers, as they are written, to what was found."""
+        if self.y_first and len(numbers) % 2 == 0:
+            numbers = [numbers[place ^ 1] for place in range(len(numbers))]
+        self.add_in_order(found, numbers, image, label)
+
+    def add_in_order(self, found: Collector, numbers: Sequence[float], image: int, label: str | None) -> None:
+        """Add an item of some numbers of which x is known to stand before y."""
         view = found.view(image)
         if view is None:
             return
-        if self.y_first and len(numbers) % 2 == 0:
-            numbers = [numbers[place ^ 1] for place in range(len(numbers))]
         wholes = self.wholes(view)
         fractions = [self.fraction(value, wholes[place % 2]) for place, value in enumerate(numbers)]
         found.add(fractions, image, label, 1 / min(wholes))

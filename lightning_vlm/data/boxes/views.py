@@ -39,11 +39,10 @@ def view_of(processor: ProcessorMixin, size: _Size) -> View:
     images: Any = getattr(processor, "image_processor", None)
     if images is None or not getattr(images, "do_resize", True):
         return View(size, size)
+    view = _within_longest_edge(processor, images, size)
     for rule in _RULES:
-        view = rule(images, size)
-        if view is not None:
-            return view
-    return View(size, size)
+        view = view or rule(images, size)
+    return view or View(size, size)
 
 
 def _to_whole_patches(images: Any, size: _Size) -> View | None:
@@ -88,12 +87,14 @@ def _to_patch_budget(images: Any, size: _Size) -> View | None:
     )
 
 
-def _within_longest_edge(images: Any, size: _Size) -> View | None:
-    """Pixtral: no side beyond a limit, in whole patches."""
+def _within_longest_edge(processor: Any, images: Any, size: _Size) -> View | None:
+    """Pixtral: no side beyond a limit, in whole patches, or in as many as are merged."""
     edges = _edges(images, "size")
     if edges.keys() != {"longest_edge"} or hasattr(images, "max_image_size"):
         return None
     patch = images.patch_size
+    if hasattr(processor, "spatial_merge_size") and hasattr(processor, "patch_size"):
+        patch = processor.patch_size * processor.spatial_merge_size
     patches = (patch, patch) if isinstance(patch, int) else (patch["width"], patch["height"])
     ratio = max(side / edges["longest_edge"] for side in size)
     sides = [int(side / ratio) if ratio > 1 else side for side in size]
@@ -192,7 +193,6 @@ def _in_a_square(images: Any, size: _Size) -> View | None:
 _RULES = (
     _to_whole_patches,
     _to_patch_budget,
-    _within_longest_edge,
     _in_a_square,
     _from_the_centre,
     _in_tiles,

@@ -88,6 +88,8 @@ OUTSIDE = ["a box outside of the picture"]
             [((100, 200, 500, 800), "?")],
             [],
         ),
+        ("qwen3_vl", '{"label": "cat", "x1": 100, "y1": 200, "x2": 500, "y2": 800}', CAT, []),
+        ("gemma", '{"label": "cat", "xmin": 100, "ymin": 200, "xmax": 500, "ymax": 800}', CAT, []),
         ("gemma", '[{"box_2d": [200, 100, 800, 500], "label": "cat"}]', CAT, []),
         ("qwen2_5_vl", '{"bbox_2d": [64, 96, 320, 384], "label": "cat"}', CAT, []),
         # tags, with and without
@@ -186,7 +188,7 @@ def test_what_is_not_seen_is_refused_and_edges_are_cut():
 def test_what_a_codec_can_not_write_is_refused():
     with pytest.raises(ValueError, match="points"):
         codec_of("molmo2").write([Box(BOX, None, 0)], [VIEW])
-    with pytest.raises(ValueError, match="boxes"):
+    with pytest.raises(ValueError, match="boxes; codecs for all kinds are loc"):
         codec_of("internvl").write([Point((0.1, 0.2), None, 0)], [VIEW])
     with pytest.raises(ValueError, match="a label without"):
         codec_of("paligemma").write([Box(BOX, "cat; dog", 0)], [VIEW])

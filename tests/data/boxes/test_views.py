@@ -173,3 +173,13 @@ def test_llava_as_it_was_trained_pads_to_a_square(size):
     for dot in DOTS:
         (frame,), (black,) = frames(images, dotted(size, dot)), frames(images, PIL.Image.new("RGB", size))
         np.testing.assert_allclose(centre(frame, black), view.to_seen(dot), atol=0.02)
+
+
+def test_patches_that_a_processor_merges_count_together(processor_of):
+    processor = processor_of("mistral3")
+    processor.image_processor.patch_size = processor.patch_size = 7
+    processor.spatial_merge_size = 4
+    made = processor(images=[PIL.Image.new("RGB", (45, 30))], text=["[IMG]"], return_tensors="pt")
+    width, height = view_of(processor, (45, 30)).seen
+    assert (width, height) == (56, 56)
+    assert made["pixel_values"].shape[-2:] == (height, width)
