@@ -152,17 +152,21 @@ class CocoContent:
             raise DataError(self._name, key, describe(value), expected)
 
     def _number(self, item: Any, name: str, of: str, place: int) -> int:
-        value = item.get(name) if isinstance(item, dict) else item
+        value = self._value(item, name, of, place)
         if not isinstance(value, int) or isinstance(value, bool):
-            key = f"{of}[{place}].{name}"
-            raise DataError(self._name, key, describe(value), "a whole number")
+            raise DataError(self._name, f"{of}[{place}].{name}", describe(value), "a whole number")
         return value
 
     def _text(self, item: Any, name: str, of: str, place: int) -> str:
-        value = item.get(name) if isinstance(item, dict) else item
+        value = self._value(item, name, of, place)
         if not isinstance(value, str) or not value:
             raise DataError(self._name, f"{of}[{place}].{name}", describe(value), "a text")
         return value
+
+    def _value(self, item: Any, name: str, of: str, place: int) -> Any:
+        if not isinstance(item, dict):
+            raise DataError(self._name, f"{of}[{place}]", describe(item), f"an object with the key '{name}'")
+        return item.get(name)
 
 
 def _top_left(item: CocoItem) -> tuple[float, float, str, int]:

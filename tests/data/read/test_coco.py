@@ -107,7 +107,7 @@ def test_options():
         (("annotations", 1, "bbox"), ..., ":images[0]", "annotations[1].bbox", "four numbers"),
         (("annotations", 1, "category_id"), 9, ":images[0]", "annotations[1].category_id", "one of the 'cat"),
         (("annotations", 1, "image_id"), 9, "", "annotations[1].image_id", "one of the 'images'"),
-        (("annotations", 1), [], "", "annotations[1].image_id", "a whole number"),
+        (("annotations", 1), [], "", "annotations[1]", "an object with the key 'image_id'"),
         (("images", 1, "id"), 7, "", "images[1].id", "which images[0] has"),
         (("images", 0, "width"), 640, ":images[0]", "", "'1.png' has 64×48 pixels upright"),
         (("images", 0, "file_name"), "turned.jpg", ":images[0]", "", "save it upright"),
