@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.losses import batch_loss
+from lightning_vlm.losses.box_loss import BoxLoss
 from lightning_vlm.losses.language import LossSums
-from lightning_vlm.losses.tasks import FixedWeights, Uncertainty, Weighting, check_weighting, task_weights_for
+from lightning_vlm.losses.tasks import FixedWeights, Weighting, check_weighting, task_weights_for
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.prediction import Prediction
@@ -27,11 +28,8 @@ from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.precision import autocast_dtype
 from lightning_vlm.models.source import ModelSource
 from lightning_vlm.optim import Cosine, Schedule
-from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
-from lightning_vlm.training.evaluation import Evaluation
-from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.module_callbacks import ModuleCallbacks
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
@@ -59,6 +57,7 @@ class VLMModule(LightningModule):
         token_weights: The weight of each kind of token.
         task_weights: The weight in training of each task that shouldn't weigh 1, such as `{ocr: 2.0}`; or how
             weights are found: `inverse_initial_loss` or `uncertainty`. For GradNorm add the callback instead.
+        box_loss: What is added on numbers of boxes: `soft`, `wasserstein` or `iou`; see `BoxLoss`.
         generation: Arguments of `generate`, such as `{max_new_tokens: 32}`. None generates only to predict.
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
@@ -93,6 +92,7 @@ class VLMModule(LightningModule):
         clip: float | dict[str, float] | None = 1.0,
         token_weights: KindWeights | None = None,
         task_weights: dict[str, float] | Weighting | None = None,
+        box_loss: BoxLoss | str | None = None,
         generation: dict[str, Any] | None = None,
         chat_template: str | None = None,
         template_options: dict[str, Any] | None = None,
@@ -120,6 +120,7 @@ class VLMModule(LightningModule):
         self.token_weights = KindWeights.read(token_weights)
         check_weighting(task_weights)
         self.task_weights = task_weights
+        self.box_loss = BoxLoss.read(box_loss)
         check_generation(generation)
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
@@ -140,7 +141,7 @@ class VLMModule(LightningModule):
             family=family,
         )
         """How the model and the processor are made."""
-        kept = self.source.hyperparameters()
+        kept = self.source.hyperparameters() | {"box_loss": self.box_loss and asdict(self.box_loss)}
         self.save_hyperparameters(kept | {"token_weights": asdict(self.token_weights)})
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
@@ -148,8 +149,7 @@ class VLMModule(LightningModule):
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks and their weights; None until a fit is set up."""
-        experts = ExpertBalance(router_aux_loss)
-        self.callbacks = ModuleCallbacks(experts=experts, evaluation=Evaluation(scores))
+        self.callbacks = ModuleCallbacks.of(router_aux_loss, self.box_loss, scores)
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""
@@ -214,7 +214,8 @@ class VLMModule(LightningModule):
         """The sum of weighted losses of a micro-batch, scaled."""
         self.callbacks.modes.keep()
         with self.callbacks.experts.watch():
-            sums = batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks)
+            boxes = self.callbacks.boxes.of
+            sums = batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks, boxes)
         loss = self.steps.add(self.callbacks.experts.add_loss(sums))
         if not batch_loss.has_pictures(batch):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
@@ -246,11 +247,9 @@ class VLMModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Groups by selector; the schedule over the whole run."""
         self.callbacks.memory.settle(self)
-        of_tasks = {"tasks": 0.01} if isinstance(self.tasks, Uncertainty) else {}
-        optimizer = make_optimizer(self.optimizer, self, {**of_tasks, **self.learning_rates}, self.trainer)
-        scheduler = self.steps.schedule(optimizer, self.schedule, self.trainer)
-        self.callbacks.run_state.configured(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        configured = self.steps.configure(self)
+        self.callbacks.run_state.configured(configured["optimizer"])
+        return configured
 
     def batch_counter(self) -> VLMBatchCounter:
         """How a ThroughputMonitor counts batches."""
@@ -258,7 +257,7 @@ class VLMModule(LightningModule):
 
     def targets(self, batch: Batch) -> Targets:
         """What is learned from a batch, found once: `VLMDataModule` asks while the batch is on the CPU."""
-        return batch.targets or batch_loss.find_targets(batch, self.token_weights)
+        return batch.targets or self.callbacks.boxes.find_targets(self, batch)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """What the head gets: a Tensor of shape [batch, length, hidden]."""
@@ -271,8 +270,7 @@ class VLMModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add to the scores of each task; those of several loaders are one."""
         answers = [] if self.generation is None else self.predict_step(batch, batch_idx)
-        losses = self.loss_sums(batch).token_losses
-        self.callbacks.evaluation.add(batch, self.targets(batch), losses, answers)
+        self.callbacks.evaluation.add(self, batch, answers)
 
     test_step = validation_step
 

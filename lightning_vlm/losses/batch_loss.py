@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.data.batch.image_groups import split_by_image_count
+from lightning_vlm.losses.box_loss import BoxLoss, BoxLosses, box_losses
+from lightning_vlm.losses.coordinates import Candidates
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
 from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
@@ -26,7 +28,7 @@ class TaskSums(NamedTuple):
 
     Args:
         loss_sum: Scalar with a graph: Σ wℓ with the weights of tasks.
-        sums: Tensor of shape [tasks], detached: Σ wℓ of each task, before its weight.
+        sums: Tensor of shape [tasks], detached: Σ wℓ of each task, before its weight, box loss and all.
         counts: Tensor of shape [tasks], detached: Σ w.
     """
 
@@ -155,7 +157,31 @@ def target_losses(model: PreTrainedModel, hidden: Tensor, targets: Targets) -> L
     return head_cross_entropy(chosen, head, targets.labels, targets.weights, **options)
 
 
-def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: FixedWeights | None) -> TaskSums:
+def target_box_losses(
+    model: PreTrainedModel, hidden: Tensor, targets: Targets, candidates: Candidates, options: BoxLoss
+) -> BoxLosses:
+    """The box loss of targets that are tokens of coordinates (`targets.numbers`).
+
+    Args:
+        model: Its head is called.
+        hidden: Tensor of shape [batch, length, hidden], as from `last_hidden_states`.
+        targets: Of the same batch, on the same device.
+        candidates: The tokens that numbers are made of, likewise.
+        options: Which loss.
+    """
+    assert targets.numbers is not None
+    chosen = hidden.flatten(0, 1).index_select(0, targets.positions[targets.numbers.places])
+    head = model.get_output_embeddings()
+    return box_losses(chosen, head, targets.numbers, candidates, options, logit_options(model))
+
+
+def task_sums(
+    model: PreTrainedModel,
+    batch: Batch,
+    targets: Targets,
+    tasks: FixedWeights | None,
+    boxes: Callable[[PreTrainedModel, Tensor, Targets], BoxLosses | None] | None = None,
+) -> TaskSums:
     """The loss of a training batch, and its parts by task; no second pass for them.
 
     Args:
@@ -163,6 +189,7 @@ def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: Fix
         batch: On the device of the model.
         targets: What is learned from it.
         tasks: The weights of tasks; None outside of a fit, where no task has a weight.
+        boxes: The box loss of the model, of the last hidden states and targets, if there is one.
 
     Raises:
         UserError: A sample's task isn't one of the training data's.
@@ -180,14 +207,20 @@ def task_sums(model: PreTrainedModel, batch: Batch, targets: Targets, tasks: Fix
 
     hidden = last_hidden_states(model, batch, announce)
     weights = targets.weights * tasks.weights[task_of_target]
-    loss = target_losses(model, hidden, targets._replace(weights=weights))
+    loss_sum, _, token_losses = target_losses(model, hidden, targets._replace(weights=weights))
+    of_boxes = boxes(model, hidden, targets) if boxes is not None else None
+    if of_boxes is not None and targets.numbers is not None:
+        places, added = targets.numbers.places, of_boxes.added
+        loss_sum = loss_sum + (weights[places] * added).sum()
+        token_losses = token_losses.index_add(0, places, added.detach())
     zeros = torch.zeros_like(tasks.weights)
-    token_sums = (loss.token_losses * targets.weights).to(zeros.dtype)
+    token_sums = (token_losses * targets.weights).to(zeros.dtype)
     sums = zeros.index_add(0, task_of_target, token_sums)
     counts = zeros.index_add(0, task_of_target, targets.weights)
     tasks.add(sums, counts)
     regularizer = tasks.regularizer(sums, counts)
-    loss_sum = loss.loss_sum if regularizer is None else loss.loss_sum + regularizer
+    if regularizer is not None:
+        loss_sum = loss_sum + regularizer
     return TaskSums(loss_sum, sums, counts)
 
 

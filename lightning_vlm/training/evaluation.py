@@ -1,17 +1,21 @@
 """What a validation or a test finds, from the first batch to what is logged."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 from typing_extensions import override
 
-from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.losses.batch_loss import target_losses
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.scores import Scores
 from lightning_vlm.training.skip_checks import EvaluationSkipCheck
+
+if TYPE_CHECKING:
+    from lightning_vlm.module import VLMModule
 
 
 class Evaluation(Callback):
@@ -29,19 +33,20 @@ class Evaluation(Callback):
         self._scores = Scores(self.choice)
         self._skip_check = EvaluationSkipCheck()
 
-    def add(
-        self, batch: Batch, targets: Targets, token_losses: Tensor, answers: Sequence[Prediction]
-    ) -> None:
+    def add(self, module: "VLMModule", batch: Batch, answers: Sequence[Prediction]) -> None:
         """Add a batch.
 
         Args:
+            module: That is judged, by the cross-entropy of its targets: other losses of training are no part
+                of it, so that it compares with and without them.
             batch: Of the validation or test data.
-            targets: What is scored of it.
-            token_losses: Tensor of shape [targets], one loss each, before its weight.
             answers: What the model has generated for it.
         """
+        targets, hidden = module.targets(batch), module.hidden_states(batch)
+        losses = target_losses(module.model, hidden, targets).token_losses
+        module.callbacks.boxes.add_evaluated(module.model, hidden, targets)
         self._skip_check.add(batch, len(targets.positions))
-        self._scores.add_losses(batch, targets, token_losses)
+        self._scores.add_losses(batch, targets, losses)
         self._scores.add_answers(answers)
         self.answers += answers
 

@@ -1,14 +1,18 @@
 """The callbacks that a `VLMModule` brings along: parts of it that follow a run, and what it reports."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from lightning.pytorch import Callback, Trainer
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.losses.box_loss import BoxLoss
 from lightning_vlm.models.attention import VarlenAttentionCheck
 from lightning_vlm.models.modes import FitModes
 from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
+from lightning_vlm.training.box_term import BoxTerm
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.gradient_coverage import GradientCoverage
@@ -32,6 +36,7 @@ class ModuleCallbacks:
     modes: FitModes = field(default_factory=FitModes)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
     experts: ExpertBalance = field(default_factory=ExpertBalance)
+    boxes: BoxTerm = field(default_factory=BoxTerm)
     skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
     memory: MemoryPlan = field(default_factory=MemoryPlan)
     out_of_memory: OutOfMemoryNote = field(default_factory=OutOfMemoryNote)
@@ -41,6 +46,18 @@ class ModuleCallbacks:
     packing_proof: PackingProof = field(default_factory=PackingProof)
     start_report: StartReport = field(default_factory=StartReport)
     score_printer: ScorePrinter = field(default_factory=ScorePrinter)
+
+    @classmethod
+    def of(
+        cls,
+        router_aux_loss: float | bool | Literal["auto"],
+        box_loss: BoxLoss | None,
+        scores: Mapping[str, Sequence[str]] | Sequence[str] | None,
+    ) -> "ModuleCallbacks":
+        """Those of a module with these arguments."""
+        return cls(
+            experts=ExpertBalance(router_aux_loss), boxes=BoxTerm(box_loss), evaluation=Evaluation(scores)
+        )
 
     def missing_in(self, trainer: Trainer) -> list[Callback]:
         """Those that a Trainer doesn't have yet."""

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from lightning_vlm_callbacks.host_copy import HostCopy
 from lightning_vlm_callbacks.run_length import steps_of_run
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import TaskSums
-from lightning_vlm.losses.tasks import OTHER, FixedWeights, TaskLog, make_task_weights
-from lightning_vlm.optim import Schedule, clip_gradients, clip_groups, lr_lambda, settle_rates
+from lightning_vlm.losses.tasks import OTHER, FixedWeights, TaskLog, Uncertainty, make_task_weights
+from lightning_vlm.optim import clip_gradients, clip_groups, lr_lambda, settle_rates
 from lightning_vlm.optim.clipping import ALL
 from lightning_vlm.optim.closures import no_call, several_calls
+from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.step import StepClosure, StepLoss, WholeStep
 from lightning_vlm.training.resume import AccumulationWindow
 
@@ -41,7 +42,7 @@ class OptimizerSteps:
         self.last_was_empty = False
         """Whether the last step was skipped because no token in it has weight."""
         self.total = 0
-        """Optimizer steps of the whole run, known from `schedule` on."""
+        """Optimizer steps of the whole run, known from `configure` on."""
         self.tokens_seen = 0
         """Tokens of this process that went through training steps, padding not counted."""
         self.clip_groups: tuple[dict[str, list[nn.Parameter]], dict[str, float]] = ({}, {})
@@ -51,10 +52,14 @@ class OptimizerSteps:
         self._loss = StepLoss()
         self._shown_next: HostCopy | None = None
 
-    def schedule(self, optimizer: Optimizer, schedule: Schedule, trainer: Trainer) -> LambdaLR:
-        """A schedule of learning rates over the whole run."""
-        self.total = total_steps(trainer)
-        return LambdaLR(optimizer, lambda step: lr_lambda(schedule, self.total)(step))
+    def configure(self, module: "VLMModule") -> OptimizerLRSchedulerConfig:
+        """The optimizer of a module, and the schedule of its learning rates over the whole run."""
+        of_tasks = {"tasks": 0.01} if isinstance(self._tasks, Uncertainty) else {}
+        rates = {**of_tasks, **module.learning_rates}
+        optimizer = make_optimizer(module.optimizer, module, rates, module.trainer)
+        self.total = total_steps(module.trainer)
+        scheduler = LambdaLR(optimizer, lambda step: lr_lambda(module.schedule, self.total)(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def find_clip_groups(self, module: "VLMModule") -> None:
         """Find what is clipped together, of all that trains now; of tasks' weights nothing is.

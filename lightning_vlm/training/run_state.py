@@ -63,6 +63,7 @@ class RunState(Callback):
             "clip": module.clip,
             "token_weights": module.hparams["token_weights"],
             "task_weights": module.task_weights,
+            "box_loss": module.hparams["box_loss"],
             "dtype": module.source.dtype,
         }
         restore_accumulation(trainer)

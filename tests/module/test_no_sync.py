@@ -308,6 +308,16 @@ def test_adapters_wait_for_nothing(waits_of_a_step, checkpointing):
     assert counts(waits) == {}
 
 
+@pytest.mark.parametrize(("kind", "packed"), [("soft", False), ("wasserstein", True), ("iou", True)])
+def test_nor_does_the_box_loss(waits_of_a_step, kind, packed):
+    assert counts(waits_of_a_step("llava", LORA, tasks=["grounding"], packed=packed, box_loss=kind)) == {}
+
+
+def test_nor_where_the_box_loss_is_logged(waits_of_a_step, tmp_path):
+    options = {"tasks": ["grounding"], "steps": 4, "logging": CSVLogger(tmp_path), "box_loss": "iou"}
+    assert counts(waits_of_a_step("llava", LORA, **options)) == {}
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_checkpointing_adds_none(waits_of_a_step, checkpointing):
     waits = waits_of_a_step("qwen3_vl", gradient_checkpointing=checkpointing)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vlm.data.batch.coordinates import Coordinates, join_coordinates
 from lightning_vlm.data.batch.join import join_packed, join_padded, pad
+from lightning_vlm.data.batch.number_targets import NumberTargets
 from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.render.example import Example
@@ -28,11 +29,13 @@ class Targets(NamedTuple):
         positions: Tensor of shape [targets], int64: where each is predicted, in the flattened batch.
         labels: Tensor of shape [targets], int64: the tokens.
         weights: Tensor of shape [targets], float32.
+        numbers: Those that are tokens of coordinates, if a box loss is to know them.
     """
 
     positions: Tensor
     labels: Tensor
     weights: Tensor
+    numbers: NumberTargets | None = None
 
 
 class Sequences(NamedTuple):
