@@ -122,6 +122,10 @@ def _of_corpus(name: str, score: corpus.CorpusScore) -> Score:
     return Score(name, sums, score.value, "a right answer")
 
 
+def _errors(words: bool, answer: Prediction) -> Sums | None:
+    return corpus.error_sums(words, answer.text, answer.right_answers) if answer.right_answers else None
+
+
 def _choice(answer: Prediction) -> float | None:
     if answer.reference is None:
         return None
@@ -197,8 +201,8 @@ _ALL = (
     _of_corpus("bleu", corpus.BLEU),
     _of_corpus("chrf", corpus.CHRF),
     *(_of_references(kind, partial(corpus.rouge, kind)) for kind in ("rouge1", "rouge2", "rougeL")),
-    _of_corpus("cer", corpus.CER),
-    _of_corpus("wer", corpus.WER),
+    Score("cer", partial(_errors, False), _ratio, "a right answer"),
+    Score("wer", partial(_errors, True), _ratio, "a right answer"),
     _accuracy_at(0.5, "acc@0.5"),
     _accuracy_at(0.75, "acc@0.75"),
     _accuracy_at(0.8, "acc@0.8"),

@@ -3,8 +3,14 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.text import char_error_rate, word_error_rate
 
-from lightning_vlm.metrics.corpus import BLEU, CER, CHRF, WER, rouge
+from lightning_vlm.metrics.corpus import BLEU, CHRF, error_sums, rouge
+from lightning_vlm.metrics.known_scores import SCORES
+from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.score_choice import ScoreChoice
 
 ANSWERS = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
 REFERENCES = [
@@ -36,12 +42,45 @@ def test_chrf_of_one_answer(place):
     assert found == pytest.approx(expected / 100, abs=1e-5), "torchmetrics adds a small number"
 
 
-@pytest.mark.parametrize(("score", "expected"), [(WER, 0.4), (CER, 0.45454545454545453)])
-def test_error_rates(score, expected):
-    answers, right = ["hello duck", "the cat sat down"], [["hello world"], ["the cat sat"]]
-    assert over_answers(score, answers, right) == pytest.approx(expected)
-    assert score.value(score.sums("hello", ["hallo", "hello"])) == 0, "the nearest counts"
-    assert score.value(score.sums("hello", [""])) is None
+@pytest.mark.parametrize(("words", "expected"), [(True, 0.4), (False, 0.45454545454545453)])
+def test_error_rates(words, expected):
+    total = Counter(error_sums(words, "hello duck", ["hello world"]))
+    total.update(error_sums(words, "the cat sat down", ["the cat sat"]))
+    assert total["sum"] / total["count"] == pytest.approx(expected)
+    assert error_sums(words, "hello", ["hallo", "hello"])["sum"] == 0, "the nearest counts"
+    assert error_sums(words, "hello", [""])["count"] == 0
+
+
+texts = st.lists(st.sampled_from(["a", "b", " ", "é", "ab ", "\n"]), max_size=12).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts, texts)
+def test_distances_against_torchmetrics(answer, right):
+    for words, rate in ((False, char_error_rate), (True, word_error_rate)):
+        sums = error_sums(words, answer, [right])
+        if sums["count"]:
+            assert sums["sum"] / sums["count"] == pytest.approx(float(rate([answer], [right])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=5))
+def test_whatever_a_model_writes_has_scores(text, references):
+    answer = Prediction("a", "vqa", text, references[0], prompt=text, references=tuple(references))
+    values = ScoreChoice(list(SCORES)).values(answer)
+    assert all(0 <= value <= 1 for name, value in values.items() if name not in ("cer", "wer"))
+    right = answer._replace(text=references[0])
+    values = ScoreChoice(["exact_match", "token_f1", "anls", "relaxed_accuracy", "cer", "wer"]).values(right)
+    assert values.pop("cer", 0) == values.pop("wer", 0) == 0
+    assert set(values.values()) == {1.0}
+
+
+def test_pages_of_text():
+    """Cell by cell, its table of 20 million cells would take ten seconds."""
+    page = "The quick brown fox jumps over the lazy dog. " * 100
+    misread = page.replace("quick", "quiek").replace("lazy ", "la")
+    assert error_sums(False, misread, [page]) == {"sum": 100 + 300, "count": len(page)}
+    assert error_sums(True, misread, [page])["sum"] == 100 + 200
 
 
 @pytest.mark.parametrize(
