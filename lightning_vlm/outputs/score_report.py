@@ -1,6 +1,7 @@
 """What a run achieved: the test scores before and after, as a table and a picture."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.baselines import blind_baselines
+from lightning_vlm.metrics.known_scores import is_score, place_of
 from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.score_table import heading
 from lightning_vlm.nearest import one_line
 from lightning_vlm.outputs.wandb_run import send_picture
 from lightning_vlm.terminal import print_line, say, short_path
@@ -38,8 +41,6 @@ BLACK = (0, 0, 0)
 GREY = (90, 90, 90)
 GREEN = (0, 120, 0)
 RED = (190, 0, 0)
-_SCORES = {"exact_match": "exact match", "token_f1": "token F1", "loss": "loss"}
-"""The scores in the table, and the heads of their columns."""
 
 
 class ScoreReport:
@@ -86,14 +87,19 @@ class ScoreReport:
 
     def _table(self, after: dict[str, float]) -> Table:
         size = len(self.data.samples("test"))
+        columns = sorted(filter(is_score, after), key=place_of)
+        if "loss" in after:
+            columns.append("loss")
         table = Table(title=f"Test: {size:,} samples", title_justify="left")
         table.add_column("")
-        for column in _SCORES.values():
-            table.add_column(column, justify="right")
-        for name, share in self._baselines().items():
-            table.add_row(name, f"{share:.3f}", "", "", style="dim")
-        table.add_row("before", *_score_cells(self._scores))
-        table.add_row("after", *_score_cells(after), style="bold")
+        for column in columns:
+            table.add_column(heading(column), justify="right")
+        if "exact_match" in columns:
+            for name, share in self._baselines().items():
+                cells = [f"{share:.3f}" if column == "exact_match" else "" for column in columns]
+                table.add_row(name, *cells, style="dim")
+        table.add_row("before", *_score_cells(self._scores, columns))
+        table.add_row("after", *_score_cells(after, columns), style="bold")
         return table
 
     def _baselines(self) -> dict[str, float]:
@@ -103,8 +109,8 @@ class ScoreReport:
             return {}
 
 
-def _score_cells(scores: dict[str, float]) -> list[str]:
-    return [f"{scores.get(name, math.nan):.3f}" for name in _SCORES]
+def _score_cells(scores: dict[str, float], columns: Sequence[str]) -> list[str]:
+    return [f"{scores.get(name, math.nan):.3f}" for name in columns]
 
 
 def draw_predictions(
