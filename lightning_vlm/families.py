@@ -70,7 +70,7 @@ def _boxes(family: Family) -> str:
     """How it writes boxes, with an example."""
     codec = CODECS[family.codec or NO_FORMAT]
     form = f"{codec.name}: {codec.form}, {codec.scale}"
-    return form if family.codec else f"none of its own is published; {form}"
+    return form if family.codec else f"none of its own is known; {form}"
 
 
 def _table(chosen: Sequence[Family]) -> Table:

@@ -53,7 +53,7 @@ def choose_codec(name: str | None, model_type: str, tokenizer: PreTrainedTokeniz
         return Choice(codec, f"boxes are written as {form}")
     if own:
         return Choice(codec, f"boxes are written as {form}, as the published checkpoints of {model_type} do")
-    return Choice(codec, f"no format of boxes is published for {model_type}; they are written as {form}")
+    return Choice(codec, f"no format of boxes is known for {model_type}; they are written as {form}")
 
 
 def missing_bins(codec: TextCodec, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ def in_pixels(item: Located, views: Sequence[View]) -> tuple[float, ...]:
         item: In fractions of its picture, with the number of that.
         views: Of all pictures of the conversation.
 
+    >>> from lightning_vlm.data.parts import Point
     >>> in_pixels(Point((0.25, 0.5), image=0), [View((640, 480), (336, 336))])
     (160.0, 240.0)
     """
@@ -26,6 +27,7 @@ def in_pixels(item: Located, views: Sequence[View]) -> tuple[float, ...]:
 def as_row(item: Located, views: Sequence[View]) -> dict[str, Any]:
     """An item as a part of a line of JSON, as `read` takes it: in pixels, with its picture and its label.
 
+    >>> from lightning_vlm.data.parts import Box
     >>> as_row(Box((0.25, 0.5, 1.0, 1.0), "dog", image=0), [View((640, 480), (336, 336))])
     {'type': 'box', 'box': [160.0, 240.0, 640.0, 480.0], 'pixels': True, 'image': 0, 'label': 'dog'}
     """

@@ -52,7 +52,7 @@ def _to_whole_patches(images: Any, size: _Size) -> View | None:
     if (
         resize is None
         or not hasattr(images, "merge_size")
-        or edges.keys() < {"shortest_edge", "longest_edge"}
+        or edges.keys() != {"shortest_edge", "longest_edge"}
     ):
         return None
     frames = getattr(images, "temporal_patch_size", 1)
