@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from lightning_vlm.data.parts import Point
 from lightning_vlm.errors import UserError
-from lightning_vlm.metrics import boxes, corpus, short_answers
+from lightning_vlm.metrics import boxes, corpus, short_answers, yes_no
 from lightning_vlm.metrics.choices import choice_accuracy
 from lightning_vlm.metrics.detection import detection_counts, mean_average_precision
 from lightning_vlm.metrics.masks import overlap
@@ -126,6 +126,10 @@ def _errors(words: bool, answer: Prediction) -> Sums | None:
     return corpus.error_sums(words, answer.text, answer.right_answers) if answer.right_answers else None
 
 
+def _yes_no(answer: Prediction) -> Sums | None:
+    return None if answer.reference is None else yes_no.yes_no_counts(answer.text, answer.reference)
+
+
 def _choice(answer: Prediction) -> float | None:
     if answer.reference is None:
         return None
@@ -198,6 +202,10 @@ _ALL = (
     _of_references("anls", short_answers.anls),
     _of_references("relaxed_accuracy", short_answers.relaxed_accuracy),
     _mean("mcq", _choice, "a letter that is right"),
+    Score("yes_no", _yes_no, yes_no.accuracy, "a right answer of yes or no"),
+    Score("yes_no_f1", _yes_no, yes_no.f1, "a right answer of yes"),
+    Score("yes_share", _yes_no, yes_no.yes_share, "a right answer of yes or no"),
+    Score("false_yes", _yes_no, yes_no.false_yes, "a right answer of no"),
     _of_corpus("bleu", corpus.BLEU),
     _of_corpus("chrf", corpus.CHRF),
     *(_of_references(kind, partial(corpus.rouge, kind)) for kind in ("rouge1", "rouge2", "rougeL")),

@@ -114,7 +114,7 @@ class PredictionTable(Callback):
         for index, answer in zip(batch.places, answers, strict=True):
             place = Place(dataloader_idx, index)
             if place in self._choice.places:
-                self._answers[place] = answer_of(answer)
+                self._answers[place] = answer_of(answer, pl_module.callbacks.evaluation.choice)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

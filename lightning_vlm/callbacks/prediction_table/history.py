@@ -1,12 +1,14 @@
 """The answers of a run's validations: bounded, and plain values, so that a checkpoint can keep them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lightning_vlm.callbacks.answer_file import answer_row
 from lightning_vlm.callbacks.prediction_table.marks import Mark, marks_of
 from lightning_vlm.callbacks.prediction_table.samples import Place
 from lightning_vlm.metrics.prediction import Prediction
+from lightning_vlm.metrics.score_choice import ScoreChoice
+from lightning_vlm.metrics.text import exact_match
 
 LONGEST = 1000
 """The most characters of a text that are kept."""
@@ -41,22 +43,23 @@ class Validation(NamedTuple):
     answers: dict[Place, Answer]
 
 
-def answer_of(prediction: Prediction) -> Answer:
-    """What is kept of an answer."""
-    scores = {name: value for name, value in answer_row(prediction)["scores"].items() if value is not None}
-    exact = scores.pop("exact_match", None)
+def answer_of(prediction: Prediction, choice: ScoreChoice | None = None) -> Answer:
+    """What is kept of an answer, with the scores that are chosen for its task."""
+    scores = (choice or ScoreChoice()).values(prediction)
+    scores.pop("exact_match", None)
+    reference = prediction.reference
     text = prediction.text
     if prediction.reasoning:
         text = f"({prediction.reasoning.strip()})\n{text}"
     found = prediction.found
     return Answer(
         text=shorten(text),
-        right=None if exact is None else bool(exact),
-        scores={name: round(float(value), 4) for name, value in scores.items()},
+        right=None if reference is None else bool(exact_match(prediction.text, reference)),
+        scores={name: round(value, 4) for name, value in scores.items() if math.isfinite(value)},
         found=[] if found is None else marks_of(found.items),
         faults=[] if found is None else [shorten(fault, 200) for fault in found.faults[:5]],
         prompt=shorten(prediction.prompt),
-        target=None if prediction.reference is None else shorten(prediction.reference),
+        target=None if reference is None else shorten(reference),
     )
 
 
