@@ -44,6 +44,8 @@ class TextCodec(BoxCodec):
         self.check(items)
         if not items:
             text.add(self.nothing)
+        if len(views) > 1 and any(_PICTURE.search(item.label or "") for item in items):
+            raise ValueError("a label that names no picture as lists of boxes do")
         for image, group in itertools.groupby(placed(items, views), lambda one: one.image):
             if len(views) > 1:
                 text.add(f"\nPicture {image + 1}: " if text else f"Picture {image + 1}: ")

@@ -167,6 +167,8 @@ def test_several_pictures():
     assert "\nPicture 1: " in text
     assert [item.image for item in codec_of("qwen2_vl").read(text, views).items] == [1, 1, 0]
     assert codec_of("qwen2_vl").read("Picture 4: (1,2),(3,4)", views).faults == ("picture 4 of 3",)
+    with pytest.raises(ValueError, match="names no picture"):
+        codec_of("qwen2_vl").write([Box(BOX, "Picture 1: cat", 1)], views)
     text = codec_of("qwen2_5_vl").write(items, views).text
     assert [one["image"] for one in json.loads(text)] == [2, 2, 1]
     points = [Point((0.1, 0.2), None, 0), Point((0.3, 0.4), None, 0), Point((0.5, 0.6), None, 2)]
