@@ -58,10 +58,12 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     PIL.Image.new("RGB", (64, 48), "red").save("cat.jpg")
-    (sample,) = blocks("README.md", "json")
+    PIL.Image.new("RGB", (300, 200), "gray").save("street.jpg")
+    sample, with_box = blocks("README.md", "json")
     lines = [json.dumps({**json.loads(sample), "task": task}) for task in ("vqa", "ocr") for _ in range(16)]
-    Path("train.jsonl").write_text("\n".join(lines))
-    Path("val.jsonl").write_text("\n".join(lines[14:18]))
+    boxes = [json.dumps({**json.loads(with_box), "task": "grounding"})] * 2
+    Path("train.jsonl").write_text("\n".join([*lines, *boxes]))
+    Path("val.jsonl").write_text("\n".join([*lines[14:17], *boxes[:1]]))
     question = {"messages": json.loads(sample)["messages"][:1]}
     Path("questions.jsonl").write_text("\n".join([json.dumps(question)] * 3))
     Path("my.yaml").write_text(YAML[0])
@@ -109,8 +111,9 @@ def test_the_commands(project, capsys):
 
 # The second snippet of callbacks goes on with the list of the first.
 SNIPPETS = {
-    "README: callbacks": YAML[1] + YAML[2],
-    **{f"README: {place}": text for place, text in enumerate(YAML[3:], 3)},
+    "README: boxes": YAML[1],
+    "README: callbacks": YAML[2] + YAML[3],
+    **{f"README: {place}": text for place, text in enumerate(YAML[4:], 4)},
     **{f"callbacks: {place}": text for place, text in enumerate(blocks("callbacks/README.md", "yaml"))},
 }
 
