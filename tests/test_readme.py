@@ -60,7 +60,8 @@ def project(tmp_path, monkeypatch):
     PIL.Image.new("RGB", (64, 48), "red").save("cat.jpg")
     PIL.Image.new("RGB", (300, 200), "gray").save("street.jpg")
     sample, with_box = blocks("README.md", "json")
-    lines = [json.dumps({**json.loads(sample), "task": task}) for task in ("vqa", "ocr") for _ in range(16)]
+    lines = [json.dumps({**json.loads(sample), "task": task}) for task in ("vqa", "ocr") for _ in range(15)]
+    # Two steps of 8 batches of 2 are an epoch, behind which there is a validation.
     boxes = [json.dumps({**json.loads(with_box), "task": "grounding"})] * 2
     Path("train.jsonl").write_text("\n".join([*lines, *boxes]))
     Path("val.jsonl").write_text("\n".join([*lines[14:17], *boxes[:1]]))
