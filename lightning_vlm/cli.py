@@ -32,6 +32,7 @@ options:
   --samples N --scan N --out FILE
                      preview: samples to show, to read for the figures, and where the HTML page goes
   --progress X       preview: show the weights at this progress of training, 0 to 1
+  --gain true        preview: load the model, and show which words need the picture
   --out FILE --show N
                      predict: where the answers go, and how many to print
   --out DIR [--adapter-only] [--check-quantized nf4]

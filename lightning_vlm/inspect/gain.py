@@ -1,14 +1,18 @@
 """Which words need the picture: the visual information gain of the samples of a preview."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.collate import Item, collate
+from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.render.example import Example
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.inspect.preview import Sample
 from lightning_vlm.inspect.tokens import Piece
 from lightning_vlm.losses.visual_gain import visual_gain
@@ -50,6 +54,38 @@ def token_gains(module: VLMModule, example: Example) -> Tensor:
     found = visual_gain(module.model, batch, targets)
     gains[targets.positions + 1] = torch.where(found.seen, found.nats, math.nan)
     return gains
+
+
+def with_gains(
+    module: VLMModule,
+    renderer: Renderer,
+    samples: Iterable[tuple[Conversation, Mapping[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    """Rows of answers with their `visual_gain`, by which `worth_labelling` ranks: what a model has answered
+    without looking. It takes two forward passes for each.
+
+    Args:
+        module: With its model loaded, as by `load`.
+        renderer: Of a `VLMDataModule` of the same model.
+        samples: Each conversation and the row of its answer. A last turn of the assistant isn't looked at.
+
+    Returns:
+        The rows, with the mean gain over the tokens of the answer; None where that is empty, or nothing can
+        be seen.
+    """
+    for conversation, row in samples:
+        turns = conversation.messages
+        asked = turns[:-1] if turns[-1].role == "assistant" else turns
+        earlier = tuple(replace(turn, weight=0.0) if turn.role == "assistant" else turn for turn in asked)
+        answer = Message("assistant", (Text(row["answer"]),))
+        mean = math.nan
+        if row["answer"]:
+            mean = float(
+                token_gains(
+                    module, renderer.example(conversation.with_messages((*earlier, answer)))
+                ).nanmean()
+            )
+        yield {**row, "visual_gain": mean if math.isfinite(mean) else None}
 
 
 def level(piece: Piece) -> int:

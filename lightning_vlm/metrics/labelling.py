@@ -42,7 +42,7 @@ def worth_labelling(
             `disagreement` is how much two candidates differ that are drawn by their probabilities, in the
             mean of 1 - token F1: it would say this or that. Both need several answers (`generation:
             {num_return_sequences: 4, num_beams: 4}`). `visual_gain` takes the least `visual_gain` of rows
-            that have one, in nats a token: it answers without looking.
+            that have one (`inspect.gain.with_gains`), in nats a token: it answers without looking.
 
     Raises:
         UserError: The file can't be read, there is no such choice, or no row says what is asked for.

@@ -13,9 +13,10 @@ from lightning.pytorch import Trainer
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.batch.collate import Item, collate
+from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
-from lightning_vlm.inspect.gain import describe, load
+from lightning_vlm.inspect.gain import describe, load, token_gains, with_gains
 from lightning_vlm.inspect.scan import scan_data
 from lightning_vlm.losses.visual_gain import visual_gain
 from lightning_vlm.models.loading.load import SHIPPED
@@ -150,3 +151,27 @@ def test_which_words_need_the_picture(tmp_path, monkeypatch, capsys):
     assert "the picture lowers its loss by" not in Path("preview.html").read_text("utf-8")
     assert main([*words, "--gain", "true", "--ckpt_path", "none.ckpt"]) != 0
     assert "none.ckpt" in capsys.readouterr().err
+
+
+def test_the_gain_of_answers_is_that_of_their_own_words():
+    """Neither an earlier answer nor the right one has a part in it."""
+    module = VLMModule("drawn-vlm")
+    load(module, None)
+    renderer = Renderer(module.processor)
+    picture = Drawn("train", size=3)[0].images[0]
+    ask = Message("user", (picture, Text("What colour is it?")))
+    first = Message("assistant", (Text("It is bright."),))
+    asked = Conversation((ask, first, Message("user", (Text("And?"),))), source="a:1")
+    with_reference = asked.with_messages((*asked.messages, Message("assistant", (Text("Nobody knows."),))))
+    words = Conversation((Message("user", (Text("Hello?"),)),), source="a:2")
+    row, empty = {"answer": "red"}, {"answer": ""}
+    given = [(asked, row), (with_reference, row), (asked, empty), (words, row)]
+    one, other, nothing, unseen = (found["visual_gain"] for found in with_gains(module, renderer, given))
+    assert one == other
+    assert nothing is unseen is None
+    answered = Message("assistant", (Text("red"),))
+    example = renderer.example(asked.with_messages((*asked.messages, answered)))
+    gains = token_gains(module, example)
+    known = gains[~gains.isnan()]
+    count = len(module.processor.tokenizer("red").input_ids) + 1  # and the end of the turn
+    assert one == pytest.approx(float(known[-count:].mean()), abs=1e-5)
