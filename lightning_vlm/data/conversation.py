@@ -66,6 +66,7 @@ class Conversation:
             for each.
         shown: All that its pictures show, with labels, where that is known; `data.negatives` asks for what
             isn't there. None is what the boxes of all samples with this picture say.
+        changes: What was done to it as it was read, each in a sentence; samples are counted by these.
 
     Raises:
         DataError: A wrong role, an empty conversation, a picture in an assistant turn, a box outside 0..1, a
@@ -86,6 +87,7 @@ class Conversation:
     references: tuple[str, ...] = ()
     level: str | None = None
     shown: tuple[Located, ...] | None = None
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")

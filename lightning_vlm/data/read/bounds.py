@@ -13,10 +13,10 @@ OnBadBox: TypeAlias = Literal["error", "clip"]
 Placed: TypeAlias = tuple[Part, Location]
 """A part of a content, and where it stands in its row."""
 
-_CUT = "what reaches beyond its picture was cut off at the edge (data.bad_boxes: clip)"
+CUT = "what reaches beyond its picture was cut off at the edge (data.bad_boxes: clip)"
 _TURNED = "corners in the wrong order were exchanged (data.bad_boxes: clip)"
 _LAST = "in samples of several pictures, boxes without 'image' lie in the last picture before them"
-_LATER = (
+LATER = (
     "boxes in pixels are compared with their pictures' sizes when samples are rendered, not now, because the "
     "pictures aren't files"
 )
@@ -96,7 +96,7 @@ class _Pictures:
         assert isinstance(image, Image)
         reading = at.reading
         if reading.opening and image.path is None and not image.data:
-            at.note(_LATER)
+            at.note(LATER)
             return math.inf, math.inf
         return image_size(image, at_image.source, at_image.key)
 
@@ -122,7 +122,7 @@ def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
         fix = "" if clips else _FIX
         raise at.error(found, f"numbers {_range(part, edges)}{fix}")
     if beyond > slack:
-        at.tally(_CUT, "boxes")
+        at.tally(CUT, "boxes")
     if not _has_area(part, inside):
         raise at.error(found, "a box or region with an area; leave it out, or write a point")
     if inside == numbers == part.numbers:

@@ -46,6 +46,10 @@ class Notes:
         """Count one of the things that something was done to, of which a row may have several."""
         self._counted[sentence, things] += 1
 
+    def has(self, sentence: str) -> bool:
+        """Whether a choice was made for a row, or something counted."""
+        return sentence in self._said or any(sentence == counted for counted, _ in self._counted)
+
     def lines(self) -> list[str]:
         """One line for all ignored keys, and one for each choice."""
         lines = [f"{sentence} ({_rows(count)})" for sentence, count in self._said.items()]

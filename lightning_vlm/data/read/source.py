@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, TaskTable, Video
-from lightning_vlm.data.read.bounds import OnBadBox
+from lightning_vlm.data.read.bounds import CUT, LATER, OnBadBox
 from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
@@ -90,6 +90,7 @@ class Source(Conversations):
         chosen = checking.box_format
         if chosen and not chosen.is_words and not checking.notes.box_format_is_used:
             checking.notes.say("data.box_format has no effect: no box is without a unit")
+        self._compares_later = bad_boxes == "clip" and checking.notes.has(LATER)
         self.notes = checking.notes.lines()
         """What was ignored in its rows or chosen for them, one line each."""
         for line in self.notes:
@@ -131,7 +132,11 @@ class Source(Conversations):
     def __getitem__(self, index: int) -> Conversation:  # type: ignore[override]  # a source has no slices
         start = range(len(self))[index] * self.place_length
         place = tuple(self._places[start : start + self.place_length])
-        return self._build(place, self._record(place), self._reading)
+        if not self._compares_later:
+            return self._build(place, self._record(place), self._reading)
+        reading = replace(self._reading, notes=Notes())
+        conversation = self._build(place, self._record(place), reading)
+        return replace(conversation, changes=(CUT,)) if reading.notes.has(CUT) else conversation
 
     @abstractmethod
     def _records(self) -> Iterator[tuple[tuple[int, ...], Any]]:

@@ -180,7 +180,7 @@ class Renderer:
         end = ends[rounds - 1]
         kept = sum(len(turn.messages) for turn in turns[:end])
         rendered = conversation.with_messages(learned[:kept])
-        changes += example.changes
+        changes += example.changes + conversation.changes
         return replace(example, conversation=rendered, truncated=len(learned) - kept, changes=changes)
 
     def prompt(self, conversation: Conversation) -> tuple[Example, str | None]:
@@ -203,6 +203,7 @@ class Renderer:
         render = RenderOnce(lambda turns: self._render(conversation, turns, True, opened))
         room = self.answer_tokens
         turns, left_out = fitting_turns(render, turns, self.tokenizer, self.most_tokens, room)
+        changes += left_out + conversation.changes
         kept = sum(len(turn.messages) for turn in turns)
         if all(turn.role == "system" for turn in turns):
             turns.append(Turn("user", (), kept))  # a chat that begins with a greeting gets an empty question
@@ -220,7 +221,7 @@ class Renderer:
         messages = tuple(message for turn in written.turns for message in turn.messages)[:kept]
         asked = conversation.with_messages(messages or (Message("user", ()),))
         reader = self.boxes.reader(written, pictures, last is not None)
-        return replace(example, conversation=asked, changes=changes + left_out, reader=reader), reference
+        return replace(example, conversation=asked, changes=changes, reader=reader), reference
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         """The turns of a conversation as the template gets them; DataError as of `refuse_forged`."""

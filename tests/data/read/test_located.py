@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vlm.data.conversation import Box, Point, Region
+from lightning_vlm.data.read.bounds import CUT
 from lightning_vlm.data.read.box_format import ORDERS, UNITS, BoxFormat
 from lightning_vlm.data.read.readers import Messages, OpenAIMessages, read
 from lightning_vlm.errors import DataError, UserError
@@ -142,7 +143,7 @@ def test_pictures_are_opened_for_boxes_in_pixels_alone(write):
         Messages(write(asked(pixels(0, 0, 1, 1))))
 
 
-def test_pictures_in_rows_are_looked_at_when_a_sample_is_made(folder):
+def test_pictures_in_rows_are_looked_at_when_a_sample_is_made(write):
     datasets = pytest.importorskip("datasets")
     content = [{"type": "image"}, pixels(0, 0, 5, 3)]
     rows = {
@@ -154,7 +155,10 @@ def test_pictures_in_rows_are_looked_at_when_a_sample_is_made(folder):
     assert "when samples are rendered" in source.notes[0]
     with pytest.raises(DataError, match="4×3 pixels"):
         source[0]
-    assert last_part(read("data.parquet", bad_boxes="clip")) == Box((0, 0, 4, 3), pixels=True)
+    clipping = read("data.parquet", bad_boxes="clip")
+    assert last_part(clipping) == Box((0, 0, 4, 3), pixels=True)
+    assert clipping[0].changes == (CUT,)
+    assert read(write(asked(pixels(0, 0, 5, 3))), bad_boxes="clip")[0].changes == ()  # counted at the start
 
 
 def test_options_are_checked(write):
