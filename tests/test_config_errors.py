@@ -294,6 +294,14 @@ LINES = {
         ["--model.quantization.method", "nf5"],
         "found nf5; expected 'nf4' or 'int8'; did you mean nf4?",
     ),
+    "a value of a box loss": (
+        ["--model.box_loss.kind", "iuo"],
+        "found iuo; expected 'soft', 'wasserstein' or",
+    ),
+    "a key of a box loss": (
+        ["--model.box_loss.kind", "soft", "--model.box_loss.sigm", "2"],
+        "model.box_loss: there is no key sigm",
+    ),
     "a strategy": (
         ["--trainer.strategy", "dpp"],
         "trainer.strategy: there is no strategy dpp; expected auto or ddp; did you mean ddp?",

@@ -52,10 +52,9 @@ def box_overlap(predicted: Tensor, target: Tensor, kind: Overlap = "giou") -> Te
     predicted, target = _wide(predicted), _wide(target.detach())
     sides = target[..., 2:] - target[..., :2]
     has_area = (sides > THINNEST).all(-1)
-    # Boxes that can't be learned are replaced before the arithmetic, for 0 times infinity is NaN.
+    # Targets without area are replaced before the arithmetic, for 0 times infinity is NaN.
     unit = torch.cat((torch.zeros_like(sides), torch.ones_like(sides)), -1)
     target = torch.where(has_area[..., None], target, unit)
-    predicted = torch.where(has_area[..., None], predicted, unit)
     return torch.where(has_area, _overlap(predicted, target, kind), 0)
 
 

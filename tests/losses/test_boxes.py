@@ -103,6 +103,8 @@ def test_every_box_has_a_finite_value_and_gradient(kind, predicted, target):
 def test_a_target_without_area_teaches_nothing(kind):
     line = torch.tensor([[0.2, 0.0, 0.2, 1.0]])
     predicted = torch.tensor([[0.1, 0.0, 0.3, 1.0]], requires_grad=True)
+    assert not box_overlap(line, predicted, kind).requires_grad, "what is right is learned by nothing"
+    assert not l1(line, predicted).requires_grad
     value = box_overlap(predicted, line, kind)
     value.sum().backward()
     assert value.item() == 0
