@@ -189,8 +189,30 @@ def test_boxes_of_each_family_are_the_same_in_the_end(through, family):
 @pytest.mark.parametrize("codec", NAMED)
 def test_a_named_codec_goes_with_the_model(through, codec):
     conversations = samples(codec in POINTS, 1 if codec == "molmo" else 2)  # Molmo points into one
-    rows, predictions, _ = through("qwen2_vl", conversations, boxes=codec, new_tokens=NAMED[codec])
+    rows, predictions, folder = through("qwen2_vl", conversations, boxes=codec, new_tokens=NAMED[codec])
+    assert codec_for(AutoProcessor.from_pretrained(folder)).codec.name == codec
     check(rows, predictions, conversations, codec)
+
+
+def test_special_tokens_of_boxes_stay_in_answers_that_have_some(module, batch_of, monkeypatch):
+    """Words alone lose them, as ever."""
+    one = module("qwen2_vl")
+    tokenizer = one.processor.tokenizer
+    special = ["<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    boxes, words = samples(False, 1)[:2]
+    words = Conversation((words.messages[0], Message("assistant", (Text("Red."),))), source="words")
+    batch = batch_of(one, OfList([boxes, words]), predict=True)
+    written = tokenizer(batch.references[0], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert set(tokenizer.convert_tokens_to_ids(special)) <= set(written[0].tolist())
+    monkeypatch.setattr(
+        one.model, "generate", lambda input_ids, **_: torch.cat([input_ids, written.repeat(2, 1)], dim=1)
+    )
+    with_boxes, without = one.predict_step(batch, 0)
+    assert with_boxes.text == batch.references[0]
+    assert len(with_boxes.found.items) == 3
+    assert without.found is None
+    assert not any(token in without.text for token in special)
 
 
 def test_the_guide_of_an_export_runs_as_it_stands(through, monkeypatch, capsys):
