@@ -173,7 +173,7 @@ class BoxTerm(Callback):
     def _say(self, seen: float, left_out: float) -> None:
         """Say once what the loss doesn't reach."""
         self._has_spoken = True
-        why = "their digits share tokens with other characters"
+        why = "their numbers share tokens with other characters or with each other"
         if not seen and left_out:
             rank_zero_warn(
                 f"model.box_loss does nothing: none of the {left_out:g} boxes so far can be used, for {why}"

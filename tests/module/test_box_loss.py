@@ -216,6 +216,14 @@ def test_without_a_box_it_is_said_once(fresh, make_quiet, listed, words):
     assert sum("box_loss" in str(one.message) for one in told) == 1
 
 
+def test_boxes_whose_numbers_share_a_token_are_counted(fresh, make_quiet, listed):
+    """Kosmos-2 writes a corner as one token."""
+    source = listed(Drawn("train", size=3, tasks=["grounding"]))
+    one = fresh("iou", "kosmos-2", adapt={"language": "lora"})
+    with pytest.warns(UserWarning, match="none of the 3 boxes so far can be used, for their numbers share"):
+        run(make_quiet, one, source, precision="32-true")
+
+
 def test_a_model_without_digits_is_refused(fresh, source, make_quiet, monkeypatch):
     monkeypatch.setattr("lightning_vlm.training.box_term.number_tokens", lambda *_: {})
     with pytest.raises(UserError, match=r"model\.box_loss: found iou, but the model has no tokens of digits"):
