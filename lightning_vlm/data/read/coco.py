@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_vlm.data.conversation import Conversation, Image, Message, Nothing, Text
+from lightning_vlm.data.conversation import Box, Conversation, Image, Message, Nothing, Region, Text
 from lightning_vlm.data.images import image_size
 from lightning_vlm.data.read.bounds import OnBadBox, Placed, within_pictures
 from lightning_vlm.data.read.box_format import BoxFormat
@@ -45,6 +45,7 @@ class COCO(Source):
         question: What is asked. `{categories}` are the names of all categories, `{category}` is that one.
         regions: Whether the outlines in `segmentation` are the answer instead of the boxes.
         keep_empty: Whether pictures without annotations are kept; their answer is that nothing is there.
+            Those of crowds alone never are.
         task: The task of its samples.
         bad_boxes: As in `DataFile`; `clip` also leaves out boxes without width or height.
 
@@ -149,9 +150,12 @@ class _Asking:
                 answer.append((located(_PIXELS.numbers(bbox), label, None, True), at_item / "bbox"))
         sizes = _checked_size(image, row["size"], at)
         question, found = within_pictures([asked, answer or [(Nothing(), at)]], sizes)
-        return Conversation(
-            (Message("user", question), Message("assistant", found)), self._task, 1.0, at.source
-        )
+        # Crowds and other categories are in no answer, but nobody may ask for them as if they weren't there.
+        here = [part for part in found if isinstance(part, Box | Region)]
+        labels = {part.label for part in here}
+        others = [Box((0.0, 0.0, 1.0, 1.0), name) for name in row["there"] if name not in labels]
+        messages = (Message("user", question), Message("assistant", found))
+        return Conversation(messages, self._task, 1.0, at.source, shown=(*here, *others))
 
 
 def _checked_size(image: Image, said: list[Any], at: Location) -> dict[int, tuple[float, float]]:

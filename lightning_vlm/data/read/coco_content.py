@@ -39,6 +39,7 @@ class CocoContent:
 
     def __init__(self, path: str, name: str, regions: bool, clips: bool) -> None:
         self._name = name
+        self._crowds: dict[int, list[str]] = {}
         self.empty = 0
         """How many pictures without annotations were left out so far."""
         self._regions = regions
@@ -74,6 +75,7 @@ class CocoContent:
                 "asked": None,
                 "items": sorted(items, key=_top_left),
                 "notes": notes,
+                "there": sorted({item.label for item in items} | {*self._crowds.get(image["id"], [])}),
             }
             if fault:
                 yield {"place": place, "fault": fault}
@@ -82,7 +84,7 @@ class CocoContent:
                     of_label = [item for item in row["items"] if item.label == label]
                     yield row | {"asked": label, "items": of_label, "notes": notes}
                     notes = []
-            elif items or keep_empty:
+            elif items or (keep_empty and not row["there"]):
                 yield row
             else:
                 self.empty += 1
@@ -117,6 +119,9 @@ class CocoContent:
         key = f"annotations[{place}]"
         if annotation.get("iscrowd"):
             notes.append(_CROWD)
+            category = annotation.get("category_id")
+            if isinstance(category, int) and category in self._names:
+                self._crowds.setdefault(annotation["image_id"], []).append(self._names[category])
             return None
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in self._names:

@@ -69,6 +69,7 @@ def test_all_boxes_of_a_picture_in_reading_order():
             pixels(0, 20, 64, 48, "cat"),  # rounded numbers end at the edge
             pixels(30.5, 20, 40.5, 30, "cat"),
         )
+        assert {part.label for part in first.shown} == {"cat", "dog"}
         assert first.source == "instances.json:images[0]"
         assert second.messages[1].parts == (pixels(0, 0, 4, 3, "cat"),)
         assert (first.task, len(source)) == ("detection", 2)
@@ -83,6 +84,11 @@ def test_options():
     asked = [(sample.messages[0].parts[1].text, len(sample.messages[1].parts)) for sample in by_category]
     assert asked == [("Box each cat!", 2), ("Box each dog!", 1), ("Box each cat!", 1)]
     assert by_category[0].task == "d"
+    assert {part.label for part in by_category[0].shown} == {"cat", "dog"}
+    crowd_alone = change(DATA, ("annotations", 4, "iscrowd"), 1)
+    sources = [sample.source for sample in COCO(written(crowd_alone), keep_empty=True)]
+    assert sources == ["instances.json:images[0]", "instances.json:images[2]"]  # not that nothing is there
+    written(DATA)
     assert by_category.notes[0].endswith("(annotations: 1)")
     with_empty = COCO(FILE, keep_empty=True)
     assert with_empty[2].messages[1].parts == (Nothing(),)
