@@ -34,6 +34,12 @@ class VisualGainWeights(Callback):
     Each batch takes two more forward passes without gradients, pictures and all. Against a step that
     recomputes nothing these are two thirds more operations.
 
+    It only helps a model that already looks where the words stand. In `benchmarks/visual_gain.py` the shipped
+    model keeps more of what it knows where chatter follows the words that count (41% right against 31% of
+    plain cross-entropy; 61% before training), and nothing is gained where chatter comes first and the model
+    first has to learn to look there (1% against 4%). A weight on the words themselves, where the data can say
+    which they are (`token_weights.entity`), does far better in both (60% and 43%).
+
     Args:
         least: The factor of what the picture doesn't help, above 0 and up to 1.
         full: From how many nats on a token has all its weight.
