@@ -23,6 +23,7 @@ from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.models.loading.initial import check_missing_weights_train
 from lightning_vlm.models.loading.load import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.models.mask_head import MaskHead, MaskOptions
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.precision import autocast_dtype
@@ -58,6 +59,7 @@ class VLMModule(LightningModule):
         task_weights: The weight in training of each task that shouldn't weigh 1, such as `{ocr: 2.0}`; or how
             weights are found: `inverse_initial_loss` or `uncertainty`. For GradNorm add the callback instead.
         box_loss: What is added on numbers of boxes: `soft`, `wasserstein` or `iou`; see `BoxLoss`.
+        mask_head: Makes masks where `<seg>` stands; keys as of `MaskOptions`, or true.
         generation: Arguments of `generate`, such as `{max_new_tokens: 32}`. None generates only to predict.
             With `num_return_sequences` answers are ranked by `length_score`, with alpha `length_penalty`.
         chat_template: The name of a ready template or a Jinja text, in place of the processor's own.
@@ -93,6 +95,7 @@ class VLMModule(LightningModule):
         token_weights: KindWeights | None = None,
         task_weights: dict[str, float] | Weighting | None = None,
         box_loss: BoxLoss | str | None = None,
+        mask_head: MaskOptions | bool | None = None,
         generation: dict[str, Any] | None = None,
         chat_template: str | None = None,
         template_options: dict[str, Any] | None = None,
@@ -121,6 +124,7 @@ class VLMModule(LightningModule):
         check_weighting(task_weights)
         self.task_weights = task_weights
         self.box_loss = BoxLoss.read(box_loss)
+        masks = MaskOptions.read(mask_head)
         check_generation(generation)
         self.generation = generation
         self.no_gradient_needed = no_gradient_needed or []
@@ -141,15 +145,18 @@ class VLMModule(LightningModule):
             family=family,
         )
         """How the model and the processor are made."""
-        kept = self.source.hyperparameters() | {"box_loss": self.box_loss and asdict(self.box_loss)}
-        self.save_hyperparameters(kept | {"token_weights": asdict(self.token_weights)})
+        objects = {"token_weights": self.token_weights, "box_loss": self.box_loss, "mask_head": masks}
+        kept = {name: value and asdict(value) for name, value in objects.items()}
+        self.save_hyperparameters(self.source.hyperparameters() | kept)
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
+        self.mask_head: MaskHead | None = None
+        """Makes masks, if any are made."""
         self.parts: dict[str, list[str]] = {}
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
         """The tasks and their weights; None until a fit is set up."""
-        self.callbacks = ModuleCallbacks.of(router_aux_loss, self.box_loss, scores)
+        self.callbacks = ModuleCallbacks.of(router_aux_loss, self.box_loss, masks, scores)
         """Parts of this module that follow a run."""
         self.steps = OptimizerSteps(self.callbacks.run_state.window)
         """What divides the gradients of each step in a fit."""
@@ -179,6 +186,7 @@ class VLMModule(LightningModule):
         self.loaded = self.source.model(self.processor if self.source.new_tokens else None, precision)
         self.model = self.loaded.model
         self.parts = find_parts(self.model, prefix="model.")
+        self.mask_head = self.callbacks.masks.make(self.model)
         self.trained = TrainedWeights(self)
         check_missing_weights_train(self.loaded.missing, self, self.no_gradient_needed)
 
@@ -214,8 +222,8 @@ class VLMModule(LightningModule):
         """The sum of weighted losses of a micro-batch, scaled."""
         self.callbacks.modes.keep()
         with self.callbacks.experts.watch():
-            boxes = self.callbacks.boxes.of
-            sums = batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks, boxes)
+            more = self.callbacks.boxes.of, self.callbacks.masks.of
+            sums = batch_loss.task_sums(self.model, batch, self.targets(batch), self.tasks, *more)
         loss = self.steps.add(self.callbacks.experts.add_loss(sums))
         if not batch_loss.has_pictures(batch):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
@@ -276,7 +284,7 @@ class VLMModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """What the model answers to the prompts of a batch; see `generate_answers`."""
-        return generate_answers(self.model, self.processor, batch, self.generation)
+        return generate_answers(self.model, self.processor, batch, self.generation, self.mask_head)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what ever trains, and what a resumed run needs."""

@@ -37,6 +37,20 @@ class TaskSums(NamedTuple):
     counts: Tensor
 
 
+class MaskLosses(NamedTuple):
+    """The losses of the masks of a batch.
+
+    Args:
+        losses: Tensor of shape [masks], with a graph, before their weights.
+        weights: Tensor of shape [masks]: those of their tokens; 0 where these aren't learned.
+        samples: Tensor of shape [masks], int64: which sample each belongs to.
+    """
+
+    losses: Tensor
+    weights: Tensor
+    samples: Tensor
+
+
 def find_targets(batch: Batch, table: KindWeights) -> Targets:
     """The tokens of a batch that have weight, each at the position that predicts it.
 
@@ -181,6 +195,7 @@ def task_sums(
     targets: Targets,
     tasks: FixedWeights | None,
     boxes: Callable[[PreTrainedModel, Tensor, Targets], BoxLosses | None] | None = None,
+    masks: Callable[[Tensor, Batch, Targets], MaskLosses | None] | None = None,
 ) -> TaskSums:
     """The loss of a training batch, and its parts by task; no second pass for them.
 
@@ -190,6 +205,7 @@ def task_sums(
         targets: What is learned from it.
         tasks: The weights of tasks; None outside of a fit, where no task has a weight.
         boxes: The box loss of the model, of the last hidden states and targets, if there is one.
+        masks: The losses of masks, of the last hidden states, if the model makes any.
 
     Raises:
         UserError: A sample's task isn't one of the training data's.
@@ -217,6 +233,12 @@ def task_sums(
     token_sums = (token_losses * targets.weights).to(zeros.dtype)
     sums = zeros.index_add(0, task_of_target, token_sums)
     counts = zeros.index_add(0, task_of_target, targets.weights)
+    of_masks = masks(hidden, batch, targets) if masks is not None else None
+    if of_masks is not None:
+        task_of_mask = task_of_sample.to(device, non_blocking=True)[of_masks.samples]
+        weighted = of_masks.weights * of_masks.losses
+        loss_sum = loss_sum + (weighted * tasks.weights[task_of_mask]).sum()
+        sums = sums.index_add(0, task_of_mask, weighted.detach().to(zeros.dtype))
     tasks.add(sums, counts)
     regularizer = tasks.regularizer(sums, counts)
     if regularizer is not None:

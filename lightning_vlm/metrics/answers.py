@@ -9,13 +9,16 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Pro
 
 from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.batch.image_groups import split_by_image_count
+from lightning_vlm.data.boxes.codec import Found
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.render.chat import ChatTemplate
 from lightning_vlm.data.render.reasoning import ReasoningMarks
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.answer_masks import found_by_masks
 from lightning_vlm.metrics.decoding import decode
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
+from lightning_vlm.models.mask_head import MaskHead
 from lightning_vlm.models.one_token import told_apart
 from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean
@@ -39,7 +42,11 @@ def check_generation(generation: Mapping[str, Any] | None) -> None:
 
 
 def generate_answers(
-    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, generation: Mapping[str, Any] | None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Batch,
+    generation: Mapping[str, Any] | None,
+    mask_head: MaskHead | None = None,
 ) -> list[Prediction]:
     """Generate answers to the prompts of a batch. Of several answers to a prompt (`num_return_sequences`) the
     best by `length_score` is taken, and all are kept beside it.
@@ -49,6 +56,7 @@ def generate_answers(
         processor: Has the tokenizer.
         batch: With prompts; without, there is no answer.
         generation: Arguments of `generate`, greedy unless they say otherwise; None is at most 64 new tokens.
+        mask_head: Makes masks of answers, if there are to be any; of several answers to a prompt of none.
     """
     if not batch.prompts:
         return []
@@ -59,6 +67,7 @@ def generate_answers(
     readers = batch.readers or [None] * len(batch.references)
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
+    masked: dict[int, Found | None] = {}
     for rows, inputs in split_by_image_count(exact_again(batch.prompts)):
         kept = [_kept_tokens(None if several else marks, readers[row]) for row in rows.tolist()]
         with without_filled_frames(model, inputs), told_apart(model, inputs):
@@ -72,11 +81,23 @@ def generate_answers(
                 found_texts = decode(tokenizer, ids[:, inputs["input_ids"].shape[1] :], kept)
                 for row, text in zip(rows.tolist(), found_texts, strict=True):
                     texts[row] = text
+                if mask_head is not None:
+                    words = [_divided(marks, text)[1] for text in found_texts]
+                    of_rows = [readers[row] for row in rows.tolist()]
+                    regions = found_by_masks(model, processor, mask_head, inputs, ids, words, of_rows)
+                    masked |= zip(rows.tolist(), regions, strict=True)
     answers = []
     for row, text in enumerate(texts):
-        reasoning, words = (None, text) if marks is None else marks.divide(text)
-        answers.append(_prediction(batch, row, words.strip(), reasoning, ranked[row]))
+        reasoning, answer = _divided(marks, text)
+        made = _prediction(batch, row, answer, reasoning, ranked[row])
+        answers.append(made._replace(found=masked[row]) if row in masked else made)
     return answers
+
+
+def _divided(marks: ReasoningMarks | None, text: str) -> tuple[str | None, str]:
+    """The reasoning before an answer, and the answer."""
+    reasoning, words = (None, text) if marks is None else marks.divide(text)
+    return reasoning, words.strip()
 
 
 def _prediction(

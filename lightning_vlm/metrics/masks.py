@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lightning_vlm.data.boxes.areas import rasterize
 from lightning_vlm.data.boxes.view import View
-from lightning_vlm.data.parts import Box, Located, Point
+from lightning_vlm.data.parts import Located
 
 LONGEST = 2048
 """The longest side of a mask. Masks of larger pictures are made smaller, and their pixels count for more."""
@@ -19,40 +20,6 @@ class Areas(NamedTuple):
 
     both: float
     either: float
-
-
-def rasterize(item: Located, size: tuple[int, int]) -> np.ndarray:
-    """A box or a region as a mask: the pixels whose centres lie in it, by the even-odd rule.
-
-    Args:
-        item: In fractions of the picture. A point has no area.
-        size: Width and height of the mask.
-
-    Returns:
-        Array of shape [height, width], bool.
-
-    >>> rasterize(Box((0.25, 0, 0.75, 0.5)), (4, 2)).astype(int).tolist()
-    [[0, 1, 1, 0], [0, 0, 0, 0]]
-    """
-    width, height = size
-    if isinstance(item, Point):
-        return np.zeros((height, width), bool)
-    numbers = item.numbers
-    if isinstance(item, Box):
-        x1, y1, x2, y2 = item.xyxy
-        numbers = (x1, y1, x2, y1, x2, y2, x1, y2)
-    across = np.array(numbers[0::2], float) * width
-    down = np.array(numbers[1::2], float) * height
-    centres = np.arange(height) + 0.5
-    # In each row a pixel is inside if an odd number of edges is crossed to the left of its centre.
-    crossings = np.zeros((height, width + 1), np.int32)
-    edges = zip(across, down, np.roll(across, -1), np.roll(down, -1), strict=True)
-    for ax, ay, bx, by in edges:
-        (rows,) = np.nonzero((ay > centres) != (by > centres))
-        places = ax + (centres[rows] - ay) / (by - ay) * (bx - ax)
-        columns = np.clip(np.ceil(places - 0.5), 0, width).astype(np.int64)
-        crossings[rows, columns] += 1
-    return crossings[:, :width].cumsum(1) % 2 == 1
 
 
 def overlap(found: Sequence[Located], right: Sequence[Located], views: Sequence[View]) -> Areas:

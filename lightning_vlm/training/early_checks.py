@@ -54,7 +54,8 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     root = _adapted_skeleton(module)
     if root is None or not fits:
         return
-    if module.source.new_tokens or module.task_weights == "uncertainty":
+    has_mask_head = module.callbacks.masks.options is not None
+    if module.source.new_tokens or module.task_weights == "uncertainty" or has_mask_head:
         return  # These add parameters that train, once the tokenizer and the data are known.
     parameter_groups(root, 1.0, 0.0, module.learning_rates)
     if module.clip is not None:

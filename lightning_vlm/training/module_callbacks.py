@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.box_loss import BoxLoss
 from lightning_vlm.models.attention import VarlenAttentionCheck
+from lightning_vlm.models.mask_head import MaskOptions
 from lightning_vlm.models.modes import FitModes
 from lightning_vlm.outputs.score_printer import ScorePrinter
 from lightning_vlm.outputs.start_report import StartReport
@@ -17,6 +18,7 @@ from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.logits_check import LogitsCheck
+from lightning_vlm.training.mask_term import MaskTerm
 from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
@@ -37,6 +39,7 @@ class ModuleCallbacks:
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
     experts: ExpertBalance = field(default_factory=ExpertBalance)
     boxes: BoxTerm = field(default_factory=BoxTerm)
+    masks: MaskTerm = field(default_factory=MaskTerm)
     skip_check: TrainingSkipCheck = field(default_factory=TrainingSkipCheck)
     memory: MemoryPlan = field(default_factory=MemoryPlan)
     out_of_memory: OutOfMemoryNote = field(default_factory=OutOfMemoryNote)
@@ -52,11 +55,15 @@ class ModuleCallbacks:
         cls,
         router_aux_loss: float | bool | Literal["auto"],
         box_loss: BoxLoss | None,
+        masks: MaskOptions | None,
         scores: Mapping[str, Sequence[str]] | Sequence[str] | None,
     ) -> "ModuleCallbacks":
         """Those of a module with these arguments."""
         return cls(
-            experts=ExpertBalance(router_aux_loss), boxes=BoxTerm(box_loss), evaluation=Evaluation(scores)
+            experts=ExpertBalance(router_aux_loss),
+            boxes=BoxTerm(box_loss),
+            masks=MaskTerm(masks),
+            evaluation=Evaluation(scores),
         )
 
     def missing_in(self, trainer: Trainer) -> list[Callback]:

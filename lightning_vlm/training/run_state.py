@@ -62,6 +62,7 @@ class RunState(Callback):
             "schedule": str(module.schedule),
             "clip": module.clip,
             "token_weights": module.hparams["token_weights"],
+            "mask_head": module.hparams["mask_head"],
             "task_weights": module.task_weights,
             "box_loss": module.hparams["box_loss"],
             "dtype": module.source.dtype,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, fit_ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_vlm.models.loading.checkpoint import check_keys
 from lightning_vlm.models.plan.adapt import trainable_names, trained_buffers
@@ -24,6 +24,7 @@ class TrainedWeights:
 
     def __init__(self, root: "VLMModule") -> None:
         self.names = {f"model.{name}" for name in trainable_names(root.model)}
+        self.names |= {f"mask_head.{name}" for name in trainable_names(root.mask_head or nn.Module())}
         """Names of the parameters that ever train."""
         self._root = root
         self._buffers = list(trained_buffers(root.model))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vlm.data.batch.coordinates import Coordinates, join_coordinates
 from lightning_vlm.data.batch.join import join_packed, join_padded, pad
+from lightning_vlm.data.batch.masks import Masks, join_masks
 from lightning_vlm.data.batch.number_targets import NumberTargets
 from lightning_vlm.data.batch.picture_sizes import PictureSizes, picture_sizes
 from lightning_vlm.data.boxes.reader import BoxReader
@@ -81,6 +82,7 @@ class Batch(NamedTuple):
         pictures: How many pictures there are and how large, likewise.
         picture_inputs: What the model needs of them beside the pixels, on the host; None leaves that to it.
         coordinates: Which tokens are numbers of boxes and points in answers; None where no sample has any.
+        masks: The masks of answers; None where no sample has any.
         readers: What reads boxes in the answer to each prompt; None where none are to be read.
         places: Which items of their source the samples are.
         levels: What the answer of each sample is about, where the sample says so.
@@ -105,6 +107,7 @@ class Batch(NamedTuple):
     pictures: PictureSizes = PictureSizes()
     picture_inputs: PictureInputs | None = None
     coordinates: Coordinates | None = None
+    masks: Masks | None = None
     readers: Sequence[BoxReader | None] = ()
     places: tuple[int, ...] = ()
     levels: Sequence[str | None] = ()
@@ -188,6 +191,7 @@ def collate(
         lengths=tuple(lengths),
         pictures=picture_sizes(inputs),
         coordinates=join_coordinates([example.coordinates for example in examples], _starts(lengths, pack)),
+        masks=join_masks([example.masks for example in examples], _starts(lengths, pack)),
         readers=tuple(prompt.reader for prompt in prompts),
         levels=[conversation.level for conversation in conversations],
     )

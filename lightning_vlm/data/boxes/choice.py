@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_vlm.data.boxes.bins import Kosmos2, Locations
 from lightning_vlm.data.boxes.codecs import NO_FORMAT, codec_of
+from lightning_vlm.data.boxes.segments import SEG, Segments
 from lightning_vlm.data.boxes.text_codec import TextCodec
 from lightning_vlm.errors import UserError
 from lightning_vlm.published import families
@@ -47,6 +48,11 @@ def choose_codec(name: str | None, model_type: str, tokenizer: PreTrainedTokeniz
         fix = "another codec writes boxes without them"
         if isinstance(codec, Locations):
             fix = "set model.new_tokens to [<loc_0..999>]"
+        if isinstance(codec, Segments):
+            raise UserError(
+                f"data.boxes: seg needs the token {SEG}, which the tokenizer lacks; set model.new_tokens to "
+                f"[{SEG}], and model.mask_head"
+            )
         raise UserError(f"{message} lacks {len(missing):,}; {fix}")
     form = f"{codec.form}, {codec.scale} (data.boxes: {codec.name})"
     if name:

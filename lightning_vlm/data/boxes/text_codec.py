@@ -55,11 +55,17 @@ class TextCodec(BoxCodec):
     def read(self, text: str, views: Sequence[View]) -> Found:
         """As of `BoxCodec`."""
         found = Collector(views)
-        pieces = _PICTURE.split(text) if len(views) > 1 else [text]
-        self.read_group(pieces[0], found.last_image, found)
-        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            self.read_group(piece, int(number) - 1, found)
+        for piece, image in self.pictures_in(text, views):
+            self.read_group(piece, image, found)
         return self.ended(text, found)
+
+    def pictures_in(self, text: str, views: Sequence[View]) -> list[tuple[str, int]]:
+        """The pieces of a text, and the number of the picture that each is about, which there may not be."""
+        pieces = _PICTURE.split(text) if len(views) > 1 else [text]
+        found = [(pieces[0], len(views) - 1)]
+        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            found.append((piece, int(number) - 1))
+        return found
 
     @abstractmethod
     def write_group(self, text: TextWriter, group: Sequence[Placed]) -> None:

@@ -14,6 +14,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFont
 
 from lightning_vlm.data.drawn.backgrounds import background
+from lightning_vlm.data.drawn.geometry import FINE, fit, moved, turned, with_hole
 from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES, SIDE, WORDS, Colour, Point
 
 GAP = 2
@@ -46,10 +47,14 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class DrawnThing:
-    """A thing as it was drawn: `box` is (x1, y1, x2, y2) in fractions of the picture, around its pixels."""
+    """A thing as it was drawn: `box` is (x1, y1, x2, y2) in fractions of the picture, around its pixels.
+
+    `outline` is that of a shape, x1, y1, x2, y2, ...; a word has none.
+    """
 
     thing: Thing
     box: tuple[float, float, float, float]
+    outline: tuple[float, ...] = ()
 
     @property
     def centre(self) -> Point:
@@ -155,7 +160,7 @@ def draw_thing(picture: Image.Image, thing: Thing, ink: Colour) -> DrawnThing:
         (left + x2) / size,
         (top + y2) / size,
     )
-    return DrawnThing(thing, box)
+    return DrawnThing(thing, box, () if thing.word else _outline(thing, left, top, size))
 
 
 def _pixels(units: int, size: int) -> int:
@@ -243,46 +248,31 @@ def _word_mask(thing: Thing, size: int) -> Image.Image:
 
 def _shape_mask(thing: Thing, size: int) -> Image.Image:
     """How much of each pixel of its cell the shape covers, 0..255; drawn at four times the size."""
-    fine = 4
-    shape = SHAPES[thing.shape]
-    width = max(2, _pixels(thing.width, size)) * fine
-    height = max(2, _pixels(thing.height, size)) * fine
-    outline = _turned(shape.outline, width, height, thing.turn)
-    fit = _fit(outline, width, height)
+    (width, height), outline, hole = _fine_shape(thing, size)
     mask = Image.new("L", (width, height))
     pen = ImageDraw.Draw(mask)
-    pen.polygon(_moved(outline, *fit), fill=255)
-    if shape.hole:
-        hole = _turned(shape.hole, width, height, thing.turn)
-        pen.polygon(_moved(hole, *fit), fill=0)
-    return mask.reduce(fine)
+    pen.polygon(outline, fill=255)
+    if hole:
+        pen.polygon(hole, fill=0)
+    return mask.reduce(FINE)
 
 
-def _turned(points: list[Point], width: int, height: int, degrees: int) -> list[Point]:
-    """Points stretched by the width and the height of a cell, then turned."""
-    cos = math.cos(math.radians(degrees))
-    sin = math.sin(math.radians(degrees))
-    turned = []
-    for x, y in points:
-        wide = x * width
-        high = y * height
-        turned.append((wide * cos - high * sin, wide * sin + high * cos))
-    return turned
+def _fine_shape(thing: Thing, size: int) -> tuple[tuple[int, int], list[Point], list[Point] | None]:
+    """The width and the height of a shape's cell in fine pixels, its outline there, and that of its hole."""
+    shape = SHAPES[thing.shape]
+    width = max(2, _pixels(thing.width, size)) * FINE
+    height = max(2, _pixels(thing.height, size)) * FINE
+    outline = turned(shape.outline, width, height, thing.turn)
+    scale = fit(outline, width, height)
+    hole = shape.hole and moved(turned(shape.hole, width, height, thing.turn), *scale)
+    return (width, height), moved(outline, *scale), hole
 
 
-def _fit(outline: list[Point], width: int, height: int) -> tuple[float, float, float]:
-    """The scale and the shift across and down with which an outline just fills a cell in one direction."""
-    xs = [x for x, _ in outline]
-    ys = [y for _, y in outline]
-    left, right = min(xs), max(xs)
-    top, bottom = min(ys), max(ys)
-    last_column = width - 1
-    last_row = height - 1
-    scale = min(last_column / (right - left), last_row / (bottom - top))
-    across = (last_column - scale * (right + left)) / 2
-    down = (last_row - scale * (bottom + top)) / 2
-    return scale, across, down
-
-
-def _moved(points: list[Point], scale: float, across: float, down: float) -> list[Point]:
-    return [(scale * x + across, scale * y + down) for x, y in points]
+def _outline(thing: Thing, left: int, top: int, size: int) -> tuple[float, ...]:
+    """The outline of a shape whose cell begins at a pixel, in fractions of the picture."""
+    _, outline, hole = _fine_shape(thing, size)
+    numbers = []
+    for x, y in with_hole(outline, hole):
+        across, down = (left + (x + 0.5) / FINE) / size, (top + (y + 0.5) / FINE) / size
+        numbers += [min(max(across, 0.0), 1.0), min(max(down, 0.0), 1.0)]
+    return tuple(numbers)

@@ -16,13 +16,15 @@ from lightning_vlm.data.drawn.vocabulary import SHADES, SHAPES, WORDS
 from lightning_vlm.errors import UserError
 
 TASKS: tuple[str, ...] = ("caption", "vqa", "ocr", "grounding", "referring")
-"""The tasks that are drawn where none are chosen. Beside them there is `detection`."""
+"""The tasks that are drawn where none are chosen. Beside them there are `detection` and `segmentation`."""
 WORD_CHANCE = 0.2
 """How often there is a word on a picture, where the task isn't about words."""
+_WORDS_OF_TASK = {"ocr": 1.0, "segmentation": 0.0}
 
 
 class Drawn(DrawnItems):
-    """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring, detection.
+    """Drawn pictures with conversations: caption, vqa, ocr, grounding, referring, detection,
+    segmentation.
 
     A picture has one to four things on it (ten shapes, twelve colours, drawn words) that don't touch. Item
     `i` is the same in every process; it depends on `split`, `seed`, `i`, and on which of the wanted tasks
@@ -33,7 +35,7 @@ class Drawn(DrawnItems):
         split: `train`, `val` or `test`.
         size: How many items it has.
         seed: Another seed, other pictures.
-        tasks: Which tasks, each as often as the others. None is all but detection.
+        tasks: Which tasks, each as often as the others. None is all but the last two.
         image_size: Side of the square pictures in pixels.
         max_things: The most things on a picture, 1 to 4.
         rounds: The most questions about a picture. None is mostly one, at times up to three.
@@ -76,7 +78,7 @@ class Drawn(DrawnItems):
         item = self._item(index)
         task = self._task(item)
         rng = Random(f"{item}/{task}")
-        word_chance = 1.0 if task == "ocr" else WORD_CHANCE
+        word_chance = _WORDS_OF_TASK.get(task, WORD_CHANCE)
         things = layout(rng, self.split, word_chance, self.max_things)
         picture, seen = draw(rng, things, self.image_size)
         file = io.BytesIO()

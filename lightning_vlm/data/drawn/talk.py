@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 
-from lightning_vlm.data.conversation import Box, Image, Message, Part, Text
+from lightning_vlm.data.conversation import Box, Image, Message, Part, Region, Text
 from lightning_vlm.data.drawn.questions import Things, a, plural, question_about, the
 from lightning_vlm.data.drawn.scenes import DrawnThing
 
@@ -160,6 +160,14 @@ def _detection(seen: Things, rng: Random) -> Round:
     return [Text(rng.choice(_DETECT).format(wanted))], [Box(drawn.box, label=label) for drawn in found]
 
 
+def _segmentation(seen: Things, rng: Random) -> Round:
+    """One of the shapes, by its outline."""
+    drawn = rng.choice([drawn for drawn in seen if drawn.outline])
+    question = rng.choice(_SEGMENT).format(the(drawn, seen, rng))
+    return [Text(question)], [Region(drawn.outline, label=drawn.thing.name)]
+
+
+_SEGMENT = ("Segment {}.", "Mark the pixels of {}.", "Cut out {}.", "Give a mask of {}.")
 _DETECT = ("Find all {}.", "Locate all {}.", "Give the boxes of all {}.", "Mark all {}.")
 
 
@@ -206,5 +214,6 @@ ASK: dict[str, Callable[[Things, Random], Round]] = {
     "grounding": _grounding,
     "referring": _referring,
     "detection": _detection,
+    "segmentation": _segmentation,
 }
 """How to ask, for each task."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from lightning_vlm.data.batch.coordinates import Coordinates
+from lightning_vlm.data.batch.masks import Masks, PictureGrid
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.conversation import Conversation
 from lightning_vlm.errors import DataError
@@ -43,6 +44,8 @@ class Example:
         answer_ends: Up to which token each answer goes, without what ends its turn.
         clips: Where the tokens of each video are, and when its frames are shown.
         coordinates: Which tokens are numbers of boxes and points in answers; None where there are none.
+        masks: The masks of its answers; None where there are none.
+        grids: The tokens of each picture, where masks are made.
         reader: Reads boxes in the answer to a prompt; None where none are to be read.
     """
 
@@ -56,6 +59,8 @@ class Example:
     answer_ends: tuple[int, ...] = ()
     clips: tuple[ClipSpan, ...] = ()
     coordinates: Coordinates | None = None
+    masks: Masks | None = None
+    grids: tuple[PictureGrid, ...] = ()
     reader: BoxReader | None = None
 
 

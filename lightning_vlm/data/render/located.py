@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import PIL.Image
 
 from lightning_vlm.data.batch.coordinates import Coordinates
+from lightning_vlm.data.batch.masks import PictureGrid
 from lightning_vlm.data.boxes.codec import BoxCodec
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.boxes.view import View
@@ -76,7 +77,11 @@ class LocatedWriter:
         return WrittenTurns(written, writing.views, writing.items, writing.answers, writing.without)
 
     def reader(
-        self, written: WrittenTurns, pictures: Sequence[PIL.Image.Image], has_answer: bool
+        self,
+        written: WrittenTurns,
+        pictures: Sequence[PIL.Image.Image],
+        has_answer: bool,
+        grids: Sequence[PictureGrid] = (),
     ) -> BoxReader | None:
         """What reads the answer to a prompt; None where nothing is to be read.
 
@@ -84,12 +89,14 @@ class LocatedWriter:
             written: The turns of the prompt, and the right answer behind them.
             pictures: As of `write`.
             has_answer: Whether the right answer is there. One without boxes has none to be read.
+            grids: The tokens of the pictures, where masks are made.
         """
         if not has_answer:
-            return BoxReader(self.codec, self._views(pictures), None) if pictures else None
+            return BoxReader(self.codec, self._views(pictures), None, grids) if pictures else None
         last = len(written.turns) - 1
         right = [item for item, turn in zip(written.items, written.answers, strict=True) if turn == last]
-        return BoxReader(self.codec, written.views, right) if right or last in written.without else None
+        is_asked = right or last in written.without
+        return BoxReader(self.codec, written.views, right, grids) if is_asked else None
 
     def without_special(self, text: str, special: re.Pattern[str]) -> str:
         """A text without special tokens, but for those of boxes."""

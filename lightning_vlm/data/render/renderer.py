@@ -22,6 +22,7 @@ from lightning_vlm.data.render.fitting import WITHOUT_LIMIT, longest_fit, turns_
 from lightning_vlm.data.render.front_pictures import check_one_picture, picture_habits
 from lightning_vlm.data.render.located import LocatedWriter, coordinates_of
 from lightning_vlm.data.render.markers import mark_media
+from lightning_vlm.data.render.masks import MaskFinder
 from lightning_vlm.data.render.media import (
     Opened,
     OpenPicture,
@@ -122,6 +123,7 @@ class Renderer:
         self.boxes = LocatedWriter(codec, partial(view_of, processor), self.special.pattern)
         """What writes boxes."""
         self._numbers = NumberFinder(self.tokenizer, codec.tokens)
+        self._masks = MaskFinder(processor, codec)
         # In PaliGemma, tokens before the first answer (type 0) attend to each other in both directions. Its
         # processor doesn't know where the answers are, and would let their tokens see the ones to predict.
         self._prefix_attends_both_ways = "labels" in processor.model_input_names
@@ -220,7 +222,7 @@ class Renderer:
         reference = None if last is None else self._reference(written.turns, conversation)
         messages = tuple(message for turn in written.turns for message in turn.messages)[:kept]
         asked = conversation.with_messages(messages or (Message("user", ()),))
-        reader = self.boxes.reader(written, pictures, last is not None)
+        reader = self.boxes.reader(written, pictures, last is not None, example.grids)
         return replace(example, conversation=asked, changes=changes, reader=reader), reference
 
     def turns(self, conversation: Conversation) -> list[Turn]:
@@ -296,4 +298,5 @@ class Renderer:
             answer_ends=recorder.answer_ends,
             clips=clip_spans(media.clips, recorder.media_spans, places, self.special.video),
             coordinates=coordinates_of(boxes, recorder.numbers),
+            **self._masks.found(boxes, input_ids, kinds, inputs, len(media.pictures)),
         )
