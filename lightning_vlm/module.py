@@ -1,6 +1,5 @@
 """The LightningModule: a Hugging Face model's forward, and the loss over one whole optimizer step."""
 
-from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -20,7 +19,6 @@ from lightning_vlm.losses.tasks import FixedWeights, Weighting, check_weighting,
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.prediction import Prediction
-from lightning_vlm.models.loading.initial import check_missing_weights_train
 from lightning_vlm.models.loading.load import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.mask_head import MaskHead, MaskOptions
@@ -31,7 +29,7 @@ from lightning_vlm.models.source import ModelSource
 from lightning_vlm.optim import Cosine, Schedule
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
-from lightning_vlm.training.module_callbacks import ModuleCallbacks
+from lightning_vlm.training.module_callbacks import ModuleCallbacks, as_keys
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
 from lightning_vlm.training.throughput import VLMBatchCounter
@@ -42,8 +40,7 @@ from lightning_vlm.training.weight_averaging import average_what_trains
 class VLMModule(LightningModule):
     """Fine-tunes a vision-language model of transformers.
 
-    The loss is Σ wℓ / Σ w over all tokens of an optimizer step: every micro-batch of the accumulation window,
-    every rank. Micro-batches give sums; gradients are divided once, before callbacks see and clip them.
+    The loss is Σ wℓ / Σ w over all tokens of an optimizer step, its micro-batches and ranks; see `step.py`.
 
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, a small one in this package.
@@ -125,8 +122,7 @@ class VLMModule(LightningModule):
         self.task_weights = task_weights
         self.box_loss = BoxLoss.read(box_loss)
         masks = MaskOptions.read(mask_head)
-        check_generation(generation)
-        self.generation = generation
+        self.generation = check_generation(generation)
         self.no_gradient_needed = no_gradient_needed or []
         self.source = ModelSource(
             name_or_path=name_or_path,
@@ -145,13 +141,11 @@ class VLMModule(LightningModule):
             family=family,
         )
         """How the model and the processor are made."""
-        objects = {"token_weights": self.token_weights, "box_loss": self.box_loss, "mask_head": masks}
-        kept = {name: value and asdict(value) for name, value in objects.items()}
+        kept = as_keys(token_weights=self.token_weights, box_loss=self.box_loss, mask_head=masks)
         self.save_hyperparameters(self.source.hyperparameters() | kept)
         self.model: PreTrainedModel = None  # type: ignore[assignment]
         """The adapted model; None until `configure_model`."""
-        self.mask_head: MaskHead | None = None
-        """Makes masks, if any are made."""
+        self.mask_head: MaskHead | None = None  # until `configure_model`, and where no masks are made
         self.parts: dict[str, list[str]] = {}
         """The parts of the model, for selectors."""
         self.tasks: FixedWeights | None = None
@@ -188,7 +182,6 @@ class VLMModule(LightningModule):
         self.parts = find_parts(self.model, prefix="model.")
         self.mask_head = self.callbacks.masks.make(self.model)
         self.trained = TrainedWeights(self)
-        check_missing_weights_train(self.loaded.missing, self, self.no_gradient_needed)
 
     def unload_model(self) -> None:
         """Free the memory of the model."""

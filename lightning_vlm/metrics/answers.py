@@ -24,8 +24,11 @@ from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean
 
 
-def check_generation(generation: Mapping[str, Any] | None) -> None:
+def check_generation(generation: dict[str, Any] | None) -> dict[str, Any] | None:
     """Refuse arguments unknown to `generate`, which would itself raise only at the first validation.
+
+    Returns:
+        The arguments.
 
     Raises:
         UserError: An unknown key; the message has the nearest one.
@@ -39,6 +42,7 @@ def check_generation(generation: Mapping[str, Any] | None) -> None:
         if key not in known:
             names = [name for name in known if not name.startswith("_")]
             raise UserError(f"model.generation: there is no key {key}{did_you_mean(key, sorted(names))}")
+    return generation
 
 
 def generate_answers(

@@ -1,8 +1,8 @@
 """The callbacks that a `VLMModule` brings along: parts of it that follow a run, and what it reports."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 
@@ -23,6 +23,15 @@ from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
 from lightning_vlm.training.skip_checks import TrainingSkipCheck
+
+
+def as_keys(**options: Any) -> dict[str, Any]:
+    """Options that are dataclasses as checkpoints keep them.
+
+    >>> as_keys(mask_head=MaskOptions(cells=8), box_loss=None)["mask_head"]["cells"]
+    8
+    """
+    return {name: value and asdict(value) for name, value in options.items()}
 
 
 @dataclass(frozen=True)

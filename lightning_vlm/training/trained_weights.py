@@ -8,6 +8,7 @@ from lightning_vlm_callbacks.adaptive_lora_rank.lora_layers import RANKS, fit_ra
 from torch import Tensor, nn
 
 from lightning_vlm.models.loading.checkpoint import check_keys
+from lightning_vlm.models.loading.initial import check_missing_weights_train
 from lightning_vlm.models.plan.adapt import trainable_names, trained_buffers
 from lightning_vlm.training.weight_averaging import FrozenWeightsWarning, load_averages, save_averages
 
@@ -20,12 +21,16 @@ class TrainedWeights:
 
     Args:
         root: The module, with its model just adapted. What trains in that now is kept from now on.
+
+    Raises:
+        UserError: A weight that the model's files lack doesn't train.
     """
 
     def __init__(self, root: "VLMModule") -> None:
         self.names = {f"model.{name}" for name in trainable_names(root.model)}
         self.names |= {f"mask_head.{name}" for name in trainable_names(root.mask_head or nn.Module())}
         """Names of the parameters that ever train."""
+        check_missing_weights_train(root.loaded.missing, root, root.no_gradient_needed)
         self._root = root
         self._buffers = list(trained_buffers(root.model))
         self._warning = FrozenWeightsWarning()

@@ -7,11 +7,14 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.masks import PictureGrid
+from lightning_vlm.data.boxes.of_model import model_type_of
 from lightning_vlm.errors import UserError
 
 GRIDS = "image_grid_thw"
 _SQUARE = ("LlavaProcessor", "PaliGemmaProcessor", "Gemma3Processor")
 """Processors whose pictures have a token for each cell of a square, row by row, and no others."""
+_NOT_KNOWN = ("fast_vlm", "hunyuan_vl")
+"""FastVLM's tower is made of convolutions, that see far; HunYuan-VL marks the rows of its pictures."""
 
 
 def refuse_without_grid(processor: ProcessorMixin) -> None:
@@ -24,7 +27,7 @@ def refuse_without_grid(processor: ProcessorMixin) -> None:
     images: Any = getattr(processor, "image_processor", None)
     in_tiles = getattr(images, "do_pan_and_scan", False)
     has_grid = name in _SQUARE or (hasattr(images, "merge_size") and GRIDS in processor.model_input_names)
-    if in_tiles or not has_grid or getattr(processor, "image_token_id", None) is None:
+    if in_tiles or not has_grid or model_type_of(processor) in _NOT_KNOWN:
         why = "cuts pictures into tiles" if in_tiles else "isn't known to make one grid of a picture's tokens"
         raise UserError(
             f"model.mask_head: {name} {why}; expected a family such as LLaVA 1.5, PaliGemma, Gemma 3 or "
@@ -46,7 +49,7 @@ def picture_grids(
     Raises:
         UserError: There are more or fewer tokens than the grids have cells.
     """
-    (places,) = (input_ids == processor.image_token_id).nonzero(as_tuple=True)  # type: ignore[attr-defined]
+    (places,) = (input_ids == _token_id(processor)).nonzero(as_tuple=True)
     shapes = _shapes(processor, inputs, len(places), pictures)
     if sum(rows * columns for rows, columns in shapes) != len(places):
         raise UserError(
@@ -55,6 +58,12 @@ def picture_grids(
         )
     pieces = places.split([rows * columns for rows, columns in shapes])
     return tuple(PictureGrid(piece, *shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+
+def _token_id(processor: Any) -> int:
+    """The token that stands for a cell. Gemma 3's processor calls the one that begins a picture so."""
+    owner = processor.tokenizer if type(processor).__name__ == "Gemma3Processor" else processor
+    return int(owner.image_token_id)
 
 
 def _shapes(

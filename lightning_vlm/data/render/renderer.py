@@ -288,12 +288,9 @@ class Renderer:
         if self._prefix_attends_both_ways:
             inputs["token_type_ids"] = (kinds >= Kind.RESPONSE).cumsum(0).clamp(max=1)[None]
         weights = None if recorder.weights is None else torch.from_numpy(recorder.weights)
+        rendered = input_ids, kinds, inputs, conversation, weights
         return Example(
-            input_ids,
-            kinds,
-            inputs,
-            conversation,
-            weights,
+            *rendered,
             changes=chat.changes,
             answer_ends=recorder.answer_ends,
             clips=clip_spans(media.clips, recorder.media_spans, places, self.special.video),
