@@ -1,4 +1,4 @@
-"""The loss of masks that a batch has, put together from those of `masks.py`, and the weights of their tokens."""
+"""The loss of the masks of a batch, put together from those of `masks.py`, and the weights of their tokens."""
 
 import torch
 from torch import Tensor

@@ -13,7 +13,7 @@ from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import task_sums
-from lightning_vlm.losses.masks import mask_losses
+from lightning_vlm.losses.mask_terms import mask_losses
 from lightning_vlm.metrics.answer_masks import found_by_masks
 
 OPTIONS = {"new_tokens": ["<seg>"], "adapt": {"language": "lora", "projector": "full"}, "mask_head": True}
