@@ -1,4 +1,4 @@
-"""The loss of the masks of a batch, put together from those of `masks.py`, and the weights of their tokens."""
+"""The loss of the masks of a batch, by those of `masks.py`, and the weights of their tokens."""
 
 import torch
 from torch import Tensor
