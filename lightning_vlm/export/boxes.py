@@ -6,6 +6,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.boxes.of_model import KEY, codec_for
+from lightning_vlm.data.boxes.segments import Segments
 
 GUIDE = "boxes.md"
 """The file of an exported folder that says it."""
@@ -55,6 +56,8 @@ def write_guide(processor: ProcessorMixin, name: str | None, folder: Path) -> st
     if name is None:
         return None
     codec = codec_for(processor, name).codec
+    if isinstance(codec, Segments):  # the way back is that of masks
+        return None
     text = _TEXT.format(form=codec.form, scale=codec.scale, name=codec.name, key=KEY)
     (folder / GUIDE).write_text(text, "utf-8")
     return f"written as {codec.name}; {GUIDE} has the way back to pixels"

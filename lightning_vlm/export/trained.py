@@ -19,7 +19,10 @@ from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
 from lightning_vlm.training.run_state import RUN
 
-_KNOWN = ("adapt", "token_weights", "chat_template", "template_options", "revision", "dtype", "new_tokens")
+_KNOWN = (
+    *("adapt", "token_weights", "chat_template", "template_options", "revision", "dtype", "new_tokens"),
+    "mask_head",
+)
 _BESIDE = ("adapter", "cross_modal_adapter")
 """Methods whose adapters can't be merged."""
 

@@ -11,6 +11,7 @@ from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.export.adapter_folder import save_adapter_only
 from lightning_vlm.export.boxes import keep_codec, write_guide
 from lightning_vlm.export.fresh_process import answer, compare_answers, describe
+from lightning_vlm.export.masks import write_mask_head
 from lightning_vlm.export.merge import merge
 from lightning_vlm.export.probe_samples import ProbeSample, drawn_conversations, probe_samples
 from lightning_vlm.export.serving import serve_as_trained
@@ -77,6 +78,9 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     of_boxes = write_guide(module.processor, trained.boxes, folder)
     if of_boxes is not None:
         rows.append(("boxes", of_boxes))
+    of_masks = write_mask_head(module.mask_head, folder)
+    if of_masks is not None:
+        rows.append(("masks", of_masks))
     if of_videos is not None:
         rows.append(("videos", of_videos))
     if forgets_template(folder, request.trust_remote_code):

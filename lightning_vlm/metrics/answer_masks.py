@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,7 +15,9 @@ from lightning_vlm.data.boxes.codec import Found
 from lightning_vlm.data.boxes.reader import BoxReader
 from lightning_vlm.data.boxes.segments import SEG, Segments
 from lightning_vlm.data.boxes.view import View
+from lightning_vlm.data.boxes.views import view_of
 from lightning_vlm.data.parts import Region
+from lightning_vlm.data.render.picture_grids import picture_grids
 from lightning_vlm.models.mask_head import MaskHead
 
 
@@ -72,6 +75,39 @@ def found_by_masks(
         else:
             found.append(_found([(one, next(masks)) for one in of_row]))
     return found
+
+
+@torch.no_grad()
+def outlines_in_pixels(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    head: MaskHead,
+    inputs: Mapping[str, Tensor],
+    ids: Tensor,
+    pictures: Sequence[PIL.Image.Image],
+) -> list[tuple[str | None, list[float]]]:
+    """The masks of one answer: the label and the outline x1, y1, x2, y2, ... of each, in pixels.
+
+    Args:
+        model: That wrote it.
+        processor: Of the model.
+        head: Of the model, as from `load_mask_head`.
+        inputs: What the processor made of one prompt.
+        ids: Tensor of shape [1, length], int64: prompt and answer, as from `generate`.
+        pictures: Of the prompt, upright, in reading order.
+    """
+    views = [view_of(processor, picture.size) for picture in pictures]
+    grids = picture_grids(processor, inputs["input_ids"][0], inputs, len(pictures))
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    answer = processor.tokenizer.decode(new, skip_special_tokens=True)
+    reader = BoxReader(Segments(), views, None, grids)
+    (found,) = found_by_masks(model, processor, head, inputs, ids, [answer], [reader])
+    outlines = []
+    for item in found.items if found else ():
+        size = views[item.image or 0].size
+        pixels = [number * size[place % 2] for place, number in enumerate(item.numbers)]
+        outlines.append((item.label, pixels))
+    return outlines
 
 
 def _wanted(

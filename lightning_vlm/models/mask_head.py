@@ -3,15 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.masks import SIDE, Masks
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
+
+WEIGHTS = "mask_head.safetensors"
+"""The file of a head beside its model."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,27 @@ def make_mask_head(model: PreTrainedModel, options: MaskOptions) -> MaskHead:
     head: Any = model.get_output_embeddings()
     width = getattr(head, "in_features", None) or head.weight.shape[1]
     return MaskHead(int(width), options.channels, options.cells).to(model.device)
+
+
+def save_mask_head(head: MaskHead, folder: Path) -> None:
+    """Write a head into a folder; `load_mask_head` reads it."""
+    weights = {name: weight.detach().contiguous().cpu() for name, weight in head.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", "cells": str(head.cells)})
+
+
+def load_mask_head(folder: str | Path) -> MaskHead:
+    """The head of an exported folder, on the CPU.
+
+    Args:
+        folder: It has a file `WEIGHTS`.
+    """
+    with safe_open(Path(folder) / WEIGHTS, "pt") as file:
+        cells = int(file.metadata()["cells"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    width = weights["query.0.weight"].shape[1]
+    head = MaskHead(width, len(weights["query.2.weight"]), cells)
+    head.load_state_dict(weights)
+    return head.eval()
 
 
 def _stretched(logits: Tensor, masks: Masks, cells: int) -> Tensor:

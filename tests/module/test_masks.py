@@ -1,14 +1,18 @@
 """Masks from the data to the loss, the checkpoint and the answer."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.cli import main
 from lightning_vlm.data.batch.collate import Item, collate
 from lightning_vlm.data.boxes.areas import rasterize
-from lightning_vlm.data.conversation import Box
+from lightning_vlm.data.conversation import Box, Conversation, Message, Region, Text
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
@@ -147,6 +151,41 @@ def test_a_run_trains_keeps_and_resumes_the_head(tmp_path):
     for name, weight in module.mask_head.state_dict().items():
         torch.testing.assert_close(again.mask_head.state_dict()[name], weight, rtol=0, atol=0)
     assert (module.mask_head.pixels.weight - made("drawn-vlm").mask_head.pixels.weight).abs().max() > 0
+    main(["export", str(path), "--out", str(tmp_path / "exported")])
+    assert_exported_makes_the_same_masks(module, tmp_path / "exported")
+
+
+def assert_exported_makes_the_same_masks(module, folder):
+    """By the guide's own lines; a text with the token stands in for an answer."""
+    (question, answer) = Drawn("val", size=1, seed=3, tasks=["segmentation"], rounds=1)[0].messages[-2:]
+    picture = Image.open(io.BytesIO(question.parts[0].data))
+    picture.save(folder / "picture.png")
+    lines = (folder / "masks.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    lines = lines.replace('"."', repr(str(folder))).replace(
+        '"picture.jpg"', repr(str(folder / "picture.png"))
+    )
+    before, _, last = lines.rpartition("print(")
+    names = {}
+    exec(before, names)
+    assert names["ids"].shape[0] == 1
+    seg = names["processor"].tokenizer("red circle<seg>", add_special_tokens=False)["input_ids"]
+    names["ids"] = torch.cat((names["inputs"]["input_ids"], torch.tensor([seg])), 1)
+    found = eval(last.rpartition(")")[0], names)
+    renderer = Renderer(module.processor, boxes="seg")
+    turns = (
+        Message("user", (question.parts[0], Text("Segment the red circle."))),
+        Message("assistant", (Region(answer.parts[0].outline, "red circle"),)),
+    )
+    batch = batch_of(module, [renderer.example(Conversation(turns))])
+    with torch.no_grad():
+        mask = module.mask_head(module.hidden_states(batch), batch.masks)[0] > 0
+    if not mask.any():
+        assert found == []
+        return
+    ((label, outline),) = found
+    assert label == "red circle"
+    made = rasterize(Region(tuple(number / 64 for number in outline)), (64, 64))
+    assert (made != mask.numpy()).sum() <= 4
 
 
 @pytest.mark.parametrize(
