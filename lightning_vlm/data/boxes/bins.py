@@ -24,7 +24,7 @@ def _values(run: str) -> list[float]:
 class _Bins(TextCodec):
     """A codec with a token for each of `count` numbers."""
 
-    count: ClassVar[int] = 1000
+    count: int = 1000
     pattern: ClassVar[str] = "<loc_{}>"
     nothing = "none"
 
@@ -135,18 +135,26 @@ class Florence2(_Bins):
 
 
 class Locations(_Bins):
-    """Tokens of 1,000 bins for any model, from 0 to 999: `<ref>cat</ref><loc_10><loc_25><loc_70><loc_500>`.
+    """Tokens of bins for any model, from 0 to 999: `<ref>cat</ref><loc_10><loc_25><loc_70><loc_500>`.
 
     Two are a point, four a box, and six or more the outline of a region; the next one follows after a comma.
-    The tokens are added to a tokenizer that has none.
+    The tokens are added to a tokenizer that has none, as many as one likes: fewer of them are learned from
+    less data, and tell places less exactly.
+
+    Args:
+        bins: How many there are to a side.
     """
 
     name = "loc"
     form = "<loc_100><loc_250><loc_700><loc_500>"
-    scale = "0-999"
-    whole = 999
     writes = (Box, Point, Region)
     not_in_labels = ("<ref>", "</ref>", "<loc")
+
+    def __init__(self, bins: int = 1000) -> None:
+        self.count = bins
+        self.whole = bins - 1
+        self.scale = f"0-{bins - 1}"
+        super().__init__()
 
     def write_group(self, text: TextWriter, group: Sequence[Placed]) -> None:
         """As of `TextCodec`."""

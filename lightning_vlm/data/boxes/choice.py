@@ -1,5 +1,6 @@
 """Which codec a model gets."""
 
+import itertools
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,8 @@ def choose_codec(name: str | None, model_type: str, tokenizer: PreTrainedTokeniz
     codec = codec_of(name or own or NO_FORMAT)
     if isinstance(codec, Kosmos2):
         codec = Kosmos2(_grid(tokenizer) or codec.grid)
+    if isinstance(codec, Locations):
+        codec = Locations(_locations(tokenizer) or codec.count)
     missing = missing_bins(codec, tokenizer)
     if missing:
         message = (
@@ -66,6 +69,13 @@ def missing_bins(codec: TextCodec, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """The tokens for numbers that a codec needs and a tokenizer lacks."""
     vocabulary = tokenizer.get_vocab()
     return tuple(token for token in codec.bins if token not in vocabulary)
+
+
+def _locations(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens `<loc_0>`, `<loc_1>`, ... a tokenizer has; 0 for less than two."""
+    vocabulary = tokenizer.get_vocab()
+    count = next(number for number in itertools.count() if f"<loc_{number}>" not in vocabulary)
+    return count if count > 1 else 0
 
 
 def _grid(tokenizer: PreTrainedTokenizerBase) -> int:

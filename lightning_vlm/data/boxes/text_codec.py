@@ -29,7 +29,7 @@ class TextCodec(BoxCodec):
     """A box, as an example."""
     scale: str
     """What its numbers are."""
-    whole: ClassVar[float] = 1000
+    whole: float = 1000
     """The number at the right or lower edge."""
     writes: ClassVar[tuple[type[Located], ...]] = (Box, Point)
     """What it can write."""

@@ -4,6 +4,8 @@ import pytest
 from transformers import AutoProcessor
 
 from lightning_vlm.data.boxes.of_model import KEY, codec_for, model_type_of
+from lightning_vlm.data.boxes.view import View
+from lightning_vlm.data.parts import Box
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.load import load_processor
 from lightning_vlm.published import families
@@ -47,3 +49,17 @@ def test_what_lacks_tokens_is_refused_if_it_is_asked_for(processor_of):
         codec_for(processor, "qwen")
     processor.tokenizer.init_kwargs[KEY] = "qwen3_vl"
     assert codec_for(processor).codec.name == "qwen3_vl"
+
+
+def test_there_are_as_many_bins_as_the_tokenizer_has(processor_of, tmp_path):
+    processor = processor_of("qwen2_vl")
+    processor.tokenizer.add_tokens([f"<loc_{number}>" for number in range(64)])
+    processor.tokenizer.init_kwargs[KEY] = "loc"
+    processor.save_pretrained(tmp_path)
+    codec = codec_for(AutoProcessor.from_pretrained(tmp_path)).codec
+    view = View((640, 480), (640, 480))
+    written = codec.write([Box((0.0, 0.25, 0.5, 1.0), image=0)], [view])
+    assert written.text == "<loc_0><loc_16><loc_32><loc_63>"
+    assert {number.whole for number in written.coordinates} == {63}
+    (box,) = codec.read(written.text, [view]).items
+    assert box.numbers == pytest.approx((0.0, 0.25, 0.5, 1.0), abs=0.5 / 63)
