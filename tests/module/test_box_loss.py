@@ -211,9 +211,9 @@ def test_half_precision(fresh, source, make_quiet, whole):
 
 def test_without_a_box_it_is_said_once(fresh, make_quiet, listed, words):
     source = listed([words(), words()])
-    with pytest.warns(UserWarning, match="model.box_loss does nothing: no answer so far has a box") as told:
+    with pytest.warns(UserWarning, match="model.box_loss does nothing: no answer so far has a box") as said:
         run(make_quiet, fresh("iou"), source, batch_size=1, max_epochs=2)
-    assert sum("box_loss" in str(one.message) for one in told) == 1
+    assert sum("box_loss" in str(one.message) for one in said) == 1
 
 
 def test_boxes_whose_numbers_share_a_token_are_counted(fresh, make_quiet, listed):
