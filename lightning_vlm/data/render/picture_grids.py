@@ -21,7 +21,7 @@ def refuse_without_grid(processor: ProcessorMixin) -> None:
     """Refuse a model the tokens of whose pictures aren't known to be a grid.
 
     Raises:
-        UserError: Pictures are cut into tiles, or said in learned queries, or their tokens aren't known.
+        UserError: Pictures are cut into tiles, or summed up in learned queries, or their tokens aren't known.
     """
     name = type(processor).__name__
     images: Any = getattr(processor, "image_processor", None)
