@@ -166,7 +166,7 @@ def test_in_a_row_of_several_samples_an_answer_ends_with_its_sample(other):
     ids, kinds, _, targets = case(f"usrrr{other}")
     samples = torch.tensor([[0] * 5 + [1] * 2])
     learned = targets.positions != 4  # nothing predicts the first token of a sample
-    targets = Targets(*(column[learned] for column in targets))
+    targets = Targets(targets.positions[learned], targets.labels[learned], targets.weights[learned])
     predicted = torch.arange(len(targets.positions))
     found = replaced(ids, kinds, samples, targets, predicted, torch.ones_like(predicted, dtype=torch.bool))
     assert found.tolist() == [[100, 101, 0, 1, 104, 105, 106]]
