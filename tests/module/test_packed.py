@@ -158,7 +158,8 @@ def test_another_sample_changes_no_bit_of_its_neighbours(prepared, family, atten
             batch = batch_of(one, samples, pack=True, dtype=torch.float32)
             theirs = batch.samples.flatten()[batch.targets.positions] != place
             all_losses = one.loss_sums(batch).token_losses
-            batch = batch._replace(targets=Targets(*(values[theirs] for values in batch.targets)))
+            positions, labels, weights = (values[theirs] for values in batch.targets[:3])
+            batch = batch._replace(targets=Targets(positions, labels, weights))
             found.append((batch, all_losses[theirs], all_losses[~theirs], step(one, batch)))
         (before, losses, own, (_, gradients)), (after, new_losses, new_own, (_, new_gradients)) = found
         assert torch.equal(before.sequences.cu_seq_lens, after.sequences.cu_seq_lens)
@@ -182,7 +183,8 @@ def test_a_sample_of_another_size_changes_nothing_but_rounding(prepared, family)
             samples = [*SAMPLES[:place], sample, *SAMPLES[place + 1 :]]
             batch = batch_of(one, samples, pack=True)
             theirs = batch.samples.flatten()[batch.targets.positions] != place
-            batch = batch._replace(targets=Targets(*(values[theirs] for values in batch.targets)))
+            positions, labels, weights = (values[theirs] for values in batch.targets[:3])
+            batch = batch._replace(targets=Targets(positions, labels, weights))
             found.append((one.loss_sums(batch).token_losses, step(one, batch)))
         (losses, before), (new_losses, after) = found
         torch.testing.assert_close(new_losses, losses, rtol=1e-12, atol=1e-12)

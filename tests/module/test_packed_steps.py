@@ -114,7 +114,7 @@ def rows_of(processor_of, source):
     def options(family):
         renderer = Renderer(processor_of(family, None if tiny.FAMILIES[family].template else "plain"))
         longest = int(measure(source, renderer).tokens.max())
-        return {"batching": "packed", "max_tokens": int(2.2 * longest), "seed": 3}
+        return {"batching": "packed", "max_tokens": int(1.8 * longest), "seed": 3}
 
     return options
 

@@ -98,7 +98,7 @@ class Broken(TokenPositions):
 
 
 def test_a_fit_with_wrong_positions_stops_before_its_first_step(module, make_quiet, packed_data, monkeypatch):
-    monkeypatch.setattr("lightning_vlm.data.datamodule.token_positions", lambda model: Broken(model))
+    monkeypatch.setattr("lightning_vlm.data.rendered.token_positions", lambda model: Broken(model))
     one = module("qwen2_5_vl")
     before = copy.deepcopy(one.model.state_dict())
     with pytest.raises(UserError, match="4 samples of the first batch tokens have other positions"):

@@ -239,9 +239,11 @@ def test_workers_measure_the_same_and_say_how_long_it_took(renderer_for, caplog,
     assert alone.checksum == together.checksum
     lines = [record.getMessage() for record in caplog.records if "easur" in record.getMessage()]
     ahead, said = lines[:2]
-    assert ahead == "Measuring the lengths of 14 samples, without opening pictures ..."
-    assert said.startswith("Measured 14 samples in ")
-    assert said.endswith("tokens, 79 on average; 3 can't be used, as training will report")
+    assert ahead == f"Measuring the lengths of {len(source)} samples, without opening pictures ..."
+    assert said.startswith(f"Measured {len(source)} samples in ")
+    usable = alone.tokens[alone.tokens > 0]
+    average = f"{usable.mean():,.0f} on average"
+    assert said.endswith(f"tokens, {average}; 4 can't be used, as training will report")
 
 
 def test_urls_are_fetched_once_and_read_from_the_cache(renderer_for, monkeypatch, tmp_path):
