@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_vlm.config import COMMANDS
@@ -18,13 +19,7 @@ usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
 Fine-tune vision-language models with PyTorch Lightning.
 
 commands:
-  preview    show what will be learned: tokens, weights, shares, lengths; no training
-  fit        fine-tune a model; validates on the way
-  validate   score a model or checkpoint on the validation data
-  test       score a model or checkpoint on the test data
-  predict    answer the prompts of the prediction data
-  export     write a trained model as a folder that transformers or PEFT load, and prove it
-  families   list the model families that are proved, and checkpoints to try
+{commands}
 
 options:
   --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
@@ -59,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(HELP.replace("{commands}", _command_list()), end="")
         return 0 if words else USER
     if words[0] == "--version":
         from lightning_vlm import __version__
@@ -84,24 +79,22 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
 
 
 def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -> None:
-    if words[0] == "families":
-        from lightning_vlm import families
-
-        families.run(words[1:])
-        return
     from lightning_vlm.compat import quiet
 
     quiet.install_for_command(words[0])
-    if words[0] == "export":
-        from lightning_vlm.export.command import run as export
-
-        export(words[1:])
+    own = COMMANDS[words[0]].module
+    if own is not None:
+        import_module(own).run(words[1:])
         return
     from lightning_vlm.run import run
 
     if is_process:  # LightningCLI warns of words that are passed beside those of the process
         sys.argv[1:] = words
     run(None if is_process else words, module)
+
+
+def _command_list() -> str:
+    return "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
 
 
 def _unknown_command(words: list[str]) -> str:

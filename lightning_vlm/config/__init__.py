@@ -1,4 +1,29 @@
-"""Reading a config: strict YAML, and the nearest key, class and type for each mistake."""
+"""The commands; and reading a config: strict YAML, and the nearest key, class and type for each mistake."""
 
-COMMANDS = ("preview", "fit", "validate", "test", "predict", "export", "families")
-"""The commands of `lightning-vlm`."""
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command of `lightning-vlm`."""
+
+    summary: str
+    """What it does, in a line of `lightning-vlm --help`."""
+    module: str | None = None
+    """The module whose `run(words)` is the command; None for a command of `VLMTrainer`, by LightningCLI."""
+
+
+COMMANDS = {
+    "preview": Command("show what will be learned: tokens, weights, shares, lengths; no training"),
+    "fit": Command("fine-tune a model; validates on the way"),
+    "validate": Command("score a model or checkpoint on the validation data"),
+    "test": Command("score a model or checkpoint on the test data"),
+    "predict": Command("answer the prompts of the prediction data"),
+    "export": Command(
+        "write a trained model as a folder that transformers or PEFT load, and prove it",
+        "lightning_vlm.export.command",
+    ),
+    "families": Command(
+        "list the model families that are proved, and checkpoints to try", "lightning_vlm.families"
+    ),
+}
+"""The commands, in the order of `lightning-vlm --help`."""
