@@ -7,7 +7,8 @@ from typing import Any
 GLOBAL_BATCH = 32
 """Samples of an optimizer step, over all micro-batches, unless somebody wishes for another number."""
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "projector-only": 1e-3, "adapter": 2e-4}
-"""Where to begin, for steps of `GLOBAL_BATCH` samples. Habits of published recipes (LLaVA-1.5, QLoRA), no laws."""
+"""Where to begin, for steps of `GLOBAL_BATCH` samples: habits of published recipes (LLaVA-1.5, QLoRA), not
+laws."""
 
 
 @dataclass(frozen=True)

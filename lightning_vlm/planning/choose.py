@@ -85,8 +85,8 @@ def choose(
     typical = int(statistics.median(lengths))
     reasons = (
         f"{estimate.total / 1e9:.2f} billion parameters, of which {estimate.trained:,} train ({this.name})",
-        f"samples have up to {max(lengths):,} tokens, {typical:,} in the middle; {size} of them fit at a time",
-        f"{size} × {accumulate} samples make a step of {size * accumulate}; accumulation keeps the learning rate",
+        f"samples have up to {max(lengths):,} tokens, {typical:,} in the middle; {size} fit at a time",
+        f"{size} × {accumulate} samples make a step; the learning rate is for all of them",
     )
     precision = "bf16-mixed" if on_gpu else "32-true"
     return Choice(
