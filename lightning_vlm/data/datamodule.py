@@ -42,8 +42,8 @@ class VLMDataModule(LightningDataModule):
 
     Args:
         train: What to learn from: a source, or the path of a file or folder in any format that `read` knows.
-        val: What to validate on.
-        test: What to test on.
+        val: What to validate on; `10%` holds out that share of `train`, whole pictures at a time.
+        test: What to test on, likewise.
         predict: What to answer. A last assistant turn is kept as the reference.
         batch_size: Samples in a batch of one device.
         eval_batch_size: The same without training; None is `batch_size`.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.held_out import held_out, share_of
 from lightning_vlm.data.negatives import Negatives as Negatives
 from lightning_vlm.data.negatives import WithNegatives
 from lightning_vlm.data.read.bounds import OnBadBox
@@ -22,7 +23,8 @@ class Splits:
     """Opens the source of each split when it is first asked for.
 
     Args:
-        given: What each split has: a source, the path of a file or folder, or None.
+        given: What each split has: a source, the path of a file or folder, a share of the training data such
+            as `10%`, or None.
         image_root: For paths, as of `read`; so are the others.
         on_bad_sample: For paths.
         columns: For paths.
@@ -44,6 +46,10 @@ class Splits:
         negatives: Negatives | None = None,
     ) -> None:
         self.given = given
+        shares = {split: share_of(one) for split, one in given.items()}
+        self._shares = {split: share for split, share in shares.items() if share is not None}
+        if "train" in self._shares:
+            raise UserError(f"data.train: found {given['train']}; expected a source or the path of a file")
         self.opened: dict[str, Conversations] = {}
         """The sources opened so far."""
         self._samples: dict[str, tuple[Renderer, Conversations]] = {}
@@ -60,14 +66,26 @@ class Splits:
         """
         if split not in self.given:
             raise UserError(f"there is no split '{split}'; choose one of {', '.join(self.given)}")
+        if split not in self.opened and (split in self._shares or (split == "train" and self._shares)):
+            self._hold_out()
         if split not in self.opened:
-            given = self.given[split]
-            if given is None:
-                raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
-            if isinstance(given, str | Path):
-                given = read(str(given), *self._options, split, *self._boxes)
-            self.opened[split] = given
+            self.opened[split] = self._open(split)
         return self.opened[split]
+
+    def _open(self, split: str) -> Conversations:
+        given = self.given[split]
+        if given is None:
+            raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
+        if isinstance(given, str | Path):
+            return read(str(given), *self._options, split, *self._boxes)
+        return given
+
+    def _hold_out(self) -> None:
+        """Open the training data and all splits that are shares of it."""
+        sources = held_out(self._open("train"), self._shares)
+        self.opened.update(sources)
+        held = ", ".join(f"{len(sources[split]):,} for {split}" for split in self._shares)
+        say(f"data.train: {held} are held out, whole pictures at a time; {len(sources['train']):,} are left")
 
     def samples(self, split: str, renderer: Renderer) -> Conversations:
         """The source of a split, with a sample for each answer that its template can only write last.
@@ -97,6 +115,8 @@ class Splits:
         """
         faults: list[DataError] = []
         for split in splits:
+            if split in self._shares and "train" in splits:
+                continue  # they are opened together
             try:
                 self.source(split)
             except DataError as error:
