@@ -1,14 +1,14 @@
 """The summary of a preview, which the page and the terminal show: tables, a histogram, sentences."""
 
-import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_vlm.data.render.turns import GREETING, MERGED, THINKS_NOTHING, TRAILING, UNLEARNED
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
+from lightning_vlm.outputs.histogram import Bin, bins_of
 
 FATES: dict[Fate, str] = {"kept": "whole", "truncated": "cut by whole rounds", "skipped": "skipped"}
 """What can become of a sample, and what both views call it."""
@@ -30,47 +30,6 @@ class Table(NamedTuple):
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-
-
-class Bin(NamedTuple):
-    """How many samples have at least `start` tokens and fewer than `stop`, by what becomes of them."""
-
-    start: int
-    stop: int
-    kept: int
-    truncated: int
-    skipped: int
-
-    @property
-    def samples(self) -> int:
-        """All its samples."""
-        return self.kept + self.truncated + self.skipped
-
-    @property
-    def lengths(self) -> str:
-        """Its range of lengths.
-
-        >>> Bin(1000, 1100, 3, 0, 0).lengths, Bin(7, 8, 1, 0, 0).lengths
-        ('1,000–1,099', '7')
-        """
-        last = self.stop - 1
-        if self.start == last:
-            return f"{last:,}"
-        return f"{self.start:,}–{last:,}"
-
-    @property
-    def fates(self) -> str:
-        """How many samples share each fate.
-
-        >>> Bin(0, 10, 3, 0, 1).fates
-        '3 whole, 1 skipped'
-        """
-        parts = []
-        for fate, words in FATES.items():
-            samples = getattr(self, fate)
-            if samples:
-                parts.append(f"{samples:,} {words}")
-        return ", ".join(parts) or "none"
 
 
 def kind_table(preview: Preview) -> Table:
@@ -99,30 +58,7 @@ def task_table(preview: Preview) -> Table:
 
 def length_bins(preview: Preview) -> list[Bin]:
     """The histogram of lengths, in bins of a round width."""
-    lengths = preview.lengths()
-    if not lengths:
-        return []
-    shortest, _ = min(lengths)
-    longest, _ = max(lengths)
-    for width in _round_numbers():
-        first = shortest // width
-        last = longest // width
-        if last - first < MOST_BINS:
-            break
-    counts = Counter((length // width, fate) for length, fate in lengths)
-    bins = []
-    for number in range(first, last + 1):
-        start = number * width
-        by_fate = {fate: counts[number, fate] for fate in FATES}
-        bins.append(Bin(start, start + width, **by_fate))
-    return bins
-
-
-def _round_numbers() -> Iterator[int]:
-    """1, 2, 5, 10, 20, 50, 100 ..."""
-    for power in itertools.count():
-        for factor in (1, 2, 5):
-            yield factor * 10**power
+    return bins_of(Counter(preview.lengths()), MOST_BINS)
 
 
 def describe_share(preview: Preview) -> str:

@@ -186,18 +186,18 @@ def _histogram(preview: Preview) -> Iterator[Text]:
     bins = summary.length_bins(preview)
     if not bins:
         return
-    most = max(bin.samples for bin in bins)
-    width = max(len(bin.lengths) for bin in bins)
+    most = max(bin.total for bin in bins)
+    width = max(len(bin.range) for bin in bins)
     for bin in bins:
-        line = Text(f"{bin.lengths:>{width}} ")
+        line = Text(f"{bin.range:>{width}} ")
         for fate, (character, style) in BARS.items():
-            length = math.ceil(getattr(bin, fate) * BAR / most)  # a single sample shows as well
+            length = math.ceil(bin.counts.get(fate, 0) * BAR / most)  # a single sample shows as well
             line.append(character * length, style)
-        line.append(f" {bin.samples:,}")
+        line.append(f" {bin.total:,}")
         if limit is not None and bin.start <= limit < bin.stop:
             line.append(f"  ◀ max_length {limit:,}", "bold")
         yield line
-    if any(bin.truncated or bin.skipped for bin in bins):
+    if any(bin.total > bin.counts.get("kept", 0) for bin in bins):
         names = []
         for fate, (character, style) in BARS.items():
             names.append(Text(f"{character} {summary.FATES[fate]}", style))

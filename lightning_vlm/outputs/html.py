@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PrefixLoader, StrictUndefined
 
 
 def templates(folder: Path, filters: dict[str, Callable[..., Any]]) -> Environment:
-    """The templates of a folder. They escape what they are given, and a name that isn't there is an error."""
+    """The templates of a folder, and as `shared/...` what all pages share.
+
+    That is `shared/page.html`, the frame that a page extends, with `shared/page.css` inside, and the macros
+    of `shared/figures.html`. Templates escape what they are given, and a name that isn't there is an error.
+
+    Args:
+        folder: Where the page's own templates lie.
+        filters: What they call, by name.
+
+    >>> "prefers-color-scheme" in templates(Path(), {}).get_template("shared/page.css").render()
+    True
+    """
+    shared = PrefixLoader({"shared": FileSystemLoader(Path(__file__).parent)})
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=ChoiceLoader([FileSystemLoader(folder), shared]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

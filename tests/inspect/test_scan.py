@@ -235,10 +235,10 @@ def test_what_does_not_fit_is_cut_or_left_out_and_reported(module):
     preview = preview_of(module, short, more, never, max_length=limit)
     assert sorted(preview.lengths()) == sorted(zip(lengths, ("kept", "truncated", "skipped"), strict=True))
     assert preview.total.tokens == 2 * lengths[0]
-    assert sum(bin.samples for bin in length_bins(preview)) == 3
+    assert sum(bin.total for bin in length_bins(preview)) == 3
     for bin in length_bins(preview):
         inside = [bin.start <= length < bin.stop for length in lengths]
-        assert [bin.kept, bin.truncated, bin.skipped] == list(map(int, inside))
+        assert [bin.counts[fate] for fate in ("kept", "truncated", "skipped")] == list(map(int, inside))
     for shown in (printed(preview, 160), render_page(preview)):
         for words in (
             f"max_length {limit}",
