@@ -75,7 +75,7 @@ def held_out(train: Conversations, shares: Mapping[str, float]) -> dict[str, Con
 
     >>> from lightning_vlm.data.drawn import Drawn
     >>> {split: len(source) for split, source in held_out(Drawn(size=100), {"val": 0.1, "test": 0.1}).items()}
-    {'train': 80, 'val': 10, 'test': 10}
+    {'train': 78, 'val': 11, 'test': 11}
     """
     for split, share in shares.items():
         if not share > 0:
