@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import torch
 
+from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.parts import Box, Located, Point, Region
 from lightning_vlm.losses.boxes import hungarian
 
@@ -118,6 +119,33 @@ def pointing_accuracy(found: Items, right: Items) -> float | None:
         return None
     hits = _matched(found, right, lambda item, target: float(contains(target, _centre(item))))
     return sum(hits) / len(hits) if hits else 1.0
+
+
+def points_within(share: float, found: Items, right: Items, views: Sequence[View]) -> float:
+    """The share of points no further off than a share of the picture's larger side: PCK, over the larger set.
+
+    The percentage of correct keypoints of https://doi.org/10.1109/TPAMI.2012.261 (Yang and Ramanan), with
+    the picture in place of the person's box.
+
+    Args:
+        share: The largest distance, as a share of the larger side.
+        found: Points; of a box or a region, its centre.
+        right: Points.
+        views: How large each picture is; one that isn't there counts as square.
+
+    >>> points_within(0.05, [Point((0.2, 0.2))], [Point((0.2, 0.28))], [View((200, 100), (200, 100))])
+    1.0
+    """
+
+    def hits(item: Located, target: Located) -> float:
+        image = target.image or 0
+        width, height = views[image].size if image < len(views) else (1, 1)
+        (x, y), (right_x, right_y) = _centre(item), _centre(target)
+        off = math.hypot((x - right_x) * width, (y - right_y) * height)
+        return float(off <= (share + _ROUNDING) * max(width, height))
+
+    near = _matched(found, right, hits)
+    return sum(near) / len(near) if near else 1.0
 
 
 def contains(area: Located, point: tuple[float, float]) -> bool:

@@ -42,7 +42,7 @@ class Score:
 
 
 def find_score(name: str) -> Score:
-    """A score by its name; also `acc@` with any IoU.
+    """A score by its name; also `acc@` with any IoU, and `pck@` with any share of a picture.
 
     Raises:
         UserError: There is none of that name; the message has the nearest one.
@@ -55,10 +55,11 @@ def find_score(name: str) -> Score:
     """
     if name in SCORES:
         return SCORES[name]
-    threshold = _threshold(name)
-    if threshold is None:
+    found = _threshold(name)
+    if found is None:
         raise UserError(f"model.scores: there is no score {name}{did_you_mean(name, SCORES)}")
-    return _accuracy_at(threshold, name)
+    kind, threshold = found
+    return _WITH_THRESHOLD[kind](threshold, name)
 
 
 def is_score(name: str) -> bool:
@@ -69,16 +70,19 @@ def is_score(name: str) -> bool:
 def place_of(name: str) -> tuple[int, str]:
     """Where a score stands in a table: in the order of `SCORES`, with further IoUs behind `acc@0.8`."""
     known = list(SCORES)
-    return (known.index(name), "") if name in SCORES else (known.index("acc@0.8"), name)
+    if name in SCORES:
+        return known.index(name), ""
+    return known.index("acc@0.8" if name.startswith("acc") else "pck@0.05"), name
 
 
-def _threshold(name: str) -> float | None:
+def _threshold(name: str) -> tuple[str, float] | None:
+    """`acc` or `pck`, and the number behind the @; None where it is another name."""
     kind, _, number = str(name).partition("@")
     try:
         threshold = float(number)
     except ValueError:
         return None
-    return threshold if kind == "acc" and 0 < threshold <= 1 else None
+    return (kind, threshold) if kind in _WITH_THRESHOLD and 0 < threshold <= 1 else None
 
 
 def _ratio(sums: Sums) -> float | None:
@@ -157,6 +161,19 @@ def _accuracy_at(threshold: float, name: str) -> Score:
     return _of_boxes(name, lambda answer: _of_areas(answer, partial(boxes.accuracy_at, threshold)))
 
 
+def _points_within(share: float, name: str) -> Score:
+    def value(answer: Prediction) -> float | None:
+        if not all(isinstance(target, Point) for target in answer.right):
+            return None
+        return boxes.points_within(share, _items(answer), answer.right, answer.views)
+
+    return _of_boxes(name, value, "points in the right answer")
+
+
+_WITH_THRESHOLD = {"acc": _accuracy_at, "pck": _points_within}
+"""The scores whose names end with a number."""
+
+
 def _of_areas(answer: Prediction, function: Callable[[boxes.Items, boxes.Items], float]) -> float | None:
     """A score of boxes and regions; None where the right answer is one of points, which have no area."""
     if all(isinstance(target, Point) for target in answer.right):
@@ -217,6 +234,7 @@ _ALL = (
     _of_boxes("miou", lambda answer: _of_areas(answer, boxes.mean_iou)),
     Score("map", _detections, mean_average_precision, _AREAS),
     _of_boxes("pointing", lambda answer: boxes.pointing_accuracy(_items(answer), answer.right)),
+    _points_within(0.05, "pck@0.05"),
     _of_boxes("parse_failures", _faulty, _BOXES),
     _of_boxes("missed", lambda answer: float(not _items(answer)), _BOXES),
     _mean("hallucination", _hallucinated, "a right answer without boxes"),
@@ -226,5 +244,5 @@ _ALL = (
 )
 SCORES = {score.name: score for score in _ALL}
 """Every score of answers by its name, in the order of the table's columns."""
-DEFAULT = ("exact_match", "token_f1", "acc@0.5", "miou", "parse_failures")
+DEFAULT = ("exact_match", "token_f1", "acc@0.5", "miou", "pck@0.05", "parse_failures")
 """The scores of a task for which none is chosen; those of boxes only come where answers should have some."""

@@ -104,6 +104,24 @@ def test_the_assignment_against_all_assignments(found, right):
     assert boxes.mean_iou(found, right) == pytest.approx(best / size if size else 1)
 
 
+points = st.lists(st.builds(Point, st.tuples(number, number)), max_size=4)
+
+
+@settings(deadline=None)
+@given(points, points, st.sampled_from([(200, 100), (64, 64), (30, 90)]))
+def test_points_near_their_targets_against_all_orders(found, right, size):
+    share = 0.21
+    near = np.zeros((4, 4))
+    for row, item in enumerate(found):
+        for column, target in enumerate(right):
+            off = (np.array(item.xy) - np.array(target.xy)) * size
+            near[row, column] = np.linalg.norm(off) <= share * max(size) + 1e-9
+    best = max(sum(near[range(4), order]) for order in map(list, itertools.permutations(range(4))))
+    most = max(len(found), len(right))
+    score = boxes.points_within(share, found, right, [View(size, size)])
+    assert score == pytest.approx(best / most if most else 1.0)
+
+
 def test_pointing():
     triangle = Region((0, 0, 1, 0, 0, 1))
     assert boxes.pointing_accuracy([Point((0.25, 0.5))], [LEFT]) == 1

@@ -135,7 +135,7 @@ def test_columns_of_the_table():
     metrics = {f"val/{name}": value for name, value in found.items()} | {"val/loss": 1.0, "lr": 1.0}
     assert {score_of(name, "val") is not None for name in metrics if name != "lr"} == {True}
     tables = score_table("", metrics, "val").renderables
-    assert [len(table.columns) for table in tables] == [7, 7, 7, 7, 7, 2]
+    assert [len(table.columns) for table in tables] == [7, 7, 7, 7, 7, 3]
     heads = [str(column.header) for table in tables for column in table.columns[1:]]
     assert heads[:2] == ["exact match", "token F1"]
     assert heads[-1] == "loss"

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -23,11 +24,13 @@ from lightning_vlm.callbacks.prediction_table.loggers import wandb_table
 from lightning_vlm.callbacks.prediction_table.marks import Mark, marks_in
 from lightning_vlm.callbacks.prediction_table.page import page
 from lightning_vlm.callbacks.prediction_table.samples import Place, Row, row_of, spread
-from lightning_vlm.data.conversation import Conversation, Image, Message, Text
+from lightning_vlm.data.conversation import Conversation, Image, Message, Text, Video
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.parts import Box, Point
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.metrics.prediction import Prediction
 from tests.support.ranks import DDP
+from tests.support.videos import number_on, numbered_pictures
 
 TASKS = ["vqa", "ocr", "grounding"]
 
@@ -265,6 +268,17 @@ def test_the_page_is_bounded():
     long = answer_of(Prediction("a", "vqa", "x" * 10**6, "y" * 10**6, prompt="z" * 10**6))
     assert len(long.text) == len(long.prompt) == len(long.target) == LONGEST
     assert len(page([shown], [Validation(step, {shown.place: long}) for step in range(8)])) < 400_000
+
+
+def test_a_video_is_a_strip_of_its_frames():
+    video = Video(frames=numbered_pictures(9), fps=3, sampling=VideoSampling(fps=1))
+    turns = (Message("user", (video, Text("What happens?"))), Message("assistant", (Text("It counts."),)))
+    row = row_of(Place(0, 0), Conversation(turns, source="videos.jsonl:1"))
+    (strip,) = row.pictures
+    assert row.more == 0
+    assert strip.size == (4 * 80, 48)
+    frames = [strip.crop((80 * at, 0, 80 * at + 80, 48)) for at in range(4)]
+    assert [number_on(np.asarray(frame).transpose(2, 0, 1)) for frame in frames] == [0, 2, 4, 6]
 
 
 def test_marks_lie_where_they_are_said_to():

@@ -1,5 +1,6 @@
 """Which samples are shown, and what stays the same of each."""
 
+import dataclasses
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,13 +11,17 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_vlm.callbacks.prediction_table.marks import Mark, marks_in
 from lightning_vlm.data.batch.sampler import ResumableBatchSampler
-from lightning_vlm.data.conversation import Conversation, Conversations
+from lightning_vlm.data.conversation import Conversation, Conversations, Video
 from lightning_vlm.data.images import load_image
 from lightning_vlm.data.rendered import RenderedBatches
+from lightning_vlm.data.video.load import load_video
+from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError
 
 PICTURES = 3
-"""How many pictures of a sample are shown."""
+"""How many pictures and videos of a sample are shown."""
+FRAMES = 4
+"""How many frames of a video are shown, side by side."""
 SIDE = 384
 """The longer side of a picture that is shown; larger ones are made smaller."""
 
@@ -49,7 +54,8 @@ class Row(NamedTuple):
         place: Where it is.
         task: Its task.
         source: Its file and line.
-        pictures: Its first pictures, small; None for one that can't be opened.
+        pictures: Its first pictures, small, and some frames of its first videos; None for one that can't be
+            opened.
         more: How many pictures and videos it has beside those.
         right: What the right answer has in its pictures.
         asked: What its question has there.
@@ -154,13 +160,28 @@ def row_of(place: Place, conversation: Conversation) -> Row:
         sizes.append(picture.size)
         picture.thumbnail((SIDE, SIDE))
         pictures.append(picture)
+    for video in conversation.videos[: PICTURES - len(pictures)]:
+        try:
+            pictures.append(_film_strip(video, conversation.source))
+        except DataError:  # likewise
+            pictures.append(None)
     right, asked = marks_in(conversation, sizes)
     return Row(
         place=place,
         task=conversation.task,
         source=conversation.source,
         pictures=tuple(pictures),
-        more=len(conversation.images) - len(pictures) + len(conversation.videos),
+        more=len(conversation.images) + len(conversation.videos) - len(pictures),
         right=right,
         asked=asked,
     )
+
+
+def _film_strip(video: Video, source: str) -> PIL.Image.Image:
+    """A few frames of a video, evenly spaced over it, side by side in one small picture."""
+    every_frame = dataclasses.replace(video, sampling=None)
+    clip = load_video(every_frame, source, "video", VideoSampling(num_frames=FRAMES))
+    pixels = clip.frames.permute(2, 0, 3, 1).flatten(1, 2)  # rows, then the columns of all frames
+    strip = PIL.Image.fromarray(pixels.contiguous().numpy())
+    strip.thumbnail((2 * SIDE, SIDE))
+    return strip
