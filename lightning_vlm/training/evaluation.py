@@ -45,6 +45,7 @@ class Evaluation(Callback):
         targets, hidden = module.targets(batch), module.hidden_states(batch)
         losses = target_losses(module.model, hidden, targets).token_losses
         module.callbacks.boxes.add_evaluated(module.model, hidden, targets)
+        module.callbacks.masks.add_evaluated(hidden, batch, targets)
         self._skip_check.add(batch, len(targets.positions))
         self._scores.add_losses(batch, targets, losses)
         self._scores.add_answers(answers)

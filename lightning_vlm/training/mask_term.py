@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch, Targets
+from lightning_vlm.data.batch.masks import Masks
 from lightning_vlm.data.boxes.segments import SEG, Segments
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class MaskTerm(Callback):
     """Adds the loss of masks to the cross-entropy of a module, each at its token, by that token's weight.
 
-    `train/mask_loss` is its mean over masks by these weights, on all ranks since the last log step.
+    `train/mask_loss` is its mean over masks by these weights, on all ranks since the last log step;
+    `val/mask_loss` and `test/mask_loss` are those of a validation or a test.
 
     Args:
         options: The head and its loss; None is no head.
@@ -35,6 +37,8 @@ class MaskTerm(Callback):
         self.options = options
         self._head: MaskHead | None = None
         self._sums = torch.zeros(2)
+        """The sum of weighted losses, and that of weights."""
+        self._evaluated = torch.zeros(2)
         self._pending: tuple[int, HostCopy] | None = None
 
     def make(self, model: PreTrainedModel) -> MaskHead | None:
@@ -56,16 +60,28 @@ class MaskTerm(Callback):
         if masks is None:  # DDP would wait for gradients otherwise
             nothing = targets.positions[:0]
             return MaskLosses(zero_loss(self._head.parameters()).expand(0), targets.weights[:0], nothing)
-        logits = self._head(hidden, masks)
+        losses, weights = self._losses(hidden, batch, targets, masks)
+        self._sums = self._sums.to(losses.device, non_blocking=True) + _sums(losses, weights)
+        return MaskLosses(losses, weights, batch.samples.flatten().index_select(0, masks.positions).long())
+
+    def add_evaluated(self, hidden: Tensor, batch: Batch, targets: Targets) -> None:
+        """Add the losses of the masks of a batch of a validation or a test; arguments as in `of`."""
+        if self._head is not None and batch.masks is not None:
+            sums = _sums(*self._losses(hidden, batch, targets, batch.masks))
+            self._evaluated = self._evaluated.to(sums.device) + sums
+
+    def _losses(self, hidden: Tensor, batch: Batch, targets: Targets, masks: Masks) -> tuple[Tensor, Tensor]:
+        """The loss and the weight of each mask."""
+        assert self._head is not None
+        assert self.options is not None
         options = self.options
+        logits = self._head(hidden, masks)
         losses = mask_losses(
             logits, masks.targets, masks.is_box, options.bce, options.dice, options.consistency
         )
         size = batch.samples.numel()
-        weights = weights_at(targets.positions, targets.weights, masks.positions, size).to(losses.dtype)
-        sums = torch.stack(((weights * losses.detach()).sum(), weights.sum())).float()
-        self._sums = self._sums.to(sums.device, non_blocking=True) + sums
-        return MaskLosses(losses, weights, batch.samples.flatten().index_select(0, masks.positions).long())
+        weights = weights_at(targets.positions, targets.weights, masks.positions, size)
+        return losses, weights.to(losses.dtype)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -101,11 +117,31 @@ class MaskTerm(Callback):
             return
         self._write(trainer)
         if logs_at(trainer, trainer.global_step + 1):
-            sums, self._sums = self._sums, torch.zeros(2)
-            if trainer.world_size > 1:
-                sums = sums.to(trainer.strategy.root_device)
-                torch.distributed.all_reduce(sums)
+            sums, self._sums = _of_all_ranks(trainer, self._sums), torch.zeros(2)
             self._pending = trainer.global_step, HostCopy(sums)
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated = torch.zeros(2)
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluated = torch.zeros(2)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_evaluated(trainer, pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_evaluated(trainer, pl_module, "test")
+
+    def _log_evaluated(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self.options is None:
+            return
+        loss, weight = _of_all_ranks(trainer, self._evaluated).tolist()
+        if weight:
+            module.log(f"{stage}/mask_loss", loss / weight, sync_dist=trainer.world_size > 1)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,3 +156,16 @@ class MaskTerm(Callback):
         loss, weight = copy.read().tolist()
         if weight:
             log_metrics(trainer, {"train/mask_loss": loss / weight}, step)
+
+
+def _sums(losses: Tensor, weights: Tensor) -> Tensor:
+    """The sum of weighted losses, and that of weights: a Tensor of shape [2], float32."""
+    return torch.stack(((weights * losses.detach()).sum(), weights.sum())).float()
+
+
+def _of_all_ranks(trainer: Trainer, sums: Tensor) -> Tensor:
+    if trainer.world_size == 1:
+        return sums
+    sums = sums.to(trainer.strategy.root_device, copy=True)
+    torch.distributed.all_reduce(sums)
+    return sums
