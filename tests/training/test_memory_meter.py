@@ -118,18 +118,18 @@ class PretendedGPU:
         self.base = 0
 
     def memory_allocated(self, device):
-        return self.counter._live
+        return self.counter.live
 
     memory_reserved = memory_allocated
 
     def mem_get_info(self, device):
-        return self.total - self.counter._live, self.total
+        return self.total - self.counter.live, self.total
 
     def max_memory_allocated(self, device):
         return self.counter.peak
 
     def reset_peak_memory_stats(self, device):
-        self.counter.peak = self.counter._live
+        self.counter.peak = self.counter.live
 
     def empty_cache(self):
         pass

@@ -131,12 +131,11 @@ def load_model(
 ) -> LoadedModel:
     """Load an image-text model in its own class.
 
-    The forward pass keeps no key-value cache (`generate` still does).
-
-    What the files lack is new and starts as `init_missing_weights` says.
+    The forward pass keeps no key-value cache (`generate` still does). What the files lack is new and starts
+    as `init_missing_weights` says.
 
     Args:
-        name_or_path: A folder, the name of a shipped model (`SHIPPED`), or a name on the Hugging Face hub.
+        name_or_path: As in `load_processor`.
         dtype: Of the weights; `auto` is the one that they were saved in.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None or `auto` is what transformers
             chooses, with `flash_varlen` in place of `sdpa` where it is exact (`models.attention`).
@@ -147,9 +146,6 @@ def load_model(
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
         family: Says where the parts of a class of your own are.
-
-    Returns:
-        The model, and what was found out about it.
 
     Raises:
         UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
@@ -172,23 +168,28 @@ def load_model(
         model, found = loaded
         if gradient_checkpointing:
             use_gradient_checkpointing(model)
+    _use_family(model, family)
+    make_ready(model, attn_implementation)
+    parts = find_parts(model)
+    missing = init_missing_weights(model, found["missing_keys"], parts)
+    return LoadedModel(model, parts, missing, Fingerprint(model, missing))
+
+
+def make_ready(model: PreTrainedModel, attn_implementation: str | None) -> None:
+    """What else a model needs to be trained here; its weights may be missing."""
     picture_beams.install(model)
     picture_numbers.install(model)
-    _use_family(model, family)
     padding_of_zeros.install(model)
     choice.settle(model, attn_implementation)
     prepare(model)
     give_pixels_their_dtype(model)
     freeze_statistics(model)
-    parts = find_parts(model)
-    missing = init_missing_weights(model, found["missing_keys"], parts)
-    for part in (model.config, model.config.get_text_config()):
-        part.use_cache = False
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
     model.generation_config.use_cache = True
     for part in model.modules():
         if isinstance(part, GenerationMixin) and part is not model:  # BLIP-2's language model generates
             part.generation_config = model.generation_config
-    return LoadedModel(model, parts, missing, Fingerprint(model, missing))
 
 
 def model_without_weights(
@@ -197,14 +198,17 @@ def model_without_weights(
     revision: str | None = None,
     trust_remote_code: bool = False,
     family: FamilyHooks | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """The modules of a model on the meta device, where they take neither memory nor time.
 
-    Arguments and errors as in `load_model`.
+    Arguments and errors as in `load_model`; `options` go to transformers.
     """
     config = _config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     with _explained(name_or_path), torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_config(
+            config, trust_remote_code=trust_remote_code, **options
+        )
     _use_family(model, family)
     return model
 

@@ -167,8 +167,9 @@ class AllocationCounter(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         """The most bytes that were alive at once."""
+        self.live = 0
+        """Those that are alive now."""
         self._limit = limit
-        self._live = 0
         self._seen: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
@@ -182,8 +183,8 @@ class AllocationCounter(TorchDispatchMode):
         for value in tree_flatten(result)[0]:
             if isinstance(value, Tensor):
                 self._see(value, value.untyped_storage().nbytes())
-        if self._live > self._limit:
-            raise torch.OutOfMemoryError(f"{self._live:,} bytes are in use, and {self._limit:,} are there")
+        if self.live > self._limit:
+            raise torch.OutOfMemoryError(f"{self.live:,} bytes are in use, and {self._limit:,} are there")
         return result
 
     def _see(self, tensor: Tensor, size: int) -> None:
@@ -198,11 +199,11 @@ class AllocationCounter(TorchDispatchMode):
         if key in self._seen:
             return
         self._seen[key] = weakref.ref(storage, partial(self._forget, key, size))
-        self._live += size
-        self.peak = max(self.peak, self._live)
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
     def _forget(self, key: int, size: int, _: weakref.ref) -> None:
-        self._live -= size
+        self.live -= size
         del self._seen[key]
 
 
