@@ -7,38 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lightning_vlm.config import COMMANDS
+from lightning_vlm.config.help import help_of, overview
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.failures.describe import INTERRUPTED, USER, message_and_code
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
 
-HELP = """\
-usage: lightning-vlm COMMAND --config FILE [--KEY VALUE ...]
-
-Fine-tune vision-language models with PyTorch Lightning.
-
-commands:
-{commands}
-
-options:
-  --config FILE      a YAML file; several are merged, later ones win, and so do --KEY VALUE pairs
-  --ckpt_path FILE   a checkpoint to continue from, or to score
-  --samples N --scan N --out FILE
-                     preview: samples to show, to read for the figures, and where the HTML page goes
-  --progress X       preview: show the weights at this progress of training, 0 to 1
-  --gain true        preview: load the model, and show which words need the picture
-  --out FILE --show N
-                     predict: where the answers go, and how many to print
-  --out DIR [--adapter-only] [--check-quantized nf4]
-                     export: the folder to make; adapters alone; what quantising it would lose
-  --debug            show the traceback of an error
-  --version          print the version
-  COMMAND --help     all keys of a command
-
-example:
-  lightning-vlm fit --config configs/quickstart.yaml --model.name_or_path HuggingFaceTB/SmolVLM-256M-Instruct
-"""
+_HELP = ("-h", "--help")
+_HELP_ALL = "--help-all"
 
 
 def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None" = None) -> int:
@@ -53,8 +30,10 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
         Ctrl-C, 143 after SIGTERM. Each error is a message of at most three lines.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.replace("{commands}", _command_list()), end="")
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in (*_HELP, _HELP_ALL):
+        print(overview(), end="")
         return 0 if words else USER
     if words[0] == "--version":
         from lightning_vlm import __version__
@@ -65,6 +44,10 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
     words = [word for word in words if word != "--debug"]
     if words[0] not in COMMANDS:
         return _complain(_unknown_command(words))
+    if any(word in _HELP for word in words):
+        print(help_of(words[0]), end="")
+        return 0
+    words = ["--help" if word == _HELP_ALL else word for word in words]
     try:
         _run(words, module, is_process=arguments is None)
     except Interrupted as error:
@@ -91,10 +74,6 @@ def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -
     if is_process:  # LightningCLI warns of words that are passed beside those of the process
         sys.argv[1:] = words
     run(None if is_process else words, module)
-
-
-def _command_list() -> str:
-    return "\n".join(f"  {name:10} {command.summary}" for name, command in COMMANDS.items())
 
 
 def _unknown_command(words: list[str]) -> str:

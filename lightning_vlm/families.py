@@ -27,10 +27,7 @@ def run(words: Sequence[str]) -> None:
     Raises:
         UserError: No family matches.
     """
-    parser = argparse.ArgumentParser(prog="lightning-vlm families", description=__doc__)
-    parser.add_argument("word", nargs="?", help="part of a family's or a checkpoint's name, such as qwen")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    options = parser.parse_args(list(words))
+    options = parser().parse_args(list(words))
     every = families()
     chosen = [one for one in every.values() if options.word is None or _matches(one, options.word)]
     if not chosen:
@@ -88,3 +85,11 @@ def _table(chosen: Sequence[Family]) -> Table:
             one.checkpoints[0] if one.checkpoints else "-",
         )
     return table
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    options = argparse.ArgumentParser(prog="lightning-vlm families", description=__doc__)
+    options.add_argument("word", nargs="?", help="part of a family's or a checkpoint's name, such as qwen")
+    options.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return options

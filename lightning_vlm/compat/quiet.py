@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import sys
 import warnings
 
@@ -74,9 +75,7 @@ def install_for_command(command: str) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if not sys.stderr.isatty():
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers ask it too
 
 
 def _is_helpful(record: logging.LogRecord) -> bool:

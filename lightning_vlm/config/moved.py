@@ -18,22 +18,29 @@ MOVED = {
 }
 """Class paths of earlier versions, and where those classes are now."""
 
-MEANT = {"ThroughputMonitor": "lightning_vlm_callbacks.ThroughputMonitor"}
-"""Bare names of classes that Lightning has too, and which is meant."""
+_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "RMSprop", "SGD")
+
+MEANT = {
+    "ThroughputMonitor": "lightning_vlm_callbacks.ThroughputMonitor",
+    **{name: f"torch.optim.{name}" for name in _OPTIMIZERS},
+}
+"""Bare names of classes that Lightning or bitsandbytes has too, and which is meant."""
 
 
 def with_meant_classes(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the whole path of each callback in `MEANT`.
+    """The words of a command line, with the whole path of each class in `MEANT`.
 
     >>> with_meant_classes(["--trainer.callbacks+", "ThroughputMonitor"])
     ['--trainer.callbacks+', 'lightning_vlm_callbacks.ThroughputMonitor']
+    >>> with_meant_classes(["--model.optimizer=AdamW", "--model.optimizer.lr", "1e-4"])
+    ['--model.optimizer=torch.optim.AdamW', '--model.optimizer.lr', '1e-4']
     >>> with_meant_classes(["--out", "ThroughputMonitor"])
     ['--out', 'ThroughputMonitor']
     """
     whole = list(words)
     for place, word in enumerate(words):
         option = word if word.startswith("--") else words[place - 1] if place else ""
-        if option.startswith("--trainer.callbacks"):
+        if option.startswith(("--trainer.callbacks", "--model.optimizer")):
             for name, path in MEANT.items():
                 whole[place] = re.sub(rf"(?<![\w.]){name}(?!\w)", path, whole[place])
     return whole
