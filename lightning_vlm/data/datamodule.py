@@ -29,6 +29,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.splits import Given, Negatives, Splits
+from lightning_vlm.data.system_prompts import check_prompts, check_tasks, check_template
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 
@@ -75,6 +76,8 @@ class VLMDataModule(LightningDataModule):
         answer_tokens: Tokens of `max_length` that are kept for the answer: of a prompt that leaves fewer, the
             earliest rounds without pictures are left out. None keeps none. Training never cuts an answer.
         negatives: Whether training also asks for what isn't there, or how, as keys of a `Negatives`.
+        system_prompts: Task -> what the model is told before conversations that have no system turn, such as
+            `{ocr: Read all text., default: Be brief.}`; `default` is for all other tasks.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -110,14 +113,16 @@ class VLMDataModule(LightningDataModule):
         boxes: str | None = None,
         negatives: Negatives | bool | None = None,
         answer_tokens: int | None = None,
+        system_prompts: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
             raise UserError(f"batch_size is {smallest}; at least 1")
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
-        of_boxes = bad_boxes, box_format, Negatives.read(negatives)
-        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *of_boxes)
+        self.system_prompts = check_prompts(system_prompts)
+        more = bad_boxes, box_format, Negatives.read(negatives), self.system_prompts
+        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *more)
         self.sources = self._splits.opened
         """The sources opened so far, by split."""
         self.batch_size = batch_size
@@ -163,6 +168,7 @@ class VLMDataModule(LightningDataModule):
             self._renderer = Renderer(processor, self.max_length, self.video, self.boxes)
             self._renderer.open_picture = self.pixels.open_picture
             self._renderer.answer_tokens = self.answer_tokens or 0
+            check_template(self.system_prompts, self._renderer)
         return self._renderer
 
     def source(self, split: str) -> Conversations:
@@ -199,6 +205,8 @@ class VLMDataModule(LightningDataModule):
         self._splits.open(splits)
         assert self.renderer
         if stage == "fit":
+            if self.system_prompts:
+                check_tasks(self.system_prompts, self.task_table.names)
             if self.sampling:
                 self.sampling.scores(self.task_table)
             self._measured()

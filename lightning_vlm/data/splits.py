@@ -14,6 +14,7 @@ from lightning_vlm.data.read.reading import say
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.split_answers import split_answers
+from lightning_vlm.data.system_prompts import WithSystemPrompts
 from lightning_vlm.errors import DataError, UserError
 
 Given: TypeAlias = Conversations | str | Path | None
@@ -32,6 +33,7 @@ class Splits:
         bad_boxes: For paths.
         box_format: For paths.
         negatives: What is added to training.
+        system_prompts: Task -> what stands before conversations without a system turn.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Splits:
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         negatives: Negatives | None = None,
+        system_prompts: dict[str, str] | None = None,
     ) -> None:
         self.given = given
         shares = {split: share_of(one) for split, one in given.items()}
@@ -56,6 +59,7 @@ class Splits:
         self._options = (image_root, on_bad_sample, columns, allow_urls)
         self._boxes = (bad_boxes, box_format)
         self._negatives = negatives
+        self._prompts = system_prompts
 
     def source(self, split: str) -> Conversations:
         """The source of a split, checked as it is opened.
@@ -77,8 +81,8 @@ class Splits:
         if given is None:
             raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
         if isinstance(given, str | Path):
-            return read(str(given), *self._options, split, *self._boxes)
-        return given
+            given = read(str(given), *self._options, split, *self._boxes)
+        return WithSystemPrompts(given, self._prompts) if self._prompts else given
 
     def _hold_out(self) -> None:
         """Open the training data and all splits that are shares of it."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.pixel_budget import PixelBudget
+from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.serving import trained_sampling
@@ -67,6 +68,7 @@ class Trained(NamedTuple):
         video: How videos were sampled in training.
         pixels: How large pictures were in training.
         boxes: The name of the codec of boxes; None where there were none.
+        prompts: Task -> the system prompt that it was trained with.
     """
 
     module: VLMModule
@@ -76,6 +78,7 @@ class Trained(NamedTuple):
     video: VideoSampling = VideoSampling()
     pixels: PixelBudget = PixelBudget()
     boxes: str | None = None
+    prompts: Mapping[str, str] = {}
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -117,9 +120,8 @@ def load_trained(request: ExportRequest) -> Trained:
     quantised = saved["lightning_vlm"].get("quantised", {})
     run = saved["lightning_vlm"].get(RUN, {})
     pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
-    return Trained(
-        module, starts, dtypes, len(quantised), trained_sampling(run), pixels, run.get("data.boxes")
-    )
+    boxes, prompts = run.get("data.boxes"), system_prompts_of(run)
+    return Trained(module, starts, dtypes, len(quantised), trained_sampling(run), pixels, boxes, prompts)
 
 
 def _changes_base(entry: PlanEntry) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.pixel_budget import PixelBudget
+from lightning_vlm.data.system_prompts import write_prompts
 from lightning_vlm.export.adapter_folder import save_adapter_only
 from lightning_vlm.export.boxes import keep_codec, write_guide
 from lightning_vlm.export.fresh_process import answer, compare_answers, describe
@@ -78,6 +79,8 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     of_boxes = write_guide(module.processor, trained.boxes, folder)
     if of_boxes is not None:
         rows.append(("boxes", of_boxes))
+    if trained.prompts:
+        rows.append(("system prompts", write_prompts(trained.prompts, folder)))
     of_masks = write_mask_head(module.mask_head, folder)
     if of_masks is not None:
         rows.append(("masks", of_masks))

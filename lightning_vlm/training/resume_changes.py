@@ -60,6 +60,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict
         facts["data.video"] = str(data.video)
         facts["data.max_pixels"] = str(data.pixels)
         facts["data.boxes"] = box_codec(data)
+        facts["data.system_prompts"] = data.system_prompts or None
         facts["data.train"] = describe_data(data.source("train"))
     flat: dict[str, Any] = {}
     for name, value in facts.items():

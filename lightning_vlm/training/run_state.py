@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.outputs.wandb_run import KEY, note_other_run, run_id
 from lightning_vlm.training.resume import WINDOW, AccumulationWindow
 from lightning_vlm.training.resume_changes import RUN, RunChanges
@@ -141,6 +142,12 @@ def _warn_if_seen_otherwise(trainer: Trainer, before: Mapping[str, Any]) -> None
         was = before.get(name, now)
         if was != now:
             rank_zero_warn(f"{name} is {now}, but {was} in training: the model sees its samples otherwise")
+    prompts = system_prompts_of(before)
+    if before and prompts != data.system_prompts:
+        rank_zero_warn(
+            f"data.system_prompts is {data.system_prompts or None}, but {prompts or None} in training: the "
+            "model is told something else"
+        )
     was = before.get("data.boxes")
     now = data.renderer.boxes.codec.name
     if was not in (None, now):

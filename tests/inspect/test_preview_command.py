@@ -175,3 +175,8 @@ def test_the_gain_of_answers_is_that_of_their_own_words():
     known = gains[~gains.isnan()]
     count = len(module.processor.tokenizer("red").input_ids) + 1  # and the end of the turn
     assert one == pytest.approx(float(known[-count:].mean()), abs=1e-5)
+
+
+def test_system_prompts_are_shown(project, capsys):
+    assert command("--data.system_prompts", "{default: Be brief.}") == 0
+    assert "brief." in capsys.readouterr().out.replace("\n", "")
