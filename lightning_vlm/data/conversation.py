@@ -169,6 +169,10 @@ class Conversations(Sequence[Conversation]):
         """The task of each sample. A source that can tell without building its samples does."""
         return TaskTable.of_samples(self[index].task for index in range(len(self)))
 
+    def files(self) -> "Sequence[Conversations]":
+        """The files and data sets that its samples come from; none of one that makes its samples itself."""
+        return ()
+
     def names(self) -> Sequence[str] | None:
         """All names that things in its pictures may have, if each sample says what its own show.
 
@@ -212,6 +216,10 @@ class Slice(Conversations):
         names, of = self._of.task_table()
         return TaskTable.of_samples(names[of[index]] for index in self._range)
 
+    def files(self) -> Sequence[Conversations]:
+        """Of the source."""
+        return self._of.files()
+
     def names(self) -> Sequence[str] | None:
         """Of the source."""
         return self._of.names()
@@ -252,6 +260,10 @@ class Chain(Conversations):
         """Of all sources, one after the other."""
         tables = [source.task_table() for source in self._sources]
         return TaskTable.of_samples(names[number] for names, of in tables for number in of)
+
+    def files(self) -> Sequence[Conversations]:
+        """Of all sources."""
+        return [file for source in self._sources for file in source.files()]
 
     def names(self) -> Sequence[str] | None:
         """Of all sources, if all know theirs."""

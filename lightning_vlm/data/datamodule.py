@@ -78,6 +78,7 @@ class VLMDataModule(LightningDataModule):
         negatives: Whether training also asks for what isn't there, or how, as keys of a `Negatives`.
         system_prompts: Task -> what the model is told before conversations that have no system turn, such as
             `{ocr: Read all text., default: Be brief.}`; `default` is for all other tasks.
+        skip: A list of rows that are left out, as `lightning-vlm lint --fix skip` writes it.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -114,6 +115,7 @@ class VLMDataModule(LightningDataModule):
         negatives: Negatives | bool | None = None,
         answer_tokens: int | None = None,
         system_prompts: dict[str, str] | None = None,
+        skip: str | None = None,
     ) -> None:
         super().__init__()
         if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
@@ -121,9 +123,9 @@ class VLMDataModule(LightningDataModule):
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
         self.system_prompts = check_prompts(system_prompts)
-        more = bad_boxes, box_format, Negatives.read(negatives), self.system_prompts
-        self._splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *more)
-        self.sources = self._splits.opened
+        more = bad_boxes, box_format, Negatives.read(negatives), self.system_prompts, skip
+        self.splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *more)
+        self.sources = self.splits.opened
         """The sources opened so far, by split."""
         self.batch_size = batch_size
         self._eval_batch_size = eval_batch_size
@@ -173,14 +175,14 @@ class VLMDataModule(LightningDataModule):
 
     def source(self, split: str) -> Conversations:
         """The source of a split (train, val, test, predict), opened and checked when first asked for."""
-        source = self._splits.source(split)
+        source = self.splits.source(split)
         self.report.skip(source.skipped)
         return source
 
     def samples(self, split: str) -> Conversations:
         """The samples of a split, which may be more than its source has; see `Splits.samples`."""
         source = self.source(split)
-        return source if self._processor() is None else self._splits.samples(split, self.renderer)
+        return source if self._processor() is None else self.splits.samples(split, self.renderer)
 
     def rendered(self, split: str, *, learn: bool, prompts: bool) -> RenderedBatches:
         """The samples of a split as batches; see `RenderedBatches`."""
@@ -202,7 +204,7 @@ class VLMDataModule(LightningDataModule):
         splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
         if stage == "fit" and self.given["val"] is not None:
             splits.append("val")
-        self._splits.open(splits)
+        self.splits.open(splits)
         assert self.renderer
         if stage == "fit":
             if self.system_prompts:

@@ -60,7 +60,7 @@ def find_below(
         expected = "a path below the image root, with links followed; data.image_root says where that is"
         if advise and os.path.isabs(written) and os.path.isfile(real):
             expected += f", and {shorten(os.path.dirname(real), 200)} has the file"
-        raise DataError(source, key, found, expected)
+        raise DataError(source, key, found, expected, "missing_file")
     is_allowed = os.path.isfile(real) or (folder and os.path.isdir(real))
     if not is_allowed:
         problem = "is not a file" if os.path.exists(real) else "does not exist"
@@ -68,7 +68,7 @@ def find_below(
         expected = f"a {what} file below the image root {shorten(below)} (data.image_root)"
         if advise:
             expected += where_instead(written, real_root)
-        raise DataError(source, key, found, expected)
+        raise DataError(source, key, found, expected, "missing_file")
     return Path(real)
 
 

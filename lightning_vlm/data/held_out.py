@@ -51,6 +51,10 @@ class Picked(Conversations):
         names, of = self._of.task_table()
         return TaskTable.of_samples(names[of[index]] for index in self._picked)
 
+    def files(self) -> Sequence[Conversations]:
+        """Of the source."""
+        return self._of.files()
+
     def names(self) -> Sequence[str] | None:
         """Of the source."""
         return self._of.names()

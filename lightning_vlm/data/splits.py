@@ -4,17 +4,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_vlm.data.conversation import Conversations
-from lightning_vlm.data.held_out import held_out, share_of
+from lightning_vlm.data.held_out import Picked, held_out, share_of
 from lightning_vlm.data.negatives import Negatives as Negatives
 from lightning_vlm.data.negatives import WithNegatives
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.read.reading import say
-from lightning_vlm.data.read.source import OnBadSample
+from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.split_answers import split_answers
 from lightning_vlm.data.system_prompts import WithSystemPrompts
+from lightning_vlm.data.skip_list import SkipList
 from lightning_vlm.errors import DataError, UserError
 
 Given: TypeAlias = Conversations | str | Path | None
@@ -34,6 +35,7 @@ class Splits:
         box_format: For paths.
         negatives: What is added to training.
         system_prompts: Task -> what stands before conversations without a system turn.
+        skip: The file of a list of rows that are left out.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Splits:
         box_format: str | None = None,
         negatives: Negatives | None = None,
         system_prompts: dict[str, str] | None = None,
+        skip: str | None = None,
     ) -> None:
         self.given = given
         shares = {split: share_of(one) for split, one in given.items()}
@@ -56,7 +59,11 @@ class Splits:
         self.opened: dict[str, Conversations] = {}
         """The sources opened so far."""
         self._samples: dict[str, tuple[Renderer, Conversations]] = {}
-        self._options = (image_root, on_bad_sample, columns, allow_urls)
+        self._image_root = image_root
+        self._options = (columns, allow_urls)
+        self.on_bad_sample: OnBadSample = on_bad_sample
+        """What becomes of bad samples of paths that are opened from now on."""
+        self._skip = None if skip is None else SkipList.read(skip)
         self._boxes = (bad_boxes, box_format)
         self._negatives = negatives
         self._prompts = system_prompts
@@ -80,9 +87,16 @@ class Splits:
         given = self.given[split]
         if given is None:
             raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
+        skip = self._skip
         if isinstance(given, str | Path):
-            given = read(str(given), *self._options, split, *self._boxes)
-        return WithSystemPrompts(given, self._prompts) if self._prompts else given
+            path = None if skip is None else skip.path
+            begin = str(given), self._image_root, self.on_bad_sample
+            source = read(*begin, *self._options, split, *self._boxes, path)
+        else:
+            source = given if skip is None else without_listed(given, skip)
+        if skip is not None:
+            skip.check(split)
+        return WithSystemPrompts(source, self._prompts) if self._prompts else source
 
     def _hold_out(self) -> None:
         """Open the training data and all splits that are shares of it."""
@@ -127,3 +141,24 @@ class Splits:
                 faults.append(error)
         if faults:
             raise together(faults)
+
+
+def without_listed(source: Conversations, skip: SkipList) -> Conversations:
+    """A source that was opened already, without the rows that a list names.
+
+    Args:
+        source: Any. One that makes its samples itself has no rows.
+        skip: The list.
+    """
+    rows = set()
+    for file in source.files():
+        if isinstance(file, Source):
+            rows |= {file.name + row for row in skip.rows(file.name, file.fingerprint())}
+    if not rows:
+        return source
+    kept = [index for index in range(len(source)) if source[index].source not in rows]
+    if len(kept) < len(source):
+        say(f"{len(source) - len(kept):,} samples are left out, which {skip.path} lists (data.skip)")
+    if not kept:
+        raise UserError(f"data.skip: {skip.path} leaves out all {len(source):,} samples")
+    return source if len(kept) == len(source) else Picked(source, kept, skipped=True)

@@ -144,6 +144,10 @@ class WithSystemPrompts(Conversations):
         """As of the source."""
         return self._of.task_table()
 
+    def files(self) -> Sequence[Conversations]:
+        """As of the source."""
+        return self._of.files()
+
     def names(self) -> Sequence[str] | None:
         """As of the source."""
         return self._of.names()

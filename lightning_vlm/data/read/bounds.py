@@ -79,13 +79,15 @@ class _Pictures:
         count = len(self._placed)
         if part.image is not None and part.image >= count:
             expected = f"the number of one of the {count} picture(s) of this sample, counted from 0"
-            raise (at / "image").wrong(part.image, expected)
+            raise (at / "image").wrong(part.image, expected, "box_without_picture")
         if not part.pixels:
             return 1.0, 1.0
         number = part.image if part.image is not None else max(before - 1, 0)
         if not count:
             raise at.error(
-                f"{_name(part)} in pixels, but no picture", "a picture in the sample, or fractions"
+                f"{_name(part)} in pixels, but no picture",
+                "a picture in the sample, or fractions",
+                "box_without_picture",
             )
         if number not in self._sizes:
             self._sizes[number] = self._size(number, at)
@@ -106,13 +108,14 @@ def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
     found = f"{_name(part)} {list(numbers)}"
     clips = at.reading.bad_boxes == "clip"
     if not all(map(math.isfinite, numbers)):
-        raise at.error(found, f"finite numbers, {_range(part, edges)}")
+        raise at.error(found, f"finite numbers, {_range(part, edges)}", "box_outside")
     if isinstance(part, Box):
         x1, y1, x2, y2 = numbers
         if x1 > x2 or y1 > y2:
             if not clips:
                 expected = f"x1 <= x2 and y1 <= y2, {_range(part, edges)}"
-                raise at.error(found, f"{expected}; data.bad_boxes: clip exchanges the corners")
+                expected += "; data.bad_boxes: clip exchanges the corners"
+                raise at.error(found, expected, "box_inverted")
             at.tally(_TURNED, "boxes")
             numbers = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     inside = tuple(min(max(value, 0.0), edges[place % 2]) for place, value in enumerate(numbers))
@@ -120,11 +123,12 @@ def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
     slack = _ROUNDING / min(1.0 if math.isinf(edge) else edge for edge in edges) if part.pixels else 1e-6
     if beyond > slack and not (clips and (beyond <= 1 or math.isinf(edges[0]))):
         fix = "" if clips else _FIX
-        raise at.error(found, f"numbers {_range(part, edges)}{fix}")
+        raise at.error(found, f"numbers {_range(part, edges)}{fix}", "box_outside")
     if beyond > slack:
         at.tally(CUT, "boxes")
     if not _has_area(part, inside):
-        raise at.error(found, "a box or region with an area; leave it out, or write a point")
+        expected = "a box or region with an area; leave it out, or write a point"
+        raise at.error(found, expected, "box_without_area")
     if inside == numbers == part.numbers:
         return part
     return located(inside, part.label, part.image, part.pixels, isinstance(part, Region))

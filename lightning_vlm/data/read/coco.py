@@ -19,6 +19,7 @@ from lightning_vlm.data.read.pictures import picture_of
 from lightning_vlm.data.read.reading import Location, say
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.read.words import describe
+from lightning_vlm.data.skip_list import fingerprint_of_file
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import shorten
 
@@ -48,6 +49,7 @@ class COCO(Source):
             Those of crowds alone never are.
         task: The task of its samples.
         bad_boxes: As in `DataFile`; `clip` also leaves out boxes without width or height.
+        skip: As in `DataFile`; a picture is left out with all its samples.
 
     Raises:
         DataError: As `DataFile`.
@@ -79,6 +81,7 @@ class COCO(Source):
         keep_empty: bool = False,
         task: str = "detection",
         bad_boxes: OnBadBox = "error",
+        skip: str | None = None,
     ) -> None:
         path = os.fspath(path)
         if by not in QUESTIONS:
@@ -95,10 +98,15 @@ class COCO(Source):
         self._rows: list[bytes] = []
         self.conversation_of = _Asking(question or QUESTIONS[by], task)
         self._empty = 0
-        super().__init__(path, image_root or str(Path(path).parent), on_bad_sample, bad_boxes=bad_boxes)
+        image_root = image_root or str(Path(path).parent)
+        super().__init__(path, image_root, on_bad_sample, bad_boxes=bad_boxes, skip=skip)
         if self._empty:
             self.notes.append(f"{_EMPTY} (pictures: {self._empty:,})")
             say(f"{self.name}: {self.notes[-1]}")
+
+    def fingerprint(self) -> str:
+        """Of the contents of the file."""
+        return fingerprint_of_file(self._file)
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], bytes]]:
         content = CocoContent(self._file, self.name, self._regions, self._clips)

@@ -32,7 +32,7 @@ class BadSamplesError(DataError):
 
     def __init__(self, name: str, errors: list[DataError], counts: dict[str, int]) -> None:
         first = errors[0]
-        super().__init__(first.source, first.key, first.found, first.expected)
+        super().__init__(first.source, first.key, first.found, first.expected, first.kind)
         self.name = name
         self.errors = errors
         self.counts = counts

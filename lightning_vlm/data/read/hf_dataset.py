@@ -1,6 +1,7 @@
 """Hugging Face data sets on disk as a source."""
 
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _OF_TOOLS = ("tools", "functions", "tool_calls", "function_call")
 """Keys whose objects differ from row to row, so that a table fills them up with nulls."""
 _AT_ONCE = 1000
+_LOOKED_AT = 64
 """Rows that are checked together."""
 
 
@@ -38,6 +40,7 @@ class HFDataset(Source):
         allow_urls: As in `DataFile`.
         config: Which of its configurations; needed if it has several.
         bad_boxes: As in `DataFile`.
+        skip: As in `DataFile`.
         box_format: As in `DataFile`.
 
     Raises:
@@ -66,6 +69,7 @@ class HFDataset(Source):
         config: str | None = None,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
+        skip: str | None = None,
     ) -> None:
         data, name = _split_of(_load(path, config), split, path)
         self._features = _stored(data.features)
@@ -73,7 +77,15 @@ class HFDataset(Source):
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         if not image_root:
             image_root = str(Path(path).parent) if Path(path).is_file() else path
-        super().__init__(name, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format)
+        super().__init__(name, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format, skip)
+
+    def fingerprint(self) -> str:
+        """Of its size, its columns and some of its rows, evenly spread."""
+        size = len(self._data)
+        digest = hashlib.blake2b(f"{size} {self._features}".encode(), digest_size=12)
+        for number in sorted({place * size // _LOOKED_AT for place in range(_LOOKED_AT)}) if size else ():
+            digest.update(repr(self._record((number,))).encode())
+        return digest.hexdigest()
 
     def _records(self) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
         for start in range(0, len(self._data), _AT_ONCE):

@@ -33,6 +33,8 @@ class JsonLayout:
     def __init__(self, path: str, name: str) -> None:
         self._path = path
         self._name = name
+        self.rows_are_lines = False
+        """Whether each row was a line of its own when the rows were last asked for."""
 
     def rows(self) -> Iterator[tuple[Place, bytes]]:
         """Each row, with its bytes; see `Layout`."""
@@ -43,6 +45,7 @@ class JsonLayout:
             if is_array or (beginning.startswith(b"{") and self._is_one_object(file)):
                 yield from _Text(file.read(), self._name).rows()
             else:
+                self.rows_are_lines = True
                 yield from _lines(file)
 
     def parse(self, data: bytes, source: str) -> Any:

@@ -23,6 +23,7 @@ from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
 from lightning_vlm.data.read.json_layout import JsonLayout
 from lightning_vlm.data.read.own_format import own_conversation
 from lightning_vlm.data.read.source import OnBadSample, Source
+from lightning_vlm.data.skip_list import fingerprint_of_file
 from lightning_vlm.errors import DataError, UserError
 
 
@@ -43,6 +44,7 @@ class DataFile(Source):
         bad_boxes: `error` refuses boxes that reach beyond their picture, `clip` cuts them off at its edge.
         box_format: The unit and order of boxes where the data doesn't say it, such as `pixels`, `fractions`,
             `0-1000` or `pixels xywh`; `text` leaves what looks like boxes in texts as words.
+        skip: A list of rows that are left out, as `lightning-vlm lint --fix skip` writes it.
 
     Raises:
         DataError: Bad samples, each with its `file:line`, its key, what was found and what to write; no
@@ -67,6 +69,7 @@ class DataFile(Source):
         allow_urls: bool = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
+        skip: str | None = None,
     ) -> None:
         path = os.fspath(path)
         self._file = unpack(path)
@@ -77,7 +80,20 @@ class DataFile(Source):
         else:
             self._layout = JsonLayout(self._file, path)
         image_root = image_root or str(Path(path).parent)
-        super().__init__(path, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format)
+        super().__init__(path, image_root, on_bad_sample, columns, allow_urls, bad_boxes, box_format, skip)
+
+    def fingerprint(self) -> str:
+        """Of the contents of the file."""
+        try:
+            return fingerprint_of_file(self._file)
+        except OSError:  # reading it says why
+            return ""
+
+    @property
+    def rows_are_lines(self) -> bool:
+        """Whether each row is a line of its own, so that some can be left out of a copy."""
+        is_as_given = self._file == self.name
+        return is_as_given and isinstance(self._layout, JsonLayout) and self._layout.rows_are_lines
 
     def _records(self) -> Iterator[tuple[Place, bytes]]:
         return self._layout.rows()
@@ -218,6 +234,7 @@ def read(
     split: str = "train",
     bad_boxes: OnBadBox = "error",
     box_format: str | None = None,
+    skip: str | None = None,
 ) -> Conversations:
     """Open data of any supported format, which is found by looking at each row.
 
@@ -237,6 +254,7 @@ def read(
             with this name.
         bad_boxes: As in `DataFile`.
         box_format: As in `DataFile`.
+        skip: As in `DataFile`.
 
     Raises:
         DataError: As in `DataFile`; also for rows that no dialect fits.
@@ -250,6 +268,7 @@ def read(
         "allow_urls": allow_urls,
         "bad_boxes": bad_boxes,
         "box_format": box_format,
+        "skip": skip,
     }
     preferred = PREFERRED.get(split, [split])
     is_folder = os.path.isdir(path)
@@ -268,7 +287,7 @@ def read(
         raise DataError(path, "", f"a file of the type {suffix}", expected)
     if is_coco(path):
         _check_for_coco(columns, box_format)
-        return COCO(path, image_root, on_bad_sample, bad_boxes=bad_boxes)
+        return COCO(path, image_root, on_bad_sample, bad_boxes=bad_boxes, skip=skip)
     return DataFile(path, **options)
 
 

@@ -112,13 +112,13 @@ class Location(NamedTuple):
             return Location(self.source, self.reading, f"{self.key}[{name}]")
         return Location(self.source, self.reading, f"{self.key}.{name}" if self.key else name)
 
-    def error(self, found: str, expected: str) -> DataError:
-        """The error to raise about this value."""
-        return DataError(self.source, self.key, found, expected)
+    def error(self, found: str, expected: str, kind: str = "") -> DataError:
+        """The error to raise about this value; its `kind` as of `DataError`."""
+        return DataError(self.source, self.key, found, expected, kind)
 
-    def wrong(self, value: Any, expected: str) -> DataError:
+    def wrong(self, value: Any, expected: str, kind: str = "") -> DataError:
         """The error to raise if something else was expected here than this value."""
-        return self.error(describe(value), expected)
+        return self.error(describe(value), expected, kind)
 
     def note(self, sentence: str) -> None:
         """Count a choice that was made for this row."""

@@ -112,7 +112,7 @@ class RowMedia:
             name = self.medium.name
             found = f"{len(self.items)} {name}(s) and {self.placed} place(s) for them in the conversation"
             expected = f"a '{self.place}' where each {name} stands, and a {name} for each '{self.place}'"
-            raise self.at.error(found, expected)
+            raise self.at.error(found, expected, "picture_count")
 
 
 def split(text: str, at: Location, media: Sequence[RowMedia]) -> list[Part]:

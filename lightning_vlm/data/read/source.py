@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -14,9 +14,12 @@ from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
 from lightning_vlm.data.read.reading import Location, Notes, Reading, say
 from lightning_vlm.data.read.rows import any_conversation
+from lightning_vlm.data.skip_list import SkipList
 from lightning_vlm.errors import DataError, UserError
 
 OnBadSample: TypeAlias = Literal["raise", "skip"]
+COLLECT: Any = "collect"
+"""An `on_bad_sample` for programs: as `skip`, but faults of whole files are in `skipped` too."""
 
 
 class Source(Conversations):
@@ -34,6 +37,7 @@ class Source(Conversations):
         allow_urls: Whether pictures may be fetched from http and https addresses.
         bad_boxes: What becomes of a box that reaches beyond its picture: `error` or `clip`.
         box_format: The unit and order of boxes where the data doesn't say it; see `BoxFormat.read`.
+        skip: The file of a list of rows that are left out, unread; see `SkipList`.
 
     Raises:
         DataError: Bad samples, or none at all.
@@ -56,8 +60,9 @@ class Source(Conversations):
         allow_urls: bool = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
+        skip: str | None = None,
     ) -> None:
-        if on_bad_sample not in ("raise", "skip"):
+        if on_bad_sample not in ("raise", "skip", COLLECT):
             raise UserError(f"on_bad_sample is '{on_bad_sample}'; choose 'raise' or 'skip'")
         if bad_boxes not in ("error", "clip"):
             raise UserError(f"data.bad_boxes is '{bad_boxes}'; choose 'error' or 'clip'")
@@ -76,6 +81,7 @@ class Source(Conversations):
             box_format=BoxFormat.read(box_format),
         )
         self._places = array("Q")
+        self._left_out = SkipList.read(skip).rows(name, self.fingerprint()) if skip else ()
         faults = Faults(name)
         self.only_words = True
         checking = replace(self._reading, check_image=faults.check_image, notes=Notes(), opening=True)
@@ -83,10 +89,9 @@ class Source(Conversations):
         check_their_names(checking, name, bool(faults))
         if on_bad_sample == "raise":
             faults.raise_if_any()
-        if not self._places and self.skipped:
-            raise UserError(f"{name}: no sample is left; {skip_summary(self.skipped)}")
-        if not self._places:
-            raise DataError(name, "", "no samples", "at least one")
+        self._check_some_are_left(on_bad_sample)
+        if self._left_out:
+            say(f"{name}: {len(self._left_out):,} rows are left out, which {skip} lists (data.skip)")
         chosen = checking.box_format
         if chosen and not chosen.is_words and not checking.notes.box_format_is_used:
             checking.notes.say("data.box_format has no effect: no box is without a unit")
@@ -96,15 +101,32 @@ class Source(Conversations):
         for line in self.notes:
             say(f"{name}: {line}")
 
+    def _check_some_are_left(self, on_bad_sample: OnBadSample) -> None:
+        nothing = DataError(self.name, "", "no samples", "at least one", "no_samples")
+        if self._places:
+            return
+        if on_bad_sample == COLLECT:
+            self.skipped = self.skipped or [nothing]
+        elif self.skipped:
+            raise UserError(f"{self.name}: no sample is left; {skip_summary(self.skipped)}")
+        elif self._left_out:
+            raise UserError(
+                f"{self.name}: no sample is left; data.skip leaves out all {len(self._left_out):,}"
+            )
+        else:
+            raise nothing
+
     def _check_all(self, reading: Reading, faults: Faults, on_bad_sample: OnBadSample) -> Iterator[str]:
         """Check every record and remember the places of the good ones; gives their tasks."""
         try:
             for place, record in self._records():
+                if self._left_out and self._name_of(place)[len(self.name) :] in self._left_out:
+                    continue
                 try:
                     conversation = self._build(place, record, reading)
                 except DataError as error:
                     faults.add(error)
-                    if on_bad_sample == "skip":
+                    if on_bad_sample != "raise":
                         self.skipped.append(error)
                 else:
                     self._places.extend(place)
@@ -114,6 +136,9 @@ class Source(Conversations):
             if on_bad_sample == "skip":
                 raise
             faults.add(error)
+            if on_bad_sample == COLLECT:
+                error.kind = error.kind or "broken_file"
+                self.skipped.append(error)
 
     def _build(self, place: tuple[int, ...], record: Any, reading: Reading) -> Conversation:
         source = self._name_of(place)
@@ -121,6 +146,10 @@ class Source(Conversations):
             return self.conversation_of(self._row(record, source), Location(source, reading))
         except RecursionError:
             raise DataError(source, "", "a value nested too deep", "a conversation") from None
+
+    def files(self) -> "Sequence[Source]":
+        """Itself."""
+        return (self,)
 
     def task_table(self) -> TaskTable:
         """The task of each sample, known since the source was opened."""
@@ -137,6 +166,10 @@ class Source(Conversations):
         reading = replace(self._reading, notes=Notes())
         conversation = self._build(place, self._record(place), reading)
         return replace(conversation, changes=(CUT,)) if reading.notes.has(CUT) else conversation
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of its contents: other contents have another one."""
 
     @abstractmethod
     def _records(self) -> Iterator[tuple[tuple[int, ...], Any]]:

@@ -75,7 +75,7 @@ class TooLong(DataError):  # noqa: N818
     """
 
     def __init__(self, source: str, found: str, expected: str, length: int) -> None:
-        super().__init__(source, "", found, expected)
+        super().__init__(source, "", found, expected, "too_long")
         self.length = length
 
     def __reduce__(self) -> tuple:

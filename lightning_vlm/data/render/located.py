@@ -218,11 +218,12 @@ class _Writing:
         name = type(item).__name__.lower()
         if not self.views:
             found = f"a {name} in a conversation without pictures"
-            raise DataError(self._source, key, found, "a picture that it lies in")
+            raise DataError(self._source, key, found, "a picture that it lies in", "box_without_picture")
         image = max(self._seen - 1, 0) if item.image is None else item.image
         if image >= len(self._shown):
             found = f"a {name} in picture {image}, of {len(self._shown)} so far"
-            raise DataError(self._source, f"{key}.image", found, "the number of a picture, from 0")
+            expected = "the number of a picture, from 0"
+            raise DataError(self._source, f"{key}.image", found, expected, "box_without_picture")
         numbers = item.numbers
         if item.pixels:
             sides = self.views[image].size
@@ -230,7 +231,7 @@ class _Writing:
             if any(value > limit for value, limit in zip(numbers, limits, strict=True)):
                 found = f"the {name} {list(numbers)}"
                 expected = f"pixels of picture {image}, which is {sides[0]}x{sides[1]} when upright"
-                raise DataError(self._source, key, found, expected)
+                raise DataError(self._source, key, found, expected, "box_outside")
             numbers = tuple(value / limit for value, limit in zip(numbers, limits, strict=True))
         return with_numbers(item, numbers, image)
 
@@ -239,4 +240,4 @@ class _Writing:
             forged = pattern.search(item.label or "")
             if forged:
                 found = f"a label that spells {forged[0]!r}"
-                raise DataError(self._source, f"{key}.label", found, "other words")
+                raise DataError(self._source, f"{key}.label", found, "other words", "special_token")

@@ -88,7 +88,7 @@ def check_places(places: Sequence[str], media: Media, video_token: str | None, s
         if written != needed:
             found = f"{needed} {name}(s) and {written} place(s) for them in the rendered template"
             expected = f"as many places as {name}s; model.chat_template chooses another template"
-            raise DataError(source, "messages", found, expected)
+            raise DataError(source, "messages", found, expected, "picture_count")
 
 
 def clip_spans(

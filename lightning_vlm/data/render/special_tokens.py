@@ -92,7 +92,8 @@ def refuse_forged(conversation: Conversation, special: re.Pattern[str]) -> None:
             forged = special.search(text) or _PRIVATE.search(text)
             if forged:
                 found = f"a text that spells {forged[0]!r}"
-                raise DataError(conversation.source, key, found, "no special tokens in calls and definitions")
+                expected = "no special tokens in calls and definitions"
+                raise DataError(conversation.source, key, found, expected, "special_token")
 
 
 def _given_to_templates(conversation: Conversation) -> Iterator[tuple[str, Any]]:

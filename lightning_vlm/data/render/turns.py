@@ -104,7 +104,7 @@ def until_last_answer(conversation: Conversation) -> tuple[Message, ...]:
         if conversation.messages[end - 1].role == "assistant":
             return conversation.messages[:end]
     expected = "at least one answer to learn from (data.columns says which column it is in)"
-    raise DataError(conversation.source, "messages", "no assistant turn", expected)
+    raise DataError(conversation.source, "messages", "no assistant turn", expected, "no_answer")
 
 
 def round_ends(turns: Sequence[Turn]) -> list[int]:
