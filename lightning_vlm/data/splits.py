@@ -14,8 +14,8 @@ from lightning_vlm.data.read.reading import say
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.split_answers import split_answers
-from lightning_vlm.data.system_prompts import WithSystemPrompts
 from lightning_vlm.data.skip_list import SkipList
+from lightning_vlm.data.system_prompts import WithSystemPrompts
 from lightning_vlm.errors import DataError, UserError
 
 Given: TypeAlias = Conversations | str | Path | None
