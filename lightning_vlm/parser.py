@@ -158,3 +158,18 @@ def check_words(words: Sequence[str], parser: Parser) -> None:
         parser.given.append(key)
         has_argument = bool(rest) and rest[0].startswith(f"--{key}.")  # so the value is a class
         check_value(key, value, parser, is_class=has_argument)
+
+
+def value_of(key: str, words: Sequence[str]) -> str | None:
+    """The value of a key on a command line; of several the last.
+
+    >>> value_of("out", ["--show=2", "--out", "a.jsonl"])
+    'a.jsonl'
+    """
+    found = None
+    for index, word in enumerate(words):
+        if word.startswith(f"--{key}="):
+            found = word.partition("=")[2]
+        elif word == f"--{key}" and index + 1 < len(words):
+            found = words[index + 1]
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name them without their modules
     AdaptiveLoRARank,
     EarlyStopCheckpoint,
@@ -41,8 +42,10 @@ from lightning_vlm.outputs.saved_config import SaveConfig
 from lightning_vlm.outputs.score_report import ScoreReport
 from lightning_vlm.outputs.summary import FitSummary
 from lightning_vlm.outputs.wandb_run import resume_run
-from lightning_vlm.parser import Parser, check_words
+from lightning_vlm.parser import Parser, check_words, value_of
+from lightning_vlm.terminal import short_path
 from lightning_vlm.trainer import VLMTrainer
+from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
@@ -85,6 +88,8 @@ class VLMCLI(LightningCLI):
         command = self._subcommand_parsers.get(words[0]) if words else None
         if isinstance(command, Parser):
             check_words(words[1:], command)
+            if words[0] == "predict" and not {"config", "c"} & set(command.given):
+                _fill_in(command, words[1:])
         super().parse_arguments(parser, args)
 
     def before_instantiate_classes(self) -> None:
@@ -165,6 +170,18 @@ class VLMCLI(LightningCLI):
         if self.config.fit.report:
             self.report.after()
         self.summary.show(self.trainer, run_folder(self.trainer))
+
+
+def _fill_in(parser: Parser, words: Sequence[str]) -> None:
+    """Without a config, take the settings of a checkpoint; without that either, the model as it is."""
+    checkpoint = value_of("ckpt_path", words)
+    if checkpoint is None or _NO_FILE.match(checkpoint):
+        parser.set_defaults({"model.adapt": {}})
+        return
+    settings, config = settings_of(Path(checkpoint))
+    parser.set_defaults(settings)
+    also = f" and {short_path(config)}" if config else ""
+    rank_zero_info(f"{settings['model.name_or_path']}, with the settings of {short_path(checkpoint)}{also}")
 
 
 def _find_best(trainer: Trainer) -> None:

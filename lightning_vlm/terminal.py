@@ -1,6 +1,7 @@
 """Output for a terminal: text without control characters, paths, answers."""
 
 import os
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,15 @@ def print_lines(name: str, texts: Iterable[str]) -> None:
     for text in texts:
         print_line(name, text)
         name = ""
+
+
+def wrapped(texts: Iterable[str]) -> Iterator[str]:
+    """Texts in lines that fit beside a name; long words, such as paths, stay in one piece."""
+    room = max(get_console().width - LABEL, 20)
+    for text in texts:
+        yield from textwrap.wrap(
+            visible(text), room, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
 
 
 def print_text(text: str) -> None:

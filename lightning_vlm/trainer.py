@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lightning_vlm.callbacks.answer_writer import SHOWN, AnswerWriter
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
+from lightning_vlm.data.asked import ask
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import page, terminal
@@ -29,6 +30,7 @@ class VLMTrainer(Trainer):
         weights_only: bool | None = None,
         out: str | None = None,
         show: int = SHOWN,
+        prompt: str | None = None,
     ) -> list[Any] | None:
         """Answer the prompts of the prediction data, and write the answers to a file as they come.
 
@@ -41,10 +43,13 @@ class VLMTrainer(Trainer):
             weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
             out: The file of answers; null is answers.jsonl in the run's folder.
             show: How many answers to print at the end.
+            prompt: The question about each picture, where `data.predict` is a picture or a folder of them.
 
         Raises:
             UserError: As in `AnswerWriter`.
         """
+        if isinstance(datamodule, VLMDataModule):
+            ask(datamodule, prompt)
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
             callbacks.append(AnswerWriter(out, show))

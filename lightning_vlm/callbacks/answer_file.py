@@ -14,6 +14,7 @@ from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 
 KEYS = (
+    "id",
     "source",
     "task",
     "prompt",
@@ -25,6 +26,7 @@ KEYS = (
     "scores",
     "candidates",
     "boxes",
+    "right_boxes",
     "unread",
 )
 """What each line has."""
@@ -38,9 +40,10 @@ def answer_row(answer: Prediction, choice: ScoreChoice | None = None) -> dict[st
     """What a line of the file says.
 
     `scores` has those that are chosen for the task, where they apply, and `log_prob` and `score` where
-    several answers were ranked. A number that isn't finite is null. `boxes` are those of the answer in pixels
-    of the pictures as they came, and `unread` says what could not be read as one; both are null where no
-    boxes were asked for.
+    several answers were ranked. A number that isn't finite is null. `id` is the sample's own, or else its
+    source. `boxes` are those of the answer in pixels of the pictures as they came, and `unread` says what
+    could not be read as one; both are null where no boxes were asked for. `right_boxes` are those of the
+    right answer, null where it has none.
 
     >>> row = answer_row(Prediction("q.jsonl:1", "vqa", "red", "red", prompt="What colour?"))
     >>> row["answer"], row["scores"]
@@ -57,6 +60,7 @@ def answer_row(answer: Prediction, choice: ScoreChoice | None = None) -> dict[st
         numbers = {"log_prob": _finite(candidate.log_prob), "score": _finite(candidate.score)}
         candidates.append({**candidate._asdict(), **numbers})
     return {
+        "id": answer.source if answer.id is None else answer.id,
         "source": answer.source,
         "task": answer.task,
         "prompt": answer.prompt,
@@ -68,6 +72,7 @@ def answer_row(answer: Prediction, choice: ScoreChoice | None = None) -> dict[st
         "scores": scores,
         "candidates": candidates,
         "boxes": answer.found and [as_row(item, answer.views) for item in answer.found.items],
+        "right_boxes": [as_row(item, answer.views) for item in answer.right] or None,
         "unread": answer.found and list(answer.found.faults),
     }
 

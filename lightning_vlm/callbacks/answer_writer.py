@@ -1,7 +1,8 @@
 """Where the answers of `predict` go: a file, and the first few to the terminal."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,12 +18,14 @@ from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.score_table import heading, score_table
 from lightning_vlm.metrics.scores import Scores
-from lightning_vlm.terminal import answer_blocks, print_line, say, short_path
+from lightning_vlm.terminal import answer_blocks, print_line, print_lines, say, short_path, wrapped
 
 NAME = "answers.jsonl"
 """The file in a run's folder."""
 SHOWN = 3
 """How many answers are printed."""
+NAMED = 5
+"""How many of those that were skipped are named."""
 
 
 class AnswerWriter(Callback):
@@ -56,8 +59,8 @@ class AnswerWriter(Callback):
         self.out, self.show = out, show
         self._file: AnswerFile | None = None
         self._scores = Scores()
-        self._skipped = 0
-        self._end: tuple[int, int, dict[str, float]] | None = None
+        self._skipped: list[str] = []
+        self._end: _End | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,7 +78,7 @@ class AnswerWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
         self._scores.reset()
-        self._skipped = 0
+        self._skipped = []
         if trainer.is_global_zero:
             aside = self._file.set_aside()
             if aside is not None:
@@ -104,7 +107,7 @@ class AnswerWriter(Callback):
         self._file.write(answers)
         self._scores.add_answers(answers)
         if isinstance(batch, Batch):
-            self._skipped += len(batch.skipped)
+            self._skipped += map(str, batch.skipped)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,16 +120,13 @@ class AnswerWriter(Callback):
                 "have another name beside it now; give each run a file of its own"
             )
         scores = self._scores.compute()  # all ranks must call this
-        ranks: list[Any] = [(self._file.lengths, self._skipped)]
-        if trainer.world_size > 1:
-            ranks *= trainer.world_size
-            torch.distributed.all_gather_object(ranks, (self._file.lengths, self._skipped))
+        ranks = _gathered(trainer, (self._file.lengths, self._skipped))
         if not trainer.is_global_zero:
             return
         self._file.join([lengths for lengths, _ in ranks])
         count = sum(sum(lengths) for lengths, _ in ranks)
-        skipped = sum(number for _, number in ranks) + _skipped_by_reader(trainer)
-        self._end = count, skipped, scores
+        skipped = [error for _, errors in ranks for error in errors] + _skipped_by_reader(trainer)
+        self._end = _End(count, skipped, scores)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -142,24 +142,50 @@ class AnswerWriter(Callback):
             return
         self._file.close()
         if self._end is not None:  # Not before, where the progress bar may still be on the screen.
-            self._print_summary(self._file, *self._end)
+            self._print_summary(self._file, self._end)
         self._file = self._end = None
 
-    def _print_summary(self, file: AnswerFile, count: int, skipped: int, scores: dict[str, float]) -> None:
+    def _print_summary(self, file: AnswerFile, end: "_End") -> None:
         for block in answer_blocks(file.first(self.show), get_console().width):
             say("", block)
-        if self.show and count:
+        if self.show and end.answers:
             say("")
-        of_all = {name: value for name, value in scores.items() if "/" not in name}
+        of_all = {name: value for name, value in end.scores.items() if "/" not in name}
         if of_all:
             texts = [f"{heading(name)} {value:.3f}" for name, value in of_all.items()]
             print_line("scores", ", ".join(texts))
-        if len(scores) > len(of_all):
-            table = score_table("Scores", {f"test/{name}": value for name, value in scores.items()}, "test")
+        if len(end.scores) > len(of_all):
+            table = score_table(
+                "Scores", {f"test/{name}": value for name, value in end.scores.items()}, "test"
+            )
             if table is not None:
                 say(table)
-        more = f"; {skipped:,} skipped" if skipped else ""
-        print_line("answers", f"{count:,} in {short_path(file.path)}{more}")
+        print_lines("skipped", wrapped(_first(end.skipped)))
+        more = f"; {len(end.skipped):,} skipped" if end.skipped else ""
+        print_line("answers", f"{end.answers:,} in {short_path(file.path)}{more}")
+
+
+class _End(NamedTuple):
+    """What a run came to: how many answers, the errors of what was skipped, and the scores."""
+
+    answers: int
+    skipped: list[str]
+    scores: dict[str, float]
+
+
+def _gathered(trainer: Trainer, own: Any) -> list[Any]:
+    """What each rank has. All ranks must call it."""
+    ranks = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(ranks, own)
+    return ranks
+
+
+def _first(errors: Sequence[str]) -> Iterator[str]:
+    """The first errors, and how many more there are."""
+    yield from errors[:NAMED]
+    if len(errors) > NAMED:
+        yield f"and {len(errors) - NAMED:,} more"
 
 
 def _choice_of(module: LightningModule) -> ScoreChoice:
@@ -175,7 +201,7 @@ def _refuse_own_data(path: Path, trainer: Trainer) -> None:
         raise UserError(f"out: found {path}, which data.predict reads; name another file")
 
 
-def _skipped_by_reader(trainer: Trainer) -> int:
-    """The samples that were skipped when the data was opened; every rank knows them all."""
+def _skipped_by_reader(trainer: Trainer) -> list[str]:
+    """The errors of samples that were skipped when the data was opened; every rank knows them all."""
     source = getattr(getattr(trainer, "datamodule", None), "sources", {}).get("predict")
-    return len(source.skipped) if source is not None else 0
+    return [] if source is None else [str(error) for error in source.skipped]

@@ -67,6 +67,7 @@ class Conversation:
         shown: All that its pictures show, with labels, where that is known; `data.negatives` asks for what
             isn't there. None is what the boxes of all samples with this picture say.
         changes: What was done to it as it was read, each in a sentence; samples are counted by these.
+        id: What its data calls it; answers keep it.
 
     Raises:
         DataError: A wrong role, an empty conversation, a picture in an assistant turn, a box outside 0..1, a
@@ -88,6 +89,7 @@ class Conversation:
     level: str | None = None
     shown: tuple[Located, ...] | None = None
     changes: tuple[str, ...] = ()
+    id: str | int | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")

@@ -123,6 +123,7 @@ def _prediction(
         found=None if reader is None else reader.read(text),
         right=() if reader is None else reader.right or (),
         views=() if reader is None else reader.views,
+        id=batch.questions[row].id,
     )
 
 

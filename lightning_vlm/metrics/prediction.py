@@ -27,6 +27,7 @@ class Prediction(NamedTuple):
             where it isn't read for any.
         right: Those of the right answer, likewise.
         views: How the model saw each picture.
+        id: What the data calls the sample; None where it says nothing.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Prediction(NamedTuple):
     found: Found | None = None
     right: tuple[Located, ...] = ()
     views: tuple[View, ...] = ()
+    id: str | int | None = None
 
     def to(self, device: object) -> "Prediction":
         """Itself. Lightning asks for it before it would look for tensors, and stop at frozen dataclasses."""

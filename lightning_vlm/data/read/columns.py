@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_vlm.data.read.dialects import KNOWN
+from lightning_vlm.data.read.identity import ID
 from lightning_vlm.data.read.reading import Reading
 from lightning_vlm.data.read.right_answers import KEYS
 from lightning_vlm.data.read.words import quote
@@ -13,7 +14,7 @@ from lightning_vlm.nearest import did_you_mean
 
 def check_our_names(columns: Mapping[str, str]) -> None:
     """Raise unless each of our names has an effect in some dialect."""
-    known = {*KNOWN, *KEYS}
+    known = {*KNOWN, *KEYS, ID}
     for ours in columns:
         if ours not in known:
             expected = f"one of our names, {quote(sorted(known))}, each with the name that it has in the data"

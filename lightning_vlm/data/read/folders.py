@@ -50,7 +50,7 @@ def text_files(folder: str) -> dict[str, list[str]]:
     >>> {split: [Path(path).name for path in paths] for split, paths in text_files(str(folder)).items()}
     {'validation': ['dev.jsonl.gz'], 'train': ['train.jsonl']}
     """
-    files = [path for path in _files(folder) if Path(path).name not in _NOT_DATA]
+    files = [path for path in all_files(folder) if Path(path).name not in _NOT_DATA]
     if any(path.lower().endswith(TABLE_FILES) for path in files):
         return {}
     splits: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ def choose_split(splits: Iterable[str], preferred: Sequence[str], path: str) -> 
     )
 
 
-def _files(folder: str) -> list[str]:
+def all_files(folder: str) -> list[str]:
     """The files of a folder and of its subfolders, sorted and without hidden ones."""
     found = []
     for where, folders, files in os.walk(folder):

@@ -15,6 +15,7 @@ from lightning_vlm.data.read.fields import (
     text_of,
     turns_of,
 )
+from lightning_vlm.data.read.identity import ID, own_id
 from lightning_vlm.data.read.located import KINDS, OPTIONS, located_part
 from lightning_vlm.data.read.pictures import from_base64, picture_of
 from lightning_vlm.data.read.reading import Location
@@ -30,7 +31,7 @@ _WORDS = ("reasoning", "tool_call_id", "name")
 def own_conversation(row: Any, at: Location) -> Conversation:
     """The conversation of a row."""
     row = with_our_names(row, at.reading)
-    check_keys(row, at, required=["messages"], optional=["task", "weight", "tools", *KEYS])
+    check_keys(row, at, required=["messages"], optional=["task", "weight", "tools", *KEYS, ID])
     turns = turns_of(row["messages"], at / "messages")
     read = [_message(turn, at / "messages" / index) for index, turn in enumerate(turns)]
     contents = within_pictures([parts for _, parts in read])
@@ -40,7 +41,8 @@ def own_conversation(row: Any, at: Location) -> Conversation:
     task, weight = task_and_weight(row, at)
     tools = definitions_of(row["tools"], at / "tools") if "tools" in row else ()
     references, level = own_references(row, at), own_level(row, at)
-    return Conversation(messages, task, weight, at.source, tools, references, level)
+    named = own_id(row, at)
+    return Conversation(messages, task, weight, at.source, tools, references, level, id=named)
 
 
 def _message(turn: Any, at: Location) -> tuple[Message, list[Placed]]:

@@ -131,10 +131,10 @@ class Messages(DataFile):
     Beside `messages` there may be `task` (a name), `weight` (a number from 0 to a million) and `tools` (JSON
     schemas), and beside `role` and `content` a `weight` of the turn; in turns of the assistant `reasoning`
     and `tool_calls` (`[{"name": ..., "arguments": {...}}]`); in those of a `tool`, which hold the result of a
-    call, `tool_call_id` and `name`. For scores alone there may be `references`, a list of all right answers,
-    and `level`, what the answer is about: object, attribute, relation or scene. Any other key is an error. An
-    optional system turn comes first, then user and assistant turns, usually in alternation; a sample that
-    ends with a user turn is a prompt.
+    call, `tool_call_id` and `name`. Answers keep the `id` of their sample. For scores alone there may be
+    `references`, a list of all right answers, and `level`, what the answer is about: object, attribute,
+    relation or scene. Any other key is an error. An optional system turn comes first, then user and assistant
+    turns, usually in alternation; a sample that ends with a user turn is a prompt.
 
     Args and errors: as `DataFile`.
 
@@ -171,11 +171,11 @@ class OpenAIMessages(DataFile):
     text, is the place of the next one, and without any place they stand before the first question. Videos
     are written likewise: `video`, `video_url`, `videos`, `<video>`; with Qwen-VL's settings beside them.
 
-    `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`. `task`
-    and `weight` are read as in `Messages`. Tools stand in `tools`, their calls in `tool_calls` or in turns of
-    the role `tool_call`, their results in turns of the role `tool`; reasoning in `reasoning_content`,
-    `reasoning` or `thinking`. Further keys are ignored, with a line that names them, but sound is refused.
-    Nulls count as absent.
+    `weight`, `loss` or `train` of a turn say how much it is learned. The role `developer` is `system`.
+    `task`, `weight` and `id` are read as in `Messages`. Tools stand in `tools`, their calls in `tool_calls`
+    or in turns of the role `tool_call`, their results in turns of the role `tool`; reasoning in
+    `reasoning_content`, `reasoning` or `thinking`. Further keys are ignored, with a line that names them, but
+    sound is refused. Nulls count as absent.
 
     Args and errors: as `DataFile`.
 
@@ -207,9 +207,9 @@ class LLaVA(DataFile):
     placeholders apart by newlines, which model templates don't: one newline after each is dropped, and one
     before those that end a turn.
 
-    A text under `system` becomes the system turn. `task` and `weight` are read as in `Messages`. Further keys
-    (`id`, `width`, ...) are ignored, with a line that names them, but sound is refused. Turns
-    from `function_call` and `observation` are calls of the tools in `tools`, and their results.
+    A text under `system` becomes the system turn. `task`, `weight` and `id` are read as in `Messages`.
+    Further keys (`width`, ...) are ignored, with a line that names them, but sound is refused. Turns from
+    `function_call` and `observation` are calls of the tools in `tools`, and their results.
 
     Args and errors: as `DataFile`. In an array, the place of a sample is `file:line[number]`, counted from 0.
 

@@ -17,6 +17,7 @@ from lightning_vlm.data.read.bounds import Placed, within_pictures
 from lightning_vlm.data.read.columns import with_our_names
 from lightning_vlm.data.read.dialects import DIALECTS, KNOWN, TOOLS, Dialect, Row, all_answers, dialect_of
 from lightning_vlm.data.read.fields import check_spelling, task_and_weight, text_of
+from lightning_vlm.data.read.identity import ID, any_id
 from lightning_vlm.data.read.markup.names import boxes_of_pictures, named_pictures
 from lightning_vlm.data.read.markup.objects import RowObjects
 from lightning_vlm.data.read.parts import is_medium, part_of
@@ -62,8 +63,10 @@ def any_conversation(row: Any, at: Location) -> Conversation:
     objects.check_all_placed()
     check_order(messages, at.source, dialect.needs[0])
     task, weight = task_and_weight(row, at)
-    references = _references(row, dialect, at)
-    return Conversation(messages, task, weight, at.source, _tools(row, at), references, any_level(row, at))
+    tools = _tools(row, at)
+    references, level = _references(row, dialect, at), any_level(row, at)
+    named = any_id(row, at)
+    return Conversation(messages, task, weight, at.source, tools, references, level, id=named)
 
 
 def _references(row: Row, dialect: Dialect, at: Location) -> tuple[str, ...]:
@@ -105,7 +108,7 @@ def _dialect(row: Row, at: Location) -> Dialect:
 def _check_other_keys(row: Row, dialect: Dialect, at: Location) -> None:
     """Refuse what would change what is learned, and note the rest."""
     for name, value in row.items():
-        if name in dialect.known or name in KEYS:
+        if name in dialect.known or name in KEYS or name == ID:
             continue
         if name not in REFUSED:
             at.reading.notes.ignore(name)

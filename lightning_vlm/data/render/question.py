@@ -23,6 +23,7 @@ class Question(NamedTuple):
         videos: The same of each video; of one that came as frames, the file of the first.
         references: All right answers, where the sample has several.
         level: What the answer is about, where the sample says so.
+        id: What its data calls it.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Question(NamedTuple):
     videos: tuple[str | None, ...] = ()
     references: tuple[str, ...] = ()
     level: str | None = None
+    id: str | int | None = None
 
 
 def question_of(conversation: Conversation) -> Question:
@@ -57,6 +59,7 @@ def question_of(conversation: Conversation) -> Question:
         tuple(_file(video.frames[0] if video.frames else video) for video in conversation.videos),
         conversation.references,
         conversation.level,
+        conversation.id,
     )
 
 

@@ -279,7 +279,7 @@ def test_what_is_ignored_or_chosen_is_said(write):
         {"messages": [{**user("a"), "name": "Ada"}, ANSWER], "images": ["cat.png"]},
     ]
     assert read(write(*rows)).notes == [
-        "ignored: 'id', 'height', 'turns[*].name' (2 rows)",
+        "ignored: 'height', 'turns[*].name' (1 row)",
         "of several 'answers' the most common is learned, the first of equals (1 row)",
         "pictures without an '<image>' stand before the first question, as TRL and ms-swift put them (1 row)",
     ]

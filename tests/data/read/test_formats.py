@@ -29,8 +29,8 @@ CONTENT = ("messages", 0, "content")
             ("mesages",),
             [],
             "mesages",
-            "an unknown key; expected only 'messages', 'task', 'weight', 'tools', 'references', 'level'; "
-            "did you mean 'messages'?",
+            "an unknown key; expected only 'messages', 'task', 'weight', 'tools', 'references', 'level', "
+            "'id'; did you mean 'messages'?",
         ),
         (("messages", 0, "rol"), "user", "messages[0].rol", "did you mean 'role'?"),
         ((*CONTENT, 0, "txt"), "", "messages[0].content[0].txt", "did you mean 'text'?"),

@@ -1,0 +1,88 @@
+"""The settings that a checkpoint was trained with, for commands that are given nothing but the checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_vlm.data.pixel_budget import PixelBudget
+from lightning_vlm.errors import UserError
+from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.training.checkpointing import KEY
+from lightning_vlm.training.resume_changes import RUN
+
+_OF_CHECKPOINT = (
+    *("name_or_path", "adapt", "chat_template", "template_options", "revision", "dtype", "new_tokens"),
+    *("quantization", "mask_head"),
+)
+"""What the checkpoint itself says of the model."""
+_OF_CONFIG = {
+    "model": ("generation", "scores", "attn_implementation"),
+    "data": (
+        *("max_length", "answer_tokens", "video", "min_pixels", "max_pixels", "pixels_by_detail", "boxes"),
+        *("batch_size", "eval_batch_size"),
+    ),
+    "trainer": ("precision",),
+}
+"""What is taken from the config of its run: how a model sees and answers, not where data lies. Nothing that
+runs code: a stranger's config would trust the stranger."""
+
+
+def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
+    """The settings to use a checkpoint with.
+
+    Args:
+        checkpoint: A file that a fit wrote.
+
+    Returns:
+        Values by their keys, such as `model.name_or_path`, and the config of the run if it lies beside the
+        checkpoint or in the folder above.
+
+    Raises:
+        UserError: It is no checkpoint of a `VLMModule`.
+    """
+    check_file(checkpoint)
+    saved = torch.load(checkpoint, map_location="meta", weights_only=True)
+    given = saved.get("hyper_parameters")
+    if not isinstance(given, Mapping) or "name_or_path" not in given or KEY not in saved:
+        raise UserError(f"checkpoint {checkpoint}: found none of a VLMModule; it names no base model")
+    found = {f"model.{name}": given[name] for name in _OF_CHECKPOINT if given.get(name) is not None}
+    run = saved[KEY].get(RUN, {})
+    pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
+    seen = {
+        "data.min_pixels": pixels.least,
+        "data.max_pixels": pixels.most,
+        "data.pixels_by_detail": pixels.by_detail or None,
+        "data.boxes": run.get("data.boxes"),
+        "data.max_length": run.get("data.max_length"),
+    }
+    found |= {name: value for name, value in seen.items() if value is not None}
+    config = _config_of(checkpoint)
+    if config is not None:
+        found |= _from_config(config)
+    return found, config
+
+
+def _config_of(checkpoint: Path) -> Path | None:
+    """The config that the run of a checkpoint has saved."""
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        file = folder / "config.yaml"
+        if file.is_file():
+            return file
+    return None
+
+
+def _from_config(config: Path) -> dict[str, Any]:
+    try:
+        whole = yaml.safe_load(config.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    found: dict[str, Any] = {}
+    for section, names in _OF_CONFIG.items():
+        values = whole.get(section) if isinstance(whole, dict) else None
+        for name in names:
+            if isinstance(values, dict) and values.get(name) is not None:
+                found[f"{section}.{name}"] = values[name]
+    return found
