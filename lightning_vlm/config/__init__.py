@@ -13,6 +13,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command(
+        "look at data, and write a commented config that trains on it", "lightning_vlm.start.command"
+    ),
     "preview": Command("show what will be learned: tokens, weights, shares, lengths; no training"),
     "fit": Command("fine-tune a model; validates on the way"),
     "validate": Command("score a model or checkpoint on the validation data"),

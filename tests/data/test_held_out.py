@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def told(source):
+def contents(source):
     return [
         (sample.images[0].path.name, sample.messages[0].parts[1].text)
         for sample in map(source.__getitem__, range(len(source)))
@@ -48,8 +48,8 @@ def told(source):
 def test_no_picture_is_on_two_sides_and_nothing_is_lost():
     path = file_of(rows(40))
     sources = held_out(read(path), {"val": 0.1, "test": 0.2})
-    sides = {split: told(source) for split, source in sources.items()}
-    assert sorted(itertools.chain(*sides.values())) == sorted(told(read(path)))
+    sides = {split: contents(source) for split, source in sources.items()}
+    assert sorted(itertools.chain(*sides.values())) == sorted(contents(read(path)))
     assert {split: len(side) for split, side in sides.items()} == {"train": 84, "val": 12, "test": 24}
     pictures = [{picture for picture, _ in side} for side in sides.values()]
     assert sum(map(len, pictures)) == len(set().union(*pictures)) == 40
@@ -58,11 +58,11 @@ def test_no_picture_is_on_two_sides_and_nothing_is_lost():
 def test_the_order_of_the_samples_changes_nothing():
     records = rows(40)
     before = {
-        split: sorted(told(one)) for split, one in held_out(read(file_of(records)), {"val": 0.1}).items()
+        split: sorted(contents(one)) for split, one in held_out(read(file_of(records)), {"val": 0.1}).items()
     }
     random.Random(0).shuffle(records)
     after = held_out(read(file_of(records, "shuffled.jsonl")), {"val": 0.1})
-    assert {split: sorted(told(one)) for split, one in after.items()} == before
+    assert {split: sorted(contents(one)) for split, one in after.items()} == before
 
 
 def test_each_task_gives_its_share():

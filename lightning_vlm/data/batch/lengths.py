@@ -25,6 +25,7 @@ from lightning_vlm.data.batch.blank_pictures import (
 from lightning_vlm.data.batch.blank_videos import RememberingVideoProcessor, length_needs_pixels
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, Text
 from lightning_vlm.data.images import load_image
+from lightning_vlm.data.render.example import Example
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import DataError
 
@@ -106,8 +107,16 @@ class Ruler:
         Raises:
             DataError: As `Renderer.example`, but for what is wrong with pixels.
         """
-        example = self._renderer.example(conversation)
+        example = self.example(conversation)
         return SampleLength(len(example.input_ids), patches_of(example.inputs, self._patch))
+
+    def example(self, conversation: Conversation) -> Example:
+        """A sample to learn from as it is rendered, but with blank pictures.
+
+        Raises:
+            DataError: As `length`.
+        """
+        return self._renderer.example(conversation)
 
     def lengths(self, source: Conversations, samples: Iterable[int]) -> np.ndarray:
         """The lengths of some samples of a source, an array of shape [samples, 2]; 0 for one that can't be

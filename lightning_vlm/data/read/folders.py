@@ -56,7 +56,7 @@ def text_files(folder: str) -> dict[str, list[str]]:
     splits: dict[str, list[str]] = {}
     for path in files:
         if path.lower().removesuffix(".gz").endswith(TEXT_FILES):
-            splits.setdefault(_split_of(os.path.relpath(path, folder)), []).append(path)
+            splits.setdefault(split_of(os.path.relpath(path, folder)), []).append(path)
     return splits
 
 
@@ -88,7 +88,12 @@ def all_files(folder: str) -> list[str]:
     return found
 
 
-def _split_of(name: str) -> str:
+def split_of(name: str) -> str:
+    """The split that a file belongs to by its name: `train`, `validation` or `test`.
+
+    >>> split_of("pets_dev.jsonl"), split_of("instances_val2017.json"), split_of("pets.jsonl")
+    ('validation', 'validation', 'train')
+    """
     words = re.split(r"[^a-z]+", name.lower())
     for split, synonyms in _SPLITS.items():
         if any(word in synonyms for word in words):

@@ -190,6 +190,20 @@ def _what_failed(path: str) -> tuple[str, str]:
     )
 
 
+def split_names(path: str) -> list[str]:
+    """The splits of a data set; none if it has only one, without a name.
+
+    Args:
+        path: As of `HFDataset`.
+
+    Raises:
+        DataError: As `HFDataset`.
+        UserError: As `HFDataset`.
+    """
+    data = _load(path, None)
+    return [str(split) for split in data] if isinstance(data, dict) else []
+
+
 def is_hub_name(path: str) -> bool:
     """Whether a path that doesn't exist may be the name of a data set on the hub.
 
