@@ -6,7 +6,9 @@ from typing import Any
 
 GLOBAL_BATCH = 32
 """Samples of an optimizer step, over all micro-batches, unless somebody wishes for another number."""
-LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "projector-only": 1e-3, "adapter": 2e-4}
+ENOUGH_TOKENS = 4096
+"""Micro-batches from here on keep a GPU busy: larger ones gain less than recomputing costs."""
+LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "projector": 1e-3, "adapter": 2e-4}
 """Where to begin, for steps of `GLOBAL_BATCH` samples: habits of published recipes (LLaVA-1.5, QLoRA), not
 laws."""
 
@@ -16,7 +18,7 @@ class Choice:
     """A method, a batch and a precision that fit.
 
     Args:
-        adapt: For `model.adapt`: the name of a ready plan, or a plan.
+        adapt: For `model.adapt`: a plan, or the name of a ready one.
         quantization: For `model.quantization`; None if nothing is quantised.
         batch_size: For `data.batch_size`.
         accumulate: For `trainer.accumulate_grad_batches`.
@@ -40,13 +42,16 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def accumulation(wished: int, batch_size: int) -> int:
-    """How many micro-batches make a step of at least so many samples.
+def micro_batches(wished: int, most: int) -> tuple[int, int]:
+    """The samples of a micro-batch and how many of these make a step, nearest to a number of samples.
 
-    >>> accumulation(32, 2), accumulation(32, 5)
-    (16, 7)
+    There are as few micro-batches as can be, all of one size.
+
+    >>> micro_batches(32, 2), micro_batches(32, 20), micro_batches(3, 8)
+    ((2, 16), (16, 2), (3, 1))
     """
-    return max(1, math.ceil(wished / batch_size))
+    accumulate = max(1, math.ceil(wished / most))
+    return max(1, round(wished / accumulate)), accumulate
 
 
 def scaled_learning_rate(rate: float, batch: int, base: int = GLOBAL_BATCH) -> float:

@@ -1,44 +1,30 @@
-"""The choice for a model and the lengths of its samples, for `lightning-vlm init`."""
+"""The choice for a model and the lengths of its samples, before there is a config."""
 
+import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch.optim import AdamW
 
+from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.load import model_without_weights
-from lightning_vlm.models.loading.quantize import Quantization, chosen_layers
-from lightning_vlm.models.parts import find_parts
-from lightning_vlm.models.plan.adapt import adapt
-from lightning_vlm.models.plan.plan import expand
+from lightning_vlm.module import VLMModule
+from lightning_vlm.planning.asked import CONTEXT, room_of
 from lightning_vlm.planning.choice import (
+    ENOUGH_TOKENS,
     GLOBAL_BATCH,
     LEARNING_RATES,
     Choice,
-    accumulation,
+    micro_batches,
     scaled_learning_rate,
 )
-from lightning_vlm.training.memory.meter import MARGIN, available_memory
-
-
-class _Try(NamedTuple):
-    name: str
-    quantization: str | None
-    recompute: bool
-
-
-_IN_TURN = (
-    _Try("lora", None, False),
-    _Try("lora", None, True),
-    _Try("qlora", "nf4", False),
-    _Try("qlora", "nf4", True),
-    _Try("projector-only", "nf4", True),
-)
-"""What is tried, the better one first."""
-_ENOUGH = 4
-"""From so many samples of a batch on, recomputing to have more of them costs more than it gives."""
+from lightning_vlm.planning.methods import ORDERS, Aim, Fit, adapt_of, compared, pick
+from lightning_vlm.planning.samples import made_batches
+from lightning_vlm.planning.search import Counts
+from lightning_vlm.planning.step import CountedStep, skeleton
 
 
 def choose(
@@ -47,103 +33,87 @@ def choose(
     memory: int | None = None,
     *,
     global_batch: int = GLOBAL_BATCH,
-    **where: Any,
+    picture: tuple[int, int] | None = (640, 480),
+    aim: Aim = "merge",
+    **options: Any,
 ) -> Choice:
     """The method, batch and precision for a model on some data.
+
+    Steps of the model without weights are counted, on a made sample as long as the longest one.
 
     Args:
         model: As `model.name_or_path`.
         lengths: The tokens of samples, pictures included; some hundreds are enough.
-        memory: The bytes of the device; None is what this machine has.
+        memory: The bytes of a GPU; None is the device of this machine.
         global_batch: Samples of an optimizer step.
-        where: `revision`, `trust_remote_code` and `family`, as of `load_model`.
+        picture: Width and height of the picture in a sample; None is none.
+        aim: What matters.
+        options: Of the `VLMModule`, such as `revision`, `trust_remote_code` or `chat_template`.
 
     Raises:
-        UserError: No such model, or no lengths.
+        UserError: No such model, no lengths, or a model that can't be made without weights.
+
+    >>> choose("drawn-vlm", [100, 120], memory=2**31).batch_size
+    32
     """
     if not lengths or max(lengths) < 1:
         raise UserError("plan: found no lengths of samples; expected those of some training samples")
-    on_gpu = memory is not None or torch.cuda.is_available()
-    whole = memory if memory is not None else _there_is()
-    room = whole * (1 - MARGIN)
-    best = None
-    for this in _IN_TURN:
-        estimate = _Estimate(model, this, on_gpu, where)
-        batch = estimate.most_samples(max(lengths), room)
-        if best is None or batch > best[2]:
-            best = (this, estimate, batch)
-        if batch >= _ENOUGH or (batch >= 1 and this.recompute):
-            best = (this, estimate, batch)
+    room = room_of(memory)
+    precision = _precision(room.on_gpu)
+    module = VLMModule(model, **options)
+    renderer = Renderer(module.processor)
+    methods = compared()
+    fits: dict[str, Fit] = {}
+    counts: dict[str, Counts] = {}
+    enough = min(global_batch, max(1, math.ceil(ENOUGH_TOKENS / statistics.mean(lengths))))
+    picked = pick(aim, fits, enough)
+    for name in ORDERS[aim]:
+        method = methods[name]
+        try:
+            shaped = skeleton(module.source, method, precision, module.processor)
+        except UserError as error:
+            if str(error).startswith("plan"):  # a method that the model can't have
+                continue
+            raise
+        step = CountedStep(shaped, precision, AdamW, accumulates=True)
+        counts[name] = Counts(step, made_batches(renderer, shaped, max(lengths), picture, module.targets))
+        kept = counts[name].largest(False, room.room, global_batch)
+        again = counts[name].largest(True, room.room, global_batch) if kept < enough else 0
+        fits[name] = Fit(kept, again)
+        picked = pick(aim, fits, enough)
+        if picked.name is not None:
             break
-    this, estimate, batch = best  # type: ignore[misc]
-    size = max(1, min(batch, global_batch))
-    if size > 1:
-        size = 1 << (size.bit_length() - 1)
-    need = estimate.bytes_of(size * max(lengths))
-    accumulate = accumulation(global_batch, size)
-    rate = scaled_learning_rate(LEARNING_RATES[this.name], size * accumulate)
+    name = picked.name or min(counts, key=lambda one: counts[one].need(True, 1).peak)
+    fitting = 1 if picked.name is None else max(fits[name])
+    size, accumulate = micro_batches(global_batch, fitting)
+    method = methods[name]
+    peak = counts[name].need(picked.recompute, size).peak + (CONTEXT if room.on_gpu else 0)
     typical = int(statistics.median(lengths))
-    reasons = (
-        f"{estimate.total / 1e9:.2f} billion parameters, of which {estimate.trained:,} train ({this.name})",
-        f"samples have up to {max(lengths):,} tokens, {typical:,} in the middle; {size} fit at a time",
-        f"{size} × {accumulate} samples make a step; the learning rate is for all of them",
-    )
-    precision = "bf16-mixed" if on_gpu else "32-true"
-    return Choice(
-        adapt=this.name,
-        quantization=this.quantization,
+    choice = Choice(
+        adapt=adapt_of(method),
+        quantization=method.quantization.method if method.quantization else None,
         batch_size=size,
         accumulate=accumulate,
-        recompute=this.recompute,
+        recompute=picked.recompute,
         precision=precision,
-        learning_rate=rate,
-        gib=need / 2**30,
-        fits=batch >= 1,
-        reasons=reasons,
+        learning_rate=scaled_learning_rate(LEARNING_RATES[name.split(" ")[0]], size * accumulate),
+        gib=peak / 2**30,
+        fits=picked.name is not None,
+        reasons=picked.reasons,
     )
+    more = [
+        f"samples have up to {max(lengths):,} tokens, {typical:,} in the middle",
+        f"{size} × {accumulate} samples make steps of {size * accumulate}",
+        f"expected peak {choice.gib:.1f} GiB, of {room.words}",
+    ]
+    if not choice.fits:
+        more.append("no method fits: smaller pictures, shorter samples or a smaller model are needed")
+    return replace(choice, reasons=(*picked.reasons, *more))
 
 
-def _there_is() -> int:
-    """The bytes of this machine's GPU, or of the machine."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[1])
-    return available_memory()
-
-
-class _Estimate:
-    """A first estimate by closed forms."""
-
-    def __init__(self, name: str, this: _Try, on_gpu: bool, where: dict[str, Any]) -> None:
-        model = model_without_weights(name, **where)
-        self.total = sum(weight.numel() for weight in model.parameters())
-        parts = find_parts(model)
-        quantised = set()
-        if this.quantization:
-            layers = chosen_layers(model, Quantization(), parts)
-            quantised = {id(model.get_submodule(layer).weight) for layer in layers}
-        with torch.device("meta"):
-            adapt(model, expand(this.name), parts)
-        width = 2 if on_gpu else 4
-        self.held = 0.0
-        self.trained = 0
-        for weight in model.parameters():
-            if weight.requires_grad:
-                self.trained += weight.numel()
-                self.held += 16 * weight.numel()
-            else:
-                self.held += weight.numel() * (4.127 / 8 if id(weight) in quantised else width)
-        config: Any = model.config.get_text_config()
-        hidden = config.hidden_size
-        inner = getattr(config, "intermediate_size", None) or 4 * hidden
-        layers = config.num_hidden_layers
-        each = width * (10 * hidden + 4 * inner)
-        self.per_token = layers * width * hidden + each if this.recompute else layers * each
-        self.fixed = 2**28 if on_gpu else 2**26
-        assert isinstance(model, nn.Module)
-
-    def bytes_of(self, tokens: int) -> float:
-        return self.held + self.fixed + self.per_token * tokens
-
-    def most_samples(self, tokens: int, room: float) -> int:
-        left = room - self.held - self.fixed
-        return max(0, int(left // (self.per_token * tokens)))
+def _precision(on_gpu: bool) -> str:
+    """For a GPU that isn't here it is taken to have bfloat16, as all of them do since 2020."""
+    if not on_gpu:
+        return "32-true"
+    is_old = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "16-mixed" if is_old else "bf16-mixed"

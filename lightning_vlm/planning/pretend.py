@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
+
+from lightning_vlm.training.memory.meter import tensors_in
 
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+_CPU = torch.device("cpu")
 _INDICES = {
     _aten.topk.default: 1,
     _aten.sort.default: 1,
@@ -79,14 +83,17 @@ class Pretence(TorchDispatchMode):
 
     def _parameter(self, weight: nn.Parameter) -> nn.Parameter:
         made = nn.Parameter(self.empty(weight.shape, weight.dtype), requires_grad=weight.requires_grad)
-        made.__dict__.update(weight.__dict__)
+        for name, value in weight.__dict__.items():  # such as `no_decay`
+            made.__dict__.setdefault(name, value)
         return made
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        if func is _DEVICE:  # asked for more often than all else
+            return _CPU
+        tensors = list(tensors_in((args, kwargs)))
         fakes = sum(isinstance(value, FakeTensor) for value in tensors)
         if not fakes:
             return func(*args, **kwargs)
@@ -94,13 +101,16 @@ class Pretence(TorchDispatchMode):
             return 0.0 if args[0].is_floating_point() else 0
         if func is _aten.nonzero.default:
             return _places(args[0])
-        if func is _aten.masked_select.default:
-            func, args = _aten.index.Tensor, (args[0], [args[1]])
-        if func in _PLACES:
-            args = (args[0], _without_masks(args[1]), *args[2:])
         if func is _aten._grouped_mm.default:
             return self.empty(_grouped_shape(args[0], args[1], args[2:] or kwargs.get("offs")), args[0].dtype)
-        args, kwargs = tree_map(self._as_fake, (args, kwargs))
+        if func is _aten.masked_select.default:
+            func, args = _aten.index.Tensor, (args[0], [args[1]])
+            fakes = -1
+        if func in _PLACES:
+            args = (args[0], _without_masks(args[1]), *args[2:])
+            fakes = -1
+        if fakes != len(tensors):
+            args, kwargs = tree_map(self._as_fake, (args, kwargs))
         with self._fake:
             result = func(*args, **kwargs)
         if isinstance(result, Tensor) and result.dtype == torch.bool and result.numel() <= _SMALL:

@@ -1,7 +1,8 @@
 """The batches that a plan counts with: the largest ones of the data, and made ones of any length."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,16 +71,20 @@ def heaviest(measured: Measured) -> int:
 
 
 def batches_of(
-    data: VLMDataModule, model: PreTrainedModel, sample: int, targets: Callable[[Batch], Targets]
+    data: VLMDataModule,
+    model: PreTrainedModel,
+    samples: int | Sequence[int],
+    targets: Callable[[Batch], Targets],
 ) -> MakeBatch:
-    """Batches of one sample of the training data, over and over."""
+    """Batches of one or more samples of the training data, so many times over."""
+    each = [samples] if isinstance(samples, int) else list(samples)
     pack = data.batching.packs
     rendered = RenderedBatches.for_model(
         model, data.samples("train"), data.renderer, learn=True, prompts=False, pack=pack
     )
 
     def make(count: int) -> Batch:
-        batch = rendered[[sample] * count]
+        batch = rendered[each * count]
         if batch.skipped:
             raise batch.skipped[0]
         return batch._replace(targets=targets(batch))
@@ -127,6 +132,40 @@ def made_batches(
         return batch._replace(targets=targets(batch))
 
     return make
+
+
+def lengthened(
+    data: VLMDataModule, model: PreTrainedModel, sample: int, targets: Callable[[Batch], Targets]
+) -> MakeBatch:
+    """Batches of one sample of the training data, its last answer made longer, by its tokens."""
+    unlimited = copy.copy(data.renderer)
+    unlimited.max_length = None
+    conversation = data.samples("train")[sample]
+    base = len(unlimited.example(conversation).input_ids)
+
+    def make(tokens: int) -> Batch:
+        source = _One(conversation)
+        if tokens > base:
+            some = len(unlimited.example(_longer(conversation, 64)).input_ids) - base
+            source = _One(_longer(conversation, round((tokens - base) * 64 / max(1, some))))
+        rendered = RenderedBatches.for_model(
+            model, source, unlimited, learn=True, prompts=False, pack=data.batching.packs
+        )
+        batch = rendered[[0]]
+        if batch.skipped:
+            raise batch.skipped[0]
+        return batch._replace(targets=targets(batch))
+
+    return make
+
+
+def _longer(conversation: Conversation, words: int) -> Conversation:
+    """With so many words more in its last answer."""
+    messages = list(conversation.messages)
+    last = max(place for place, message in enumerate(messages) if message.role == "assistant")
+    parts = (*messages[last].parts, Text(" a" * words))
+    messages[last] = replace(messages[last], parts=parts)
+    return replace(conversation, messages=tuple(messages))
 
 
 def _filled(renderer: Renderer, length: int, has_picture: bool) -> Conversation:

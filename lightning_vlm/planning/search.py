@@ -1,7 +1,6 @@
 """The largest batch and the longest sample that fit, from a few counted steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lightning_vlm.planning.samples import MakeBatch
@@ -9,6 +8,8 @@ from lightning_vlm.planning.step import CountedStep, Need
 
 MOST = 4096
 """More samples than that aren't put into a batch."""
+SEVERAL = 16
+"""The most samples of a batch that lines go through."""
 CORRECTIONS = 4
 
 
@@ -39,47 +40,51 @@ class Line(NamedTuple):
         return MOST if self.each <= 0 else int((room - self.fixed) // self.each)
 
 
-@dataclass
 class Counts:
     """What steps of a method need, by how many samples a batch has.
 
     Args:
         step: Counts them.
         make: Makes a batch.
+        several: The line of peaks goes through those of one sample and of so many.
+        has_buckets: Whether DDP keeps a copy of all gradients.
     """
 
-    step: CountedStep
-    make: MakeBatch
-    known: dict[tuple[bool, int], Need] = field(default_factory=dict)
+    def __init__(
+        self, step: CountedStep, make: MakeBatch, several: int = 2, has_buckets: bool = False
+    ) -> None:
+        self.step = step
+        self._make = make
+        self.several = several
+        self._has_buckets = has_buckets
+        self._known: dict[tuple[bool, int], Need] = {}
 
     def need(self, recompute: bool, samples: int) -> Need:
         """What a step on so many samples needs; counted once."""
         key = recompute, samples
-        if key not in self.known:
+        if key not in self._known:
             self.step.recompute(recompute)
-            self.known[key] = self.step(self.make(samples))
-        return self.known[key]
+            need = self.step(self._make(samples))
+            self._known[key] = need._replace(buckets=need.gradients if self._has_buckets else 0)
+        return self._known[key]
 
     def line(self, recompute: bool) -> Line:
         """The peak by the samples of a batch."""
-        one, two = (self.need(recompute, samples).peak for samples in (1, 2))
-        return Line.through((1, one), (2, two))
-
-    def peak(self, recompute: bool, samples: int) -> float:
-        """The peak of a batch, counted if it is known, else by the line."""
-        known = self.known.get((recompute, samples))
-        return known.peak if known else self.line(recompute).at(samples)
+        one, more = (self.need(recompute, samples).peak for samples in (1, self.several))
+        return Line.through((1, one), (self.several, more))
 
     def largest(self, recompute: bool, room: float, most: int = MOST) -> int:
-        """How many samples fit, by the line."""
-        return min(self.line(recompute).most(room), most)
-
-    def largest_counted(self, recompute: bool, room: float, most: int = MOST) -> int:
-        """How many samples fit, counted itself at the end."""
-        samples = self.largest(recompute, room, most)
-        while samples > 0 and self.need(recompute, samples).peak > room:
+        """How many samples fit: by the line, and then counted itself."""
+        samples = min(self.line(recompute).most(room), most)
+        while samples > 1 and self.need(recompute, samples).peak > room:
             samples = min(samples - 1, int(samples * 0.95))
         return samples
+
+
+def several(need: Need, room: float) -> int:
+    """How many samples a second count should have, so that they weigh more than gradients."""
+    left = room - need.held
+    return max(2, min(SEVERAL, int(left // max(1, need.forward))))
 
 
 def longest(peak: Callable[[int], float], begin: int, room: float, most: int) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch
@@ -21,6 +22,7 @@ from lightning_vlm.models.plan.new_tokens import add_rows, new_token_ids, train_
 from lightning_vlm.models.precision import keep_weights
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.source import ModelSource
+from lightning_vlm.planning.optimizers import bitsandbytes_states, is_of_bitsandbytes
 from lightning_vlm.planning.pretend import Pretence
 from lightning_vlm.planning.quantised import pretend_quantised
 from lightning_vlm.training.memory.meter import AllocationCounter
@@ -56,6 +58,7 @@ class Need(NamedTuple):
         loss: Likewise by the loss.
         forward: The most at once of forward and backward, gradients included.
         update: The most at once of the optimizer's step, gradients included.
+        buckets: What DDP sends gradients from.
     """
 
     weights: int
@@ -66,11 +69,12 @@ class Need(NamedTuple):
     loss: int
     forward: int
     update: int
+    buckets: int = 0
 
     @property
     def held(self) -> int:
         """What is there all the time."""
-        return self.weights + self.states
+        return self.weights + self.states + self.buckets
 
     @property
     def step(self) -> int:
@@ -133,6 +137,7 @@ class CountedStep:
         precision: As of a Trainer.
         make_optimizer: From what trains to the optimizer; None counts no update.
         accumulates: Whether gradients of an earlier micro-batch are there before the forward.
+        more: The losses of boxes and masks, as of `batch_loss.task_sums`.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class CountedStep:
         precision: str,
         make_optimizer: Callable[[Any], Optimizer] | None,
         accumulates: bool,
+        more: Sequence[Any] = (None, None),
     ) -> None:
         self._pretence = Pretence()
         self._pretence.take_weights(model)
@@ -148,6 +154,7 @@ class CountedStep:
         self._autocast = MIXED.get(precision)
         self._make_optimizer = make_optimizer
         self._accumulates = accumulates
+        self._more = more
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.weights = storage_bytes([*model.parameters(), *model.buffers()])
 
@@ -155,26 +162,17 @@ class CountedStep:
         """Use gradient checkpointing, or don't."""
         use_gradient_checkpointing(self._model, on)
 
-    def __call__(self, batch: Batch, more: Sequence[Any] = (None, None)) -> Need:
-        """Count a step.
-
-        Args:
-            batch: Of the training data, with its targets.
-            more: The losses of boxes and masks, as of `batch_loss.task_sums`.
-        """
-        batch = batch._replace(inputs={name: self._input(value) for name, value in batch.inputs.items()})
-        assert batch.targets is not None
-        tasks = make_task_weights(None, sorted(set(batch.tasks)))
-        model = self._model.train()
+    def __call__(self, batch: Batch) -> Need:
+        """Count the bytes of a step on a batch of the training data, with its targets."""
         counter = AllocationCounter(UNLIMITED)
-        marks = _Marks(model, counter)
+        marks = _Marks(self._model, counter)
         with self._pretence, counter:
             if self._accumulates:
                 for weight in self.trained:
                     weight.grad = torch.zeros_like(weight)
             before = counter.live
-            with torch.autocast("cpu", self._autocast) if self._autocast else nullcontext(), marks:
-                loss = batch_loss.task_sums(model, batch, batch.targets, tasks, *more).loss_sum
+            with marks:
+                loss = self._loss(batch)
             kept = counter.live - before
             loss.backward()
             del loss
@@ -183,7 +181,7 @@ class CountedStep:
             states, update = self._update(counter)
         for weight in self.trained:
             weight.grad = None
-        vision, hidden = marks.vision, marks.hidden
+        vision, hidden = marks.vision, marks.hidden or kept + before
         return Need(
             weights=self.weights,
             states=states,
@@ -195,6 +193,22 @@ class CountedStep:
             update=update,
         )
 
+    def operations(self, batch: Batch) -> int:
+        """Count the floating-point operations of a forward and backward, what is computed again included."""
+        with self._pretence, FlopCounterMode(display=False) as counter:
+            self._loss(batch).backward()
+        for weight in self.trained:
+            weight.grad = None
+        return counter.get_total_flops()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        batch = batch._replace(inputs={name: self._input(value) for name, value in batch.inputs.items()})
+        assert batch.targets is not None
+        tasks = make_task_weights(None, sorted(set(batch.tasks)))
+        model = self._model.train()
+        with torch.autocast("cpu", self._autocast) if self._autocast else nullcontext():
+            return batch_loss.task_sums(model, batch, batch.targets, tasks, *self._more).loss_sum
+
     def _update(self, counter: AllocationCounter) -> tuple[int, int]:
         """The bytes of the optimizer's state, and the most at once of its step beside them."""
         if self._make_optimizer is None or not self.trained:
@@ -202,6 +216,8 @@ class CountedStep:
         before = counter.live
         counter.peak = before
         optimizer = self._make_optimizer(self.trained)
+        if is_of_bitsandbytes(optimizer):
+            return bitsandbytes_states(type(optimizer).__name__, self.trained), before
         optimizer.step()
         found = [value for state in optimizer.state.values() for value in state.values()]
         states = storage_bytes([value for value in found if isinstance(value, Tensor)])

@@ -7,7 +7,7 @@ from lightning_vlm.planning import choose
 
 
 def test_more_memory_asks_for_less_help():
-    small = choose("drawn-vlm", [200, 300], memory=2**20 * 400)
+    small = choose("drawn-vlm", [200, 300], memory=2**20 * 620)
     large = choose("drawn-vlm", [200, 300], memory=2**34)
     assert large.fits
     assert (large.adapt, large.recompute, large.batch_size) == ("lora", False, 32)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from lightning_vlm.errors import UserError
 
@@ -176,13 +175,11 @@ class AllocationCounter(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for value in tree_flatten((args, kwargs))[0]:
-            if isinstance(value, Tensor):
-                self._see(value, 0)
+        for value in tensors_in((args, kwargs)):
+            self._see(value, 0)
         result = func(*args, **kwargs)
-        for value in tree_flatten(result)[0]:
-            if isinstance(value, Tensor):
-                self._see(value, value.untyped_storage().nbytes())
+        for value in tensors_in(result):
+            self._see(value, value.untyped_storage().nbytes())
         if self.live > self._limit:
             raise torch.OutOfMemoryError(f"{self.live:,} bytes are in use, and {self._limit:,} are there")
         return result
@@ -205,6 +202,22 @@ class AllocationCounter(TorchDispatchMode):
     def _forget(self, key: int, size: int, _: weakref.ref) -> None:
         self.live -= size
         del self._seen[key]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in what an operation is given or gives; faster than torch's pytree.
+
+    >>> [tensor.item() for tensor in tensors_in(([torch.tensor(1), 2], {"other": torch.tensor(3)}))]
+    [1, 3]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_in(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from tensors_in(each)
 
 
 def available_memory() -> int:

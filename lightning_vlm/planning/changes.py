@@ -1,0 +1,65 @@
+"""What a choice changes in a config, and how it is said."""
+
+from typing import Any
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.module import VLMModule
+from lightning_vlm.planning.asked import Asked
+from lightning_vlm.planning.choice import Choice
+from lightning_vlm.planning.methods import OWN
+
+NOTHING_FITS = (
+    "no method fits: take smaller pictures (data.max_pixels), a smaller data.max_length or a smaller model"
+)
+
+
+def batch_words(size: int, accumulate: int, devices: int, samples: int, wished: int) -> str:
+    """How micro-batches make a step.
+
+    >>> batch_words(2, 16, 1, 32, 32)
+    "2 × 16 samples make steps of 32; accumulation doesn't change the learning rate"
+    """
+    on = f" × {devices} devices" if devices > 1 else ""
+    near = f", the nearest to {wished}" if samples != wished else ""
+    words = f"{size} × {accumulate}{on} samples make steps of {samples}{near}"
+    return f"{words}; accumulation doesn't change the learning rate"
+
+
+def changes_of(
+    module: VLMModule, data: VLMDataModule, asked: Asked, choice: Choice, name: str, longest: int
+) -> tuple[tuple[str, Any, str], ...]:
+    """Keys of the config that the choice changes, with their new values and why.
+
+    Args:
+        module: As configured.
+        data: As configured.
+        asked: As configured.
+        choice: What was chosen.
+        name: Of the method.
+        longest: The most tokens of a sample.
+    """
+    changes: list[tuple[str, Any, str]] = []
+    if name != OWN:
+        changes.append(("model.adapt", choice.adapt, name))
+        changes.append(("model.quantization", choice.quantization, "of the language model's frozen weights"))
+        rate = f"where to begin with {name}"
+        changes.append(("model.optimizer.init_args.lr", choice.learning_rate, rate))
+    samples = choice.batch_size * choice.accumulate * asked.devices
+    was = data.batch_size * asked.accumulate * asked.devices
+    if name == OWN and samples != was:
+        rate = f"for {samples} samples a step in place of {was}"
+        changes.append(("model.optimizer.init_args.lr", choice.learning_rate, rate))
+    if module.source.gradient_checkpointing is not choice.recompute:
+        why = "activations are computed again" if choice.recompute else "there is room for activations"
+        changes.append(("model.gradient_checkpointing", choice.recompute, why))
+    peak = f"expected peak {choice.gib:.2f} GiB"
+    if data.batching.by_tokens:
+        tokens = choice.batch_size * longest
+        if data.batching.max_tokens != tokens:
+            changes.append(("data.max_tokens", tokens, peak))
+    elif data.batch_size != choice.batch_size:
+        changes.append(("data.batch_size", choice.batch_size, peak))
+    if asked.accumulate != choice.accumulate:
+        words = f"steps of {samples} samples"
+        changes.append(("trainer.accumulate_grad_batches", choice.accumulate, words))
+    return tuple(changes)
