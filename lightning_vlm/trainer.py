@@ -31,6 +31,7 @@ class VLMTrainer(Trainer):
         out: str | None = None,
         show: int = SHOWN,
         prompt: str | None = None,
+        resume: bool = True,
     ) -> list[Any] | None:
         """Answer the prompts of the prediction data, and write the answers to a file as they come.
 
@@ -43,6 +44,7 @@ class VLMTrainer(Trainer):
             weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
             out: The file of answers; null is answers.jsonl in the run's folder.
             show: How many answers to print at the end.
+            resume: Go on where the same command was stopped; false begins again.
             prompt: The question about each picture, where `data.predict` is a picture or a folder of them.
 
         Raises:
@@ -52,7 +54,7 @@ class VLMTrainer(Trainer):
             ask(datamodule, prompt)
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
-            callbacks.append(AnswerWriter(out, show))
+            callbacks.append(AnswerWriter(out, show, resume))
         elif out is not None:
             raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)

@@ -2,83 +2,19 @@
 
 import glob
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from lightning_vlm.data.boxes.pixels import as_row
+from lightning_vlm.callbacks.answer_progress import Progress
+from lightning_vlm.callbacks.answer_rows import holds_answers, line_of
 from lightning_vlm.errors import UserError
-from lightning_vlm.metrics.prediction import Prediction
-from lightning_vlm.metrics.score_choice import ScoreChoice
 
-KEYS = (
-    "id",
-    "source",
-    "task",
-    "prompt",
-    "images",
-    "videos",
-    "reasoning",
-    "answer",
-    "reference",
-    "scores",
-    "candidates",
-    "boxes",
-    "right_boxes",
-    "unread",
-)
-"""What each line has."""
-_OF_ALL_VERSIONS = ("source", "task", "prompt", "images", "answer", "reference", "scores", "candidates")
-"""What each line had in earlier versions too."""
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
-"""JSON takes these as they are, but `str.splitlines` ends a line at them."""
-
-
-def answer_row(answer: Prediction, choice: ScoreChoice | None = None) -> dict[str, Any]:
-    """What a line of the file says.
-
-    `scores` has those that are chosen for the task, where they apply, and `log_prob` and `score` where
-    several answers were ranked. A number that isn't finite is null. `id` is the sample's own, or else its
-    source. `boxes` are those of the answer in pixels of the pictures as they came, and `unread` says what
-    could not be read as one; both are null where no boxes were asked for. `right_boxes` are those of the
-    right answer, null where it has none.
-
-    >>> row = answer_row(Prediction("q.jsonl:1", "vqa", "red", "red", prompt="What colour?"))
-    >>> row["answer"], row["scores"]
-    ('red', {'exact_match': 1.0, 'token_f1': 1.0})
-    """
-    scores: dict[str, float | None] = {}
-    for name, value in (choice or ScoreChoice()).values(answer).items():
-        scores[name] = _finite(value)
-    if answer.candidates:
-        best = answer.candidates[0]
-        scores |= {"log_prob": _finite(best.log_prob), "score": _finite(best.score)}
-    candidates = []
-    for candidate in answer.candidates:
-        numbers = {"log_prob": _finite(candidate.log_prob), "score": _finite(candidate.score)}
-        candidates.append({**candidate._asdict(), **numbers})
-    return {
-        "id": answer.source if answer.id is None else answer.id,
-        "source": answer.source,
-        "task": answer.task,
-        "prompt": answer.prompt,
-        "images": list(answer.images),
-        "videos": list(answer.videos),
-        "reasoning": answer.reasoning,
-        "answer": answer.text,
-        "reference": answer.reference,
-        "scores": scores,
-        "candidates": candidates,
-        "boxes": answer.found and [as_row(item, answer.views) for item in answer.found.items],
-        "right_boxes": [as_row(item, answer.views) for item in answer.right] or None,
-        "unread": answer.found and list(answer.found.faults),
-    }
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+try:
+    import fcntl
+except ImportError:  # Windows has no POSIX locks
+    fcntl = None  # type: ignore[assignment]
 
 
 class AnswerFile:
@@ -91,15 +27,17 @@ class AnswerFile:
         path: Where the answers go.
         rank: This process.
         world: The number of processes.
-        choice: Which scores each task has.
+        is_ours: Whether a file that has the name already is of the kind that is written, so that it may be
+            renamed.
     """
 
-    def __init__(self, path: Path, rank: int = 0, world: int = 1, choice: ScoreChoice | None = None) -> None:
-        self.path, self.rank, self.world = path, rank, world
-        self.choice = choice or ScoreChoice()
-        self._file: TextIO | None = None
+    def __init__(
+        self, path: Path, rank: int = 0, world: int = 1, is_ours: Callable[[Path], bool] = holds_answers
+    ) -> None:
+        self.path, self.rank, self.world, self._is_ours = path, rank, world, is_ours
+        self._file: BinaryIO | None = None
         self.lengths: list[int] = []
-        """How many answers each batch had, from the first on."""
+        """How many lines each batch had, from the first on."""
 
     @property
     def here(self) -> Path:
@@ -122,7 +60,7 @@ class AnswerFile:
         """
         if self.path.is_dir():
             raise UserError(f"out: found the folder {self.path}; expected the name of a file in it")
-        if self.path.exists() and not _holds_answers(self.path):
+        if self.path.exists() and not self._is_ours(self.path):
             raise UserError(
                 f"out: found {self.path}, which isn't a file of answers and stays as it is; name another file"
             )
@@ -142,6 +80,8 @@ class AnswerFile:
         stem, suffix = self.path.stem, self.path.suffix
         parts = self.path.parent.glob(f"{glob.escape(stem)}.rank-*{glob.escape(suffix)}")
         old = [path for path in (self.path, *sorted(parts)) if path.exists()]
+        for path in old:
+            Progress(path).delete()
         if not old:
             return None
         number = 1
@@ -152,20 +92,38 @@ class AnswerFile:
             path.rename(aside)
         return new[0]
 
-    def open(self) -> None:
-        """Begin to write."""
-        self.lengths = []
-        # A lone surrogate can't be encoded in UTF-8, but its escape is valid JSON.
-        self._file = self.here.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    def open(self, lengths: Sequence[int] = (), size: int = 0) -> None:
+        """Begin to write, behind what is kept.
 
-    def write(self, answers: Sequence[Prediction]) -> None:
-        """Add the answers of one batch."""
+        Args:
+            lengths: How many lines each batch has that is kept.
+            size: How many bytes they have.
+        """
+        self.lengths = list(lengths)
+        self._file = self.here.open("r+b" if size else "wb")
+        self._file.truncate(size)
+        self._file.seek(size)
+        _try_lock(self._file)
+
+    def is_writing(self) -> bool:
+        """Whether another process that is alive writes the part of this one."""
+        if not self.here.exists():
+            return False
+        with self.here.open("r+b") as file:
+            return not _try_lock(file)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Add the lines of one batch.
+
+        Returns:
+            How many bytes the file has then.
+        """
         assert self._file is not None
-        for answer in answers:
-            line = json.dumps(answer_row(answer, self.choice), ensure_ascii=False, allow_nan=False)
-            self._file.write(line.translate(_LINE_ENDS) + "\n")
+        lines = [line_of(row) for row in rows]
+        self._file.write(b"".join(lines))
         self._file.flush()
-        self.lengths.append(len(answers))
+        self.lengths.append(len(lines))
+        return self._file.tell()
 
     def close(self) -> bool:
         """End writing. May be called more than once.
@@ -226,12 +184,14 @@ class AnswerFile:
         return rows
 
 
-def _holds_answers(path: Path) -> bool:
-    """Whether a file is one of ours, or empty, so that it may be renamed."""
+def _try_lock(file: BinaryIO) -> bool:
+    """Lock a file against other processes; the lock ends with the process, even by SIGKILL."""
+    if fcntl is None:
+        return True
     try:
-        with path.open(encoding="utf-8") as file:
-            line = file.readline()
-        row = json.loads(line) if line else dict.fromkeys(KEYS)
-    except ValueError:  # not text, or not JSON
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
-    return isinstance(row, dict) and set(_OF_ALL_VERSIONS) <= row.keys()
+    except OSError:  # a file system without locks
+        return True
+    return True

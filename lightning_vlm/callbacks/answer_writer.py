@@ -1,46 +1,53 @@
 """Where the answers of `predict` go: a file, and the first few to the terminal."""
 
-from collections.abc import Iterator, Sequence
+import random
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_vlm_callbacks.runs import run_folder
-from rich import get_console
 from typing_extensions import override
 
+from lightning_vlm.callbacks.answer_facts import facts_of
 from lightning_vlm.callbacks.answer_file import AnswerFile
+from lightning_vlm.callbacks.answer_progress import Step
+from lightning_vlm.callbacks.answer_rows import answer_row
+from lightning_vlm.callbacks.answer_store import AnswerStore, Unfinished, unfinished_beside
+from lightning_vlm.callbacks.answer_summary import End, print_end
 from lightning_vlm.data.batch.collate import Batch
+from lightning_vlm.data.batch.loader import ResumableLoader
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
-from lightning_vlm.metrics.score_table import heading, score_table
 from lightning_vlm.metrics.scores import Scores
-from lightning_vlm.terminal import answer_blocks, print_line, print_lines, say, short_path, wrapped
+from lightning_vlm.module import VLMModule
+from lightning_vlm.terminal import print_line, short_path
 
 NAME = "answers.jsonl"
 """The file in a run's folder."""
 SHOWN = 3
 """How many answers are printed."""
-NAMED = 5
-"""How many of those that were skipped are named."""
 
 
 class AnswerWriter(Callback):
     """Writes the answers of `Trainer.predict` to a file as they come, and shows the first few at the end.
 
-    Each line is a JSON object with `source`, `task`, `prompt`, `images`, `reasoning` (null if there is none),
-    `answer`, `reference` (null if unknown), `scores`, `candidates`, and the `boxes` of the answer in pixels
-    of the pictures as they came, with what was left `unread`. Lines are in the order of the data, on any
-    number of processes: while they run, each has a file of its own beside the final one. A run that is
-    stopped leaves the answers that it has. The command `lightning-vlm predict` adds this callback.
+    Each line is a JSON object with `id`, `source`, `task`, `prompt`, `images`, `reasoning` (null if there is
+    none), `answer`, `reference` (null if unknown), `scores`, `candidates`, the `boxes` of the answer and the
+    `right_boxes` in pixels of the pictures as they came, and what was left `unread`. Lines are in the order
+    of the data, on any number of processes: while they run, each has a file of its own beside the final one.
+    A run that is stopped leaves the answers that it has, and how far it has come. The command
+    `lightning-vlm predict` adds this callback.
 
     Args:
         out: The file; None is `answers.jsonl` in the run's folder. A file of answers that is already there
             is renamed, not overwritten.
         show: How many answers to print at the end.
+        resume: Go on where the same run was stopped: the same questions, model and settings, by files that
+            lie beside the answers. Then `predict` doesn't return the answers from before.
 
     Raises:
         UserError: The file can't be written, something that holds no answers has its name, or the module
@@ -53,14 +60,19 @@ class AnswerWriter(Callback):
         trainer.predict(VLMModule("drawn-vlm"), data, return_predictions=False)
     """
 
-    def __init__(self, out: str | None = None, show: int = SHOWN) -> None:
+    def __init__(self, out: str | None = None, show: int = SHOWN, resume: bool = False) -> None:
         if show < 0:
             raise UserError(f"show: found {show}; expected at least 0")
-        self.out, self.show = out, show
-        self._file: AnswerFile | None = None
+        self.out, self.show, self.resume = out, show, resume
+        self._store: AnswerStore | None = None
         self._scores = Scores()
-        self._skipped: list[str] = []
-        self._end: _End | None = None
+        self._choice = ScoreChoice()
+        self._goes_on = False
+        self._before = 0
+        self._draws, self._seed = False, 0
+        self._end: End | None = None
+
+    # Hooks
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,24 +80,50 @@ class AnswerWriter(Callback):
             return
         folder = run_folder(trainer)  # all ranks must call this
         path = Path(self.out).expanduser() if self.out else folder / NAME
-        choice = _choice_of(pl_module)
-        self._scores = Scores(choice)
-        self._file = AnswerFile(path, trainer.global_rank, trainer.world_size, choice)
-        self._file.check()
+        self._choice = _choice_of(pl_module)
+        self._store = self._store_at(path, trainer)
+        for file in self._store.files:
+            file.check()
         _refuse_own_data(path, trainer)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._file is not None
-        self._scores.reset()
-        self._skipped = []
-        if trainer.is_global_zero:
-            aside = self._file.set_aside()
+        assert self._store is not None
+        self._scores = Scores(self._choice)
+        self._draws = bool((getattr(pl_module, "generation", None) or {}).get("do_sample"))
+        self._seed = torch.initial_seed()
+        facts = facts_of(trainer, pl_module, **self._facts()) if isinstance(pl_module, VLMModule) else {}
+        self._goes_on = self._find_unfinished(trainer, facts)
+        if not self._goes_on and trainer.is_global_zero:
+            aside = self._store.set_aside()
             if aside is not None:
                 print_line("note", f"the answers of an earlier run are now in {short_path(aside)}")
-            print_line("answers", f"go to {short_path(self._file.path)} as they come")
         trainer.strategy.barrier("answers of an earlier run are out of the way")
-        self._file.open()
+        self._store.begin(facts, goes_on=self._goes_on)
+        self._before = len(self._store.steps)
+        for step in self._store.steps:
+            self._scores.add(step.sums)
+        counts = _gathered(trainer, sum(self._store.answers.lengths))
+        if self._goes_on:
+            for loader in _loaders(trainer):
+                loader.load_state_dict({**loader.state_dict(), "seen": self._before})
+        if trainer.is_global_zero:
+            behind = f", behind the {sum(counts):,} that an earlier run left" if self._goes_on else ""
+            print_line("answers", f"go to {short_path(self._store.answers.path)} as they come{behind}")
+
+    @override
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._draws:
+            # What is drawn depends on the place in the data alone, so that a run that goes on draws the same.
+            place = f"{self._seed} {self._before + batch_idx} {trainer.global_rank}"
+            torch.manual_seed(random.Random(place).getrandbits(63))
 
     @override
     def on_predict_batch_end(
@@ -97,80 +135,94 @@ class AnswerWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert self._file is not None
+        assert self._store is not None
         answers = [] if outputs is None else outputs
         if not isinstance(answers, list) or not all(isinstance(answer, Prediction) for answer in answers):
             raise UserError(
                 f"AnswerWriter: found predictions of type {type(outputs).__name__}; expected those of a "
                 "VLMModule, which are lists of Prediction"
             )
-        self._file.write(answers)
-        self._scores.add_answers(answers)
-        if isinstance(batch, Batch):
-            self._skipped += map(str, batch.skipped)
+        scores = Scores(self._choice)
+        scores.add_answers(answers)
+        places, skipped = ((), ()) if not isinstance(batch, Batch) else (batch.places, batch.skipped)
+        step = Step((), (), tuple(places), tuple(map(str, skipped)), scores.state())
+        self._scores.add(step.sums)
+        self._store.write([[answer_row(answer, self._choice) for answer in answers]], step)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._file is not None
-        kept_name = self._file.close()
+        store = self._store
+        assert store is not None
+        kept_name = store.close()
         if not trainer.strategy.reduce_boolean_decision(kept_name, all=True):
-            path, self._file = self._file.path, None
+            path, self._store = store.answers.path, None
             raise UserError(
                 f"out: another run has begun to write to {path}, so that the answers of this one "
                 "have another name beside it now; give each run a file of its own"
             )
         scores = self._scores.compute()  # all ranks must call this
-        ranks = _gathered(trainer, (self._file.lengths, self._skipped))
+        skipped = [error for step in store.steps for error in step.skipped]
+        ranks = _gathered(trainer, ([file.lengths for file in store.files], skipped))
         if not trainer.is_global_zero:
             return
-        self._file.join([lengths for lengths, _ in ranks])
-        count = sum(sum(lengths) for lengths, _ in ranks)
-        skipped = [error for _, errors in ranks for error in errors] + _skipped_by_reader(trainer)
-        self._end = _End(count, skipped, scores)
+        store.finish([lengths for lengths, _ in ranks])
+        self._end = End(
+            path=str(store.answers.path),
+            answers=sum(sum(lengths[0]) for lengths, _ in ranks),
+            first=store.answers.first(self.show),
+            skipped=[error for _, errors in ranks for error in errors] + _skipped_by_reader(trainer),
+            scores=scores,
+        )
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._file is None or not self._file.lengths:
+        if self._store is None or not self._store.steps:
             return
-        self._file.close()
-        written = sum(self._file.lengths)
-        print_line("answers", f"{written:,} until the run stopped, in {short_path(self._file.here)}")
+        self._store.close()
+        answers = self._store.answers
+        print_line(
+            "answers", f"{sum(answers.lengths):,} until the run stopped, in {short_path(answers.here)}"
+        )
+        if self.resume and _may_go_on(trainer) and trainer.is_global_zero:
+            print_line("", "the same command goes on from there")
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._file is None:
+        if self._store is None:
             return
-        self._file.close()
+        self._store.close()
         if self._end is not None:  # Not before, where the progress bar may still be on the screen.
-            self._print_summary(self._file, self._end)
-        self._file = self._end = None
+            print_end(self._end)
+        self._store = self._end = None
 
-    def _print_summary(self, file: AnswerFile, end: "_End") -> None:
-        for block in answer_blocks(file.first(self.show), get_console().width):
-            say("", block)
-        if self.show and end.answers:
-            say("")
-        of_all = {name: value for name, value in end.scores.items() if "/" not in name}
-        if of_all:
-            texts = [f"{heading(name)} {value:.3f}" for name, value in of_all.items()]
-            print_line("scores", ", ".join(texts))
-        if len(end.scores) > len(of_all):
-            table = score_table(
-                "Scores", {f"test/{name}": value for name, value in end.scores.items()}, "test"
-            )
-            if table is not None:
-                say(table)
-        print_lines("skipped", wrapped(_first(end.skipped)))
-        more = f"; {len(end.skipped):,} skipped" if end.skipped else ""
-        print_line("answers", f"{end.answers:,} in {short_path(file.path)}{more}")
+    # Going on
 
+    def _store_at(self, path: Path, trainer: Trainer) -> AnswerStore:
+        return AnswerStore([AnswerFile(path, trainer.global_rank, trainer.world_size)])
 
-class _End(NamedTuple):
-    """What a run came to: how many answers, the errors of what was skipped, and the scores."""
+    def _facts(self) -> dict[str, Any]:
+        """The options of this callback that its lines depend on."""
+        return {"model.scores": str(self._choice), "seed_everything": self._seed if self._draws else None}
 
-    answers: int
-    skipped: list[str]
-    scores: dict[str, float]
+    def _find_unfinished(self, trainer: Trainer, facts: dict[str, Any]) -> bool:
+        """Whether this is a run that was stopped; then the store is where that wrote. All ranks call it."""
+        assert self._store is not None
+        if not self.resume or not facts or not _may_go_on(trainer):
+            return False
+        if self.out is None:
+            path = self._store.answers.path
+            found = None
+            if trainer.is_global_zero and not self._store.unfinished(facts).exists:
+                found = unfinished_beside(path.parent, path.name, facts)
+            found = trainer.strategy.broadcast(found)
+            if found is not None:
+                self._store = self._store_at(found, trainer)
+        ranks: list[Unfinished] = _gathered(trainer, self._store.unfinished(facts))
+        differs = [name for one in ranks for name in one.differs]
+        if differs and trainer.is_global_zero:
+            names = ", ".join(dict.fromkeys(differs))
+            print_line("note", f"an earlier run that was stopped isn't gone on with: {names} changed")
+        return any(one.steps for one in ranks) and not differs
 
 
 def _gathered(trainer: Trainer, own: Any) -> list[Any]:
@@ -181,11 +233,17 @@ def _gathered(trainer: Trainer, own: Any) -> list[Any]:
     return ranks
 
 
-def _first(errors: Sequence[str]) -> Iterator[str]:
-    """The first errors, and how many more there are."""
-    yield from errors[:NAMED]
-    if len(errors) > NAMED:
-        yield f"and {len(errors) - NAMED:,} more"
+def _may_go_on(trainer: Trainer) -> bool:
+    """Whether each process may begin at another batch, and all batches come."""
+    is_whole = trainer.limit_predict_batches == 1.0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    alone = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+    return is_whole and alone and len(_loaders(trainer)) == 1
+
+
+def _loaders(trainer: Trainer) -> list[ResumableLoader]:
+    found = trainer.predict_dataloaders
+    loaders = found if isinstance(found, list) else [found]
+    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]
 
 
 def _choice_of(module: LightningModule) -> ScoreChoice:

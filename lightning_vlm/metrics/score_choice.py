@@ -35,6 +35,15 @@ class ScoreChoice:
             self._default = _scores(given, "model.scores")
         self._is_list = self.is_given and not self._tasks
 
+    def __str__(self) -> str:
+        """The names of the scores of all tasks, and of those that have others.
+
+        >>> print(ScoreChoice({"ocr": ["anls", "cer"]}))
+        exact_match token_f1 ...; ocr: anls cer
+        """
+        tasks = [f"{task}: {_names(scores)}" for task, scores in self._tasks.items()]
+        return "; ".join([_names(self._default), *tasks])
+
     def of(self, task: str) -> tuple[Score, ...]:
         """The scores of a task."""
         return self._tasks.get(task, self._default)
@@ -63,6 +72,10 @@ class ScoreChoice:
                     why = f"it needs {score.needs}" if task in tasks else f"no answer is of the task {task}"
                     texts.append(f"{score.name}/{task} ({why})")
         return texts
+
+
+def _names(scores: Sequence[Score]) -> str:
+    return " ".join(score.name for score in scores)
 
 
 def _scores(names: Sequence[str], key: str) -> tuple[Score, ...]:

@@ -1,6 +1,6 @@
 """What validation and test report, in all and for each task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,16 @@ class Scores:
                 self._tasks.update(answer.task, **named)
                 if answer.level is not None:
                     self._levels.update(answer.level, **named)
+
+    def state(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The sums of this process, for `add`."""
+        return {"tasks": self._tasks.state(), "levels": self._levels.state()}
+
+    def add(self, state: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Add what `state` of others gave, such as of a run that this one continues."""
+        for tally, sums in ((self._tasks, state["tasks"]), (self._levels, state["levels"])):
+            for name, values in sums.items():
+                tally.update(name, **values)
 
     def compute(self) -> dict[str, float]:
         """Scores over all ranks: `loss`, `perplexity`, `supervised`, and those of answers that are chosen.

@@ -50,9 +50,7 @@ class TaskTally:
         Where torch.distributed is initialised, every rank must call it, at the same point, and every rank
         gets the same answer to the last bit.
         """
-        here = {
-            task: {name: float(value) for name, value in sums.items()} for task, sums in self._sums.items()
-        }
+        here = self.state()
         ranks = [here]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             ranks *= torch.distributed.get_world_size()
@@ -64,6 +62,12 @@ class TaskTally:
                 for name, value in sums.items():
                     total[name] = total.get(name, 0.0) + value
         return {task: dict(sorted(merged[task].items())) for task in sorted(merged)}
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """The sums of this process, by task and name."""
+        return {
+            task: {name: float(value) for name, value in sums.items()} for task, sums in self._sums.items()
+        }
 
     def reset(self) -> None:
         """Forget all sums and all tasks."""

@@ -9,7 +9,8 @@ import pytest
 from lightning.pytorch import Callback
 
 from lightning_vlm import AnswerWriter, VLMDataModule
-from lightning_vlm.callbacks.answer_file import KEYS, AnswerFile, answer_row
+from lightning_vlm.callbacks.answer_file import AnswerFile
+from lightning_vlm.callbacks.answer_rows import KEYS, answer_row
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.data.render.question import question_of
 from lightning_vlm.errors import UserError
@@ -188,7 +189,7 @@ def test_parts_of_a_stopped_run_are_kept(tmp_path):
     for rank in range(2):
         part = AnswerFile(tmp_path / "answers.jsonl", rank, world=2)
         part.open()
-        part.write([Prediction(f"a:{rank}", "vqa", "red", None)])
+        part.write([answer_row(Prediction(f"a:{rank}", "vqa", "red", None))])
         part.close()
     again = AnswerFile(tmp_path / "answers.jsonl")
     again.check()
@@ -215,7 +216,7 @@ def test_numbers_that_json_lacks_and_lone_surrogates(tmp_path):
     candidates = (Candidate("a", float("-inf"), 1, float("nan")),)
     answers = AnswerFile(tmp_path / "answers.jsonl")
     answers.open()
-    answers.write([Prediction("a:1", "vqa", "\ud800 \x85", "b", candidates)])
+    answers.write([answer_row(Prediction("a:1", "vqa", "\ud800 \x85", "b", candidates))])
     answers.close()
     (row,) = rows_of(answers.path)
     assert row["answer"] == "\ud800 \x85"

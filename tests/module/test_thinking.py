@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from transformers import AutoProcessor
 
 from lightning_vlm import VLMDataModule, VLMModule
-from lightning_vlm.callbacks.answer_file import answer_row
+from lightning_vlm.callbacks.answer_rows import answer_row
 from lightning_vlm.data.conversation import Chain, Slice
 from lightning_vlm.data.drawn import Drawn
 from lightning_vlm.data.read.readers import read

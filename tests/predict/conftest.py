@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
@@ -56,3 +57,24 @@ def rows_of():
         return [json.loads(line) for line in Path(path).read_text("utf-8").split("\n") if line]
 
     return read
+
+
+@pytest.fixture
+def make_quiet(tmp_path):
+    """A quiet Trainer on the CPU."""
+
+    def make(**options):
+        given = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "default_root_dir": tmp_path,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            **options,
+        }
+        return Trainer(**given)
+
+    return make

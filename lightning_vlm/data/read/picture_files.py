@@ -78,6 +78,10 @@ class PictureFiles(Conversations):
         name = self._names[index]
         return asked(self._image(name), self._prompt, os.path.join(self._root, name), Path(name).as_posix())
 
+    def paths(self) -> list[Path]:
+        """The pictures, as paths."""
+        return [Path(self._root, name) for name in self._names]
+
     def _image(self, name: str) -> Image:
         return Image(path=Path(name), root=Path(self._root or "."))
 
