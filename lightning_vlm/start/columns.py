@@ -104,10 +104,11 @@ def _of_texts(
 
 
 def _has_dialect(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> bool:
-    """Whether most rows are of a known format, with some of their columns renamed."""
+    """Whether most rows are of a known format with an answer, with some of their columns renamed."""
     renamed = {theirs: ours for ours, theirs in columns.items()}
     fits = [dialect_in({renamed.get(name, name): value for name, value in row.items()}) for row in rows]
-    return 2 * sum(dialect is not None for dialect in fits) > len(rows)
+    learned = [dialect for dialect in fits if dialect is not None and not dialect.name.endswith(" alone")]
+    return 2 * len(learned) > len(rows)
 
 
 def _called(name: str, ours: str) -> bool:

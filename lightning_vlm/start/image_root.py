@@ -10,7 +10,7 @@ from lightning_vlm.errors import DataError
 
 _SAMPLE = 300
 """How many paths are looked for."""
-_MOST_FILES = 200_000
+_MOST_FILES = 100_000
 """How many files below a folder are compared with them."""
 _SHOWN = 3
 
@@ -55,9 +55,10 @@ def find_image_root(paths: Sequence[str], file: str) -> ImageRoot | None:
     else:
         likely = [home, ".", *_around(home)]
     best = max((_looked(folder, sample) for folder in dict.fromkeys(likely)), key=_there, default=None)
-    if best is None or best.missing:
-        others = [_looked(folder, sample) for folder in _by_names(sample, home)]
-        best = max([*([best] if best else []), *others], key=_there, default=None)
+    for around in (home, os.path.relpath(os.path.dirname(os.path.abspath(home)))):
+        if best is None or (best.missing if around == home else not best.there):
+            others = [_looked(folder, sample) for folder in _by_names(sample, around)]
+            best = max([*([best] if best else []), *others], key=_there, default=None)
     if best is None or not best.there:
         shown = ", ".join(map(repr, sample[:_SHOWN]))
         more = ", ..." if len(sample) > _SHOWN else ""
