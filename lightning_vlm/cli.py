@@ -63,17 +63,21 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
 
 def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -> None:
     from lightning_vlm.compat import quiet
+    from lightning_vlm.compat.fast_imports import fast_imports
 
     quiet.install_for_command(words[0])
     own = COMMANDS[words[0]].module
+    module_name = own or "lightning_vlm.run"
+    if module_name not in sys.modules:
+        with fast_imports():
+            import_module(module_name)
+    command = sys.modules[module_name]
     if own is not None:
-        import_module(own).run(words[1:])
+        command.run(words[1:])
         return
-    from lightning_vlm.run import run
-
     if is_process:  # LightningCLI warns of words that are passed beside those of the process
         sys.argv[1:] = words
-    run(None if is_process else words, module)
+    command.run(None if is_process else words, module)
 
 
 def _unknown_command(words: list[str]) -> str:
