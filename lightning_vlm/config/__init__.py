@@ -25,6 +25,7 @@ COMMANDS = {
         "write a trained model as a folder that transformers or PEFT load, and prove it",
         "lightning_vlm.export.command",
     ),
+    "chat": Command("ask a model about pictures", "lightning_vlm.chat.command"),
     "families": Command(
         "list the model families that are proved, and checkpoints to try", "lightning_vlm.families"
     ),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ class Trained(NamedTuple):
         pixels: How large pictures were in training.
         boxes: The name of the codec of boxes; None where there were none.
         prompts: Task -> the system prompt that it was trained with.
+        run: What the checkpoint says of its run.
     """
 
     module: VLMModule
@@ -78,7 +80,8 @@ class Trained(NamedTuple):
     video: VideoSampling = VideoSampling()
     pixels: PixelBudget = PixelBudget()
     boxes: str | None = None
-    prompts: Mapping[str, str] = {}
+    prompts: Mapping[str, str] = MappingProxyType({})
+    run: Mapping[str, Any] = MappingProxyType({})
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -91,23 +94,15 @@ def load_trained(request: ExportRequest) -> Trained:
         UserError: The file isn't a checkpoint of a `VLMModule`, its base model can't be loaded or has
             changed, or its plan can't be exported in this form.
     """
-    check_file(request.checkpoint)
-    saved = torch.load(request.checkpoint, map_location="cpu", weights_only=True)
-    given = saved.get("hyper_parameters")
-    if not isinstance(given, Mapping) or "name_or_path" not in given or "lightning_vlm" not in saved:
-        raise UserError(f"checkpoint {request.checkpoint}: found none of a VLMModule; it names no base model")
+    saved = read_checkpoint_file(request.checkpoint)
+    given = saved["hyper_parameters"]
     plan = read_plan(given["adapt"])
     refuse(plan, request.adapter_only, bool(given.get("new_tokens")))
-    module = VLMModule(
-        request.name_or_path or given["name_or_path"],
-        **{name: given[name] for name in _KNOWN if name in given},
-        trust_remote_code=request.trust_remote_code,
-        family=request.family,
-    )
+    module = module_of(saved, request.name_or_path, request.trust_remote_code, request.family)
     module.configure_model()
     model: Any = module.model
     starts = {}
-    if any(_changes_base(entry) for entry in plan.values()):
+    if any(changes_base(entry) for entry in plan.values()):
         for name, weight in model.named_parameters():
             if ".lora_" in name:
                 starts[name] = weight.detach().float().clone()
@@ -118,13 +113,70 @@ def load_trained(request: ExportRequest) -> Trained:
         dtypes[without_base_layers(name)] = weight.dtype
     model.float().eval()
     quantised = saved["lightning_vlm"].get("quantised", {})
-    run = saved["lightning_vlm"].get(RUN, {})
+    run = run_of(saved)
     pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
-    boxes, prompts = run.get("data.boxes"), system_prompts_of(run)
-    return Trained(module, starts, dtypes, len(quantised), trained_sampling(run), pixels, boxes, prompts)
+    return Trained(
+        module,
+        starts,
+        dtypes,
+        len(quantised),
+        trained_sampling(run),
+        pixels,
+        run.get("data.boxes"),
+        system_prompts_of(run),
+        run,
+    )
 
 
-def _changes_base(entry: PlanEntry) -> bool:
+def read_checkpoint_file(path: Path) -> dict[str, Any]:
+    """What a checkpoint of a `VLMModule` holds.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It is no such checkpoint.
+    """
+    check_file(path)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    given = saved.get("hyper_parameters")
+    if not isinstance(given, Mapping) or "name_or_path" not in given or "lightning_vlm" not in saved:
+        raise UserError(f"checkpoint {path}: found none of a VLMModule; it names no base model")
+    return saved
+
+
+def run_of(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the run that wrote it, by the names of a config; older ones say less."""
+    return dict(saved["lightning_vlm"].get(RUN, {}))
+
+
+def module_of(
+    saved: Mapping[str, Any],
+    name_or_path: str | None = None,
+    trust_remote_code: bool = False,
+    family: str | None = None,
+    quantised: bool = False,
+) -> VLMModule:
+    """The module that a checkpoint was trained with, without its model.
+
+    Args:
+        saved: As from `read_checkpoint_file`.
+        name_or_path: Where the base model is now; None: where it was.
+        trust_remote_code: Run Python code that comes with the model.
+        family: As of `VLMModule`.
+        quantised: Whether weights that were quantised in training are to be so here.
+    """
+    given = saved["hyper_parameters"]
+    known = (*_KNOWN, "quantization") if quantised else _KNOWN
+    return VLMModule(
+        name_or_path or given["name_or_path"],
+        **{name: given[name] for name in known if given.get(name) is not None},
+        trust_remote_code=trust_remote_code,
+        family=family,
+    )
+
+
+def changes_base(entry: PlanEntry) -> bool:
     """Whether a method has moved part of the base weights into its own, as PiSSA and OLoRA do."""
     return isinstance(entry.settings, LoraSettings) and entry.settings.changes_base
 

@@ -15,6 +15,7 @@ from lightning_vlm.export.fresh_process import answer, compare_answers, describe
 from lightning_vlm.export.masks import write_mask_head
 from lightning_vlm.export.merge import merge
 from lightning_vlm.export.probe_samples import ProbeSample, drawn_conversations, probe_samples
+from lightning_vlm.export.record import Record
 from lightning_vlm.export.serving import serve_as_trained
 from lightning_vlm.export.snippet import Loading
 from lightning_vlm.export.trained import ExportRequest, Trained
@@ -74,6 +75,7 @@ def write(trained: Trained, folder: Path, request: ExportRequest) -> Written:
     else:
         export, rows = _write_merged(trained, export, request)
     module.processor.save_pretrained(folder)
+    Record.of_run(trained.run, module.name_or_path, module.hparams["revision"]).save(folder)
     if trained.pixels != PixelBudget():
         rows.append(("pictures", words_of_pictures(trained.pixels)))
     of_boxes = write_guide(module.processor, trained.boxes, folder)

@@ -67,13 +67,13 @@ def generate_answers(
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
     several = options.get("num_return_sequences", 1) > 1
     tokenizer = processor.tokenizer
-    marks = _reasoning_marks(processor)
+    marks = reasoning_marks(processor)
     readers = batch.readers or [None] * len(batch.references)
     texts = [""] * len(batch.references)
     ranked: list[tuple[Candidate, ...]] = [()] * len(texts)
     masked: dict[int, Found | None] = {}
     for rows, inputs in split_by_image_count(exact_again(batch.prompts)):
-        kept = [_kept_tokens(None if several else marks, readers[row]) for row in rows.tolist()]
+        kept = [kept_tokens(None if several else marks, readers[row]) for row in rows.tolist()]
         with without_filled_frames(model, inputs), told_apart(model, inputs):
             if several:
                 found = generate_candidates(model, tokenizer, inputs, options, kept)
@@ -86,19 +86,19 @@ def generate_answers(
                 for row, text in zip(rows.tolist(), found_texts, strict=True):
                     texts[row] = text
                 if mask_head is not None:
-                    words = [_divided(marks, text)[1] for text in found_texts]
+                    words = [divided(marks, text)[1] for text in found_texts]
                     of_rows = [readers[row] for row in rows.tolist()]
                     regions = found_by_masks(model, processor, mask_head, inputs, ids, words, of_rows)
                     masked |= zip(rows.tolist(), regions, strict=True)
     answers = []
     for row, text in enumerate(texts):
-        reasoning, answer = _divided(marks, text)
+        reasoning, answer = divided(marks, text)
         made = _prediction(batch, row, answer, reasoning, ranked[row])
         answers.append(made._replace(found=masked[row]) if row in masked else made)
     return answers
 
 
-def _divided(marks: ReasoningMarks | None, text: str) -> tuple[str | None, str]:
+def divided(marks: ReasoningMarks | None, text: str) -> tuple[str | None, str]:
     """The reasoning before an answer, and the answer."""
     reasoning, words = (None, text) if marks is None else marks.divide(text)
     return reasoning, words.strip()
@@ -127,7 +127,7 @@ def _prediction(
     )
 
 
-def _kept_tokens(marks: ReasoningMarks | None, reader: BoxReader | None) -> frozenset[str]:
+def kept_tokens(marks: ReasoningMarks | None, reader: BoxReader | None) -> frozenset[str]:
     """The tokens that an answer keeps although they are special."""
     of_reasoning = () if marks is None else (marks.begin, marks.end)
     of_boxes = () if reader is None else reader.codec.tokens
@@ -137,7 +137,7 @@ def _kept_tokens(marks: ReasoningMarks | None, reader: BoxReader | None) -> froz
 _marks: WeakKeyDictionary[ProcessorMixin, tuple[Any, ReasoningMarks | None]] = WeakKeyDictionary()
 
 
-def _reasoning_marks(processor: ProcessorMixin) -> ReasoningMarks | None:
+def reasoning_marks(processor: ProcessorMixin) -> ReasoningMarks | None:
     """What the chat template of a processor writes around reasoning; found once for each template."""
     template = getattr(processor, "chat_template", None)
     if not template:
