@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> None:
     Raises:
         UserError: A wrong option, no such model, or what a question from a pipe has wrong.
     """
-    given = parser().parse_args(_with_default_base(words))
+    given = parser().parse_args(list(words))
     if given.model is None:
         raise UserError("chat: found no MODEL; write lightning-vlm chat CHECKPOINT, or drawn-vlm to try it")
     generation = _generation(given)
@@ -50,16 +50,6 @@ def run(words: Sequence[str]) -> None:
     if is_live:
         console.print(f"{opened.title} on {opened.device}. /help lists commands; Ctrl-D ends.", markup=False)
     Terminal(session, console, is_live).run()
-
-
-def _with_default_base(words: Sequence[str]) -> list[str]:
-    """`--base` alone is the base model that the model itself names."""
-    found = []
-    for place, word in enumerate(words):
-        following = words[place + 1 : place + 2]
-        alone = word == "--base" and (not following or following[0].startswith("-"))
-        found.append("--base=" if alone else word)
-    return found
 
 
 def _generation(given: Any) -> dict[str, Any]:
@@ -102,7 +92,7 @@ def parser() -> Parser:
         metavar="MODEL",
         help="A checkpoint of fit, an exported folder or adapters, drawn-vlm, or a name on the hub.",
     )
-    add("--base", metavar="NAME", help="Ask the base model too; with a name: that one.")
+    add("--base", nargs="?", const="", metavar="NAME", help="Ask the base model too; with a name: that one.")
     add("--system", metavar="TEXT", help="A system prompt; by default that of training, if it had one.")
     add("--task", metavar="TASK", help="The system prompt that training had for this task.")
     add("--max_new_tokens", "--max-new-tokens", type=int, default=256, metavar="N", help="Of an answer.")
