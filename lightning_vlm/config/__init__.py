@@ -26,6 +26,10 @@ COMMANDS = {
         "lightning_vlm.export.command",
     ),
     "chat": Command("ask a model about pictures", "lightning_vlm.chat.command"),
+    "compare": Command(
+        "score models, checkpoints or answers side by side, with what chance could have done",
+        "lightning_vlm.compare.command",
+    ),
     "families": Command(
         "list the model families that are proved, and checkpoints to try", "lightning_vlm.families"
     ),

@@ -35,16 +35,20 @@ class Scores:
         self._tasks.reset()
         self._levels.reset()
 
-    def add_losses(self, batch: Batch, targets: Targets, token_losses: Tensor) -> None:
+    def add_losses(self, batch: Batch, targets: Targets, token_losses: Tensor) -> Tensor | None:
         """Add the losses of a batch.
 
         Args:
             batch: The batch.
             targets: Its targets.
             token_losses: Tensor of shape [targets], one loss each, before its weight.
+
+        Returns:
+            Tensor of shape [samples, 5]: of each sample the weighted loss, the weight, the loss without
+            weights, its targets and its tokens; None of a batch without samples.
         """
         if not batch.tasks:
-            return
+            return None
         samples = batch.samples.flatten()
         ones = torch.ones_like(token_losses)
         columns = torch.stack((token_losses * targets.weights, targets.weights, token_losses, ones), dim=1)
@@ -54,6 +58,7 @@ class Scores:
         rows = torch.cat((sums, tokens[:, None]), dim=1)
         _add_rows(self._tasks, batch.tasks, rows)
         _add_rows(self._levels, batch.levels, rows)
+        return rows
 
     def add_answers(self, answers: Sequence[Prediction]) -> None:
         """Add generated answers."""

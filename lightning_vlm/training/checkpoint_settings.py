@@ -13,7 +13,7 @@ from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.training.checkpointing import KEY
 from lightning_vlm.training.resume_changes import RUN
 
-_OF_CHECKPOINT = (
+OF_CHECKPOINT = (
     *("name_or_path", "adapt", "chat_template", "template_options", "revision", "dtype", "new_tokens"),
     *("quantization", "mask_head"),
 )
@@ -48,7 +48,7 @@ def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
     given = saved.get("hyper_parameters")
     if not isinstance(given, Mapping) or "name_or_path" not in given or KEY not in saved:
         raise UserError(f"checkpoint {checkpoint}: found none of a VLMModule; it names no base model")
-    found = {f"model.{name}": given[name] for name in _OF_CHECKPOINT if given.get(name) is not None}
+    found = {f"model.{name}": given[name] for name in OF_CHECKPOINT if given.get(name) is not None}
     run = saved[KEY].get(RUN, {})
     pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
     seen = {
@@ -59,14 +59,14 @@ def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
         "data.max_length": run.get("data.max_length"),
     }
     found |= {name: value for name, value in seen.items() if value is not None}
-    config = _config_of(checkpoint)
+    config = config_of(checkpoint)
     if config is not None:
         found |= _from_config(config)
     return found, config
 
 
-def _config_of(checkpoint: Path) -> Path | None:
-    """The config that the run of a checkpoint has saved."""
+def config_of(checkpoint: Path) -> Path | None:
+    """The config that the run of a checkpoint has saved, beside it or in the folder above; None without."""
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         file = folder / "config.yaml"
         if file.is_file():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch
@@ -30,6 +31,8 @@ class Evaluation(Callback):
         self.choice = ScoreChoice(scores)
         self.answers: list[Prediction] = []
         """The answers of the last validation or test on this process."""
+        self.sample_losses: list[Tensor] | None = None
+        """The losses of each batch of it, as `Scores.add_losses` returns them; None: they aren't kept."""
         self._scores = Scores(self.choice)
         self._skip_check = EvaluationSkipCheck()
 
@@ -47,7 +50,9 @@ class Evaluation(Callback):
         module.callbacks.boxes.add_evaluated(module.model, hidden, targets)
         module.callbacks.masks.add_evaluated(hidden, batch, targets)
         self._skip_check.add(batch, len(targets.positions))
-        self._scores.add_losses(batch, targets, losses)
+        rows = self._scores.add_losses(batch, targets, losses)
+        if self.sample_losses is not None and rows is not None:
+            self.sample_losses.append(rows)
         self._scores.add_answers(answers)
         self.answers += answers
 
@@ -78,6 +83,7 @@ class Evaluation(Callback):
 
     def _start(self) -> None:
         self.answers = []
+        self.sample_losses = None if self.sample_losses is None else []
         self._scores.reset()
         self._skip_check.start()
 

@@ -26,9 +26,9 @@ def check_file(path: Path, to_resume: bool = False) -> None:
             alone where a run will be resumed from it.
     """
     if path.is_dir():
-        raise UserError(f"checkpoint {path}: found a folder{_newest_in(path)}")
+        raise UserError(f"checkpoint {path}: found a folder{newest_in(path)}")
     if not path.exists():
-        raise UserError(f"checkpoint {path}: found no such file{_newest_in(path.parent)}")
+        raise UserError(f"checkpoint {path}: found no such file{newest_in(path.parent)}")
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of formats and then refuses them
             holds = torch.load(path, map_location="meta", weights_only=True)
@@ -56,7 +56,7 @@ def _unreadable(path: Path, error: Exception) -> str:
     return "a file that torch can't read; copy it again"
 
 
-def _newest_in(folder: Path) -> str:
+def newest_in(folder: Path) -> str:
     """`; did you mean ...?` with the checkpoint that was written last, where there is one."""
     try:
         found = [file for file in folder.iterdir() if file.suffix == ".ckpt"]

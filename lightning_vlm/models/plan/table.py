@@ -99,6 +99,12 @@ def _method(entry: PlanEntry) -> str:
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
     """How many parameters train, and their share of all."""
+    trained, total = count_parameters(parameters)
+    return trained, trained / max(total, 1)
+
+
+def count_parameters(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """How many parameters train, and how many there are; packed ones of 4 bits count as what they hold."""
     trained = 0
     total = 0
     for weight in parameters:
@@ -106,8 +112,21 @@ def _trainable(parameters: Iterable[nn.Parameter]) -> tuple[int, float]:
         total += size
         if weight.requires_grad:
             trained += size
-    share = trained / max(total, 1)
-    return trained, share
+    return trained, total
+
+
+def methods_of(plan: Plan) -> str:
+    """A plan in a line.
+
+    >>> methods_of({"projector": "full", "language": {"lora": {"r": 8}}, "vision": "frozen"})
+    'projector full, language lora r=8'
+    """
+    texts = []
+    for selector, entry in read_plan(plan).items():
+        if entry.method != "frozen":
+            rank = getattr(entry.settings, "r", None)
+            texts.append(f"{selector} {_method(entry)}" + (f" r={rank}" if rank else ""))
+    return ", ".join(texts)
 
 
 def _size(weight: nn.Parameter) -> int:
