@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_vlm.models.plan.plan import expand
+from lightning_vlm.models.shipped import SHIPPED
+from lightning_vlm.planning import Choice
 from lightning_vlm.start.files import File
 from lightning_vlm.start.findings import Findings, Opened
 from lightning_vlm.start.held import share
-from lightning_vlm.start.lines import WIDTH, Line, aligned, flow, number, scalar
+from lightning_vlm.start.lines import WIDTH, Line, aligned, amount, flow, number, scalar
 from lightning_vlm.start.scores import scores_of
 from lightning_vlm.start.settings import answer_room, epochs_for, length_limit, samples_per_step
 
@@ -82,12 +84,7 @@ def _model(found: Findings) -> Iterator[Line]:
         if choice.recompute:
             why = "without it the batch would not fit; costs about a third more time"
             yield Line("gradient_checkpointing: true", why)
-        rate = (
-            f"where {choice.adapt} usually begins"
-            if isinstance(choice.adapt, str)
-            else "where such plans begin"
-        )
-        yield Line(_optimizer(choice.learning_rate), f"{rate}, scaled to {_step(choice)} samples a step")
+        yield _learning_rate(found.model, choice)
     yield Line("schedule: {class_path: Cosine, init_args: {warmup: 0.03}}", "warm-up for 3% of the steps")
     yield Line("clip: 1.0", "the most that the norm of a gradient may be")
     yield _generation(found)
@@ -101,7 +98,15 @@ def _model(found: Findings) -> Iterator[Line]:
         yield Line(f"  {scalar(task)}: {flow(list(one.names))}", one.why)
 
 
-def _step(choice: Any) -> int:
+def _learning_rate(model: str, choice: Choice) -> Line:
+    if model in SHIPPED:
+        return Line(_optimizer(2e-3), "so small a model takes large steps")  # as in configs/quickstart.yaml
+    method = choice.adapt if isinstance(choice.adapt, str) else "such a plan"
+    why = f"where {method} usually begins, scaled to {_step(choice)} samples a step"
+    return Line(_optimizer(choice.learning_rate), why)
+
+
+def _step(choice: Choice) -> int:
     return choice.batch_size * choice.accumulate
 
 
@@ -214,7 +219,7 @@ def _batches(found: Findings) -> Iterator[Line]:
         yield Line("batch_size: 1", "the least; `plan` says what fits, once the model can be reached")
     else:
         what = "samples at a time" if choice.accumulate > 1 else "all samples of a step at a time"
-        yield Line(f"batch_size: {choice.batch_size}", f"{what}: about {choice.gib:.1f} GiB at the peak")
+        yield Line(f"batch_size: {choice.batch_size}", f"{what}: about {amount(choice.gib)} at the peak")
     if measured is None:
         return
     longest, limit = max(measured.lengths), length_limit(measured.lengths, measured.context)

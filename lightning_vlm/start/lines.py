@@ -73,3 +73,12 @@ def number(value: float) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     digits = mantissa.rstrip("0")
     return f"{digits}0e{int(exponent)}" if digits.endswith(".") else f"{digits}e{int(exponent)}"
+
+
+def amount(gib: float) -> str:
+    """An amount of memory.
+
+    >>> amount(13.26), amount(0.02)
+    ('13.3 GiB', '20 MiB')
+    """
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{1024 * gib:,.0f} MiB"

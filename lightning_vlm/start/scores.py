@@ -27,7 +27,7 @@ def scores_of(task: str, facts: TaskFacts) -> Chosen:
 
     >>> from collections import Counter
     >>> scores_of("grounding", TaskFacts([1], Counter(box=1), samples=1)).names
-    ('acc@0.5', 'acc@0.75', 'miou', 'parse_failures')
+    ('acc@0.5', 'miou', 'parse_failures')
     >>> scores_of("default", TaskFacts([1, 2])).names, scores_of("ocr", TaskFacts([1])).names
     (('exact_match', 'token_f1'), ('anls', 'cer', 'exact_match'))
     """
@@ -35,7 +35,7 @@ def scores_of(task: str, facts: TaskFacts) -> Chosen:
     if facts.share("box", "region") + facts.share("nothing") >= _MOST and facts.share("box", "region"):
         more = ("hallucination", "missed") if facts.share("nothing") else ()
         also = ("map",) if task == "detection" else ()
-        names = ("acc@0.5", "acc@0.75", "miou", *also, "parse_failures", *more)
+        names = ("acc@0.5", "miou", *also, "parse_failures", *more)
         return Chosen(names, "answers are boxes: how far they overlap the right ones")
     if facts.share("point") >= _MOST:
         return Chosen(("pck@0.05", "parse_failures", "missed"), "answers are points: how near they are")

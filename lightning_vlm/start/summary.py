@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from lightning_vlm.nearest import one_line
 from lightning_vlm.start.config_text import sizes
 from lightning_vlm.start.findings import Findings
+from lightning_vlm.start.lines import amount
 from lightning_vlm.terminal import print_line, print_lines, print_text
 
 _MOST_TASKS = 6
@@ -141,7 +142,7 @@ def _model(found: Findings) -> list[str]:
         f"{choice.batch_size} × {choice.accumulate} samples a step",
     ]
     size = f" of {found.memory}" if found.memory else ""
-    lines.append(f"about {choice.gib:.1f} GiB{size} at the peak")
+    lines.append(f"about {amount(choice.gib)}{size} at the peak")
     if not choice.fits:
         lines.append("which does NOT fit: choose a smaller model, or shorter samples")
     return lines

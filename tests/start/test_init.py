@@ -221,7 +221,7 @@ def test_the_unit_of_boxes_where_numbers_prove_it(box, format, init, capsys):
     write([*rows, *rows[:6], *rows[8:]] * 2)
     config, shown = init("shapes.jsonl")
     assert config["data"]["box_format"] == format
-    assert config["model"]["scores"] == ["acc@0.5", "acc@0.75", "miou", "parse_failures"]
+    assert config["model"]["scores"] == ["acc@0.5", "miou", "parse_failures"]
     assert format in shown
     assert main(["preview", "--config", "my.yaml", "--samples", "1", "--data.on_bad_sample", "skip"]) == 0
 
