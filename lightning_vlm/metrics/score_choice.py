@@ -44,6 +44,11 @@ class ScoreChoice:
         tasks = [f"{task}: {_names(scores)}" for task, scores in self._tasks.items()]
         return "; ".join([_names(self._default), *tasks])
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that scores were chosen for one by one."""
+        return tuple(self._tasks)
+
     def of(self, task: str) -> tuple[Score, ...]:
         """The scores of a task."""
         return self._tasks.get(task, self._default)

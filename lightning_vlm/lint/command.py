@@ -1,0 +1,44 @@
+"""The command `lint`: reads data, prints and writes what is wrong with it, and fails where it must."""
+
+from rich.console import Console
+
+from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.errors import UserError
+from lightning_vlm.lint import page, terminal
+from lightning_vlm.lint.files import How, fix, write_json
+from lightning_vlm.lint.run import lint
+from lightning_vlm.module import VLMModule
+from lightning_vlm.terminal import short_path
+
+
+def run(
+    module: VLMModule,
+    data: VLMDataModule,
+    *,
+    workers: int | None,
+    strict: bool,
+    json: str | None,
+    out: str,
+    fix_how: How | None,
+    skip_list: str,
+) -> None:
+    """Lint, and print and write what was found; arguments as of `VLMTrainer.lint`.
+
+    Raises:
+        UserError: There are errors, or with `strict` warnings; or a file can't be written.
+    """
+    report = lint(module, data, workers)
+    console = Console()
+    terminal.show(report, console)
+    written = [("page", short_path(page.save(report, out)))]
+    if json is not None:
+        write_json(report, json)
+        written.append(("json", short_path(json)))
+    if fix_how is not None:
+        written += [("fix", line) for line in fix(report, data, fix_how, skip_list)]
+    for name, line in written:
+        console.print(f"{name:5} {line}", highlight=False, markup=False, soft_wrap=True)
+    fails = report.count("error") or (strict and report.count("warning"))
+    if fails:
+        hint = "" if fix_how else "; --fix clean or --fix skip leaves such rows out"
+        raise UserError(f"lint found {report.verdict()}{hint}")
