@@ -35,6 +35,7 @@ from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewis
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.errors import UserError
 from lightning_vlm.failures.interrupt import interruption
+from lightning_vlm.lint.command import collect_faults
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.module import VLMModule
 from lightning_vlm.outputs.progress_bar import ProgressBar
@@ -63,6 +64,7 @@ class VLMCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands, and which arguments of their methods aren't keys."""
         ours = {
+            "lint": {"model", "datamodule"},
             "preview": {"model", "datamodule"},
             # The command has no use for answers in memory.
             "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
@@ -98,17 +100,19 @@ class VLMCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint), to_resume=self.subcommand == "fit")
-        if self.subcommand == "preview":
-            self._simplify_trainer()
+        if self.subcommand in ("lint", "preview"):
+            self._simplify_trainer(self.subcommand)
+        if self.subcommand == "lint":
+            collect_faults(self.config.lint.data)
 
-    def _simplify_trainer(self) -> None:
+    def _simplify_trainer(self, command: str) -> None:
         """Drop the accelerator, the logger and all callbacks but the schedule of token weights."""
-        config = self.config.preview
+        config = self.config[command]
         callbacks = config.trainer.callbacks or []
         if not isinstance(callbacks, list):
             callbacks = [callbacks]
         name = TokenWeightSchedule.__name__
-        config.trainer = self._subcommand_parsers["preview"].get_defaults().trainer
+        config.trainer = self._subcommand_parsers[command].get_defaults().trainer
         config.trainer.callbacks = [given for given in callbacks if bare_name(given.class_path) == name]
         config.trainer.accelerator = "cpu"
         config.trainer.logger = False

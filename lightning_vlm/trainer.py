@@ -14,6 +14,8 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import page, terminal
 from lightning_vlm.inspect.gain import load
 from lightning_vlm.inspect.scan import scan_data
+from lightning_vlm.lint import command as lint_command
+from lightning_vlm.lint.files import How
 from lightning_vlm.module import VLMModule
 
 
@@ -58,6 +60,48 @@ class VLMTrainer(Trainer):
         elif out is not None:
             raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
+
+    def lint(
+        self,
+        model: VLMModule,
+        datamodule: VLMDataModule,
+        workers: int | None = None,
+        strict: bool = False,
+        json: str | None = None,
+        out: str = "lint.html",
+        fix: How | None = None,
+        skip_list: str = "skip.jsonl",
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Find all that is wrong with the data of training, validation and test, without the model.
+
+        Args:
+            model: The module, for its processor and its weights.
+            datamodule: The data module.
+            workers: Processes that read at once; null is one for each CPU.
+            strict: Whether warnings fail too, not only errors.
+            json: The file of all findings, one JSON document; null writes none.
+            out: The file of the page.
+            fix: Leave out the rows with faults: `clean` copies files of JSON lines without them, beside them,
+                and lists the rows of other files; `skip` lists all of them.
+            skip_list: The file of that list, which `data.skip` takes.
+            ckpt_path: Ignored, but accepted, so that a saved fit config can be checked.
+            weights_only: Ignored, likewise.
+
+        Raises:
+            UserError: There are errors, or with `strict` warnings.
+        """
+        lint_command.run(
+            model,
+            datamodule,
+            workers=workers,
+            strict=strict,
+            json=json,
+            out=out,
+            fix_how=fix,
+            skip_list=skip_list,
+        )
 
     def preview(
         self,

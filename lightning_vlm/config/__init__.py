@@ -16,6 +16,7 @@ COMMANDS = {
     "init": Command(
         "look at data, and write a commented config that trains on it", "lightning_vlm.start.command"
     ),
+    "lint": Command("find all that is wrong with data: files, boxes, duplicates, leaks; no model"),
     "preview": Command("show what will be learned: tokens, weights, shares, lengths; no training"),
     "fit": Command("fine-tune a model; validates on the way"),
     "validate": Command("score a model or checkpoint on the validation data"),

@@ -1,14 +1,29 @@
 """The command `lint`: reads data, prints and writes what is wrong with it, and fails where it must."""
 
+from typing import Any
+
 from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.read.source import COLLECT
 from lightning_vlm.errors import UserError
 from lightning_vlm.lint import page, terminal
 from lightning_vlm.lint.files import How, fix, write_json
-from lightning_vlm.lint.run import lint
+from lightning_vlm.lint.run import SPLITS, lint
 from lightning_vlm.module import VLMModule
 from lightning_vlm.terminal import short_path
+
+
+def collect_faults(data: Any) -> None:
+    """Let sources that a config names by class collect their faults as well, rather than stop at them.
+
+    Args:
+        data: The keys of the data module.
+    """
+    for split in SPLITS:
+        options = getattr(data[split], "init_args", None)
+        if options is not None and "on_bad_sample" in options:
+            options.on_bad_sample = COLLECT
 
 
 def run(

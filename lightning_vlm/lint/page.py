@@ -1,6 +1,8 @@
 """What `lint` finds as one HTML page that needs no other file: `page.html` is its template."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.lint import terminal
@@ -33,7 +35,12 @@ def save(report: Report, path: str) -> Path:
 
 def page(report: Report) -> str:
     """The whole page."""
-    filters = {"data_uri": data_uri, "listed": listed, "thousands": "{:,}".format, "visible": visible}
+    filters: dict[str, Callable[..., Any]] = {
+        "data_uri": data_uri,
+        "listed": listed,
+        "thousands": "{:,}".format,
+        "visible": visible,
+    }
     lengths = report.lengths
     return (
         templates(Path(__file__).parent, filters)

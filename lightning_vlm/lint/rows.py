@@ -1,5 +1,6 @@
 """What is wrong with the rows of a stretch of data, and what is known of them, as a worker finds it."""
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator
@@ -77,7 +78,9 @@ class RowReader(Dataset):
         self._ruler = Ruler(renderer)
         self._untruncated = self._ruler
         if renderer.max_length is not None:
-            self._untruncated = self._ruler.without_limit()
+            unlimited = copy.copy(renderer)
+            unlimited.max_length = None
+            self._untruncated = Ruler(unlimited)
         self._special = renderer.special.pattern
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,10 +25,10 @@ def show(report: Report, console: Console) -> None:
         console.print(_counts(report))
         for kind, findings in report.by_kind().items():
             for line in _of_kind(kind, findings):
-                console.print(line)
+                console.print(Padding(line, (0, 0, 0, 0 if line.plain.startswith(kind) else 2)))
             console.print()
-    for line in tasks(report):
-        console.print(Text(line), soft_wrap=True)
+    for said in tasks(report):
+        console.print(Text(said), soft_wrap=True)
     console.print(Text(f"lint: {report.verdict()}", f"bold {_style(report)}"))
 
 
@@ -71,14 +72,13 @@ def _of_kind(kind: str, findings: list[Finding]) -> Iterator[Text]:
     about = KINDS[kind]
     yield Text.assemble((kind, f"bold {STYLES[about.severity]}"), f": {about.fix}")
     for finding in findings[:FIRST]:
-        line = Text("  ")
-        line.append(visible(finding.source), "bold")
-        line.append(visible(f": {finding.key}" if finding.key else "")[:_LONGEST])
-        line.append(visible(f": found {finding.found}")[:_LONGEST].replace("\n", " "))
+        line = Text(visible(finding.source), "bold")
+        line.append(visible(f": {finding.key}" if finding.key else "")[:_LONGEST], "not bold")
+        line.append(visible(f": found {finding.found}")[:_LONGEST].replace("\n", " "), "not bold")
         if finding.expected:
-            line.append(visible(f"; expected {finding.expected}")[:_LONGEST].replace("\n", " "))
-        if finding.also and not finding.found.endswith(finding.also[0]):
-            line.append(f" (also {visible(listed(finding.also))})", "dim")
+            line.append(visible(f"; expected {finding.expected}")[:_LONGEST].replace("\n", " "), "not bold")
+        if finding.also and finding.also[0] not in finding.found:
+            line.append(f" (also {visible(listed(finding.also))})", "not bold dim")
         yield line
     if len(findings) > FIRST:
-        yield Text(f"  and {len(findings) - FIRST:,} more", "dim")
+        yield Text(f"and {len(findings) - FIRST:,} more", "dim")
