@@ -8,7 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_vlm.compare.answered import Answered
-from lightning_vlm.compare.bootstrap import Interval, Numbers, Sums, add_up, exact_edge, interval
+from lightning_vlm.compare.bootstrap import (
+    Interval,
+    Sums,
+    Values,
+    add_up,
+    exact_edge,
+    interval,
+    values_of,
+)
 from lightning_vlm.compare.measures import OF_LOSSES, Columns, Measure, sums_of
 from lightning_vlm.metrics.score_choice import ScoreChoice
 
@@ -89,55 +97,44 @@ def score_row(
     added = add_up(np.concatenate([table.rows for table in tables], 1), groups)
     ends = np.cumsum([0, *(len(table.names) for table in tables)])
     parts = [added.columns(start, stop) for start, stop in pairwise(ends)]
+    values = [
+        values_of(part, partial(table.values, measure), not table.is_fast(measure)) if table.names else None
+        for table, part in zip(tables, parts, strict=True)
+    ]
     estimates = [
-        _estimate(measure, table, part, of_model)
-        for table, part, of_model in zip(tables, parts, sums, strict=True)
+        _estimate(measure, of_model, part, found)
+        for of_model, part, found in zip(sums, parts, values, strict=True)
     ]
     differences: list[Difference | None] = []
     for number, other in enumerate(against):
-        here, there = estimates[number], None if other is None else estimates[other]
-        if other is None or here is None or there is None:
+        here, there = values[number], None if other is None else values[other]
+        if other is None or here is None or there is None or np.isnan(here.point - there.point):
             differences.append(None)
             continue
-        value = partial(_gap, measure, (tables[number], ends[number]), (tables[other], ends[other]))
-        is_slow = not (tables[number].is_fast(measure) and tables[other].is_fast(measure))
-        found = interval(added, value, is_slow)
-        amount = here.value - there.value
+        found = interval(here.minus(there))
         is_same = np.array_equal(tables[number].rows, tables[other].rows)
         is_enough = _are_enough(tables[number], tables[other], parts[number], parts[other])
         verdict = "same" if is_same else _verdict(found, measure.direction, is_enough)
-        differences.append(Difference(amount, found, verdict))
+        differences.append(Difference(here.point - there.point, found, verdict))
     return ScoreRow(measure.name, measure.direction, estimates, differences)
 
 
 def _estimate(
-    measure: Measure, table: Columns, part: Sums, sums: Sequence[Mapping[str, float] | None]
+    measure: Measure, sums: Sequence[Mapping[str, float] | None], part: Sums, values: Values | None
 ) -> Estimate | None:
-    if not table.names:
+    if values is None or np.isnan(values.point):
         return None
-    value = partial(table.values, measure)
-    (point,) = value(part.total[None])
-    if np.isnan(point):
-        return None
-    found = interval(part, value, not table.is_fast(measure))
     there = [one for one in sums if one is not None]
     is_share = measure not in OF_LOSSES and all(one.get("count") == 1 and len(one) == 2 for one in there)
-    if is_share and point in (0, 1):
-        found = exact_edge(_groups_with(part), bool(point))
-    return Estimate(float(point), found, len(there))
+    found = interval(values)
+    if is_share and values.point in (0, 1):
+        found = exact_edge(_groups_with(part), bool(values.point))
+    return Estimate(values.point, found, len(there))
 
 
 def _groups_with(part: Sums) -> int:
     """How many groups of samples have any sums."""
     return int((part.rows != 0).any(1).sum())
-
-
-def _gap(measure: Measure, here: tuple[Columns, int], there: tuple[Columns, int], sums: Numbers) -> Numbers:
-    """The difference of two models, of rows of sums of all."""
-    values = []
-    for table, start in (here, there):
-        values.append(table.values(measure, sums[:, start : start + len(table.names)]))
-    return values[0] - values[1]
 
 
 def _are_enough(here: Columns, there: Columns, sums: Sums, others: Sums) -> bool:
