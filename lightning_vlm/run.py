@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class VLMCLI(LightningCLI):
         ours = {
             "lint": {"model", "datamodule"},
             "preview": {"model", "datamodule"},
+            "plan": {"model", "datamodule"},
             # The command has no use for answers in memory.
             "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
         }
@@ -100,7 +102,9 @@ class VLMCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint), to_resume=self.subcommand == "fit")
-        if self.subcommand in ("lint", "preview"):
+        if self.subcommand == "plan":
+            self._whole = deepcopy(self.config.plan)
+        if self.subcommand in ("lint", "preview", "plan"):
             self._simplify_trainer(self.subcommand)
         if self.subcommand == "lint":
             collect_faults(self.config.lint.data)
@@ -124,6 +128,9 @@ class VLMCLI(LightningCLI):
         bar = trainer.progress_bar_callback
         if bar is not None and not (isinstance(bar, RichProgressBar) and self._configures(bar)):
             callbacks[callbacks.index(bar)] = ProgressBar()
+        if isinstance(trainer, VLMTrainer) and self.subcommand == "plan":
+            trainer.asked = self._whole.trainer
+            trainer.config_text = self._whole_text
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint == "best":
             _find_best(trainer)
@@ -138,6 +145,11 @@ class VLMCLI(LightningCLI):
             if checkpoint:
                 resume_run(trainer, checkpoint)
         return trainer
+
+    def _whole_text(self) -> str:
+        """The config as it was read, as YAML; of it only what isn't default."""
+        parser = self._subcommand_parsers[str(self.subcommand)]
+        return parser.dump(self._whole, skip_none=True, skip_default=True, skip_validation=True)
 
     def _configures(self, callback: Callback) -> bool:
         """Whether the config names a callback of this class, rather than Lightning taking it by itself."""

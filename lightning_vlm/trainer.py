@@ -1,7 +1,8 @@
 """The Trainer of the command line. Each of its methods that is a command prints its result for people."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
@@ -20,7 +21,12 @@ from lightning_vlm.module import VLMModule
 
 
 class VLMTrainer(Trainer):
-    """Lightning's Trainer with one more command, `preview`; `predict` writes its answers to a file."""
+    """Lightning's Trainer with more commands; `predict` writes its answers to a file."""
+
+    asked: Any = None
+    """The trainer section of the config of a plan, which has a Trainer of its own."""
+    config_text: Callable[[], str] | None = None
+    """Gives the config of a plan as YAML."""
 
     def predict(
         self,
@@ -146,3 +152,49 @@ class VLMTrainer(Trainer):
         terminal.show(preview, console)
         file = page.save(preview, out)
         console.print(f"\npage  {file}", highlight=False, markup=False, soft_wrap=True)
+
+    def plan(
+        self,
+        model: VLMModule,
+        datamodule: VLMDataModule,
+        memory: str | None = None,
+        batch: int | None = None,
+        aim: Literal["own", "quality", "merge", "swap"] = "own",
+        scan: int = 300,
+        compare: bool = True,
+        measure: bool = False,
+        out: str | None = None,
+        json: bool = False,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Say what a run needs and what fits, from its config and its data, without weights.
+
+        Args:
+            model: The module.
+            datamodule: The data module, with training data.
+            memory: The memory of the GPU, such as 24GiB; null is that of this machine's device.
+            batch: The samples of an optimizer step; null is as many as the config has.
+            aim: What is chosen by: own (as configured, if it fits), quality, merge (adapters without cost in
+                use) or swap (adapters for several tasks).
+            scan: How many samples of the data are measured, spread over all of them.
+            compare: Count other methods as well, side by side.
+            measure: Load the model, and time a few real steps of the choice on this machine.
+            out: A config to write, with the choice in it.
+            json: Print all figures for programs.
+            ckpt_path: Ignored, but accepted, so that a saved fit config can be planned.
+            weights_only: Ignored, likewise.
+
+        Raises:
+            UserError: As in fit; or an amount of memory that isn't one.
+        """
+        from lightning_vlm.planning import command  # what it stands on takes a second
+        from lightning_vlm.planning.asked import Asked
+        from lightning_vlm.planning.write import check_out
+
+        if out is not None:
+            check_out(out)
+        asked = Asked() if self.asked is None else Asked.of(self.asked)
+        options: dict[str, Any] = {"aim": aim, "batch": batch, "compare": compare, "measure": measure}
+        planned = command.plan(model, datamodule, asked, memory, scan, **options)
+        command.report(planned, json, out, self.config_text)

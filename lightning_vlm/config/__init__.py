@@ -18,6 +18,7 @@ COMMANDS = {
     ),
     "lint": Command("find all that is wrong with data: files, boxes, duplicates, leaks; no model"),
     "preview": Command("show what will be learned: tokens, weights, shares, lengths; no training"),
+    "plan": Command("say what a config needs and what fits into memory, and write one that does"),
     "fit": Command("fine-tune a model; validates on the way"),
     "validate": Command("score a model or checkpoint on the validation data"),
     "test": Command("score a model or checkpoint on the test data"),

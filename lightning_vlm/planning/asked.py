@@ -81,8 +81,7 @@ def room_of(memory: str | int | None, accelerator: str = "auto", processes: int 
     if memory is not None:
         whole = read_memory(memory) if isinstance(memory, str) else memory
         is_cpu = accelerator == "cpu"
-        words = f"{'a CPU' if is_cpu else 'a GPU'} with {whole / 2**30:.1f} GiB"
-        return _room(words, whole, not is_cpu)
+        return _room(f"{'a CPU' if is_cpu else 'a GPU'} with so much", whole, not is_cpu)
     if torch.cuda.is_available() and accelerator in ("auto", "cuda", "gpu"):
         return _room(torch.cuda.get_device_name(), int(torch.cuda.mem_get_info()[1]), True)
     return _room("the CPU of this machine", available_memory() // processes, False)

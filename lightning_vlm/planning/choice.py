@@ -7,7 +7,7 @@ from typing import Any
 GLOBAL_BATCH = 32
 """Samples of an optimizer step, over all micro-batches, unless somebody wishes for another number."""
 ENOUGH_TOKENS = 4096
-"""Micro-batches from here on keep a GPU busy: larger ones gain less than recomputing costs."""
+"""Micro-batches from here on keep a GPU busy; with half of it, recomputing costs more than it gives."""
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "projector": 1e-3, "adapter": 2e-4}
 """Where to begin, for steps of `GLOBAL_BATCH` samples: habits of published recipes (LLaVA-1.5, QLoRA), not
 laws."""

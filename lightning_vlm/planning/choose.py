@@ -65,7 +65,7 @@ def choose(
     methods = compared()
     fits: dict[str, Fit] = {}
     counts: dict[str, Counts] = {}
-    enough = min(global_batch, max(1, math.ceil(ENOUGH_TOKENS / statistics.mean(lengths))))
+    enough = math.ceil(min(global_batch, ENOUGH_TOKENS / statistics.mean(lengths)) / 2)
     picked = pick(aim, fits, enough)
     for name in ORDERS[aim]:
         method = methods[name]
@@ -104,7 +104,7 @@ def choose(
     more = [
         f"samples have up to {max(lengths):,} tokens, {typical:,} in the middle",
         f"{size} × {accumulate} samples make steps of {size * accumulate}",
-        f"expected peak {choice.gib:.1f} GiB, of {room.words}",
+        f"expected peak {choice.gib:.1f} GiB of {room.whole / 2**30:.1f}",
     ]
     if not choice.fits:
         more.append("no method fits: smaller pictures, shorter samples or a smaller model are needed")

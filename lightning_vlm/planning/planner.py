@@ -139,7 +139,7 @@ class Planner:
             raise UserError(f"batch: found {wished}; expected at least 1")
         mean = float(self.measured.tokens.mean())
         each = math.ceil(wished / asked.devices)
-        enough = min(each, max(1, math.ceil(ENOUGH_TOKENS / mean)))
+        enough = math.ceil(min(each, ENOUGH_TOKENS / mean) / 2)
         fits = {name: row.fit for name, row in rows.items() if not row.why_not}
         picked = pick(aim, fits, enough, order)
         least = min((row for row in rows.values() if not row.why_not), key=lambda row: row.need.peak)
