@@ -90,6 +90,8 @@ class Planner:
             compare: Whether methods other than those that the choice needs are counted.
             measure: Whether real steps are measured.
         """
+        if batch is not None and batch < 1:
+            raise UserError(f"batch: found {batch}; expected at least 1")
         order = self._order(aim)
         rows = {OWN: self._row(OWN)}
         names = [name for name in compared() if name != self._twin]
@@ -135,8 +137,6 @@ class Planner:
     ) -> Planned:
         module, data, asked = self._module, self._data, self._asked
         wished = batch or data.batch_size * asked.accumulate * asked.devices
-        if wished < 1:
-            raise UserError(f"batch: found {wished}; expected at least 1")
         mean = float(self.measured.tokens.mean())
         each = math.ceil(wished / asked.devices)
         enough = math.ceil(min(each, ENOUGH_TOKENS / mean) / 2)
