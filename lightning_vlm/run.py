@@ -49,6 +49,7 @@ from lightning_vlm.terminal import short_path
 from lightning_vlm.trainer import VLMTrainer
 from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.start_checks.check import check_fit
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
 """Values of `ckpt_path` that Lightning accepts and that aren't local files."""
@@ -172,7 +173,9 @@ class VLMCLI(LightningCLI):
             raise interruption(error, self.trainer) or error from None
 
     def before_fit(self) -> None:
-        """Score the test data before training."""
+        """Check the fit; score the test data before training."""
+        if type(self.model).configure_model is VLMModule.configure_model:
+            check_fit(self.model, self.trainer, self.datamodule)
         self.summary = FitSummary(self.model, self.datamodule)
         self.trainer.callbacks.append(self.summary)  # type: ignore[attr-defined]
         if self.config.fit.report:

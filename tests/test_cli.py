@@ -160,7 +160,7 @@ def test_fit_validate_test_predict_and_fit_again(project, capsys):
         assert command("fit", "--ckpt_path", "runs/last.ckpt") == 0
     shown = capsys.readouterr().out
     assert "training    none; the run was over at step 2" in shown
-    assert "picture" not in shown
+    assert "picture  " not in shown
 
 
 def read_csv(files):

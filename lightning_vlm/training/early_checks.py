@@ -21,10 +21,10 @@ from lightning_vlm.optim import clip_groups, parameter_groups
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
 
-__all__ = ["check_selectors"]
+__all__ = ["Skeleton", "adapted_skeleton", "adds_parameters", "check_selectors"]
 
 
-class _Root(nn.Module):
+class Skeleton(nn.Module):
     """What selectors start from, as in a `VLMModule`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -51,12 +51,11 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     """
     if module.model is not None or not trainer.loggers:
         return
-    root = _adapted_skeleton(module)
+    root = adapted_skeleton(module)
     if root is None or not fits:
         return
-    has_mask_head = module.callbacks.masks.options is not None
-    if module.source.new_tokens or module.task_weights == "uncertainty" or has_mask_head:
-        return  # These add parameters that train, once the tokenizer and the data are known.
+    if adds_parameters(module):
+        return
     parameter_groups(root, 1.0, 0.0, module.learning_rates)
     if module.clip is not None:
         clip_groups(root, module.clip, ())
@@ -71,7 +70,13 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
             check(root, trains)
 
 
-def _adapted_skeleton(module: "VLMModule") -> _Root | None:
+def adds_parameters(module: "VLMModule") -> bool:
+    """Whether more will train than the plan says, once the tokenizer and the data are known."""
+    has_mask_head = module.callbacks.masks.options is not None
+    return bool(module.source.new_tokens) or module.task_weights == "uncertainty" or has_mask_head
+
+
+def adapted_skeleton(module: "VLMModule") -> Skeleton | None:
     """The module's model as it will be trained, on the meta device; None where that can't be made."""
     # This leaves no trace: random numbers stay as they are, and warnings come when the model is loaded.
     with isolate_rng(), warnings.catch_warnings():
@@ -82,4 +87,4 @@ def _adapted_skeleton(module: "VLMModule") -> _Root | None:
             raise
         except Exception:  # Some initial values, such as those of PiSSA, are made from weights.
             return None
-    return _Root(model)
+    return Skeleton(model)

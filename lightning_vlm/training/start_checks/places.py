@@ -1,0 +1,128 @@
+"""Where a run writes: folders, room on the disk, Weights & Biases."""
+
+import netrc
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from lightning_vlm.errors import UserError
+from lightning_vlm.outputs.wandb_run import loggers_of
+from lightning_vlm.terminal import short_path
+from lightning_vlm.training.start_checks.found import Found
+
+CHECKPOINTS = 3
+"""So many are at a disk at once: the best, the last, and one that is being written."""
+OFFLINE = ("offline", "disabled", "dryrun")
+CLOUD = "https://api.wandb.ai"
+PATIENCE = 0.5
+"""Seconds until a server counts as out of reach."""
+
+
+def folders_of(trainer: Trainer) -> list[Path]:
+    """The folders on this machine that a run will write into, each once."""
+    given: list[str | Path | None] = [logger.save_dir for logger in trainer.loggers if logger.save_dir]
+    given += [getattr(keeper, "dirpath", None) for keeper in trainer.checkpoint_callbacks]
+    if not trainer.loggers:
+        given.append(trainer.default_root_dir)
+    folders = [
+        Path(folder).expanduser().absolute() for folder in given if folder and "://" not in str(folder)
+    ]
+    return list(dict.fromkeys(folders))
+
+
+def check_folders(trainer: Trainer, checkpoint: int | None) -> Iterator[Found]:
+    """Whether folders can be written, and have room for checkpoints.
+
+    Args:
+        trainer: Whose run it is.
+        checkpoint: The bytes of a checkpoint; None where they aren't known, or none is written.
+
+    Raises:
+        UserError: A folder can't be written, or has no room for one checkpoint.
+    """
+    folders = folders_of(trainer)
+    least: tuple[int, Path] | None = None
+    for folder in folders:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(
+                f"trainer: found {short_path(there)}, which can't be written into, for this run's files; "
+                "change the logger's save_dir, the checkpoint's dirpath or trainer.default_root_dir"
+            )
+        free = shutil.disk_usage(there).free
+        least = min(least or (free, folder), (free, folder))
+    if not folders or least is None:
+        return
+    names = ["the current folder" if folder == Path.cwd() else short_path(folder) for folder in folders]
+    yield Found("folder", f"{', '.join(names)} can be written")
+    if checkpoint is None:
+        return
+    free, folder = least
+    room = f"{size(free)} are free in {short_path(folder)}, a checkpoint has about {size(checkpoint)}"
+    if free < checkpoint:
+        raise UserError(
+            f"trainer: {room}; free some space, or change the logger's save_dir or trainer.default_root_dir"
+        )
+    yield Found("disk", room, is_fine=free >= CHECKPOINTS * checkpoint)
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(2_500_000), size(36.2e9)
+    ('2.5 MB', '36.2 GB')
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def check_wandb(trainer: Trainer) -> Iterator[Found]:
+    """Whether Weights & Biases can be reached, and knows who logs."""
+    for logger in loggers_of(trainer):
+        yield _check_logger(logger)
+
+
+def _check_logger(logger: WandbLogger) -> Found:
+    name = "W&B"
+    mode = os.environ.get("WANDB_MODE", "online")
+    if logger._offline or mode in OFFLINE:
+        return Found(name, "offline" if logger._offline or mode == "dryrun" else f"{mode} (WANDB_MODE)")
+    server = os.environ.get("WANDB_BASE_URL", CLOUD)
+    host = urlparse(server).hostname or server
+    if not _has_login(host):
+        text = f"no login for {host} is found; run wandb login, or set WANDB_MODE=offline"
+        return Found(name, text, is_fine=False)
+    if not _is_reached(server, host):
+        text = f"{host} can't be reached; WANDB_MODE=offline logs into a folder"
+        return Found(name, text, is_fine=False)
+    return Found(name, f"{host} is reached, with a login")
+
+
+def _has_login(host: str) -> bool:
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [Path("~/.netrc"), Path("~/_netrc")]
+    for file in files:
+        try:
+            if netrc.netrc(file.expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _is_reached(server: str, host: str) -> bool:
+    if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
+        return True  # that is the proxy's business
+    address = urlparse(server)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((host, port), timeout=PATIENCE):
+            return True
+    except OSError:
+        return False
