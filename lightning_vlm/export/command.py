@@ -1,5 +1,6 @@
 """`lightning-vlm export`: from a checkpoint to a folder that others load, proved before it is there."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,12 +14,17 @@ from rich.table import Table
 
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
+from lightning_vlm.export.card import Card, write_card
+from lightning_vlm.export.history import history_of
+from lightning_vlm.export.push import Target, check_target, push
 from lightning_vlm.export.quantized import check_quantized
+from lightning_vlm.export.record import public_name
 from lightning_vlm.export.snippet import loading_lines
 from lightning_vlm.export.trained import ADAPTER_ONLY, ExportRequest, load_trained
 from lightning_vlm.export.verification import require_same, verify
 from lightning_vlm.export.write import PICTURES, Written, write
 from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.parser import Parser
 
 
@@ -35,6 +41,9 @@ def run(words: Sequence[str]) -> None:
     given = parser().parse_args(list(words))
     out = Path(given.out)
     _check_options(given, out)
+    target = None if given.push is None else Target(given.push, given.public)
+    if target is not None:
+        check_target(target)
     request = ExportRequest(
         Path(given.ckpt_path),
         given.adapter_only,
@@ -49,19 +58,55 @@ def run(words: Sequence[str]) -> None:
     console = Console()
     with console.status("loading the base model and the checkpoint"):
         trained = load_trained(request)
+    base = trained.module.name_or_path
+    if target is not None and request.adapter_only and (public_name(base) is None or base in SHIPPED):
+        raise UserError(
+            f"push: adapters need a base model that others can load, and {base} is on this machine; leave "
+            f"{ADAPTER_ONLY} out, or name the base on the hub with --name_or_path"
+        )
     with _folder_beside(out) as folder:
         with console.status("writing"):
             written = write(trained, folder, request)
+        architecture, tower = _kind_of(trained.module.model)
         trained.module.unload_model()  # the other process needs the memory
         with console.status("loading it in a fresh process"):
             (verification,) = verify([written.export])
         require_same(verification.problems)
+        card = Card(
+            trained,
+            history_of(request.checkpoint, trained.saved),
+            written.export.loading,
+            written.rows,
+            len(written.export.samples),
+            verification.off,
+            architecture,
+            tower,
+            _adapters_in(folder),
+        )
+        written.rows.append(("model card", write_card(card, folder)))
     _show(console, out, written, verification.off)
+    if target is not None:
+        with console.status("uploading"):
+            address = push(out, target)
+        console.print(f"uploaded: {address}", highlight=False, markup=False, soft_wrap=True)
     if given.check_quantized is not None:
         check_quantized(console, out, given.check_quantized, request.source, trained.module)
 
 
+def _kind_of(model: Any) -> tuple[str, str]:
+    """The architecture of a model, and the type of its vision encoder."""
+    vision = getattr(model.config, "vision_config", None)
+    return type(model).__name__, str(getattr(vision, "model_type", ""))
+
+
+def _adapters_in(folder: Path) -> dict[str, Any] | None:
+    file = folder / "adapter_config.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
 def _check_options(given: Any, out: Path) -> None:
+    if given.public and given.push is None:
+        raise UserError("public: found --public without --push; add --push user/name")
     if given.adapter_only and given.merged:
         raise UserError(f"export: found {ADAPTER_ONLY} and --merged; choose one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -152,6 +197,8 @@ def parser() -> Parser:
         metavar="METHOD",
         help="nf4 or int8: report what quantising loses.",
     )
+    add("--push", metavar="USER/NAME", help="Upload it to the hub, private, once it is proved.")
+    add("--public", action="store_true", help="With --push: let anyone see it.")
     add("--trust_remote_code", action="store_true", help="Run Python code that comes with the model.")
     add("--family", metavar="CLASS", help="As model.family in the config that it was trained with.")
     return options

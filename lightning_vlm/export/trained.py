@@ -71,6 +71,7 @@ class Trained(NamedTuple):
         boxes: The name of the codec of boxes; None where there were none.
         prompts: Task -> the system prompt that it was trained with.
         run: What the checkpoint says of its run.
+        saved: The checkpoint without its weights.
     """
 
     module: VLMModule
@@ -82,6 +83,7 @@ class Trained(NamedTuple):
     boxes: str | None = None
     prompts: Mapping[str, str] = MappingProxyType({})
     run: Mapping[str, Any] = MappingProxyType({})
+    saved: Mapping[str, Any] = MappingProxyType({})
 
 
 def load_trained(request: ExportRequest) -> Trained:
@@ -125,6 +127,7 @@ def load_trained(request: ExportRequest) -> Trained:
         run.get("data.boxes"),
         system_prompts_of(run),
         run,
+        {name: value for name, value in saved.items() if name not in ("state_dict", "optimizer_states")},
     )
 
 

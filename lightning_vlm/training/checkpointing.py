@@ -1,9 +1,11 @@
 """What a `VLMModule` writes into checkpoints and reads from them."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.models.loading.checkpoint import base_of, check_base
 
 if TYPE_CHECKING:
@@ -24,8 +26,19 @@ def fill_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
     own = base_of(module.name_or_path, module.loaded.fingerprint)
     own |= module.callbacks.run_state.save(module.trainer, checkpoint, module.trained.buffers())
     if module.tasks is not None:
-        own["tasks"] = {**module.tasks.state(), "log": module.steps.log.state_dict()}
+        log = module.steps.log.state_dict()
+        own["tasks"] = {**module.tasks.state(), "log": log, "samples": _samples_of_tasks(module)}
     checkpoint[KEY] = own
+
+
+def _samples_of_tasks(module: "VLMModule") -> dict[str, int]:
+    """How many samples of each task are trained on, for people; nothing where no data module says it."""
+    data = getattr(module.trainer, "datamodule", None)
+    if not isinstance(data, VLMDataModule):
+        return {}
+    names, of = data.task_table
+    counts = Counter(of)
+    return {name: counts[number] for number, name in enumerate(names)}
 
 
 def read_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
