@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import ModelCard, ModelCardData
 
 from lightning_vlm.export import servers
 from lightning_vlm.export.history import History
+from lightning_vlm.export.license import license_of
 from lightning_vlm.export.record import public_name
 from lightning_vlm.export.snippet import Loading, loading_lines
 from lightning_vlm.export.trained import Trained
@@ -78,7 +79,7 @@ def write_card(card: Card, folder: Path) -> str:
     Returns:
         What to print about it.
     """
-    license_of_base = _license(card.trained.module.name_or_path)
+    license_of_base = license_of(card.trained.module.name_or_path)
     text = "\n\n".join(
         [
             f"---\n{_metadata(card, license_of_base).to_yaml()}\n---",
@@ -275,25 +276,6 @@ def _versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return _table(("package", "version"), found)
-
-
-def _license(name_or_path: str) -> dict[str, str]:
-    """What the base model's own card says, where that is on this machine."""
-    folder = SHIPPED.get(name_or_path, Path(name_or_path))
-    file: Any = folder / FILE
-    if not folder.is_dir():
-        try:
-            file = try_to_load_from_cache(name_or_path, FILE)
-        except ValueError:  # no name that the hub could have
-            return {}
-    if not isinstance(file, str | Path) or not Path(file).is_file():
-        return {}
-    try:
-        found = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    names = ("license", "license_name", "license_link")
-    return {name: str(found[name]) for name in names if isinstance(found.get(name), str)}
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:

@@ -1,4 +1,4 @@
-"""`export --push`: against a server of ours that speaks the protocol of the hub, in a process that is online."""
+"""`export --push`: against a server of ours that speaks the protocol of the hub, in an online process."""
 
 import base64
 import json
