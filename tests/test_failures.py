@@ -162,7 +162,7 @@ def test_ctrl_c_and_sigterm_say_how_far_the_run_came(own_code, capsys):
     handler = signal.getsignal(signal.SIGINT)
     try:
         message = refused(capsys, *boom("raise KeyboardInterrupt"), code=130)
-        assert message == "stopped by Ctrl-C after 1 steps; no checkpoint was saved"
+        assert message == "stopped by Ctrl-C after 1 step; no checkpoint was saved"
         saving = (
             "{class_path: ModelCheckpoint, init_args: {dirpath: saved, every_n_train_steps: 1, filename: x}}"
         )

@@ -8,6 +8,7 @@ file.
 import os
 import platform
 import re
+import shlex
 import sys
 import sysconfig
 import tempfile
@@ -21,6 +22,9 @@ from lightning_vlm.nearest import one_line
 USER, DEFECT, INTERRUPTED = 2, 1, 130
 """Exit codes: a user error, a defect of ours, Ctrl-C."""
 
+MOST_OF_WORDS = 150
+"""Command lines with more characters aren't repeated in a message."""
+
 _PACKAGES = ("lightning_vlm", "lightning_vlm_callbacks")
 
 
@@ -33,8 +37,22 @@ def message_and_code(error: BaseException, words: Sequence[str] = ()) -> tuple[s
     """
     message = explain(error)
     if message is not None:
-        return message, USER
+        return message + _plan_advice(message, words), USER
     return _defect(error, words), DEFECT
+
+
+def _plan_advice(message: str, words: Sequence[str]) -> str:
+    """What finds settings that fit, behind a message of a fit that ran out of memory; or nothing.
+
+    >>> _plan_advice("out of memory on the GPU", ["fit", "--config", "a.yaml", "--data.batch_size", "8"])
+    '; lightning-vlm plan --config a.yaml --data.batch_size 8 says what fits'
+    """
+    if words[:1] != ["fit"] or not message.startswith("out of memory"):
+        return ""
+    asked = shlex.join(words[1:])
+    if len(asked) > MOST_OF_WORDS:
+        asked = "with the same keys"
+    return f"; lightning-vlm plan {asked} says what fits"
 
 
 def explain(error: BaseException) -> str | None:

@@ -26,7 +26,8 @@ def _saved(by: str, trainer: Trainer) -> str:
     """One line: where the run stopped, the newest checkpoint, and how to continue from it."""
     if trainer.state.fn != TrainerFn.FITTING:
         return f"stopped by {by}"
-    stopped = f"stopped by {by} after {trainer.global_step:,} steps"
+    steps = "step" if trainer.global_step == 1 else "steps"
+    stopped = f"stopped by {by} after {trainer.global_step:,} {steps}"
     checkpoints = checkpoints_of(trainer)
     if not checkpoints:
         return f"{stopped}; no checkpoint was saved"
