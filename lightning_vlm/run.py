@@ -24,6 +24,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 )
 from lightning_vlm_callbacks.runs import run_folder
 
+from lightning_vlm.callbacks.answer_stream import STDOUT, claim_stdout
 from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # likewise
 from lightning_vlm.callbacks.prediction_table import PredictionTable  # noqa: F401  # likewise
 from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
@@ -34,6 +35,7 @@ from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
+from lightning_vlm.data.read.stream import STDIN
 from lightning_vlm.errors import UserError
 from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.lint.command import collect_faults
@@ -109,6 +111,8 @@ class VLMCLI(LightningCLI):
             self._simplify_trainer(self.subcommand)
         if self.subcommand == "lint":
             collect_faults(self.config.lint.data)
+        if self.subcommand == "predict":
+            _prepare_streams(self.config.predict)
 
     def _simplify_trainer(self, command: str) -> None:
         """Drop the accelerator, the logger and all callbacks but the schedule of token weights."""
@@ -201,6 +205,17 @@ def _fill_in(parser: Parser, words: Sequence[str]) -> None:
     parser.set_defaults(settings)
     also = f" and {short_path(config)}" if config else ""
     rank_zero_info(f"{settings['model.name_or_path']}, with the settings of {short_path(checkpoint)}{also}")
+
+
+def _prepare_streams(config: Any) -> None:
+    """Keep standard output for answers that go there; answer standard input on one process."""
+    comes_in = config.data.predict == STDIN
+    if config.out == STDOUT or (comes_in and config.out is None):
+        claim_stdout()
+    if comes_in:
+        config.trainer.enable_progress_bar = False
+        if config.trainer.devices == "auto":
+            config.trainer.devices = 1
 
 
 def _find_best(trainer: Trainer) -> None:

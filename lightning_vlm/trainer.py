@@ -50,7 +50,8 @@ class VLMTrainer(Trainer):
             return_predictions: Whether to hold all answers in memory and return them.
             ckpt_path: The checkpoint that answers; None for the model as it is.
             weights_only: Whether the checkpoint may hold nothing but tensors and plain values.
-            out: The file of answers; null is answers.jsonl in the run's folder.
+            out: The file of answers; null is answers.jsonl in the run's folder. `-` is standard output, where
+                they go by themselves if `data.predict` is `-`, standard input.
             show: How many answers to print at the end.
             resume: Go on where the same command was stopped; false begins again.
             prompt: The question about each picture, where `data.predict` is a picture or a folder of them.
@@ -59,7 +60,7 @@ class VLMTrainer(Trainer):
             UserError: As in `AnswerWriter`.
         """
         if isinstance(datamodule, VLMDataModule):
-            ask(datamodule, prompt)
+            ask(datamodule, prompt, self.world_size)
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
             callbacks.append(AnswerWriter(out, show, resume))

@@ -180,7 +180,9 @@ class AnswerFile:
             for line in file:
                 if len(rows) == count:
                     break
-                rows.append(json.loads(line))
+                row = json.loads(line)
+                if "error" not in row:  # of what came in and couldn't be read
+                    rows.append(row)
         return rows
 
 

@@ -28,10 +28,12 @@ class AnswerStore:
 
     Args:
         files: The file of answers, and others that grow with it.
+        keeps_progress: Whether the run can go on if it is stopped.
     """
 
-    def __init__(self, files: Sequence[AnswerFile]) -> None:
+    def __init__(self, files: Sequence[AnswerFile], keeps_progress: bool = True) -> None:
         self.files = list(files)
+        self.keeps_progress = keeps_progress
         self.steps: list[Step] = []
         """What each batch left, from the first on."""
         self._progress: Progress | None = None
@@ -69,21 +71,24 @@ class AnswerStore:
             facts: What the answers depend on.
             goes_on: Whether behind what an earlier run left on this process.
         """
-        self._progress = Progress(self.answers.here)
-        found = self._progress.read() if goes_on else None
+        self._progress = Progress(self.answers.here) if self.keeps_progress else None
+        found = self._progress.read() if goes_on and self._progress else None
         self.steps = self._whole(found[1]) if found else []
         sizes = self.steps[-1].sizes if self.steps else [0] * len(self.files)
         for number, (file, size) in enumerate(zip(self.files, sizes, strict=True)):
             file.open([step.lengths[number] for step in self.steps], size)
-        self._progress.begin(facts, self.steps)
+        if self._progress is not None:
+            self._progress.begin(facts, self.steps)
 
     def write(self, rows: Sequence[Iterable[Mapping[str, Any]]], step: Step) -> None:
         """Add the lines of one batch to each file, and then what else it leaves."""
-        assert self._progress is not None
         sizes = [file.write(lines) for file, lines in zip(self.files, rows, strict=True)]
         lengths = [file.lengths[-1] for file in self.files]
-        self.steps.append(step._replace(lengths=tuple(lengths), sizes=tuple(sizes)))
-        self._progress.add(self.steps[-1])
+        step = step._replace(lengths=tuple(lengths), sizes=tuple(sizes))
+        if self._progress is not None:
+            self._progress.add(step)
+        if self.keeps_progress or step.skipped:  # what comes in may never end
+            self.steps.append(step)
 
     def close(self) -> bool:
         """End writing; see `AnswerFile.close`. May be called more than once."""
@@ -100,7 +105,7 @@ class AnswerStore:
         """
         for number, file in enumerate(self.files):
             file.join([of_rank[number] for of_rank in lengths])
-        for rank in range(self.answers.world):
+        for rank in range(self.answers.world if self.keeps_progress else 0):
             part = self.answers.part(rank) if self.answers.world > 1 else self.answers.path
             Progress(part).delete()
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from rich import get_console
 
 from lightning_vlm.metrics.score_table import heading, score_table
-from lightning_vlm.terminal import answer_blocks, print_line, print_lines, say, short_path, wrapped
+from lightning_vlm.terminal import answer_blocks, print_line, print_lines, say, wrapped
 
 NAMED = 5
 """How many of those that were skipped are named."""
@@ -16,14 +16,14 @@ class End(NamedTuple):
     """What a run came to.
 
     Args:
-        path: The file of answers.
+        where: The answers are, in words.
         answers: How many there are.
         first: The first of them, as their lines say.
         skipped: The errors of what was skipped.
         scores: Of all answers, and for each task.
     """
 
-    path: str
+    where: str
     answers: int
     first: Sequence[dict[str, Any]]
     skipped: Sequence[str]
@@ -46,7 +46,7 @@ def print_end(end: End) -> None:
             say(table)
     print_lines("skipped", wrapped(_first(end.skipped)))
     more = f"; {len(end.skipped):,} skipped" if end.skipped else ""
-    print_line("answers", f"{end.answers:,} in {short_path(end.path)}{more}")
+    print_line("answers", f"{end.answers:,} {end.where}{more}")
 
 
 def _first(errors: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Where the answers of `predict` go: a file, and the first few to the terminal."""
 
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.callbacks.answer_progress import Step
 from lightning_vlm.callbacks.answer_rows import answer_row
 from lightning_vlm.callbacks.answer_store import AnswerStore, Unfinished, unfinished_beside
+from lightning_vlm.callbacks.answer_stream import STDOUT, AnswerStream, aligned
 from lightning_vlm.callbacks.answer_summary import End, print_end
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader
+from lightning_vlm.data.read.stream import Stream
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
@@ -79,12 +82,14 @@ class AnswerWriter(Callback):
         if stage != TrainerFn.PREDICTING:
             return
         folder = run_folder(trainer)  # all ranks must call this
-        path = Path(self.out).expanduser() if self.out else folder / NAME
+        streams = _stream_of(trainer) is not None
+        path = Path(self.out).expanduser() if self.out else STDOUT if streams else folder / NAME
         self._choice = _choice_of(pl_module)
-        self._store = self._store_at(path, trainer)
+        self._store = self._store_at(Path(path), trainer)
+        self._store.keeps_progress &= not streams
         for file in self._store.files:
             file.check()
-        _refuse_own_data(path, trainer)
+        _refuse_own_data(Path(path), trainer)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +97,9 @@ class AnswerWriter(Callback):
         self._scores = Scores(self._choice)
         self._draws = bool((getattr(pl_module, "generation", None) or {}).get("do_sample"))
         self._seed = torch.initial_seed()
-        facts = facts_of(trainer, pl_module, **self._facts()) if isinstance(pl_module, VLMModule) else {}
+        facts = {}
+        if self._store.keeps_progress and isinstance(pl_module, VLMModule):
+            facts = facts_of(trainer, pl_module, **self._facts())
         self._goes_on = self._find_unfinished(trainer, facts)
         if not self._goes_on and trainer.is_global_zero:
             aside = self._store.set_aside()
@@ -109,7 +116,7 @@ class AnswerWriter(Callback):
                 loader.load_state_dict({**loader.state_dict(), "seen": self._before})
         if trainer.is_global_zero:
             behind = f", behind the {sum(counts):,} that an earlier run left" if self._goes_on else ""
-            print_line("answers", f"go to {short_path(self._store.answers.path)} as they come{behind}")
+            print_line("answers", f"go {_shown(self._store.answers.path, 'to')} as they come{behind}")
 
     @override
     def on_predict_batch_start(
@@ -147,7 +154,11 @@ class AnswerWriter(Callback):
         places, skipped = ((), ()) if not isinstance(batch, Batch) else (batch.places, batch.skipped)
         step = Step((), (), tuple(places), tuple(map(str, skipped)), scores.state())
         self._scores.add(step.sums)
-        self._store.write([[answer_row(answer, self._choice) for answer in answers]], step)
+        rows: Sequence[Mapping[str, Any]] = [answer_row(answer, self._choice) for answer in answers]
+        stream = _stream_of(trainer)
+        if stream is not None:
+            rows = aligned(rows, places, skipped, stream.ids)
+        self._store.write([rows], step)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,9 +177,10 @@ class AnswerWriter(Callback):
         if not trainer.is_global_zero:
             return
         store.finish([lengths for lengths, _ in ranks])
+        lines = sum(sum(lengths[0]) for lengths, _ in ranks)
         self._end = End(
-            path=str(store.answers.path),
-            answers=sum(sum(lengths[0]) for lengths, _ in ranks),
+            where=_shown(store.answers.path),
+            answers=lines - len(skipped) if _stream_of(trainer) else lines,
             first=store.answers.first(self.show),
             skipped=[error for _, errors in ranks for error in errors] + _skipped_by_reader(trainer),
             scores=scores,
@@ -183,7 +195,7 @@ class AnswerWriter(Callback):
         print_line(
             "answers", f"{sum(answers.lengths):,} until the run stopped, in {short_path(answers.here)}"
         )
-        if self.resume and _may_go_on(trainer) and trainer.is_global_zero:
+        if self.resume and self._store.keeps_progress and _may_go_on(trainer) and trainer.is_global_zero:
             print_line("", "the same command goes on from there")
 
     @override
@@ -198,6 +210,10 @@ class AnswerWriter(Callback):
     # Going on
 
     def _store_at(self, path: Path, trainer: Trainer) -> AnswerStore:
+        if str(path) == STDOUT:
+            if trainer.world_size > 1:
+                raise UserError("out: several processes can't write to standard output; name a file")
+            return AnswerStore([AnswerStream()], keeps_progress=False)
         return AnswerStore([AnswerFile(path, trainer.global_rank, trainer.world_size)])
 
     def _facts(self) -> dict[str, Any]:
@@ -223,6 +239,18 @@ class AnswerWriter(Callback):
             names = ", ".join(dict.fromkeys(differs))
             print_line("note", f"an earlier run that was stopped isn't gone on with: {names} changed")
         return any(one.steps for one in ranks) and not differs
+
+
+def _stream_of(trainer: Trainer) -> Stream | None:
+    """What comes in over time, if that is what is answered."""
+    given = getattr(getattr(trainer, "datamodule", None), "given", {}).get("predict")
+    return given if isinstance(given, Stream) else None
+
+
+def _shown(path: Path, way: str = "in") -> str:
+    if str(path) == STDOUT:
+        return f"{'to' if way == 'to' else 'on'} standard output"
+    return f"{way} {short_path(path)}"
 
 
 def _gathered(trainer: Trainer, own: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from lightning_vlm.data.batch.batching import Batching
 from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
-from lightning_vlm.data.batch.sampler import ResumableBatchSampler, ranks_of
+from lightning_vlm.data.batch.sampler import ResumableBatchSampler, in_order, ranks_of
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.batch.training_draws import TrainingDraws
 from lightning_vlm.data.conversation import Conversations, TaskTable
@@ -279,8 +279,8 @@ class VLMDataModule(LightningDataModule):
     def _sampler(self, split: str) -> ResumableBatchSampler:
         ranks = ranks_of(self.trainer)
         if split != "train":
-            size = len(self.samples(split))
-            return ResumableBatchSampler(size, self.eval_batch_size, False, self.seed, *ranks)
+            order = self.eval_batch_size, self.seed, *ranks
+            return in_order(self.given[split], self.samples(split), *order)
         source = self._measured()
         by_task = (self.task_table, self.sampling) if self.sampling else None
         ahead = 2 * self.num_workers + 1 + (longest_window(self.trainer) if self.trainer else 1)

@@ -12,6 +12,7 @@ from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.data.read.reading import say
 from lightning_vlm.data.read.source import OnBadSample, Source
+from lightning_vlm.data.read.stream import Stream
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.split_answers import split_answers
 from lightning_vlm.data.skip_list import SkipList
@@ -104,6 +105,10 @@ class Splits:
         self.opened.update(sources)
         held = ", ".join(f"{len(sources[split]):,} for {split}" for split in self._shares)
         say(f"data.train: {held} are held out, whole pictures at a time; {len(sources['train']):,} are left")
+
+    def stream(self, prompt: str | None) -> Stream:
+        """What comes from standard input, read as paths are; see `Stream`."""
+        return Stream(prompt, self._image_root, *self._options, *self._boxes)
 
     def samples(self, split: str, renderer: Renderer) -> Conversations:
         """The source of a split, with a sample for each answer that its template can only write last.

@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DistributedSampler
 
 from lightning_vlm.data.batch.packing import Units
+from lightning_vlm.data.conversation import Conversations
+from lightning_vlm.data.read.stream import Stream
 
 PAD_INDEX = -1
 """Stands for no sample, where the last batch can't be filled."""
@@ -109,6 +111,41 @@ class ResumableBatchSampler(DistributedSampler):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
+
+
+class StreamSampler(ResumableBatchSampler):
+    """Batches of what has come in by now, on one process.
+
+    Args:
+        stream: Where it comes from.
+        batch_size: Samples in a batch at most.
+    """
+
+    def __init__(self, stream: Stream, batch_size: int) -> None:
+        super().__init__(len(stream), batch_size, False, 0, 0, 1)
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while numbers := self._stream.take(self.batch_size):
+            yield numbers
+
+
+def in_order(
+    given: object, samples: Conversations, batch_size: int, seed: int, rank: int, world: int
+) -> ResumableBatchSampler:
+    """Batches of samples in their order, or as they come.
+
+    Args:
+        given: What the split was given; a stream gives its own batches.
+        samples: Of the split.
+        batch_size: As of `ResumableBatchSampler`; so are the others.
+        seed: Likewise.
+        rank: Likewise.
+        world: Likewise.
+    """
+    if isinstance(given, Stream):
+        return StreamSampler(given, batch_size)
+    return ResumableBatchSampler(len(samples), batch_size, False, seed, rank, world)
 
 
 class UnitSampler(ResumableBatchSampler):
