@@ -3,10 +3,10 @@
     python benchmarks/plan.py [--hidden 512] [--layers 8] [--samples 4] [--tokens 256]
 
 Three architectures with random weights, in the classes and shapes of the published ones, trained in full
-and with LoRA, with activations kept and computed again. Counted: weights, the optimizer's state, and the most
-that a step takes beside them, as `lightning_vlm.planning` finds it on the meta device. Measured: a real second
-step with weights on the CPU, by the records of PyTorch's allocator (`torch.profiler` with `profile_memory`),
-which knows nothing of our counting and also sees what operations allocate inside.
+and with LoRA, with activations kept and computed again. Counted: weights, the optimizer's state, and the
+most that a step takes beside them, as `lightning_vlm.planning` finds it on the meta device. Measured: a
+real second step with weights on the CPU, by the records of PyTorch's allocator (`torch.profiler` with
+`profile_memory`), which knows nothing of our counting and also sees what operations allocate inside.
 """
 
 import argparse
