@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_vlm.compare.answered import Answered, Key
-from lightning_vlm.compare.measures import OF_LOSSES, Measure
+from lightning_vlm.compare.measures import Measure
+from lightning_vlm.metrics.known_scores import DEFAULT
+from lightning_vlm.metrics.score_choice import ScoreChoice
+
+_OF_BOXES = "acc@0.5"
 
 
 class Change(NamedTuple):
@@ -44,12 +48,16 @@ class Changes(NamedTuple):
 
 
 def main_measures(
-    measures: Mapping[str, Sequence[Measure]], answers: Sequence[Answered]
+    measures: Mapping[str, Sequence[Measure]], choice: ScoreChoice, answers: Sequence[Answered]
 ) -> dict[str, Measure]:
-    """The score of each task that says which answers are better: the first one that some answer has.
+    """The score of each task that says which answers are better.
+
+    It is the first one that was chosen and that some answer has. Where none was chosen, it is that of boxes
+    where answers should have some.
 
     Args:
         measures: Of each task.
+        choice: Which scores each task has.
         answers: Of one model.
     """
     found: dict[str, Measure] = {}
@@ -57,10 +65,13 @@ def main_measures(
         task = answer.prediction.task
         if task in found:
             continue
-        for measure in measures[task]:
-            is_score = measure not in OF_LOSSES and measure.direction
-            if is_score and measure.of(answer) is not None:
-                found[task] = measure
+        names = [score.name for score in choice.of(task)]
+        if names == list(DEFAULT):
+            names.sort(key=_OF_BOXES.__ne__)
+        by_name = {measure.name: measure for measure in measures[task] if measure.direction}
+        for name in names:
+            if name in by_name and by_name[name].of(answer) is not None:
+                found[task] = by_name[name]
                 break
     return found
 

@@ -79,6 +79,7 @@ class SetResult(NamedTuple):
         groups: How many groups of samples were drawn: those that share pictures are together.
         answers: Of each model, to `keys`.
         parts: The scores of all samples, and of each task where there are several.
+        main: The scores that say which answers are better, of all tasks.
         changes: Of each model, what changed from the one that it is compared with.
         texts: What the answers of each model are like.
         right: What the right answers are like; None where there are none.
@@ -90,6 +91,7 @@ class SetResult(NamedTuple):
     groups: int
     answers: list[list[Answered]]
     parts: list[Part]
+    main: list[str]
     changes: list[Changes | None]
     texts: list[Texts]
     right: Texts | None
@@ -161,7 +163,7 @@ def _on_set(
             of_groups = [groups[place] for place in places]
             rows = _rows(of_task, against, of_groups, choice, measures[task])
             parts.append(Part(task, len(places), rows))
-    main = main_measures(measures, answers[0])
+    main = main_measures(measures, choice, answers[0])
     changed = [
         None if other is None else changes(keys, answers[other], answers[number], main)
         for number, other in enumerate(against)
@@ -170,7 +172,8 @@ def _on_set(
     texts = [_texts(of_model, right, main) for of_model in answers]
     there = [text for text in right if text is not None]
     of_right = texts_of(there) if there else None
-    return SetResult(one, keys, left_out, len(set(groups)), answers, parts, changed, texts, of_right)
+    names = list(dict.fromkeys(measure.name for measure in main.values()))
+    return SetResult(one, keys, left_out, len(set(groups)), answers, parts, names, changed, texts, of_right)
 
 
 def _rows(
@@ -190,7 +193,8 @@ def _texts(answers: Sequence[Answered], right: Sequence[str | None], main: dict[
         measure = main.get(answer.prediction.task)
         value = None if measure is None else measure.of(answer)
         scores.append(None if measure is None or value is None else value * measure.direction)
-    return texts_of([answer.prediction.text for answer in answers], right, scores)
+    tasks = [answer.prediction.task for answer in answers]
+    return texts_of([answer.prediction.text for answer in answers], right, scores, tasks)
 
 
 def _group(key: Key, answer: Answered) -> Hashable:

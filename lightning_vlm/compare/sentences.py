@@ -11,10 +11,14 @@ MOST_LENGTH_BIAS = 0.3
 """From this correlation on, the length of answers is worth a word."""
 
 
-def main_row(result: SetResult) -> ScoreRow:
-    """The score that is spoken of: the first in which more or less is better."""
-    rows = [row for row in result.parts[0].rows if row.direction] or result.parts[0].rows
-    return rows[0]
+MOST_SCORES = 3
+"""How many scores of a set are spoken of."""
+
+
+def main_rows(result: SetResult) -> list[ScoreRow]:
+    """The scores that are spoken of: those that say which answers are better."""
+    rows = [row for row in result.parts[0].rows if row.name in result.main] or result.parts[0].rows[:1]
+    return rows[:MOST_SCORES]
 
 
 def findings(comparison: Comparison) -> Iterator[tuple[str, str]]:
@@ -24,11 +28,11 @@ def findings(comparison: Comparison) -> Iterator[tuple[str, str]]:
             continue
         other = comparison.models[model.entrant.against]
         for result in comparison.sets:
-            row = main_row(result)
-            difference = row.differences[number]
-            if difference is not None:
-                text = _finding(result, row, difference, model, other)
-                yield _word(result, model), text + _of_loss(result, number, difference.verdict)
+            for row in main_rows(result):
+                difference = row.differences[number]
+                if difference is not None:
+                    text = _finding(result, row, difference, model, other)
+                    yield _word(result, model), text + _of_loss(result, number, difference.verdict)
             changed = result.changes[number]
             if changed is not None and (changed.won or changed.lost):
                 counts = f"{len(changed.won):,} won, {len(changed.lost):,} lost"

@@ -17,8 +17,8 @@ class Texts(NamedTuple):
         empty: The share of texts without a word.
         length: Their mean length in characters.
         ratio: That length over the one of what is right; None where nothing is.
-        bias: The rank correlation (Spearman) of the score and the length of answers: where it is far from 0,
-            long answers score otherwise than short ones. None where all are alike.
+        bias: The rank correlation (Spearman) of the score and the length of answers, within each task: where
+            it is far from 0, long answers score otherwise than short ones. None where all are alike.
     """
 
     different: float
@@ -31,7 +31,10 @@ class Texts(NamedTuple):
 
 
 def texts_of(
-    texts: Sequence[str], right: Sequence[str | None] = (), scores: Sequence[float | None] = ()
+    texts: Sequence[str],
+    right: Sequence[str | None] = (),
+    scores: Sequence[float | None] = (),
+    tasks: Sequence[str] = (),
 ) -> Texts:
     """What some texts are like.
 
@@ -39,6 +42,7 @@ def texts_of(
         texts: At least one.
         right: For each what is right, if that is known.
         scores: Of each, if there are any.
+        tasks: Of each, likewise.
 
     >>> found = texts_of(["a cat", "a cat", "a dog", ""], ["a cat", None, "the dog", "a cat"])
     >>> found.different, found.distinct_1, found.distinct_2, found.empty, round(found.ratio, 3)
@@ -46,7 +50,10 @@ def texts_of(
     """
     pairs = [(len(text), len(target)) for text, target in zip(texts, right, strict=False) if target]
     ratio = sum(here for here, _ in pairs) / sum(there for _, there in pairs) if pairs else None
-    scored = [(len(text), score) for text, score in zip(texts, scores, strict=False) if score is not None]
+    scored: dict[str, list[tuple[float, float]]] = {}
+    for text, score, task in zip(texts, scores, tasks, strict=False):
+        if score is not None:
+            scored.setdefault(task, []).append((len(text), score))
     return Texts(
         different=len(set(texts)) / len(texts),
         distinct_1=distinct(texts, 1),
@@ -54,7 +61,7 @@ def texts_of(
         empty=sum(not text.strip() for text in texts) / len(texts),
         length=sum(map(len, texts)) / len(texts),
         ratio=ratio,
-        bias=_rank_correlation(scored),
+        bias=_within_tasks(list(scored.values())),
     )
 
 
@@ -69,6 +76,15 @@ def distinct(texts: Sequence[str], size: int) -> float | None:
         words = text.split()
         runs += [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
     return len(set(runs)) / len(runs) if runs else None
+
+
+def _within_tasks(groups: Sequence[Sequence[tuple[float, float]]]) -> float | None:
+    """The mean rank correlation of groups, by how many pairs each has."""
+    found = [(_rank_correlation(pairs), len(pairs)) for pairs in groups]
+    known = [(one, count) for one, count in found if one is not None]
+    if not known:
+        return None
+    return sum(one * count for one, count in known) / sum(count for _, count in known)
 
 
 def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -11,6 +11,7 @@ from lightning_vlm.compare.answers_file import answers_in
 from lightning_vlm.compare.comparison import Model, compare
 from lightning_vlm.compare.entrants import Entrant
 from lightning_vlm.compare.sets import SampleSet
+from lightning_vlm.compare.texts import texts_of
 from lightning_vlm.data.boxes.codec import Found
 from lightning_vlm.data.boxes.view import View
 from lightning_vlm.data.parts import Box
@@ -158,3 +159,29 @@ def test_less_is_better_of_some_scores():
     assert row.differences[1].value < 0
     assert row.differences[1].verdict == "better"
     assert len(result.changes[1].won) == 30
+
+
+def test_the_score_that_decides():
+    """Boxes where there are some, or the first one that was chosen."""
+    answers = plain(predictions(1))
+    default = compared(ScoreChoice(), model("a", answers, None), model("b", plain(predictions(2))))
+    assert set(default.main) == {"exact_match", "acc@0.5"}
+    by_task = {change.key.source: change.measure for change in default.changes[1].won}
+    assert set(by_task.values()) == {"exact_match", "acc@0.5"}
+    chosen = ScoreChoice({"caption": ["rougeL", "anls"], "grounding": ["miou"], "exists": ["yes_no"]})
+    result = compared(chosen, model("a", answers, None), model("b", plain(predictions(2))))
+    assert set(result.main) == {"rougeL", "miou", "yes_no"}
+
+
+def test_length_bias_is_within_tasks():
+    """Long answers of one task are wrong, short ones of the other right; within each, length says nothing."""
+    chance = random.Random(0)
+    rows = [("long", 100 + chance.randrange(10), chance.random() < 0.3) for _ in range(300)]
+    rows += [("short", 10 + chance.randrange(10), chance.random() < 0.8) for _ in range(300)]
+    texts, scores, tasks = (
+        ["x" * size for _, size, _ in rows],
+        [float(right) for *_, right in rows],
+        [r[0] for r in rows],
+    )
+    assert abs(texts_of(texts, (), scores, tasks).bias) < 0.1
+    assert texts_of(texts, (), scores, ["one"] * 600).bias < -0.3
