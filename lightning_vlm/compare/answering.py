@@ -22,6 +22,7 @@ from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.export.serving import trained_sampling
 from lightning_vlm.export.trained import ExportRequest, load_trained
 from lightning_vlm.export.write import write
+from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.models.plan.table import count_parameters, methods_of
 from lightning_vlm.module import VLMModule
@@ -74,6 +75,7 @@ class Facts(NamedTuple):
         size: The bytes of its weights.
         method: How it was trained.
         step: After how many steps.
+        on: The method by which its weights are quantised; empty where they aren't.
     """
 
     trained: int | None
@@ -81,6 +83,7 @@ class Facts(NamedTuple):
     size: int
     method: str
     step: int | None
+    on: str = ""
 
 
 class AnsweringModule(VLMModule):
@@ -149,10 +152,13 @@ def facts_of(module: AnsweringModule, entrant: Entrant) -> Facts:
     """What a model is, once it is loaded."""
     trained, parameters = count_parameters(module.model.parameters())
     size = module.model.get_memory_footprint()
+    quantization = module.source.quantization
+    on = quantization.method if quantization is not None else ""
     if entrant.kind != "checkpoint" or entrant.checkpoint is None:
-        return Facts(0 if entrant.kind == "base" else None, parameters, size, "", None)
+        return Facts(0 if entrant.kind == "base" else None, parameters, size, "", None, on)
     method = methods_of(entrant.checkpoint.arguments["adapt"])
-    return Facts(None if entrant.quantized else trained, parameters, size, method, entrant.checkpoint.step)
+    changed = None if entrant.quantized else trained
+    return Facts(changed, parameters, size, method, entrant.checkpoint.step, on)
 
 
 def answers_of(
@@ -218,7 +224,10 @@ def _answer(trainer: Trainer, module: AnsweringModule, data: VLMDataModule, weig
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.reset_peak_memory_stats()
-    trainer.test(module, data, ckpt_path=weights, verbose=False)
+    try:
+        trainer.test(module, data, ckpt_path=weights, verbose=False)
+    except SystemExit as error:  # Lightning ends the process after Ctrl-C
+        raise interruption(error, trainer) or error from None
     rows = torch.cat([rows.double().cpu() for rows in evaluation.sample_losses]).tolist()
     places = [place for batch in module.places for place in batch]
     answers = []

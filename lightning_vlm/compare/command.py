@@ -1,10 +1,13 @@
 """`lightning-vlm compare`: models side by side, on the same samples."""
 
+import gc
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.callbacks.answer_rows import answer_row
@@ -96,7 +99,10 @@ def _answered(
     with loaded(entrant, settings, loading) as module:
         found = answers_of(module, entrant, sets, settings, loading)
         facts = facts_of(module, entrant)
-        module.unload_model()  # the next one needs the memory
+        module.unload_model()
+    gc.collect()  # the next one needs the memory
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return Model(entrant, facts, found)
 
 

@@ -35,6 +35,11 @@ class Model(NamedTuple):
         return self.entrant.label
 
     @property
+    def quantized(self) -> str | None:
+        """The method by which it is quantised for the comparison."""
+        return self.entrant.quantized
+
+    @property
     def answers_per_second(self) -> float | None:
         """Measured over all sets; None of a file of answers."""
         return self._per_second(sum(one.timed for one in self.sets))

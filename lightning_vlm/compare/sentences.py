@@ -46,6 +46,10 @@ def findings(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def notes(comparison: Comparison) -> Iterator[str]:
     """What should be known to read the numbers."""
+    for model in comparison.models:
+        on = model.facts.on if model.facts is not None else ""
+        if on and model.entrant.kind == "base" and not model.quantized:
+            yield f"{model.label} is in {on}, as its checkpoint was trained on it"
     for result in comparison.sets:
         if result.left_out:
             yield f"{_of(result)}{result.left_out:,} samples that not all models have answered are left out"
@@ -58,7 +62,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def _word(result: SetResult, model: Model) -> str:
-    if model.entrant.quantized:
+    if model.quantized:
         return "quantised"
     return "forgetting" if result.set.name == GENERAL else "gain"
 
@@ -125,10 +129,13 @@ def difference_text(difference: Difference | None) -> str:
 def number(value: float) -> str:
     """A number of a table.
 
-    >>> number(0.98765), number(12.3456), number(123456.7)
-    ('0.988', '12.35', '1.23e+05')
+    >>> number(0.98765), number(12.3), number(1234.5), number(123456.7)
+    ('0.988', '12.30', '1234', '1.23e+05')
     """
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3g}"
+    size = abs(value)
+    if size >= 1e4:
+        return f"{value:.3g}"
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
 
 
 def signed(value: float) -> str:
@@ -147,6 +154,15 @@ def size_text(count: float) -> str:
     ('2.5 MB', '7.6 GB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def method_lines(comparison: Comparison) -> Iterator[str]:
+    """How each model was trained, as far as that is known."""
+    for model in comparison.models:
+        facts = model.facts
+        if facts is not None and facts.method:
+            on = f" on {facts.on}" if facts.on and not model.quantized else ""
+            yield f"{model.label}: {facts.method}{on}; step {facts.step:,}"
 
 
 def model_rows(comparison: Comparison) -> list[tuple[str, ...]]:

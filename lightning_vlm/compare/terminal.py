@@ -12,6 +12,7 @@ from lightning_vlm.compare.sentences import (
     difference_text,
     estimate_text,
     findings,
+    method_lines,
     model_rows,
     notes,
     text_rows,
@@ -35,10 +36,8 @@ def show(comparison: Comparison) -> None:
         say(_table(text_rows(comparison, result)))
     if any(len(row) > 1 for row in model_rows(comparison)):
         say(_table(model_rows(comparison)))
-    for model in comparison.models:
-        facts = model.facts
-        if facts is not None and facts.method:
-            _print("trained", f"{model.label}: {facts.method}; step {facts.step:,}")
+    for line in method_lines(comparison):
+        _print("trained", line)
     for word, sentence in findings(comparison):
         _print(word, sentence)
     for note in notes(comparison):

@@ -9,6 +9,8 @@ from lightning.pytorch import Trainer
 
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.cli import main
+from lightning_vlm.compare.answering import AnsweringModule
+from lightning_vlm.models.shipped import SHIPPED
 from tests.support.comparisons import CHECKPOINT
 
 
@@ -190,3 +192,53 @@ def test_data_without_right_answers_is_refused(bad, capsys):
     printed = capsys.readouterr().err.strip()
     assert "prompts" in printed
     assert printed.count("\n") <= 2
+
+
+def test_methods_and_folders(folder, compared, capsys):
+    """QLoRA beside LoRA and a folder: the base is quantised as its checkpoint's was, and that is said."""
+    words = ("--config", "runs/version_0/config.yaml", "--model.adapt", "qlora", "--trainer.max_steps", "1")
+    logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: ., name: qlora}}"
+    assert main(["fit", *words, "--trainer.logger", logger]) == 0
+    capsys.readouterr()
+    qlora = "qlora/version_0/checkpoints/last.ckpt"
+    models = ("base", qlora, CHECKPOINT, f"plain={SHIPPED['drawn-vlm']}", "drawn-vlm")
+    found = compared(*models, "--samples", "8")
+    shown = capsys.readouterr().out
+    labels = ["base", "qlora", "runs", "plain", "drawn-vlm"]
+    assert [model["label"] for model in found["models"]] == labels
+    assert "base is in nf4, as its checkpoint was trained on it" in " ".join(shown.split())
+    assert "qlora: projector full, language lora r=16 on nf4; step 1" in shown
+    loss = {label: scores_of(found, "val")["loss"][label]["estimate"]["value"] for label in labels}
+    assert loss["plain"] == loss["drawn-vlm"] != loss["base"]
+    sizes = {model["label"]: model["size"] for model in found["models"]}
+    assert sizes["base"] < sizes["qlora"] < sizes["plain"] < sizes["runs"]
+
+
+def test_ctrl_c_is_said(folder, monkeypatch, capsys):
+    def stop(module, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnsweringModule, "predict_step", stop)
+    assert main(["compare", "a=drawn-vlm", "b=drawn-vlm", "--data", "val.jsonl"]) == 130
+    assert "stopped by Ctrl-C" in capsys.readouterr().err
+
+
+def test_boxes_of_drawn_data(folder, compared):
+    """Data of a class in a config, whose pictures are bytes; answers that are kept have their scores."""
+    drawn = (
+        "{class_path: Drawn, init_args: {split: val, size: 9, tasks: [grounding, referring, vqa], rounds: 1}}"
+    )
+    Path("drawn.yaml").write_text(f"model: {{generation: {{max_new_tokens: 24}}}}\ndata:\n  val: {drawn}\n")
+    words = ("--config", "drawn.yaml", "--answers", "drawn")
+    whole = compared("one=drawn-vlm", "two=drawn-vlm", *words)
+    assert {"grounding", "vqa", "referring"} <= whole["sets"][0]["scores"].keys()
+    assert {"miou", "acc@0.5"} <= scores_of(whole, "val", "grounding").keys()
+    files = compared("one=drawn/one.jsonl", "two=drawn/two.jsonl", *words[:2], "--data", "val")
+    assert files["sets"] == whole["sets"]
+    assert "data:image/png" not in Path("compare.html").read_text()  # nothing has changed
+    rows = [json.loads(line) for line in Path("drawn/two.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["answer"], row["scores"] = "wrong", {}
+    Path("wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compared("one=drawn-vlm", "wrong.jsonl", *words[:2], "--data", "val")
+    assert "data:image/png" in Path("compare.html").read_text()
