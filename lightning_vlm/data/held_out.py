@@ -64,7 +64,8 @@ def held_out(train: Conversations, shares: Mapping[str, float]) -> dict[str, Con
     """Training data, and what is held out of it.
 
     Samples of one picture, and equal samples without pictures, are never on two sides. Which are held out
-    depends on the names (or the contents) of the pictures alone, not on the order of the samples. Each task
+    depends on the names (or the contents) of the pictures alone, not on the order of the samples, nor on
+    what else is held out. Each task
     gives its share, as far as whole pictures allow.
 
     Args:
@@ -158,33 +159,29 @@ def _hash(content: bytes) -> bytes:
 
 
 def _dealt(groups: Iterable[_Group], shares: Mapping[str, float]) -> dict[str, list[int]]:
-    """Which samples each split gets: groups go in turn to a split that still lacks half of one or more."""
-    groups = list(groups)
+    """Which samples each split gets.
+
+    A split gets groups until the next one would take it further from its share of their task. `val` gets
+    those from the beginning, others those from the end, so that a split is the same without the others.
+    """
+    left = list(groups)
     sizes: Counter[str] = Counter()
-    for group in groups:
-        sizes[group.task] += len(group.samples)
-    dealt: dict[str, list[int]] = {split: [] for split in ("train", *shares)}
-    given: Counter[tuple[str, str]] = Counter()
-    left = []
-    for group in groups:
-        split = _lacking(group, shares, sizes, given)
-        if split is None:
-            left.append(group)
-        else:
-            dealt[split] += group.samples
-            given[split, group.task] += len(group.samples)
-    for split in shares:
-        if not dealt[split] and len(left) > 1:  # where tasks are small, none of them owes a whole picture
-            dealt[split] += left.pop(0).samples
     for group in left:
-        dealt["train"] += group.samples
-    return dealt
-
-
-def _lacking(
-    group: _Group, shares: Mapping[str, float], sizes: Counter[str], given: Counter[tuple[str, str]]
-) -> str | None:
+        sizes[group.task] += len(group.samples)
+    dealt: dict[str, list[int]] = {}
     for split, share in shares.items():
-        if given[split, group.task] + len(group.samples) / 2 <= share * sizes[group.task]:
-            return split
-    return None
+        from_end = split != "val"
+        dealt[split] = []
+        given: Counter[str] = Counter()
+        kept = []
+        for group in reversed(left) if from_end else left:
+            if given[group.task] + len(group.samples) / 2 <= share * sizes[group.task]:
+                dealt[split] += group.samples
+                given[group.task] += len(group.samples)
+            else:
+                kept.append(group)
+        if not dealt[split] and len(kept) > 1:  # where tasks are small, none of them owes a whole picture
+            dealt[split] += kept.pop(0).samples
+        left = kept[::-1] if from_end else kept
+    dealt["train"] = [sample for group in left for sample in group.samples]
+    return dealt

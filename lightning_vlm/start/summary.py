@@ -31,7 +31,8 @@ def _blocks(found: Findings) -> Iterator[tuple[str, list[str]]]:
     seen = found.survey
     train = found.splits["train"].files
     name = train[0].path if len(train) == 1 else f"{len(train)} files"
-    yield "data", [f"{name}: {seen.size:,} samples", f"format: {found.form}"]
+    bad = f", and {len(found.faults):,} that can't be read: lint names all" if found.faults else ""
+    yield "data", [f"{name}: {seen.size:,} samples{bad}", f"format: {found.form}"]
     if found.columns:
         named = ", ".join(f"{theirs} is {ours}" for ours, theirs in found.columns.items())
         yield "columns", [named, "(a guess by names and contents: look at preview)"]
@@ -45,10 +46,6 @@ def _blocks(found: Findings) -> Iterator[tuple[str, list[str]]]:
     yield "lengths", _lengths(found)
     yield "validation", _evaluation(found)
     yield "model", _model(found)
-    faults = found.faults
-    if faults:
-        first = one_line(str(faults[0]), 200)
-        yield "faults", [f"{len(faults):,} samples can't be read, and `fit` would stop; the first is", first]
 
 
 def _tasks(found: Findings) -> str:
@@ -79,7 +76,7 @@ def _pictures(found: Findings) -> list[str]:
         lines.append(f"below {root}/")
     missing = [path for root in found.splits["train"].roots if root is not None for path in root.missing]
     if missing:
-        lines.append(f"{len(missing):,} are missing, such as {one_line(missing[0], 50)}")
+        lines.append(f"{len(missing):,} missing, such as {one_line(missing[0], 50)}")
     return lines
 
 
@@ -125,7 +122,7 @@ def _evaluation(found: Findings) -> list[str]:
             files = found.splits[split].files
             lines.append(f"{split} {files[0].path if len(files) == 1 else f'{len(files)} files'}")
         elif split in held:
-            lines.append(f"{split} {held[split]} of the samples, held out, whole pictures at a time")
+            lines.append(f"{split} {held[split]} of the samples: whole pictures, held out")
     return lines or ["none: too few samples to hold some out"]
 
 

@@ -65,6 +65,13 @@ def test_the_order_of_the_samples_changes_nothing():
     assert {split: sorted(contents(one)) for split, one in after.items()} == before
 
 
+def test_each_split_is_the_same_without_the_other():
+    source = read(file_of(rows(40, each=2, tasks=["vqa", "ocr", "rare", "vqa"])))
+    both = held_out(source, {"val": 0.15, "test": 0.1})
+    for split, share in (("val", 0.15), ("test", 0.1)):
+        assert contents(held_out(source, {split: share})[split]) == contents(both[split])
+
+
 def test_each_task_gives_its_share():
     path = file_of(rows(100, each=1, tasks=["vqa", "vqa", "vqa", "ocr"]))
     val = held_out(read(path), {"val": 0.2})["val"]
@@ -131,7 +138,7 @@ def test_any_source_gives_a_share():
     assert shared.source("train").names()
 
 
-def test_the_settings_of_a_run(caplog):
+def test_the_settings_of_a_run():
     file_of(rows(20))
     both = splits(train="train.jsonl", val="10 %", test="10%")
     both.open(["train", "val"])

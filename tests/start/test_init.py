@@ -190,9 +190,8 @@ def test_faults_are_counted_and_do_not_stop_it(init, shapes):
     del rows[5]["answer"], rows[5]["question"]
     write(rows)
     config, shown = init("shapes.jsonl")
-    assert "2 samples can't be read, and `fit` would stop" in shown
-    assert "shapes.jsonl:4" in shown
-    assert "1 are missing, such as 'gone.png'" in shown or "1 are missing, such as gone.png" in shown
+    assert "18 samples, and 2 that can't be read: lint names all" in shown
+    assert "1 missing, such as gone.png" in shown
     assert "on_bad_sample" not in config["data"]
     assert "# on_bad_sample: skip" in Path("my.yaml").read_text()
 
