@@ -3,14 +3,14 @@
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.published import families
 
-_BY_MEMORY = (
+BY_MEMORY = (
     (40, "Qwen/Qwen3-VL-8B-Instruct"),
     (16, "Qwen/Qwen3-VL-4B-Instruct"),
     (8, "Qwen/Qwen3-VL-2B-Instruct"),
     (0, "HuggingFaceTB/SmolVLM2-256M-Video-Instruct"),
 )
 """A model of a family that reads pictures, videos and boxes, and the GiB from which it trains in comfort."""
-SMALL = _BY_MEMORY[-1][1]
+SMALL = BY_MEMORY[-1][1]
 """The one that a CPU can train."""
 
 
@@ -26,7 +26,7 @@ def default_model(gib: float | None) -> str:
     if gib is None:
         return SMALL
     return next(
-        name for least, name in _BY_MEMORY if gib * 1.05 >= least
+        name for least, name in BY_MEMORY if gib * 1.05 >= least
     )  # a card of 16 GB has 15.x GiB free
 
 

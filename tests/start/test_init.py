@@ -12,7 +12,7 @@ import yaml
 from lightning_vlm import VLMDataModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.read.dialects import DIALECTS
-from lightning_vlm.start.models import _BY_MEMORY, is_published
+from lightning_vlm.start.models import BY_MEMORY, is_published
 from tests.start.conftest import write
 
 TURNS = {
@@ -359,7 +359,7 @@ def test_a_model_that_cannot_be_reached(init, shapes):
 
 
 def test_models_to_begin_with_are_proved():
-    assert all(is_published(name) for _, name in _BY_MEMORY)
+    assert all(is_published(name) for _, name in BY_MEMORY)
 
 
 @pytest.mark.parametrize(
