@@ -25,9 +25,7 @@ def default_model(gib: float | None) -> str:
     """
     if gib is None:
         return SMALL
-    return next(
-        name for least, name in BY_MEMORY if gib * 1.05 >= least
-    )  # a card of 16 GB has 15.x GiB free
+    return next(name for least, name in BY_MEMORY if gib * 1.05 >= least)  # a card of 16 GB has 15.x GiB free
 
 
 def is_published(name: str) -> bool:
