@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -32,6 +31,7 @@ from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.module_callbacks import ModuleCallbacks, as_keys
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
+from lightning_vlm.training.stages.run import callbacks_of_stages
 from lightning_vlm.training.throughput import VLMBatchCounter
 from lightning_vlm.training.trained_weights import TrainedWeights
 from lightning_vlm.training.weight_averaging import average_what_trains
@@ -168,9 +168,10 @@ class VLMModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Those of this module; before loggers begin, for no other hook does, selectors are checked."""
+        of_stages = callbacks_of_stages(self, self.trainer)
         if type(self).configure_model is VLMModule.configure_model:
-            check_selectors(self, self.trainer, fits=self.trainer.state.fn == TrainerFn.FITTING)
-        return self.callbacks.missing_in(self.trainer)
+            check_selectors(self, self.trainer, of_stages)
+        return [*of_stages, *self.callbacks.missing_in(self.trainer)]
 
     def configure_model(self) -> None:
         """Load the model and adapt it, once."""

@@ -51,6 +51,7 @@ from lightning_vlm.terminal import short_path
 from lightning_vlm.trainer import VLMTrainer
 from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.stages.keys import add_stages, use_stages
 from lightning_vlm.training.start_checks.check import check_fit
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
@@ -84,6 +85,13 @@ class VLMCLI(LightningCLI):
             default=False,
             help="Score the test data before and after training; end with a table and a picture.",
         )
+
+        add_stages(parser)
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's; then the data module learns of its stages."""
+        super().instantiate_classes()
+        use_stages(self.config_init[self.subcommand], self.model, self.datamodule, self.subcommand)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, after a check of the classes that the command line names."""

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.read.picture_files import PictureFiles
 from lightning_vlm.module import VLMModule
-from lightning_vlm.training.resume_changes import describe_data
+from lightning_vlm.training.run_facts import describe_data
 
 _OF_DATA = ("eval_batch_size", "max_length", "answer_tokens", "boxes", "on_bad_sample")
 

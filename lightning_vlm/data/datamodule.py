@@ -1,12 +1,12 @@
 """Sources of conversations as the loaders that a Trainer runs."""
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_vlm_callbacks.run_length import longest_window
 from lightning_vlm_callbacks.runs import run_folder
 from torch import Tensor
 from transformers import ProcessorMixin
@@ -15,10 +15,11 @@ from lightning_vlm.data.batch.batching import Batching
 from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
-from lightning_vlm.data.batch.sampler import ResumableBatchSampler, in_order, ranks_of
+from lightning_vlm.data.batch.sampler import ranks_of
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.batch.training_draws import TrainingDraws
 from lightning_vlm.data.conversation import Conversations, TaskTable
+from lightning_vlm.data.loaders import make_loader
 from lightning_vlm.data.of_trainer import generates, model_of, processor_of
 from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.read.bounds import OnBadBox
@@ -28,10 +29,13 @@ from lightning_vlm.data.render.prompt_rounds import check_answer_tokens
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
+from lightning_vlm.data.setting_up import open_and_check
 from lightning_vlm.data.splits import Given, Negatives, Splits
-from lightning_vlm.data.system_prompts import check_prompts, check_tasks, check_template
+from lightning_vlm.data.stages.settings import DataStage
+from lightning_vlm.data.stages.staged_data import StagedData
+from lightning_vlm.data.system_prompts import check_prompts, check_template
 from lightning_vlm.data.video.sampling import VideoSampling
-from lightning_vlm.errors import UserError
+from lightning_vlm.errors import DataError, UserError
 
 
 class VLMDataModule(LightningDataModule):
@@ -117,7 +121,12 @@ class VLMDataModule(LightningDataModule):
         system_prompts: dict[str, str] | None = None,
         skip: str | None = None,
     ) -> None:
+        self._arguments = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         super().__init__()
+        self.stages: StagedData | None = None
+        """The stages of a run, if it has any."""
         if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
             raise UserError(f"batch_size is {smallest}; at least 1")
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
@@ -146,9 +155,13 @@ class VLMDataModule(LightningDataModule):
         self.boxes = boxes
         self.processor = processor
         self.report = SampleReport()
-        """What became of the samples on this process so far."""
+        """What became of the samples on this process."""
         self._renderer: Renderer | None = None
         self._draws = TrainingDraws()
+
+    def set_stages(self, stages: Sequence[DataStage]) -> None:
+        """Train in stages, each with data of its own. Outside of a fit it is the data of the last."""
+        self.stages = StagedData(self, self._arguments, stages)
 
     @property
     def eval_batch_size(self) -> int:
@@ -175,8 +188,7 @@ class VLMDataModule(LightningDataModule):
 
     def source(self, split: str) -> Conversations:
         """The source of a split (train, val, test, predict), opened and checked when first asked for."""
-        source = self.splits.source(split)
-        self.report.skip(source.skipped)
+        self.report.skip((source := self.splits.source(split)).skipped)
         return source
 
     def samples(self, split: str) -> Conversations:
@@ -190,6 +202,11 @@ class VLMDataModule(LightningDataModule):
         given = model_of(self.trainer), self.samples(split), self.renderer
         return RenderedBatches.for_model(*given, learn=learn, prompts=prompts, pack=pack)
 
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks of the training data, of all stages together."""
+        return self.task_table.names if self.stages is None else self.stages.task_names()
+
     @cached_property
     def task_table(self) -> TaskTable:
         """The task of each training sample. Asked for once: some sources must build all samples for it."""
@@ -201,60 +218,63 @@ class VLMDataModule(LightningDataModule):
         check_trainer(self.batching.mode, self.trainer)
         if self.trainer is not None:
             run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
-        splits = {"fit": ["train"], "validate": ["val"]}.get(stage, [stage])
-        if stage == "fit" and self.given["val"] is not None:
-            splits.append("val")
-        self.splits.open(splits)
-        assert self.renderer
-        if stage == "fit":
-            if self.system_prompts:
-                check_tasks(self.system_prompts, self.task_table.names)
-            if self.sampling:
-                self.sampling.scores(self.task_table)
-            self._measured()
+        open_and_check(self, stage)
 
     def batches_per_epoch(self, world: int, limit: int | float = 1.0) -> int:
         """Batches to learn from in an epoch for each of `world` processes, of `limit_train_batches`."""
-        size = len(self._measured())
+        size = len(self.measured())
         batches = math.ceil(self.batching.batches(size, self.batch_size, self.shuffle, self.seed) / world)
         return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
 
     def set_max_tokens(self, tokens: int) -> None:
         """Settle `max_tokens: auto`, on all ranks, before anyone asks how many batches there are."""
         self.batching.max_tokens = tokens
-        self._measured()
+        self.measured()
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches to learn from."""
+        if self.stages is not None:
+            return self.stages.train_loader()
         if self.trainer:
             begin_next_epoch(self.trainer)
-        return self._draws.start(self._loader("train", learn=True, prompts=False), self.trainer)
+        return self.make_train_loader()
+
+    def make_train_loader(self) -> ResumableLoader:
+        """A new loader of training data, which goes on where a resumed run was."""
+        return self._draws.start(make_loader(self, "train", learn=True, prompts=False), self.trainer)
 
     def val_dataloader(self) -> ResumableLoader | list:
         """Batches to validate on; none without `val`."""
         if self.given["val"] is None:
             return []
-        return self._loader("val", learn=True, prompts=generates(self.trainer))
+        kept = self.stages and self.stages.val_loader
+        return kept or make_loader(self, "val", learn=True, prompts=generates(self.trainer))
 
     def test_dataloader(self) -> ResumableLoader:
         """Batches to test on."""
-        return self._loader("test", learn=True, prompts=generates(self.trainer))
+        return make_loader(self, "test", learn=True, prompts=generates(self.trainer))
 
     def predict_dataloader(self) -> ResumableLoader:
         """Prompts to answer."""
-        return self._loader("predict", learn=False, prompts=True)
+        return make_loader(self, "predict", learn=False, prompts=True)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Record or raise skipped samples, and compute the targets while the batch is still on the CPU."""
         for error in batch.skipped:
-            if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
-                raise error
+            self.check_skipped(error)
         self.report.add(batch)
         find_targets = getattr(self.trainer and self.trainer.lightning_module, "targets", None)
         return batch._replace(targets=find_targets(batch)) if find_targets else batch
 
+    def check_skipped(self, error: DataError) -> None:
+        """Raise the error of a sample, unless it may be skipped."""
+        if self.on_bad_sample == "raise" and not isinstance(error, TooLong):
+            raise error
+
     def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
         """Receive the losses of each task after an optimizer step; see `TrainingDraws`."""
+        if self.stages is not None:
+            sums, counts = self.stages.of_stage(sums), self.stages.of_stage(counts)
         self._draws.end_step(self.trainer, sums, counts, batch_idx)
 
     def teardown(self, stage: str) -> None:
@@ -265,29 +285,10 @@ class VLMDataModule(LightningDataModule):
         self._draws.end()
         name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
         self.report.close(folder / name, self.max_length)
+        if self.stages is not None:
+            self.stages.end_fit(self.trainer)
 
-    def _loader(self, split: str, *, learn: bool, prompts: bool) -> ResumableLoader:
-        return ResumableLoader(
-            self.rendered(split, learn=learn, prompts=prompts),
-            sampler=self._sampler(split),
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
-        )
-
-    def _sampler(self, split: str) -> ResumableBatchSampler:
-        ranks = ranks_of(self.trainer)
-        if split != "train":
-            order = self.eval_batch_size, self.seed, *ranks
-            return in_order(self.given[split], self.samples(split), *order)
-        source = self._measured()
-        by_task = (self.task_table, self.sampling) if self.sampling else None
-        ahead = 2 * self.num_workers + 1 + (longest_window(self.trainer) if self.trainer else 1)
-        order = (len(source), self.batch_size, self.shuffle, self.seed)
-        return self.batching.sampler(*order, *ranks, by_task=by_task, ahead=ahead, times=source.times)
-
-    def _measured(self) -> Conversations:
+    def measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""
         source = self.samples("train")
         model = model_of(self.trainer)
@@ -297,4 +298,5 @@ class VLMDataModule(LightningDataModule):
         return source
 
     def _processor(self) -> ProcessorMixin | None:
-        return processor_of(self.trainer) if self.processor is None else self.processor
+        found = self.processor or processor_of(self.trainer)
+        return self.stages.processor(found) if self.stages and found else found

@@ -110,6 +110,18 @@ class Splits:
         """What comes from standard input, read as paths are; see `Stream`."""
         return Stream(prompt, self._image_root, *self._options, *self._boxes)
 
+    def share(self, other: "Splits") -> None:
+        """Take over the sources that others have opened of the same data, read in the same way."""
+        alike = self._ways == other._ways and not self._shares and not other._shares
+        for split, source in other.opened.items():
+            if alike and self.given[split] == other.given[split]:
+                self.opened.setdefault(split, source)
+
+    @property
+    def _ways(self) -> tuple:
+        path = None if self._skip is None else self._skip.path
+        return self._image_root, self._options, self._boxes, self._prompts, path
+
     def samples(self, split: str, renderer: Renderer) -> Conversations:
         """The source of a split, with a sample for each answer that its template can only write last.
 

@@ -232,7 +232,7 @@ def task_weights_for(trainer: Trainer, given: Mapping[str, float] | str | None) 
     """
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, VLMDataModule):
-        return make_task_weights(given, data.task_table.names)
+        return make_task_weights(given, data.task_names)
     if isinstance(given, str):
         raise UserError(
             f"task_weights: found {given} without a VLMDataModule, which names the tasks; train "

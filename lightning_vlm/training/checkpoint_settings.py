@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from lightning_vlm.data.pixel_budget import PixelBudget
+from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.checkpoint import check_file
 from lightning_vlm.training.checkpointing import KEY
@@ -57,6 +58,7 @@ def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
         "data.pixels_by_detail": pixels.by_detail or None,
         "data.boxes": run.get("data.boxes"),
         "data.max_length": run.get("data.max_length"),
+        "data.system_prompts": system_prompts_of(run) or None,
     }
     found |= {name: value for name, value in seen.items() if value is not None}
     config = config_of(checkpoint)

@@ -6,9 +6,11 @@ without weights first, which takes a fraction of a second.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
 from torch import nn
@@ -33,7 +35,9 @@ class Skeleton(nn.Module):
         self.parts = find_parts(model, prefix="model.")
 
 
-def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> None:
+def check_selectors(
+    module: "VLMModule", trainer: Trainer, more: Sequence[Callback] = (), fits: bool | None = None
+) -> None:
     """Refuse selectors of a plan, learning rates, clipping or stages that don't fit the model.
 
     It does nothing where no logger would begin, or where the model can't be known without being loaded. What
@@ -42,6 +46,7 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     Args:
         module: Its model need not be loaded yet.
         trainer: Callbacks with a method `check_selectors` are checked as well.
+        more: Callbacks that will be added to those of the trainer.
         fits: Whether the module is going to be trained. Otherwise only the plan matters.
 
     Raises:
@@ -51,6 +56,8 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     """
     if module.model is not None or not trainer.loggers:
         return
+    if fits is None:
+        fits = trainer.state.fn == TrainerFn.FITTING
     root = adapted_skeleton(module)
     if root is None or not fits:
         return
@@ -64,7 +71,7 @@ def check_selectors(module: "VLMModule", trainer: Trainer, *, fits: bool) -> Non
     except SelectorError as error:
         raise UserError(f"no_gradient_needed: {error}") from None
     trains = {parameter for parameter in root.parameters() if parameter.requires_grad}
-    for callback in trainer.callbacks:
+    for callback in [*trainer.callbacks, *more]:
         check = getattr(callback, "check_selectors", None)
         if check is not None:
             check(root, trains)

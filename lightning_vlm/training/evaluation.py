@@ -36,6 +36,11 @@ class Evaluation(Callback):
         self._scores = Scores(self.choice)
         self._skip_check = EvaluationSkipCheck()
 
+    def choose(self, choice: ScoreChoice) -> None:
+        """Score answers in another way from the next validation on."""
+        self.choice = choice
+        self._scores = Scores(choice)
+
     def add(self, module: "VLMModule", batch: Batch, answers: Sequence[Prediction]) -> None:
         """Add a batch.
 

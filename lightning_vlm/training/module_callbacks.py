@@ -23,6 +23,7 @@ from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
 from lightning_vlm.training.packing_proof import PackingProof
 from lightning_vlm.training.run_state import RunState
 from lightning_vlm.training.skip_checks import TrainingSkipCheck
+from lightning_vlm.training.stages.run import RunInStages
 
 
 def as_keys(**options: Any) -> dict[str, Any]:
@@ -40,10 +41,11 @@ class ModuleCallbacks:
 
     >>> missing = ModuleCallbacks().missing_in(Trainer(logger=False, barebones=True))
     >>> [type(callback).__name__ for callback in missing[:2]]
-    ['RunState', 'FitModes']
+    ['RunState', 'RunInStages']
     """
 
     run_state: RunState = field(default_factory=RunState)
+    stages: RunInStages = field(default_factory=RunInStages)
     modes: FitModes = field(default_factory=FitModes)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
     experts: ExpertBalance = field(default_factory=ExpertBalance)

@@ -22,6 +22,7 @@ from lightning_vlm.optim.closures import no_call, several_calls
 from lightning_vlm.optim.optimizer import make_optimizer
 from lightning_vlm.step import StepClosure, StepLoss, WholeStep
 from lightning_vlm.training.resume import AccumulationWindow
+from lightning_vlm.training.stages.stage import stage_factor, stages_of
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -58,8 +59,15 @@ class OptimizerSteps:
         rates = {**of_tasks, **module.learning_rates}
         optimizer = make_optimizer(module.optimizer, module, rates, module.trainer)
         self.total = total_steps(module.trainer)
-        scheduler = LambdaLR(optimizer, lambda step: lr_lambda(module.schedule, self.total)(step))
+        scheduler = LambdaLR(optimizer, lambda step: self._factor(module, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, module: "VLMModule", step: int) -> float:
+        """The factor on learning rates at a step: of the whole run, or of its stage."""
+        stages = stages_of(module.trainer)
+        if stages is None:
+            return lr_lambda(module.schedule, self.total)(step)
+        return stage_factor(stages, module.schedule, step)
 
     def find_clip_groups(self, module: "VLMModule") -> None:
         """Find what is clipped together, of all that trains now; of tasks' weights nothing is.
@@ -200,6 +208,10 @@ def total_steps(trainer: Trainer) -> int:
     Raises:
         UserError: It has no end.
     """
+    stages = stages_of(trainer)
+    if stages is not None:
+        stages.settle()
+        return trainer.max_steps
     data = getattr(trainer, "datamodule", None)
     batches = None
     if isinstance(data, VLMDataModule):

@@ -30,6 +30,14 @@ class PackingProof(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
+        self.prove(trainer, pl_module)
+
+    def start_stage(self) -> None:
+        """Count what comes as unproved: a stage has data and batches of its own."""
+        self._is_done = False
+
+    def prove(self, trainer: Trainer, pl_module: "VLMModule") -> None:
+        """Prove packing unless that is done, or there is nothing packed."""
         data = getattr(trainer.train_dataloader, "dataset", None)
         if self._is_done or not isinstance(data, RenderedBatches) or not data.packs:
             return

@@ -1,118 +1,21 @@
 """What differs between a resumed run and the run it continues: a line for each, or an error."""
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_vlm.data.conversation import Conversation, Conversations, Image, Text, Video
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.errors import UserError
 from lightning_vlm.optim import settle_rates
-from lightning_vlm.training.box_facts import box_codec
+from lightning_vlm.training.run_facts import describe_run, facts_of_data
 
 RUN = "run"
 """The key under which a checkpoint says what the run was made with."""
-_SAMPLES = 32
-"""So many samples of the training data are looked at to see whether they are the same."""
-
-
-def describe_run(trainer: Trainer, model: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """All that matters to a run, as plain values under the names that a config has for them.
-
-    Args:
-        trainer: Of the run.
-        model: Arguments of the module, by name.
-        steps: The optimizer steps of the whole run.
-
-    >>> describe_run(Trainer(logger=False, barebones=True), {"clip": 1.0}, 12)["model.clip"]
-    1.0
-    """
-    accumulate: Any = trainer.accumulate_grad_batches
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            accumulate = callback.scheduling
-    facts: dict[str, Any] = {
-        "trainer.accumulate_grad_batches": accumulate,
-        "trainer.precision": trainer.precision,
-        "the number of processes": trainer.world_size,
-        "the number of optimizer steps in the whole run": steps,
-        "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
-    }
-    for name, value in model.items():
-        facts[f"model.{name}"] = value
-    data = getattr(trainer, "datamodule", None)
-    if isinstance(data, VLMDataModule):
-        for name in ("batch_size", "max_length", "shuffle", "seed"):
-            facts[f"data.{name}"] = getattr(data, name)
-        facts["data.batching"] = data.batching.mode
-        facts["data.max_tokens"] = data.batching.max_tokens
-        facts["data.max_patches"] = data.batching.max_patches
-        facts["data.sampling"] = None if data.sampling is None else str(data.sampling)
-        facts["data.video"] = str(data.video)
-        facts["data.max_pixels"] = str(data.pixels)
-        facts["data.boxes"] = box_codec(data)
-        facts["data.system_prompts"] = data.system_prompts or None
-        facts["data.train"] = describe_data(data.source("train"))
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat.update(_flat(name, value))
-    return flat
-
-
-def describe_data(source: Conversations) -> str:
-    """How many samples there are, and a fingerprint of some of them: what they say, not where they lie."""
-    digest = hashlib.sha256()
-    count = len(source)
-    sampled = min(count, _SAMPLES)
-    for number in range(sampled):
-        try:
-            conversation = source[number * count // sampled]
-        except DataError:
-            continue
-        for text in _texts(conversation):
-            digest.update(text.encode() + b"\0")
-    fingerprint = digest.hexdigest()[:8]
-    return f"{count:,} samples with the fingerprint {fingerprint}"
-
-
-def _texts(conversation: Conversation) -> Iterator[str]:
-    yield f"{conversation.task} {conversation.weight}"
-    for message in conversation.messages:
-        yield message.role
-        for part in message.parts:
-            yield part.text if isinstance(part, Text) else type(part).__name__
-        if message.reasoning is not None or message.calls:
-            yield repr((message.reasoning, message.calls))
-    if conversation.tools:
-        yield repr(conversation.tools)
-    frames = [frame for video in conversation.videos for frame in video.frames]
-    media: list[Image | Video] = [*conversation.images, *conversation.videos, *frames]
-    for medium in media:
-        if medium.path:
-            yield medium.path.name
-        else:
-            yield hashlib.sha256(medium.data or b"").hexdigest()
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {"class": type(value).__name__, **asdict(value)}
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(f"{name}.{key}", inner)
-    elif value is None or isinstance(value, bool | int | float | str):
-        yield name, value
-    else:
-        yield name, str(value)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -173,6 +76,7 @@ class RunChanges:
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         """What this run is made with, for its checkpoints."""
+        self._of_stage: tuple[int, dict[str, Any]] = -1, {}
         self._before: Mapping[str, Any] | None = None
         self._groups: list[tuple[str, int]] = []
         self._options: list[dict[str, Any]] = []
@@ -223,6 +127,15 @@ class RunChanges:
                 f"{_counted(self._groups)}; resume with the selectors that it was trained with"
             )
 
+    def facts_now(self, trainer: Trainer) -> dict[str, Any]:
+        """The facts for a checkpoint that is saved now: of a run in stages also those of its stage's data."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, VLMDataModule) or data.stages is None or not self.facts:
+            return self.facts
+        if self._of_stage[0] != data.stages.now:
+            self._of_stage = data.stages.now, facts_of_data(data)
+        return {**self.facts, **self._of_stage[1]}
+
     def start(self, trainer: Trainer, model: Mapping[str, Any], steps: int) -> None:
         """Say what has changed, when everything is as it was; options of the optimizer are as given now.
 
@@ -236,6 +149,9 @@ class RunChanges:
         self._before = None
         if before is None:
             return
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, VLMDataModule) and data.stages is not None:  # data are compared by stages
+            before = {name: before[name] for name in before if not name.startswith("data.")}
         lines = changes(before, self.facts)
         if len(trainer.optimizers) == 1 and self._options:
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]

@@ -89,7 +89,7 @@ class RunState(Callback):
             state[KEY] = wandb_id
         if trainer.state.fn == TrainerFn.FITTING:
             state[WINDOW] = self.window.save(trainer, checkpoint)
-            state[RUN] = self._changes.facts
+            state[RUN] = self._changes.facts_now(trainer)
         return state
 
     def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -51,6 +51,11 @@ class TrainingSkipCheck(Callback):
         self._looked_ahead = False
         self._check_at: float = JUDGE_SKIPPED_AFTER
 
+    def start_stage(self) -> None:
+        """Judge data again that are others from now on."""
+        self._looked_ahead = False
+        self._check_at = JUDGE_SKIPPED_AFTER
+
     def add(self, batch: Batch, targets: int, batch_idx: int) -> None:
         """Count a batch.
 

@@ -26,6 +26,7 @@ from lightning_vlm.callbacks.prediction_table.page import page
 from lightning_vlm.callbacks.prediction_table.samples import Place, Row, row_of, spread
 from lightning_vlm.data.conversation import Conversation, Image, Message, Text, Video
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.data.loaders import make_loader
 from lightning_vlm.data.parts import Box, Point
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.metrics.prediction import Prediction
@@ -124,7 +125,7 @@ def test_samples_that_are_not_seen_are_not_chosen(fit, tmp_path):
 class SeveralLoaders(VLMDataModule):
     def val_dataloader(self):
         ours = super().val_dataloader()
-        test = self._loader("test", learn=True, prompts=True)
+        test = make_loader(self, "test", learn=True, prompts=True)
         foreign = DataLoader([next(iter(test))], batch_size=None)
         return [ours, foreign, test]
 

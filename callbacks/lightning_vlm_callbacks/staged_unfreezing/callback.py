@@ -1,5 +1,6 @@
 """Parts of a model begin to train, stop, or change their learning rate in the course of one run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +27,7 @@ from lightning_vlm_callbacks.staged_unfreezing.checks import (
     explain_learning_rate_monitor,
     require_stages,
 )
-from lightning_vlm_callbacks.staged_unfreezing.entries import entries_of, scales_of, table
+from lightning_vlm_callbacks.staged_unfreezing.entries import StageEntry, entries_of, scales_of, table
 from lightning_vlm_callbacks.staged_unfreezing.plateau import PlateauWatch
 from lightning_vlm_callbacks.staged_unfreezing.scaled_rates import ScaledRates, learning_rates
 from lightning_vlm_callbacks.staged_unfreezing.staged_run import StagedRun
@@ -178,26 +179,29 @@ class StagedUnfreezing(Callback):
         """
         if may_train is None:
             may_train = set(root.parameters())
-        entries_of(root, self.stages, may_train, may_lack=self._may_lack)
+        self.entries(root, may_train, {})
 
     def _begin(self, trainer: Trainer, root: LightningModule) -> StagedRun:
         self._plateaus.new_fit()
         run = StagedRun(
-            step=trainer.global_step - 1, starts=self._starts(trainer), warmup_steps=self.warmup_steps
+            step=trainer.global_step - 1, starts=self.starts(trainer), warmup_steps=self.warmup_steps
         )
         check_starts(trainer, self.stages, run.starts)
         run.modes = {module: module.training for module in root.modules()}
         run.may_train = {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
         may_train = set(run.may_train.values())
-        run.entries = entries_of(root, self.stages, may_train, self.layer_decay, self._may_lack)
-        run.scales = [scales_of(entries) for entries in run.entries]
         rates = learning_rates(trainer.optimizers)
+        run.entries = self.entries(root, may_train, rates)
+        run.scales = [scales_of(entries) for entries in run.entries]
         run.require_in_optimizers(rates)
-        rank_zero_info(table(root, self.stages, run.starts, run.entries, rates))
+        self.show(trainer, root, run, rates)
         run.rates = ScaledRates(trainer.optimizers, run.scale, run.scales_in_group)
         return run
 
-    def _starts(self, trainer: Trainer) -> list[int | None]:
+    # What a subclass may say otherwise
+
+    def starts(self, trainer: Trainer) -> list[int | None]:
+        """The first step of each stage, None where a metric hasn't decided yet."""
         starts: list[int | None] = []
         for number, stage in enumerate(self.stages):
             if stage.at is None:
@@ -205,6 +209,34 @@ class StagedUnfreezing(Callback):
             else:
                 starts.append(first_step_at(trainer, stage.at, self.unit))
         return starts
+
+    def entries(
+        self, root: nn.Module, may_train: set[Parameter], rates: Mapping[Parameter, float]
+    ) -> list[list[StageEntry]]:
+        """What each stage trains, and at which scale.
+
+        Args:
+            root: What selectors start from.
+            may_train: The parameters that may ever train.
+            rates: The learning rate of each parameter in an optimizer; empty where there is none yet.
+        """
+        return entries_of(root, self.stages, may_train, self.layer_decay, self._may_lack)
+
+    def show(
+        self, trainer: Trainer, root: nn.Module, run: StagedRun, rates: Mapping[Parameter, float]
+    ) -> None:
+        """Show what trains when, as a fit begins."""
+        rank_zero_info(table(root, self.stages, run.starts, run.entries, rates))
+
+    def name(self, stage: int) -> str:
+        """A stage as lines and reports call it."""
+        trains = [f"{entry.selector} ×{entry.scale:g}" for entry in self._run.entries[stage] if entry.scales]
+        return ", ".join(trains)
+
+    def say(self, stage: int, step: int) -> None:
+        """Say that a stage begins, or that a resumed run is in it."""
+        what = f"stage {stage} of {len(self.stages) - 1} trains {self.name(stage)}"
+        rank_zero_info(f"StagedUnfreezing: step {step}, {what}")
 
     def _end(self) -> None:
         self._run.restore()
@@ -222,10 +254,8 @@ class StagedUnfreezing(Callback):
         hold_modes(root)
         if changed:
             rewrap_ddp(trainer, root)
-        trains = [f"{entry.selector} ×{entry.scale:g}" for entry in run.entries[stage] if entry.scales]
-        what = f"stage {stage} of {len(self.stages) - 1} trains {', '.join(trains)}"
-        rank_zero_info(f"StagedUnfreezing: step {step}, {what}")
-        record_event(trainer, "stage", ", ".join(trains))
+        self.say(stage, step)
+        record_event(trainer, "stage", self.name(stage))
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)
 
     def _watch_plateau(self, trainer: Trainer, root: LightningModule) -> None:

@@ -55,6 +55,9 @@ class ScaledRates:
         for optimizer in optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._before))
             self._hooks.append(optimizer.register_step_post_hook(self._after))
+            # A checkpoint may be saved inside a step, in the forward pass of the optimizer's closure.
+            self._hooks.append(optimizer.register_state_dict_pre_hook(self._before_saving))
+            self._hooks.append(optimizer.register_state_dict_post_hook(self._after_saving))
             scalings[optimizer] = ref(self)
 
     def groups(self, optimizer: Optimizer) -> list[Group]:
@@ -78,6 +81,14 @@ class ScaledRates:
             hook.remove()
         for optimizer in self._optimizers:
             scalings.pop(optimizer, None)
+
+    def _before_saving(self, optimizer: Optimizer) -> None:
+        if optimizer in self._split:
+            optimizer.param_groups = self.groups(optimizer)
+
+    def _after_saving(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        if optimizer in self._split:
+            optimizer.param_groups = [part for _, parts in self._split[optimizer] for part in parts]
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # If a subclass's `step` calls its parent's, the hooks are called twice, one call inside the other.

@@ -50,6 +50,14 @@ class ResumableLoader(DataLoader):
     """Samples of all ranks that the last pass handed out."""
     _resume: dict[str, Any] | None = None
     _finished: int | None = None
+    stage: str | None = None
+    """The stage of the run that it belongs to; None where there are none."""
+    stop: int | None = None
+    """How many batches the epoch has that comes next; None: all."""
+
+    def begin_at_epoch(self, epoch: int) -> None:
+        """Count epochs from here: orders of batches depend on their numbers."""
+        self._sampler.first_epoch = epoch
 
     def count_steps(self) -> None:
         """From now on only batches whose optimizer step has been made count as seen; `finish` says which."""
@@ -73,12 +81,15 @@ class ResumableLoader(DataLoader):
         sampler.begin(self.passed)
         self._start_pass(sampler.epoch, sampler.skip, sampler.passed(sampler.skip))
         for batch in super().__iter__():
+            if self._seen == self.stop:
+                return
             self._seen += 1
             self.passed = sampler.passed(self._seen)
             yield batch
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        batches = len(self._sampler)
+        return batches if self.stop is None else min(batches, self.stop)
 
     @property
     def _sampler(self) -> ResumableBatchSampler:
@@ -100,8 +111,10 @@ class ResumableLoader(DataLoader):
         """
         seen = self._seen if self._finished is None else self._finished
         state = {"epoch": self._epoch, "seen": seen, **self._sampler.settings()}
-        if "samples a step" not in state:
+        if "samples a step" not in state or self.stage is not None:
             state["batches"] = len(self)
+        if self.stage is not None:
+            state["stage"] = self.stage
         order = self._sampler.state_dict()
         if order:
             state["order"] = order
@@ -114,6 +127,12 @@ class ResumableLoader(DataLoader):
         Raises:
             UserError: The batches that were not yet seen would be others now.
         """
+        was = state.get("stage")
+        if was != self.stage and was is not None and self.stage is not None:
+            return  # The stage before this one is over, and this one begins.
+        if was != self.stage:
+            found = f"stages: found {self.stage or 'none'}, but the checkpoint is of {was or 'a run without'}"
+            raise UserError(f"{found}; resume with the stages that the run began with")
         now = self._sampler.settings()
         changed = changes(state, now)
         if changed and state["seen"] < _batches(state):

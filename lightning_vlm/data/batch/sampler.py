@@ -50,6 +50,8 @@ class ResumableBatchSampler(DistributedSampler):
         self.batch_size = batch_size
         self.skip = 0
         """How many batches a pass leaves out at its beginning: those that a resumed run has seen."""
+        self.first_epoch = 0
+        """From which epoch of the run on its own are counted."""
         self.times = 0
         """Into how many stretches of an epoch the data changes; 0 is for data that doesn't."""
 
@@ -57,6 +59,10 @@ class ResumableBatchSampler(DistributedSampler):
     def global_batch_size(self) -> int:
         """Samples in the batches of all ranks together."""
         return self.batch_size * self.num_replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the run that comes next."""
+        super().set_epoch(epoch - self.first_epoch)
 
     def __len__(self) -> int:
         return -(-self.size // self.global_batch_size)
