@@ -91,7 +91,8 @@ class VLMCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """As Lightning's; then the data module learns of its stages."""
         super().instantiate_classes()
-        use_stages(self.config_init[self.subcommand], self.model, self.datamodule, self.subcommand)
+        command = str(self.subcommand)
+        use_stages(self.config_init[command], self.model, self.datamodule, command)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, after a check of the classes that the command line names."""
@@ -113,6 +114,9 @@ class VLMCLI(LightningCLI):
         checkpoint = self.config[self.subcommand].get("ckpt_path")
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint), to_resume=self.subcommand == "fit")
+        config = self.config[self.subcommand]
+        if config.stages and config.trainer.max_epochs is None:
+            config.trainer.max_epochs = -1  # the stages say how long the run is
         if self.subcommand == "plan":
             self._whole = deepcopy(self.config.plan)
         if self.subcommand in ("lint", "preview", "plan"):
