@@ -80,7 +80,7 @@ class VLMDataModule(LightningDataModule):
         answer_tokens: Tokens of `max_length` that are kept for the answer: of a prompt that leaves fewer, the
             earliest rounds without pictures are left out. None keeps none. Training never cuts an answer.
         negatives: Whether training also asks for what isn't there, or how, as keys of a `Negatives`.
-        system_prompts: Task -> what the model is told before conversations that have no system turn, such as
+        system_prompts: Task -> what the model reads before conversations that have no system turn, such as
             `{ocr: Read all text., default: Be brief.}`; `default` is for all other tasks.
         skip: A list of rows that are left out, as `lightning-vlm lint --fix skip` writes it.
 

@@ -1,4 +1,4 @@
-"""System prompts per task: what the model is told before conversations that bring no system turn."""
+"""System prompts per task: what the model reads before conversations that bring no system turn."""
 
 import io
 import json
@@ -115,11 +115,11 @@ class WithSystemPrompts(Conversations):
 
     Args:
         of: The source.
-        prompts: Task -> what the model is told; `default` is for all other tasks.
+        prompts: Task -> what the model reads first; `default` is for all other tasks.
 
     >>> from lightning_vlm.data.drawn import Drawn
     >>> source = WithSystemPrompts(Drawn(size=2), {"default": "Answer in one word."})
-    >>> source[0].messages[0].role, source[0].messages[0].parts[0].text
+    >>> source[1].messages[0].role, source[1].messages[0].parts[0].text
     ('system', 'Answer in one word.')
     """
 

@@ -1,4 +1,4 @@
-"""What a model is told before conversations that bring no system turn."""
+"""What a model reads before conversations that bring no system turn."""
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ def test_each_task_has_its_own_and_a_system_turn_of_its_own_stays(processor_of):
     given = VLMDataModule(train=source, predict=source, system_prompts=PROMPTS)
     given.processor = processor_of("qwen2_vl")
     for split in ("train", "predict"):
-        told = [one.messages[0].parts[0].text for one in given.samples(split)]
-        assert told == ["Be brief.", "Read all text.", "Be long."]
+        read = [one.messages[0].parts[0].text for one in given.samples(split)]
+        assert read == ["Be brief.", "Read all text.", "Be long."]
     by_hand = OfList([talk(("system", "Be brief."), *asked)])
     renderer = given.renderer
     example, expected = renderer.example(given.samples("train")[0]), renderer.example(by_hand[0])

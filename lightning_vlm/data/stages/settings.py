@@ -77,7 +77,7 @@ class DataStage:
 
 
 def check_names(stages: Sequence[DataStage]) -> None:
-    """Check that stages can be told apart.
+    """Check that each stage has a name of its own.
 
     Raises:
         UserError: There are none, or two have one name.
