@@ -175,8 +175,7 @@ class VLMDataModule(LightningDataModule):
     @property
     def renderer(self) -> Renderer:
         """What turns conversations into tokens here."""
-        processor = self._processor()
-        if processor is None:
+        if (processor := self._processor()) is None:
             raise UserError("VLMDataModule has no processor; run it with a VLMModule or give it one")
         if self._renderer is None or self._renderer.processor is not processor:  # run with another module
             self.pixels.apply(processor)
@@ -273,8 +272,7 @@ class VLMDataModule(LightningDataModule):
 
     def end_step(self, sums: Tensor, counts: Tensor, batch_idx: int) -> None:
         """Receive the losses of each task after an optimizer step; see `TrainingDraws`."""
-        if self.stages is not None:
-            sums, counts = self.stages.of_stage(sums), self.stages.of_stage(counts)
+        sums, counts = (self.stages.of_stage(one) if self.stages else one for one in (sums, counts))
         self._draws.end_step(self.trainer, sums, counts, batch_idx)
 
     def teardown(self, stage: str) -> None:
