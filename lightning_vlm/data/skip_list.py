@@ -42,7 +42,6 @@ class SkipList:
     def __init__(self, path: str, files: Sequence[ListedFile]) -> None:
         self.path = path
         self.files = files
-        self._met: set[str] = set()
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> "SkipList":
@@ -70,7 +69,6 @@ class SkipList:
         """
         for file in self.files:
             if file.fingerprint == fingerprint:
-                self._met.add(fingerprint)
                 return file.rows
         for file in self.files:
             if os.path.basename(file.name) == os.path.basename(name):
@@ -81,14 +79,18 @@ class SkipList:
                 )
         return ()
 
-    def check(self, split: str) -> None:
-        """Raise if the list has files of a split that is opened now, and none of them was met.
+    def check(self, split: str, fingerprints: Collection[str]) -> None:
+        """Raise if the list has files of a split, and the data of that split is none of them.
+
+        Args:
+            split: Which is opened.
+            fingerprints: Of the files of its data.
 
         Raises:
             UserError: So it is.
         """
         listed = [file for file in self.files if file.split == split]
-        if listed and not any(file.fingerprint in self._met for file in listed):
+        if listed and not any(file.fingerprint in fingerprints for file in listed):
             raise UserError(
                 f"data.skip: {self.path} was made for {listed[0].name}, which isn't data.{split} here; "
                 "expected a list of this data: run lightning-vlm lint --fix skip again"

@@ -96,7 +96,7 @@ class Splits:
         else:
             source = given if skip is None else without_listed(given, skip)
         if skip is not None:
-            skip.check(split)
+            skip.check(split, [file.fingerprint() for file in source.files() if isinstance(file, Source)])
         return WithSystemPrompts(source, self._prompts) if self._prompts else source
 
     def _hold_out(self) -> None:

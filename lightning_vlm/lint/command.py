@@ -5,7 +5,6 @@ from typing import Any
 from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.data.read.source import COLLECT
 from lightning_vlm.errors import UserError
 from lightning_vlm.lint import page, terminal
 from lightning_vlm.lint.files import How, fix, write_json
@@ -23,7 +22,7 @@ def collect_faults(data: Any) -> None:
     for split in SPLITS:
         options = getattr(data[split], "init_args", None)
         if options is not None and "on_bad_sample" in options:
-            options.on_bad_sample = COLLECT
+            options.on_bad_sample = "skip"
 
 
 def run(

@@ -89,10 +89,14 @@ def alike(looks: Looks) -> np.ndarray:
             if not len(first):
                 break
             one, other = order[first], order[first + shift]
+            apart = roots[one] != roots[other]
+            one, other = one[apart], other[apart]
             near = _near(looks, one, other)
             for left, right in zip(one[near].tolist(), other[near].tolist(), strict=True):
                 _join(roots, left, right)
-    return np.array([_root(roots, place) for place in range(number)], np.int64)
+            if near.any():
+                roots = _flat(roots)
+    return roots
 
 
 def hash_of(*contents: bytes) -> int:
@@ -109,6 +113,13 @@ def _near(looks: Looks, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     colours = looks.colours[one[near]].astype(np.int16) - looks.colours[other[near]]
     near[near] = np.abs(colours).max(1) <= LARGEST_STEP
     return near
+
+
+def _flat(roots: np.ndarray) -> np.ndarray:
+    """The same groups, where each picture knows the first of its group at once."""
+    while not np.array_equal(roots[roots], roots):
+        roots = roots[roots]
+    return roots
 
 
 def _root(roots: np.ndarray, place: int) -> int:

@@ -20,7 +20,7 @@ _LONGEST = 300
 
 def show(report: Report, console: Console) -> None:
     """Print the counts by kind, then the first few of each, and last the verdict, which stays in view."""
-    console.print(Text(describe(report)), soft_wrap=True)
+    console.print(Text(describe(report)))
     if report.findings:
         console.print(_counts(report))
         for kind, findings in report.by_kind().items():
@@ -28,7 +28,7 @@ def show(report: Report, console: Console) -> None:
                 console.print(Padding(line, (0, 0, 0, 0 if line.plain.startswith(kind) else 2)))
             console.print()
     for said in tasks(report):
-        console.print(Text(said), soft_wrap=True)
+        console.print(Text(said))
     console.print(Text(f"lint: {report.verdict()}", f"bold {_style(report)}"))
 
 
