@@ -25,7 +25,7 @@ def show(report: Report, console: Console) -> None:
         console.print(_counts(report))
         for kind, findings in report.by_kind().items():
             for line in _of_kind(kind, findings):
-                console.print(Padding(line, (0, 0, 0, 0 if line.plain.startswith(kind) else 2)))
+                console.print(Padding(line, (0, 0, 0, 0 if line.plain.startswith(kind) else 2), expand=False))
             console.print()
     for said in tasks(report):
         console.print(Text(said))

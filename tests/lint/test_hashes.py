@@ -23,8 +23,8 @@ from tests.lint.planted import picture
 
 
 def as_published(image, size=8, columns=False):
-    """`imagehash.dhash` and `dhash_vertical`, as version 4.3 defines them: whether a pixel is brighter than its
-    neighbour at the left (above), on a grey picture one column (row) larger than the hash."""
+    """`imagehash.dhash` and `dhash_vertical` of version 4.3: whether a pixel is brighter than its neighbour
+    at the left (above), on a grey picture one column (row) larger than the hash."""
     shape = (size, size + 1) if columns else (size + 1, size)
     grey = image.convert("L").resize(shape, PIL.Image.Resampling.LANCZOS)
     right, down = (0, 1) if columns else (1, 0)
