@@ -1,4 +1,4 @@
-"""`lightning-vlm chat`: ask a model by its name."""
+"""`lightning-vlm chat`: ask a model by its name, in the terminal or on a page."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from lightning_vlm.parser import Parser
 _EXAMPLE = """\
 examples:
   lightning-vlm chat runs/version_0/checkpoints/best.ckpt --base
-  lightning-vlm chat exported
+  lightning-vlm chat exported --web
   echo "cat.jpg What is this?" | lightning-vlm chat Qwen/Qwen2-VL-2B-Instruct
 """
 
@@ -30,6 +30,10 @@ def run(words: Sequence[str]) -> None:
     if given.model is None:
         raise UserError("chat: found no MODEL; write lightning-vlm chat CHECKPOINT, or drawn-vlm to try it")
     generation = _generation(given)
+    if given.web:
+        from lightning_vlm.chat.web import require_gradio
+
+        require_gradio()
     console = Console()
     from lightning_vlm.chat.opened import Where, open_base, open_model
     from lightning_vlm.chat.session import Session, Voice
@@ -44,6 +48,11 @@ def run(words: Sequence[str]) -> None:
             other = open_base(opened, where)
             voices.append(Voice("base", other, as_base=other is opened))
     session = Session(voices, generation, _system_prompt(given, opened.system_prompts))
+    if given.web:
+        from lightning_vlm.chat.web import serve
+
+        serve(session, opened.title, given.host, given.port)
+        return
     from lightning_vlm.chat.terminal import Terminal
 
     is_live = sys.stdin.isatty()
@@ -81,7 +90,7 @@ def parser() -> Parser:
 
     options = Parser(
         prog="lightning-vlm chat",
-        description="Ask a model about pictures.",
+        description="Ask a model about pictures, in the terminal or on a page.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,6 +106,9 @@ def parser() -> Parser:
     add("--task", metavar="TASK", help="The system prompt that training had for this task.")
     add("--max_new_tokens", "--max-new-tokens", type=int, default=256, metavar="N", help="Of an answer.")
     add("--temperature", type=float, default=0.0, metavar="T", help="0: the likeliest words; above: drawn.")
+    add("--web", action="store_true", help="A page in the browser; pip install 'lightning-vlm[web]'.")
+    add("--host", default="127.0.0.1", help="Of the page; 0.0.0.0 lets others in, without a password.")
+    add("--port", type=int, default=7860, help="Of the page.")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, mps, ...")
     add("--trust_remote_code", action="store_true", help="Run Python code that comes with the model.")
     add("--family", metavar="CLASS", help="As model.family in the config that it was trained with.")

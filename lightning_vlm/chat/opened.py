@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -85,6 +86,8 @@ class OpenedModel:
         self.mask_head = mask_head
         self.switch = switch
         self.base = base
+        self.lock = threading.Lock()
+        """Held while it answers: it may be its base model meanwhile."""
         self.device: torch.device = trainer.strategy.root_device
         model.to(self.device).eval()  # type: ignore[arg-type]
         trainer.precision_plugin.convert_module(model)

@@ -156,7 +156,7 @@ def _generate(opened: OpenedModel, prompt: Example, generation: dict[str, Any], 
     batch = opened.trainer.precision_plugin.convert_input(batch)
     prompts = {name: value.to(opened.device) for name, value in batch.prompts.items()}
     batch = batch._replace(prompts=prompts)
-    with opened.computing():
+    with opened.lock, opened.computing():
         if not as_base:
             (made,) = generate_answers(opened.model, opened.processor, batch, generation, opened.mask_head)
             return made

@@ -27,7 +27,7 @@ COMMANDS = {
         "write a trained model as a folder that transformers or PEFT load, and prove it",
         "lightning_vlm.export.command",
     ),
-    "chat": Command("ask a model about pictures", "lightning_vlm.chat.command"),
+    "chat": Command("ask a model about pictures, in the terminal or on a page", "lightning_vlm.chat.command"),
     "compare": Command(
         "score models, checkpoints or answers side by side, with what chance could have done",
         "lightning_vlm.compare.command",
