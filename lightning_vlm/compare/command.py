@@ -46,6 +46,10 @@ def run(words: Sequence[str]) -> None:
     if given.quantized is not None:
         Quantization(given.quantized)  # refuses an unknown method
     _check_can_write(given)
+    if given.data and not given.models and not given.ckpt_path:
+        raise UserError(
+            "compare: found no model before --data; write lightning-vlm compare MODEL ... --data FILE"
+        )
     entrants = read_entrants([*(given.models or ()), *(given.ckpt_path or ())], given.quantized)
     settings = _settings(given, entrants)
     choice = ScoreChoice(settings.scores)
