@@ -61,8 +61,8 @@ _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
 class VLMCLI(LightningCLI):
     """LightningCLI, but the command line wins over what a checkpoint says, and `fit` can report.
 
-    With `--report true`, `fit` scores the test data before and after training, and ends with a table and a
-    picture of predictions.
+    With `--report true`, `fit` scores the test data, or else the validation data, before and after training,
+    and ends with a table and a picture of predictions.
     """
 
     @staticmethod
@@ -83,7 +83,8 @@ class VLMCLI(LightningCLI):
             "--report",
             type=bool,
             default=False,
-            help="Score the test data before and after training; end with a table and a picture.",
+            help="Score the test data (or, without any, the validation data) before and after training; end "
+            "with a table and a picture.",
         )
 
         add_stages(parser)
@@ -159,6 +160,8 @@ class VLMCLI(LightningCLI):
             for callback in callbacks:
                 if isinstance(callback, ThroughputMonitor):
                     callback.print_summary = False  # the summary at the end has it
+                elif isinstance(callback, RunReport):
+                    callback.announce = False  # likewise
             if checkpoint:
                 resume_run(trainer, checkpoint)
         return trainer
@@ -186,6 +189,8 @@ class VLMCLI(LightningCLI):
                     warnings.filterwarnings("error", message=".*there is no last checkpoint available")
                 super()._run_subcommand(subcommand)
         except SystemExit as error:
+            if summary := getattr(self, "summary", None):
+                summary.show_so_far(self.trainer)
             raise interruption(error, self.trainer) or error from None
 
     def before_fit(self) -> None:

@@ -136,7 +136,7 @@ def test_fit_validate_test_predict_and_fit_again(project, capsys):
     # What it says to type next is right.
     commands = [shlex.split(line) for line in shown.replace("\\\n", "").splitlines()]
     commands = [words[1:] for words in commands if words[:1] == ["lightning-vlm"]]
-    assert [words[0] for words in commands] == ["validate", "test", "predict", "export"]
+    assert [words[0] for words in commands] == ["validate", "test", "predict", "compare", "export"]
     scores = {}
     for words in commands[:-1]:
         assert main(words) == 0
@@ -334,6 +334,24 @@ def test_report(project, capsys):
         assert word in shown
     (picture,) = Path("runs").rglob("predictions.png")
     assert PIL.Image.open(picture).size[0] > 300
+    assert re.search(r"^report +scoring 6 samples of data.test took \d+ s, and will", shown, re.MULTILINE)
+
+
+def test_a_report_without_test_data_is_of_the_validation_data(project, capsys):
+    config = yaml.safe_load(Path("config.yaml").read_text())
+    del config["data"]["test"]
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert command("fit", "--report", "true", "--trainer.log_every_n_steps", "1") == 0
+    found = capsys.readouterr()
+    assert "scoring 6 samples of data.val (there is no data.test) took" in found.out
+    before, after = re.findall(r"^│ (?:before|after) .*", found.out, re.MULTILINE)
+    assert before.split("│")[-2] != after.split("│")[-2]  # the loss
+    assert len(list(Path("runs").rglob("predictions.png"))) == 1
+    assert (found.out + found.err).count("report.html") == 1
+    del config["data"]["val"]
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert command("fit", "--report", "true") == 2
+    assert "a report needs data to score; set data.test, or data.val" in capsys.readouterr().err
 
 
 def test_the_summary_has_the_throughput(project, capsys):

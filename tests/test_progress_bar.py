@@ -1,5 +1,7 @@
 """The progress bar of the command counts the batches that come."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -73,3 +75,34 @@ def fit(folder, window, steps, ckpt_path=None, **options):
     )
     trainer.fit(Line(), DataLoader(torch.ones(8, 1), batch_size=1), ckpt_path=ckpt_path)
     return seen.shown
+
+
+class Left(Callback):
+    """Keeps when the bar says that the run will be over, after each batch."""
+
+    def __init__(self):
+        self.shown = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.shown.append(trainer.progress_bar_callback.get_metrics(trainer, pl_module).get("left"))
+
+
+@pytest.mark.parametrize(("epochs", "known"), [(1, 0), (2, 15)])
+def test_a_run_of_several_epochs_shows_when_it_is_over(tmp_path, epochs, known):
+    left = Left()
+    line = Line()
+    line.steps = SimpleNamespace(total=8 * epochs)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=epochs,
+        callbacks=[ProgressBar(), left],
+        logger=False,
+        accelerator="cpu",
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(line, DataLoader(torch.ones(8, 1)))
+    times = [one for one in left.shown if one is not None]
+    assert len(times) == known  # not before two steps can be compared
+    assert set(times) <= {"0:00:00", "0:00:01", "0:00:02"}
+    assert times[-1:] == ["0:00:00"] * bool(known)

@@ -1,6 +1,7 @@
-"""What a run achieved: the test scores before and after, as a table and a picture."""
+"""What a run achieved: scores of the test data before and after, as a table and a picture."""
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,18 +47,26 @@ RED = (190, 0, 0)
 class ScoreReport:
     """Scores the test data before and after training, and shows both beside blind baselines.
 
+    Without test data, it is the validation data that are scored.
+
     Args:
         trainer: The trainer in whose run folder the picture is saved.
         module: The module; it must generate.
-        data: The data; it must have test data.
+        data: The data; it must have test or validation data.
 
     Raises:
-        UserError: The module doesn't generate.
+        UserError: The module doesn't generate, or there is nothing to score.
     """
 
     def __init__(self, trainer: Trainer, module: "VLMModule", data: VLMDataModule) -> None:
         if module.generation is None:
             raise UserError("a report needs answers; set model.generation, such as {max_new_tokens: 32}")
+        self.split = next((split for split in ("test", "val") if data.given[split] is not None), "")
+        """Which data are scored."""
+        if not self.split:
+            raise UserError(
+                "a report needs data to score; set data.test, or data.val, such as 10% of the training data"
+            )
         self.trainer = trainer
         self.module = module
         self.data = data
@@ -65,8 +74,14 @@ class ScoreReport:
         self._answers: list[Prediction] = []
 
     def before(self) -> None:
-        """Score the model as it is."""
+        """Score the model as it is, and say what it costs."""
+        start = time.monotonic()
         self._scores = self._test()
+        size = len(self.data.samples(self.split))
+        instead = "" if self.split == "test" else " (there is no data.test)"
+        if self.trainer.is_global_zero:
+            took = f"took {time.monotonic() - start:,.0f} s, and will again after training"
+            print_line("report", f"scoring {size:,} samples of data.{self.split}{instead} {took}")
         self._answers = list(self.module.predictions)
 
     def after(self) -> None:
@@ -76,21 +91,23 @@ class ScoreReport:
         if not self.trainer.is_global_zero:
             return
         path = folder / "predictions.png"
-        draw_predictions(path, self.data.samples("test"), self._answers, self.module.predictions)
+        draw_predictions(path, self.data.samples(self.split), self._answers, self.module.predictions)
         send_picture(self.trainer, path)
         say(self._table(scores))
         print_line("picture", short_path(path))
 
     def _test(self) -> dict[str, float]:
-        scores = self.trainer.test(self.module, self.data, verbose=False)[0]
-        return {name.removeprefix("test/"): value for name, value in scores.items()}
+        run = self.trainer.test if self.split == "test" else self.trainer.validate
+        scores = run(self.module, datamodule=self.data, verbose=False)[0]
+        return {name.removeprefix(f"{self.split}/"): value for name, value in scores.items()}
 
     def _table(self, after: dict[str, float]) -> Table:
-        size = len(self.data.samples("test"))
+        size = len(self.data.samples(self.split))
+        name = "Test" if self.split == "test" else "Validation"
         columns = sorted(filter(is_score, after), key=place_of)
         if "loss" in after:
             columns.append("loss")
-        table = Table(title=f"Test: {size:,} samples", title_justify="left")
+        table = Table(title=f"{name}: {size:,} samples", title_justify="left")
         table.add_column("")
         for column in columns:
             table.add_column(heading(column), justify="right")
@@ -104,7 +121,7 @@ class ScoreReport:
 
     def _baselines(self) -> dict[str, float]:
         try:
-            return blind_baselines(self.data.source("train"), self.data.source("test"))
+            return blind_baselines(self.data.source("train"), self.data.source(self.split))
         except UserError:  # there are no baselines for conversations of several rounds
             return {}
 

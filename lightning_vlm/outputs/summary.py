@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_vlm_callbacks.runs import run_folder
 from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -32,6 +33,7 @@ class FitSummary(Callback):
         self.module, self.data = module, data
         self._made = self._start = time.time()
         self._seconds = 0.0
+        self._folder: Path | None = None
         self._first_step = 0
         self._scores: dict[str, float] = {}
 
@@ -39,6 +41,14 @@ class FitSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.time()
         self._first_step = trainer.global_step
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._folder = run_folder(trainer)  # now, as ranks may be gone after an interruption
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,15 +68,18 @@ class FitSummary(Callback):
         table = score_table("Last validation", self._scores, "val")
         if table is not None:
             say(table)
-        self._show_speed(trainer)
+        if self._seconds:
+            self._show_speed(trainer)
+        else:
+            print_line("training", f"none; the run was over at step {trainer.global_step:,}")
         checkpoints = checkpoints_of(trainer)
         lines = [self._checkpoint_line(path, note) for path, note in checkpoints.items()]
         print_lines("checkpoint", lines or ["none was written"])
         print_lines("log", logs_of(trainer, folder))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.loggers and 0 < trainer.global_step < every:
-            steps = f"{trainer.global_step} steps are fewer than trainer.log_every_n_steps {every}"
-            print_line("", f"(it has no training loss: {steps})")
+            few = "1 step is less" if trainer.global_step == 1 else f"{trainer.global_step} steps are fewer"
+            print_line("", f"(it has no training loss: {few} than trainer.log_every_n_steps {every})")
         config = config_file(folder, bool(trainer.loggers), "fit")
         if config is not None and not config.exists():
             config = None
@@ -78,10 +91,15 @@ class FitSummary(Callback):
             for command in self._next_commands(config, self._checkpoint_to_use(checkpoints)):
                 print_text(command)
 
-    def _show_speed(self, trainer: Trainer) -> None:
-        if not self._seconds:
-            print_line("training", f"none; the run was over at step {trainer.global_step:,}")
+    def show_so_far(self, trainer: Trainer) -> None:
+        """Print what there is of a fit that was interrupted, on rank zero; its error names the checkpoint."""
+        if self._folder is None or not self._seconds or not trainer.is_global_zero:
             return
+        self._show_speed(trainer)
+        print_lines("log", logs_of(trainer, self._folder))
+        print_lines("report", map(short_path, _pages_of(trainer)))
+
+    def _show_speed(self, trainer: Trainer) -> None:
         made = trainer.global_step - self._first_step
         steps = f"{self._seconds:,.0f} s, {made:,} {'step' if made == 1 else 'steps'}"
         measured = throughput_of(trainer)
@@ -116,6 +134,10 @@ class FitSummary(Callback):
                 yield f"lightning-vlm {command} {both}"
         questions = " \\\n    --data.predict QUESTIONS.jsonl" if self.data.given["predict"] is None else ""
         yield f"lightning-vlm predict {both}{questions}"
+        sets = [split for split in ("val", "test") if self.data.given[split] is not None]
+        if sets:
+            on = "" if sets[0] == "val" else " --data test"
+            yield f"lightning-vlm compare {shlex.quote(short_path(checkpoint))}{on}"
         yield f"lightning-vlm export {saved} \\\n    --out DIR"
 
 

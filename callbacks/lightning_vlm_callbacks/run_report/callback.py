@@ -77,6 +77,8 @@ class RunReport(Callback):
         self.dirpath = dirpath
         self.page: Path | None = None
         """The page of the last fit, from its end on; None if there was nothing to draw."""
+        self.announce = True
+        """Whether to say where the page is; the command's summary does it for itself."""
         self._run: str | None = None
         """What names the run in its record. It stays the same when the run is resumed."""
         self._file: Path | None = None
@@ -189,7 +191,7 @@ class RunReport(Callback):
         if self._record is not None:
             self._record.close()
             self._record = None
-            files = draw_report(self._folder / FILE)
+            files = draw_report(self._folder / FILE, announce=self.announce)
             self.page = files[0] if files else None
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

@@ -16,13 +16,14 @@ PAGE = "report.html"
 PICTURES = "report"
 
 
-def draw_report(record: Path) -> list[Path]:
+def draw_report(record: Path, *, announce: bool = True) -> list[Path]:
     """Draw the page beside a record, and the pictures in a folder beside it.
 
     A report that can't be drawn or written is no reason for a run to fail: it is a warning.
 
     Args:
         record: The file of the run that was recorded last.
+        announce: Whether to say where the page is.
 
     Returns:
         The page and the pictures; nothing if there was nothing to draw.
@@ -38,7 +39,8 @@ def draw_report(record: Path) -> list[Path]:
     except Exception as error:
         rank_zero_warn(f"RunReport: the report of {record} can't be drawn: {type(error).__name__}: {error}")
         return []
-    rank_zero_info(f"RunReport: {page}")
+    if announce:
+        rank_zero_info(f"RunReport: {page}")
     return [page, *pictures]
 
 

@@ -67,7 +67,7 @@ def check_context(
     False
     >>> [found] = check_context([SampleSize(700, 300)], None, 4096)
     >>> found.is_fine, found.text
-    (True, 'up to 700 of 4,096 tokens, 300 of them of pictures, in 1 sample')
+    (True, 'up to 700 of 4,096 tokens, 300 of pictures, in 1 sample')
     """
     if not sizes:
         return
@@ -95,7 +95,7 @@ def check_context(
         of = f" of {limit:,}" if limit else ""
         some = f"{len(sizes)} sample{'s' if len(sizes) > 1 else ''}"
         cut = sum(size.tokens > max_length for size in sizes) if max_length else 0
-        shown = f"up to {longest.tokens:,}{of} tokens, {longest.of_pictures:,} of them of pictures, in {some}"
+        shown = f"up to {longest.tokens:,}{of} tokens, {longest.of_pictures:,} of pictures, in {some}"
         if cut:
             shown = f"data.max_length {max_length:,} cuts {cut} of {some}, of up to {longest.tokens:,} tokens"
         yield Found("context", shown, is_fine=2 * cut <= len(sizes))

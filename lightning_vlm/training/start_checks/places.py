@@ -59,17 +59,20 @@ def check_folders(trainer: Trainer, checkpoint: int | None) -> Iterator[Found]:
         least = min(least or (free, folder), (free, folder))
     if not folders or least is None:
         return
-    names = ["the current folder" if folder == Path.cwd() else short_path(folder) for folder in folders]
-    yield Found("folder", f"{', '.join(names)} can be written")
+    yield Found("folder", f"{', '.join(map(_name, folders))} can be written")
     if checkpoint is None:
         return
     free, folder = least
-    room = f"{size(free)} are free in {short_path(folder)}, a checkpoint has about {size(checkpoint)}"
+    room = f"{size(free)} are free in {_name(folder)}, a checkpoint has about {size(checkpoint)}"
     if free < checkpoint:
         raise UserError(
             f"trainer: {room}; free some space, or change the logger's save_dir or trainer.default_root_dir"
         )
     yield Found("disk", room, is_fine=free >= CHECKPOINTS * checkpoint)
+
+
+def _name(folder: Path) -> str:
+    return "the current folder" if folder == Path.cwd() else short_path(folder)
 
 
 def size(count: float) -> str:
