@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
 from lightning_vlm.callbacks.answer_writer import SHOWN, AnswerWriter
+from lightning_vlm.callbacks.kept_answers import sampled
 from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.data.asked import ask
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -40,6 +41,8 @@ class VLMTrainer(Trainer):
         show: int = SHOWN,
         prompt: str | None = None,
         resume: bool = True,
+        num: int | None = None,
+        keep: str | None = None,
     ) -> list[Any] | None:
         """Answer the prompts of the prediction data, and write the answers to a file as they come.
 
@@ -54,6 +57,10 @@ class VLMTrainer(Trainer):
                 they go by themselves if `data.predict` is `-`, standard input.
             show: How many answers to print at the end.
             resume: Go on where the same command was stopped; false begins again.
+            num: Draw so many answers to each prompt, at a temperature of 1 unless `model.generation` sets
+                another; all are `candidates` of the best.
+            keep: Which answers become training data in kept.jsonl, such as 'score >= 0.9': a score of
+                `model.scores`, or `score` for the first that applies; several joined by `and`.
             prompt: The question about each picture, where `data.predict` is a picture or a folder of them.
 
         Raises:
@@ -61,10 +68,12 @@ class VLMTrainer(Trainer):
         """
         if isinstance(datamodule, VLMDataModule):
             ask(datamodule, prompt, self.world_size)
+        if num is not None and isinstance(model, VLMModule):
+            model.generation = sampled(model.generation, num)
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
-            callbacks.append(AnswerWriter(out, show, resume))
-        elif out is not None:
+            callbacks.append(AnswerWriter(out, show, resume, keep))
+        elif out is not None or keep is not None:
             raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
 

@@ -21,6 +21,7 @@ class End(NamedTuple):
         first: The first of them, as their lines say.
         skipped: The errors of what was skipped.
         scores: Of all answers, and for each task.
+        kept: What was kept to train on, in lines.
     """
 
     where: str
@@ -28,6 +29,7 @@ class End(NamedTuple):
     first: Sequence[dict[str, Any]]
     skipped: Sequence[str]
     scores: dict[str, float]
+    kept: Sequence[str] = ()
 
 
 def print_end(end: End) -> None:
@@ -45,6 +47,7 @@ def print_end(end: End) -> None:
         if table is not None:
             say(table)
     print_lines("skipped", wrapped(_first(end.skipped)))
+    print_lines("kept", wrapped(end.kept))
     more = f"; {len(end.skipped):,} skipped" if end.skipped else ""
     print_line("answers", f"{end.answers:,} {end.where}{more}")
 

@@ -1,17 +1,27 @@
 """Where the answers of `predict` go: a file, and the first few to the terminal."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_vlm_callbacks.runs import run_folder
 from typing_extensions import override
 
+from lightning_vlm.callbacks.answer_data import (
+    choice_of,
+    gathered,
+    kept_answers,
+    loaders,
+    may_go_on,
+    refuse_own_data,
+    shown,
+    skipped_by_reader,
+    stream_of,
+)
 from lightning_vlm.callbacks.answer_facts import facts_of
 from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.callbacks.answer_progress import Step
@@ -19,10 +29,11 @@ from lightning_vlm.callbacks.answer_rows import answer_row
 from lightning_vlm.callbacks.answer_store import AnswerStore, Unfinished, unfinished_beside
 from lightning_vlm.callbacks.answer_stream import STDOUT, AnswerStream, aligned
 from lightning_vlm.callbacks.answer_summary import End, print_end
+from lightning_vlm.callbacks.kept_answers import NAME as KEPT
+from lightning_vlm.callbacks.kept_answers import KeptAnswers, holds_conversations, total
 from lightning_vlm.data.batch.collate import Batch
-from lightning_vlm.data.batch.loader import ResumableLoader
-from lightning_vlm.data.read.stream import Stream
 from lightning_vlm.errors import UserError
+from lightning_vlm.metrics.keep_rule import KeepRule
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.scores import Scores
@@ -51,6 +62,8 @@ class AnswerWriter(Callback):
         show: How many answers to print at the end.
         resume: Go on where the same run was stopped: the same questions, model and settings, by files that
             lie beside the answers. Then `predict` doesn't return the answers from before.
+        keep: Which answers become training data, in `kept.jsonl` beside the file, such as `score >= 0.9`; see
+            `KeepRule`. Of several answers to a prompt each is judged, and of equal ones one is kept.
 
     Raises:
         UserError: The file can't be written, something that holds no answers has its name, or the module
@@ -63,10 +76,14 @@ class AnswerWriter(Callback):
         trainer.predict(VLMModule("drawn-vlm"), data, return_predictions=False)
     """
 
-    def __init__(self, out: str | None = None, show: int = SHOWN, resume: bool = False) -> None:
+    def __init__(
+        self, out: str | None = None, show: int = SHOWN, resume: bool = False, keep: str | None = None
+    ) -> None:
         if show < 0:
             raise UserError(f"show: found {show}; expected at least 0")
         self.out, self.show, self.resume = out, show, resume
+        self._rule = None if keep is None else KeepRule(keep)
+        self._kept: KeptAnswers | None = None
         self._store: AnswerStore | None = None
         self._scores = Scores()
         self._choice = ScoreChoice()
@@ -82,19 +99,21 @@ class AnswerWriter(Callback):
         if stage != TrainerFn.PREDICTING:
             return
         folder = run_folder(trainer)  # all ranks must call this
-        streams = _stream_of(trainer) is not None
+        streams = stream_of(trainer) is not None
         path = Path(self.out).expanduser() if self.out else STDOUT if streams else folder / NAME
-        self._choice = _choice_of(pl_module)
+        self._choice = choice_of(pl_module)
         self._store = self._store_at(Path(path), trainer)
         self._store.keeps_progress &= not streams
         for file in self._store.files:
             file.check()
-        _refuse_own_data(Path(path), trainer)
+        refuse_own_data(Path(path), trainer)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._store is not None
         self._scores = Scores(self._choice)
+        if self._rule is not None:
+            self._kept = kept_answers(self._rule, self._choice, trainer, pl_module)
         self._draws = bool((getattr(pl_module, "generation", None) or {}).get("do_sample"))
         self._seed = torch.initial_seed()
         facts = {}
@@ -110,13 +129,13 @@ class AnswerWriter(Callback):
         self._before = len(self._store.steps)
         for step in self._store.steps:
             self._scores.add(step.sums)
-        counts = _gathered(trainer, sum(self._store.answers.lengths))
+        counts = gathered(trainer, sum(self._store.answers.lengths))
         if self._goes_on:
-            for loader in _loaders(trainer):
+            for loader in loaders(trainer):
                 loader.load_state_dict({**loader.state_dict(), "seen": self._before})
         if trainer.is_global_zero:
             behind = f", behind the {sum(counts):,} that an earlier run left" if self._goes_on else ""
-            print_line("answers", f"go {_shown(self._store.answers.path, 'to')} as they come{behind}")
+            print_line("answers", f"go {shown(self._store.answers.path, 'to')} as they come{behind}")
 
     @override
     def on_predict_batch_start(
@@ -154,11 +173,18 @@ class AnswerWriter(Callback):
         places, skipped = ((), ()) if not isinstance(batch, Batch) else (batch.places, batch.skipped)
         step = Step((), (), tuple(places), tuple(map(str, skipped)), scores.state())
         self._scores.add(step.sums)
-        rows: Sequence[Mapping[str, Any]] = [answer_row(answer, self._choice) for answer in answers]
-        stream = _stream_of(trainer)
+        rows: list[Mapping[str, Any]] = [answer_row(answer, self._choice) for answer in answers]
+        stream = stream_of(trainer)
         if stream is not None:
             rows = aligned(rows, places, skipped, stream.ids)
-        self._store.write([rows], step)
+        if self._kept is None:
+            self._store.write([rows], step)
+            return
+        readers = batch.readers or [None] * len(answers)
+        kept = [self._kept.of(*one) for one in zip(answers, places, readers, strict=True)]
+        rows = [one.marked(row) for one, row in zip(kept, rows, strict=True)]
+        step = step._replace(counts=total([one.counts for one in kept]))
+        self._store.write([rows, [row for one in kept for row in one.rows]], step)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -173,17 +199,22 @@ class AnswerWriter(Callback):
             )
         scores = self._scores.compute()  # all ranks must call this
         skipped = [error for step in store.steps for error in step.skipped]
-        ranks = _gathered(trainer, ([file.lengths for file in store.files], skipped))
+        counts = total([step.counts for step in store.steps])
+        ranks = gathered(trainer, ([file.lengths for file in store.files], skipped, counts))
         if not trainer.is_global_zero:
             return
-        store.finish([lengths for lengths, _ in ranks])
-        lines = sum(sum(lengths[0]) for lengths, _ in ranks)
+        store.finish([lengths for lengths, *_ in ranks])
+        lines = sum(sum(lengths[0]) for lengths, *_ in ranks)
+        kept = []
+        if self._kept is not None:
+            kept = self._kept.lines(total([counts for *_, counts in ranks]), store.files[1].path)
         self._end = End(
-            where=_shown(store.answers.path),
-            answers=lines - len(skipped) if _stream_of(trainer) else lines,
+            where=shown(store.answers.path),
+            answers=lines - len(skipped) if stream_of(trainer) else lines,
             first=store.answers.first(self.show),
-            skipped=[error for _, errors in ranks for error in errors] + _skipped_by_reader(trainer),
+            skipped=[error for _, errors, _ in ranks for error in errors] + skipped_by_reader(trainer),
             scores=scores,
+            kept=kept,
         )
 
     @override
@@ -195,7 +226,7 @@ class AnswerWriter(Callback):
         print_line(
             "answers", f"{sum(answers.lengths):,} until the run stopped, in {short_path(answers.here)}"
         )
-        if self.resume and self._store.keeps_progress and _may_go_on(trainer) and trainer.is_global_zero:
+        if self.resume and self._store.keeps_progress and may_go_on(trainer) and trainer.is_global_zero:
             print_line("", "the same command goes on from there")
 
     @override
@@ -213,17 +244,25 @@ class AnswerWriter(Callback):
         if str(path) == STDOUT:
             if trainer.world_size > 1:
                 raise UserError("out: several processes can't write to standard output; name a file")
+            if self._rule is not None:
+                raise UserError("keep: it needs a file of questions, and one of answers; name them")
             return AnswerStore([AnswerStream()], keeps_progress=False)
-        return AnswerStore([AnswerFile(path, trainer.global_rank, trainer.world_size)])
+        ranks = trainer.global_rank, trainer.world_size
+        files = [AnswerFile(path, *ranks)]
+        if self._rule is not None:
+            files.append(AnswerFile(path.with_name(KEPT), *ranks, is_ours=holds_conversations))
+        return AnswerStore(files)
 
     def _facts(self) -> dict[str, Any]:
         """The options of this callback that its lines depend on."""
-        return {"model.scores": str(self._choice), "seed_everything": self._seed if self._draws else None}
+        seed = self._seed if self._draws else None
+        rule = self._rule and self._rule.text
+        return {"model.scores": str(self._choice), "seed_everything": seed, "keep": rule}
 
     def _find_unfinished(self, trainer: Trainer, facts: dict[str, Any]) -> bool:
         """Whether this is a run that was stopped; then the store is where that wrote. All ranks call it."""
         assert self._store is not None
-        if not self.resume or not facts or not _may_go_on(trainer):
+        if not self.resume or not facts or not may_go_on(trainer):
             return False
         if self.out is None:
             path = self._store.answers.path
@@ -233,61 +272,9 @@ class AnswerWriter(Callback):
             found = trainer.strategy.broadcast(found)
             if found is not None:
                 self._store = self._store_at(found, trainer)
-        ranks: list[Unfinished] = _gathered(trainer, self._store.unfinished(facts))
+        ranks: list[Unfinished] = gathered(trainer, self._store.unfinished(facts))
         differs = [name for one in ranks for name in one.differs]
         if differs and trainer.is_global_zero:
             names = ", ".join(dict.fromkeys(differs))
             print_line("note", f"an earlier run that was stopped isn't gone on with: {names} changed")
         return any(one.steps for one in ranks) and not differs
-
-
-def _stream_of(trainer: Trainer) -> Stream | None:
-    """What comes in over time, if that is what is answered."""
-    given = getattr(getattr(trainer, "datamodule", None), "given", {}).get("predict")
-    return given if isinstance(given, Stream) else None
-
-
-def _shown(path: Path, way: str = "in") -> str:
-    if str(path) == STDOUT:
-        return f"{'to' if way == 'to' else 'on'} standard output"
-    return f"{way} {short_path(path)}"
-
-
-def _gathered(trainer: Trainer, own: Any) -> list[Any]:
-    """What each rank has. All ranks must call it."""
-    ranks = [own] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(ranks, own)
-    return ranks
-
-
-def _may_go_on(trainer: Trainer) -> bool:
-    """Whether each process may begin at another batch, and all batches come."""
-    is_whole = trainer.limit_predict_batches == 1.0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    alone = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
-    return is_whole and alone and len(_loaders(trainer)) == 1
-
-
-def _loaders(trainer: Trainer) -> list[ResumableLoader]:
-    found = trainer.predict_dataloaders
-    loaders = found if isinstance(found, list) else [found]
-    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]
-
-
-def _choice_of(module: LightningModule) -> ScoreChoice:
-    """The scores that a module has chosen for each task."""
-    evaluation = getattr(getattr(module, "callbacks", None), "evaluation", None)
-    return getattr(evaluation, "choice", None) or ScoreChoice()
-
-
-def _refuse_own_data(path: Path, trainer: Trainer) -> None:
-    """A file can't be answered and written at once."""
-    given = getattr(getattr(trainer, "datamodule", None), "given", {}).get("predict")
-    if isinstance(given, str | Path) and Path(given).resolve() == path.resolve():
-        raise UserError(f"out: found {path}, which data.predict reads; name another file")
-
-
-def _skipped_by_reader(trainer: Trainer) -> list[str]:
-    """The errors of samples that were skipped when the data was opened; every rank knows them all."""
-    source = getattr(getattr(trainer, "datamodule", None), "sources", {}).get("predict")
-    return [] if source is None else [str(error) for error in source.skipped]

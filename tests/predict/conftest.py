@@ -78,3 +78,14 @@ def make_quiet(tmp_path):
         return Trainer(**given)
 
     return make
+
+
+@pytest.fixture
+def write_rows(photos):
+    """Write rows to `own.jsonl`; its path."""
+
+    def write(rows):
+        Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return "own.jsonl"
+
+    return write

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from lightning_vlm import AnswerWriter, VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 
-SAMPLED = {"max_new_tokens": 3, "do_sample": True, "temperature": 2.0}
+SAMPLED = {"max_new_tokens": 3, "do_sample": True, "temperature": 2.0, "num_return_sequences": 2}
 
 
 class Killed(Callback):
@@ -33,7 +33,7 @@ class Killed(Callback):
 
 def run(make_quiet, folder, killed_at=None, generation=SAMPLED, batch_size=2, **options):
     torch.manual_seed(0)
-    writer = AnswerWriter(str(folder / "answers.jsonl"), show=0, resume=True)
+    writer = AnswerWriter(str(folder / "answers.jsonl"), show=0, resume=True, keep="anls >= 0")
     more = [] if killed_at is None else [Killed(killed_at, writer)]
     trainer = make_quiet(callbacks=[writer, *more], **options)
     module = VLMModule("drawn-vlm", generation=generation, adapt={}, scores=["exact_match", "anls", "map"])
@@ -41,7 +41,7 @@ def run(make_quiet, folder, killed_at=None, generation=SAMPLED, batch_size=2, **
 
 
 def files_of(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("kept"))
 
 
 def in_a_child(function):
@@ -66,7 +66,8 @@ def test_killed_in_the_middle_of_a_line(make_quiet, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "behind the 6 that an earlier run left" in shown
     assert [line for line in shown.splitlines() if line.startswith("scores")] == scores
-    assert (killed / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+    for name in ("answers.jsonl", "kept.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
     assert files_of(killed) == ["answers.jsonl"]
 
     # A run that ended is not gone on with.
@@ -113,8 +114,9 @@ def test_two_ranks_that_were_killed_at_different_places(make_quiet, tmp_path, on
 
     on_two_ranks(both)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole") == ["answers.jsonl"]
-    texts = [(tmp_path / name / "answers.jsonl").read_bytes() for name in ("killed", "whole")]
-    assert texts[0] == texts[1]
+    for name in ("kept.jsonl", "answers.jsonl"):
+        texts = [(tmp_path / folder / name).read_bytes() for folder in ("killed", "whole")]
+        assert texts[0] == texts[1]
     assert texts[0].count(b"\n") == 11
 
 
