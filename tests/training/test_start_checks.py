@@ -1,5 +1,7 @@
 """What is checked before a fit: shown in a line each, and refused before anything has begun."""
 
+import json
+import re
 import socket
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def test_refused_before_a_run_of_a_logger_begins(here, capsys, words, message):
     assert wandb.run is None
     assert not Path("wandb").exists()
     assert "language" not in found.out  # no table of what trains: no model was loaded
+
+
+def test_each_stage_has_its_rate(here, capsys):
+    def stage(name, **keys):
+        return {
+            "name": name,
+            "steps": 1,
+            "data": {"train": {"class_path": "Drawn", "init_args": {"size": 4}}},
+        } | keys
+
+    stages = [stage("align", train=["projector"], learning_rate=1e-3), stage("instruct", learning_rate=1e-9)]
+    Path("stages.yaml").write_text(json.dumps({"stages": stages, "model": {"name_or_path": "drawn-vlm"}}))
+    words = "fit --config stages.yaml --trainer.accelerator cpu --trainer.logger false --data.batch_size 2"
+    assert main(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert "ok      rate of align     0.001 for whole weights\n" in re.sub(" +\n", "\n", shown)
+    assert "change  rate of instruct  1e-9 for adapters changes next to nothing" in shown
 
 
 def test_a_full_disk(here):

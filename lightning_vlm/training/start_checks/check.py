@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
+from lightning_vlm_callbacks.selectors import select_parameters
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -14,10 +15,11 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.optim import parameter_groups
 from lightning_vlm.terminal import say
 from lightning_vlm.training.early_checks import Skeleton, adapted_skeleton, adds_parameters
+from lightning_vlm.training.stages.stage import Stage
 from lightning_vlm.training.start_checks.context import check_context, sizes_of
 from lightning_vlm.training.start_checks.found import Found
 from lightning_vlm.training.start_checks.places import check_folders, check_wandb
-from lightning_vlm.training.start_checks.rates import check_rates, trained_of
+from lightning_vlm.training.start_checks.rates import Trained, check_rates, trained_of
 from lightning_vlm.training.start_checks.settings import check_data_settings
 
 if TYPE_CHECKING:
@@ -77,17 +79,34 @@ def _found(module: "VLMModule", trainer: Trainer, data: VLMDataModule) -> Iterat
         sizes = sizes_of(module, data) if data.given["train"] is not None else []
     yield from check_context(sizes, data.max_length, context)
     if root is not None and not adds_parameters(module):
-        yield _of_rates(module, root)
+        yield from _of_rates(module, root, data)
     yield from check_data_settings(module, trainer, data)
     saves = bool(trainer.checkpoint_callbacks)
     yield from check_folders(trainer, _checkpoint_bytes(root) if root is not None and saves else None)
     yield from check_wandb(trainer)
 
 
-def _of_rates(module: "VLMModule", root: Skeleton) -> Found:
+def _of_rates(module: "VLMModule", root: Skeleton, data: VLMDataModule) -> Iterator[Found]:
     rate = module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
-    groups = parameter_groups(root, rate, 0.0, module.learning_rates)
-    return check_rates(trained_of(groups, root), sum(weight.numel() for weight in root.parameters()))
+    size = sum(weight.numel() for weight in root.parameters())
+    if data.stages is None:
+        groups = parameter_groups(root, rate, 0.0, module.learning_rates)
+        yield check_rates(trained_of(groups, root), size)
+        return
+    for stage in data.stages.stages:
+        if isinstance(stage, Stage):
+            found = check_rates(_trained_in(stage, rate, module, root), size)
+            yield found._replace(name=f"rate of {stage.name}")
+
+
+def _trained_in(stage: Stage, rate: float, module: "VLMModule", root: Skeleton) -> list[Trained]:
+    given = stage.learning_rates
+    if given is None:
+        given = {} if stage.learning_rate else module.learning_rates
+    groups = parameter_groups(root, stage.learning_rate or rate, 0.0, given)
+    trains = {id(weight) for weight in select_parameters(root, list(stage.scales)).values()}
+    chosen = [{**group, "params": [one for one in group["params"] if id(one) in trains]} for group in groups]
+    return trained_of(chosen, root)
 
 
 def _checkpoint_bytes(root: nn.Module) -> int:

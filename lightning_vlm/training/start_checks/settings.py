@@ -78,7 +78,7 @@ def check_validation(trainer: Trainer, data: VLMDataModule) -> Iterator[Found]:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.startswith(("val/", "val_")):
             waits[type(callback).__name__] = monitor
-    if not waits:
+    if not waits or data.stages is not None:  # each stage may have validation data of its own
         return
     name, monitor = next(iter(waits.items()))
     if data.given["val"] is None:
