@@ -8,7 +8,7 @@ from lightning_vlm.compare.measures import Measure
 from lightning_vlm.metrics.known_scores import DEFAULT
 from lightning_vlm.metrics.score_choice import ScoreChoice
 
-_OF_BOXES = "acc@0.5"
+_OF_BOXES = ("acc@0.5", "pck@0.05")
 
 
 class Change(NamedTuple):
@@ -67,7 +67,7 @@ def main_measures(
             continue
         names = [score.name for score in choice.of(task)]
         if names == list(DEFAULT):
-            names.sort(key=_OF_BOXES.__ne__)
+            names.sort(key=lambda name: name not in _OF_BOXES)
         by_name = {measure.name: measure for measure in measures[task] if measure.direction}
         for name in names:
             if name in by_name and by_name[name].of(answer) is not None:

@@ -97,8 +97,9 @@ def score_row(
     added = add_up(np.concatenate([table.rows for table in tables], 1), groups)
     ends = np.cumsum([0, *(len(table.names) for table in tables)])
     parts = [added.columns(start, stop) for start, stop in pairwise(ends)]
+    is_slow = not all(table.is_fast(measure) for table in tables if table.names)
     values = [
-        values_of(part, partial(table.values, measure), not table.is_fast(measure)) if table.names else None
+        values_of(part, partial(table.values, measure), is_slow) if table.names else None
         for table, part in zip(tables, parts, strict=True)
     ]
     estimates = [

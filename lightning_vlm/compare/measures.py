@@ -18,6 +18,8 @@ LOWER_IS_BETTER = (
 """Of these, less is better."""
 NEITHER = ("yes_share",)
 """Of these, neither more nor less is better."""
+OF_ALL_BOXES = ("map", "mask_ciou", "duplicates")
+"""These aren't means of those of each answer, and can't be made of a file of answers."""
 _MEAN = {"sum", "count"}
 
 Sums = Mapping[str, float]
@@ -51,10 +53,11 @@ def _of_score(score: Score) -> Measure:
     def sums(answer: Answered) -> Sums | None:
         found = score.sums(answer.prediction)
         written = answer.scores.get(score.name)
-        # Boxes in a file of answers are rounded, and what is right isn't in it, but each answer's score is.
-        if written is not None and (found is None or (set(found) == _MEAN and found["count"] == 1)):
-            return {"sum": written, "count": 1.0}
-        return found
+        if written is None or score.name in OF_ALL_BOXES:
+            return found
+        # Boxes in a file of answers are rounded, and what is right isn't known, but each answer's score is.
+        is_mean = found is None or (set(found) == _MEAN and found["count"] == 1)
+        return {"sum": written, "count": 1.0} if is_mean else found
 
     return Measure(score.name, sums, score.value)
 

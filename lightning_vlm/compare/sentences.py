@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lightning_vlm.compare.comparison import Comparison, Model, SetResult
 from lightning_vlm.compare.estimates import FEWEST, FEWEST_CHANGED, Difference, Estimate, ScoreRow
+from lightning_vlm.compare.measures import OF_ALL_BOXES
 from lightning_vlm.compare.sets import GENERAL
 from lightning_vlm.metrics.score_table import heading
 
@@ -51,6 +52,9 @@ def notes(comparison: Comparison) -> Iterator[str]:
         if on and model.entrant.kind == "base" and not model.quantized:
             yield f"{model.label} is in {on}, as its checkpoint was trained on it"
     for result in comparison.sets:
+        in_files = {name for answers in result.answers for one in answers for name in one.scores}
+        if missing := [name for name in OF_ALL_BOXES if name in in_files]:
+            yield f"{_of(result)}{', '.join(missing)} can't be made of files of answers; compare the models"
         if result.left_out:
             yield f"{_of(result)}{result.left_out:,} samples that not all models have answered are left out"
         if result.groups < len(result.keys):
