@@ -176,6 +176,8 @@ def _boxes(gradio: Any, session: Session, answer: Answer) -> Sequence[dict[str, 
         return []
     images: list[Image] = session.pictures
     sheets = drawn(answer.prediction, [load_image(image, SOURCE, "image") for image in images])
-    shown = [gradio.Image(sheet, format="png") for sheet in sheets if sheet is not None]
+    shown = [
+        gradio.Image(sheet, format="png", buttons=["fullscreen"]) for sheet in sheets if sheet is not None
+    ]
     pictures = [{"role": "assistant", "content": one} for one in shown]
     return [{"role": "assistant", "content": "\n".join(lines)}, *pictures]

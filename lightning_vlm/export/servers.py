@@ -69,7 +69,6 @@ _LLAMA_BY_TEXT = ("Idefics3", "SmolVLM", "Granite4Vision", "Lfm2Vl", "InternVL",
 """Named in part: the rest is found by what `text_config` and `vision_config` say, which varies."""
 _OLLAMA = [
     "Gemma3",
-    "Gemma3n",
     "Gemma4",
     "GlmOcr",
     "Llama4",
@@ -81,6 +80,7 @@ _OLLAMA = [
     "Qwen3_5",
     "Qwen3_5Moe",
 ]
+"""Imported with their pictures; of Gemma 3n it leaves the vision encoder out."""
 
 YES, NO, UNKNOWN = "named", "not named", "unknown"
 
@@ -144,8 +144,8 @@ def llama_cpp(architecture: str, tower: str = "") -> Support:
 def ollama(architecture: str, tower: str = "") -> Support:
     """Whether Ollama imports an architecture itself, or through llama.cpp's files.
 
-    >>> ollama("Gemma3ForConditionalGeneration").state, ollama("Qwen2VLForConditionalGeneration").why
-    ('named', 'Ollama takes the GGUF files of llama.cpp')
+    >>> ollama("Gemma3ForConditionalGeneration").state, ollama("Qwen2VLForConditionalGeneration").state
+    ('named', 'unknown')
     """
     if architecture.removesuffix(_END) in _OLLAMA:
         return Support(YES, f"Ollama imports {architecture}")
@@ -154,7 +154,7 @@ def ollama(architecture: str, tower: str = "") -> Support:
         return Support(
             NO, f"Ollama doesn't import {architecture}, nor does llama.cpp's converter make a GGUF of it"
         )
-    return Support(through.state, "Ollama takes the GGUF files of llama.cpp")
+    return Support(UNKNOWN, "Ollama gets it as GGUF files of llama.cpp only, and may not run them")
 
 
 def imports_itself(architecture: str) -> bool:
