@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
     from lightning_vlm.callbacks.visual_gain_weights import VisualGainWeights
     from lightning_vlm.data.datamodule import VLMDataModule
+    from lightning_vlm.data.stages.settings import StageData
     from lightning_vlm.models.family_hooks import FamilyHooks
     from lightning_vlm.models.logits import LogitOptions
     from lightning_vlm.module import VLMModule
+    from lightning_vlm.training.stages.stage import Stage
 
 __all__ = [
     "AnswerWriter",
@@ -27,6 +29,8 @@ __all__ = [
     "LogitOptions",
     "PredictionTable",
     "ScheduledSampling",
+    "Stage",
+    "StageData",
     "TokenWeightSchedule",
     "VLMDataModule",
     "VLMModule",
@@ -40,6 +44,8 @@ _MODULES = {
     "ScheduledSampling": "callbacks.scheduled_sampling",
     "TokenWeightSchedule": "callbacks.token_weight_schedule",
     "VisualGainWeights": "callbacks.visual_gain_weights",
+    "Stage": "training.stages.stage",
+    "StageData": "data.stages.settings",
     "FamilyHooks": "models.family_hooks",
     "LogitOptions": "models.logits",
     "VLMDataModule": "data.datamodule",

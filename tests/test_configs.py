@@ -18,7 +18,7 @@ MADE = {"runs/drawn-base": shipped.create, "runs/drawn-video": shipped_video.cre
 
 
 def test_their_number():
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 9
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
