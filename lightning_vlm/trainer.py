@@ -72,7 +72,7 @@ class VLMTrainer(Trainer):
             model.generation = sampled(model.generation, num)
         callbacks = self.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, AnswerWriter) for callback in callbacks):
-            callbacks.append(AnswerWriter(out, show, resume, keep))
+            callbacks.append(AnswerWriter(out, show, resume, keep, page=True))
         elif out is not None or keep is not None:
             raise UserError("out: found an AnswerWriter in trainer.callbacks too; give it its file there")
         return super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)

@@ -1,5 +1,6 @@
 """What the writer of answers asks of a Trainer and its data."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_vlm.callbacks.answer_page import Shown, shown_answer
 from lightning_vlm.callbacks.answer_stream import STDOUT
 from lightning_vlm.callbacks.kept_answers import KeptAnswers
 from lightning_vlm.data.batch.loader import ResumableLoader
@@ -37,6 +39,24 @@ def shown(path: Path, way: str = "in") -> str:
     if str(path) == STDOUT:
         return f"{'to' if way == 'to' else 'on'} standard output"
     return f"{way} {short_path(path)}"
+
+
+def shown_answers(trainer: Trainer, lines: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[Shown]:
+    """The first answers with their samples; none where those are gone, or aren't ours.
+
+    Args:
+        trainer: That has predicted.
+        lines: Of the file of answers.
+        places: Which samples they are about.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, VLMDataModule) or stream_of(trainer) is not None or len(lines) != len(places):
+        return []
+    source = data.samples("predict")
+    return [
+        shown_answer(number, line, source[place])
+        for number, (line, place) in enumerate(zip(lines, places, strict=True))
+    ]
 
 
 def gathered(trainer: Trainer, own: Any) -> list[Any]:

@@ -1,10 +1,13 @@
 """What `predict` prints at its end."""
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
+import PIL.Image
 from rich import get_console
 
+from lightning_vlm.callbacks.answer_pictures import show_picture
 from lightning_vlm.metrics.score_table import heading, score_table
 from lightning_vlm.terminal import answer_blocks, print_line, print_lines, say, wrapped
 
@@ -22,6 +25,8 @@ class End(NamedTuple):
         skipped: The errors of what was skipped.
         scores: Of all answers, and for each task.
         kept: What was kept to train on, in lines.
+        pictures: Those of the first answers, with boxes in them.
+        page: Where the page is, in words.
     """
 
     where: str
@@ -30,12 +35,19 @@ class End(NamedTuple):
     skipped: Sequence[str]
     scores: dict[str, float]
     kept: Sequence[str] = ()
+    pictures: Sequence[PIL.Image.Image | None] = ()
+    page: str | None = None
 
 
 def print_end(end: End) -> None:
     """Print the first answers, the scores, what was skipped, and where the answers are."""
-    for block in answer_blocks(end.first, get_console().width):
+    console = get_console()
+    for block, picture in zip_longest(answer_blocks(end.first, console.width), end.pictures):
+        if block is None:
+            break
         say("", block)
+        if picture is not None:
+            show_picture(picture, console)
     if end.first:
         say("")
     of_all = {name: value for name, value in end.scores.items() if "/" not in name}
@@ -48,6 +60,8 @@ def print_end(end: End) -> None:
             say(table)
     print_lines("skipped", wrapped(_first(end.skipped)))
     print_lines("kept", wrapped(end.kept))
+    if end.page is not None:
+        print_line("page", end.page)
     more = f"; {len(end.skipped):,} skipped" if end.skipped else ""
     print_line("answers", f"{end.answers:,} {end.where}{more}")
 

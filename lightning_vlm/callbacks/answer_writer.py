@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from lightning_vlm.callbacks.answer_data import (
     may_go_on,
     refuse_own_data,
     shown,
+    shown_answers,
     skipped_by_reader,
     stream_of,
 )
 from lightning_vlm.callbacks.answer_facts import facts_of
 from lightning_vlm.callbacks.answer_file import AnswerFile
+from lightning_vlm.callbacks.answer_page import MOST_SHOWN, first_places, save_page
 from lightning_vlm.callbacks.answer_progress import Step
 from lightning_vlm.callbacks.answer_rows import answer_row
 from lightning_vlm.callbacks.answer_store import AnswerStore, Unfinished, unfinished_beside
@@ -64,6 +67,7 @@ class AnswerWriter(Callback):
             lie beside the answers. Then `predict` doesn't return the answers from before.
         keep: Which answers become training data, in `kept.jsonl` beside the file, such as `score >= 0.9`; see
             `KeepRule`. Of several answers to a prompt each is judged, and of equal ones one is kept.
+        page: Write the first answers with their pictures and boxes to a page beside the file, `answers.html`.
 
     Raises:
         UserError: The file can't be written, something that holds no answers has its name, or the module
@@ -77,11 +81,16 @@ class AnswerWriter(Callback):
     """
 
     def __init__(
-        self, out: str | None = None, show: int = SHOWN, resume: bool = False, keep: str | None = None
+        self,
+        out: str | None = None,
+        show: int = SHOWN,
+        resume: bool = False,
+        keep: str | None = None,
+        page: bool = False,
     ) -> None:
         if show < 0:
             raise UserError(f"show: found {show}; expected at least 0")
-        self.out, self.show, self.resume = out, show, resume
+        self.out, self.show, self.resume, self.page = out, show, resume, page
         self._rule = None if keep is None else KeepRule(keep)
         self._kept: KeptAnswers | None = None
         self._store: AnswerStore | None = None
@@ -200,21 +209,27 @@ class AnswerWriter(Callback):
         scores = self._scores.compute()  # all ranks must call this
         skipped = [error for step in store.steps for error in step.skipped]
         counts = total([step.counts for step in store.steps])
-        ranks = gathered(trainer, ([file.lengths for file in store.files], skipped, counts))
+        places = list(islice((place for step in store.steps for place in step.places), MOST_SHOWN))
+        ranks = gathered(trainer, ([file.lengths for file in store.files], skipped, counts, places))
         if not trainer.is_global_zero:
             return
         store.finish([lengths for lengths, *_ in ranks])
         lines = sum(sum(lengths[0]) for lengths, *_ in ranks)
         kept = []
         if self._kept is not None:
-            kept = self._kept.lines(total([counts for *_, counts in ranks]), store.files[1].path)
+            kept = self._kept.lines(total([counts for _, _, counts, _ in ranks]), store.files[1].path)
+        asked = first_places([lengths[0] for lengths, *_ in ranks], [of_rank for *_, of_rank in ranks])
+        drawn = shown_answers(trainer, store.answers.first(MOST_SHOWN), asked)
+        page = save_page(store.answers.path, drawn, lines) if self.page and drawn else None
         self._end = End(
             where=shown(store.answers.path),
             answers=lines - len(skipped) if stream_of(trainer) else lines,
             first=store.answers.first(self.show),
-            skipped=[error for _, errors, _ in ranks for error in errors] + skipped_by_reader(trainer),
+            skipped=[error for _, errors, _, _ in ranks for error in errors] + skipped_by_reader(trainer),
             scores=scores,
             kept=kept,
+            pictures=[one.picture for one in drawn[: self.show]],
+            page=None if page is None else short_path(page),
         )
 
     @override

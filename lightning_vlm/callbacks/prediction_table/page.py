@@ -12,6 +12,7 @@ from lightning_vlm.terminal import visible
 
 EXACT = 96 * 96
 """A picture of so many pixels at most keeps them exactly."""
+TITLE = "What the model answers"
 WIDTH = 230
 """How wide a picture is shown, in pixels of the page."""
 
@@ -44,18 +45,21 @@ class Section(NamedTuple):
     cards: list[Card]
 
 
-def write_page(path: Path, rows: Sequence[Row], validations: Sequence[Validation]) -> None:
+def write_page(
+    path: Path, rows: Sequence[Row], validations: Sequence[Validation], intro: str | None = None
+) -> None:
     """Write the page; others see it whole or not at all.
 
     Args:
         path: The file. Its folder is made.
         rows: The samples.
         validations: Their answers, the first validation first.
+        intro: What they are, where they aren't those of validations.
     """
-    write_whole(path, page(rows, validations))
+    write_whole(path, page(rows, validations, intro))
 
 
-def page(rows: Sequence[Row], validations: Sequence[Validation]) -> str:
+def page(rows: Sequence[Row], validations: Sequence[Validation], intro: str | None = None) -> str:
     """The whole page."""
     filters: dict[str, Any] = {
         "data_uri": lambda picture: data_uri(picture, SIDE, EXACT),
@@ -70,7 +74,8 @@ def page(rows: Sequence[Row], validations: Sequence[Validation]) -> str:
         if last is not None:
             sections.append(Section(row, last.prompt, last.target, cards))
     template = templates(Path(__file__).parent, filters).get_template("page.html")
-    return template.render(sections=sections, steps=[step for step, _ in validations], width=WIDTH)
+    steps = [step for step, _ in validations]
+    return template.render(sections=sections, steps=steps, width=WIDTH, title=TITLE, intro=intro)
 
 
 def svg_path(mark: Mark, width: int, height: int) -> str:
