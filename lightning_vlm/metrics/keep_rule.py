@@ -54,7 +54,7 @@ class KeepRule:
         self._clauses = [_clause(part) for part in re.split(r"\band\b", text)]
 
     def keeps(self, answer: Prediction, choice: ScoreChoice) -> bool | None:
-        """Whether an answer is kept; None where a score of the rule can't be told of it.
+        """Whether an answer is kept; None where it has no such score.
 
         Args:
             answer: With what is right.
