@@ -1,6 +1,8 @@
 """The command: exit statuses, files, `--fix`, `data.skip`; what it calls clean trains and skips nothing."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from lightning_vlm.cli import main
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
 from tests.lint.planted import chat, cut_off, draw_pictures, five_mistakes, write_csv, write_lines
-from tests.lint.test_kinds import found
+from tests.lint.test_kinds import DOCS, found
 
 
 @pytest.fixture
@@ -207,3 +209,14 @@ def test_a_page_that_needs_no_other_file(project):
     assert 'href="#missing_file"' in page
     for outside in ("<script", "<link", "url(", "@import", "http:", "https:"):
         assert outside not in page
+
+
+def test_the_commands_of_the_docs(project):
+    five_mistakes(project)
+    text = DOCS.read_text("utf-8")
+    commands = [shlex.split(block) for block in re.findall(r"```bash\n(.*?)\n```", text, re.DOTALL)]
+    assert [words[:2] for words in commands] == [["lightning-vlm", "lint"], ["lightning-vlm", "fit"]]
+    lint_words, fit_words = (words[1:] for words in commands)
+    assert main([*lint_words, "--workers", "0", "--fix", "skip"]) == 2
+    assert main(fit_words) == 0
+    assert Path("lint.html").is_file()
