@@ -334,7 +334,9 @@ def test_report(project, capsys):
         assert word in shown
     (picture,) = Path("runs").rglob("predictions.png")
     assert PIL.Image.open(picture).size[0] > 300
-    assert re.search(r"^report +scoring 6 samples of data.test took \d+ s, and will", shown, re.MULTILINE)
+    assert re.search(
+        r"^report +scoring 6 samples of data.test took \d+ s with loading; they", shown, re.MULTILINE
+    )
 
 
 def test_a_report_without_test_data_is_of_the_validation_data(project, capsys):

@@ -80,7 +80,7 @@ class ScoreReport:
         size = len(self.data.samples(self.split))
         instead = "" if self.split == "test" else " (there is no data.test)"
         if self.trainer.is_global_zero:
-            took = f"took {time.monotonic() - start:,.0f} s, and will again after training"
+            took = f"took {time.monotonic() - start:,.0f} s with loading; they are scored again at the end"
             print_line("report", f"scoring {size:,} samples of data.{self.split}{instead} {took}")
         self._answers = list(self.module.predictions)
 

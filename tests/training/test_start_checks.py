@@ -40,10 +40,17 @@ def fit(*words):
 
 
 def test_a_sound_fit_shows_what_was_checked(here, capsys):
-    assert fit("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs") == 0
+    """All that docs/start-checks.md shows."""
+    logger = "--trainer.logger WandbLogger --trainer.logger.save_dir runs --trainer.logger.offline true"
+    keeper = "[{class_path: EarlyStopCheckpoint, init_args: {monitor: val/loss}}]"
+    words = f"{logger} --data.val Drawn --data.val.size 4 --data.train.size 4".split()
+    assert fit(*words, "--trainer.callbacks", keeper) == 0
+    wandb.finish()
     shown = capsys.readouterr().out
     block = shown.partition("Before training")[2].partition("┏")[0].splitlines()[1:]
-    names = ["context", "learning rate", "warm-up", "clipping", "precision", "folder", "disk"]
+    page = (Path(__file__).parents[2] / "docs/start-checks.md").read_text()
+    names = re.findall(r"^(?:ok|change) +(\S+(?: \S+)?)  ", page, re.MULTILINE)
+    assert len(names) == 9
     assert [line[4:19].strip() for line in block if line.startswith("ok")] == names
     assert "runs can be written" in shown
     assert "change" not in "".join(block)
