@@ -174,9 +174,6 @@ def _evaluation(found: Findings, inside: bool) -> Iterator[Line]:
             about = max(1, round(found.survey.size * float(held[split].rstrip("%")) / 100))
             why = f"about {about:,} samples, held out {use}; whole pictures"
             yield Line(f"{split}: {held[split]}", why)
-        elif split == "test" and "val" in found.splits:
-            given = _given(found.splits["val"], found, inside)
-            yield Line(f"test: {given}", "there is no test file: the report scores the validation data")
 
 
 def _given(opened: Opened, found: Findings, inside: bool) -> str:
@@ -277,5 +274,6 @@ def _precision(precision: str) -> str:
 
 def _report(found: Findings) -> Line:
     if "val" in found.splits or "test" in found.splits or "test" in sizes(found):
-        return Line("report: true", "scores the test data before and after, and ends with a table")
+        what = "test" if "test" in found.splits or "test" in sizes(found) else "validation"
+        return Line("report: true", f"scores the {what} data before and after, and ends with a table")
     return Line("report: false", "there is nothing to score")

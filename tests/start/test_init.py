@@ -247,8 +247,8 @@ def test_files_beside_and_several_files(init, shapes):
     assert config["data"]["test"] == "test.jsonl"
     config, _ = init("dogs_val.jsonl", "pets_train.jsonl", out="two.yaml")
     assert (config["data"]["train"], config["data"]["val"]) == ("dogs_val.jsonl", "pets_train.jsonl")
-    assert config["data"]["test"] == "pets_train.jsonl"
-    assert "no test file" in Path("two.yaml").read_text()
+    assert "test" not in config["data"]  # what weights are chosen by is no test
+    assert "scores the validation data" in Path("two.yaml").read_text()
 
 
 def test_a_folder(init, shapes):
