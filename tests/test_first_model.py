@@ -57,6 +57,7 @@ def test_the_path_of_a_newcomer(tmp_path, monkeypatch, capsys):
         "init",
         "lint",
         "preview",
+        "plan",
         "fit",
         "predict",
         "compare",
