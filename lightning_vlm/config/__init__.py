@@ -22,7 +22,7 @@ COMMANDS = {
     "fit": Command("fine-tune a model; validates on the way"),
     "validate": Command("score a model or checkpoint on the validation data"),
     "test": Command("score a model or checkpoint on the test data"),
-    "predict": Command("answer the prompts of the prediction data"),
+    "predict": Command("answer questions: of a file, about pictures, or from a pipe"),
     "export": Command(
         "write a trained model as a folder that transformers or PEFT load, and prove it",
         "lightning_vlm.export.command",
