@@ -17,6 +17,8 @@ from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_CSS = '[id^="voice-"] .icon-button { display: none !important; }'
+"""Hides buttons of Gradio's: one to upload the conversation, and one that empties only what is shown."""
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 """Those of the browser: a theme's own would be fetched from the network."""
 
@@ -76,6 +78,7 @@ def launch(page: Any, host: str, port: int) -> Any:
         enable_monitoring=False,
         max_file_size="64mb",
         theme=gradio.themes.Base(**_FONTS),
+        css=_CSS,
     )
 
 
@@ -128,9 +131,8 @@ def make_page(session: Session, title: str) -> Any:
 
 def _column(gradio: Any, voice: Voice) -> Any:
     # Words are shown as they are: a picture of Markdown would let the browser ask another machine.
-    return gradio.Chatbot(
-        label=voice.name, render_markdown=False, height="60vh", elem_id=f"voice-{voice.name}"
-    )
+    name = f"voice-{voice.name}"
+    return gradio.Chatbot(label=voice.name, render_markdown=False, height="60vh", elem_id=name, buttons=[])
 
 
 def _answered(session: Session, given: dict[str, Any], shown: list[list[Any]]) -> Iterator[list[list[Any]]]:

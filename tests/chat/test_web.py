@@ -66,6 +66,20 @@ def test_a_person_asks_about_a_picture(page, asked, tmp_path):
         browser.until("/box \\d/.test(document.querySelector('#voice-base').innerText)")
         browser.until("document.querySelectorAll('#voice-base .bot img').length")
         browser.picture(Path(os.environ.get("CHAT_PICTURES", tmp_path)) / "boxes.png")
+        seen = "[...document.querySelectorAll('button')].filter(one => one.checkVisibility())"
+        buttons = browser.run(
+            f"{seen}.map(one => one.ariaLabel + ' ' + one.title + ' ' + one.innerText).join()"
+        )
+        assert "New conversation" in buttons
+        assert "share" not in buttons.lower()
+        assert "clear" not in buttons.lower()
+        for name, scheme, wide in (("dark", "dark", 1000), ("narrow", "light", 400)):
+            media = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.ask("Emulation.setEmulatedMedia", features=media)
+            size = {"width": wide, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.ask("Emulation.setDeviceMetricsOverride", **size)
+            browser.picture(Path(os.environ.get("CHAT_PICTURES", tmp_path)) / f"{name}.png")
+        assert browser.run("document.documentElement.scrollWidth") <= 400
         elsewhere = [
             url for url in browser.requests if not url.startswith((address, "data:", "blob:", "about:"))
         ]
