@@ -1,7 +1,7 @@
 """Samples and pictures that come twice, and those of validation and test that are learned from too."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def picture_groups(looks: Looks, plain: np.ndarray) -> np.ndarray:
 
 def repeated(
     words: Mapping[str, np.ndarray],
-    uses: Mapping[str, Sequence[PictureUse]],
+    uses: Mapping[str, Iterable[PictureUse]],
     pictures: Mapping[int, int],
     groups: np.ndarray,
     source_of: SourceOf,
@@ -70,7 +70,7 @@ def repeated(
 
 def _signatures(
     words: Mapping[str, np.ndarray],
-    uses: Mapping[str, Sequence[PictureUse]],
+    uses: Mapping[str, Iterable[PictureUse]],
     pictures: Mapping[int, int],
     groups: np.ndarray,
 ) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def _places(signatures: np.ndarray, wanted: np.ndarray) -> dict[int, list[int]]:
 
 
 def _leaked_pictures(
-    uses: Mapping[str, Sequence[PictureUse]],
+    uses: Mapping[str, Iterable[PictureUse]],
     pictures: Mapping[int, int],
     groups: np.ndarray,
     leaked: set[tuple[str, int]],

@@ -21,7 +21,7 @@ from lightning_vlm.lint.duplicates import picture_groups, repeated, same_picture
 from lightning_vlm.lint.finding import Finding, Report, Shown
 from lightning_vlm.lint.hashes import GRID, SIDE, Looks
 from lightning_vlm.lint.pictures import AT_ONCE, PictureReader
-from lightning_vlm.lint.rows import CHUNK, FATES, PictureUse, RowReader, row_of
+from lightning_vlm.lint.rows import CHUNK, FATES, PictureUse, PictureUses, RowReader, row_of
 from lightning_vlm.lint.tasks import about_tasks, balance, effective_number, task_sizes
 from lightning_vlm.module import VLMModule
 
@@ -65,7 +65,7 @@ class _Run:
         self._report = Report(module.name_or_path, data.max_length)
         self._samples: dict[str, Conversations] = {}
         self._words: dict[str, np.ndarray] = {}
-        self._uses: dict[str, list[PictureUse]] = {}
+        self._uses: dict[str, PictureUses] = {}
 
     def report(self) -> Report:
         """Read everything."""
@@ -107,11 +107,11 @@ class _Run:
         samples = self._samples[split]
         reader = RowReader(split, samples, self._renderer, self._module)
         self._words[split] = np.zeros(len(samples), np.uint64)
-        self._uses[split] = []
+        self._uses[split] = PictureUses()
         task = progress.add_task(f"Reading data.{split}", total=len(samples))
         for chunk, rows in enumerate(self._loaded(reader, len(samples))):
             self._words[split][chunk * CHUNK :][: len(rows.words)] = rows.words
-            self._uses[split] += rows.pictures
+            self._uses[split].add(rows.pictures)
             self._report.add(rows.findings)
             for length, fate in zip(rows.lengths.tolist(), rows.fates.tolist(), strict=True):
                 if length:
