@@ -1,5 +1,6 @@
 """Every snippet and command of the two READMEs, as printed, on the model inside the package."""
 
+import io
 import json
 import os
 import re
@@ -78,7 +79,7 @@ def finish_wandb():
     wandb.teardown()  # Its process takes relative folders from where it began.
 
 
-def test_the_commands(project, capsys):
+def test_the_commands(project, capsys, monkeypatch):
     assert {shlex.split(line)[1] for line in COMMAND_LINES} == {*COMMANDS} - {"test"}
     checkpoint = None
     for line in COMMAND_LINES:
@@ -86,28 +87,42 @@ def test_the_commands(project, capsys):
         if "configs/quickstart.yaml" in words:
             assert (ROOT / "configs" / "quickstart.yaml").is_file()  # test_configs.py runs it
             continue
-        words = [checkpoint if word == "CHECKPOINT" else word for word in words]
-        if words[0] == "families":
-            assert main(words) == 0
-            assert "Qwen/Qwen2.5-VL-3B-Instruct" in capsys.readouterr().out
-            continue
         if words[0] == "export":
             from lightning_vlm.export.command import parser
 
             parser().parse_args(words[1:])  # tests/export runs it
             continue
-        assert main([*words, *FEW]) == 0, line
+        words = [checkpoint if word == "CHECKPOINT" else word for word in words]
+        if words[0] == "init":
+            Path("my.yaml").rename("that of the README")
+            words += ["--model", "drawn-vlm"]
+        elif words[0] not in ("compare", "chat", "families"):
+            words += FEW
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is this? cat.jpg\n"))
+        assert main(words) == 0, line
         shown = capsys.readouterr().out
         finish_wandb()
-        if words[0] == "fit":
+        _check(words[0], shown)
+        if words[0] == "init":
+            Path("that of the README").replace("my.yaml")
+        elif words[0] == "fit":
             checkpoint = re.search(r"^checkpoint +(\S+)", shown, re.MULTILINE)[1]
             assert Path(checkpoint).is_file()
-        elif words[0] == "validate":
-            assert "Validation: 4 samples" in shown
-        elif words[0] == "predict":
-            (answers,) = Path("my-project").rglob("answers.jsonl")
-            assert len(answers.read_text().splitlines()) == 3
-            assert f"3 in {answers}" in shown
+
+
+def _check(command, shown):
+    """What a command of the README shows."""
+    if command == "init":
+        assert yaml.safe_load(Path("my.yaml").read_text())["data"]["train"] == "train.jsonl"
+    elif command == "validate":
+        assert "Validation: 4 samples" in shown
+    elif command == "predict":
+        answers = re.search(r"^answers +3 in (\S+)", shown, re.MULTILINE)[1]
+        assert len(Path(answers).read_text().splitlines()) == 3
+    elif command == "families":
+        assert "Qwen/Qwen2.5-VL-3B-Instruct" in shown
+    else:
+        assert shown.strip()
 
 
 # The second snippet of callbacks goes on with the list of the first.
