@@ -26,7 +26,7 @@ def batch_words(size: int, accumulate: int, devices: int, samples: int, wished: 
 
 
 def changes_of(
-    module: VLMModule, data: VLMDataModule, asked: Asked, choice: Choice, name: str, longest: int
+    module: VLMModule, data: VLMDataModule, asked: Asked, choice: Choice, name: str, was: int, tokens: int
 ) -> tuple[tuple[str, Any, str], ...]:
     """Keys of the config that the choice changes, with their new values and why.
 
@@ -36,7 +36,8 @@ def changes_of(
         asked: As configured.
         choice: What was chosen.
         name: Of the method.
-        longest: The most tokens of a sample.
+        was: The samples of a step as configured.
+        tokens: Of a batch that is made by tokens.
     """
     changes: list[tuple[str, Any, str]] = []
     if name != OWN:
@@ -45,7 +46,6 @@ def changes_of(
         rate = f"where to begin with {name}"
         changes.append(("model.optimizer.init_args.lr", choice.learning_rate, rate))
     samples = choice.batch_size * choice.accumulate * asked.devices
-    was = data.batch_size * asked.accumulate * asked.devices
     if name == OWN and samples != was:
         rate = f"for {samples} samples a step in place of {was}"
         changes.append(("model.optimizer.init_args.lr", choice.learning_rate, rate))
@@ -54,7 +54,6 @@ def changes_of(
         changes.append(("model.gradient_checkpointing", choice.recompute, why))
     peak = f"expected peak {choice.gib:.2f} GiB"
     if data.batching.by_tokens:
-        tokens = choice.batch_size * longest
         if data.batching.max_tokens != tokens:
             changes.append(("data.max_tokens", tokens, peak))
     elif data.batch_size != choice.batch_size:

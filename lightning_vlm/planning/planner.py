@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.parts import parameters_by_part
 from lightning_vlm.module import VLMModule
 from lightning_vlm.planning.asked import CONTEXT, Asked, Room
 from lightning_vlm.planning.changes import NOTHING_FITS, batch_words, changes_of
@@ -25,7 +24,8 @@ from lightning_vlm.planning.choice import (
     scaled_learning_rate,
 )
 from lightning_vlm.planning.methods import DERIVED, ORDERS, OWN, Aim, adapt_of, compared, pick
-from lightning_vlm.planning.planned import Part, Planned, Row
+from lightning_vlm.planning.parts import parts_of, positions_of
+from lightning_vlm.planning.planned import Planned, Row
 from lightning_vlm.planning.rows import counted_row, of_rank, rank_of, refused_row, with_rank_of
 from lightning_vlm.planning.samples import Measured, batches_of, heaviest, lengthened, measure_some
 from lightning_vlm.planning.search import Counts, longest, several
@@ -64,7 +64,7 @@ class Planner:
         self._own = Method(OWN, module.adapt, module.source.quantization)
         say("building the model without weights")
         model = self._skeleton(self._own)
-        self.parts = tuple(_parts(model))
+        self.parts = tuple(parts_of(model))
         self._total = sum(part.parameters for part in self.parts)
         say(f"measuring up to {scan} samples")
         self.measured: Measured = measure_some(data, model, scan)
@@ -108,6 +108,14 @@ class Planner:
         in_order = {name: rows[name] for name in (OWN, *names) if name in rows}
         return self._decide(in_order, aim, order, batch, measure)
 
+    @property
+    def _configured_step(self) -> int:
+        """The samples of an optimizer step as configured; about, where batches are made by tokens."""
+        batching, size = self._data.batching, self._data.batch_size
+        if batching.by_tokens and isinstance(batching.max_tokens, int):
+            size = max(1, round(batching.max_tokens / float(self.measured.tokens.mean())))
+        return size * self._asked.accumulate * self._asked.devices
+
     def _order(self, aim: Aim) -> tuple[str, ...]:
         return tuple(OWN if name == self._twin else name for name in ORDERS[aim])
 
@@ -136,7 +144,7 @@ class Planner:
         self, rows: dict[str, Row], aim: Aim, order: Sequence[str], batch: int | None, measure: bool
     ) -> Planned:
         module, data, asked = self._module, self._data, self._asked
-        wished = batch or data.batch_size * asked.accumulate * asked.devices
+        wished = batch or self._configured_step
         mean = float(self.measured.tokens.mean())
         each = math.ceil(wished / asked.devices)
         enough = math.ceil(min(each, ENOUGH_TOKENS / mean) / 2)
@@ -148,9 +156,13 @@ class Planner:
         given = module.source.gradient_checkpointing
         if name == OWN and given is True and fits[OWN].recomputed:
             recompute = True  # a person's wish
-        fitting = counts.largest(recompute, self._room.room, each) if picked.name else 1
-        size, accumulate = micro_batches(each, max(1, fitting))
-        need = counts.need(recompute, size)
+        # Batches of so many tokens have more samples than of the longest ones.
+        ratio = self.measured.longest.tokens / mean if data.batching.by_tokens else 1.0
+        most_longest = math.ceil(each / ratio)
+        fitting = counts.largest(recompute, self._room.room, most_longest) if picked.name else 1
+        size, accumulate = micro_batches(each, max(1, int(fitting * ratio)))
+        as_longest = min(max(1, fitting), math.ceil(size / ratio))
+        need = counts.need(recompute, as_longest)
         method = self._own if name == OWN else compared()[name]
         samples = size * accumulate * asked.devices
         rate = self._rate(name, samples)
@@ -171,7 +183,7 @@ class Planner:
             fits=fits_at_all,
             reasons=tuple(reasons),
         )
-        most = _positions(self._model)
+        most = positions_of(self._model)
         self._say("looking for the longest sample that fits")
         found = None
         if fits_at_all:
@@ -201,7 +213,15 @@ class Planner:
             longest=found,
             is_longest_of_model=found == most,
             epoch=epoch,
-            changes=changes_of(module, data, asked, choice, name, self.measured.longest.tokens),
+            changes=changes_of(
+                module,
+                data,
+                asked,
+                choice,
+                name,
+                self._configured_step,
+                as_longest * self.measured.longest.tokens,
+            ),
             notes=tuple(self._notes(counts)),
         )
 
@@ -231,12 +251,11 @@ class Planner:
 
     def _rate(self, name: str, samples: int) -> float:
         """The config's own learning rate for the size of a step, or where to begin with another method."""
-        module, asked = self._module, self._asked
         if name != OWN:
             key = name.split(" ")[0]
             return scaled_learning_rate(LEARNING_RATES[key], samples)
-        own = float(module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
-        was = self._data.batch_size * asked.accumulate * asked.devices
+        own = float(self._module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
+        was = self._configured_step
         return scaled_learning_rate(own, samples, was)
 
     def _notes(self, counts: Counts) -> list[str]:
@@ -269,23 +288,3 @@ class Planner:
         counts.step.recompute(choice.recompute)
         operations = counts.step.operations(typical(1)) * times
         return estimate_epoch(operations, self._room, self._asked.precision, micro, steps)
-
-
-def _parts(model: PreTrainedModel) -> list[Part]:
-    found = []
-    for name, parameters in parameters_by_part(model).items():
-        weights = [(_count(model, path, weight), weight.requires_grad) for path, weight in parameters.items()]
-        if weights:
-            trained = sum(count for count, trains in weights if trains)
-            found.append(Part(name, sum(count for count, _ in weights), trained))
-    return found
-
-
-def _count(model: nn.Module, path: str, weight: nn.Parameter) -> int:
-    """How many weights a parameter stands for, which is more than it has elements if it is quantised."""
-    owner = model.get_submodule(path.rpartition(".")[0])
-    return getattr(owner, "count", weight.numel()) if path.endswith(".weight") else weight.numel()
-
-
-def _positions(model: PreTrainedModel) -> int:
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20)

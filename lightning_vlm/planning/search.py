@@ -70,8 +70,9 @@ class Counts:
 
     def line(self, recompute: bool) -> Line:
         """The peak by the samples of a batch."""
-        one, more = (self.need(recompute, samples).peak for samples in (1, self.several))
-        return Line.through((1, one), (self.several, more))
+        several = SEVERAL if recompute else self.several  # few of them weigh less than gradients
+        one, more = (self.need(recompute, samples).peak for samples in (1, several))
+        return Line.through((1, one), (several, more))
 
     def largest(self, recompute: bool, room: float, most: int = MOST) -> int:
         """How many samples fit: by the line, and then counted itself."""

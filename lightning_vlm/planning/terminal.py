@@ -61,11 +61,11 @@ def _methods(planned: Planned) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         caption="a sample: a further one of the longest, with activations kept / computed again; "
-        "~ follows from other ranks",
+        "fit: how many of them; ~ follows from other ranks",
         caption_justify="left",
     )
     table.add_column("method")
-    for title in ("train", "weights", "optimizer", "a sample", "samples that fit"):
+    for title in ("train", "weights", "optimizer", "a sample", "fit"):
         table.add_column(title, justify="right")
     for row in planned.rows:
         if not row.why_not:
@@ -79,7 +79,10 @@ def _figures(row: Row) -> Iterator[str]:
     yield short(row.trained)
     yield gib(row.need.weights)
     yield gib(row.need.states + row.need.gradients)
-    yield f"{gib(row.kept.each)} / {gib(row.recomputed.each)}"
+    need = row.need
+    kept = max(row.kept.each, need.vision + need.language + need.loss)
+    unit, size = ("GiB", 2**30) if kept >= 2**30 / 10 else ("MiB", 2**20)
+    yield f"{kept / size:.1f} / {row.recomputed.each / size:.1f} {unit}"
     yield f"{row.fit.kept:,} / {row.fit.recomputed:,}"
 
 
