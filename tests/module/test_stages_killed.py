@@ -39,7 +39,6 @@ def run(
     keep = ModelCheckpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
     several = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     kill = [] if kill is None else [Kill(kill)]
-    callbacks = more.pop("callbacks", ())
     given = {"enable_checkpointing": True, "max_epochs": -1, **several, **more}
     trainer = make_quiet(callbacks=[keep, *kill, *callbacks], **given)
     one = module("llava", adapt={"projector": "full", "language": "full"})
