@@ -146,7 +146,7 @@ def _warn_if_seen_otherwise(trainer: Trainer, before: Mapping[str, Any]) -> None
     if before and prompts != data.system_prompts:
         rank_zero_warn(
             f"data.system_prompts is {data.system_prompts or None}, but {prompts or None} in training: the "
-            "model is told something else"
+            "model reads something else"
         )
     was = before.get("data.boxes")
     now = data.renderer.boxes.codec.name
