@@ -367,6 +367,14 @@ def test_the_summary_has_the_throughput(project, capsys):
     assert "throughput/tokens_per_second" in log.read_text()
 
 
+def test_what_is_older_than_the_end_of_a_run_is_said_to_be(project, capsys):
+    """An epoch has three steps; the fourth is behind the last validation, at which weights are saved."""
+    assert command("fit", "--trainer.max_steps", "4") == 0
+    shown = capsys.readouterr().out
+    assert "Last validation after step 3 of 4" in shown
+    assert "(the last one was saved after step 3 of 4;" in shown
+
+
 def test_the_bar_counts_batches(project, capsys):
     """Lightning's own shows epoch 0/-2, and so many batches as there are steps."""
     words = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "true"]

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_vlm_callbacks.runs import run_folder
@@ -36,6 +36,8 @@ class FitSummary(Callback):
         self._folder: Path | None = None
         self._first_step = 0
         self._scores: dict[str, float] = {}
+        self._saved_at: int | None = None
+        self._validated_at: int | None = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,6 +47,16 @@ class FitSummary(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._folder = run_folder(trainer)  # now, as ranks may be gone after an interruption
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated_at = trainer.global_step
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saved_at = trainer.global_step
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -65,7 +77,8 @@ class FitSummary(Callback):
         """
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        table = score_table("Last validation", self._scores, "val")
+        title = f"Last validation{self._if_before_the_end(trainer, self._validated_at)}"
+        table = score_table(title, self._scores, "val")
         if table is not None:
             say(table)
         if self._seconds:
@@ -75,6 +88,9 @@ class FitSummary(Callback):
         checkpoints = checkpoints_of(trainer)
         lines = [self._checkpoint_line(path, note) for path, note in checkpoints.items()]
         print_lines("checkpoint", lines or ["none was written"])
+        not_last = self._if_before_the_end(trainer, self._saved_at)
+        if checkpoints and not_last:
+            print_line("", f"(the last one was saved{not_last}; validate at the end of a run, or save there)")
         print_lines("log", logs_of(trainer, folder))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.loggers and 0 < trainer.global_step < every:
@@ -90,6 +106,12 @@ class FitSummary(Callback):
             print_line("", "")
             for command in self._next_commands(config, self._checkpoint_to_use(checkpoints)):
                 print_text(command)
+
+    def _if_before_the_end(self, trainer: Trainer, step: int | None) -> str:
+        """When something was last done, if training went on behind that."""
+        if step is None or not self._first_step < trainer.global_step > step:
+            return ""
+        return f" after step {step:,} of {trainer.global_step:,}"
 
     def show_so_far(self, trainer: Trainer) -> None:
         """Print what there is of a fit that was interrupted, on rank zero; its error names the checkpoint."""
