@@ -80,9 +80,9 @@ def fix(report: Report, data: VLMDataModule, how: How, skip_list: str) -> list[s
         write_skip_list(path, listed, why)
         count = sum(len(file.rows) for file in listed)
         lines.append(f"{path}: {count:,} rows to leave out; --data.skip {path} does")
-    left = sum(not finding.drops for finding in report.findings)
-    if left:
-        lines.append(f"{left:,} of the findings are not about single rows, and stay")
+    kept_kinds = sorted({finding.kind for finding in report.findings if not finding.drops})
+    if kept_kinds:
+        lines.append(f"no row is left out for {', '.join(kept_kinds)}")
     return lines or ["nothing to leave out"]
 
 

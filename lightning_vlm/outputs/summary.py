@@ -36,6 +36,7 @@ class FitSummary(Callback):
         self._folder: Path | None = None
         self._first_step = 0
         self._scores: dict[str, float] = {}
+        self._pages: list[Path] = []
         self._saved_at: int | None = None
         self._validated_at: int | None = None
 
@@ -67,6 +68,7 @@ class FitSummary(Callback):
         self._seconds = time.time() - self._start
         # These are kept, because a test after the fit clears them.
         self._scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._pages = _pages_of(trainer)  # likewise
 
     def show(self, trainer: Trainer, folder: Path) -> None:
         """Print the summary, on rank zero.
@@ -101,7 +103,8 @@ class FitSummary(Callback):
             config = None
         if config is not None:
             print_line("config", short_path(config))
-        print_lines("report", map(short_path, _pages_of(trainer)))
+        pages = dict.fromkeys([*self._pages, *_pages_of(trainer)])
+        print_lines("report", map(short_path, pages))
         if config is not None and checkpoints:
             print_line("", "")
             for command in self._next_commands(config, self._checkpoint_to_use(checkpoints)):
