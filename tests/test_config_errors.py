@@ -5,8 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_vlm.cli import main
+from lightning_vlm.config.class_names import find_class
+from lightning_vlm.errors import UserError
 
 GOOD = """\
 model:
@@ -277,10 +280,6 @@ LINES = {
         ["--trainer.callbacks+", "ThroughputMonitor", "--trainer.callbacks.every", "3"],
         "there is no key every in ThroughputMonitor; did you mean every_n_steps?",
     ),
-    "a class of two packages": (
-        ["--model.optimizer", "AdamW"],
-        "there are several classes AdamW; write torch.optim.AdamW or",
-    ),
     "a class's key": (
         ["--trainer.callbacks+", "GradNorm", "--trainer.callbacks.alpa", "1"],
         "there is no key alpa in GradNorm; did you mean alpha?",
@@ -355,3 +354,10 @@ def test_the_command_comes_first(capsys):
 def test_a_missing_key(folder, capsys):
     expected = "found no model.name_or_path; expected --model.name_or_path VALUE, or the key in a config"
     assert refused(capsys, "fit") == expected
+
+
+def test_a_name_of_two_classes():
+    twins = [type("Twin", (torch.optim.SGD,), {"__module__": module}) for module in ("first", "second")]
+    with pytest.raises(UserError, match=r"are several classes Twin; write first\.Twin or second\.Twin$"):
+        find_class("Twin", [torch.optim.Optimizer])
+    assert len(twins) == 2  # they are kept until here

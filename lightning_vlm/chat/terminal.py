@@ -18,6 +18,7 @@ from lightning_vlm.chat.streaming import Answer
 from lightning_vlm.data.conversation import Image, Message, Part, Text
 from lightning_vlm.data.images import load_image
 from lightning_vlm.errors import UserError
+from lightning_vlm.failures.describe import INTERRUPTED
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.terminal import short_path, visible
@@ -55,15 +56,17 @@ class Terminal:
 
     def run(self) -> None:
         """Talk until Ctrl-D, `/quit` or the end of the pipe."""
-        for line in self._lines():
+        lines = self._lines()
+        while not self._ended:
             try:
-                self._take(line)
-            except UserError as error:
+                line = next(lines, None)
+                if line is None:
+                    return
+                self._take_or_refuse(line)
+            except KeyboardInterrupt:  # before an answer begins, or behind it
                 if not self.is_live:
                     raise
-                self._say(f"{error}", "red")
-            if self._ended:
-                return
+                self._note("(stopped)")
 
     def _lines(self) -> Iterator[str]:
         if not self.is_live:
@@ -80,6 +83,14 @@ class Terminal:
                 return
             except KeyboardInterrupt:  # ends a line, not the program
                 self._note("\n(Ctrl-D ends the conversation)")
+
+    def _take_or_refuse(self, line: str) -> None:
+        try:
+            self._take(line)
+        except UserError as error:
+            if not self.is_live:
+                raise
+            self._say(f"{error}", "red")
 
     def _take(self, line: str) -> None:
         line = line.strip()
@@ -250,7 +261,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise SystemExit(INTERRUPTED)
         stop.set()
 
     before = signal.signal(signal.SIGINT, handle)

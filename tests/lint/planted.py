@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import PIL.Image
 from PIL import ImageDraw
 
@@ -15,7 +16,8 @@ PICTURES = 30
 def picture(number: int, size: tuple[int, int] = (96, 72)) -> PIL.Image.Image:
     """A picture unlike those of other numbers."""
     rng = Random(number)
-    made = PIL.Image.effect_noise(size, 30).convert("RGB")
+    noise = np.random.default_rng(number).normal(128, 30, (size[1], size[0])).clip(0, 255)
+    made = PIL.Image.fromarray(noise.astype(np.uint8)).convert("RGB")
     draw = ImageDraw.Draw(made)
     for _ in range(5):
         x, y = rng.randrange(size[0]), rng.randrange(size[1])

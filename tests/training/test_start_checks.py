@@ -71,7 +71,7 @@ def test_what_should_be_changed_stands_out_and_is_all_that_is_shown_without_a_ba
 REFUSED = {
     "folder": (
         ["--trainer.logger.save_dir", "file/runs"],
-        "found file, which can't be written into",
+        "found a file where a folder is needed at file, for this run's files",
     ),
     "validation": (
         ["--trainer.callbacks", "[{class_path: EarlyStopCheckpoint, init_args: {monitor: val/loss}}]"],

@@ -51,9 +51,10 @@ def check_folders(trainer: Trainer, checkpoint: int | None) -> Iterator[Found]:
     for folder in folders:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = "permission denied" if there.is_dir() else "found a file where a folder is needed"
             raise UserError(
-                f"trainer: found {short_path(there)}, which can't be written into, for this run's files; "
-                "change the logger's save_dir, the checkpoint's dirpath or trainer.default_root_dir"
+                f"trainer: {why} at {short_path(there)}, for this run's files; change the logger's save_dir, "
+                "the checkpoint's dirpath or trainer.default_root_dir"
             )
         free = shutil.disk_usage(there).free
         least = min(least or (free, folder), (free, folder))
