@@ -145,7 +145,10 @@ def test_in_a_terminal(asked):
     terminal.type("/nonsense\n")
     assert "there is no such command" in terminal.until("lists all")
     terminal.until("> ")
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")
+    time.sleep(0.5)  # a signal before readline waits would be seen at the next key only
+    terminal.type("\x03")
     terminal.until("(Ctrl-D ends the conversation)")
     terminal.until("> ")
     for attempt in range(20):  # an answer of random words may end before it is stopped
