@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
-from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.checkpoint import check_file
-from lightning_vlm.training.checkpoint_settings import OF_CHECKPOINT, config_of
-from lightning_vlm.training.checkpointing import KEY
-from lightning_vlm.training.resume_changes import RUN
+from lightning_vlm.training.checkpoint_settings import OF_CHECKPOINT, config_of, read_checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -40,18 +35,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: It isn't a checkpoint of a `VLMModule`.
     """
-    check_file(path)
-    saved = torch.load(path, map_location="meta", weights_only=True)
-    given = saved.get("hyper_parameters")
-    own = saved.get(KEY)
-    if not isinstance(given, Mapping) or "name_or_path" not in given or not isinstance(own, Mapping):
-        raise UserError(f"checkpoint {path}: found none of a VLMModule; it names no base model")
+    given, run, step = read_checkpoint(path)
     base = given["name_or_path"]
     arguments = {name: given[name] for name in (*OF_CHECKPOINT, "token_weights") if name in given}
     del arguments["name_or_path"]
-    return Checkpoint(
-        path, base, arguments, own.get(RUN, {}), saved.get("global_step", 0), _config(path, base)
-    )
+    return Checkpoint(path, base, arguments, run, step, _config(path, base))
 
 
 def _config(path: Path, base: str) -> Path | None:

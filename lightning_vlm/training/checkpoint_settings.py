@@ -44,13 +44,8 @@ def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
     Raises:
         UserError: It is no checkpoint of a `VLMModule`.
     """
-    check_file(checkpoint)
-    saved = torch.load(checkpoint, map_location="meta", weights_only=True)
-    given = saved.get("hyper_parameters")
-    if not isinstance(given, Mapping) or "name_or_path" not in given or KEY not in saved:
-        raise UserError(f"checkpoint {checkpoint}: found none of a VLMModule; it names no base model")
+    given, run, _ = read_checkpoint(checkpoint)
     found = {f"model.{name}": given[name] for name in OF_CHECKPOINT if given.get(name) is not None}
-    run = saved[KEY].get(RUN, {})
     pixels = PixelBudget.read(str(run.get("data.max_pixels", "")))
     seen = {
         "data.min_pixels": pixels.least,
@@ -65,6 +60,24 @@ def settings_of(checkpoint: Path) -> tuple[dict[str, Any], Path | None]:
     if config is not None:
         found |= _from_config(config)
     return found, config
+
+
+def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], int]:
+    """What a checkpoint says, without its weights.
+
+    Returns:
+        The arguments of its `VLMModule`, what it was made with (as `describe_run` puts it), and after how
+        many steps it was saved.
+
+    Raises:
+        UserError: It is no checkpoint of a `VLMModule`.
+    """
+    check_file(path)
+    saved = torch.load(path, map_location="meta", weights_only=True)
+    given, own = saved.get("hyper_parameters"), saved.get(KEY)
+    if not isinstance(given, Mapping) or "name_or_path" not in given or not isinstance(own, Mapping):
+        raise UserError(f"checkpoint {path}: found none of a VLMModule; it names no base model")
+    return given, own.get(RUN, {}), saved.get("global_step", 0)
 
 
 def config_of(checkpoint: Path) -> Path | None:

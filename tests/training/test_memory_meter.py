@@ -6,30 +6,18 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.training.memory.meter import AllocationCounter, CPUMeter, available_memory, meter_of
 from lightning_vlm.training.memory.trial import state_bytes
+from tests.support.real_steps import recorded_peak
 
 
 def step(model, x, recompute=False):
     for block in model:
         x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
     x.square().sum().backward()
-
-
-def recorded_peak(run):
-    """The peak by the records of the allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
-        run()
-    events = [event for event in records.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 @pytest.mark.parametrize("recompute", [False, True])

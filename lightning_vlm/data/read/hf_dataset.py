@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_vlm.data.read.arrow_bytes import holds_bytes, without_bytes
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
 from lightning_vlm.data.read.source import OnBadSample, Source
@@ -15,7 +16,6 @@ from lightning_vlm.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
 
 _OF_TOOLS = ("tools", "functions", "tool_calls", "function_call")
 """Keys whose objects differ from row to row, so that a table fills them up with nulls."""
@@ -92,8 +92,8 @@ class HFDataset(Source):
             table = self._data[start : start + _AT_ONCE]
             for index, name in enumerate(table.column_names):
                 column = table.column(name)
-                if _holds_bytes(column.type):
-                    emptied = _without_bytes(column.combine_chunks())
+                if holds_bytes(column.type):
+                    emptied = without_bytes(column.combine_chunks())
                     table = table.set_column(index, name, emptied)
             for number, record in enumerate(table.to_pylist(), start):
                 yield (number,), record
@@ -274,35 +274,3 @@ def _stored(features: Any) -> Any:
     if isinstance(features, datasets.List | datasets.LargeList):
         return dataclasses.replace(features, feature=_stored(features.feature))
     return features
-
-
-def _holds_bytes(kind: "pyarrow.DataType") -> bool:
-    """Whether a type is bytes, or has fields that are."""
-    if _is_bytes(kind):
-        return True
-    fields = [kind.field(index) for index in range(kind.num_fields)]
-    return any(_holds_bytes(field.type) for field in fields)
-
-
-def _is_bytes(kind: "pyarrow.DataType") -> bool:
-    import pyarrow
-
-    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
-
-
-def _without_bytes(pictures: "pyarrow.Array") -> "pyarrow.Array":
-    """The same pictures with empty bytes: checking a data set must not read all of its pictures."""
-    import pyarrow
-    import pyarrow.compute
-
-    kind = pictures.type
-    if _is_bytes(kind):
-        return pyarrow.compute.if_else(pictures.is_valid(), b"", None)
-    if pyarrow.types.is_struct(kind):
-        fields = [_without_bytes(pictures.field(index)) for index in range(kind.num_fields)]
-        names = [field.name for field in kind.fields]
-        return pyarrow.StructArray.from_arrays(fields, names=names, mask=pictures.is_null())
-    if pyarrow.types.is_list(kind):
-        values = _without_bytes(pictures.values)
-        return pyarrow.ListArray.from_arrays(pictures.offsets, values, mask=pictures.is_null())
-    return pictures
