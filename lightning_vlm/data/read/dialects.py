@@ -261,8 +261,8 @@ def _what_is_missing(row: tuple[str, ...], has_picture: bool) -> str:
 
 
 def _nearest(row: tuple[str, ...]) -> list[Dialect]:
-    """The three dialects whose keys are most like those of a row."""
-    names = [name[:80] for name in row]
+    """The three dialects whose keys are most like those of a row that no dialect reads."""
+    names = [name[:80] for name in row if name not in COMMON]
 
     def likeness(dialect: Dialect) -> float:
         of_each_key = [_likeness(need, names) for need in dialect.needs]
