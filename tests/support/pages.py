@@ -48,6 +48,7 @@ OWN_TESTS = {
     "callbacks/README.md": "tests/test_readme.py",
     "docs/compare.md": "tests/compare/test_docs.py",
     "docs/first-model.md": "tests/test_first_model.py",
+    "docs/formats.md": "tests/test_formats_docs.py",
     "docs/grounding-data.md": "tests/test_grounding_docs.py",
     "docs/own-model.md": "tests/test_own_model.py",
     "docs/predict.md": "tests/test_predict_docs.py",
