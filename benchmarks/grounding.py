@@ -2,7 +2,7 @@
 
     python benchmarks/grounding.py [--losses none soft wasserstein iou] [--seeds 0 1 2] [--steps 400]
 
-The shipped model learns drawn grounding data by the rates of `configs/grounding.yaml`; only
+The shipped model learns drawn grounding data by the rates of `configs/examples/grounding.yaml`; only
 the box loss and the order of the samples, by seed, differ. Scored are greedy answers about 500 pictures of
 the split `test`, with boxes in pixels of the original. Each run is printed as it ends, and the table last.
 """

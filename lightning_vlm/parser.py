@@ -134,6 +134,8 @@ class StrictConfigFile(ActionConfigFile):
             after = yaml.serialize(config.root)
             if after != before:
                 values = after
+            elif config.file is not None:
+                values = str(config.file)
         super().__call__(parser, cfg, values, option_string)
 
 

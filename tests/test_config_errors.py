@@ -312,6 +312,14 @@ LINES = {
     "devices": (["--trainer.devices", "many"], "trainer.devices: expected a number of at least 1, or auto"),
     "a file without --config": (["d.yaml"], "did you mean --config d.yaml?"),
     "no such config": (["--config", "cc.yaml"], "config cc.yaml: found no such file; did you mean c.yaml?"),
+    "no config of that name": (
+        ["--config", "calbacks"],
+        "config calbacks: found no such file; did you mean recipes/callbacks? (looked here and in ",
+    ),
+    "no config of that name in its folder": (
+        ["--config=examples/quickstart"],
+        "config examples/quickstart: found no such file; did you mean quickstart",
+    ),
     "a folder": (["--config", "."], "config .: found a folder; expected a YAML file such as c.yaml"),
     "a second config": (
         ["--config", "d.yaml"],

@@ -16,7 +16,7 @@ from lightning_vlm.data.drawn import Drawn
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "stages.md").read_text("utf-8")
 RUN, PROMPTS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-CONFIGS = sorted((ROOT / "configs").glob("*-stages.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "examples").glob("*-stages.yaml"))
 
 
 @pytest.fixture

@@ -64,5 +64,7 @@ def test_python(code: str, folder: Path) -> None:
 
 def test_commands_name_what_there_is() -> None:
     (commands,) = blocks("bash")
-    assert "configs/video.yaml" in commands
-    assert commands.splitlines()[0] in (ROOT / "video.yaml").read_text().replace(".venv/bin/", "")
+    assert "configs/examples/video.yaml" in commands
+    assert commands.splitlines()[0] in (ROOT / "examples" / "video.yaml").read_text().replace(
+        ".venv/bin/", ""
+    )

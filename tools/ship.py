@@ -29,8 +29,9 @@ It is no use on photographs.
 ## How it was made
 
 From random weights, on pictures drawn by `lightning_vlm.data.drawn` (split `train`), by the commands at the
-top of `configs/pretrain_drawn.yaml`: first the tower learned to tell shape, colour and box of single things,
-then all parameters learned to talk, in {steps:,} steps. No other data was used, and nothing of easy-VQA.
+top of `configs/examples/pretrain_drawn.yaml`: first the tower learned to tell shape, colour and box of single
+things, then all parameters learned to talk, in {steps:,} steps. No other data was used, and nothing of
+easy-VQA.
 
 ## Scores
 

@@ -1,7 +1,8 @@
 """How the small model in the package becomes one that takes videos.
 
 `python -m tools.shipped_video DIR` writes a LLaVA-OneVision with the weights of `drawn-vlm`. It makes 4
-tokens of each frame, and knows nothing of motion yet; `configs/video.yaml` trains it on drawn videos.
+tokens of each frame, and knows nothing of motion yet; `configs/examples/video.yaml` trains it on
+drawn videos.
 """
 
 import sys

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lightning_vlm.config.shipped import find_config, unknown
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # so that configs can name them
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
@@ -50,15 +51,19 @@ def read_settings(config: Path | None) -> Settings:
     """
     if config is None:
         return Settings()
+    found = find_config(str(config))
+    if found is None:
+        raise unknown(str(config))
+    config = found
     try:
-        found = yaml.safe_load(config.read_text("utf-8"))
+        read = yaml.safe_load(config.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"--config {config}: {error.strerror}; expected the config of a run") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config {config}: found no YAML; expected the config of a run") from error
     sections: dict[str, Mapping[str, Any]] = {}
     for name in ("model", "data", "trainer"):
-        section = (found.get(name) or {}) if isinstance(found, Mapping) else None
+        section = (read.get(name) or {}) if isinstance(read, Mapping) else None
         if not isinstance(section, Mapping):
             raise UserError(f"--config {config}: found no section {name}; expected the config of a run")
         sections[name] = section

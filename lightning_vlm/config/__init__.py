@@ -35,5 +35,6 @@ COMMANDS = {
     "families": Command(
         "list the model families that are proved, and checkpoints to try", "lightning_vlm.families"
     ),
+    "recipes": Command("list the configs that come with it, or print one of them", "lightning_vlm.recipes"),
 }
 """The commands, in the order of `lightning-vlm --help`."""

@@ -27,8 +27,8 @@ commands:
 {commands}
 
 options:
-  --config FILE       a YAML file; several are merged, later ones win, and so do
-                      --KEY VALUE pairs
+  --config FILE       a YAML file, or a name that `recipes` lists; several are
+                      merged, later ones win, and so do --KEY VALUE pairs
   COMMAND --help      what a command does, and the keys that people set
   COMMAND --help-all  all keys of a command
   --debug             show the traceback of an error

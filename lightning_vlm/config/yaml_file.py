@@ -7,8 +7,10 @@ from typing import NamedTuple
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lightning_vlm.config.shipped import find_config, unknown
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean, nearest, one_line
+from lightning_vlm.nearest import one_line
+from lightning_vlm.terminal import short_path
 
 MAX_BYTES = 1_000_000
 """No config is longer; a longer file is data, and reading it as YAML would take minutes."""
@@ -20,12 +22,14 @@ class Config(NamedTuple):
     """A config file that is sound YAML with a mapping at its top.
 
     Args:
-        name: The file as the user named it.
+        name: The file, as the user named it if that is its path.
         root: The mapping, whose nodes know their lines.
+        file: The file; None if the config was written out on the command line.
     """
 
     name: str
     root: MappingNode
+    file: Path | None = None
 
     def at(self, node: Node) -> str:
         """`file:line` of a node, for the beginning of a message."""
@@ -36,7 +40,8 @@ def read_config(name: str) -> Config:
     """Read a config file, or a config that is written out on the command line.
 
     Args:
-        name: The file's path, or YAML with `{` or a line break in it.
+        name: The file's path, or the name of a config that comes with the package, as of `find_config`; or
+            YAML with `{` or a line break in it.
 
     Raises:
         UserError: There is no such file; it isn't UTF-8, isn't YAML, is empty, isn't a mapping or is too
@@ -44,11 +49,12 @@ def read_config(name: str) -> Config:
     """
     if "{" in name or "\n" in name:
         return _parse("--config", name)
-    path = Path(name)
-    if path.is_dir():
-        raise UserError(f"config {name}: found a folder; expected a YAML file{_config_in(path)}")
-    if not path.exists():
-        raise UserError(f"config {name}: found no such file{_near_files(path)}")
+    path = find_config(name)
+    if path is None and Path(name).is_dir():
+        raise UserError(f"config {name}: found a folder; expected a YAML file{_config_in(Path(name))}")
+    if path is None:
+        raise unknown(name)
+    name = name if path == Path(name) else short_path(path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -64,7 +70,7 @@ def read_config(name: str) -> Config:
         ) from None
     except OSError as error:
         raise UserError(f"config {name}: it can't be read: {error.strerror}") from error
-    return _parse(name, text)
+    return _parse(name, text)._replace(file=path)
 
 
 def _parse(name: str, text: str) -> Config:
@@ -181,18 +187,6 @@ def find(node: Node, keys: Sequence[str]) -> Node | None:
         if inside is not None:
             return inside
     return None
-
-
-def _near_files(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        beside = [entry.name for entry in _entries(folder.parent) if entry.is_dir()]
-        return f"; there is no folder {folder}{did_you_mean(folder.name, beside)}"
-    for place in (folder, Path("configs")):
-        near = nearest(path.name, [entry.name for entry in _entries(place) if entry.is_file()])
-        if near is not None:
-            return f"; did you mean {place / near}?"
-    return ""
 
 
 def _config_in(folder: Path) -> str:

@@ -1,0 +1,57 @@
+"""`lightning-vlm recipes`: the configs that come with the package, by name; or one, to read or to copy."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_vlm.config.shipped import find_config, shipped, unknown
+
+_WIDEST = 200
+"""The width of the table where the output is no terminal, so that lines stay in one piece."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Print the table of all, or of those in a folder, or one config as it is.
+
+    Args:
+        words: What stands after `lightning-vlm recipes`.
+
+    Raises:
+        UserError: There is no config and no folder of that name.
+    """
+    name = parser().parse_args(list(words)).name
+    chosen = [known for known in shipped() if name in (None, Path(known).parent.as_posix())]
+    if chosen:
+        _show(chosen)
+        return
+    path = find_config(name)
+    if path is None:
+        raise unknown(name)
+    print(path.read_text("utf-8"), end="")
+
+
+def _show(names: Sequence[str]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDEST)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is for")
+    for name in names:
+        table.add_row(Text(name), Text(shipped()[name].purpose))
+    console.print(table)
+    print("\nUse some:       lightning-vlm fit --config NAME --config NAME ...    (later ones win)")
+    print("To change one:  lightning-vlm recipes NAME > my.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    options = argparse.ArgumentParser(prog="lightning-vlm recipes", description=__doc__)
+    options.add_argument(
+        "name", nargs="?", help="of one to print, such as recipes/qlora; or a folder of them"
+    )
+    return options
