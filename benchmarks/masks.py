@@ -30,8 +30,15 @@ from transformers import AutoTokenizer
 from tests.support.tiny import build
 
 HERE = Path(__file__).parent
-SCRIPTS = {"ours": "lightning_vlm_fit", "trl": "trl_sft", "llama_factory": "llama_factory", "ms_swift": "ms_swift"}
+SCRIPTS = {
+    "ours": "lightning_vlm_fit",
+    "trl": "trl_sft",
+    "llama_factory": "llama_factory",
+    "ms_swift": "ms_swift",
+}
 MARK = "RESULT "
+PATCH = "<|image_pad|>"
+"""The token that stands for a piece of a picture."""
 
 
 def results_of(script: str, python: str, folder: Path) -> dict[str, Any]:
@@ -56,8 +63,9 @@ def learned_texts(labels: list[int], tokenizer: Any) -> list[str]:
     return [tokenizer.decode(run).removesuffix("\n") for run in runs if run]
 
 
-def problems_of(case: Case, result: dict[str, Any], tokenizer: Any) -> list[str]:
+def problems_of(case: Case, results: dict[str, Any], tokenizer: Any) -> list[str]:
     """What is wrong with what a trainer made of a case."""
+    result = results[case.name]
     if "labels" not in result:
         is_allowed = case.max_length is not None
         return [] if is_allowed else [f"stops: {result['error']}"]
@@ -71,11 +79,16 @@ def problems_of(case: Case, result: dict[str, Any], tokenizer: Any) -> list[str]
         problems.append(f"learns {' | '.join(found)}")
     names = tokenizer.convert_ids_to_tokens(result["ids"])
     turns = len(case.turns) + (case.turns[0][0] != "system")  # the template adds a system turn
-    for name in ("<|im_start|>", END):
-        if case.max_length is None and names.count(name) != turns:
-            problems.append(f"{names.count(name)} {name} for {turns}")
-    if case.max_length is None and names.count("<|vision_start|>") != case.pictures:
-        problems.append(f"{names.count('<|vision_start|>')} pictures for {case.pictures}")
+    patches = tokenizer.convert_ids_to_tokens(results[CASES[0].name]["ids"]).count(PATCH)
+    wanted_counts = {
+        "<|im_start|>": turns,
+        END: turns,
+        "<|vision_start|>": case.pictures,
+        PATCH: patches * case.pictures,
+    }
+    for name, count in wanted_counts.items():
+        if case.max_length is None and names.count(name) != count:
+            problems.append(f"{names.count(name)} {name} for {count}")
     if "error" in result:
         problems.append(f"the model then fails: {result['error']}")
     return problems
@@ -83,22 +96,29 @@ def problems_of(case: Case, result: dict[str, Any], tokenizer: Any) -> list[str]
 
 def main() -> None:
     """Ask each, and print a row for each case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("trl", "llama-factory", "ms-swift"):
         parser.add_argument(f"--{name}", metavar="PYTHON")
-    pythons = {"ours": sys.executable, **{key: value for key, value in vars(parser.parse_args()).items() if value}}
+    pythons = {
+        "ours": sys.executable,
+        **{key: value for key, value in vars(parser.parse_args()).items() if value},
+    }
     with tempfile.TemporaryDirectory() as directory:
         folder = build("qwen2_5_vl", Path(directory) / "qwen2_5_vl")
         write(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         results = {name: results_of(SCRIPTS[name], python, folder) for name, python in pythons.items()}
     versions = {name: next(iter(found.values()))["version"] for name, found in results.items()}
-    table = Table(*["conversation", *(f"{name} {version}" for name, version in versions.items())], show_lines=True)
+    table = Table(
+        *["conversation", *(f"{name} {version}" for name, version in versions.items())], show_lines=True
+    )
     right = dict.fromkeys(results, 0)
     for case in CASES:
         cells = []
         for name, found in results.items():
-            problems = problems_of(case, found[case.name], tokenizer)
+            problems = problems_of(case, found, tokenizer)
             right[name] += not problems
             cells.append("; ".join(problems) or ("right" if "labels" in found[case.name] else "refused"))
         table.add_row(case.name, *cells)

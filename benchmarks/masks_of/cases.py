@@ -56,7 +56,12 @@ CASES = [
     Case("an answer that spells a picture", [("user", ASK), ("assistant", "It says <|image_pad|> here.")]),
     Case(
         "too long: the second answer",
-        [("user", ASK), ("assistant", ANSWER), ("user", "And what else?"), ("assistant", "Many stars. " * 40)],
+        [
+            ("user", ASK),
+            ("assistant", ANSWER),
+            ("user", "And what else?"),
+            ("assistant", "Many stars. " * 40),
+        ],
         max_length=128,
     ),
     Case(

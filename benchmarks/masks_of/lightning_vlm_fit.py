@@ -17,7 +17,9 @@ class Keep(Callback):
 
     batch: Any = None
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Remember it."""
         self.batch = batch
 
@@ -31,7 +33,9 @@ for line in (folder / "cases.jsonl").read_text().splitlines():
     keep = Keep()
     try:
         data = VLMDataModule(train=str(file), batch_size=1, max_length=case["max_length"], num_workers=0)
-        trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, callbacks=[keep], enable_checkpointing=False)
+        trainer = Trainer(
+            max_steps=1, accelerator="cpu", logger=False, callbacks=[keep], enable_checkpointing=False
+        )
         trainer.fit(VLMModule(str(folder), adapt={"language": "full"}), data)
         ids, kinds = keep.batch.inputs["input_ids"][0], keep.batch.kinds[0]
         result["ids"], result["labels"] = ids.tolist(), ids.masked_fill(kinds < Kind.RESPONSE, -100).tolist()

@@ -18,8 +18,15 @@ for line in (folder / "cases.jsonl").read_text().splitlines():
     try:
         data = folder / "llama_factory"
         data.mkdir(exist_ok=True)
-        (data / "case.json").write_text(json.dumps([{"messages": case["messages"], "images": case["images"]}]))
-        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        (data / "case.json").write_text(
+            json.dumps([{"messages": case["messages"], "images": case["images"]}])
+        )
+        tags = {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        }
         columns = {"messages": "messages", **({"images": "images"} if case["images"] else {})}
         info = {"file_name": "case.json", "formatting": "sharegpt", "columns": columns}
         info["tags"] = {**tags, "system_tag": "system"}
@@ -41,7 +48,9 @@ for line in (folder / "cases.jsonl").read_text().splitlines():
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(arguments)
         module = load_tokenizer(model_args)
         template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-        dataset = get_dataset(template, model_args, data_args, training_args, stage="sft", **module)["train_dataset"]
+        dataset = get_dataset(template, model_args, data_args, training_args, stage="sft", **module)[
+            "train_dataset"
+        ]
         model = load_model(module["tokenizer"], model_args, finetuning_args)
         collate = SFTDataCollatorWith4DAttentionMask(
             template=template, model=model, pad_to_multiple_of=1, label_pad_token_id=-100, **module

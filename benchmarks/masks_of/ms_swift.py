@@ -17,11 +17,16 @@ for line in (folder / "cases.jsonl").read_text().splitlines():
     result = {"name": case["name"], "version": swift.__version__}
     try:
         # `delete` is the default of its training for samples that are too long.
-        template = get_template(processor, max_length=case["max_length"], truncation_strategy="raise")
+        template = get_template(
+            processor, template_type="qwen2_5_vl", max_length=case["max_length"], truncation_strategy="raise"
+        )
         template.set_mode("train")
         template.model = model
         encoded = template.encode({"messages": case["messages"], "images": case["images"]})
         result["ids"], result["labels"] = list(encoded["input_ids"]), list(encoded["labels"])
+        batch = template.data_collator([encoded])
+        with torch.no_grad():
+            model(**template._post_encode(model, batch))
     except Exception as error:
         result["error"] = f"{type(error).__name__}: {error}"[:300]
     print("RESULT " + json.dumps(result), flush=True)
