@@ -2,12 +2,13 @@
 
     python benchmarks/masks.py [--trl PYTHON] [--llama-factory PYTHON] [--ms-swift PYTHON]
 
-PYTHON is an interpreter in whose environment that trainer is installed, with the versions of other packages that it
-allows; without one it is left out. All get the same tiny Qwen2.5-VL (its real classes, processor and special tokens)
-and the same conversations, which go the way of their own training. What is asked of the batch that comes out:
+PYTHON is an interpreter in whose environment that trainer is installed, with the versions of other packages
+that it allows; without one it is left out. All get the same tiny Qwen2.5-VL (its real classes, processor and
+special tokens) and the same conversations, which go the way of their own training. What is asked of the batch
+that comes out:
 
 - Are the labels exactly the answers, each with its end of turn? A line break behind that may be learned too.
-- Does text stay text? As many turns begin and end in the ids as the conversation has.
+- Does text stay text? The ids have as many turns and pieces of pictures as the conversation has.
 - Where a sample is too long: is it refused, or are whole answers learned, with whole pictures?
 """
 
@@ -21,12 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import lightning_vlm  # noqa: F401  # before transformers
 from masks_of.cases import CASES, END, Case, write
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
+import lightning_vlm  # noqa: F401  # before transformers
 from tests.support.tiny import build
 
 HERE = Path(__file__).parent

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning_vlm
-from lightning_vlm import VLMDataModule, VLMModule
 from lightning.pytorch import Callback, Trainer
 
+import lightning_vlm
+from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.kinds import Kind
 
 

@@ -1,4 +1,4 @@
-"""What LLaMA-Factory learns of each case, with its template of the family. Usage: python llama_factory.py FOLDER"""
+"""What LLaMA-Factory learns of each case, by its own template. Usage: python llama_factory.py FOLDER"""
 
 import json
 import sys

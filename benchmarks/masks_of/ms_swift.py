@@ -16,7 +16,7 @@ for line in (folder / "cases.jsonl").read_text().splitlines():
     case = json.loads(line)
     result = {"name": case["name"], "version": swift.__version__}
     try:
-        # `delete` is the default of its training for samples that are too long.
+        # Its training leaves out by default what is too long.
         template = get_template(
             processor, template_type="qwen2_5_vl", max_length=case["max_length"], truncation_strategy="raise"
         )

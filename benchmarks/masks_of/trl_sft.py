@@ -1,15 +1,15 @@
 """What TRL's SFTTrainer learns of each case, with `assistant_only_loss`. Usage: python trl_sft.py FOLDER
 
-TRL knows where an answer ends for chat templates that it knows by heart, so the model gets the published template that
-TRL brings along.
+TRL finds answers in those chat templates that it has a copy of, so the model gets the published template that
+comes with TRL.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import lightning_vlm_callbacks  # noqa: F401  # makes torchvision importable beside a CPU-only torch
 import datasets
+import lightning_vlm_callbacks  # noqa: F401  # makes torchvision importable beside a CPU-only torch
 import PIL.Image
 import trl
 from transformers import AutoModelForImageTextToText, AutoProcessor
