@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint docs bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -31,6 +31,9 @@ lint: $(INSTALLED) ## Check style, types, which module may import which, names a
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.house_rules
 	$(BIN)/python -m tools.figures
+
+docs: $(INSTALLED) ## Build the documentation into site/, without a network; each link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 bench: .venv/bench ## Run each benchmark against its rivals (half an hour on two cores)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

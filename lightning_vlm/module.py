@@ -38,9 +38,7 @@ from lightning_vlm.training.weight_averaging import average_what_trains
 
 
 class VLMModule(LightningModule):
-    """Fine-tunes a vision-language model of transformers.
-
-    The loss is Σ wℓ / Σ w over all tokens of an optimizer step, its micro-batches and ranks; see `step.py`.
+    """Fine-tunes a vision-language model of transformers, by Σ wℓ / Σ w over an optimizer step (`step.py`).
 
     Args:
         name_or_path: A model on the Hugging Face Hub, a folder, or `drawn-vlm`, a small one in this package.
@@ -73,6 +71,7 @@ class VLMModule(LightningModule):
         no_gradient_needed: Selectors of trained parameters that may stay without gradient at the first step.
         router_aux_loss: Weight of the load-balancing loss; `auto`: the model's own where routers train.
         new_tokens: Words that become tokens, as `<loc_0..999>`; their rows start at the mean, and train.
+        family: `module.Class` of a subclass of `FamilyHooks`, for a model class of your own.
         scores: Which scores answers have: `[anls, cer]`, or task -> scores; see `docs/scores.md`.
     """
 

@@ -3,7 +3,6 @@
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 
 import pytest
 
@@ -11,6 +10,7 @@ from lightning_vlm.cli import main
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.config.help import REQUIRED, WIDTH, command_help, sections
 from lightning_vlm.config.moved import with_meant_classes
+from tests.support.parsers import command_parsers
 
 HEAVY = (
     "torch", "torchvision", "torchmetrics", "lightning", "transformers", "peft", "bitsandbytes", "wandb",
@@ -21,27 +21,7 @@ HEAVY = (
 @pytest.fixture(scope="module")
 def parsers():
     """Each command's parser."""
-    from lightning_vlm import run
-
-    class ParsedError(Exception):
-        pass
-
-    class ParserOnly(run.VLMCLI):
-        def parse_arguments(self, parser, args):
-            raise ParsedError(self._subcommand_parsers)
-
-    kept = run.VLMCLI
-    run.VLMCLI = ParserOnly
-    try:
-        run.run(["fit"])
-    except ParsedError as parsed:
-        (found,) = parsed.args
-    finally:
-        run.VLMCLI = kept
-    for name, command in COMMANDS.items():
-        if command.module is not None:
-            found[name] = import_module(command.module).parser()
-    return found
+    return command_parsers()
 
 
 def action_of(parser, option):

@@ -1,0 +1,122 @@
+"""The documentation site: it builds without a warning, fetches nothing, and each page can be reached."""
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.pages import ROOT, pages
+from tools.docs_site.links import Links
+
+FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src"}
+"""What a browser fetches for each tag; other addresses are only gone to."""
+KILOBYTES = 900
+"""The most that a page and all its scripts and styles may weigh, without pictures and the search."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; building fails for a link or anchor that isn't there."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Addresses(HTMLParser):
+    """What a page fetches, and where it leads."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.feed(file.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        address = given.get(FETCHED.get(tag, ""))
+        if address and given.get("rel") not in ("canonical", "prev", "next"):
+            self.fetched.append(address)
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"] or "")
+
+
+def test_nothing_comes_from_a_network(site):
+    for file in site.rglob("*.html"):
+        assert [one for one in Addresses(file).fetched if re.match(r"(\w+:)?//", one)] == [], file
+    for file in site.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", file.read_text("utf-8")) == [], file
+
+
+def test_each_page_is_reached_from_the_first(site):
+    seen, waiting = set(), [site / "index.html"]
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for link in Addresses(file).links:
+            path = urlsplit(link)
+            if not path.scheme and path.path.endswith(".html"):
+                waiting.append((file.parent / path.path).resolve())
+    missing = {file.resolve() for file in site.rglob("*.html")} - {file.resolve() for file in seen}
+    assert {file.name for file in missing} <= {"404.html"}
+
+
+def test_pages_are_light(site):
+    for file in site.rglob("*.html"):
+        parts = [one for one in Addresses(file).fetched if one.endswith((".css", ".js"))]
+        weight = file.stat().st_size + sum((file.parent / one).stat().st_size for one in {*parts})
+        assert weight < KILOBYTES * 1000, (file, weight)
+
+
+def test_pages_for_programs(site):
+    text = (site / "llms.txt").read_text("utf-8")
+    places = re.findall(r"^- \[.+\]\((.+)\)$", text, re.MULTILINE)
+    assert len(places) > 40
+    for place in places:
+        assert (site / place).is_file()
+    assert (site / "llms-full.txt").stat().st_size > 200_000
+
+
+@pytest.mark.parametrize("page", pages())
+def test_external_addresses_are_well_formed(page):
+    for address in re.findall(r"\]\((\w+:[^)\s]*)\)", (ROOT / page).read_text("utf-8")):
+        parts = urlsplit(address)
+        assert parts.scheme == "https", address
+        assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), address
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "wanted"),
+    [
+        ("plan.md", "[r](../benchmarks/RESULTS.md#a)", "[r](project/results.md#a)"),
+        ("tasks/ocr.md", "[r](../../README.md)", "[r](../project/readme.md)"),
+        ("project/readme.md", "[`p`](docs/plan.md)", "[`p`](../plan.md)"),
+        ("plan.md", "[q](../configs/quickstart.yaml)", "[q](reference/configs/index.md#quickstart)"),
+        ("plan.md", "[its test](../tests/conftest.py)", "its test (`tests/conftest.py`)"),
+        ("plan.md", "[`tests/conftest.py`](../tests/conftest.py)", "`tests/conftest.py`"),
+        ("plan.md", "`[r](../nothing.md)`", "`[r](../nothing.md)`"),
+        ("plan.md", "```text\n[r](../nothing.md)\n```", "```text\n[r](../nothing.md)\n```"),
+    ],
+)
+def test_links_that_leave_the_folder(place, text, wanted):
+    links = Links(ROOT, place)
+    assert links.rewritten(text) == wanted
+    assert links.broken == []
+
+
+def test_a_link_to_nothing_is_broken():
+    links = Links(ROOT, "plan.md", "https://host/name/blob/main")
+    assert (
+        links.rewritten("[a](../tests/conftest.py)") == "[a](https://host/name/blob/main/tests/conftest.py)"
+    )
+    links.rewritten("[a](nothing.md) [b](../nothing.py)")
+    assert links.broken == ["nothing.md", "../nothing.py"]

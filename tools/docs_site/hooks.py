@@ -1,0 +1,109 @@
+"""What mkdocs calls while it builds (`hooks` of mkdocs.yml); each function has the name of its event."""
+
+# ruff: noqa: E402
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from tools.docs_site import api, configs, llms, notebooks
+from tools.docs_site.links import REPOSITORY_PAGES, Links
+from tools.docs_site.markdown import for_python_markdown
+
+_COMMENT = re.compile(r"^[ \t]*<!-- test:.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
+_FILE = re.compile(r"\.\w+$")
+PLANNED = {
+    "callbacks/index.md",
+    "case-study.md",
+    "checklist.md",
+    "exercises.md",
+    "migrate/index.md",
+    "models.md",
+    "recipes.md",
+    "right.md",
+    "rivals.md",
+    "scale.md",
+    "search-hyperparameters.md",
+    "tasks/index.md",
+    "tracking.md",
+    "troubleshooting.md",
+}
+FOLDERS = ("tasks/", "callbacks/", "migrate/")
+"""Pages that are still being written: nothing is said of links to them."""
+_read: dict[str, str] = {}
+"""What each page says, by its place in the site; for llms.txt."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add pages that don't lie in `docs/`, and lay out the navigation."""
+    pages: dict[str, str | bytes] = {}
+    for source, place in REPOSITORY_PAGES.items():
+        pages[place] = (ROOT / source).read_text("utf-8")
+    pages |= configs.pages(ROOT) | notebooks.pages(ROOT) | api.pages(ROOT)
+    for place, content in pages.items():
+        files.append(File.generated(config, place, content=content))
+    known = [file.src_uri for file in files.documentation_pages()]
+    config.nav = _without_planned(_laid_out(config.nav or [], known), known)
+    return files
+
+
+def _laid_out(nav: list[Any], known: list[str]) -> list[Any]:
+    """The navigation with all pages of a folder in place of a name that ends in `/`."""
+    found: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, str) and entry.endswith("/"):
+            inside = sorted(place for place in known if place.startswith(entry))
+            index = f"{entry}index.md"
+            found += [index] * (index in inside) + [place for place in inside if place != index]
+        elif isinstance(entry, dict):
+            ((title, below),) = entry.items()
+            if isinstance(below, str) and below.endswith("/"):
+                below = [below]
+            below = _laid_out(below, known) if isinstance(below, list) else below
+            found += [{title: below}] if below else []
+        else:
+            found.append(entry)
+    return found
+
+
+def _without_planned(nav: list[Any], known: list[str]) -> list[Any]:
+    kept: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, dict):
+            ((title, below),) = entry.items()
+            below = _without_planned(below, known) if isinstance(below, list) else below
+            kept += [{title: below}] if below else []
+        elif entry in known or entry not in PLANNED:
+            kept.append(entry)
+    return kept
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links that leave `docs/` into links within the site, and GitHub's Markdown into mkdocs'."""
+    links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""))
+    text = links.rewritten(_COMMENT.sub("", markdown))
+    for link in list(links.broken):
+        place = posixpath.normpath(
+            posixpath.join(posixpath.dirname(page.file.src_uri), link.partition("#")[0])
+        )
+        if place in PLANNED or place.startswith(FOLDERS):
+            text = re.sub(rf"\[([^\]]*)\]\({re.escape(link)}\)", r"\1", text)
+            links.broken.remove(link)
+    if links.broken:
+        raise PluginError(f"{page.file.src_uri} links to what isn't there: {', '.join(links.broken)}")
+    _read[page.file.src_uri] = text
+    return for_python_markdown(text)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write the pages for programs that read."""
+    llms.write(Path(config.site_dir), config, _read)
