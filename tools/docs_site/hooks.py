@@ -92,9 +92,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""))
     text = links.rewritten(_COMMENT.sub("", markdown))
     for link in list(links.broken):
-        place = posixpath.normpath(
-            posixpath.join(posixpath.dirname(page.file.src_uri), link.partition("#")[0])
-        )
+        here = posixpath.dirname(page.file.src_uri)
+        place = posixpath.normpath(posixpath.join(here, link.partition("#")[0]))
         if place in PLANNED or place.startswith(FOLDERS):
             text = re.sub(rf"\[([^\]]*)\]\({re.escape(link)}\)", r"\1", text)
             links.broken.remove(link)

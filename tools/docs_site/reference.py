@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from docstring_parser import parse
 
+from lightning_vlm import StageData
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.config.help import help_of, overview
 from tools.docs_site import api
@@ -118,10 +119,15 @@ def options_of(parser: ArgumentParser) -> list[type]:
 def fields_of(kind: type) -> Iterator[Key]:
     """The fields of a class of options, with what its docstring says of each."""
     hints = get_type_hints(kind)
-    said = {param.arg_name: param.description or "" for param in parse(kind.__doc__ or "").params}
+    said: dict[str, str] = {}
+    for one in reversed(kind.__mro__[:-1]):
+        said |= {param.arg_name: param.description or "" for param in parse(one.__doc__ or "").params}
     for field in fields(kind):
         default = "" if field.default is MISSING else _written(field.default)
-        yield Key(field.name, type_name(hints[field.name]), default, _text(said.get(field.name, "")))
+        text = said.get(field.name) or (
+            f"As `data.{field.name}`, in this stage." if kind is StageData else ""
+        )
+        yield Key(field.name, type_name(hints[field.name]), default, _text(text))
 
 
 def type_name(hint: Any) -> str:
