@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name them without their modules
     AdaptiveLoRARank,
@@ -45,7 +46,8 @@ from lightning_vlm.outputs.progress_bar import ProgressBar
 from lightning_vlm.outputs.saved_config import SaveConfig
 from lightning_vlm.outputs.score_report import ScoreReport
 from lightning_vlm.outputs.summary import FitSummary
-from lightning_vlm.outputs.wandb_run import resume_run
+from lightning_vlm.outputs.tracked_run import resume_run
+from lightning_vlm.outputs.trackio_logger import TrackioLogger  # noqa: F401  # likewise
 from lightning_vlm.parser import Parser, check_words, value_of
 from lightning_vlm.terminal import short_path
 from lightning_vlm.trainer import VLMTrainer
@@ -53,6 +55,7 @@ from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.stages.keys import add_stages, use_stages
 from lightning_vlm.training.start_checks.check import check_fit
+from lightning_vlm.training.start_checks.places import check_wandb
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
 """Values of `ckpt_path` that Lightning accepts and that aren't local files."""
@@ -140,7 +143,11 @@ class VLMCLI(LightningCLI):
         config.trainer.logger = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Show a rich progress bar, unless progress is off; report a fit; continue a resumed W&B run."""
+        """Show a rich progress bar, unless progress is off; report a fit; continue a resumed run."""
+        given = self.config_init[self.subcommand].trainer
+        if given.logger is None and not given.barebones:
+            # Lightning's own default is another one as soon as TensorBoard is installed.
+            kwargs.setdefault("logger", CSVLogger(given.default_root_dir or Path.cwd()))
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
@@ -164,6 +171,8 @@ class VLMCLI(LightningCLI):
                     callback.announce = False  # likewise
             if checkpoint:
                 resume_run(trainer, checkpoint)
+        elif self.subcommand in LightningCLI.subcommands():
+            list(check_wandb(trainer))  # before a fit it is one of several checks
         return trainer
 
     def _whole_text(self) -> str:

@@ -120,8 +120,8 @@ def test_weights_and_biases_without_login(tmp_path, monkeypatch, capsys):
         message = refused(capsys, "--trainer.logger", "{class_path: WandbLogger, init_args: {project: x}}")
     finally:
         wandb.teardown()
-    assert "Weights & Biases has no login on this machine; run wandb login or set WANDB_API_KEY" in message
-    assert "offline: true" in message
+    assert "Weights & Biases: found no login on this machine; run wandb login" in message
+    assert "WANDB_MODE=offline" in message
 
 
 OWN = """

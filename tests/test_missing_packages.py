@@ -47,6 +47,10 @@ def refused(capsys, *words):
 
 PACKAGES = {
     "wandb": (f"{SHIPPED} {DRAWN} --trainer.logger WandbLogger", "pip install wandb"),
+    **{
+        tracker: (f"{SHIPPED} {DRAWN} --config track/{tracker}", f"pip install 'lightning-vlm[{tracker}]'")
+        for tracker in ("tensorboard", "mlflow", "trackio")
+    },
     "datasets": (
         f"{SHIPPED} --data.train HFDataset --data.train.path a/b",
         "pip install 'lightning-vlm[datasets]'",

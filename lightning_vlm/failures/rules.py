@@ -20,10 +20,12 @@ from lightning_vlm.failures.texts import (
     no_module,
     no_package,
     no_strategy,
+    no_tensorboard,
     out_of_memory,
     refused_by_system,
 )
 from lightning_vlm.nearest import one_line
+from lightning_vlm.outputs.wandb_words import ELSEWHERE, NO_LOGIN
 
 Text = str | Callable[[re.Match[str], BaseException], str]
 
@@ -35,7 +37,7 @@ def known_failure(causes: Sequence[BaseException]) -> str | None:
         causes: An exception, and those that it came from.
 
     >>> known_failure([ModuleNotFoundError("Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip`")])
-    "this needs the package mlflow, which isn't installed; pip install 'mlflow>=1.0.0'"
+    "this needs the package mlflow, which isn't installed; pip install 'lightning-vlm[mlflow]'"
     """
     prefix = _class_of(causes)
     for pattern, text in RULES:
@@ -154,7 +156,7 @@ RULES: tuple[tuple[str, Text], ...] = (
     # Packages
     (
         r"Neither `tensorboard` nor `tensorboardX` is available",
-        "this needs the package tensorboard, which isn't installed; pip install it, or use CSVLogger",
+        no_tensorboard,
     ),
     (r"Requirement '([^']+)' not met", no_package),
     (
@@ -168,10 +170,14 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"this needs the package \1, which isn't installed; pip install \1",
     ),
     # Weights & Biases, the hub
-    (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login|Unauthenticated)", LOGIN),
+    (r"wandb\.errors.*(?:WANDB_API_KEY invalid|Unauthenticated|invalid API key|API key must)", LOGIN),
+    (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login)", NO_LOGIN),
+    (r"wandb\.errors\.\S*?(\w+): (.+?)(?:\n|$)", rf"Weights & Biases: \2\n{ELSEWHERE}"),
+    # MLflow, Trackio
     (
-        r"wandb\.errors\.\S*?(\w+): (.+?)(?:\n|$)",
-        r"Weights & Biases: \2\nlog into a folder with offline: true among the logger's init_args",
+        r"filesystem tracking backend",
+        "trainer.logger: MLflow no longer writes into a folder of files; set the logger's tracking_uri, such "
+        "as sqlite:///runs/mlflow.db, or take --config track/mlflow",
     ),
     (
         r"GatedRepoError|gated repo",

@@ -4,6 +4,7 @@ import errno
 import re
 
 from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.outputs.wandb_words import ELSEWHERE
 
 
 def out_of_memory(found: re.Match[str] | None, error: BaseException) -> str:
@@ -55,14 +56,33 @@ def no_gpu(found: re.Match[str], error: BaseException) -> str:
 def no_package(found: re.Match[str], error: BaseException) -> str:
     """A requirement of Lightning that isn't met."""
     name = re.split(r"[<>=! \[]", found[1])[0]
-    return f"this needs the package {name}, which isn't installed; pip install '{found[1]}'"
+    return f"this needs the package {name}, which isn't installed; pip install {_to_install(name, found[1])}"
+
+
+def no_tensorboard(found: re.Match[str], error: BaseException) -> str:
+    """Lightning's TensorBoardLogger names two packages."""
+    name = "tensorboard"
+    return f"this needs the package {name}, which isn't installed; pip install {_to_install(name, name)}"
 
 
 def no_module(found: re.Match[str], error: BaseException) -> str:
     """An import that failed."""
     name = found[1].partition(".")[0]
     package = PACKAGE_OF.get(name, name)
-    return f"this needs the package {package}, which isn't installed; pip install {package}"
+    return (
+        f"this needs the package {package}, which isn't installed; pip install {_to_install(name, package)}"
+    )
+
+
+def _to_install(name: str, otherwise: str) -> str:
+    """What pip installs for a package: the extra that has it, or else a requirement of others.
+
+    >>> _to_install("mlflow", "mlflow>=1.0.0"), _to_install("comet_ml", "comet-ml")
+    ("'lightning-vlm[mlflow]'", 'comet-ml')
+    """
+    if name in EXTRAS:
+        return f"'lightning-vlm[{name}]'"
+    return f"'{otherwise}'" if re.search(r"[<>= \[]", otherwise) else otherwise
 
 
 PACKAGE_OF = {
@@ -73,6 +93,8 @@ PACKAGE_OF = {
     "sklearn": "scikit-learn",
 }
 """Modules whose package has another name."""
+EXTRAS = ("datasets", "mlflow", "optuna", "ray", "tensorboard", "timm", "trackio", "trl")
+"""Packages that have an extra of their name."""
 
 
 def in_worker(found: re.Match[str], error: BaseException) -> str:
@@ -122,7 +144,4 @@ PORT = (
     "the network port is in use, probably by another run; wait for it, or choose another with the "
     "environment variable MASTER_PORT, such as MASTER_PORT=29511"
 )
-LOGIN = (
-    "Weights & Biases has no login on this machine; run wandb login or set WANDB_API_KEY,\n"
-    "or log into a folder with offline: true among the logger's init_args"
-)
+LOGIN = f"Weights & Biases doesn't accept the login of this machine; run wandb login --relogin,\n{ELSEWHERE}"

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_vlm.outputs.trackio_logger import TrackioLogger
 from lightning_vlm.terminal import short_path
 
 
@@ -33,6 +34,14 @@ def logs_of(trainer: Trainer, folder: Path) -> Iterator[str]:
         elif isinstance(logger, CSVLogger):
             file = Path(logger.log_dir, "metrics.csv")
             yield short_path(file if file.exists() else logger.log_dir)
+        elif isinstance(logger, TensorBoardLogger):
+            shown = shlex.quote(short_path(logger.save_dir))
+            yield f"{short_path(logger.log_dir)}; `tensorboard --logdir {shown}` shows it"
+        elif isinstance(logger, MLFlowLogger):
+            yield _mlflow_log(logger)
+        elif isinstance(logger, TrackioLogger):
+            project = shlex.quote(logger.name)
+            yield f"run {logger.version} in {logger.place}; `trackio show --project {project}` shows it"
         else:
             yield short_path(getattr(logger, "log_dir", None) or folder)
 
@@ -44,3 +53,11 @@ def _wandb_log(logger: WandbLogger) -> Iterator[str]:
         yield f"offline; `wandb sync {folder}` uploads it"
     elif run.url:
         yield run.url
+
+
+def _mlflow_log(logger: MLFlowLogger) -> str:
+    uri = logger._tracking_uri
+    run = f"run {logger.run_id} in {uri}"
+    if uri.startswith(("http://", "https://")):
+        return run
+    return f"{run}; `mlflow ui --backend-store-uri {shlex.quote(uri)}` shows it"

@@ -8,14 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_vlm_callbacks.runs import run_folder
 
-from lightning_vlm.outputs.wandb_run import loggers_of
+from lightning_vlm.outputs.tracked_config import send_config, takes_config
 
 if TYPE_CHECKING:
     from lightning_vlm.training.memory import MemoryPlan
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the config in the run's folder, and sends it to Weights & Biases if that is the logger."""
+    """Saves the config in the run's folder, and sends it to the loggers that keep one."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, command: str, **options: Any) -> None:
         super().__init__(parser, config, **options)
@@ -41,9 +41,9 @@ class SaveConfig(SaveConfigCallback):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
-        for logger in loggers_of(trainer):
-            config = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
-            logger.experiment.config.update({"cli": config}, allow_val_change=True)
+        if takes_config(trainer):
+            whole = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
+            send_config(trainer, whole, self.parser.dump(self.config, skip_none=True, skip_default=True))
 
 
 def config_file(folder: Path, has_logger: bool, command: str) -> Path | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import PIL.Image
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.trackers import log_picture
 from PIL import ImageDraw, ImageFont
 from rich.table import Table
 
@@ -21,7 +22,6 @@ from lightning_vlm.metrics.known_scores import is_score, place_of
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_table import heading
 from lightning_vlm.nearest import one_line
-from lightning_vlm.outputs.wandb_run import send_picture
 from lightning_vlm.terminal import print_line, say, short_path
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class ScoreReport:
             return
         path = folder / "predictions.png"
         draw_predictions(path, self.data.samples(self.split), self._answers, self.module.predictions)
-        send_picture(self.trainer, path)
+        log_picture(self.trainer, f"pictures/{path.stem}", path)
         say(self._table(scores))
         print_line("picture", short_path(path))
 

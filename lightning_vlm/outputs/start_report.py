@@ -1,17 +1,19 @@
-"""What a fit prints, and sends to Weights & Biases, before it starts."""
+"""What a fit prints, and sends to loggers, before it starts."""
 
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.trackers import log_table
 from rich import print as rich_print
 from typing_extensions import override
 
+from lightning_vlm.compat import mlflow_parameters
 from lightning_vlm.models.loading.initial import initial_checks, initial_table
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.table import COLUMNS, plan_rows, plan_table
 from lightning_vlm.models.precision import costs_of_precision
-from lightning_vlm.outputs.wandb_run import loggers_of
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 
 class StartReport(Callback):
     """Shows what trains, what its precision costs, and how large the weights are that no file has."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: "VLMModule", stage: str) -> None:  # type: ignore[override]
+        for logger in trainer.loggers:
+            if isinstance(logger, MLFlowLogger):
+                mlflow_parameters.install(logger)  # Lightning logs the module's parameters after this
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
@@ -32,6 +40,4 @@ class StartReport(Callback):
         is_resumed = bool(trainer.ckpt_path)
         if not is_resumed:
             rich_print(initial_table(initial_checks(model, parts, pl_module.loaded.missing)))
-        for logger in loggers_of(trainer):
-            rows = [list(row) for row in plan_rows(model, parts, pl_module.adapt)]
-            logger.log_table("plan", list(COLUMNS), rows)
+        log_table(trainer, "plan", COLUMNS, plan_rows(model, parts, pl_module.adapt))

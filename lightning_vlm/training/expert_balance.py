@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.gradnorm import GradNorm
 from lightning_vlm_callbacks.host_copy import HostCopy
 from lightning_vlm_callbacks.runs import log_metrics, logs_at
+from lightning_vlm_callbacks.trackers import log_table
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,7 +19,6 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.losses.balance import LayerRouting, balance_loss, expert_counts
 from lightning_vlm.losses.batch_loss import TaskSums
 from lightning_vlm.models.experts import Mixture, mixtures_of, router_reader
-from lightning_vlm.outputs.wandb_run import loggers_of
 from lightning_vlm.training.expert_words import aux_loss_weight, describe_experts
 
 if TYPE_CHECKING:
@@ -134,8 +134,7 @@ class ExpertBalance(Callback):
         rows = [[mixture.path, *share] for mixture, share in zip(self._mixtures, shares, strict=True)]
         names = ["layer", *(f"expert {expert}" for expert in range(total.shape[1]))]
         if total.sum() > 0:
-            for logger in loggers_of(trainer):
-                logger.log_table("expert_load", names, rows)
+            log_table(trainer, "expert_load", names, rows)
         self._stop()
 
     def _take(self, trainer: Trainer) -> Tensor:

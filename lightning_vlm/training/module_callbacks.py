@@ -17,6 +17,7 @@ from lightning_vlm.training.box_term import BoxTerm
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
 from lightning_vlm.training.gradient_coverage import GradientCoverage
+from lightning_vlm.training.learning_rates import LearningRates
 from lightning_vlm.training.logits_check import LogitsCheck
 from lightning_vlm.training.mask_term import MaskTerm
 from lightning_vlm.training.memory import MemoryPlan, OutOfMemoryNote
@@ -47,6 +48,7 @@ class ModuleCallbacks:
     run_state: RunState = field(default_factory=RunState)
     stages: RunInStages = field(default_factory=RunInStages)
     modes: FitModes = field(default_factory=FitModes)
+    rates: LearningRates = field(default_factory=LearningRates)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
     experts: ExpertBalance = field(default_factory=ExpertBalance)
     boxes: BoxTerm = field(default_factory=BoxTerm)

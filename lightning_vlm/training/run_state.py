@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.system_prompts import system_prompts_of
-from lightning_vlm.outputs.wandb_run import KEY, note_other_run, run_id
+from lightning_vlm.outputs.tracked_run import note_other_run, run_ids
 from lightning_vlm.training.resume import WINDOW, AccumulationWindow
 from lightning_vlm.training.resume_changes import RUN, RunChanges
 
@@ -84,9 +84,7 @@ class RunState(Callback):
             buffers: Those that every forward changes.
         """
         state: dict[str, Any] = {"seed": self.seed, "buffers": self.window.buffers(buffers)}
-        wandb_id = run_id(trainer)
-        if wandb_id is not None:
-            state[KEY] = wandb_id
+        state |= run_ids(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             state[WINDOW] = self.window.save(trainer, checkpoint)
             state[RUN] = self._changes.facts_now(trainer)
@@ -104,7 +102,7 @@ class RunState(Callback):
         self.window.load(state.get(WINDOW))
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._changes.load(trainer, checkpoint, state.get(RUN, {}))
-            note_other_run(trainer, state.get(KEY))
+            note_other_run(trainer, state)
         elif trainer is not None:
             _warn_if_seen_otherwise(trainer, state.get(RUN, {}))
 

@@ -122,29 +122,40 @@ def wandb_finds(monkeypatch, tmp_path):
     """What is found of Weights & Biases with these environment variables, and nothing else."""
     logger = WandbLogger(save_dir=tmp_path)
     trainer = Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False)
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "https_proxy", "HTTPS_PROXY"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
     def find(**variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        (found,) = check_wandb(trainer)
+        wandb.teardown()  # it keeps the settings of before
+        try:
+            (found,) = check_wandb(trainer)
+        except UserError as error:
+            return str(error)
+        finally:
+            wandb.teardown()
         return found
 
     return find
 
 
 def test_weights_and_biases(wandb_finds, tmp_path):
-    assert "run wandb login" in wandb_finds().text
+    """What can't work is refused: wandb would ask for a login in a terminal, and try a server for minutes."""
+    netrc = tmp_path / "netrc"
+    for machine in ("other", "api.wandb.ai"):
+        netrc.write_text(f"machine {machine} login user password {'0' * 40}")
+        found = str(wandb_finds())  # with a network the login is taken, without one it isn't asked for
+        assert ("no login" in found) == (machine == "other"), found
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert not wandb_finds(WANDB_BASE_URL=here).is_fine
-        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password secret")
+        assert "found no login on this machine; run wandb login" in wandb_finds(WANDB_BASE_URL=here)
+        netrc.write_text("machine 127.0.0.1 login user password secret")
         assert wandb_finds() == Found("W&B", "127.0.0.1 is reached, with a login")
-    assert wandb_finds().text == "127.0.0.1 can't be reached; WANDB_MODE=offline logs into a folder"
+    assert wandb_finds().startswith("Weights & Biases: 127.0.0.1 can't be reached\nset WANDB_MODE=offline")
     assert wandb_finds(WANDB_MODE="offline") == Found("W&B", "offline (WANDB_MODE)")
 
 

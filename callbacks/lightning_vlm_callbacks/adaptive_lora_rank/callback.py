@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -46,6 +45,7 @@ from lightning_vlm_callbacks.requirements import (
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import log_metrics, loss_scaler
 from lightning_vlm_callbacks.selectors import select_modules
+from lightning_vlm_callbacks.trackers import log_table
 
 __all__ = ["AdaptiveLoRARank"]
 
@@ -198,9 +198,7 @@ class AdaptiveLoRARank(Callback):
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         rows = [[step, name, rank] for step, ranks in self._history for name, rank in ranks.items()]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("adaptive_lora_rank/ranks", ["step", "layer", "rank"], rows)
+        log_table(trainer, "adaptive_lora_rank/ranks", ["step", "layer", "rank"], rows)
 
     @override
     def on_exception(

@@ -1,12 +1,10 @@
 """What gradients are like, group by group, and what to do when they go wrong."""
 
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import builds_in_setup, log_metrics, loss_scaler
 from lightning_vlm_callbacks.selectors import select_parameters
+from lightning_vlm_callbacks.trackers import log_histograms, shows_histograms
 
 __all__ = ["GradientMonitor"]
 
@@ -67,7 +66,7 @@ class GradientMonitor(Callback):
         every_n_steps: How often to measure; None is the Trainer's `log_every_n_steps`.
         update_ratio: Measure `update_ratio`. It takes the memory of the trained weights once more: on a GPU
             only during the optimizer's step.
-        histogram: Send histograms of log2|g| to a WandbLogger, such as to see how much of a gradient
+        histogram: Send histograms of log2|g| to W&B or TensorBoard, such as to see how much of a gradient
             underflows in half precision.
         on_anomaly: See above.
         max_norm: A norm above this is `exploding`; raise it if losses are sums, or weigh much. None turns the
@@ -127,9 +126,10 @@ class GradientMonitor(Callback):
         if stage != "fit":
             return
         require_full_gradients("GradientMonitor", trainer, pl_module)
-        if self.histogram and not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        if self.histogram and not shows_histograms(trainer):
             raise MisconfigurationException(
-                "GradientMonitor(histogram=True): found no WandbLogger; add one to the Trainer, or set False"
+                "GradientMonitor(histogram=True): found no logger that shows histograms; add a WandbLogger "
+                "or a TensorBoardLogger to the Trainer, or set False"
             )
         self._reset()
         if not builds_in_setup(pl_module):
@@ -222,9 +222,9 @@ class GradientMonitor(Callback):
         for group, values in found.items():
             metrics |= {f"gradients/{group}/{name}": value for name, value in values.items()}
         log_metrics(self._trainer, metrics, measured.step)
-        for logger in self._trainer.loggers:
-            if histograms and isinstance(logger, WandbLogger):
-                logger.log_metrics(_for_wandb(logger, histograms), step=measured.step)
+        if histograms:
+            named = {f"gradients/{name}/log2": counts for name, counts in histograms.items()}
+            log_histograms(self._trainer, named, BIN_EDGES, measured.step)
         if self.on_anomaly != "skip":  # with `skip` the step was judged before it was made
             norms = {group: values["norm"] for group, values in found.items()}
             self._alarm = self._judge(measured.step, norms)
@@ -282,12 +282,3 @@ def _refuse_fused(optimizers: list[Optimizer]) -> None:
             "GradientMonitor: found a fused optimizer with a GradScaler, which unscales gradients inside "
             "the step; set fused=False, or the Trainer's precision to bf16-mixed"
         )
-
-
-def _for_wandb(logger: WandbLogger, histograms: Mapping[str, list[float]]) -> dict[str, Any]:
-    _ = logger.experiment  # imports wandb, which this package doesn't: it works without
-    histogram = sys.modules["wandb"].Histogram
-    return {
-        f"gradients/{name}/log2": histogram(np_histogram=(counts, BIN_EDGES))
-        for name, counts in histograms.items()
-    }

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from lightning_vlm_callbacks.run_report.record import Record
 from lightning_vlm_callbacks.run_report.report_logger import ReportLogger
 from lightning_vlm_callbacks.run_report.steps import logged_step, steps_made
 from lightning_vlm_callbacks.runs import logs_at, run_folder
+from lightning_vlm_callbacks.trackers import log_picture
 
 __all__ = ["RunReport", "record_event"]
 
@@ -49,8 +49,9 @@ class RunReport(Callback):
     Beside the run it writes `report.jsonl`, a line for each step that the Trainer logs and for each event,
     flushed at once, so that a killed run keeps what it has. When the run ends, or is interrupted, it draws
     `report.html`, one file without anything external, and with matplotlib PNGs in the folder `report`, which
-    a WandbLogger gets too. They show losses, learning rates by the names of their groups, norms of gradients,
-    weights of tasks and tokens, ranks and whatever else was logged, with stages as bands and events as marks.
+    loggers that show pictures get too (W&B, TensorBoard, MLflow). They show losses, learning rates by the
+    names of their groups, norms of gradients, weights of tasks and tokens, ranks and whatever else was
+    logged, with stages as bands and events as marks.
 
     What is recorded is what any logger of the Trainer gets, with the same steps, as well as the learning
     rates in force (`rates_in_force`), the norm of the gradient before clipping, and what is passed to
@@ -193,10 +194,8 @@ class RunReport(Callback):
             self._record = None
             files = draw_report(self._folder / FILE, announce=self.announce)
             self.page = files[0] if files else None
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    for picture in files[1:]:
-                        logger.log_image(f"pictures/{picture.stem}", [str(picture)])
+            for picture in files[1:]:
+                log_picture(trainer, f"pictures/{picture.stem}", picture)
 
     def _attach(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run and not self._is_attached(trainer):  # type: ignore[attr-defined]

@@ -1,11 +1,11 @@
-"""What loggers get: a table on Weights & Biases, and pictures on TensorBoard."""
+"""What loggers get: a table on Weights & Biases, and pictures on all others that show them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
+from lightning_vlm_callbacks.trackers import log_picture_to, shows_pictures
 
 from lightning_vlm.callbacks.prediction_table.drawing import draw
 from lightning_vlm.callbacks.prediction_table.history import Answer
@@ -36,10 +36,9 @@ def log_answers(trainer: Trainer, rows: Sequence[Row], answers: Mapping[Place, A
         if isinstance(logger, WandbLogger):
             columns, data = wandb_table(shown)
             logger.log_table(KEY, columns=columns, data=data, step=step)
-        elif isinstance(logger, TensorBoardLogger):
+        elif shows_pictures(logger):
             for number, (row, answer) in enumerate(shown, 1):
-                pixels = numpy.asarray(draw(row, answer))
-                logger.experiment.add_image(f"{KEY}/{number:02} {row.task}", pixels, step, dataformats="HWC")
+                log_picture_to(logger, f"{KEY}/{number:02} {row.task}", draw(row, answer), step)
 
 
 def wandb_table(shown: Sequence[tuple[Row, Answer]]) -> tuple[list[str], list[list[Any]]]:

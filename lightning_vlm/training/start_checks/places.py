@@ -12,15 +12,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.outputs.wandb_run import loggers_of
+from lightning_vlm.outputs.wandb_words import ELSEWHERE, NO_LOGIN
 from lightning_vlm.terminal import short_path
 from lightning_vlm.training.start_checks.found import Found
 
 CHECKPOINTS = 3
 """So many are at a disk at once: the best, the last, and one that is being written."""
 OFFLINE = ("offline", "disabled", "dryrun")
-CLOUD = "https://api.wandb.ai"
-PATIENCE = 0.5
+RENAMED = {"api.forge.coreweave.com": "api.wandb.ai"}
+"""Hosts of Weights & Biases that logins of another host are valid for."""
+PATIENCE = 5
 """Seconds until a server counts as out of reach."""
 
 
@@ -86,37 +87,42 @@ def size(count: float) -> str:
 
 
 def check_wandb(trainer: Trainer) -> Iterator[Found]:
-    """Whether Weights & Biases can be reached, and knows who logs."""
-    for logger in loggers_of(trainer):
-        yield _check_logger(logger)
+    """Whether Weights & Biases can be reached, and knows who logs.
+
+    Raises:
+        UserError: Neither would change by waiting: without a login wandb stops the run, or in a terminal asks
+            for one, and without a network it tries for minutes.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger._experiment is None:
+            yield _check_logger(logger)
 
 
 def _check_logger(logger: WandbLogger) -> Found:
+    import wandb  # takes a second, which runs without it needn't wait
+
     name = "W&B"
-    mode = os.environ.get("WANDB_MODE", "online")
-    if logger._offline or mode in OFFLINE:
-        return Found(name, "offline" if logger._offline or mode == "dryrun" else f"{mode} (WANDB_MODE)")
-    server = os.environ.get("WANDB_BASE_URL", CLOUD)
-    host = urlparse(server).hostname or server
-    if not _has_login(host):
-        text = f"no login for {host} is found; run wandb login, or set WANDB_MODE=offline"
-        return Found(name, text, is_fine=False)
-    if not _is_reached(server, host):
-        text = f"{host} can't be reached; WANDB_MODE=offline logs into a folder"
-        return Found(name, text, is_fine=False)
+    settings = wandb.setup().settings  # of the environment, and of `wandb login` and `wandb offline`
+    if logger._offline or settings.mode in OFFLINE:
+        return Found(name, "offline" if logger._offline else f"{settings.mode} (WANDB_MODE)")
+    host = urlparse(settings.base_url).hostname or settings.base_url
+    if not (settings.api_key or settings.identity_token_file or _is_in_netrc(host)):
+        raise UserError(NO_LOGIN)
+    if not _is_reached(settings.base_url, host):
+        raise UserError(f"Weights & Biases: {host} can't be reached\n{ELSEWHERE}")
     return Found(name, f"{host} is reached, with a login")
 
 
-def _has_login(host: str) -> bool:
-    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
-        return True
+def _is_in_netrc(host: str) -> bool:
     files = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [Path("~/.netrc"), Path("~/_netrc")]
     for file in files:
         try:
-            if netrc.netrc(file.expanduser()).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
+            known = netrc.netrc(file.expanduser())
+        except (OSError, RuntimeError, netrc.NetrcParseError):
             continue
+        # A login of before the cloud was renamed holds there too.
+        if known.authenticators(host) or (host in RENAMED and known.authenticators(RENAMED[host])):
+            return True
     return False
 
 

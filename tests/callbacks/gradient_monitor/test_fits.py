@@ -143,7 +143,7 @@ trainer:
 def test_histograms_to_wandb(fit, tmp_path, monkeypatch):
     """A real run, offline."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)
-    with pytest.raises(MisconfigurationException, match="no WandbLogger"):
+    with pytest.raises(MisconfigurationException, match="no logger that shows histograms"):
         fit([GradientMonitor(histogram=True)])
     sent = []
     log = logger.experiment.log
