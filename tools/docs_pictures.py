@@ -7,6 +7,7 @@ They are pictures of the pages that a run writes, as a person sees them; what a 
 besides is left out.
 """
 
+import base64
 import io
 import sys
 import tempfile
@@ -17,29 +18,14 @@ import PIL.Image
 
 from tests.support.chromium import Browser
 from tools import docs_runs as runs
+from tools import docs_vlm_runs as vlm_runs
+from tools.docs_scripts import CHARTS, PREVIEW, PROGRESS, README
 
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
 MOST_BYTES = 80_000
 """Of a picture; that of the README may have twice as many."""
 WIDTH = 860
 """Of a picture, in pixels."""
-
-CHARTS = """
-const wanted = %r, kept = [];
-const explained = [...document.querySelectorAll('body > *')];
-const first = explained.findIndex(one => one.tagName == 'H2');
-if (%s) kept.push(...explained.slice(0, first).filter(one => one.matches('p.legend')));
-for (const title of wanted) {
-  const heading = [...document.querySelectorAll('h2')].find(one => one.textContent == title);
-  kept.push(heading, heading.nextElementSibling, heading.nextElementSibling.nextElementSibling);
-}
-document.body.replaceChildren(...kept);
-document.body.style.margin = '0';
-document.body.style.padding = '4px 14px 10px';
-document.body.style.maxWidth = 'none';
-for (const heading of document.querySelectorAll('h2')) heading.style.marginTop = '10px';
-"""
-"""Leaves some charts of a report; the legend of stages and marks too if that is wanted."""
 
 
 class Studio:
@@ -60,15 +46,19 @@ class Studio:
         if script:
             self.browser.run(f"{{{script}}}")
 
-    def take(self, name: str, most_height: int = 900, most_bytes: int = MOST_BYTES) -> None:
-        """Write what the page shows, with as many colours as fit into its size."""
+    def shot(self, most_height: int = 900) -> bytes:
+        """What the page shows, as a PNG."""
         height = self.browser.run("Math.ceil(document.body.getBoundingClientRect().height)")
         width = self.browser.run("innerWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": min(height, most_height), "scale": 1}
-        shot = self.browser.ask(
+        taken = self.browser.ask(
             "Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True
-        )["data"]
-        save(name, runs.from_base64(shot), most_bytes)
+        )
+        return base64.b64decode(taken["data"])
+
+    def take(self, name: str, most_height: int = 900) -> None:
+        """Write what the page shows."""
+        save(name, self.shot(most_height))
 
     def charts(self, name: str, page: Path, *titles: str, legend: bool = False) -> None:
         """Write some charts of a report."""
@@ -77,7 +67,13 @@ class Studio:
 
 
 def save(name: str, png: bytes, most_bytes: int = MOST_BYTES) -> None:
-    """Write a picture with a palette of as many colours as fit."""
+    """Write a picture with a palette of as many colours as fit.
+
+    Args:
+        name: Of the file.
+        png: The picture.
+        most_bytes: The file is smaller than this.
+    """
     picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
     for colours in (256, 128, 64, 32, 16):
         packed = io.BytesIO()
@@ -88,6 +84,17 @@ def save(name: str, png: bytes, most_bytes: int = MOST_BYTES) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.png").write_bytes(packed.getvalue())
     print(f"{name}.png  {picture.width}×{picture.height}  {packed.tell():,} bytes, {colours} colours")
+
+
+def stacked(above: bytes, below: bytes) -> bytes:
+    """Two pictures of one width, one below the other."""
+    first, second = (PIL.Image.open(io.BytesIO(png)).convert("RGB") for png in (above, below))
+    whole = PIL.Image.new("RGB", (first.width, first.height + second.height))
+    whole.paste(first, (0, 0))
+    whole.paste(second, (0, first.height))
+    file = io.BytesIO()
+    whole.save(file, "PNG")
+    return file.getvalue()
 
 
 # One picture each
@@ -113,7 +120,7 @@ def run_report(studio: Studio, folder: Path) -> None:
 
 def early_stop_checkpoint(studio: Studio, folder: Path) -> None:
     """A loss that rises again: the best checkpoint, and the end."""
-    studio.charts("early_stop_checkpoint", runs.overfitted(folder), "Loss", legend=True)
+    studio.charts("early_stop_checkpoint", vlm_runs.overfitted(folder), "Loss", legend=True)
 
 
 def nonfinite_guard(studio: Studio, folder: Path) -> None:
@@ -134,24 +141,24 @@ def adaptive_lora_rank(studio: Studio, folder: Path) -> None:
       document.body.replaceChildren(heading, heading.nextElementSibling);
       document.body.style = 'margin: 0; padding: 4px 14px 10px; max-width: none';
     """
-    studio.open(runs.drawn(folder), script)
+    studio.open(vlm_runs.drawn(folder), script)
     studio.take("adaptive_lora_rank")
 
 
 def throughput_monitor(studio: Studio, folder: Path) -> None:
     """Speed, and what the time goes to."""
     titles = "Throughput", "Waiting for data, padding, utilisation"
-    studio.charts("throughput_monitor", runs.drawn(folder), *titles)
+    studio.charts("throughput_monitor", vlm_runs.drawn(folder), *titles)
 
 
 def token_weight_schedule(studio: Studio, folder: Path) -> None:
     """The weights in force."""
-    studio.charts("token_weight_schedule", runs.drawn(folder), "Weight of each kind of token")
+    studio.charts("token_weight_schedule", vlm_runs.drawn(folder), "Weight of each kind of token")
 
 
 def scheduled_sampling(studio: Studio, folder: Path) -> None:
     """Answers, and what the model reads in their place."""
-    studio.open(runs.sampled(folder))
+    studio.open(vlm_runs.sampled(folder))
     studio.take("scheduled_sampling")
 
 
@@ -166,21 +173,28 @@ def visual_gain_weights(studio: Studio, folder: Path) -> None:
       const small = 'figure { width: 130px !important } section { margin: 10px 0 !important }';
       document.head.append(Object.assign(document.createElement('style'), {textContent: small}));
     """
-    studio.open(runs.gains(folder), script)
+    studio.open(vlm_runs.gains(folder), script)
     studio.take("visual_gain_weights")
 
 
 def prediction_table(studio: Studio, folder: Path) -> None:
-    """Two samples of the page."""
+    """Two samples of the page, after some of the validations."""
     script = """
       const main = document.querySelector('main');
-      const sections = [...document.querySelectorAll('section')];
-      main.replaceChildren(document.querySelector('.legend'), ...sections.slice(0, 2));
+      const found = [...document.querySelectorAll('section')].filter(
+        one => one.querySelector('.task').textContent == 'grounding'
+      );
+      for (const section of found) {
+        const cards = [...section.querySelectorAll('.card')];
+        const kept = [0, 1, Math.ceil(cards.length / 2), cards.length - 1];
+        cards.forEach((card, place) => kept.includes(place) || card.remove());
+      }
+      main.replaceChildren(document.querySelector('.legend'), ...found.slice(2, 4));
       main.style.padding = '12px 14px';
-      const cards = '.cards { gap: 8px } .card { flex: 0 0 160px }';
-      document.head.append(Object.assign(document.createElement('style'), {textContent: cards}));
+      const style = '.card { flex: 0 0 184px } section { margin: 10px 0 0 !important }';
+      document.head.append(Object.assign(document.createElement('style'), {textContent: style}));
     """
-    studio.open(runs.grounded(folder), script)
+    studio.open(vlm_runs.grounded(folder), script)
     studio.take("prediction_table")
 
 
@@ -197,8 +211,19 @@ def answer_writer(studio: Studio, folder: Path) -> None:
         '.grid { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; margin-top: 10px }';
       document.head.append(Object.assign(document.createElement('style'), {textContent: style}));
     """
-    studio.open(runs.answers(folder), script)
+    studio.open(vlm_runs.answers(folder), script)
     studio.take("answer_writer")
+
+
+def readme(studio: Studio, folder: Path) -> None:
+    """What will be learned, and how it is learned."""
+    wide = Studio(folder / "wide", 900)
+    with wide.browser:
+        wide.open(vlm_runs.chat(folder), README + PREVIEW)
+        above = wide.shot()
+        wide.open(vlm_runs.grounded(folder), README + PROGRESS)
+        below = wide.shot()
+    save("readme", stacked(above, below), 2 * MOST_BYTES - 10_000)
 
 
 PICTURES: dict[str, Callable[[Studio, Path], None]] = {
@@ -217,6 +242,7 @@ PICTURES: dict[str, Callable[[Studio, Path], None]] = {
         visual_gain_weights,
         prediction_table,
         answer_writer,
+        readme,
     )
 }
 

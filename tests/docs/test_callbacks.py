@@ -47,7 +47,9 @@ def options_of(page):
 
 def test_each_has_a_page_and_a_row():
     assert PAGES.keys() == PUBLIC.keys()
-    linked = re.findall(r"^\| \[(\w+)\]\((.*?)\)", (DOCS / "callbacks" / "README.md").read_text("utf-8"), re.M)
+    linked = re.findall(
+        r"^\| \[(\w+)\]\((.*?)\)", (DOCS / "callbacks" / "README.md").read_text("utf-8"), re.M
+    )
     assert {name: DOCS / "callbacks" / link for name, link in linked} == PAGES
 
 
