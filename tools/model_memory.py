@@ -76,6 +76,13 @@ class Shape:
 
         return make
 
+    def held(self, recipe: Mapping[str, Any]) -> int:
+        """The bytes that a recipe needs at all times: weights, gradients, and the states of AdamW."""
+        settings = recipe["model"]
+        model = self.skeleton(settings["adapt"], settings.get("quantization"))
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        return storage_bytes([*model.parameters(), *model.buffers()]) + 3 * storage_bytes(trained)
+
     def step(self, recipe: Mapping[str, Any]) -> dict[str, int]:
         """The micro-batch of a recipe, and the most bytes of a step of it."""
         settings = recipe["model"]
@@ -126,7 +133,8 @@ def weigh(name: str) -> dict[str, Any]:
     """What needs no steps: tokens and weights."""
     with tempfile.TemporaryDirectory() as folder:
         shape = Shape(published()[name], make_folder(name, Path(folder)))
-        return {"tokens": tokens_of(shape), **weights_of(shape)}
+        held = {recipe: shape.held(read_recipe(recipe)) for recipe in COUNTED}
+        return {"tokens": tokens_of(shape), **weights_of(shape), "held": held}
 
 
 def count(name: str) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def write(name: str, found: Mapping[str, Any]) -> None:
 def main(names: list[str]) -> None:
     """Measure, and write after each, so that a stop loses nothing."""
     every = [row.name for row in published().values() if row.source]
-    for name in names or [one for one in every if "bytes" not in known().get(one, {})]:
+    for name in names or [one for one in every if "held" not in known().get(one, {})]:
         write(name, weigh(name))
     for name in names or [one for one in every if COUNTED[0] not in known().get(one, {})]:
         write(name, count(name))

@@ -1,0 +1,82 @@
+"""The configs of scale: each parses, and processes started by torchrun make the update that one makes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_vlm.cli import main
+from lightning_vlm.data.drawn import Drawn
+from tests.support.page_project import write
+
+ROOT = Path(__file__).parents[1]
+SCALE = ROOT / "configs" / "scale"
+RUN = """\
+model:
+  name_or_path: drawn-vlm
+  adapt: {projector: full, language: {lora: {r: 4}}}
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+data: {train: train.jsonl, shuffle: false}
+trainer:
+  max_steps: 2
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: ., filename: last}
+"""
+
+
+@pytest.mark.parametrize("path", sorted(SCALE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_parses_behind_a_run(path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", "quickstart", "--config", f"scale/{path.stem}", "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    for key, value in yaml.safe_load(path.read_text())["trainer"].items():
+        assert found[key] == value
+
+
+def test_the_script_for_slurm():
+    file = SCALE / "many-nodes.sbatch"
+    subprocess.run(["bash", "-n", file], check=True, timeout=20)
+    text = file.read_text()
+    for needed in ("--requeue", "--signal=SIGUSR1@", "--ckpt_path last", "scale/many-nodes", "srun"):
+        assert needed in text
+
+
+def test_torchrun_starts_two_processes_that_update_as_one(tmp_path, monkeypatch):
+    """The launch line of scale/many-nodes, on the CPU with scale/cpu-two-processes."""
+    samples = Drawn("train", size=8, tasks=["vqa"], rounds=1)
+    rows = []
+    for number, sample in enumerate(samples):
+        (tmp_path / f"{number}.png").write_bytes(sample.images[0].data)
+        question, answer = (turn.parts[-1].text for turn in sample.messages[-2:])
+        asked = [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": question}]
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer * (number + 1)}]
+        rows.append({"messages": turns})
+    weights = []
+    for name, words in {"two": ["--data.batch_size", "2"], "one": ["--data.batch_size", "4"]}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.yaml").write_text(RUN.replace("train.jsonl", "../train.jsonl"))
+        write(tmp_path / "train.jsonl", rows)
+        monkeypatch.chdir(folder)
+        if name == "one":
+            assert main(["fit", "--config", "run.yaml", "--trainer.accelerator", "cpu", *words]) == 0
+        else:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+            scale = ["--config", "scale/cpu-two-processes"]
+            command = [*launch, "-m", "lightning_vlm", "fit", "--config", "run.yaml", *scale, *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert "GLOBAL_RANK: 1, MEMBER: 2/2" in done.stderr
+            assert "gloo" in done.stderr
+        weights.append(torch.load("last.ckpt", weights_only=True)["state_dict"])
+    assert weights[0].keys() == weights[1].keys()
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-6, msg=key)
