@@ -1,5 +1,6 @@
 """Each row of docs/formats.md is read as the page says, and no dialect is missing."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.read.dialects import COMMON, DIALECTS
 from lightning_vlm.data.read.readers import Messages, read
 from lightning_vlm.errors import DataError
+from tests.support.page_words import samples_of
 
 TEXT = (Path(__file__).parent.parent / "docs" / "formats.md").read_text("utf-8")
 BLOCK = re.compile(r"(?:^`data\.box_format: ([\w -]+)`\n\n)?^```json\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -31,7 +33,10 @@ def section(title: str) -> str:
 
 def rows(text: str) -> list[tuple[str, str | None]]:
     """Each row of a text, with the `data.box_format` that stands above it."""
-    return [(row, format or None) for format, block in BLOCK.findall(text) for row in block.splitlines()]
+    found = []
+    for format, block in BLOCK.findall(text):
+        found += [(json.dumps(row), format or None) for row in samples_of(block)]
+    return found
 
 
 def talk(*contents: list[Part], task: str = "default", **more: object) -> Conversation:

@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import re
 import runpy
 import shlex
@@ -29,6 +28,7 @@ from tests.support.page_words import (
     configs_of,
     make_media,
     plain,
+    samples_of,
     split,
     value_of,
     without_redirect,
@@ -147,10 +147,7 @@ class Page:
         return repr(self.stand_in) if match[2] in _PUBLISHED else match[0]
 
     def _json(self, block: Block) -> None:
-        try:
-            rows = [json.loads(block.text)]
-        except ValueError:
-            rows = [json.loads(line) for line in block.text.splitlines() if line.strip()]
+        rows = list(samples_of(block.text))
         if "not run" in block.says:
             return
         from lightning_vlm import VLMDataModule

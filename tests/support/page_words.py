@@ -1,12 +1,14 @@
 """The shell, as far as the pages of the documentation use it, and what their commands and samples name."""
 
 import glob
+import json
 import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import yaml
@@ -83,6 +85,20 @@ def value_of(key: str, words: Sequence[str], configs: Sequence[dict]) -> object:
 def plain(line: str) -> str:
     """A line without its width and its numbers, which differ between machines."""
     return " ".join(re.sub(r"\d+(?:\.\d+)?", "0", line).split())
+
+
+def samples_of(text: str) -> Iterator[Any]:
+    """The samples of a block, of one line or of several each.
+
+    >>> list(samples_of('{"a":\\n 1}\\n{"b": 2}'))
+    [{'a': 1}, {'b': 2}]
+    """
+    decoder, place = json.JSONDecoder(), 0
+    text = text.strip()
+    while place < len(text):
+        sample, place = decoder.raw_decode(text, place)
+        yield sample
+        place += len(text[place:]) - len(text[place:].lstrip())
 
 
 def make_media(rows: object) -> None:

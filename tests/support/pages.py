@@ -13,7 +13,7 @@ repository has it. What a block's language means:
 - `yaml`: a config. `fit` runs with it, for two steps: alone where it names a model and data, else behind
   `my.yaml`.
 - `python`: runs, with the names of the blocks before it.
-- `json`: samples, one of many lines or one a line: each is read. Pictures that they name are made.
+- `json`: samples, of one line or of many lines each: each is read. Pictures that they name are made.
 - `text`, `mermaid`: shown only. Lines `> ...` of a `text` block are typed into the command before it.
 
 A model of the hub is replaced by `drawn-vlm` (and then the pixel limits of its config are left out, because
