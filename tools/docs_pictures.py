@@ -11,6 +11,7 @@ import base64
 import io
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Studio:
     def open(self, page: Path, script: str = "") -> None:
         """Go to a page, and run a script on it."""
         self.browser.open(page.absolute().as_uri())
-        self.browser.until("document.readyState == 'complete' && location.protocol == 'file:'")
+        while not self.browser.run("document.readyState == 'complete' && location.protocol == 'file:'"):
+            time.sleep(0.05)
         if script:
             self.browser.run(f"{{{script}}}")
 
