@@ -14,6 +14,7 @@ from lightning_vlm.optim.schedules import (
     lr_lambda,
     settle_rates,
 )
+from lightning_vlm.optim.trainer_schedule import TrainerSchedule
 
 __all__ = [
     "Constant",
@@ -21,6 +22,7 @@ __all__ = [
     "Linear",
     "Schedule",
     "ThreePhase",
+    "TrainerSchedule",
     "clip_gradients",
     "clip_groups",
     "lr_lambda",

@@ -52,6 +52,10 @@ class Schedule(ABC):
         """
         return self.factor(min(max(progress, 0.0), 1.0))
 
+    def at(self, step: int, total_steps: int) -> float:
+        """The factor at an optimizer step, counted from 0: that of its middle."""
+        return self((step + 0.5) / total_steps)
+
     @abstractmethod
     def factor(self, progress: float) -> float:
         """The factor at a progress that is known to lie in 0 to 1."""
@@ -157,7 +161,7 @@ class ThreePhase(Schedule):
         return Curve(points)(progress)
 
 
-def lr_lambda(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
+def lr_lambda(schedule: Schedule | Callable[[float], float], total_steps: int) -> Callable[[int], float]:
     """A schedule over a number of optimizer steps, for `torch.optim.lr_scheduler.LambdaLR`.
 
     Args:
@@ -182,7 +186,9 @@ def lr_lambda(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
         )
 
     def factor(step: int) -> float:
-        return schedule((step + 0.5) / total_steps)
+        if isinstance(schedule, Schedule):
+            return schedule.at(step, total_steps)
+        return schedule((step + 0.5) / total_steps)  # a plain function
 
     return factor
 
