@@ -16,6 +16,10 @@ COMMANDS = {
     "init": Command(
         "look at data, and write a commented config that trains on it", "lightning_vlm.start.command"
     ),
+    "migrate": Command(
+        "turn a config of TRL, LLaMA-Factory, ms-swift or Trainer into one of ours",
+        "lightning_vlm.migrate.command",
+    ),
     "lint": Command("find all that is wrong with data: files, boxes, duplicates, leaks; no model"),
     "preview": Command("show what will be learned: tokens, weights, shares, lengths; no training"),
     "plan": Command("say what a config needs and what fits into memory, and write one that does"),

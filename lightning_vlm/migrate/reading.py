@@ -1,0 +1,156 @@
+"""Opening what people have of another tool: YAML, JSON, or a shell script; and which tool it is of."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_vlm.config.yaml_file import MAX_BYTES
+from lightning_vlm.errors import UserError
+from lightning_vlm.migrate.shell import Command, read_script, read_words
+from lightning_vlm.migrate.theirs import Launch, Theirs
+from lightning_vlm.migrate.tools import LABELS, tool
+from lightning_vlm.nearest import did_you_mean
+
+_NESTED = ("training_args", "training_arguments", "args")
+"""Keys under which people keep the arguments of a Trainer."""
+_MARKS = {
+    "trl": ("use_peft", "lora_r", "dataset_name", "datasets", "lora_target_modules", "assistant_only_loss")
+    + ("completion_only_loss", "dataset_text_field", "max_seq_length", "model_init_kwargs", "load_in_4bit"),
+    "llama-factory": ("finetuning_type", "stage", "cutoff_len", "dataset_dir", "lora_target", "quantization_bit"),
+    "ms-swift": ("model", "tuner_type", "train_type", "sft_type", "model_id_or_path", "freeze_vit", "dataset")
+    + ("target_modules", "swift_version", "split_dataset_ratio", "loss_scale", "torch_dtype", "model_type"),
+}
+"""Keys that say which tool a config is of, each as much as ten others of the tool."""
+
+
+def read(name: str, asked: str | None) -> Theirs:
+    """What a file says.
+
+    Args:
+        name: Its path.
+        asked: Which tool it is of, as `--from` has it; None is found out.
+
+    Raises:
+        UserError: It can't be read, or isn't known to be of a tool.
+    """
+    path = Path(name)
+    _check(path)
+    text = _text(path)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        given = _mapping(text, path)
+        return _theirs(Command(None, given, [], Launch()), path, asked)
+    command = read_script(text, name)
+    return _theirs(command, path, asked)
+
+
+def read_line(words: Sequence[str], asked: str | None) -> Theirs:
+    """What a command says, by its words; see `read`.
+
+    Raises:
+        UserError: As in `read`.
+    """
+    environment: dict[str, str] = {}
+    rest = list(words)
+    while rest and "=" in rest[0] and not rest[0].startswith("-"):
+        key, _, value = rest.pop(0).partition("=")
+        environment[key] = value
+    if not rest:
+        raise UserError("migrate: found no command behind --; expected one such as swift sft --model ...")
+    return _theirs(read_words(rest, environment), Path(shlex.quote(rest[0])), asked)
+
+
+def _theirs(command: Command, path: Path, asked: str | None) -> Theirs:
+    given: dict[str, Any] = {}
+    environment = dict(command.launch.environment)
+    for config in command.configs:
+        file = path.parent / config if (path.parent / config).exists() else Path(config)
+        _check(file)
+        given |= _mapping(_text(file), file)
+    given |= command.given
+    given = _flat(given)
+    for key in ("env", "ENV"):
+        variables = given.pop(key, None)
+        if isinstance(variables, Mapping):
+            environment |= {str(name): str(value) for name, value in variables.items()}
+    launch = command.launch._replace(environment=environment)
+    if launch.devices is None and environment.get("NPROC_PER_NODE", "").isdigit():
+        launch = launch._replace(devices=int(environment["NPROC_PER_NODE"]))
+    name = asked or command.tool or _guess(given, path)
+    if name not in LABELS:
+        raise UserError(f"--from: found {name}; expected one of {', '.join(LABELS)}{did_you_mean(name, LABELS)}")
+    if name == "ms-swift" and "global_world_size" in given:  # an args.json
+        launch = launch._replace(devices=launch.devices or max(1, int(given["global_world_size"] or 1)))
+        known = tool(name)
+        names = {*known.defaults, *known.earlier}
+        given = {key: value for key, value in given.items() if key in names}
+    return Theirs(tool(name), given, path, launch)
+
+
+def _flat(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that are kept under a key of their own, beside the others."""
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        nested = key.lower() in _NESTED and isinstance(value, Mapping)
+        flat |= dict(value) if nested else {str(key): value}
+    return flat
+
+
+def _guess(given: Mapping[str, Any], path: Path) -> str:
+    """The tool whose keys these are.
+
+    Raises:
+        UserError: They are of none, or of several.
+    """
+    points = {}
+    for name, marks in _MARKS.items():
+        points[name] = sum(key in tool(name).own for key in given) + 10 * sum(key in given for key in marks)
+    most = max(points.values())
+    best = [name for name, number in points.items() if number == most]
+    if most < 10:
+        base = tool("trainer")
+        if any(key in base.defaults or key in base.earlier for key in given):
+            return "trainer"
+        some = ", ".join(list(given)[:4]) or "nothing"
+        raise UserError(f"{path}: found the keys {some}; expected a config of {', '.join(LABELS)}: see --from")
+    if len(best) > 1:
+        raise UserError(f"{path}: its keys are known to {' and '.join(best)}; say which it is of with --from")
+    return best[0]
+
+
+def _check(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path}: found a folder; expected a YAML or JSON config, args.json or a shell script")
+    if not path.exists():
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else [])
+        raise UserError(f"{path}: found no such file{near}")
+    if path.suffix in (".bin", ".pt", ".pkl", ".pickle"):
+        raise UserError(
+            f"{path}: found a pickle, which runs code as it is opened; write its keys as JSON, in the script "
+            "that has them: json.dump(training_args.to_dict(), file)"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: found {path.stat().st_size / 1e6:,.1f} MB; expected a config of at most 1 MB")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: it can't be read as text: {error}") from None
+
+
+def _mapping(text: str, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON: {error}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: broken YAML: {problem[:200]}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found {type(found).__name__}; expected keys such as learning_rate")
+    return found
