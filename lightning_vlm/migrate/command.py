@@ -98,7 +98,9 @@ def _write(path: Path, text: str) -> None:
         UserError: One is there, or it can't be written.
     """
     if path.exists() and (not path.is_file() or path.read_bytes() != text.encode()):
-        raise UserError(f"out: found {path} already there; migrate overwrites nothing: name a new one with --out")
+        raise UserError(
+            f"out: found {path} already there; migrate overwrites nothing: name a new one with --out"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")

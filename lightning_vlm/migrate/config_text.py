@@ -29,7 +29,13 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
     for section in _SECTIONS:
         lines = list(_lines([one for one in ours.settings if one.path[0] == section]))
         text += aligned([Line(f"{section}:")]) + aligned([*lines, Line("")])[:-3].rstrip() + "\n"
-    text += aligned([Line(f"{one.path[0]}: {_value(one.value)}", _why(one)) for one in ours.settings if len(one.path) == 1][:1])
+    text += aligned(
+        [
+            Line(f"{one.path[0]}: {_value(one.value)}", _why(one))
+            for one in ours.settings
+            if len(one.path) == 1
+        ][:1]
+    )
     text += _ends(theirs, ours)
     return text
 
@@ -37,7 +43,10 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
 def _ends(theirs: Theirs, ours: Ours) -> str:
     """What isn't in the config, and why, as comments."""
     text = ""
-    left = {**ours.left_out, **{f"{theirs.name(key)}: {_short(theirs.given[key])}": why for key, why in theirs.left_out().items()}}
+    left = {
+        **ours.left_out,
+        **{f"{theirs.name(key)}: {_short(theirs.given[key])}": why for key, why in theirs.left_out().items()},
+    }
     if left:
         text += "\n" + _comment("Not carried over, and why:")
         text += "".join(_comment(f"{key} -- {why}", "  ") for key, why in left.items())
@@ -86,7 +95,9 @@ def _line(one: Setting, name: str, indent: str) -> Iterator[Line]:
             yield Line(f"{indent}  - {flow(item)}")
     elif len(_value(one.value)) > WIDTH and isinstance(one.value, dict):
         yield Line(f"{indent}{name}:", _why(one))
-        block = yaml.safe_dump(one.value, default_flow_style=None, sort_keys=False, width=WIDTH, allow_unicode=True)
+        block = yaml.safe_dump(
+            one.value, default_flow_style=None, sort_keys=False, width=WIDTH, allow_unicode=True
+        )
         for line in block.splitlines():
             yield Line(f"{indent}  {line}")
     else:

@@ -40,7 +40,9 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     stage = theirs["stage"]
     if stage != "sft":
         what = _STAGES.get(str(stage), "something else")
-        raise UserError(f"{theirs.file}: found stage {stage}, which is {what}; expected sft: answers are learned here")
+        raise UserError(
+            f"{theirs.file}: found stage {stage}, which is {what}; expected sft: answers are learned here"
+        )
     _model(theirs, ours)
     kind = str(theirs["finetuning_type"])
     if kind == "lora":
@@ -55,7 +57,9 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     convert_training(theirs, ours, adapters=kind == "lora")
     if theirs["pure_bf16"]:
         place = next(place for place, one in enumerate(ours.settings) if one.key == "trainer.precision")
-        ours.settings[place] = ours.settings[place]._replace(value="bf16-true", source=theirs.said("pure_bf16"))
+        ours.settings[place] = ours.settings[place]._replace(
+            value="bf16-true", source=theirs.said("pure_bf16")
+        )
     convert_records(theirs, ours, has_val=has_val, patience=theirs["early_stopping_steps"])
     if theirs["use_swanlab"]:
         ours.leave("use_swanlab", True, "SwanLab isn't a logger of Lightning's; see docs/tracking.md")
@@ -81,16 +85,22 @@ def _model(theirs: Theirs, ours: Ours) -> None:
         ours.put("model.gradient_checkpointing", True, "on unless disable_gradient_checkpointing")
     tokens = listed(theirs["add_tokens"]) + listed(theirs["add_special_tokens"])
     if tokens:
-        ours.put("model.new_tokens", tokens, said("add_tokens", "add_special_tokens"), "their rows train, too")
+        ours.put(
+            "model.new_tokens", tokens, said("add_tokens", "add_special_tokens"), "their rows train, too"
+        )
     if theirs["adapter_name_or_path"]:
         why = "adapters aren't continued; merge them (llamafactory-cli export), and take that folder as the model"
         ours.leave("adapter_name_or_path", theirs["adapter_name_or_path"], why)
     if theirs["quantization_method"] != "bnb" and theirs["quantization_bit"]:
-        ours.leave("quantization_method", theirs["quantization_method"], "weights are quantised by bitsandbytes here")
+        ours.leave(
+            "quantization_method", theirs["quantization_method"], "weights are quantised by bitsandbytes here"
+        )
     if theirs["quantization_type"] != "nf4":
         ours.leave("quantization_type", theirs["quantization_type"], "4 bits are nf4 here")
     double = bool(theirs["double_quantization"])
-    put_quantization(ours, theirs["quantization_bit"], double, said("quantization_bit", "double_quantization"))
+    put_quantization(
+        ours, theirs["quantization_bit"], double, said("quantization_bit", "double_quantization")
+    )
     if theirs["predict_with_generate"]:
         length = {"max_new_tokens": theirs["max_new_tokens"]}
         ours.put("model.generation", length, said("predict_with_generate", "max_new_tokens"))
@@ -137,7 +147,9 @@ def _parts(theirs: Theirs, ours: Ours, kind: str) -> None:
         "projector": theirs["freeze_multi_modal_projector"],
         "language": theirs["freeze_language_model"],
     }
-    source = said("finetuning_type", "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
+    source = said(
+        "finetuning_type", "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"
+    )
     if kind == "full":
         trained = [part for part in frozen if not frozen[part]]
         if "language" in trained:
@@ -185,10 +197,14 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
     if theirs["enable_thinking"] is False:
         ours.put("model.template_options", {"enable_thinking": False}, said("enable_thinking"))
     if theirs["template"]:
-        why = f"template: {theirs['template']} has no key here: the processor's own is used; look at `preview`"
+        why = (
+            f"template: {theirs['template']} has no key here: the processor's own is used; look at `preview`"
+        )
         ours.notes.append(why)
     name = theirs["model_name_or_path"]
-    put_pixels(ours, name, theirs["image_max_pixels"], said("image_max_pixels"), theirs.name("image_max_pixels"))
+    put_pixels(
+        ours, name, theirs["image_max_pixels"], said("image_max_pixels"), theirs.name("image_max_pixels")
+    )
     if theirs.has("image_min_pixels"):
         why = "the processor's own least size holds here"
         ours.leave("image_min_pixels", theirs["image_min_pixels"], why)
@@ -198,6 +214,13 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
             "max_frames": theirs["video_maxlen"],
             "max_pixels_per_frame": theirs["video_max_pixels"],
         }
-        ours.put("data.video", video, said("video_fps", "video_maxlen", "video_max_pixels"), "chosen by the processor's rule")
+        ours.put(
+            "data.video",
+            video,
+            said("video_fps", "video_maxlen", "video_max_pixels"),
+            "chosen by the processor's rule",
+        )
     if theirs.has("video_min_pixels"):
-        ours.leave("video_min_pixels", theirs["video_min_pixels"], "the processor's own least size holds here")
+        ours.leave(
+            "video_min_pixels", theirs["video_min_pixels"], "the processor's own least size holds here"
+        )

@@ -110,13 +110,22 @@ def _source(
             arguments["config"] = entry["subset"]
         return {"class_path": "HFDataset", "init_args": {**arguments, **columns}}
     if "file_name" not in entry:
-        kind = next((key for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name") if key in entry), "")
-        ours.leave("dataset", name, f"its {kind or 'entry'} can't be read here; download it, and give the file's path")
+        kind = next(
+            (key for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name") if key in entry), ""
+        )
+        ours.leave(
+            "dataset",
+            name,
+            f"its {kind or 'entry'} can't be read here; download it, and give the file's path",
+        )
         return None
     if entry.get("num_samples"):
         why = "the first rows are taken by Slice here: {class_path: Slice, init_args: {of: ..., stop: N}}"
         ours.leave(f"{name}.num_samples", entry["num_samples"], why)
-    return {"class_path": "DataFile", "init_args": {"path": str(folder / entry["file_name"]), "image_root": root, **columns}}
+    return {
+        "class_path": "DataFile",
+        "init_args": {"path": str(folder / entry["file_name"]), "image_root": root, **columns},
+    }
 
 
 def _columns(ours: Ours, name: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,21 @@ def put_parts(ours: Ours, parts: list[str], how: Any, source: str, differs: str 
         differs: What is different, at the first of them.
     """
     for place, part in enumerate(parts):
-        ours.put_path(("model", "adapt", part), how, "likewise" if place else source, "" if place else differs)
+        ours.put_path(
+            ("model", "adapt", part), how, "likewise" if place else source, "" if place else differs
+        )
 
 
 def put_names(ours: Ours, names: list[str], lora: dict[str, Any], source: str) -> None:
     """Give LoRA to all layers whose last name is one of some, wherever they are, as PEFT does."""
     where = "in the tower too, if it has such layers, as there"
     for place, name in enumerate(names):
-        ours.put_path(("model", "adapt", f"*.{name}"), {"lora": lora}, "likewise" if place else source, "" if place else where)
+        ours.put_path(
+            ("model", "adapt", f"*.{name}"),
+            {"lora": lora},
+            "likewise" if place else source,
+            "" if place else where,
+        )
 
 
 def put_whole(ours: Ours, names: list[str], source: str) -> None:
@@ -41,7 +48,12 @@ def settings(rank: int, alpha: float, dropout: float, **more: Any) -> dict[str, 
     >>> settings(8, 16, 0.0, dora=False)
     {'r': 8, 'alpha': 16, 'dropout': 0.0}
     """
-    return {"r": rank, "alpha": alpha, "dropout": dropout, **{key: value for key, value in more.items() if value}}
+    return {
+        "r": rank,
+        "alpha": alpha,
+        "dropout": dropout,
+        **{key: value for key, value in more.items() if value},
+    }
 
 
 def put_attention(ours: Ours, name: str | None, source: str) -> None:

@@ -74,7 +74,9 @@ def _model(theirs: Theirs, ours: Ours) -> None:
             ours.leave("model_type", theirs["model_type"], "write the model's name on the Hugging Face hub")
     else:
         differs = "" if theirs["use_hf"] else "a name of ModelScope there, of the Hugging Face hub here"
-        ours.put("model.name_or_path", str(name), said("model"), differs if not Path(str(name)).exists() else "")
+        ours.put(
+            "model.name_or_path", str(name), said("model"), differs if not Path(str(name)).exists() else ""
+        )
     if theirs["model_revision"]:
         ours.put("model.revision", theirs["model_revision"], said("model_revision"))
     put_attention(ours, theirs["attn_impl"], said("attn_impl"))
@@ -98,7 +100,11 @@ def _model(theirs: Theirs, ours: Ours) -> None:
 
 def _what_trains(theirs: Theirs, ours: Ours, full: bool) -> None:
     said = theirs.said
-    frozen = {"vision": theirs["freeze_vit"], "projector": theirs["freeze_aligner"], "language": theirs["freeze_llm"]}
+    frozen = {
+        "vision": theirs["freeze_vit"],
+        "projector": theirs["freeze_aligner"],
+        "language": theirs["freeze_llm"],
+    }
     trained = [part for part in frozen if not frozen[part]]
     left = [part for part in frozen if frozen[part]]
     differs = f"{' and '.join(left)} frozen, as there" if left else ""
@@ -132,7 +138,15 @@ def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
     if init in ("loftq", "lora-ga", "false"):
         ours.leave("init_weights", init, "LoRA begins at zero here, or by gaussian, pissa, olora, orthogonal")
         del lora["init"]
-    keys = ("tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "freeze_vit", "freeze_aligner")
+    keys = (
+        "tuner_type",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "freeze_vit",
+        "freeze_aligner",
+    )
     source = said(*keys)
     names = listed(theirs["target_modules"])
     if theirs["target_regex"]:
@@ -140,11 +154,15 @@ def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
         ours.leave("target_regex", theirs["target_regex"], why)
         names = ["all-linear"]
     if names == ["DEFAULT"]:
-        differs = "DEFAULT depends on the model in ms-swift 2: queries, keys and values of most; here all layers"
+        differs = (
+            "DEFAULT depends on the model in ms-swift 2: queries, keys and values of most; here all layers"
+        )
     for name in ("all-embedding", "all-router"):
         if name in names:
             names.remove(name)
-            ours.leave("target_modules", name, "LoRA goes into linear layers here; routers are language.routers")
+            ours.leave(
+                "target_modules", name, "LoRA goes into linear layers here; routers are language.routers"
+            )
     if names in (["all-linear"], ["ALL"], ["DEFAULT"]):
         put_parts(ours, trained, {"lora": lora}, source, differs)
     else:
@@ -153,7 +171,9 @@ def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
     put_whole(ours, whole, said("modules_to_save"))
     groups = [name for name in listed(theirs["modules_to_save"]) if name.startswith("all-")]
     if groups:
-        ours.leave("modules_to_save", ", ".join(groups), "name them by selectors under model.adapt, each: full")
+        ours.leave(
+            "modules_to_save", ", ".join(groups), "name them by selectors under model.adapt, each: full"
+        )
 
 
 def _tokens(theirs: Theirs, ours: Ours) -> None:
@@ -171,16 +191,24 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
     strategy = theirs["truncation_strategy"] or "delete"
     differs = "longer samples lose their last rounds before they are left out; there they are left out"
     if strategy != "delete":
-        differs = f"truncation_strategy {strategy} cuts tokens off there; here the last rounds, and never a picture"
+        differs = (
+            f"truncation_strategy {strategy} cuts tokens off there; here the last rounds, and never a picture"
+        )
     if length is not None:
         ours.put("data.max_length", length, said("max_length"), differs)
     if theirs["packing"]:
         ours.put("data.batching", "packed", said("packing"), "no sample sees another, as there")
         tokens = theirs["packing_length"] or length
         if tokens:
-            ours.put("data.max_tokens", tokens * theirs["per_device_train_batch_size"], "packing_length × batch size")
+            ours.put(
+                "data.max_tokens",
+                tokens * theirs["per_device_train_batch_size"],
+                "packing_length × batch size",
+            )
         else:
-            ours.choose("data.max_tokens", "packed rows are as long as the model can read there; such as 8192")
+            ours.choose(
+                "data.max_tokens", "packed rows are as long as the model can read there; such as 8192"
+            )
     if theirs["system"]:
         prompts = {"default": str(theirs["system"])}
         ours.put("data.system_prompts", prompts, said("system"), "for conversations without one")
@@ -188,7 +216,9 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         options = {"enable_thinking": theirs["enable_thinking"]}
         ours.put("model.template_options", options, said("enable_thinking"))
     if theirs["acc_strategy"] == "seq":
-        ours.leave("acc_strategy", "seq", "a step's loss is the mean over all its words here, not over samples")
+        ours.leave(
+            "acc_strategy", "seq", "a step's loss is the mean over all its words here, not over samples"
+        )
     if not theirs["dataset_shuffle"] or not theirs["train_dataloader_shuffle"]:
         ours.put("data.shuffle", False, said("train_dataloader_shuffle", "dataset_shuffle"))
 

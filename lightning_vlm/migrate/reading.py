@@ -20,7 +20,14 @@ _NESTED = ("training_args", "training_arguments", "args")
 _MARKS = {
     "trl": ("use_peft", "lora_r", "dataset_name", "datasets", "lora_target_modules", "assistant_only_loss")
     + ("completion_only_loss", "dataset_text_field", "max_seq_length", "model_init_kwargs", "load_in_4bit"),
-    "llama-factory": ("finetuning_type", "stage", "cutoff_len", "dataset_dir", "lora_target", "quantization_bit"),
+    "llama-factory": (
+        "finetuning_type",
+        "stage",
+        "cutoff_len",
+        "dataset_dir",
+        "lora_target",
+        "quantization_bit",
+    ),
     "ms-swift": ("model", "tuner_type", "train_type", "sft_type", "model_id_or_path", "freeze_vit", "dataset")
     + ("target_modules", "swift_version", "split_dataset_ratio", "loss_scale", "torch_dtype", "model_type"),
 }
@@ -81,7 +88,9 @@ def _theirs(command: Command, path: Path, asked: str | None) -> Theirs:
         launch = launch._replace(devices=int(environment["NPROC_PER_NODE"]))
     name = asked or command.tool or _guess(given, path)
     if name not in LABELS:
-        raise UserError(f"--from: found {name}; expected one of {', '.join(LABELS)}{did_you_mean(name, LABELS)}")
+        raise UserError(
+            f"--from: found {name}; expected one of {', '.join(LABELS)}{did_you_mean(name, LABELS)}"
+        )
     if name == "ms-swift" and "global_world_size" in given:  # an args.json
         launch = launch._replace(devices=launch.devices or max(1, int(given["global_world_size"] or 1)))
         known = tool(name)
@@ -115,7 +124,9 @@ def _guess(given: Mapping[str, Any], path: Path) -> str:
         if any(key in base.defaults or key in base.earlier for key in given):
             return "trainer"
         some = ", ".join(list(given)[:4]) or "nothing"
-        raise UserError(f"{path}: found the keys {some}; expected a config of {', '.join(LABELS)}: see --from")
+        raise UserError(
+            f"{path}: found the keys {some}; expected a config of {', '.join(LABELS)}: see --from"
+        )
     if len(best) > 1:
         raise UserError(f"{path}: its keys are known to {' and '.join(best)}; say which it is of with --from")
     return best[0]
@@ -123,9 +134,13 @@ def _guess(given: Mapping[str, Any], path: Path) -> str:
 
 def _check(path: Path) -> None:
     if path.is_dir():
-        raise UserError(f"{path}: found a folder; expected a YAML or JSON config, args.json or a shell script")
+        raise UserError(
+            f"{path}: found a folder; expected a YAML or JSON config, args.json or a shell script"
+        )
     if not path.exists():
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else [])
+        near = did_you_mean(
+            path.name, [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        )
         raise UserError(f"{path}: found no such file{near}")
     if path.suffix in (".bin", ".pt", ".pkl", ".pickle"):
         raise UserError(
@@ -133,7 +148,9 @@ def _check(path: Path) -> None:
             "that has them: json.dump(training_args.to_dict(), file)"
         )
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: found {path.stat().st_size / 1e6:,.1f} MB; expected a config of at most 1 MB")
+        raise UserError(
+            f"{path}: found {path.stat().st_size / 1e6:,.1f} MB; expected a config of at most 1 MB"
+        )
 
 
 def _text(path: Path) -> str:

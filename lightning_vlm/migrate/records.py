@@ -26,7 +26,9 @@ def convert_records(theirs: Theirs, ours: Ours, *, has_val: bool, patience: int 
         has_val: Whether there is validation data.
         patience: Validations without a better score until it stops; None never stops.
     """
-    strategy = str(theirs["eval_strategy"]) if theirs["eval_strategy"] is not None else str(theirs["save_strategy"])
+    strategy = (
+        str(theirs["eval_strategy"]) if theirs["eval_strategy"] is not None else str(theirs["save_strategy"])
+    )
     _validation(theirs, ours, strategy, has_val)
     _checkpoints(theirs, ours, has_val and strategy != "no", patience)
     _logs(theirs, ours)
@@ -135,7 +137,10 @@ def _arguments(theirs: Theirs, logger: str, folder: Any, name: Any) -> dict[str,
         project = environment.get("WANDB_PROJECT", usual)
         return {"project": project, "name": str(name), "save_dir": str(folder)}
     if logger == "mlflow":
-        return {"experiment_name": environment.get("MLFLOW_EXPERIMENT_NAME", str(name)), "save_dir": str(folder)}
+        return {
+            "experiment_name": environment.get("MLFLOW_EXPERIMENT_NAME", str(name)),
+            "save_dir": str(folder),
+        }
     if logger == "tensorboard":
         return {"save_dir": str(folder), "name": str(name)}
     return {"name": str(name)}

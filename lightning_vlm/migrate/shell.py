@@ -8,9 +8,24 @@ from typing import Any, NamedTuple
 from lightning_vlm.errors import UserError
 from lightning_vlm.migrate.theirs import Launch
 
-_STARTERS = ("swift", "llamafactory-cli", "llamafactory", "trl", "torchrun", "accelerate", "python", "python3", "deepspeed")
+_STARTERS = (
+    "swift",
+    "llamafactory-cli",
+    "llamafactory",
+    "trl",
+    "torchrun",
+    "accelerate",
+    "python",
+    "python3",
+    "deepspeed",
+)
 """What a command begins with."""
-_TOOLS = {"swift": "ms-swift", "llamafactory-cli": "llama-factory", "llamafactory": "llama-factory", "trl": "trl"}
+_TOOLS = {
+    "swift": "ms-swift",
+    "llamafactory-cli": "llama-factory",
+    "llamafactory": "llama-factory",
+    "trl": "trl",
+}
 _PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus")
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
@@ -105,7 +120,9 @@ def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
         script = task if tool == "ms-swift" else None
         if tool == "trl" and task != "sft":
             script = f"{task}.py"
-    configs = [word for word in rest[:1] if word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-")]
+    configs = [
+        word for word in rest[:1] if word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-")
+    ]
     given = _options(rest[len(configs) :])
     config = given.pop("config", None)
     if isinstance(config, str):

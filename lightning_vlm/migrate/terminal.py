@@ -22,9 +22,14 @@ def show(theirs: Theirs, ours: Ours, out: str, console: Console) -> None:
 
     chosen = [one for one in ours.settings if one.value == CHOOSE]
     differing = [one for one in ours.settings if one.differs]
-    left = {**ours.left_out, **{f"{theirs.name(key)}: {theirs.given[key]}": why for key, why in theirs.left_out().items()}}
+    left = {
+        **ours.left_out,
+        **{f"{theirs.name(key)}: {theirs.given[key]}": why for key, why in theirs.left_out().items()},
+    }
     made = len(ours.settings) - len(chosen)
-    say(f"{theirs.file.name}: {len(theirs.given)} keys of {theirs.tool.label} ({theirs.tool.version}) -> {made} of ours")
+    say(
+        f"{theirs.file.name}: {len(theirs.given)} keys of {theirs.tool.label} ({theirs.tool.version}) -> {made} of ours"
+    )
     idle = theirs.idle()
     if idle:
         say(f"  nothing is lost with {', '.join(idle)}")

@@ -47,7 +47,9 @@ class Theirs:
     ('max_seq_length', 'default of num_train_epochs')
     """
 
-    def __init__(self, tool: Tool, given: Mapping[str, Any], file: Path, launch: Launch | None = None) -> None:
+    def __init__(
+        self, tool: Tool, given: Mapping[str, Any], file: Path, launch: Launch | None = None
+    ) -> None:
         self.tool = tool
         self.file = file
         self.launch = launch or Launch()

@@ -104,7 +104,9 @@ def _optimizer(theirs: Theirs, ours: Ours, rate: float, adapters: bool) -> None:
         arguments["eps"] = theirs["adam_epsilon"]
         keys.append("adam_epsilon")
     if theirs["optim_args"]:
-        ours.leave("optim_args", theirs["optim_args"], "they belong under optimizer.init_args, by torch's names")
+        ours.leave(
+            "optim_args", theirs["optim_args"], "they belong under optimizer.init_args, by torch's names"
+        )
     differs = ""
     if arguments["weight_decay"] and adapters:
         differs = "LoRA gets no weight decay here"
@@ -120,7 +122,9 @@ def _schedule(theirs: Theirs, ours: Ours, rate: float) -> None:
         ours.choose("model.schedule", f"{kind} follows a score, and ours follow the step; such as Cosine")
         return
     if kind == "warmup_stable_decay" and "num_decay_steps" not in arguments:
-        ours.choose("model.schedule", "how long it decays follows from the length of the run; such as ThreePhase")
+        ours.choose(
+            "model.schedule", "how long it decays follows from the length of the run; such as ThreePhase"
+        )
         return
     if "min_lr" in arguments:
         arguments["min_lr_rate"] = arguments.pop("min_lr") / rate
@@ -179,7 +183,9 @@ def _length(theirs: Theirs, ours: Ours) -> None:
         ours.put("trainer.limit_train_batches", epochs, source, "the part of an epoch")
     else:
         whole = math.ceil(epochs)
-        ours.put("trainer.max_epochs", whole, source, f"{epochs} epochs end inside of one: set max_steps instead")
+        ours.put(
+            "trainer.max_epochs", whole, source, f"{epochs} epochs end inside of one: set max_steps instead"
+        )
 
 
 def _precision(theirs: Theirs, ours: Ours) -> None:

@@ -62,7 +62,9 @@ def _model(theirs: Theirs, ours: Ours) -> None:
         ours.put("model.trust_remote_code", True, said("trust_remote_code"))
     dtype = more.pop("dtype", more.pop("torch_dtype", theirs["dtype"])) or "auto"
     ours.put("model.dtype", str(dtype).removeprefix("torch."), said("dtype"))
-    put_attention(ours, more.pop("attn_implementation", theirs["attn_implementation"]), said("attn_implementation"))
+    put_attention(
+        ours, more.pop("attn_implementation", theirs["attn_implementation"]), said("attn_implementation")
+    )
     if theirs["router_aux_loss_coef"] is not None:
         ours.put("model.router_aux_loss", theirs["router_aux_loss_coef"], said("router_aux_loss_coef"))
     if theirs["chat_template_path"]:
@@ -115,7 +117,9 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         key = "assistant_only_loss" if theirs["assistant_only_loss"] else "completion_only_loss"
         weigh_alike(ours, response=(1.0, said(key)))
     else:
-        why = "assistant_only_loss is off: TRL learns questions and template too; leave it out to learn answers"
+        why = (
+            "assistant_only_loss is off: TRL learns questions and template too; leave it out to learn answers"
+        )
         weigh_alike(ours, special=(1.0, why), instruction=(1.0, "likewise"))
         ours.notes.append(
             "TRL also counts the placeholders of pictures as words to learn, where a data set has messages; "
@@ -128,12 +132,16 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         length, source = None, f"{Path(theirs.launch.script).name} sets max_length to None"
     differs = ""
     if length is not None:
-        differs = "TRL cuts the end off, answers too; here the last rounds are left out, and a picture is never cut"
+        differs = (
+            "TRL cuts the end off, answers too; here the last rounds are left out, and a picture is never cut"
+        )
     ours.put("data.max_length", length, source, differs)
     if packing:
         why = "TRL packs texts alone, and refuses data with pictures; here packed samples see nothing of another"
         ours.put("data.batching", "packed", said("packing"), why)
-        ours.put("data.max_tokens", (length or 1024) * theirs["per_device_train_batch_size"], "max_length × batch")
+        ours.put(
+            "data.max_tokens", (length or 1024) * theirs["per_device_train_batch_size"], "max_length × batch"
+        )
 
 
 def _has_completions(theirs: Theirs) -> bool:
@@ -158,7 +166,9 @@ def _data(theirs: Theirs, ours: Ours) -> bool:
         if share:
             value = f"{100 * share:g}%" if share < 1 else None
             if value is None:
-                ours.leave("test_split_size", share, "a share such as 10% is held out here, or a file of its own")
+                ours.leave(
+                    "test_split_size", share, "a share such as 10% is held out here, or a file of its own"
+                )
                 return False
             ours.put("data.val", value, "test_split_size", "whole pictures at a time")
         return bool(share) and share < 1
