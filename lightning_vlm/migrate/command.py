@@ -48,14 +48,14 @@ def parser() -> Parser:
     """The command's options."""
     options = Parser(
         prog="lightning-vlm migrate",
-        description="Turn a config of TRL, LLaMA-Factory, ms-swift or transformers' Trainer into one of ours.",
+        description="Turn a config of TRL, LLaMA-Factory, ms-swift or Trainer into one of ours.",
         epilog="example: lightning-vlm migrate train_lora.yaml --out my.yaml",
     )
     add = options.add_argument
     add(
         "FILE",
         nargs="?",
-        help="A YAML or JSON config, args.json of ms-swift, or a shell script; or -- and the words of a command.",
+        help="YAML, JSON, an args.json, or a shell script; or -- and the words of a command.",
     )
     add("--from", metavar="TOOL", help=f"One of {', '.join(LABELS)}; without: found by the keys.")
     add("--out", metavar="FILE", help="The config to write; without: FILE's name with -lightning-vlm.yaml.")

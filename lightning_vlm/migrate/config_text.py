@@ -23,7 +23,7 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
     """
     head = [
         f"From {theirs.file.name}, of {theirs.tool.label}, by `{command}`.",
-        "Beside each line stands the key that it comes from; behind it, after a semicolon, what is different here.",
+        "Beside each line stands the key that it comes from; behind a semicolon, what is different here.",
     ]
     text = "".join(_comment(line) for line in head)
     for section in _SECTIONS:
@@ -36,20 +36,23 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
             if len(one.path) == 1
         ][:1]
     )
-    text += _ends(theirs, ours)
-    return text
+    ends = _ends(theirs, ours)
+    comments = "\n".join(line.partition("#")[2] for line in (text + ends).splitlines())
+    as_here = theirs.read_silently(comments)
+    if as_here:
+        text += "\n" + _comment(f"As it is here, too: {', '.join(as_here)}.")
+    return text + ends
 
 
 def _ends(theirs: Theirs, ours: Ours) -> str:
     """What isn't in the config, and why, as comments."""
     text = ""
-    left = {
-        **ours.left_out,
-        **{f"{theirs.name(key)}: {_short(theirs.given[key])}": why for key, why in theirs.left_out().items()},
-    }
+    left = left_out(theirs, ours)
     if left:
         text += "\n" + _comment("Not carried over, and why:")
         text += "".join(_comment(f"{key} -- {why}", "  ") for key, why in left.items())
+    if theirs.unread():
+        text += "\n" + _comment(f"Without effect beside the other keys: {', '.join(theirs.unread())}.")
     if theirs.idle():
         text += "\n" + _comment(f"Nothing is lost with {', '.join(theirs.idle())}.")
     if theirs.unknown:
@@ -59,6 +62,14 @@ def _ends(theirs: Theirs, ours: Ours) -> str:
         text += "\n" + _comment("What is different, beside the lines above:")
         text += "".join(_comment(note, "  ") for note in ours.notes)
     return text
+
+
+def left_out(theirs: Theirs, ours: Ours) -> dict[str, str]:
+    """Keys of theirs with their values that something is lost with -> why."""
+    given = {
+        f"{theirs.name(key)}: {_short(theirs.given[key])}": why for key, why in theirs.left_out().items()
+    }
+    return {**ours.left_out, **given}
 
 
 def unknown(theirs: Theirs) -> list[str]:

@@ -89,7 +89,7 @@ def _model(theirs: Theirs, ours: Ours) -> None:
             "model.new_tokens", tokens, said("add_tokens", "add_special_tokens"), "their rows train, too"
         )
     if theirs["adapter_name_or_path"]:
-        why = "adapters aren't continued; merge them (llamafactory-cli export), and take that folder as the model"
+        why = "adapters aren't continued; merge them (llamafactory-cli export), and take that folder"
         ours.leave("adapter_name_or_path", theirs["adapter_name_or_path"], why)
     if theirs["quantization_method"] != "bnb" and theirs["quantization_bit"]:
         ours.leave(
@@ -135,7 +135,7 @@ def _lora(theirs: Theirs, ours: Ours) -> None:
         frozen = [part for part in ("vision", "projector") if part not in open_parts]
         put_parts(ours, open_parts, {"lora": lora}, source, f"{' and '.join(frozen)} frozen, as there")
     if not theirs["freeze_multi_modal_projector"]:
-        why = "with lora_target: all LLaMA-Factory looks for no layers of the projector; add projector: full to train it"
+        why = "LLaMA-Factory's LoRA looks for no layers of the projector; projector: full trains it here"
         ours.leave("freeze_multi_modal_projector", False, why)
     put_whole(ours, listed(theirs["additional_target"]), said("additional_target"))
 
@@ -181,7 +181,7 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         "data.max_length",
         length,
         said("cutoff_len"),
-        "theirs cuts tokens off questions, answers and pictures; here the last rounds are left out, else the sample",
+        "there questions, answers and pictures are cut off; here the last rounds go, else the sample",
     )
     if theirs["packing"] or theirs["neat_packing"]:
         key = "neat_packing" if theirs["neat_packing"] else "packing"

@@ -14,7 +14,7 @@ _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "his
 """Columns of LLaMA-Factory -> our names for them."""
 _CHAT = ("messages", "conversations", "conversation")
 _MEDIA = {"images": ("images", "image"), "videos": ("videos", "video"), "system": ("system",)}
-"""Columns of LLaMA-Factory -> the names that are read without being told."""
+"""Columns of LLaMA-Factory -> the names that are read by themselves."""
 _TAGS = {
     "role_tag": ("role", "from"),
     "content_tag": ("content", "value"),
@@ -24,7 +24,7 @@ _TAGS = {
     "observation_tag": ("observation", "tool", "tool_response", "function_response"),
     "function_tag": ("function_call", "tool_call"),
 }
-"""Tags of LLaMA-Factory -> the words that are read without being told."""
+"""Tags of LLaMA-Factory -> the words that are read by themselves."""
 
 
 def put_data(theirs: Theirs, ours: Ours) -> bool:

@@ -76,5 +76,5 @@ def put_quantization(ours: Ours, bits: int | None, double: bool, source: str) ->
     value: Any = "int8" if bits == 8 else "nf4"
     if bits == 4 and not double:
         value = {"method": "nf4", "double_quant": False}
-    differs = "the language model alone; there the tower and the projector too (parts: [vision, projector, language])"
+    differs = "of the language model; there the tower's too (parts: [vision, projector, language])"
     ours.put("model.quantization", value, source, differs)

@@ -87,7 +87,7 @@ def _model(theirs: Theirs, ours: Ours) -> None:
     if tokens:
         ours.put("model.new_tokens", tokens, said("new_special_tokens"), "their rows train, too")
     if theirs["adapters"]:
-        why = "adapters aren't continued; merge them (swift export --merge_lora true), and take that folder as the model"
+        why = "adapters aren't continued; merge them (swift export --merge_lora true), and take that folder"
         ours.leave("adapters", theirs["adapters"], why)
     bits = theirs["quant_bits"]
     if bits and theirs["quant_method"] not in (None, "bnb"):
@@ -150,7 +150,7 @@ def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
     source = said(*keys)
     names = listed(theirs["target_modules"])
     if theirs["target_regex"]:
-        why = "name the layers by selectors under model.adapt, such as `language.layers[-4:]`; all-linear takes its place"
+        why = "name layers by selectors of model.adapt, as `language.layers[-4:]`; all-linear takes its place"
         ours.leave("target_regex", theirs["target_regex"], why)
         names = ["all-linear"]
     if names == ["DEFAULT"]:
@@ -262,7 +262,7 @@ def _sources(theirs: Theirs, ours: Ours, key: str) -> list[dict[str, Any]]:
     for name in given if isinstance(given, list) else [given] if given else []:
         path, _, number = str(name).partition("#")
         if not _FILE.search(path) and not theirs.path(path).exists():
-            why = "a data set of ModelScope; download it, and give the file's path, or HFDataset for one of the hub"
+            why = "a data set of ModelScope; download it, or name one of the Hugging Face hub in an HFDataset"
             ours.leave(key, name, why)
             continue
         rows = int(number) if number.isdigit() else None

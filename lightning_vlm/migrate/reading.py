@@ -18,8 +18,16 @@ from lightning_vlm.nearest import did_you_mean
 _NESTED = ("training_args", "training_arguments", "args")
 """Keys under which people keep the arguments of a Trainer."""
 _MARKS = {
-    "trl": ("use_peft", "lora_r", "dataset_name", "datasets", "lora_target_modules", "assistant_only_loss")
-    + ("completion_only_loss", "dataset_text_field", "max_seq_length", "model_init_kwargs", "load_in_4bit"),
+    "trl": (
+        *("use_peft", "lora_r", "dataset_name", "datasets", "lora_target_modules", "assistant_only_loss"),
+        *(
+            "completion_only_loss",
+            "dataset_text_field",
+            "max_seq_length",
+            "model_init_kwargs",
+            "load_in_4bit",
+        ),
+    ),
     "llama-factory": (
         "finetuning_type",
         "stage",
@@ -28,8 +36,18 @@ _MARKS = {
         "lora_target",
         "quantization_bit",
     ),
-    "ms-swift": ("model", "tuner_type", "train_type", "sft_type", "model_id_or_path", "freeze_vit", "dataset")
-    + ("target_modules", "swift_version", "split_dataset_ratio", "loss_scale", "torch_dtype", "model_type"),
+    "ms-swift": (
+        *(
+            "model",
+            "tuner_type",
+            "train_type",
+            "sft_type",
+            "model_id_or_path",
+            "freeze_vit",
+            "target_modules",
+        ),
+        *("swift_version", "split_dataset_ratio", "loss_scale", "model_type"),
+    ),
 }
 """Keys that say which tool a config is of, each as much as ten others of the tool."""
 

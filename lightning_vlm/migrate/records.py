@@ -1,4 +1,4 @@
-"""When it is validated, what is saved and where it is logged: of `TrainingArguments`, to callbacks and loggers."""
+"""When it is validated, what is saved and where it is logged, as `TrainingArguments` say it."""
 
 import math
 from typing import Any
@@ -88,6 +88,8 @@ def _checkpoints(theirs: Theirs, ours: Ours, validates: bool, patience: int | No
             ours.leave(theirs.name("metric_for_best_model"), metric, why)
             arguments["monitor"] = "val/loss"
         keys.append("load_best_model_at_end")
+        if theirs["greater_is_better"]:
+            ours.leave(theirs.name("greater_is_better"), True, "of val/loss, less is better")
     if patience is not None and validates:
         arguments["patience"] = patience
     steps = None

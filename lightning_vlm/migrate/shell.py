@@ -56,7 +56,8 @@ def read_script(text: str, name: str) -> Command:
     Raises:
         UserError: There is no such command, several, or quotes that don't end.
 
-    >>> command = read_script("# 22 GB\nMAX_PIXELS=1003520 \\\nswift sft --model a --dataset b c \\\n  --packing\n", "a.sh")
+    >>> text = "# 22 GB\nMAX_PIXELS=1003520 \\\nswift sft --model a --dataset b c \\\n  --packing\n"
+    >>> command = read_script(text, "a.sh")
     >>> command.tool, command.given, command.launch.environment
     ('ms-swift', {'model': 'a', 'dataset': ['b', 'c'], 'packing': True}, {'MAX_PIXELS': '1003520'})
     """
@@ -85,7 +86,7 @@ def read_script(text: str, name: str) -> Command:
     if len(found) != 1:
         what = "no training command" if not found else f"{len(found)} training commands"
         raise UserError(
-            f"{name}: found {what}; expected one of swift sft, llamafactory-cli train, trl sft, or of a Python script"
+            f"{name}: found {what}; expected one: swift sft, llamafactory-cli train, trl sft, or a script"
         )
     return read_words(found[0], environment)
 
@@ -93,7 +94,7 @@ def read_script(text: str, name: str) -> Command:
 def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
     """A command from its words.
 
-    >>> read_words(["torchrun", "--nproc_per_node", "4", "sft_vlm.py", "--use_peft", "--lora_r", "8"], {}).launch
+    >>> read_words(["torchrun", "--nproc_per_node", "4", "sft_vlm.py", "--lora_r", "8"], {}).launch
     Launch(environment={}, script='sft_vlm.py', devices=4, launcher='torchrun', options={})
     """
     rest = list(words)

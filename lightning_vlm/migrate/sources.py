@@ -14,7 +14,8 @@ def put_sources(ours: Ours, key: str, sources: list[dict[str, Any]], source: str
     """Write what a split reads: a path where that says all, one class, or several one after the other.
 
     >>> ours = Ours()
-    >>> put_sources(ours, "data.train", [{"class_path": "DataFile", "init_args": {"path": "a.jsonl"}}], "dataset")
+    >>> file = {"class_path": "DataFile", "init_args": {"path": "a.jsonl"}}
+    >>> put_sources(ours, "data.train", [file], "dataset")
     >>> ours.value("data.train")
     'a.jsonl'
     """

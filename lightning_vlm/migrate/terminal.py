@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from lightning_vlm.migrate.config_text import unknown
+from lightning_vlm.migrate.config_text import left_out, unknown
 from lightning_vlm.migrate.ours import CHOOSE, Ours
 from lightning_vlm.migrate.theirs import Theirs
 
@@ -22,17 +22,17 @@ def show(theirs: Theirs, ours: Ours, out: str, console: Console) -> None:
 
     chosen = [one for one in ours.settings if one.value == CHOOSE]
     differing = [one for one in ours.settings if one.differs]
-    left = {
-        **ours.left_out,
-        **{f"{theirs.name(key)}: {theirs.given[key]}": why for key, why in theirs.left_out().items()},
-    }
+    left = left_out(theirs, ours)
     made = len(ours.settings) - len(chosen)
     say(
-        f"{theirs.file.name}: {len(theirs.given)} keys of {theirs.tool.label} ({theirs.tool.version}) -> {made} of ours"
+        f"{theirs.file.name}: {len(theirs.given)} keys of {theirs.tool.label} -> {made} of ours; "
+        f"defaults as in {theirs.tool.version}"
     )
     idle = theirs.idle()
     if idle:
         say(f"  nothing is lost with {', '.join(idle)}")
+    if theirs.unread():
+        say(f"  without effect beside the others: {', '.join(theirs.unread())}")
     if differing:
         say("\ndifferent here")
         for one in differing:

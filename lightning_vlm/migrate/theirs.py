@@ -20,7 +20,7 @@ class Launch(NamedTuple):
         script: The Python file that is run, if it is one.
         devices: How many processes it starts, where it says so.
         launcher: What starts it: `torchrun`, `accelerate`, the tool's own command, or `python`.
-        options: What else the launcher is told.
+        options: Other options of the launcher.
     """
 
     environment: Mapping[str, str] = {}
@@ -56,6 +56,7 @@ class Theirs:
         self.given: dict[str, Any] = {}
         """Today's names of the keys that were given -> their values."""
         self._said: dict[str, str] = {}
+        self._read: set[str] = set()
         self.unknown: dict[str, str | None] = {}
         """Keys that the tool doesn't have -> the nearest that it has."""
         for name, value in given.items():
@@ -74,6 +75,7 @@ class Theirs:
     def __getitem__(self, key: str) -> Any:
         """A key's value: as given, else its default."""
         assert key in self.tool.defaults, key
+        self._read.add(key)
         return self.given.get(key, self._defaults[key])
 
     def has(self, *keys: str) -> bool:
@@ -98,6 +100,19 @@ class Theirs:
     def idle(self) -> list[str]:
         """The names of keys that were given, aren't carried over, and that nothing is lost with."""
         return [self.name(key) for key in self._not_carried() if self._is_idle(key)]
+
+    def unread(self) -> list[str]:
+        """The names of keys that were given, and that have no effect beside the others."""
+        return [self.name(key) for key in self.given if key in self.tool.carried and key not in self._read]
+
+    def read_silently(self, comments: str) -> list[str]:
+        """The names of keys that were given and read, and that no comment names: as they are here anyway.
+
+        Args:
+            comments: All comments of the config.
+        """
+        read = [self.name(key) for key in self.given if key in self.tool.carried and key in self._read]
+        return [name for name in read if not re.search(rf"\b{re.escape(name)}\b", comments)]
 
     def _not_carried(self) -> list[str]:
         read_here = ("group_by_length", "adafactor")
@@ -157,7 +172,7 @@ def same(value: Any, default: Any) -> bool:
     >>> same([], None), same(False, None), same("", None), same(["wandb"], "wandb"), same(0, False)
     (True, True, True, True, True)
     """
-    empty = (None, False, 0, "", [], {}, "no", "none")
+    empty: tuple[Any, ...] = (None, False, 0, "", [], {}, "no", "none")
     if value in empty and default in empty:
         return True
     if isinstance(value, list) and len(value) == 1:

@@ -1,4 +1,4 @@
-"""What transformers' `TrainingArguments` say, which the configs of all these tools have: steps, rates, precision."""
+"""What `TrainingArguments` of transformers say, which all these tools have: steps, rates, precision."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ _FOLLOWS_A_SCORE = ("reduce_lr_on_plateau", "greedy")
 
 
 def convert(theirs: Theirs, ours: Ours) -> None:
-    """A config with TrainingArguments alone, or with what the example scripts of transformers have beside them."""
+    """A config with TrainingArguments alone."""
     ours.choose("model.name_or_path", "TrainingArguments don't name a model: it stands in the script")
     ours.put(
         "model.adapt",
@@ -52,7 +52,7 @@ def convert(theirs: Theirs, ours: Ours) -> None:
 
 
 def weigh_alike(ours: Ours, **kinds: tuple[float, str]) -> None:
-    """Give marked boxes and entities the weight of other words, as all these tools do; and other kinds theirs.
+    """Give marked boxes and entities the weight of other words, as these tools do; and other kinds theirs.
 
     Args:
         ours: Our config.

@@ -14,7 +14,7 @@ from lightning_vlm.migrate.lora import (
 )
 from lightning_vlm.migrate.ours import Ours
 from lightning_vlm.migrate.records import convert_records
-from lightning_vlm.migrate.sources import put_sources, first_row
+from lightning_vlm.migrate.sources import first_row, put_sources
 from lightning_vlm.migrate.theirs import Theirs, listed
 from lightning_vlm.migrate.trainer import convert_training, weigh_alike
 
@@ -75,6 +75,8 @@ def _model(theirs: Theirs, ours: Ours) -> None:
     bits = 4 if theirs["load_in_4bit"] else 8 if theirs["load_in_8bit"] else None
     source = said("load_in_4bit" if bits == 4 else "load_in_8bit", "use_bnb_nested_quant")
     put_quantization(ours, bits, bool(theirs["use_bnb_nested_quant"]), source)
+    if bits:
+        ours.notes.append("LoRA is float32 on quantised weights here; TRL makes it bfloat16")
     if bits == 4 and theirs["bnb_4bit_quant_type"] != "nf4":
         ours.leave("bnb_4bit_quant_type", theirs["bnb_4bit_quant_type"], "4 bits are nf4 here")
 
@@ -95,7 +97,7 @@ def _what_trains(theirs: Theirs, ours: Ours) -> None:
     )
     names = listed(theirs["lora_target_modules"])
     if not names:
-        where = "PEFT has no default for most of these models and stops; for Llama's and Qwen's it is q_proj, v_proj"
+        where = "PEFT has no default for most of these models, and stops; for the others it is this"
         lora["modules"] = ["q_proj", "v_proj"]
         put_parts(ours, ["language"], {"lora": lora}, source, where)
     elif names == ["all-linear"]:
@@ -137,7 +139,9 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         )
     ours.put("data.max_length", length, source, differs)
     if packing:
-        why = "TRL packs texts alone, and refuses data with pictures; here packed samples see nothing of another"
+        if theirs["packing_strategy"] != "bfd":
+            ours.leave("packing_strategy", theirs["packing_strategy"], "no sample is cut to fill a row here")
+        why = "TRL packs texts alone, and refuses pictures; here no packed sample sees another"
         ours.put("data.batching", "packed", said("packing"), why)
         ours.put(
             "data.max_tokens", (length or 1024) * theirs["per_device_train_batch_size"], "max_length × batch"

@@ -12,7 +12,7 @@ from transformers import SchedulerType, get_scheduler
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
-from lightning_vlm.optim.schedules import Schedule, lr_lambda
+from lightning_vlm.optim.schedules import Schedule
 
 _NO_FACTOR = {
     "reduce_lr_on_plateau": "it follows a score instead of the step",
@@ -25,8 +25,8 @@ _NO_FACTOR = {
 class TrainerSchedule(Schedule):
     """A schedule of transformers' Trainer: at each step exactly the rate that `Trainer` has there.
 
-    Ours are at the middle of a step; the Trainer's are at its start, so that a warm-up begins with a step at a
-    rate of zero. `lightning-vlm migrate` writes this one, so that a run stays what it was.
+    Our own take a rate at the middle of a step, Trainer's at its start, so that a warm-up begins with a step
+    at a rate of zero. `lightning-vlm migrate` writes this one, so that a run stays what it was.
 
     Args:
         kind: As `lr_scheduler_type`: `linear`, `cosine`, `constant_with_warmup`, `cosine_with_restarts`, ...
@@ -38,6 +38,7 @@ class TrainerSchedule(Schedule):
         UserError: An unknown kind, one that follows a score, a negative warm-up, or arguments that the kind
             doesn't have.
 
+    >>> from lightning_vlm.optim import lr_lambda
     >>> factor = lr_lambda(TrainerSchedule("linear", warmup=2), total_steps=6)
     >>> [factor(step) for step in range(7)]
     [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
@@ -57,10 +58,10 @@ class TrainerSchedule(Schedule):
                 f"{did_you_mean(self.kind, known)}"
             )
         if not 0 <= self.warmup < math.inf:
-            raise UserError(f"TrainerSchedule: found warmup={self.warmup}; expected steps, or a share of them")
+            raise UserError(f"TrainerSchedule: found warmup={self.warmup}; expected steps or a share")
         if "min_lr" in (self.arguments or {}):
             raise UserError(
-                "TrainerSchedule: found min_lr in arguments; write min_lr_rate, the share of the learning rate"
+                "TrainerSchedule: found min_lr in arguments; write min_lr_rate, a share of the learning rate"
             )
         self.at(0, _MANY)  # what the kind can't have fails now, not as training begins
 
@@ -85,6 +86,7 @@ def _factor(kind: str, warmup: int, total_steps: int, arguments: tuple[tuple[str
     try:
         scheduler = get_scheduler(kind, optimizer, warmup, total_steps, dict(arguments))
     except (TypeError, ValueError) as error:
-        raise UserError(f"TrainerSchedule: {kind} can't have the arguments {dict(arguments)}: {error}") from None
+        given = dict(arguments)
+        raise UserError(f"TrainerSchedule: {kind} can't have the arguments {given}: {error}") from None
     (factor,) = scheduler.lr_lambdas
     return factor

@@ -24,6 +24,9 @@ def check_warmup(schedule: Any) -> Iterator[Found]:
     share = getattr(schedule, "warmup", None)
     if share is None:
         return
+    if share >= 1:  # as TrainerSchedule counts it
+        yield Found("warm-up", f"{share:g} steps")
+        return
     if share > LONGEST_WARMUP:
         text = f"{share:.0%} of the run, which is long; 0.03 to 0.1 are usual (model.schedule.warmup)"
         yield Found("warm-up", text, is_fine=False)
