@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo test test-all lint docs bench notebooks clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -37,6 +37,9 @@ docs: $(INSTALLED) ## Build the documentation into site/, without a network; eac
 
 bench: .venv/bench ## Run each benchmark against its rivals (half an hour on two cores)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+notebooks: $(INSTALLED) ## Run the notebooks and store what they show
+	$(BIN)/python -m tools.notebooks
 
 clean: ## Remove .venv and caches (needed before another PYTHON); leaves runs/ alone
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

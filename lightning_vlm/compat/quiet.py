@@ -40,6 +40,9 @@ _WARNINGS = (
     # Warnings that packages cause in each other.
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"(?s).*(instantiate_classes|instantiator|skip_none).*deprecated.*",
+    # In a notebook without ipywidgets, bars of tqdm and rich are text.
+    r"IProgress not found.*",
+    r'install "ipywidgets" for Jupyter support',
 )
 _UNLESS_FIT_WARNINGS = (
     r"The dirpath has changed from .*",  # ModelCheckpoint doesn't save then.
