@@ -94,6 +94,16 @@ def test_external_addresses_are_well_formed(page):
         assert re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), address
 
 
+def test_the_page_of_installation_names_each_extra():
+    text = (ROOT / "docs" / "install.md").read_text("utf-8")
+    table = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^([\w-]+) = \[", table.partition("\n[")[0], re.MULTILINE)
+    assert {*extras} == {*re.findall(r"^\| `(\w+)` \|", text.partition("## From")[0], re.MULTILINE)}
+    versions = (ROOT / "constraints.txt").read_text("utf-8")
+    for name, tested in re.findall(r"^\| ([a-z]+) \| [\d.]+ \| ([\d.]+) \|$", text, re.MULTILINE):
+        assert f"{name}=={tested}\n" in versions
+
+
 @pytest.mark.parametrize(
     ("place", "text", "wanted"),
     [
