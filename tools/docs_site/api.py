@@ -112,7 +112,8 @@ def pages(root: Path) -> dict[str, str | bytes]:
     made: dict[str, str | bytes] = {}
     for package in PACKAGES:
         for name in public_names(root, package):
-            made[f"{FOLDER}/{name}.md"] = f"# {name}\n\n::: {package}.{name}\n"
+            used = f"```python\nfrom {package} import {name}\n```"
+            made[f"{FOLDER}/{name}.md"] = f"# {name}\n\n{used}\n\n::: {package}.{name}\n"
     for page, (title, groups) in TOGETHER.items():
         text = [f"# {title}\n"]
         for heading, paths in groups.items():
@@ -121,6 +122,16 @@ def pages(root: Path) -> dict[str, str | bytes]:
                 text.append(f"::: {path}\n    options: {{heading_level: 3, show_root_heading: true}}\n")
         made[f"{FOLDER}/{page}.md"] = "\n".join(text)
     return made
+
+
+def nav(root: Path) -> list[dict[str, list[str]] | str]:
+    """The navigation of the pages."""
+    packages = {package: public_names(root, package) for package in PACKAGES}
+    together: list[dict[str, list[str]] | str] = [f"{FOLDER}/{page}.md" for page in TOGETHER]
+    return [
+        *({package: [f"{FOLDER}/{name}.md" for name in names]} for package, names in packages.items()),
+        *together,
+    ]
 
 
 def index(root: Path) -> str:

@@ -60,10 +60,12 @@ def _laid_out(nav: list[Any], known: list[str]) -> list[Any]:
     """The navigation with all pages of a folder in place of a name that ends in `/`."""
     found: list[Any] = []
     for entry in nav:
-        if isinstance(entry, str) and entry.endswith("/"):
+        if entry == f"{api.FOLDER}/":
+            found += api.nav(ROOT)
+        elif isinstance(entry, str) and entry.endswith("/"):
             inside = sorted(place for place in known if place.startswith(entry))
-            index = f"{entry}index.md"
-            found += [index] * (index in inside) + [place for place in inside if place != index]
+            first = [place for place in inside if place in (f"{entry}index.md", f"{entry}README.md")]
+            found += first + [place for place in inside if place not in first]
         elif isinstance(entry, dict):
             ((title, below),) = entry.items()
             if isinstance(below, str) and below.endswith("/"):
@@ -91,6 +93,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links that leave `docs/` into links within the site, and GitHub's Markdown into mkdocs'."""
     links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""))
     text = links.rewritten(_COMMENT.sub("", markdown))
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation"]
     for link in list(links.broken):
         here = posixpath.dirname(page.file.src_uri)
         place = posixpath.normpath(posixpath.join(here, link.partition("#")[0]))
