@@ -9,6 +9,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vlm.config.class_names import bare_name
 from lightning_vlm.config.key_names import with_commands
 from lightning_vlm.config.keys import check_config, check_value
 from lightning_vlm.config.messages import CLOSE, OPEN, innermost, key_of, reword
@@ -136,7 +137,21 @@ class StrictConfigFile(ActionConfigFile):
                 values = after
             elif config.file is not None:
                 values = str(config.file)
+        before = _classes(cfg)
         super().__call__(parser, cfg, values, option_string)
+        gone = [name for name in before if name not in _classes(cfg)]
+        if gone:
+            rank_zero_warn(
+                f"{parser.configs[-1].name}: its trainer.callbacks take the place of those before it, so "
+                f"{' and '.join(gone)} won't run; write callbacks+ to add, or put this config first"
+            )
+
+
+def _classes(config: Any) -> list[str]:
+    """The classes in `trainer.callbacks`, without the packages."""
+    callbacks = config.get("trainer.callbacks")
+    found = callbacks if isinstance(callbacks, list) else []
+    return [bare_name(str(one.get("class_path"))) for one in found if hasattr(one, "get")]
 
 
 def check_words(words: Sequence[str], parser: Parser) -> None:

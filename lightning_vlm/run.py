@@ -33,6 +33,7 @@ from lightning_vlm.callbacks.token_weight_schedule import TokenWeightSchedule
 from lightning_vlm.callbacks.visual_gain_weights import VisualGainWeights  # noqa: F401  # likewise
 from lightning_vlm.config.class_names import bare_name
 from lightning_vlm.config.moved import with_meant_classes
+from lightning_vlm.config.stage_words import with_stages
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
@@ -100,7 +101,7 @@ class VLMCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, after a check of the classes that the command line names."""
-        words = with_meant_classes(sys.argv[1:] if args is None else args)
+        words = with_stages(with_meant_classes(sys.argv[1:] if args is None else args))
         if args is None:
             sys.argv[1:] = words
         else:

@@ -140,3 +140,15 @@ def test_in_a_wheel_they_lie_inside_the_package(tmp_path):
     assert Path(file).parent == tmp_path / "lightning_vlm"
     assert Path(quickstart) == tmp_path / "lightning_vlm" / "configs" / "quickstart.yaml"
     assert names == [*shipped()]
+
+
+def test_a_list_of_callbacks_that_takes_the_place_of_another_says_so(capsys):
+    Path("mine.yaml").write_text("trainer: {callbacks: [{class_path: EarlyStopCheckpoint}]}")
+    words = ["fit", "--model.name_or_path", "drawn-vlm", "--config", "recipes/lora", "--print_config"]
+    with (
+        pytest.warns(UserWarning, match=r"mine\.yaml: .*NonFiniteGuard won't run; write callbacks\+"),
+        pytest.raises(SystemExit),
+    ):
+        main([*words[:-1], "--config", "mine.yaml", words[-1]])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert len(shown["trainer"]["callbacks"]) == 1
