@@ -21,7 +21,7 @@ class TrackioLogger(Logger):
     them to the other.
 
     The database is in `TRACKIO_DIR`, by default `~/.cache/huggingface/trackio`; `trackio show` opens it in a
-    browser. What a process writes arrives within a second; a killed one loses no more.
+    browser. A thread writes there, so that a run that is killed may lack its last seconds.
 
     Args:
         project: What several runs belong to.

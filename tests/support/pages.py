@@ -52,6 +52,7 @@ OWN_TESTS = {
     "docs/grounding-data.md": "tests/test_grounding_docs.py",
     "docs/own-model.md": "tests/test_own_model.py",
     "docs/predict.md": "tests/test_predict_docs.py",
+    "docs/search-hyperparameters.md": "tests/track/test_search.py",
     "docs/stages.md": "tests/test_stages_docs.py",
     "docs/thinking-and-tools.md": "tests/module/test_thinking.py",
     "docs/video.md": "tests/test_video_docs.py",
