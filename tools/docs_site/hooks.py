@@ -91,7 +91,8 @@ def _without_planned(nav: list[Any], known: list[str]) -> list[Any]:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links that leave `docs/` into links within the site, and GitHub's Markdown into mkdocs'."""
-    links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""))
+    pictures = {file.src_uri for file in files.media_files()}
+    links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""), pictures)
     text = links.rewritten(_COMMENT.sub("", markdown))
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation"]

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from tools.docs_site import api
@@ -13,6 +14,7 @@ REPOSITORY_PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "callbacks/README.md": "project/callbacks.md",
     "benchmarks/RESULTS.md": "project/results.md",
+    "notebooks/README.md": "notebooks/README.md",
 }
 """Files of the repository that are pages of the site, and where."""
 
@@ -32,9 +34,10 @@ class Links:
         place: Where the page is in the site, such as `tasks/ocr.md`.
         repository: Where files of the repository can be read, such as `https://host/name/blob/main`; empty:
             the site only names them.
+        made: What is made for the site alone, by its places.
     """
 
-    def __init__(self, root: Path, place: str, repository: str = "") -> None:
+    def __init__(self, root: Path, place: str, repository: str = "", made: Collection[str] = ()) -> None:
         sources = {site: source for source, site in REPOSITORY_PAGES.items()}
         self._root = root
         self._place = place
@@ -42,6 +45,7 @@ class Links:
         self._is_made = self._source.startswith("docs/") and not (root / self._source).exists()
         """Whether the page is made for the site, so that its links are those of the site."""
         self._repository = repository.rstrip("/")
+        self._made = made
         self.broken: list[str] = []
         """The links to files that aren't there."""
 
@@ -62,6 +66,8 @@ class Links:
         path, mark, anchor = target.partition("#")
         if self._is_made or not path or re.match(r"[a-z]+:", target):
             return match[0]
+        if posixpath.normpath(posixpath.join(posixpath.dirname(self._place), path)) in self._made:
+            return match[0]
         file = posixpath.normpath(posixpath.join(posixpath.dirname(self._source), path))
         if file.startswith("..") or not (self._root / file).exists():
             self.broken.append(target)
@@ -80,6 +86,8 @@ class Links:
         """Where a file of the repository is in the site, and at which heading; None if nowhere."""
         if file in REPOSITORY_PAGES:
             return REPOSITORY_PAGES[file], anchor
+        if file == NOTEBOOKS:
+            return f"{NOTEBOOKS}/README.md", anchor
         if file == "docs":
             return "index.md", anchor
         if file.startswith("docs/"):

@@ -53,7 +53,7 @@ def _output(output: dict[str, Any], name: str, made: dict[str, str | bytes]) -> 
             made[f"{NOTEBOOKS}/{picture}"] = base64.b64decode("".join(data[kind]))
             return f"![what the cell shows]({picture})"
     if "text/markdown" in data:
-        return "".join(data["text/markdown"])
+        return re.sub(r"^#", "###", "".join(data["text/markdown"]), flags=re.MULTILINE)
     if "text/html" in data:
         html = "".join(data["text/html"])
         return f'<div class="notebook-html">{_one_block(html)}</div>'
