@@ -32,6 +32,7 @@ _OF_RUN = {
     re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp\w{{8}}/"): "",  # what the notebook has made
     re.compile(re.escape(str(FOLDER.parent / "lightning_vlm"))): ".../lightning_vlm",
     re.compile(r"in [\d.]+ s \([\d,]+ a second\)"): "in ... s",
+    re.compile(r"( MB +)[\d.,]+( +)[\d.,]+(?= *\n)"): r"\1...\2...",  # how fast `compare` was
 }
 """What is of one run alone, and what stands in its place."""
 _REPR = re.compile(r"<[\w. ]+( size [\dx]+ with .*| object)?>$")
