@@ -147,11 +147,11 @@ def log_histograms(
 def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table as Markdown.
 
-    >>> print(as_markdown(["layer", "rank"], [["q|k", 8], ["v", None]]))
+    >>> print(as_markdown(["layer", "rank"], [["q|k", 8], ["v", 0.123456]]))
     | layer | rank |
     | --- | --- |
     | q\\|k | 8 |
-    | v |  |
+    | v | 0.1235 |
     """
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
@@ -180,7 +180,7 @@ def _at(step: int | None) -> dict[str, int]:
 
 
 def _cell(value: Any) -> str:
-    text = "" if value is None else str(value)
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 
 

@@ -99,10 +99,11 @@ def check_wandb(trainer: Trainer) -> Iterator[Found]:
 
 
 def _check_logger(logger: WandbLogger) -> Found:
-    import wandb  # takes a second, which runs without it needn't wait
+    from wandb.sdk import wandb_setup  # takes a second, which runs without it needn't wait
 
     name = "W&B"
-    settings = wandb.setup().settings  # of the environment, and of `wandb login` and `wandb offline`
+    # Of the environment, `wandb login` and `wandb offline`. The public `wandb.setup()` starts a process.
+    settings = wandb_setup.singleton().settings
     if logger._offline or settings.mode in OFFLINE:
         return Found(name, "offline" if logger._offline else f"{settings.mode} (WANDB_MODE)")
     host = urlparse(settings.base_url).hostname or settings.base_url
