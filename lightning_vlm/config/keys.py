@@ -15,11 +15,13 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.config.class_names import class_types, find_class, is_settings, members, takes_text
-from lightning_vlm.config.key_names import key_types, no_key
+from lightning_vlm.config.key_names import ELSEWHERE, key_types, no_key
 from lightning_vlm.config.yaml_file import Config, pairs, read_config
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 
+_CLEARLY = 3
+"""So many keys of other trainers make a config one of theirs."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """The keys of a value that is written as a class."""
 
@@ -100,7 +102,7 @@ class _Checker:
                 advice = "the command is no key: take what is under it one level up"
                 self.fail(key, f"there is no key {path}; {advice}")
             else:
-                self.fail(key, no_key(path, types))
+                self.fail(key, f"{no_key(path, types)}{_of_another_trainer(node, prefix)}")
 
     def check_section(
         self, key: Node, value: Node, parser: ArgumentParser, path: str, owner: str, inside: list[str]
@@ -200,6 +202,14 @@ class _Checker:
 
 def _is_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
+
+
+def _of_another_trainer(node: MappingNode, prefix: str) -> str:
+    """A hint for a config whose keys are those of another trainer."""
+    theirs = [key for key, _ in pairs(node) if key.value in ELSEWHERE]
+    if prefix or len(theirs) < _CLEARLY:
+        return ""
+    return "; this looks like a config of another trainer: lightning-vlm migrate FILE makes one of ours"
 
 
 @cache

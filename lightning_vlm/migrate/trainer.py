@@ -157,6 +157,10 @@ def _batches(theirs: Theirs, ours: Ours) -> None:
         accumulate = max(1, math.ceil(16 / size / (theirs.launch.devices or 1)))
         source = "ms-swift makes steps of 16 samples where gradient_accumulation_steps isn't given"
     differs = ""
+    if accumulate > 1 and theirs.tool.name in ("trainer", "llama-factory"):
+        differs = (
+            "its loss is one mean over all words; there a mean of means for Qwen-VL, Gemma, GLM and others"
+        )
     if not theirs["average_tokens_across_devices"]:
         differs = "a step's loss is one mean over the tokens of all devices, not the mean of their means"
     ours.put("trainer.accumulate_grad_batches", accumulate, source, differs)

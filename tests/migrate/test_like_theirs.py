@@ -1,9 +1,11 @@
 """A migrated run is the run that it was: against transformers' Trainer and PEFT themselves."""
 
+import copy
 import csv
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -132,3 +134,26 @@ def test_loras_of_trl_are_those_of_peft(migrate, target):
     peft = get_peft_model(load_model("drawn-vlm").model, LoraConfig(r=4, target_modules=target))
     theirs = {name for name, one in peft.named_parameters() if one.requires_grad}
     assert trainable_names(ours) == {name.removeprefix("base_model.model.") for name in theirs}
+
+
+def test_what_the_page_says_of_trl_is_what_its_collator_does():
+    """docs/migrate/trl.md: all tokens of a sample are learned, placeholders too; and answers are cut off."""
+    pytest.importorskip("trl")
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling as Collator
+
+    processor = load_processor("drawn-vlm")
+    picture = PIL.Image.new("RGB", (64, 64), "red")
+    asked = [{"type": "image"}, {"type": "text", "text": "What colour is it?"}]
+    answer = [{"type": "text", "text": "red"}]
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    learned = Collator(processor)([{"images": [picture], "messages": turns}])["labels"][0]
+    placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    assert (len(learned), int((learned != -100).sum())) == (32, 32)
+    assert int((learned == placeholder).sum()) == 16
+    long = [{"role": "assistant", "content": "red " * 20}]
+    counted = []
+    for length in (None, 40):
+        pair = {"images": [picture], "prompt": turns[:1], "completion": long}
+        collator = Collator(processor, max_length=length, completion_only_loss=True)
+        counted.append(int((collator([copy.deepcopy(pair)])["labels"] != -100).sum()))
+    assert counted == [23, 11]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vlm.cli import main
 from lightning_vlm.migrate.command import convert
 from lightning_vlm.migrate.shell import read_words
 from lightning_vlm.migrate.theirs import Theirs
@@ -284,8 +285,6 @@ def test_what_is_refused(migrate, name, text, expected):
 
 def test_nothing_is_overwritten(migrate):
     Path("there.yaml").write_text("mine")
-    from lightning_vlm.cli import main
-
     assert main(["migrate", "trainer.yaml", "--out", "there.yaml"]) == 2
     assert Path("there.yaml").read_text() == "mine"
 
@@ -305,3 +304,10 @@ def test_commands():
     assert (command.tool, command.configs) == ("trl", ["a.yaml"])
     command = read_words(["python", "-m", "swift.cli.sft", "--model", "a"], {})
     assert (command.tool, command.given) == ("ms-swift", {"model": "a"})
+
+
+def test_fit_says_what_to_do_with_a_config_of_another_tool(here, capsys):
+    assert main(["fit", "--config", "llama_factory_lora.yaml"]) == 2
+    shown = capsys.readouterr().err
+    assert "lightning-vlm migrate FILE makes one of ours" in shown
+    assert len(shown.splitlines()) <= 3
