@@ -50,7 +50,7 @@ CASES = {
     "lora": Case(("smolvlm",), ("drawn-vlm", "qwen2_5_vl")),
     "qlora": Case(("qwen2_5_vl",)),
     "mixed-16gb": Case(("drawn-vlm",), ()),  # the families' language models have two layers
-    "full": Case(("qwen2_5_vl",)),
+    "full": Case(("qwen2_5_vl",), trains=ALL),
     "projector-pretraining": Case(
         ("llava",), ("drawn-vlm", "internvl"), ("caption",), ("projector",), ("rougeL", "chrf")
     ),
