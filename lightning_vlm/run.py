@@ -56,7 +56,7 @@ from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.stages.keys import add_stages, use_stages
 from lightning_vlm.training.start_checks.check import check_fit
-from lightning_vlm.training.start_checks.places import check_wandb
+from lightning_vlm.training.start_checks.places import check_servers
 
 _NO_FILE = re.compile(r"(last|best|hpc|registry)$|registry:|\w+://")
 """Values of `ckpt_path` that Lightning accepts and that aren't local files."""
@@ -173,7 +173,7 @@ class VLMCLI(LightningCLI):
             if checkpoint:
                 resume_run(trainer, checkpoint)
         elif self.subcommand in LightningCLI.subcommands():
-            list(check_wandb(trainer))  # before a fit it is one of several checks
+            list(check_servers(trainer))  # before a fit it is one of several checks
         return trainer
 
     def _whole_text(self) -> str:

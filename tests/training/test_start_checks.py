@@ -1,6 +1,7 @@
 """What is checked before a fit: shown in a line each, and refused before anything has begun."""
 
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -18,7 +19,7 @@ from lightning_vlm.optim import Cosine, parameter_groups
 from lightning_vlm.training.start_checks.check import as_table
 from lightning_vlm.training.start_checks.context import SampleSize, check_context
 from lightning_vlm.training.start_checks.found import Found
-from lightning_vlm.training.start_checks.places import check_folders, check_wandb
+from lightning_vlm.training.start_checks.places import check_folders, check_mlflow, check_servers
 from lightning_vlm.training.start_checks.rates import Trained, check_rates, trained_of
 from lightning_vlm.training.start_checks.settings import check_clipping, check_precision, check_warmup
 
@@ -133,7 +134,7 @@ def wandb_finds(monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
         wandb.teardown()  # it keeps the settings of before
         try:
-            (found,) = check_wandb(trainer)
+            (found,) = check_servers(trainer)
         except UserError as error:
             return str(error)
         finally:
@@ -157,6 +158,17 @@ def test_weights_and_biases(wandb_finds, tmp_path):
         assert wandb_finds() == Found("W&B", "127.0.0.1 is reached, with a login")
     assert wandb_finds().startswith("Weights & Biases: 127.0.0.1 can't be reached\nset WANDB_MODE=offline")
     assert wandb_finds(WANDB_MODE="offline") == Found("W&B", "offline (WANDB_MODE)")
+
+
+def test_a_server_of_mlflow(monkeypatch):
+    """MLflow itself tries one that isn't there for minutes."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert check_mlflow(here) == Found("MLflow", "127.0.0.1 is reached")
+    with pytest.raises(UserError, match="can't be reached; check the logger's tracking_uri"):
+        check_mlflow(here)
 
 
 @pytest.mark.parametrize(

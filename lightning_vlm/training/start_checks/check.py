@@ -18,7 +18,7 @@ from lightning_vlm.training.early_checks import Skeleton, adapted_skeleton, adds
 from lightning_vlm.training.stages.stage import Stage
 from lightning_vlm.training.start_checks.context import check_context, sizes_of
 from lightning_vlm.training.start_checks.found import Found
-from lightning_vlm.training.start_checks.places import check_folders, check_wandb
+from lightning_vlm.training.start_checks.places import check_folders, check_servers
 from lightning_vlm.training.start_checks.rates import Trained, check_rates, trained_of
 from lightning_vlm.training.start_checks.settings import check_data_settings
 
@@ -83,7 +83,7 @@ def _found(module: "VLMModule", trainer: Trainer, data: VLMDataModule) -> Iterat
     yield from check_data_settings(module, trainer, data)
     saves = bool(trainer.checkpoint_callbacks)
     yield from check_folders(trainer, _checkpoint_bytes(root) if root is not None and saves else None)
-    yield from check_wandb(trainer)
+    yield from check_servers(trainer)
 
 
 def _of_rates(module: "VLMModule", root: Skeleton, data: VLMDataModule) -> Iterator[Found]:

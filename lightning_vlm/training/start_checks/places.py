@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.outputs.wandb_words import ELSEWHERE, NO_LOGIN
@@ -86,19 +86,32 @@ def size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def check_wandb(trainer: Trainer) -> Iterator[Found]:
-    """Whether Weights & Biases can be reached, and knows who logs.
+def check_servers(trainer: Trainer) -> Iterator[Found]:
+    """Whether Weights & Biases or a server of MLflow can be reached, and the first knows who logs.
 
     Raises:
         UserError: Neither would change by waiting: without a login wandb stops the run, or in a terminal asks
-            for one, and without a network it tries for minutes.
+            for one, and without a network both try for minutes.
     """
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._experiment is None:
-            yield _check_logger(logger)
+            yield _check_wandb(logger)
+        elif isinstance(logger, MLFlowLogger) and logger._tracking_uri.startswith(("http://", "https://")):
+            yield check_mlflow(logger._tracking_uri)
 
 
-def _check_logger(logger: WandbLogger) -> Found:
+def check_mlflow(server: str) -> Found:
+    """Whether a server of MLflow can be reached; if not, a UserError."""
+    host = urlparse(server).hostname or server
+    if not _is_reached(server, host):
+        raise UserError(
+            f"trainer.logger: the MLflow server {server} can't be reached; check the logger's tracking_uri "
+            "and the network,\nor log into a database on this machine, as --config track/mlflow does"
+        )
+    return Found("MLflow", f"{host} is reached")
+
+
+def _check_wandb(logger: WandbLogger) -> Found:
     from wandb.sdk import wandb_setup  # takes a second, which runs without it needn't wait
 
     name = "W&B"
