@@ -8,7 +8,9 @@ _NAMED = {"lm_head": "head", "embed_tokens": "*.embed_tokens", "projector": "pro
 """Names of modules -> selectors of ours."""
 
 
-def put_parts(ours: Ours, parts: list[str], how: Any, source: str, differs: str = "") -> None:
+def put_parts(
+    ours: Ours, parts: list[str], how: Any, source: str, alike: str = "", differs: str = ""
+) -> None:
     """Let parts of the model train in one way.
 
     Args:
@@ -16,24 +18,22 @@ def put_parts(ours: Ours, parts: list[str], how: Any, source: str, differs: str 
         parts: Such as `["vision", "language"]`.
         how: `full`, or `{lora: ...}`.
         source: Which key of theirs says so.
-        differs: What is different, at the first of them.
+        alike: What is as there, and good to know.
+        differs: What is different.
     """
+    whole = f"{source} ({alike})" if alike else source
     for place, part in enumerate(parts):
-        ours.put_path(
-            ("model", "adapt", part), how, "likewise" if place else source, "" if place else differs
-        )
+        path = ("model", "adapt", part)
+        if place:
+            ours.put_path(path, how, "likewise")
+        else:
+            ours.put_path(path, how, whole, differs)
 
 
 def put_names(ours: Ours, names: list[str], lora: dict[str, Any], source: str) -> None:
     """Give LoRA to all layers whose last name is one of some, wherever they are, as PEFT does."""
     where = "in the tower too, if it has such layers, as there"
-    for place, name in enumerate(names):
-        ours.put_path(
-            ("model", "adapt", f"*.{name}"),
-            {"lora": lora},
-            "likewise" if place else source,
-            "" if place else where,
-        )
+    put_parts(ours, [f"*.{name}" for name in names], {"lora": lora}, source, where)
 
 
 def put_whole(ours: Ours, names: list[str], source: str) -> None:

@@ -107,10 +107,10 @@ def _what_trains(theirs: Theirs, ours: Ours, full: bool) -> None:
     }
     trained = [part for part in frozen if not frozen[part]]
     left = [part for part in frozen if frozen[part]]
-    differs = f"{' and '.join(left)} frozen, as there" if left else ""
+    alike = f"{' and '.join(left)} frozen, as there" if left else ""
     source = said("tuner_type", "freeze_vit", "freeze_aligner", "freeze_llm")
     if full:
-        put_parts(ours, trained + (["head"] if "language" in trained else []), "full", source, differs)
+        put_parts(ours, trained + (["head"] if "language" in trained else []), "full", source, alike)
     else:
         kind = str(theirs["tuner_type"])
         if kind != "lora":
@@ -118,14 +118,15 @@ def _what_trains(theirs: Theirs, ours: Ours, full: bool) -> None:
             if kind == "adalora":
                 why = "AdaptiveLoRARank is the callback for that here, beside LoRA"
             ours.leave(theirs.name("tuner_type"), kind, why)
-        _lora(theirs, ours, trained, differs)
+        _lora(theirs, ours, trained, alike)
     for part, key in (("vision", "vit_lr"), ("projector", "aligner_lr")):
         if theirs[key] is not None and part in trained:
             ours.put(f"model.learning_rates.{part}", theirs[key], said(key))
 
 
-def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
+def _lora(theirs: Theirs, ours: Ours, trained: list[str], alike: str) -> None:
     said = theirs.said
+    differs = ""
     init = str(theirs["init_weights"]).lower()
     lora = settings(
         theirs["lora_rank"],
@@ -164,7 +165,7 @@ def _lora(theirs: Theirs, ours: Ours, trained: list[str], differs: str) -> None:
                 "target_modules", name, "LoRA goes into linear layers here; routers are language.routers"
             )
     if names in (["all-linear"], ["ALL"], ["DEFAULT"]):
-        put_parts(ours, trained, {"lora": lora}, source, differs)
+        put_parts(ours, trained, {"lora": lora}, source, alike, differs)
     else:
         put_names(ours, names, lora, source)
     whole = [name for name in listed(theirs["modules_to_save"]) if not name.startswith("all-")]

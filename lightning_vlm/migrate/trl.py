@@ -21,6 +21,21 @@ from lightning_vlm.migrate.trainer import convert_training, weigh_alike
 _VLM_SCRIPTS = ("sft_vlm.py", "sft_vlm_gemma3.py")
 """TRL's example scripts that set `max_length` to None."""
 
+_OTHER_SCRIPTS = (
+    "dpo",
+    "grpo",
+    "kto",
+    "rloo",
+    "reward",
+    "distillation",
+    "gkd",
+    "online_dpo",
+    "orpo",
+    "cpo",
+    "ppo",
+)
+"""What TRL's scripts begin with that don't learn answers."""
+
 
 def convert(theirs: Theirs, ours: Ours) -> None:
     """A config of TRL.
@@ -32,7 +47,7 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     Raises:
         UserError: It trains by preferences or rewards.
     """
-    if theirs.launch.script and not Path(theirs.launch.script).name.startswith("sft"):
+    if theirs.launch.script and Path(theirs.launch.script).name.startswith(_OTHER_SCRIPTS):
         raise UserError(
             f"{theirs.file}: found {theirs.launch.script}; expected TRL's supervised fine-tuning (sft): "
             "preferences and rewards aren't trained on here"
@@ -99,9 +114,11 @@ def _what_trains(theirs: Theirs, ours: Ours) -> None:
     if not names:
         where = "PEFT has no default for most of these models, and stops; for the others it is this"
         lora["modules"] = ["q_proj", "v_proj"]
-        put_parts(ours, ["language"], {"lora": lora}, source, where)
+        put_parts(ours, ["language"], {"lora": lora}, source, differs=where)
     elif names == ["all-linear"]:
-        where = "all-linear goes into the tower and the projector too; leave lines out to keep them frozen"
+        where = (
+            "all-linear goes into the tower and the projector there, too; without their lines they are frozen"
+        )
         put_parts(ours, ["vision", "projector", "language"], {"lora": lora}, source, where)
     else:
         put_names(ours, names, lora, source)

@@ -283,6 +283,14 @@ def test_what_is_refused(migrate, name, text, expected):
     assert expected in migrate(name, code=2)
 
 
+def test_a_script_of_ones_own_with_keys_of_trl(migrate):
+    config, _, _ = migrate(
+        "--", *["python", "train.py", "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj"]
+    )
+    assert config["model"]["adapt"] == {"*.q_proj": {"lora": {"r": 4, "alpha": 32, "dropout": 0.05}}}
+    assert "aren't trained on here" in migrate("--", "python", "dpo_vlm.py", "--use_peft", code=2)
+
+
 def test_nothing_is_overwritten(migrate):
     Path("there.yaml").write_text("mine")
     assert main(["migrate", "trainer.yaml", "--out", "there.yaml"]) == 2
