@@ -31,10 +31,11 @@ _OF_RUN = {
     re.compile(r"\x1b\[[0-9;]*m"): "",
     re.compile(rf"{re.escape(tempfile.gettempdir())}/tmp\w{{8}}/"): "",  # what the notebook has made
     re.compile(re.escape(str(FOLDER.parent / "lightning_vlm"))): ".../lightning_vlm",
+    re.compile(r"</pre>\s*<pre[^>]*>"): "",  # between lines of rich
     re.compile(r"in [\d.]+ s \([\d,]+ a second\)"): "in ... s",
     re.compile(r"( MB +)[\d.,]+( +)[\d.,]+(?= *\n)"): r"\1...\2...",  # how fast `compare` was
 }
-"""What is of one run alone, and what stands in its place."""
+"""What is of one run or its screen alone, and what stands in its place."""
 _REPR = re.compile(r"<[\w. ]+( size [\dx]+ with .*| object)?>$")
 
 
