@@ -90,6 +90,12 @@ def opened(row: str, format: str | None = None, reader: object = read) -> Conver
     return replace(reader("train.jsonl", **options)[0], source="?")
 
 
+def coco(content: str) -> Conversation:
+    """The conversation of a file of COCO."""
+    Path("instances.json").write_text(content)
+    return read("instances.json")[0]
+
+
 def test_the_recommended_format() -> None:
     written = rows(section("## The one we recommend"))
     assert [opened(row, format, Messages) for row, format in written] == OWN
@@ -138,8 +144,9 @@ def test_keys_of_all_dialects_are_named() -> None:
 
 def test_boxes_of_others() -> None:
     for row, format in rows(section("## Boxes of others")):
-        asked, answer = opened(row, format).messages
-        assert asked.parts == (CAT, Text("Find the ball."))
+        asked, answer = (coco(row) if "annotations" in row else opened(row, format)).messages
+        question = "Find all objects of these kinds: ball." if "annotations" in row else "Find the ball."
+        assert asked.parts == (CAT, Text(question))
         (box,) = answer.parts
         assert isinstance(box, Box)
         assert box.label == "ball"
