@@ -37,12 +37,7 @@ def with_sections(text: str) -> str:
 def with_fences(text: str) -> str:
     """A docstring with its examples in blocks of code.
 
-    >>> print(with_fences("Adds.\\n\\n>>> 1 + 1\\n2"))
-    Adds.
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> with_fences("Adds.\\n\\n>>> 1 + 1\\n2").splitlines()
+    ['Adds.', '', '```pycon', '>>> 1 + 1', '2', '```']
     """
     return _EXAMPLE.sub(lambda match: f"```pycon\n{match[0]}\n```", text)

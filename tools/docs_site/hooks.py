@@ -21,23 +21,7 @@ from tools.docs_site.markdown import for_python_markdown
 
 _COMMENT = re.compile(r"^[ \t]*<!-- test:.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
 _FILE = re.compile(r"\.\w+$")
-PLANNED = {
-    "callbacks/index.md",
-    "case-study.md",
-    "checklist.md",
-    "exercises.md",
-    "migrate/index.md",
-    "models.md",
-    "recipes.md",
-    "right.md",
-    "rivals.md",
-    "scale.md",
-    "search-hyperparameters.md",
-    "tasks/index.md",
-    "tracking.md",
-    "troubleshooting.md",
-}
-FOLDERS = ("tasks/", "callbacks/", "migrate/")
+PLANNED = {"models.md", "scale.md"}
 """Pages that are still being written: nothing is said of links to them."""
 _read: dict[str, str] = {}
 """What each page says, by its place in the site; for llms.txt."""
@@ -99,7 +83,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for link in list(links.broken):
         here = posixpath.dirname(page.file.src_uri)
         place = posixpath.normpath(posixpath.join(here, link.partition("#")[0]))
-        if place in PLANNED or place.startswith(FOLDERS):
+        if place in PLANNED:
             text = re.sub(rf"\[([^\]]*)\]\({re.escape(link)}\)", r"\1", text)
             links.broken.remove(link)
     if links.broken:
