@@ -111,6 +111,7 @@ def test_the_page_of_installation_names_each_extra():
         ("plan.md", "[r](../benchmarks/RESULTS.md#a)", "[r](project/results.md#a)"),
         ("reference/keys.md", "[r](../../README.md)", "[r](../project/readme.md)"),
         ("project/readme.md", "[`p`](docs/plan.md)", "[`p`](../plan.md)"),
+        ("project/readme.md", "[docs/plan.md](docs/plan.md)", "[What fits into memory](../plan.md)"),
         ("plan.md", "[q](../configs/quickstart.yaml)", "[q](reference/configs/index.md#quickstart)"),
         ("plan.md", "[its test](../tests/conftest.py)", "its test (`tests/conftest.py`)"),
         ("plan.md", "[`tests/conftest.py`](../tests/conftest.py)", "`tests/conftest.py`"),

@@ -12,7 +12,7 @@ _EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
 _RETURNS = re.compile(r"^(Returns|Yields): (\S.*(?:\n(?!\s*$).*)*)", re.MULTILINE)
 
 
-class Doctests(griffe.Extension):  # type: ignore[misc]
+class Doctests(griffe.Extension):
     """Put each example into a block of code, and what is returned below its heading."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:

@@ -74,6 +74,8 @@ class Links:
             return match[0]
         place, anchor = self._in_site(file, anchor)
         if place is not None:
+            if text.strip("`") in (path, posixpath.basename(path)) and not anchor:
+                text = self._title(file) or text
             here = posixpath.dirname(self._place)
             relative = posixpath.relpath(place, here or ".")
             return f"{is_picture}[{text}]({relative}{'#' if anchor else ''}{anchor})"
@@ -81,6 +83,14 @@ class Links:
             return f"[{text}]({self._repository}/{file}{mark}{anchor})"
         plain = text.replace("`", "")
         return f"`{file}`" if plain in (file, path) else f"{text} (`{file}`)"
+
+    def _title(self, file: str) -> str | None:
+        """The heading of a page, which says more than the name of its file."""
+        path = self._root / file
+        if path.suffix != ".md":
+            return None
+        lines = path.read_text("utf-8").splitlines()
+        return next((line[2:] for line in lines if line.startswith("# ")), None)
 
     def _in_site(self, file: str, anchor: str) -> tuple[str | None, str]:
         """Where a file of the repository is in the site, and at which heading; None if nowhere."""
