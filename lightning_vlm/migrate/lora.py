@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning_vlm.errors import UserError
 from lightning_vlm.migrate.ours import Ours
 
 _NAMED = {"lm_head": "head", "embed_tokens": "*.embed_tokens", "projector": "projector"}
@@ -20,7 +21,12 @@ def put_parts(
         source: Which key of theirs says so.
         alike: What is as there, and good to know.
         differs: What is different.
+
+    Raises:
+        UserError: All parts are frozen.
     """
+    if not parts:
+        raise UserError(f"{source}: found all parts frozen; expected one that trains")
     whole = f"{source} ({alike})" if alike else source
     for place, part in enumerate(parts):
         path = ("model", "adapt", part)

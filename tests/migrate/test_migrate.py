@@ -266,6 +266,7 @@ def test_defaults_are_those_of_the_tool(migrate):
         ("a.yaml", "stage: dpo\nfinetuning_type: lora", "found stage dpo, which is preferences"),
         ("a.sh", "swift rlhf --rlhf_type dpo --model a", "expected swift sft"),
         ("a.sh", "trl dpo --model_name_or_path a", "expected TRL's supervised fine-tuning"),
+        ("a.yaml", "tuner_type: full\nfreeze_llm: true", "found all parts frozen"),
         ("a.sh", "echo hello", "found no training command"),
         ("a.yaml", "a: 1", "expected a config of trainer, trl, llama-factory, ms-swift"),
         ("a.yaml", "- 1", "found list; expected keys"),

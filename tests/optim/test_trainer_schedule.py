@@ -58,7 +58,7 @@ def test_each_step_has_the_rate_of_the_trainer(kind, warmup, tmp_path):
     [
         ({"kind": "cosin"}, "did you mean cosine"),
         ({"kind": "reduce_lr_on_plateau"}, "follows a score"),
-        ({"warmup": -1}, "steps, or a share"),
+        ({"warmup": -1}, "steps or a share"),
         ({"kind": "cosine_with_min_lr", "arguments": {"min_lr": 1e-6}}, "min_lr_rate"),
         ({"arguments": {"cycles": 2}}, "can't have the arguments"),
     ],
