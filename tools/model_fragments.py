@@ -58,16 +58,14 @@ def _sizes(row: Published, facts: dict[str, Any] | None) -> Iterator[str]:
     parts = ", ".join(f"{name} {short(count)}" for name, count in facts["parts"].items())
     four = gib(facts["bytes_4"])
     yield f"Parameters: {parts}. Weights: {gib(facts['bytes'])} in 16 bits, {four} with nf4."
-    if "lora" not in facts:
-        yield "Memory of a run: `plan` in place of `fit` counts it."
-        return
-    runs = [f"{gib(facts[name]['bytes'])} with recipes/{name} ({_at_once(facts[name])})" for name in COUNTED]
-    sample = f"samples of {facts['tokens']['sample']:,} tokens, one picture of 1024×768 pixels among them"
-    yield f"Memory, counted as `plan` does, without CUDA's own 0.5 GiB: {', '.join(runs)}; {sample}."
-
-
-def _at_once(found: dict[str, int]) -> str:
-    return f"{found['batch']} at a time"
+    held = [f"{gib(facts['held'][name])} with recipes/{name}" for name in COUNTED]
+    yield f"Memory, as `plan` counts it: weights, gradients and AdamW take {' and '.join(held)}."
+    if COUNTED[0] in facts:
+        steps = [f"{gib(facts[name]['bytes'])} ({facts[name]['batch']} at a time)" for name in COUNTED]
+        sample = f"samples of {facts['tokens']['sample']:,} tokens with a picture of 1024×768 pixels"
+        yield f"A whole step on {sample} takes {' and '.join(steps)}; CUDA has 0.5 GiB more."
+    else:
+        yield "Activations come on top: `plan` in place of `fit` counts them on your data."
 
 
 def gib(size: int) -> str:
@@ -144,7 +142,7 @@ def table() -> str:
         sizes = (
             [short(_total(facts)), _number(facts["bytes"]), _number(facts["bytes_4"])] if facts else [""] * 3
         )
-        runs = [_number(facts[name]["bytes"]) if name in facts else "" for name in COUNTED]
+        runs = [_number(facts["held"][name]) if facts else "" for name in COUNTED]
         can = ["yes" if family.video else "", family.codec, "yes" if family.packing else ""]
         cells = [f"`models/{row.name}`", row.checkpoint, *sizes, *runs, *can]
         lines.append("| " + " | ".join(cell or "-" for cell in cells) + " |")

@@ -37,7 +37,7 @@ RECIPES = Path("/tmp")
 COUNTED = ("lora", "qlora")
 PRECISION = "bf16-mixed"
 PICTURE = (1024, 768)
-LARGE = (4096, 4096)
+LARGE = ((4096, 4096), (4096, 3072), (3072, 4096), (6144, 2048))
 WORDS = 128
 """The sample: a picture, a question, and an answer of so many words of a token each."""
 
@@ -117,11 +117,11 @@ def weights_of(shape: Shape) -> dict[str, Any]:
 
 
 def tokens_of(shape: Shape) -> dict[str, int]:
-    """The tokens of the sample, of its picture, and of a large picture."""
+    """The tokens of the sample, of its picture, and the most of some large ones."""
     model = shape.skeleton({}, None)
-    batch, large = (shape.batches(model, size)(1) for size in (PICTURE, LARGE))
-    kinds = [(one.kinds == Kind.IMAGE).sum().item() for one in (batch, large)]
-    return {"sample": batch.kinds.numel(), "picture": int(kinds[0]), "large": int(kinds[1])}
+    batch, *large = (shape.batches(model, size)(1) for size in (PICTURE, *LARGE))
+    picture, *others = (int((one.kinds == Kind.IMAGE).sum()) for one in (batch, *large))
+    return {"sample": batch.kinds.numel(), "picture": picture, "large": max(picture, *others)}
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -23,7 +23,9 @@ def install(model: Any) -> None:
     if not hasattr(getattr(decoder, "config", None), "altup_num_inputs"):
         return
     embedding = model.get_input_embeddings()
-    if embedding.padding_idx is not None and not embedding.weight[embedding.padding_idx].any():
+    if embedding.padding_idx is None or embedding.weight.is_meta:  # in a plan, weights have no values
+        return
+    if not embedding.weight[embedding.padding_idx].any():
         embedding.register_forward_hook(_fill_padding)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageTextToText
 
-from lightning_vlm.models.loading.load import load_model, load_processor
+from lightning_vlm.models.loading.load import load_model, load_processor, make_ready, model_without_weights
 from tests.support import tiny
 
 TEXTS = ["Which of the two is wide?", "Who?"]
@@ -59,3 +59,11 @@ def test_gradients_are_those_of_each_sample_without_padding(with_zeros, family, 
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=atol, msg=name)
     pad = model.get_input_embeddings().padding_idx
     assert not model.get_input_embeddings().weight[pad].any()
+
+
+def test_a_model_without_weights(tmp_path):
+    """As plans have it: there are no values to look at."""
+    tiny.build("gemma3n", tmp_path)
+    model = model_without_weights(str(tmp_path))
+    make_ready(model, None)
+    assert model.get_input_embeddings().weight.is_meta
