@@ -33,7 +33,7 @@ lint: $(INSTALLED) ## Check style, types, which module may import which, names a
 	$(BIN)/python -m tools.figures
 
 docs: $(INSTALLED) ## Build the documentation into site/, without a network; each link is checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: .venv/bench ## Run each benchmark against its rivals (half an hour on two cores)
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, fetches nothing, and each page can be reached."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ KILOBYTES = 900
 def site(tmp_path_factory):
     """The built site; building fails for a link or anchor that isn't there."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     yield folder
@@ -48,9 +49,15 @@ class Addresses(HTMLParser):
             self.links.append(given["href"] or "")
 
 
+@functools.cache
+def addresses(file: Path) -> Addresses:
+    """The addresses of a page."""
+    return Addresses(file)
+
+
 def test_nothing_comes_from_a_network(site):
     for file in site.rglob("*.html"):
-        assert [one for one in Addresses(file).fetched if re.match(r"(\w+:)?//", one)] == [], file
+        assert [one for one in addresses(file).fetched if re.match(r"(\w+:)?//", one)] == [], file
     for file in site.rglob("*.css"):
         assert re.findall(r"(?:url\(|@import )['\"]?(?:https?:)?//", file.read_text("utf-8")) == [], file
 
@@ -62,7 +69,7 @@ def test_each_page_is_reached_from_the_first(site):
         if file in seen:
             continue
         seen.add(file)
-        for link in Addresses(file).links:
+        for link in addresses(file).links:
             path = urlsplit(link)
             if not path.scheme and path.path.endswith(".html"):
                 waiting.append((file.parent / path.path).resolve())
@@ -72,7 +79,7 @@ def test_each_page_is_reached_from_the_first(site):
 
 def test_pages_are_light(site):
     for file in {*site.rglob("*.html")} - {site / "404.html"}:  # its addresses begin at the root of a host
-        parts = [one for one in Addresses(file).fetched if one.endswith((".css", ".js"))]
+        parts = [one for one in addresses(file).fetched if one.endswith((".css", ".js"))]
         weight = file.stat().st_size + sum((file.parent / one).stat().st_size for one in {*parts})
         assert weight < KILOBYTES * 1000, (file, weight)
 
