@@ -80,7 +80,7 @@ def finish_wandb():
 
 
 def test_the_commands(project, capsys, monkeypatch):
-    assert {shlex.split(line)[1] for line in COMMAND_LINES} == {*COMMANDS} - {"test", "recipes", "migrate"}
+    assert {shlex.split(line)[1] for line in COMMAND_LINES} == {*COMMANDS} - {"test", "migrate"}
     checkpoint = None
     for line in COMMAND_LINES:
         words = shlex.split(line)[1:]
@@ -96,8 +96,10 @@ def test_the_commands(project, capsys, monkeypatch):
         if words[0] == "init":
             Path("my.yaml").rename("that of the README")
             words += ["--model", "drawn-vlm"]
-        elif words[0] not in ("compare", "chat", "families"):
+        elif words[0] not in ("compare", "chat", "families", "recipes"):
             words += FEW
+        if "models/qwen2.5-vl-3b" in words:
+            words += ["--data.max_pixels", "null"]  # drawn-vlm sees all pictures in one size
         monkeypatch.setattr("sys.stdin", io.StringIO("What is this? cat.jpg\n"))
         assert main(words) == 0, line
         shown = capsys.readouterr().out
@@ -105,7 +107,7 @@ def test_the_commands(project, capsys, monkeypatch):
         _check(words[0], shown)
         if words[0] == "init":
             Path("that of the README").replace("my.yaml")
-        elif words[0] == "fit":
+        elif words[0] == "fit" and checkpoint is None:
             checkpoint = re.search(r"^checkpoint +(\S+)", shown, re.MULTILINE)[1]
             assert Path(checkpoint).is_file()
 

@@ -82,9 +82,9 @@ def test_the_command(clean, tmp_path):
     assert Path(place.strip()).is_relative_to(clean)
     (tmp_path / "train.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}\n'
-        * 4
+        * 40
     )
-    words = ("--model.name_or_path", "drawn-vlm", "--model.adapt", "lora", "--data.train", "train.jsonl")
+    words = ("--config", "recipes/lora", "--model.name_or_path", "drawn-vlm", "--data.train", "train.jsonl")
     shown = run(command, "fit", *words, "--trainer.max_steps", "1", cwd=tmp_path)
     assert "checkpoint" in shown
 
