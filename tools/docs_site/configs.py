@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tools.docs_site.links import CONFIGS
 
+LANGUAGES = {".yaml": "yaml", ".sbatch": "bash", ".sh": "bash", ".py": "python"}
+"""Which files are shown, and in which language they are."""
 TITLES = {
     "": "Ready configs",
     "models": "Models",
@@ -19,7 +21,7 @@ TITLES = {
 def pages(root: Path) -> dict[str, str | bytes]:
     """Text of each page, by its place in the site."""
     found: dict[str, list[Path]] = {}
-    for file in sorted((root / "configs").rglob("*.yaml")):
+    for file in sorted(one for one in (root / "configs").rglob("*") if one.suffix in LANGUAGES):
         folder = str(file.parent.relative_to(root / "configs"))
         found.setdefault("" if folder == "." else folder, []).append(file)
     made: dict[str, str | bytes] = {}
@@ -39,6 +41,7 @@ def pages(root: Path) -> dict[str, str | bytes]:
             lines.append("")
         for file in files:
             text = file.read_text("utf-8")
-            lines += [f"## {file.stem}\n", f"```yaml\n{text.rstrip()}\n```\n"]
+            name = file.name.removesuffix(".yaml")
+            lines += [f"## {name}\n", f"```{LANGUAGES[file.suffix]}\n{text.rstrip()}\n```\n"]
         made[f"{CONFIGS}/{folder or 'index'}.md"] = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
     return made

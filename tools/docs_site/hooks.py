@@ -1,7 +1,6 @@
 """What mkdocs calls while it builds (`hooks` of mkdocs.yml); each function has the name of its event."""
 
 # ruff: noqa: E402
-import posixpath
 import re
 import sys
 from pathlib import Path
@@ -20,9 +19,6 @@ from tools.docs_site.links import REPOSITORY_PAGES, Links
 from tools.docs_site.markdown import for_python_markdown
 
 _COMMENT = re.compile(r"^[ \t]*<!-- test:.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
-_FILE = re.compile(r"\.\w+$")
-PLANNED = {"models.md", "scale.md"}
-"""Pages that are still being written: nothing is said of links to them."""
 _read: dict[str, str] = {}
 """What each page says, by its place in the site; for llms.txt."""
 
@@ -36,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for place, content in pages.items():
         files.append(File.generated(config, place, content=content))
     known = [file.src_uri for file in files.documentation_pages()]
-    config.nav = _without_planned(_laid_out(config.nav or [], known), known)
+    config.nav = _laid_out(config.nav or [], known)
     return files
 
 
@@ -61,18 +57,6 @@ def _laid_out(nav: list[Any], known: list[str]) -> list[Any]:
     return found
 
 
-def _without_planned(nav: list[Any], known: list[str]) -> list[Any]:
-    kept: list[Any] = []
-    for entry in nav:
-        if isinstance(entry, dict):
-            ((title, below),) = entry.items()
-            below = _without_planned(below, known) if isinstance(below, list) else below
-            kept += [{title: below}] if below else []
-        elif entry in known or entry not in PLANNED:
-            kept.append(entry)
-    return kept
-
-
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links that leave `docs/` into links within the site, and GitHub's Markdown into mkdocs'."""
     pictures = {file.src_uri for file in files.media_files()}
@@ -80,12 +64,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     text = links.rewritten(_COMMENT.sub("", markdown))
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation"]
-    for link in list(links.broken):
-        here = posixpath.dirname(page.file.src_uri)
-        place = posixpath.normpath(posixpath.join(here, link.partition("#")[0]))
-        if place in PLANNED:
-            text = re.sub(rf"\[([^\]]*)\]\({re.escape(link)}\)", r"\1", text)
-            links.broken.remove(link)
     if links.broken:
         raise PluginError(f"{page.file.src_uri} links to what isn't there: {', '.join(links.broken)}")
     _read[page.file.src_uri] = text
