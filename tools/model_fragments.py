@@ -100,7 +100,9 @@ def _limits(row: Published, family: Family) -> Iterator[str]:
         yield "Its samples can't be packed exactly: `data.batching: packed` trains by tokens."
     if family.nf4:
         yield f"nf4 leaves {family.nf4} in 16 bits."
-    if row.source and row.source != "config.json":
+    if row.source == "memory":
+        yield "Its shape is as known to us; it was not read from the hub."
+    elif row.source:
         yield f"Its shape is that of {row.source}."
 
 
