@@ -8,7 +8,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_vlm_callbacks.run_length import epochs_ahead, validations_ahead, why_no_validation
+from lightning_vlm_callbacks.run_length import (
+    epochs_ahead,
+    has_validation_data,
+    validations_ahead,
+    why_no_validation,
+)
 from lightning_vlm_callbacks.runs import LoggedMetric
 from lightning_vlm_callbacks.stop_rule import Decision, Rule, Standing, decide
 
@@ -35,6 +40,8 @@ class Judge:
         """Whether there was a validation since the last judgement."""
         self._metric = LoggedMetric()
         self._validates = True
+        self._needed = strict
+        """Whether it is an error if the metric isn't there."""
         self._judged = False
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -44,6 +51,8 @@ class Judge:
             return
         ahead = validations_ahead(trainer)
         self._validates = ahead > 0
+        # A few steps, to try a config, end before its first validation: that is no mistake in the metric's name.
+        self._needed = self.strict and (self._validates or not has_validation_data(trainer))
         if self._validates:
             self._warn_of_long_patience("after a validation", ahead)
             return
@@ -76,13 +85,13 @@ class Judge:
         """The decision, the same on all ranks; None if there is nothing to judge.
 
         Raises:
-            MisconfigurationException: The metric isn't there, and `strict`.
+            MisconfigurationException: The metric isn't there, `strict`, and the run is long enough for it.
         """
         self.due = False
         if self.monitor is None:
             return None
         metric = trainer.callback_metrics.get(self.monitor)
-        if metric is None and self.strict:
+        if metric is None and self._needed:
             there = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise MisconfigurationException(
                 f"EarlyStopCheckpoint: found no metric {self.monitor!r} after step {trainer.global_step}; "
@@ -102,7 +111,7 @@ class Judge:
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Say so if the metric never came."""
-        if self.monitor is not None and not self.strict and not self._judged:
+        if self.monitor is not None and not self._needed and not self._judged:
             there = ", ".join(sorted(trainer.callback_metrics)) or "none"
             rank_zero_warn(
                 f"EarlyStopCheckpoint: {self.monitor} was never logged where it is judged, so there is no "

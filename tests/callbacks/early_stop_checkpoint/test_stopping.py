@@ -70,6 +70,14 @@ def test_a_metric_that_is_missing(run):
         run(monitor="val/los")
 
 
+def test_a_run_that_ends_before_its_first_validation(run):
+    """As one of a few steps, which tries a config, does."""
+    with pytest.warns(UserWarning, match="val/loss was never logged where it is judged"):
+        _, trainer, keep = run("short", monitor="val/loss", patience=None, trainer={"max_steps": 1})
+    assert trainer.global_step == 1
+    assert keep.best_model_score is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
