@@ -71,6 +71,7 @@ def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -
     if module_name not in sys.modules:
         with fast_imports():
             import_module(module_name)
+    quiet.shorten_warnings()
     command = sys.modules[module_name]
     if own is not None:
         command.run(words[1:])

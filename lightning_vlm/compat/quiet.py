@@ -5,7 +5,11 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+_PACKAGES = {"lightning_vlm", "lightning_vlm_callbacks"}
 _UNHELPFUL = (
     "💡 Tip: For seamless cloud",
     "`weights_only` was not set",
@@ -83,6 +87,28 @@ def install_for_command(command: str) -> None:
             from transformers.utils import logging as transformers_logging
 
             transformers_logging.disable_progress_bar()
+
+
+def shorten_warnings() -> None:
+    """Show our warnings as `warning: MESSAGE`: the line of code before it says nothing to a user.
+
+    It comes after lightning is imported, which sets a form of its own.
+    """
+    if not isinstance(warnings.formatwarning, partial):
+        warnings.formatwarning = partial(_format_warning, warnings.formatwarning)
+
+
+def _format_warning(
+    otherwise: Any, message: Any, category: Any, filename: str, *place: Any, **line: Any
+) -> str:
+    """The text of a warning; `otherwise` is the form for those of other packages.
+
+    >>> _format_warning(None, "data.val: it is empty", UserWarning, "lightning_vlm/module.py", 12)
+    'warning: data.val: it is empty\\n'
+    """
+    if _PACKAGES.isdisjoint(Path(filename).parts):
+        return otherwise(message, category, filename, *place, **line)
+    return f"warning: {message}\n"
 
 
 def _is_helpful(record: logging.LogRecord) -> bool:
