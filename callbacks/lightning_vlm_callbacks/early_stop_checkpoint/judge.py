@@ -51,7 +51,7 @@ class Judge:
             return
         ahead = validations_ahead(trainer)
         self._validates = ahead > 0
-        # A few steps, to try a config, end before its first validation: that is no mistake in the metric's name.
+        # A run of a few steps, which tries a config, ends before its first validation: the name isn't wrong.
         self._needed = self.strict and (self._validates or not has_validation_data(trainer))
         if self._validates:
             self._warn_of_long_patience("after a validation", ahead)
