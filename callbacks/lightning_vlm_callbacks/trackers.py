@@ -29,9 +29,6 @@ __all__ = [
     "shows_pictures",
 ]
 
-_NOT_IN_KEYS = re.compile(r"[^\w\-./ ]")
-"""What MLflow refuses in the name of a picture."""
-
 
 @runtime_checkable
 class ShowsMedia(Protocol):
@@ -112,9 +109,13 @@ def log_table(
 
 
 def shows_histograms(trainer: Trainer) -> bool:
-    """Whether `log_histograms` reaches a logger of a Trainer."""
-    kinds = (WandbLogger, TensorBoardLogger, ShowsHistograms)
-    return any(isinstance(logger, kinds) for logger in trainer.loggers)
+    """Whether `log_histograms` reaches a logger of a Trainer, or would without its `fast_dev_run`."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return True
+    kinds = WandbLogger | TensorBoardLogger | ShowsHistograms
+    return any(
+        isinstance(logger, kinds) and not isinstance(logger, DummyLogger) for logger in trainer.loggers
+    )
 
 
 def log_histograms(
@@ -197,14 +198,19 @@ def _pixels(picture: Any) -> Any:
 
 
 def _picture_to_mlflow(logger: MLFlowLogger, name: str, picture: Any, step: int | None) -> None:
-    if isinstance(picture, Path) and step is None:
-        folder = str(Path(name).parent)
-        logger.experiment.log_artifact(logger.run_id, str(picture), folder)
-    elif step is None:
+    if step is None:
         logger.experiment.log_image(logger.run_id, _opened(picture), f"{name}.png")
     else:
-        key = _NOT_IN_KEYS.sub("_", name)
-        logger.experiment.log_image(logger.run_id, _opened(picture), key=key, step=step)
+        logger.experiment.log_image(logger.run_id, _opened(picture), key=_mlflow_key(name), step=step)
+
+
+def _mlflow_key(name: str) -> str:
+    """A name as MLflow takes it for a picture of a step.
+
+    >>> _mlflow_key("predictions/01 légende: a")
+    'predictions/01 l_gende_ a'
+    """
+    return re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)
 
 
 def _histogram_to_tensorboard(

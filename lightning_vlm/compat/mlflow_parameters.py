@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]+")
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :]+")
+"""Slashes are for nested settings: MLflow refuses two in a row, as a key that is a path would make."""
 _MOST = 100
 """So many parameters MLflow takes at a time."""
 _LONGEST = 500
@@ -22,14 +24,14 @@ _LONGEST = 500
 
 def install(logger: MLFlowLogger) -> None:
     """Let a logger rename parameters, and leave out those that the run has."""
-    logger.log_hyperparams = partial(_log, logger)  # type: ignore[method-assign]
+    logger.log_hyperparams = partial(log_parameters, logger)  # type: ignore[method-assign]
 
 
 def named(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as parameters of MLflow.
 
-    >>> dict(named({"adapt": {"language.layers[-4:]": {"r": 8}}, "dtype": None}))
-    {'adapt/language.layers -4: /r': '8', 'dtype': 'None'}
+    >>> dict(named({"adapt": {"language.layers[-4:]": {"r": 8}}, "sampling": {"/data/a.jsonl": None}}))
+    {'adapt/language.layers -4: /r': '8', 'sampling/ data a.jsonl': 'None'}
     """
     for key, value in config.items():
         name = f"{above}{_NOT_IN_NAMES.sub(' ', str(key))}"
@@ -39,11 +41,15 @@ def named(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield name, str(value)[:_LONGEST]
 
 
-def _log(logger: MLFlowLogger, params: dict[str, Any] | Namespace) -> None:
-    """Log those parameters that the run doesn't have yet, on rank zero."""
+@rank_zero_only
+def log_parameters(logger: MLFlowLogger, params: dict[str, Any] | Namespace) -> None:
+    """Log those parameters that the run doesn't have yet, on rank zero.
+
+    Args:
+        logger: Of the run.
+        params: Nested settings.
+    """
     run = logger.run_id
-    if run is None:  # another rank
-        return
     from mlflow.entities import Param
 
     known = logger.experiment.get_run(run).data.params

@@ -40,8 +40,7 @@ def logs_of(trainer: Trainer, folder: Path) -> Iterator[str]:
         elif isinstance(logger, MLFlowLogger):
             yield _mlflow_log(logger)
         elif isinstance(logger, TrackioLogger):
-            project = shlex.quote(logger.name)
-            yield f"run {logger.version} in {logger.place}; `trackio show --project {project}` shows it"
+            yield _trackio_log(logger)
         else:
             yield short_path(getattr(logger, "log_dir", None) or folder)
 
@@ -61,3 +60,13 @@ def _mlflow_log(logger: MLFlowLogger) -> str:
     if uri.startswith(("http://", "https://")):
         return run
     return f"{run}; `mlflow ui --backend-store-uri {shlex.quote(uri)}` shows it"
+
+
+def _trackio_log(logger: TrackioLogger) -> str:
+    from trackio.utils import TRACKIO_DIR
+
+    place = logger.experiment.url  # of a Space or a server, without a token
+    if place:
+        return f"run {logger.version} in {place}"
+    shown = f"`trackio show --project {shlex.quote(logger.name)}` shows it"
+    return f"run {logger.version} in {short_path(TRACKIO_DIR)}; {shown}"

@@ -37,5 +37,4 @@ def send_config(trainer: Trainer, whole: dict[str, Any], text: str) -> None:
             logger.experiment.add_text("config", textwrap.indent(text, "    "))
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_text(logger.run_id, text, "config.yaml")
-            mlflow_parameters.install(logger)
-            logger.log_hyperparams({KEY: yaml.safe_load(text) or {}})
+            mlflow_parameters.log_parameters(logger, {KEY: yaml.safe_load(text) or {}})

@@ -22,7 +22,7 @@ ARGUMENTS = {WANDB: "id", MLFLOW: "run_id", TRACKIO: "name"}
 
 
 def run_ids(trainer: Trainer) -> dict[str, str]:
-    """The run of each tracker that a Trainer logs to, as checkpoints keep it. Begins the runs."""
+    """The run of each tracker that a Trainer logs to, as checkpoints keep it."""
     found: dict[str, str] = {}
     for key, logger in _tracked(trainer):
         version = logger.version
@@ -85,11 +85,9 @@ def _tracked(trainer: Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def _is_named(logger: Any) -> bool:
-    """Whether the user named the run; asking for the version of others would begin it."""
-    if isinstance(logger, MLFlowLogger):
+    """Whether the user named the run."""
+    if isinstance(logger, MLFlowLogger):  # asked for its version, it begins a run
         return logger._run_id is not None
-    if isinstance(logger, TrackioLogger):
-        return logger.run_name is not None
     return logger.version is not None
 
 

@@ -28,7 +28,8 @@ class TrackioLogger(Logger):
         name: The run's name; None lets Trackio choose one.
         group: Of runs within the project.
         space_id: A Hugging Face Space, such as `me/my-runs`, that gets everything; None stays here.
-        server_url: A Trackio server of your own in its place.
+        server_url: A Trackio server of your own in its place. Its token belongs in `TRACKIO_WRITE_TOKEN`:
+            what is given here is saved with the run's config.
         private: Whether a Space that has to be made is private.
         resume: `never` begins another run, `allow` continues the one of this name if there is one, `must`
             refuses if there is none. What resumes from a checkpoint continues its run by itself.
@@ -56,8 +57,7 @@ class TrackioLogger(Logger):
         super().__init__()
         import trackio  # noqa: F401  # what isn't installed is reported before anything begins
 
-        self.run_name = name
-        """What was asked for, and once the run has begun, what it is called."""
+        self._run_name = name
         self._project = project
         self._save_dir = save_dir
         self._options: dict[str, Any] = {
@@ -77,9 +77,9 @@ class TrackioLogger(Logger):
         if self._run is None:
             import trackio
 
-            options = self._options | {"name": self.run_name, "config": self._config, "embed": False}
+            options = self._options | {"name": self._run_name, "config": self._config, "embed": False}
             self._run = trackio.init(self._project, **options)
-            self.run_name = self._run.name
+            self._run_name = self._run.name
         return self._run
 
     def continue_run(self, name: str) -> None:
@@ -89,7 +89,7 @@ class TrackioLogger(Logger):
             name: Of the run.
         """
         if self._run is None:
-            self.run_name = name
+            self._run_name = name
             self._options["resume"] = "allow"
 
     @property
@@ -101,22 +101,14 @@ class TrackioLogger(Logger):
     @property
     @override
     def version(self) -> str | None:
-        """The name of the run."""
-        _ = self.experiment
-        return self.run_name
+        """The name of the run; None until one that Trackio chooses has begun."""
+        return self._run_name
 
     @property
     @override
     def save_dir(self) -> str:
         """The folder for the run's other files."""
         return os.fspath(self._save_dir)
-
-    @property
-    def place(self) -> str:
-        """Where the run lies, for people."""
-        from trackio.utils import TRACKIO_DIR
-
-        return self._options["space_id"] or self._options["server_url"] or str(TRACKIO_DIR)
 
     @override
     @rank_zero_only

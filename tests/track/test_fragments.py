@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_vlm.cli import main
+from lightning_vlm.compat.mlflow_parameters import log_parameters
 
 TRACK = Path(__file__).parents[2] / "configs/track"
 BASE = """
@@ -107,6 +109,12 @@ def test_tensorboard(project, capsys):
     assert Path("lightning_logs/version_0/metrics.csv").is_file()
 
 
+def test_parameters_go_to_mlflow_from_rank_zero_alone(monkeypatch):
+    """Another rank has no client, also where the user named the run."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    log_parameters(None, {"lr": 0.1})
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(project, capsys):
     pytest.importorskip("mlflow", reason="MLflow isn't installed")
@@ -133,7 +141,7 @@ def test_mlflow(project, capsys):
     # What resumes continues the run, also with another setting, which MLflow lets no parameter have.
     last = next(Path(f"runs/{experiment}/{first}").rglob("step-*3.ckpt"))
     other = ["--trainer.max_steps", "4", "--data.num_workers", "1"]
-    assert fit("mlflow", "--ckpt_path", str(last), *other) == 0
+    assert fit("mlflow", "--ckpt_path", "last", *other) == 0
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED"
     assert [metric.step for metric in client.get_metric_history(first, "train/loss")] == [0, 1, 2, 3]
@@ -173,8 +181,7 @@ def test_trackio(project, capsys, monkeypatch):
     assert len(list(Path("trackio/media").rglob("*.png"))) == 2 + len(shown)
 
     # What resumes continues the run, and what fails keeps what it logged.
-    last = next(Path(f"runs/lightning-vlm/{first.name}").rglob("step-*3.ckpt"))
-    assert fit("trackio", "--ckpt_path", str(last), "--trainer.max_steps", "4") == 0
+    assert fit("trackio", "--ckpt_path", "last", "--trainer.max_steps", "4") == 0
     trackio.finish()
     again, rows = of_trackio()
     assert again.id == first.id

@@ -1,6 +1,7 @@
 """Which checkpoint `ckpt_path="last"` and `"best"` mean in a new process."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +22,10 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
     """The checkpoint that a link of an earlier run points at.
 
     It is looked for in `dirpath`; else in the run's folder, if the logger has a fixed version or id or there
-    is no logger; else in the folders of all runs of the logger's name. Of several the newest counts, but
-    those of runs that are still running are ignored. In a SLURM job those of the same job come first,
-    so that the jobs of a sweep that are requeued together each continue their own.
+    is no logger; else in the folders of all runs of the logger's name, or of MLflow, whose names only its
+    server knows. Of several the newest counts, but those of runs that are still running are ignored. In a
+    SLURM job those of the same job come first, so that the jobs of a sweep that are requeued together each
+    continue their own.
 
     Args:
         trainer: Whose logger says where to look. Nothing of it is started.
@@ -78,8 +80,10 @@ def _folders(trainer: Trainer) -> tuple[Path | None, list[Path]]:
     if not trainer.loggers:
         return Path(trainer.default_root_dir).absolute(), []
     logger = trainer.loggers[0]
-    if isinstance(logger, MLFlowLogger):  # it would contact its server, and only on rank zero
-        return None, []
+    if isinstance(logger, MLFlowLogger):  # asked for its name, it would contact its server, on rank zero
+        root = Path(logger.save_dir or trainer.default_root_dir).absolute()
+        runs = root.glob(f"*/{logger._run_id or '*'}")  # EXPERIMENT/RUN, by their ids
+        return None, [folder for folder in runs if re.fullmatch(r"[0-9a-f]{32}", folder.name)]
     version = logger._version if hasattr(logger, "_version") else logger.version
     parent = Path(logger.save_dir or trainer.default_root_dir, str(logger.name or "")).absolute()
     if version is not None:
