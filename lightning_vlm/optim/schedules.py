@@ -161,7 +161,7 @@ class ThreePhase(Schedule):
         return Curve(points)(progress)
 
 
-def lr_lambda(schedule: Schedule | Callable[[float], float], total_steps: int) -> Callable[[int], float]:
+def lr_lambda(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
     """A schedule over a number of optimizer steps, for `torch.optim.lr_scheduler.LambdaLR`.
 
     Args:
@@ -184,13 +184,7 @@ def lr_lambda(schedule: Schedule | Callable[[float], float], total_steps: int) -
             f"a learning rate schedule needs to know the length of training: found {total_steps} steps, "
             "expected at least 1; set max_steps or max_epochs of the trainer"
         )
-
-    def factor(step: int) -> float:
-        if isinstance(schedule, Schedule):
-            return schedule.at(step, total_steps)
-        return schedule((step + 0.5) / total_steps)  # a plain function
-
-    return factor
+    return lambda step: schedule.at(step, total_steps)
 
 
 def settle_rates(scheduler: LambdaLR) -> None:

@@ -14,7 +14,7 @@ from lightning_vlm_callbacks import AdaptiveLoRARank, GradientMonitor, GradNorm,
 from lightning_vlm import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
-from lightning_vlm.optim import Linear
+from lightning_vlm.optim import Constant, Linear
 
 PLAN = {"projector": "full", "language": {"lora": {"r": 4}}}
 ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
@@ -75,7 +75,7 @@ def test_is_as_if_it_had_not_been(make_quiet, module, listed, words):
     empty = words(weight=0.0)
     states = []
     for samples in (kept, [empty, kept[0], empty, kept[1], empty, kept[2], empty]):
-        one = module("llava", adapt=PLAN, optimizer=ADAMW, schedule=lambda progress: 1.0)
+        one = module("llava", adapt=PLAN, optimizer=ADAMW, schedule=Constant())
         _, state = fit(make_quiet, one, listed(samples))
         states.append(state.after[-1])
     assert equal(states[0]["weights"], states[1]["weights"])
@@ -87,7 +87,7 @@ def test_half_empty_window_is_a_step(make_quiet, module, listed, words):
     full, empty = words(), words(weight=0.0)
     after = []
     for samples, window in (([full], 1), ([full, empty], 2), ([empty, full], 2)):
-        one = module("llava", adapt=PLAN, optimizer=ADAMW, schedule=lambda progress: 1.0)
+        one = module("llava", adapt=PLAN, optimizer=ADAMW, schedule=Constant())
         trainer, state = fit(make_quiet, one, listed(samples), accumulate_grad_batches=window)
         assert trainer.global_step == 1
         after.append(state.after[-1]["weights"])
