@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_vlm.cli import main
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.failures.describe import DEFECT, USER, explain, message_and_code
+from lightning_vlm.failures.texts import EXTRAS
 from lightning_vlm.models.parts import find_parts
 
 FIT = (
@@ -332,3 +333,9 @@ def test_a_defect_keeps_its_traceback_in_a_file():
     assert "lightning-vlm fit --config c.yaml" in text
     assert "Traceback (most recent call last)" in text
     assert f"torch {torch.__version__.split('+')[0]}" in text
+
+
+def test_extras_that_are_named_are_there():
+    table = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    for name in EXTRAS:
+        assert re.search(rf"^{name} = \[", table, re.MULTILINE), name

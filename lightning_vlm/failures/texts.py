@@ -93,7 +93,7 @@ PACKAGE_OF = {
     "sklearn": "scikit-learn",
 }
 """Modules whose package has another name."""
-EXTRAS = ("datasets", "mlflow", "optuna", "ray", "tensorboard", "timm", "trackio", "trl")
+EXTRAS = ("datasets", "mlflow", "optuna", "ray", "tensorboard", "timm", "trackio")
 """Packages that have an extra of their name."""
 
 
