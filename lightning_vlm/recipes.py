@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_vlm.config.shipped import find_config, shipped, unknown
+from lightning_vlm.config.shipped import find_config, find_script, shipped, unknown
 
 _WIDEST = 200
 """The width of the table where the output is no terminal, so that lines stay in one piece."""
@@ -28,7 +28,7 @@ def run(words: Sequence[str]) -> None:
     if chosen:
         _show(chosen)
         return
-    path = find_config(name)
+    path = find_config(name) or find_script(name)
     if path is None:
         raise unknown(name)
     print(path.read_text("utf-8"), end="")

@@ -66,6 +66,12 @@ def find_config(name: str) -> Path | None:
     return known.path if known else None
 
 
+def find_script(name: str) -> Path | None:
+    """The script of a job that comes with the package, such as `scale/many-nodes.sbatch`; or None."""
+    scripts = {path.relative_to(folder()).as_posix(): path for path in folder().glob("*/*.sbatch")}
+    return scripts.get(name.removeprefix(f"{_FOLDER}/"))
+
+
 def unknown(name: str) -> UserError:
     """The error of a name that `find_config` doesn't find, with the nearest ones and where it looked."""
     near = list(_near(name))
