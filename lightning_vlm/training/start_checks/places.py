@@ -20,7 +20,7 @@ CHECKPOINTS = 3
 """So many are at a disk at once: the best, the last, and one that is being written."""
 OFFLINE = ("offline", "disabled", "dryrun")
 RENAMED = {"api.forge.coreweave.com": "api.wandb.ai"}
-"""Hosts of Weights & Biases that logins of another host are valid for."""
+"""The host of Weights & Biases, and its former name, whose logins are still valid."""
 PATIENCE = 5
 """Seconds until a server counts as out of reach."""
 
@@ -87,11 +87,14 @@ def size(count: float) -> str:
 
 
 def check_servers(trainer: Trainer) -> Iterator[Found]:
-    """Whether Weights & Biases or a server of MLflow can be reached, and the first knows who logs.
+    """Whether Weights & Biases and servers of MLflow can be reached, and whether wandb has a login.
+
+    Args:
+        trainer: Whose loggers are checked.
 
     Raises:
-        UserError: Neither would change by waiting: without a login wandb stops the run, or in a terminal asks
-            for one, and without a network both try for minutes.
+        UserError: One can't be reached, for which the run would wait for minutes; or there is no login, for
+            which wandb stops the run or, in a terminal, asks.
     """
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger._experiment is None:
