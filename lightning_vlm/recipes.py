@@ -24,7 +24,7 @@ def run(words: Sequence[str]) -> None:
         UserError: There is no config and no folder of that name.
     """
     name = parser().parse_args(list(words)).name
-    chosen = [known for known in shipped() if name in (None, Path(known).parent.as_posix())]
+    chosen = [known for known in shipped() if name is None or Path(known).parent == Path(name)]
     if chosen:
         _show(chosen)
         return

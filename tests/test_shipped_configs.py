@@ -105,7 +105,7 @@ def test_the_table(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1 : len(shipped()) + 1]] == [*shipped()]
-    assert main(["recipes", "examples"]) == 0
+    assert main(["recipes", "examples/"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]]
     assert names == [name for name in shipped() if name.startswith("examples/")]
 
