@@ -80,12 +80,12 @@ def test_a_run_of_two_and_its_saved_config(capsys):
         one["class_path"].rpartition(".")[2]
         for one in yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
     ]
-    assert names[:3] == ["ModelCheckpoint", "StagedUnfreezing", "GradientMonitor"]
+    assert names[:3] == ["EarlyStopCheckpoint", "NonFiniteGuard", "GradientMonitor"]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", str(saved), "--config", "recipes/callbacks", "--print_config"])
     assert ended.value.code == 0
-    assert capsys.readouterr().out.count("StagedUnfreezing") == 2
+    assert capsys.readouterr().out.count("EarlyStopCheckpoint") == 1
 
 
 def test_an_error_in_one_names_its_file(monkeypatch, capsys):

@@ -156,7 +156,7 @@ def bad(folder):
         ([CHECKPOINT, "--data", "val.jsonl", "val"], "two sets of the name val"),
         ([CHECKPOINT, "--data", "test"], "the config has train, val"),
         ([CHECKPOINT, "--config", "bad.yaml"], "found no section data"),
-        ([CHECKPOINT, "--config", "none.yaml"], "No such file"),
+        ([CHECKPOINT, "--config", "none.yaml"], "found no such file"),
         ([CHECKPOINT, "--scores", "anl"], "did you mean anls?"),
         ([CHECKPOINT, "--quantized", "nf5"], "expected one of: nf4, int8"),
         ([CHECKPOINT, "--samples", "0"], "--samples: found 0; expected at least 1"),
