@@ -33,7 +33,7 @@ from tests.support import tiny
 from tools.published_shapes import Published, make_folder, published
 
 FILE = Path(__file__).with_suffix(".yaml")
-RECIPES = Path("/tmp")
+RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 COUNTED = ("lora", "qlora")
 PRECISION = "bf16-mixed"
 PICTURE = (1024, 768)
