@@ -27,15 +27,10 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
     ]
     text = "".join(_comment(line) for line in head)
     for section in _SECTIONS:
-        lines = list(_lines([one for one in ours.settings if one.path[0] == section]))
-        text += aligned([Line(f"{section}:")]) + aligned([*lines, Line("")])[:-3].rstrip() + "\n"
-    text += aligned(
-        [
-            Line(f"{one.path[0]}: {_value(one.value)}", _why(one))
-            for one in ours.settings
-            if len(one.path) == 1
-        ][:1]
-    )
+        text += f"{section}:\n"
+        text += aligned(list(_lines([one for one in ours.settings if one.path[0] == section])))
+    (seed,) = (one for one in ours.settings if len(one.path) == 1)
+    text += aligned([Line(f"{seed.key}: {_value(seed.value)}", _why(seed))])
     ends = _ends(theirs, ours)
     comments = "\n".join(line.partition("#")[2] for line in (text + ends).splitlines())
     as_here = theirs.read_silently(comments)

@@ -54,7 +54,7 @@ def convert(theirs: Theirs, ours: Ours) -> None:
         _lora(theirs, ours)
     _tokens(theirs, ours)
     has_val = put_data(theirs, ours)
-    convert_training(theirs, ours, adapters=kind == "lora")
+    convert_training(theirs, ours, adapters=kind not in ("full", "freeze"))
     if theirs["pure_bf16"]:
         place = next(place for place, one in enumerate(ours.settings) if one.key == "trainer.precision")
         ours.settings[place] = ours.settings[place]._replace(
@@ -126,7 +126,7 @@ def _lora(theirs: Theirs, ours: Ours) -> None:
     if not theirs["freeze_vision_tower"]:
         open_parts.insert(0, "vision")
     if names not in ([], ["all"]):
-        if "vision" in open_parts:
+        if len(open_parts) == 2:
             put_names(ours, names, lora, source)
         else:
             lora["modules"] = names
@@ -161,6 +161,11 @@ def _parts(theirs: Theirs, ours: Ours, kind: str) -> None:
     layers = f"language.layers[-{number}:]" if number > 0 else f"language.layers[:{-number}]"
     names = listed(theirs["freeze_trainable_modules"])
     where = [layers] if names in ([], ["all"]) else [f"{layers}.{name}" for name in names]
+    if frozen["language"]:
+        where = []
+    if not frozen["vision"]:
+        why = "layers of these numbers train in the tower there, too; name them, such as `vision.layers[-2:]`"
+        ours.leave("freeze_vision_tower", False, why)
     if not frozen["projector"]:
         where.insert(0, "projector")
     put_parts(ours, where, "full", said("freeze_trainable_layers", "freeze_trainable_modules"))
@@ -202,12 +207,11 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         )
         ours.notes.append(why)
     name = theirs["model_name_or_path"]
-    put_pixels(
-        ours, name, theirs["image_max_pixels"], said("image_max_pixels"), theirs.name("image_max_pixels")
-    )
+    most = theirs["image_max_pixels"]
+    put_pixels(ours, "data.max_pixels", name, most, said("image_max_pixels"), "image_max_pixels")
     if theirs.has("image_min_pixels"):
-        why = "the processor's own least size holds here"
-        ours.leave("image_min_pixels", theirs["image_min_pixels"], why)
+        least = theirs["image_min_pixels"]
+        put_pixels(ours, "data.min_pixels", name, least, "image_min_pixels", "image_min_pixels")
     if theirs.has("video_max_pixels", "video_fps", "video_maxlen"):
         video = {
             "fps": theirs["video_fps"],

@@ -57,7 +57,12 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     has_val = _data(theirs, ours)
     rate = theirs["learning_rate"]
     convert_training(theirs, ours, adapters=not full, rate=rate or (1e-5 if full else 1e-4))
-    convert_records(theirs, ours, has_val=has_val, patience=theirs["early_stop_interval"])
+    convert_records(theirs, ours, has_val=has_val, patience=theirs["early_stop_interval"] or None)
+    if full:
+        ours.notes.append(
+            "weights that train are kept in 32 bits here; ms-swift keeps them as loaded, mostly in 16 bits, "
+            "unless DeepSpeed trains them"
+        )
 
 
 def _of_model(theirs: Theirs) -> dict[str, str]:
@@ -184,6 +189,8 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
     if scale == "all" or theirs.launch.script == "pt":
         source = said("loss_scale") if scale == "all" else "swift pt learns all words"
         kinds = {"special": (1.0, source), "instruction": (1.0, source)}
+        if theirs.launch.script == "pt":
+            ours.notes.append("swift pt leaves the chat template out by itself; here it stays")
     elif scale != "default":
         why = "all answers are learned here, each word alike; `weight` of a turn in the data weighs it"
         ours.leave("loss_scale", scale, why)
@@ -229,9 +236,9 @@ def _pixels(theirs: Theirs, ours: Ours, environment: dict[str, str]) -> None:
     if "MAX_PIXELS" in environment:
         most = min(int(most), int(environment["MAX_PIXELS"])) if most else environment["MAX_PIXELS"]
         source = said = "MAX_PIXELS"
-    put_pixels(ours, theirs["model"], most, source, said)
-    if "MIN_PIXELS" in environment:
-        ours.put("data.min_pixels", int(environment["MIN_PIXELS"]), "MIN_PIXELS")
+    put_pixels(ours, "data.max_pixels", theirs["model"], most, source, said)
+    least = environment.get("MIN_PIXELS")
+    put_pixels(ours, "data.min_pixels", theirs["model"], least, "MIN_PIXELS", "MIN_PIXELS")
     video = {ours_: float(environment[name]) for name, ours_ in _VIDEO.items() if name in environment}
     if video:
         numbers: dict[str, Any] = {key: value if key == "fps" else int(value) for key, value in video.items()}

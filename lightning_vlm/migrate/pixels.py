@@ -12,20 +12,21 @@ _ONE_SIZE = re.compile(
 """Names of models whose processors make all pictures one size, or have no limit that can be set."""
 
 
-def put_pixels(ours: Ours, name: Any, most: Any, source: str, said: str) -> None:
-    """The most pixels of a picture, where the model's processor has such a limit.
+def put_pixels(ours: Ours, key: str, name: Any, pixels: Any, source: str, said: str) -> None:
+    """The least or the most pixels of a picture, where the model's processor has such a limit.
 
     Args:
         ours: Our config.
+        key: `data.min_pixels` or `data.max_pixels`.
         name: The model.
-        most: The most pixels; None sets nothing.
+        pixels: How many; None sets nothing.
         source: Which key of theirs says so, for a comment.
         said: That key itself.
     """
-    if most is None:
+    if pixels is None:
         return
     if _ONE_SIZE.search(str(name)):
-        ours.leave(said, most, f"the processor of {name} makes pictures its own size, so it changed no token")
+        why = f"the processor of {name} makes pictures its own size, so it changed no token"
+        ours.leave(said, pixels, why)
         return
-    differs = "the processor itself resizes, to whole patches"
-    ours.put("data.max_pixels", int(most), source, differs)
+    ours.put(key, int(pixels), source, "the processor itself resizes, to whole patches")

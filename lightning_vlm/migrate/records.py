@@ -110,8 +110,11 @@ def _checkpoints(theirs: Theirs, ours: Ours, validates: bool, patience: int | No
 
 
 def _logs(theirs: Theirs, ours: Ours) -> None:
-    if theirs["logging_strategy"] == "steps" and theirs["logging_steps"] >= 1:
-        ours.put("trainer.log_every_n_steps", int(theirs["logging_steps"]), theirs.said("logging_steps"))
+    if theirs["logging_strategy"] != "steps":
+        why = "a line is logged every trainer.log_every_n_steps here"
+        ours.leave(theirs.name("logging_strategy"), theirs["logging_strategy"], why)
+    elif (steps := _steps(theirs, ours, "logging_steps")) is not None:
+        ours.put("trainer.log_every_n_steps", steps, theirs.said("logging_steps"))
     if theirs["disable_tqdm"]:
         ours.put("trainer.enable_progress_bar", False, theirs.said("disable_tqdm"))
     folder = theirs["output_dir"] or "runs"

@@ -64,7 +64,11 @@ class Theirs:
             if key not in tool.defaults:
                 self.unknown[name] = nearest(name, tool.names)
                 continue
-            self.given[key] = plain(value)
+            value = plain(value)
+            nothing = (None, tool.defaults[key])
+            if key in self.given and (value in nothing or (name != key and self.given[key] not in nothing)):
+                continue  # saved arguments have a key under several names, of which one was set
+            self.given[key] = value
             self._said[key] = name
         self._defaults = dict(tool.defaults)
         second = table()[tool.name].get("version_2")

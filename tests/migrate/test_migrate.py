@@ -112,6 +112,10 @@ def test_llama_factory_in_full(migrate):
         ({"freeze_vision_tower": False}, {"vision": None, "language": None}),
         ({"freeze_vision_tower": False, "lora_target": "q_proj"}, {"*.q_proj": None}),
         ({"freeze_language_model": True, "freeze_vision_tower": False}, {"vision": None}),
+        (
+            {"freeze_language_model": True, "freeze_vision_tower": False, "lora_target": "qkv"},
+            {"vision": ["qkv"]},
+        ),
     ],
 )
 def test_what_llama_factory_gives_lora(migrate, change, expected):
@@ -125,6 +129,10 @@ def test_what_llama_factory_freezes(migrate):
     given = {"finetuning_type": "freeze", "freeze_trainable_layers": 3, "freeze_trainable_modules": "mlp"}
     Path("a.json").write_text(json.dumps(given))
     assert migrate("a.json")[0]["model"]["adapt"] == {"language.layers[-3:].mlp": "full"}
+    Path("a.json").write_text(json.dumps({**given, "freeze_vision_tower": False}))
+    assert "freeze_vision_tower: False -- layers of these numbers" in migrate("a.json")[2]
+    Path("a.json").write_text(json.dumps({**given, "freeze_language_model": True}))
+    assert "found all parts frozen" in migrate("a.json", code=2)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +174,7 @@ def test_ms_swift_in_full_on_two_devices(migrate):
     assert config["trainer"]["accumulate_grad_batches"] == 2  # 2 devices of 4 samples
     assert config["data"]["video"] == {"max_frames": 12, "max_pixels_per_frame": 50176}
     assert "loss_scale: last_round" in shown
+    assert "kept in 32 bits here" in shown
 
 
 def test_ms_swift_of_version_2(migrate):
@@ -178,6 +187,12 @@ def test_ms_swift_of_version_2(migrate):
     assert config["model"]["quantization"] == "nf4"
     assert config["data"]["val"] == "1%"
     assert "sft_type" in text
+
+
+def test_pretraining_with_ms_swift(migrate):
+    config, _, shown = migrate("--", *"swift pt --model qwen/a --dataset data/pets.jsonl".split())
+    assert config["model"]["token_weights"]["instruction"] == 1.0
+    assert "leaves the chat template out" in shown
 
 
 def test_saved_arguments_of_ms_swift(migrate):
@@ -236,6 +251,43 @@ def test_earlier_names_of_trainer(migrate):
     assert config["trainer"]["limit_train_batches"] == 0.5
     assert config["trainer"]["deterministic"] is True
     assert "optim: adafactor -- this optimizer isn't here" in shown
+
+
+def test_saved_arguments_that_have_a_key_under_two_names(migrate):
+    """As `TrainingArguments.to_dict()` of transformers 4 gives them, in its order."""
+    given = {"per_device_train_batch_size": 4, "per_gpu_train_batch_size": None, "no_cuda": False}
+    given |= {"warmup_ratio": 0.1, "warmup_steps": 0, "eval_strategy": "epoch", "evaluation_strategy": None}
+    for saved in (given, dict(reversed(given.items()))):
+        Path("args.json").write_text(json.dumps(saved))
+        config, _, _ = migrate("args.json")
+        assert config["data"]["batch_size"] == 4
+        assert config["model"]["schedule"]["init_args"]["warmup"] == 0.1
+        assert config["trainer"]["check_val_every_n_epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "said"),
+    [
+        ({"logging_steps": 0.1, "max_steps": 50}, 5, ""),
+        ({"logging_steps": 0.1}, None, "logging_steps: 0.1 -- a share of all steps"),
+        ({"logging_strategy": "epoch"}, None, "logging_strategy: epoch -- a line is logged"),
+    ],
+)
+def test_how_often_is_logged(migrate, given, steps, said):
+    Path("args.json").write_text(json.dumps(given))
+    config, _, shown = migrate("args.json")
+    assert config["trainer"].get("log_every_n_steps") == steps
+    assert said in shown
+
+
+@pytest.mark.parametrize(("model", "least"), [("Qwen/Qwen2.5-VL-3B-Instruct", 3136), ("llava-1.5", None)])
+def test_the_least_pixels(migrate, model, least):
+    config, _, shown = migrate("--", "MIN_PIXELS=3136", "swift", "sft", "--model", model)
+    assert config["data"].get("min_pixels") == least
+    assert ("MIN_PIXELS: 3136 -- the processor" in shown) is (least is None)
+    given = {"stage": "sft", "model_name_or_path": model, "image_min_pixels": 3136}
+    Path("a.json").write_text(json.dumps(given))
+    assert migrate("a.json")[0]["data"].get("min_pixels") == least
 
 
 def test_defaults_are_those_of_the_tool(migrate):
