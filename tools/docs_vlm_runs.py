@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from html import escape
@@ -242,12 +242,8 @@ def grounded(folder: Path) -> Path:
     """The small model learns to find things, with the config of the repository; the page of its answers."""
     config = Path(__file__).parent.parent / "configs" / "examples" / "grounding.yaml"
     with inside(folder / "grounded"):
-        add: Callable[[dict[str, Any]], str] = json.dumps
-        Path("table.yaml").write_text(
-            add(
-                {"trainer": {"callbacks+": [{"class_path": "PredictionTable", "init_args": {"samples": 12}}]}}
-            )
-        )
+        table = {"class_path": "PredictionTable", "init_args": {"samples": 12}}
+        Path("table.yaml").write_text(json.dumps({"trainer": {"callbacks+": [table]}}))
         lightning_vlm_command(
             "fit",
             "--config",

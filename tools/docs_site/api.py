@@ -103,10 +103,6 @@ PACKAGES = {"lightning_vlm": Path(), "lightning_vlm_callbacks": Path("callbacks"
 """Where each package lies in the repository."""
 
 
-INDEX = "reference/api.md"
-"""The page that lists them all; it lies in `docs/`, see `reference.py`."""
-
-
 def pages(root: Path) -> dict[str, str | bytes]:
     """Text of each page, by its place in the site."""
     made: dict[str, str | bytes] = {}
@@ -181,6 +177,7 @@ def defined_in(root: Path, path: str) -> Path:
     return _definition(root, path)[0]
 
 
+@functools.cache
 def _definition(root: Path, path: str) -> tuple[Path, ast.ClassDef | ast.FunctionDef]:
     module, _, name = path.rpartition(".")
     file = _file(root, module)

@@ -14,7 +14,6 @@ TITLES = {
     "scale": "Scale",
     "track": "Tracking",
     "examples": "Examples",
-    "search": "Searches",
 }
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import griffe
 
 _EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
-
-
 _RETURNS = re.compile(r"^(Returns|Yields): (\S.*(?:\n(?!\s*$).*)*)", re.MULTILINE)
 
 
