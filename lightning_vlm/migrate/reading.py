@@ -17,39 +17,6 @@ from lightning_vlm.nearest import did_you_mean
 
 _NESTED = ("training_args", "training_arguments", "args")
 """Keys under which people keep the arguments of a Trainer."""
-_MARKS = {
-    "trl": (
-        *("use_peft", "lora_r", "dataset_name", "datasets", "lora_target_modules", "assistant_only_loss"),
-        *(
-            "completion_only_loss",
-            "dataset_text_field",
-            "max_seq_length",
-            "model_init_kwargs",
-            "load_in_4bit",
-        ),
-    ),
-    "llama-factory": (
-        "finetuning_type",
-        "stage",
-        "cutoff_len",
-        "dataset_dir",
-        "lora_target",
-        "quantization_bit",
-    ),
-    "ms-swift": (
-        *(
-            "model",
-            "tuner_type",
-            "train_type",
-            "sft_type",
-            "model_id_or_path",
-            "freeze_vit",
-            "target_modules",
-        ),
-        *("swift_version", "split_dataset_ratio", "loss_scale", "model_type"),
-    ),
-}
-"""Keys that say which tool a config is of, each as much as ten others of the tool."""
 
 
 def read(name: str, asked: str | None) -> Theirs:
@@ -133,8 +100,8 @@ def _guess(given: Mapping[str, Any], path: Path) -> str:
         UserError: They are of none, or of several.
     """
     points = {}
-    for name, marks in _MARKS.items():
-        points[name] = sum(key in tool(name).own for key in given) + 10 * sum(key in given for key in marks)
+    for one in map(tool, LABELS):  # a mark says as much as ten other keys
+        points[one.name] = len(one.own & given.keys()) + 10 * len(one.marks & given.keys())
     most = max(points.values())
     best = [name for name, number in points.items() if number == most]
     if most < 10:

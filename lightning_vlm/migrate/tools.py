@@ -25,6 +25,7 @@ class Tool(NamedTuple):
         name: As `--from` has it.
         version: Of what the keys were taken.
         own: The keys that Trainer doesn't have, under all names.
+        marks: Keys that say that a config is of it; Trainer's has none.
         carried: Keys that become keys of ours -> defaults.
         left_out: Keys that don't -> why.
         harmless: Those of them with which nothing is lost.
@@ -35,6 +36,7 @@ class Tool(NamedTuple):
     name: str
     version: str
     own: frozenset[str]
+    marks: frozenset[str]
     carried: Mapping[str, Any]
     left_out: Mapping[str, str]
     harmless: frozenset[str]
@@ -92,6 +94,7 @@ def tool(name: str) -> Tool:
         name=name,
         version=own["of"],
         own=frozenset(names - {*base["gone"], *base["earlier"]}) if base else frozenset(),
+        marks=frozenset(own.get("marks", ())),
         carried=carried,
         left_out=left_out,
         harmless=frozenset(harmless),

@@ -24,7 +24,6 @@ OPTIMIZERS = {
     "rmsprop": "torch.optim.RMSprop",
 }
 """`optim` -> the class that Trainer makes of it."""
-_BETAS = ("adam", "lion")
 _FOLLOWS_A_SCORE = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -95,12 +94,13 @@ def _optimizer(theirs: Theirs, ours: Ours, rate: float, adapters: bool) -> None:
         name = "adamw_torch"
     elif theirs.has("optim"):
         keys.append("optim")
-    if any(word in OPTIMIZERS[name].lower() for word in _BETAS):
+    is_adam, is_lion = "Adam" in OPTIMIZERS[name], "Lion" in OPTIMIZERS[name]
+    if is_adam or is_lion:
         betas = [theirs["adam_beta1"], theirs["adam_beta2"]]
-        if betas != [0.9, 0.999]:
+        if is_lion or betas != [0.9, 0.999]:  # Trainer gives Lion those of Adam, not its own
             arguments["betas"] = betas
             keys += ["adam_beta1", "adam_beta2"]
-    if "adam" in OPTIMIZERS[name].lower() and theirs["adam_epsilon"] != 1e-8:
+    if is_adam and theirs["adam_epsilon"] != 1e-8:
         arguments["eps"] = theirs["adam_epsilon"]
         keys.append("adam_epsilon")
     if theirs["optim_args"]:

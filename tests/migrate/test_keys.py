@@ -114,3 +114,4 @@ def test_the_tables_are_sound(name):
     assert {*known.earlier.values()} <= {*known.defaults}
     assert {*table()[name].get("defaults", {})} <= {*known.defaults}
     assert all(known.left_out.values())
+    assert known.marks <= known.own | {"swift_version"}

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 from pathlib import Path
+from pydoc import locate
 
 import PIL.Image
 import pytest
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
+from lightning_vlm.migrate.trainer import OPTIMIZERS
 from lightning_vlm.models.loading.load import load_model, load_processor
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt, trainable_names
@@ -118,6 +120,25 @@ def test_a_run_of_trainer_ends_with_the_same_weights(migrate, kind):
         torch.testing.assert_close(ours[name], weight, rtol=1e-4, atol=1e-6)
         moved += float((weight - before[name]).abs().max()) > 1e-4
     assert moved > 0.9 * len(theirs)
+
+
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - {"adamw_hf"}))  # of earlier versions
+def test_optimizers_are_those_of_trainer(migrate, name):
+    given = {"optim": name, "learning_rate": 3e-4}
+    Path("args.json").write_text(json.dumps(given))
+    config = migrate("args.json")[0]["model"]["optimizer"]
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments("out", use_cpu=True, **given))
+    ours = locate(config["class_path"])(weights, **config["init_args"])
+    assert settings_of(ours) == settings_of(kind(weights, **options))
+
+
+def settings_of(optimizer):
+    """The settings that decide an update; those of bitsandbytes also say in how many bits and where."""
+    found = {key: value for key, value in optimizer.defaults.items() if key in ("lr", "betas", "eps")}
+    found["betas"] = tuple(found.get("betas", ()))
+    bits = getattr(getattr(optimizer, "args", None), "optim_bits", None)
+    return {**found, "bits": bits, "paged": getattr(optimizer, "is_paged", None)}
 
 
 @pytest.mark.parametrize(

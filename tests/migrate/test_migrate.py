@@ -190,7 +190,7 @@ def test_ms_swift_of_version_2(migrate):
 
 
 def test_pretraining_with_ms_swift(migrate):
-    config, _, shown = migrate("--", *"swift pt --model qwen/a --dataset data/pets.jsonl".split())
+    config, _, shown = migrate("--", *["swift", "pt", "--model", "qwen/a", "--dataset", "data/pets.jsonl"])
     assert config["model"]["token_weights"]["instruction"] == 1.0
     assert "leaves the chat template out" in shown
 
