@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from lightning_vlm import run
 from lightning_vlm.cli import main
 from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.config.shipped import shipped
 from lightning_vlm.config.stage_words import with_stages
+from tests.support.parsers import command_parsers
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text("utf-8")
@@ -159,22 +159,7 @@ def test_each_recipe_is_tried():
 @pytest.fixture(scope="module")
 def parser():
     """That of `fit`."""
-
-    class ParsedError(Exception):
-        pass
-
-    class ParserOnly(run.VLMCLI):
-        def parse_arguments(self, parser, args):
-            raise ParsedError(self._subcommand_parsers["fit"])
-
-    kept = run.VLMCLI
-    run.VLMCLI = ParserOnly
-    try:
-        run.run(["fit"])
-    except ParsedError as parsed:
-        return parsed.args[0]
-    finally:
-        run.VLMCLI = kept
+    return command_parsers()["fit"]
 
 
 def head_of(name):
@@ -200,10 +185,7 @@ def test_the_command_in_its_head_is_one(name, parser):
     if name != "callbacks":
         model, *before = configs[:-1]
         assert before in ([f"recipes/{one}" for one in CASES[name].behind], ["recipes/lora"])
-        if any(one.startswith("models/") for one in shipped()):
-            assert model in shipped()
-        else:
-            words = ["--model.name_or_path", model, *words[2:]]
+        assert model in shipped()
     parsed = parser.parse_args(with_stages(with_meant_classes(words)))
     assert parsed.model.name_or_path
 
