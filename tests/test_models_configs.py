@@ -34,7 +34,7 @@ def settings(row):
 
 
 def test_the_files_are_what_the_tables_say():
-    """`python -m tools.model_fragments` writes them anew."""
+    """`python -m tools.model_fragments` writes them again."""
     files = model_fragments.files()
     for path, text in files.items():
         assert path.read_text("utf-8") == text, path

@@ -89,7 +89,7 @@ def test_llama_factory(migrate):
     assert trainer["check_val_every_n_epoch"] is None
     assert trainer["max_epochs"] == 3
     assert config["seed_everything"] == 42
-    assert "deepspeed: examples/deepspeed/ds_z2_config.json -- several devices" in shown
+    assert "deepspeed: examples/deepspeed/ds_z2_config.json -- models and optimizers are not sharded" in shown
     assert "val_check_interval: counted in batches here" in shown
     assert "default of max_grad_norm" in text
 
