@@ -80,10 +80,8 @@ def test_the_command(clean, tmp_path):
         clean / "bin" / "python", "-c", "import lightning_vlm; print(lightning_vlm.__file__)", cwd=tmp_path
     )
     assert Path(place.strip()).is_relative_to(clean)
-    (tmp_path / "train.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]}\n'
-        * 40
-    )
+    row = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "Yes."}]}\n'
+    (tmp_path / "train.jsonl").write_text("".join(row % number for number in range(40)))
     words = ("--config", "recipes/lora", "--model.name_or_path", "drawn-vlm", "--data.train", "train.jsonl")
     shown = run(command, "fit", *words, "--trainer.max_steps", "1", cwd=tmp_path)
     assert "checkpoint" in shown

@@ -217,6 +217,7 @@ def test_the_commands_of_the_docs(project):
     commands = [shlex.split(block) for block in re.findall(r"```bash\n(.*?)\n```", text, re.DOTALL)]
     assert [words[:2] for words in commands] == [["lightning-vlm", "lint"], ["lightning-vlm", "fit"]]
     lint_words, fit_words = (words[1:] for words in commands)
+    Path("config.yaml").rename("my.yaml")
     assert main([*lint_words, "--workers", "0", "--fix", "skip"]) == 2
     assert main(fit_words) == 0
     assert Path("lint.html").is_file()
