@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import rich
 
 import lightning_vlm  # noqa: F401
 
 # isort: split
 # Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
 import lightning.pytorch  # noqa: F401
+
+# The console that all share keeps the width of the moment that made it, which may be one of a test's own.
+rich.reconfigure(width=80)
 
 
 @pytest.fixture(autouse=True)

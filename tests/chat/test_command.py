@@ -125,14 +125,28 @@ class Terminal:
         start, deadline = self.read, time.monotonic() + seconds
         while text not in self.seen[start:]:
             assert time.monotonic() < deadline, f"no {text!r} in {self.seen[start:]!r}"
-            ready, _, _ = select.select([self.main], [], [], 1)
-            if ready:
-                self.seen += os.read(self.main, 4096).decode(errors="replace")
+            self._wait(1)
         self.read = self.seen.index(text, start) + len(text)
         return self.seen[start : self.read]
 
+    def _wait(self, seconds):
+        ready, _, _ = select.select([self.main], [], [], seconds)
+        if ready:
+            self.seen += os.read(self.main, 4096).decode(errors="replace")
+
     def type(self, text):
         os.write(self.main, text.encode())
+
+    def interrupt(self, text):
+        """Press Ctrl-C until a text comes: before readline waits, a signal is seen at the next key only."""
+        for _ in range(20):
+            self.type("\x03")
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                if text in self.seen[self.read :]:
+                    return self.until(text)
+                self._wait(0.1)
+        return self.until(text, seconds=0)
 
 
 def test_in_a_terminal(asked):
@@ -147,9 +161,7 @@ def test_in_a_terminal(asked):
     terminal.until("> ")
     terminal.type("half a line")
     terminal.until("half a line")
-    time.sleep(0.5)  # a signal before readline waits would be seen at the next key only
-    terminal.type("\x03")
-    terminal.until("(Ctrl-D ends the conversation)")
+    terminal.interrupt("(Ctrl-D ends the conversation)")
     terminal.until("> ")
     for attempt in range(20):  # an answer of random words may end before it is stopped
         terminal.type("0.png Which colour was used?\n")

@@ -27,7 +27,8 @@ def project(tmp_path, monkeypatch):
         "data": {"train": "train.jsonl", "val": "val.jsonl", "batch_size": 4},
         "trainer": {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"},
     }
-    Path("config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("config.yaml", "my.yaml"):  # the latter is that of the docs
+        Path(name).write_text(yaml.safe_dump(config))
     return tmp_path
 
 
