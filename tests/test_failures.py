@@ -302,8 +302,9 @@ EXCEPTIONS = {
 @pytest.mark.parametrize(("make", "expected"), EXCEPTIONS.values(), ids=EXCEPTIONS)
 @pytest.mark.filterwarnings("ignore")
 def test_exceptions_of_others(make, expected):
-    message = explain(make())
-    assert message is not None
+    error = make()
+    message = explain(error)
+    assert message is not None, repr(error)
     assert message.startswith(expected)
     assert len(message.splitlines()) <= 3
 
