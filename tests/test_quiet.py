@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 
+import lightning_vlm
+from lightning_vlm.cli import main
 from lightning_vlm.compat import quiet
 
 
@@ -41,3 +43,14 @@ def test_only_what_says_nothing_is_kept_away():
         "Detected call ",
         "Checkpoint dir",
     ]
+
+
+def test_a_command_shows_our_warnings_without_their_place_in_the_code(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", lambda message, category, file, line: f"{file}: {message}")
+    assert main(["recipes", "quickstart"]) == 0
+    assert (
+        warnings.formatwarning("it is empty", UserWarning, lightning_vlm.__file__, 3)
+        == "warning: it is empty\n"
+    )
+    of_another = "/home/me/lightning_vlm/.venv/lib/torch/cuda.py"
+    assert warnings.formatwarning("no driver", UserWarning, of_another, 3) == f"{of_another}: no driver"

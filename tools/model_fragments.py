@@ -122,7 +122,7 @@ def _settings(row: Published) -> Iterator[str]:
     if tiny.FAMILIES[row.family].template is None:
         yield "  chat_template: plain  # it comes without one"
     if row.family in DEAD:
-        yield "  no_gradient_needed:  # as published, what these compute is used by nothing"
+        yield "  no_gradient_needed:  # as published, nothing uses what these compute"
         old, new = _LAST_LAYER.get(row.family, ("", ""))
         for selector in DEAD[row.family]:
             yield f'    - "{selector.replace(old, new) if old else selector}"'

@@ -186,7 +186,7 @@ def _cell(value: Any) -> str:
 
 
 def _opened(picture: Any) -> Any:
-    from PIL import Image  # comes with what draws pictures: matplotlib, or whoever passes one
+    from PIL import Image  # This package doesn't depend on Pillow; whoever has a picture to log has it.
 
     return Image.open(picture) if isinstance(picture, Path) else picture
 

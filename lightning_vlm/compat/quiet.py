@@ -9,7 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = {"lightning_vlm", "lightning_vlm_callbacks"}
+import lightning_vlm_callbacks
+
+_FOLDERS = (Path(__file__).parents[1], Path(lightning_vlm_callbacks.__file__).parent)
+"""Where our own code is."""
 _UNHELPFUL = (
     "💡 Tip: For seamless cloud",
     "`weights_only` was not set",
@@ -101,14 +104,10 @@ def shorten_warnings() -> None:
 def _format_warning(
     otherwise: Any, message: Any, category: Any, filename: str, *place: Any, **line: Any
 ) -> str:
-    """The text of a warning; `otherwise` is the form for those of other packages.
-
-    >>> _format_warning(None, "data.val: it is empty", UserWarning, "lightning_vlm/module.py", 12)
-    'warning: data.val: it is empty\\n'
-    """
-    if _PACKAGES.isdisjoint(Path(filename).parts):
-        return otherwise(message, category, filename, *place, **line)
-    return f"warning: {message}\n"
+    """The text of a warning; `otherwise` is the form for those of other packages."""
+    if any(Path(filename).is_relative_to(folder) for folder in _FOLDERS):
+        return f"warning: {message}\n"
+    return otherwise(message, category, filename, *place, **line)
 
 
 def _is_helpful(record: logging.LogRecord) -> bool:
