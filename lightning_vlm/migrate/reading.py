@@ -64,6 +64,7 @@ def _theirs(command: Command, path: Path, asked: str | None) -> Theirs:
         given |= _mapping(_text(file), file)
     given |= command.given
     given = _flat(given)
+    _refuse_ours(given, path)
     for key in ("env", "ENV"):
         variables = given.pop(key, None)
         if isinstance(variables, Mapping):
@@ -82,6 +83,15 @@ def _theirs(command: Command, path: Path, asked: str | None) -> Theirs:
         names = {*known.defaults, *known.earlier}
         given = {key: value for key, value in given.items() if key in names}
     return Theirs(tool(name), given, path, launch)
+
+
+def _refuse_ours(given: Mapping[str, Any], path: Path) -> None:
+    """The tools' configs have no sections of these names."""
+    for section in ("model", "data", "trainer"):
+        if isinstance(given.get(section), Mapping):
+            raise UserError(
+                f"{path}: found the section {section}, as in a config of ours; fit takes it as it is"
+            )
 
 
 def _flat(given: dict[str, Any]) -> dict[str, Any]:

@@ -321,6 +321,7 @@ def test_defaults_are_those_of_the_tool(migrate):
         ("a.yaml", "tuner_type: full\nfreeze_llm: true", "found all parts frozen"),
         ("a.sh", "echo hello", "found no training command"),
         ("a.yaml", "a: 1", "expected a config of trainer, trl, llama-factory, ms-swift"),
+        ("a.yaml", "model: {name_or_path: drawn-vlm}", "found the section model, as in a config of ours"),
         ("a.yaml", "- 1", "found list; expected keys"),
         ("a.yaml", "a: [", "broken YAML"),
         ("a.json", "{", "broken JSON"),
