@@ -1,0 +1,1 @@
+"""The commands whose figures stand in RELIABILITY.md. Each prints its figure at its end."""
