@@ -18,12 +18,12 @@ from lightning_vlm.losses.tasks import FixedWeights, Weighting, check_weighting,
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.metrics.answers import check_generation, generate_answers
 from lightning_vlm.metrics.prediction import Prediction
-from lightning_vlm.models.loading.load import LoadedModel
+from lightning_vlm.models.loading.loaded import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.mask_head import MaskHead, MaskOptions
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.plan import expand
-from lightning_vlm.models.precision import autocast_dtype
+from lightning_vlm.models.sharding import whole_parameters
 from lightning_vlm.models.source import ModelSource
 from lightning_vlm.optim import Cosine, Schedule
 from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
@@ -31,6 +31,7 @@ from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.module_callbacks import ModuleCallbacks, as_keys
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
 from lightning_vlm.training.refusals import refuse_unsuited
+from lightning_vlm.training.shared_model import load, shard_over_processes
 from lightning_vlm.training.stages.run import callbacks_of_stages
 from lightning_vlm.training.throughput import VLMBatchCounter
 from lightning_vlm.training.trained_weights import TrainedWeights
@@ -176,12 +177,12 @@ class VLMModule(LightningModule):
         """Load the model and adapt it, once."""
         if self.model is not None:
             return
-        precision = autocast_dtype(self._trainer)
-        self.loaded = self.source.model(self.processor if self.source.new_tokens else None, precision)
+        self.loaded = load(self)
         self.model = self.loaded.model
         self.parts = find_parts(self.model, prefix="model.")
         self.mask_head = self.callbacks.masks.make(self.model)
         self.trained = TrainedWeights(self)
+        shard_over_processes(self)
 
     def unload_model(self) -> None:
         """Free the memory of the model."""
@@ -220,7 +221,7 @@ class VLMModule(LightningModule):
         loss = self.steps.add(self.callbacks.experts.add_loss(sums))
         if not batch_loss.has_pictures(batch):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
-            return loss + batch_loss.zero_loss(self.parameters())
+            return loss + batch_loss.zero_loss(whole_parameters(self))
         self.callbacks.coverage.before_backward(lambda: self.loss_sums(batch).loss_sum)
         return loss
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 SCALE = 1024.0
 """Losses are sums over tokens; divided by this before the backward they stay within float16."""
@@ -67,7 +68,7 @@ class StepLoss:
             parameters: Those without a gradient are passed over.
             weights: Tensor of shape [tasks]: the weights of tasks in this step.
             accumulate: What Lightning has divided the losses by: not the window's true length.
-            world: The number of ranks, which DDP has divided the gradients by.
+            world: The number of ranks, which DDP or FSDP2 has divided the gradients by.
         """
         assert self._sums is not None, "no micro-batch was added"
         if world > 1:
@@ -75,7 +76,7 @@ class StepLoss:
         sums, counts = self._sums.unbind()
         weight_sum = counts.sum()
         factor = torch.where(weight_sum > 0, SCALE * accumulate * world / weight_sum, 0)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
         loss = torch.where(weight_sum > 0, (weights * sums).sum() / weight_sum, 0)
@@ -83,6 +84,11 @@ class StepLoss:
         self._sums = None
         self.targets = 0
         return WholeStep(loss, factor, sums, counts, empty)
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor that may be cut over processes; changes in place change that too."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class StepClosure:

@@ -1,6 +1,7 @@
 """Which model is fine-tuned, how it is loaded, and what of it trains."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,11 +15,11 @@ from lightning_vlm.models.family_hooks import FamilyHooks, find_family
 from lightning_vlm.models.kernels import refuse_without_gpu, use_liger
 from lightning_vlm.models.loading.load import (
     Dtype,
-    LoadedModel,
     load_model,
     load_processor,
     model_without_weights,
 )
+from lightning_vlm.models.loading.loaded import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.adapt import adapt
@@ -95,13 +96,16 @@ class ModelSource:
         add_to_tokenizer(processor, self.new_tokens)
         return processor
 
-    def model(self, processor: ProcessorMixin | None, autocast: torch.dtype | None = None) -> LoadedModel:
+    def model(
+        self, processor: ProcessorMixin | None, autocast: torch.dtype | None = None, *, first: bool = True
+    ) -> LoadedModel:
         """Load the model and adapt it.
 
         Args:
             processor: As from `processor`; only new tokens need it.
             autocast: What matrices are multiplied in under mixed precision. With `dtype` auto, what trains is
                 then kept in float32, and what is frozen in this.
+            first: As in `load_model`.
         """
         loaded = load_model(
             self.name_or_path,
@@ -112,10 +116,12 @@ class ModelSource:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             family=self.hooks,
+            first=first,
         )
         if processor is not None:
             add_rows(loaded.model, new_token_ids(processor, self.new_tokens))
-        adapt(loaded.model, self.plan, loaded.parts)
+        with nullcontext() if first else torch.device("meta"):
+            adapt(loaded.model, self.plan, loaded.parts)
         train_new_rows(loaded.model)
         if autocast is not None and self.dtype == "auto":
             keep_weights(loaded.model, autocast)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lightning_vlm_callbacks.selectors import overlaps
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.optim.groups import REST, trainable_parameters
@@ -97,6 +98,7 @@ def clip_gradients(
     for name, parameters in groups.items():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # For an empty list torch returns a zero on the CPU.
-        norms[name] = nn.utils.get_total_norm(gradients).to(parameters[0].device)
-        nn.utils.clip_grads_with_norm_(parameters, limits[name], norms[name])
+        norm = nn.utils.get_total_norm(gradients).to(parameters[0].device)
+        nn.utils.clip_grads_with_norm_(parameters, limits[name], norm)
+        norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return norms

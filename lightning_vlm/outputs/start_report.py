@@ -39,5 +39,8 @@ class StartReport(Callback):
             rank_zero_warn(line)
         is_resumed = bool(trainer.ckpt_path)
         if not is_resumed:
-            rich_print(initial_table(initial_checks(model, parts, pl_module.loaded.missing)))
+            checks = pl_module.loaded.checks
+            if checks is None:
+                checks = initial_checks(model, parts, pl_module.loaded.missing)
+            rich_print(initial_table(checks))
         log_table(trainer, "plan", COLUMNS, plan_rows(model, parts, pl_module.adapt))

@@ -2,13 +2,14 @@
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks.adaptive_lora_rank import AdaptiveLoRARank
 from lightning_vlm_callbacks.requirements import require_whole_model
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.source import ModelSource
+from lightning_vlm.training.sharding_refusals import refuse_when_sharded
 
 
 def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
@@ -19,11 +20,13 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
         fits: Whether the module is going to be trained. Otherwise only the strategy matters.
 
     Raises:
-        UserError: A strategy other than one device or DDP, the Trainer's own clipping or synchronised batch
-            norms, a device without the compiler that `compile` needs or the GPU that `kernels` do, or as from
+        UserError: A strategy other than those of `refuse_strategy`, or what one of them can't do; the
+            Trainer's own clipping or synchronised batch norms, a device without the compiler that `compile` needs or the GPU that `kernels` do, or as from
             `refuse_rate_finder` and `refuse_moving_ranks`.
     """
     refuse_strategy(trainer.strategy)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        refuse_when_sharded(trainer, fits=fits)
     if not fits:
         return
     if trainer.gradient_clip_val is not None:
@@ -57,11 +60,13 @@ def refuse_moving_ranks(trainer: Trainer) -> None:
 
 
 def refuse_strategy(strategy: Strategy) -> None:
-    """Refuse a strategy other than one device or DDP.
+    """Refuse a strategy other than one device, DDP or ModelParallelStrategy.
 
     Raises:
         UserError: Says which one was found.
     """
+    if isinstance(strategy, ModelParallelStrategy):
+        return
     try:
         require_whole_model("VLMModule", strategy)
     except MisconfigurationException as error:

@@ -4,8 +4,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from lightning_vlm.models.loading.quantize import QuantMethod, quantised_layers
 
@@ -30,7 +29,7 @@ class Fingerprint:
         missing: Names of parameters that its files lack. They are drawn again at each load.
     """
 
-    def __init__(self, model: PreTrainedModel, missing: Collection[str] = ()) -> None:
+    def __init__(self, model: nn.Module, missing: Collection[str] = ()) -> None:
         self.quantised: dict[str, QuantMethod] = {
             f"{name}.weight": method for name, method in quantised_layers(model).items()
         }
@@ -40,6 +39,11 @@ class Fingerprint:
             for name, parameter in model.named_parameters()
             if name not in missing
         }
+
+    @classmethod
+    def unknown(cls) -> "Fingerprint":
+        """That of a model without weights."""
+        return cls(nn.Module())
 
     def text(self, quantised: Mapping[str, QuantMethod] | None = None) -> str:
         """The fingerprint.

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning_vlm_callbacks.modes import freeze_statistics
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -31,32 +29,16 @@ from lightning_vlm.models.family_hooks import FamilyHooks, is_of_transformers, u
 from lightning_vlm.models.loading.failures import why_not_loaded
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 from lightning_vlm.models.loading.initial import init_missing_weights
+from lightning_vlm.models.loading.loaded import LoadedModel
 from lightning_vlm.models.loading.quantize import Quantization, bitsandbytes_config, prepare, refuse_quantised
 from lightning_vlm.models.loading.trainable import why_not_trainable
-from lightning_vlm.models.parts import Parts, find_parts, vision_tower
+from lightning_vlm.models.parts import find_parts, vision_tower
 from lightning_vlm.models.precision import give_pixels_their_dtype
 from lightning_vlm.models.recompute import use_gradient_checkpointing
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import did_you_mean, shorten
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as it was loaded, and what was found out about it.
-
-    Args:
-        model: In eval mode and with every parameter trainable, as `from_pretrained` gives it.
-        parts: Where its parts are, as from `find_parts(model)`.
-        missing: The parameters that its files lack, which are new, by name.
-        fingerprint: What tells its weights from those of other models.
-    """
-
-    model: PreTrainedModel
-    parts: Parts
-    missing: Mapping[str, nn.Parameter]
-    fingerprint: Fingerprint
 
 
 def load_processor(
@@ -128,6 +110,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     family: FamilyHooks | None = None,
+    first: bool = True,
 ) -> LoadedModel:
     """Load an image-text model in its own class.
 
@@ -146,6 +129,8 @@ def load_model(
         revision: Commit, branch or tag on the hub.
         trust_remote_code: Run Python code that comes with the model. Only for sources that you trust.
         family: Says where the parts of a class of your own are.
+        first: False makes the same modules without weights, on the meta device, for a process that gets its
+            share of them from the first one. What is found out about weights then says nothing.
 
     Raises:
         UserError: Nothing there to load, not an image-text model, an option that it doesn't support, or
@@ -161,6 +146,8 @@ def load_model(
         refuse_quantised(config)
         skeleton = model_without_weights(name_or_path, family=family, **where)
         options["quantization_config"] = bitsandbytes_config(skeleton, quantization)
+    if not first:
+        options["device_map"] = "meta"
     with _explained(name_or_path):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, output_loading_info=True, **options, **where
@@ -172,7 +159,8 @@ def load_model(
     make_ready(model, attn_implementation)
     parts = find_parts(model)
     missing = init_missing_weights(model, found["missing_keys"], parts)
-    return LoadedModel(model, parts, missing, Fingerprint(model, missing))
+    held = Fingerprint(model, missing) if first else Fingerprint.unknown()
+    return LoadedModel(model, parts, missing, held)
 
 
 def make_ready(model: PreTrainedModel, attn_implementation: str | None) -> None:
