@@ -21,8 +21,8 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
 
     Raises:
         UserError: A strategy other than those of `refuse_strategy`, or what one of them can't do; the
-            Trainer's own clipping or synchronised batch norms, a device without the compiler that `compile` needs or the GPU that `kernels` do, or as from
-            `refuse_rate_finder` and `refuse_moving_ranks`.
+            Trainer's own clipping or synchronised batch norms, a device without the compiler that `compile`
+            needs or the GPU that `kernels` do, or as from `refuse_rate_finder` and `refuse_moving_ranks`.
     """
     refuse_strategy(trainer.strategy)
     if isinstance(trainer.strategy, ModelParallelStrategy):

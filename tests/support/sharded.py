@@ -1,0 +1,118 @@
+"""Fits whose model is cut into pieces over processes (FSDP2), beside the same fits of one process."""
+
+import faulthandler
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_vlm import VLMDataModule, VLMModule
+from lightning_vlm.data.drawn import Drawn
+from tests.support import tiny
+
+HANGS_AFTER = 240
+"""Seconds until a rank that waits for others says where, and ends."""
+
+
+class Fit(NamedTuple):
+    """A fit to compare.
+
+    Args:
+        folder: Of the tiny model.
+        family: Its name.
+        adapt: What trains.
+        steps: How many.
+        accumulate: Micro-batches of a step, on one process.
+        batch: Samples of a micro-batch, on all processes together.
+        options: More of the module.
+        source: The training data; None draws some.
+        trainer: More of the trainer.
+    """
+
+    folder: Path
+    family: str
+    adapt: Any = "lora"
+    steps: int = 3
+    accumulate: int = 2
+    batch: int = 4
+    options: Mapping[str, Any] = {}
+    source: Any = None
+    trainer: Mapping[str, Any] = {}
+
+
+def sharded(ranks: int) -> dict[str, Any]:
+    """Options of a Trainer that cuts the model over so many processes; none for one process."""
+    if ranks == 1:
+        return {"devices": 1}
+    strategy = ModelParallelStrategy(
+        data_parallel_size=ranks, tensor_parallel_size=1, process_group_backend="gloo"
+    )
+    return {"devices": ranks, "strategy": strategy}
+
+
+def make_module(fit: Fit) -> VLMModule:
+    """The module of a fit, without its model."""
+    options = dict(fit.options)
+    if tiny.FAMILIES[fit.family].template is None:
+        options.setdefault("chat_template", "plain")
+    return VLMModule(str(fit.folder), adapt=fit.adapt, **options)
+
+
+def make_trainer(ranks: int, **options: Any) -> Trainer:
+    """A quiet Trainer on the CPU whose model is cut over so many processes."""
+    given = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
+        **sharded(ranks),
+        **options,
+    }
+    return Trainer(**given)
+
+
+def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
+    """Run a fit on one of so many processes.
+
+    Returns:
+        `weights`: those that train, whole, by name; `logged`: the losses and norms that were logged.
+    """
+    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
+    torch.manual_seed(0)
+    module = make_module(fit)
+    data = VLMDataModule(train=fit.source or Drawn("train", size=24), batch_size=fit.batch // ranks, seed=0)
+    options = {"max_steps": fit.steps, "accumulate_grad_batches": fit.accumulate, **fit.trainer}
+    trainer = make_trainer(ranks, **options)
+    trainer.fit(module, data)
+    faulthandler.cancel_dump_traceback_later()
+    logged = {name: torch.as_tensor(value) for name, value in trainer.callback_metrics.items()}
+    return {"weights": whole_weights(module), "logged": logged}
+
+
+def whole_weights(module: VLMModule) -> dict[str, Tensor]:
+    """What trains in a module, whole on each process. All of them must call it."""
+    return {
+        name: whole(parameter).clone()
+        for name, parameter in module.named_parameters()
+        if name in module.trained.names
+    }
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be cut into pieces, detached."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest difference of any number."""
+    assert found.keys() == expected.keys()
+    return max((found[name] - expected[name]).abs().max().item() for name in expected)
