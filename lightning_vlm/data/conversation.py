@@ -2,10 +2,9 @@
 
 import bisect
 import itertools
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lightning_vlm.data.parts import Box as Box
 from lightning_vlm.data.parts import Image as Image
@@ -16,8 +15,12 @@ from lightning_vlm.data.parts import Point as Point
 from lightning_vlm.data.parts import Region as Region
 from lightning_vlm.data.parts import Text as Text
 from lightning_vlm.data.parts import Video as Video
+from lightning_vlm.data.task_table import TaskTable as TaskTable
 from lightning_vlm.data.tools import ToolCall, check_tools
 from lightning_vlm.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from lightning_vlm.data.batch.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,37 +129,6 @@ class Conversation:
         return tuple(part for message in self.messages for part in message.parts if isinstance(part, Video))
 
 
-class TaskTable(NamedTuple):
-    """Which task each sample of a source has.
-
-    Args:
-        names: The tasks in the order of their first samples.
-        of: For each sample the place of its task in `names`; two bytes each.
-
-    >>> TaskTable.of_samples(["vqa", "ocr", "vqa"])
-    TaskTable(names=('vqa', 'ocr'), of=array('H', [0, 1, 0]))
-    """
-
-    names: tuple[str, ...]
-    of: array
-
-    @classmethod
-    def of_samples(cls, tasks: Iterable[str]) -> "TaskTable":
-        """From the task of each sample.
-
-        Raises:
-            UserError: There are more than 65,536.
-        """
-        numbers: dict[str, int] = {}
-        of = array("H")
-        for task in tasks:
-            number = numbers.setdefault(task, len(numbers))
-            if number > 0xFFFF:
-                raise UserError(f"found more than 65,536 tasks, the last {task!r}; expected a kind of work")
-            of.append(number)
-        return cls(tuple(numbers), of)
-
-
 class Conversations(Sequence[Conversation]):
     """Where conversations come from: a file, a data set, a drawing program. It has a length, and items."""
 
@@ -166,6 +138,9 @@ class Conversations(Sequence[Conversation]):
     """Whether it is known that no sample has tools, calls or reasoning of its own, without reading them."""
     times: int = 0
     """Into how many stretches of an epoch its samples change, as those of `WithNegatives` do; 0: none."""
+    windows: "Windows | None" = None
+    """Which samples lie together, in a source that is streamed: its samples are checked as they are read, and
+    nothing goes through all of them beforehand. None: it isn't."""
 
     def task_table(self) -> TaskTable:
         """The task of each sample. A source that can tell without building its samples does."""
@@ -234,7 +209,7 @@ class Chain(Conversations):
         sources: At least one.
 
     Raises:
-        UserError: None.
+        UserError: None, or one that is streamed.
 
     >>> from lightning_vlm.data.drawn import Drawn
     >>> len(Chain([Drawn(size=10), Drawn(size=5)]))
@@ -244,6 +219,8 @@ class Chain(Conversations):
     def __init__(self, sources: list[Conversations]) -> None:
         if not sources:
             raise UserError("Chain: sources is an empty list; give at least one")
+        if any(source.windows for source in sources):
+            raise UserError("Chain: streamed data are one source; name all shards at once, as {a,b}/*.jsonl")
         self._sources = sources
         self.skipped = [error for source in sources for error in source.skipped]
         self.only_words = all(source.only_words for source in sources)

@@ -7,12 +7,11 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_vlm_callbacks.runs import run_folder
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.batching import Batching
-from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_trainer
+from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
 from lightning_vlm.data.batch.sampler import ranks_of
@@ -29,10 +28,11 @@ from lightning_vlm.data.render.prompt_rounds import check_answer_tokens
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
-from lightning_vlm.data.setting_up import open_and_check
+from lightning_vlm.data.setting_up import close, open_and_check
 from lightning_vlm.data.splits import Given, Negatives, Splits
 from lightning_vlm.data.stages.settings import DataStage
 from lightning_vlm.data.stages.staged_data import StagedData
+from lightning_vlm.data.streams.options import Streaming
 from lightning_vlm.data.system_prompts import check_prompts, check_template
 from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import DataError, UserError
@@ -83,6 +83,8 @@ class VLMDataModule(LightningDataModule):
         system_prompts: Task -> what the model reads before conversations that have no system turn, such as
             `{ocr: Read all text., default: Be brief.}`; `default` is for all other tasks.
         skip: A list of rows that are left out, as `lightning-vlm lint --fix skip` writes it.
+        streaming: Whether data given as shards, such as `shards/*.parquet`, are read as they are needed, or
+            how, as keys of a `Streaming`.
 
     Raises:
         UserError: A stage has no data, or there is no processor.
@@ -120,6 +122,7 @@ class VLMDataModule(LightningDataModule):
         answer_tokens: int | None = None,
         system_prompts: dict[str, str] | None = None,
         skip: str | None = None,
+        streaming: Streaming | bool | None = None,
     ) -> None:
         self._arguments = {
             name: value for name, value in locals().items() if name not in ("self", "__class__")
@@ -132,7 +135,14 @@ class VLMDataModule(LightningDataModule):
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
         self.system_prompts = check_prompts(system_prompts)
-        more = bad_boxes, box_format, Negatives.read(negatives), self.system_prompts, skip
+        more = (
+            bad_boxes,
+            box_format,
+            Negatives.read(negatives),
+            self.system_prompts,
+            skip,
+            Streaming.read(streaming),
+        )
         self.splits = Splits(self.given, image_root, on_bad_sample, columns, allow_urls, *more)
         self.sources = self.splits.opened
         """The sources opened so far, by split."""
@@ -214,9 +224,6 @@ class VLMDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that bad data fails before anything runs."""
         stage = TrainerFn(stage).value  # in messages the enum would have another name
-        check_trainer(self.batching.mode, self.trainer)
-        if self.trainer is not None:
-            run_folder(self.trainer)  # a folder that can't be written to is refused now, not at the end
         open_and_check(self, stage)
 
     def batches_per_epoch(self, world: int, limit: int | float = 1.0) -> int:
@@ -277,14 +284,7 @@ class VLMDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Print what was skipped or truncated, and write a report of it beside the run's logs."""
-        if self.trainer is None:
-            return
-        folder = run_folder(self.trainer)  # a collective: every rank must call it
-        self._draws.end()
-        name = f"skipped_{TrainerFn(stage).value}_{self.trainer.global_rank}.jsonl"
-        self.report.close(folder / name, self.max_length)
-        if self.stages is not None:
-            self.stages.end_fit(self.trainer)
+        close(self, TrainerFn(stage).value)
 
     def measured(self) -> Conversations:
         """The training samples, whose lengths are known from then on if batches need them."""

@@ -42,4 +42,5 @@ def _sampler(data: "VLMDataModule", split: str) -> ResumableBatchSampler:
     by_task = (data.task_table, data.sampling) if data.sampling else None
     ahead = 2 * data.num_workers + 1 + (longest_window(data.trainer) if data.trainer else 1)
     order = (len(source), data.batch_size, data.shuffle, data.seed)
-    return data.batching.sampler(*order, *ranks, by_task=by_task, ahead=ahead, times=source.times)
+    more = {"times": source.times, "windows": source.windows}
+    return data.batching.sampler(*order, *ranks, by_task=by_task, ahead=ahead, **more)

@@ -16,6 +16,9 @@ from lightning_vlm.data.read.stream import Stream
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.render.split_answers import split_answers
 from lightning_vlm.data.skip_list import SkipList
+from lightning_vlm.data.streams.options import Streaming
+from lightning_vlm.data.streams.refusals import check_splits, is_streamed
+from lightning_vlm.data.streams.source import Shards
 from lightning_vlm.data.system_prompts import WithSystemPrompts
 from lightning_vlm.errors import DataError, UserError
 
@@ -37,6 +40,7 @@ class Splits:
         negatives: What is added to training.
         system_prompts: Task -> what stands before conversations without a system turn.
         skip: The file of a list of rows that are left out.
+        streaming: How paths are read whose rows are never in memory as a whole; None reads none so.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Splits:
         negatives: Negatives | None = None,
         system_prompts: dict[str, str] | None = None,
         skip: str | None = None,
+        streaming: Streaming | None = None,
     ) -> None:
         self.given = given
         shares = {split: share_of(one) for split, one in given.items()}
@@ -68,6 +73,9 @@ class Splits:
         self._boxes = (bad_boxes, box_format)
         self._negatives = negatives
         self._prompts = system_prompts
+        self._streaming = streaming
+        if streaming is not None:
+            check_splits(given, self._shares, negatives, skip)
 
     def source(self, split: str) -> Conversations:
         """The source of a split, checked as it is opened.
@@ -92,7 +100,9 @@ class Splits:
         if isinstance(given, str | Path):
             path = None if skip is None else skip.path
             begin = str(given), self._image_root, self.on_bad_sample
-            source = read(*begin, *self._options, split, *self._boxes, path)
+            ways = *begin, *self._options, split, *self._boxes
+            streamed = is_streamed(split, str(given), self._streaming)
+            source = Shards(*ways, self._streaming) if streamed else read(*ways, path)
         else:
             source = given if skip is None else without_listed(given, skip)
         if skip is not None:
@@ -120,16 +130,17 @@ class Splits:
     @property
     def _ways(self) -> tuple:
         path = None if self._skip is None else self._skip.path
-        return self._image_root, self._options, self._boxes, self._prompts, path
+        return self._image_root, self._options, self._boxes, self._prompts, path, self._streaming
 
     def samples(self, split: str, renderer: Renderer) -> Conversations:
         """The source of a split, with a sample for each answer that its template can only write last.
 
         Only a prompt is written for prediction, so that its conversations stay whole. Training has negatives
-        beside them, if there are any.
+        beside them, if there are any. What is streamed stays as it is: which answers need a sample of their
+        own is only known of samples that were read, so that rendering refuses those that do.
         """
         source = self.source(split)
-        if split == "predict":
+        if split == "predict" or source.windows is not None:
             return source
         known = self._samples.get(split)
         if known is None or known[0] is not renderer:

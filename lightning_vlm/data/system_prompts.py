@@ -129,6 +129,7 @@ class WithSystemPrompts(Conversations):
         self.skipped = of.skipped
         self.only_words = of.only_words
         self.times = of.times
+        self.windows = of.windows
 
     def __len__(self) -> int:
         return len(self._of)

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.parts import MAX_WEIGHT
+from lightning_vlm.data.task_table import OTHER as OTHER
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 
 Weighting = Literal["inverse_initial_loss", "uncertainty"]
-OTHER = "other tasks"
-"""The name of tasks without a name, where there is no `VLMDataModule` to name them."""
 LARGEST_LOG_VARIANCE = 6.9
 """Bounds an uncertainty's weight to 0.001..1000."""
 

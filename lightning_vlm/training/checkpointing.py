@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.task_table import OTHER
 from lightning_vlm.models.loading.checkpoint import base_of, check_base
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ def fill_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
 
 
 def _samples_of_tasks(module: "VLMModule") -> dict[str, int]:
-    """How many samples of each task are trained on, for people; nothing where no data module says it."""
+    """How many samples of each task are trained on, for people; nothing where that isn't known."""
     data = getattr(module.trainer, "datamodule", None)
     if not isinstance(data, VLMDataModule):
         return {}
     names, of = data.task_table
+    if OTHER in names:
+        return {}
     counts = Counter(of)
     return {name: counts[number] for number, name in enumerate(names)}
 

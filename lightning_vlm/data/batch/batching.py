@@ -16,6 +16,8 @@ from lightning_vlm.data.batch.sampler import ResumableBatchSampler, UnitSampler
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import TaskSampling
 from lightning_vlm.data.batch.task_units import DrawnUnits, TaskUnitSampler
+from lightning_vlm.data.batch.window_sampler import WindowSampler
+from lightning_vlm.data.batch.windows import Windows
 from lightning_vlm.data.conversation import Conversations, TaskTable
 from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.errors import UserError
@@ -157,6 +159,7 @@ class Batching:
         by_task: tuple[TaskTable, TaskSampling] | None = None,
         ahead: int = 1,
         times: int = 0,
+        windows: Windows | None = None,
     ) -> ResumableBatchSampler:
         """Deals the batches of this mode.
 
@@ -171,12 +174,15 @@ class Batching:
             ahead: How many batches may be prepared before the losses of one are known.
             times: Into how many stretches of an epoch the data changes. Where batches are made by length, it
                 stays as it is at the beginning, as its lengths were measured then.
+            windows: Which samples lie together, where they are streamed.
         """
         if self.mode == "padded" and by_task is not None:
-            by_losses = TaskBatchSampler(*by_task, batch_size, shuffle, seed, rank, world)
+            by_losses = TaskBatchSampler(*by_task, batch_size, shuffle, seed, rank, world, windows)
             by_losses.check_ahead(ahead)
             by_losses.times = times
             return by_losses
+        if windows is not None:
+            return WindowSampler(windows, batch_size, shuffle, seed, rank, world)
         if self.mode == "padded":
             padded = ResumableBatchSampler(size, batch_size, shuffle, seed, rank, world)
             padded.times = times

@@ -1,6 +1,6 @@
 """Which samples share a batch: the same for every way of splitting the work."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,13 +68,15 @@ class ResumableBatchSampler(DistributedSampler):
         return -(-self.size // self.global_batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.size))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.size, generator=generator).tolist()
+        order = self.order() if self.shuffle else range(self.size)
         for places in self.places():
             batch = [self.at_time(order[place], place) for place in places if place < self.size]
             yield batch + [PAD_INDEX] * (self.batch_size - len(batch))
+
+    def order(self) -> Sequence[int]:
+        """All samples in the order that this epoch draws."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.size, generator=generator).tolist()
 
     def places(self) -> Iterator[range]:
         """The places that this rank's batches have in the order of the epoch."""

@@ -1,12 +1,12 @@
 """The samples of each task, gone through again and again."""
 
-from random import Random
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_vlm.data.conversation import TaskTable
+from lightning_vlm.data.batch.windows import Windows
+from lightning_vlm.data.batch.windows import chance as chance
+from lightning_vlm.data.task_table import TaskTable
 
 
 class TaskPasses:
@@ -16,19 +16,24 @@ class TaskPasses:
         table: The task of each sample.
         shuffle: Draw a new order for each pass over a task.
         seed: Chooses the orders.
+        windows: Which samples lie together, if orders are to keep them near.
 
     >>> passes = TaskPasses(TaskTable.of_samples(["vqa", "ocr", "vqa"]), shuffle=False, seed=0)
     >>> passes.deal(torch.tensor([0, 0, 1, 0]), before=[1, 0]).tolist()
     [2, 0, 1, 2]
     """
 
-    def __init__(self, table: TaskTable, shuffle: bool, seed: int) -> None:
+    def __init__(self, table: TaskTable, shuffle: bool, seed: int, windows: Windows | None = None) -> None:
         self.names = table.names
         self._shuffle = shuffle
         self._seed = seed
         task_of = np.frombuffer(table.of, dtype=np.uint16)
         self.members = [torch.from_numpy(np.flatnonzero(task_of == task)) for task in range(len(table.names))]
         """The samples of each task."""
+        share = 1 / len(table.names)
+        self._windows = windows and [
+            windows.among(task_of == task, share) for task in range(len(table.names))
+        ]
 
     @property
     def sizes(self) -> list[int]:
@@ -50,24 +55,21 @@ class TaskPasses:
             (places,) = (tasks == task).nonzero(as_tuple=True)
             while len(places):
                 number, start = divmod(drawn, len(self.members[task]))
-                following = self._pass(task, number)[start : start + len(places)]
+                following = self._pass(task, number, start, start + len(places))
                 samples[places[: len(following)]] = following
                 places = places[len(following) :]
                 drawn += len(following)
         return samples
 
-    def _pass(self, task: int, number: int) -> Tensor:
-        """All samples of a task in the order of one pass."""
+    def _pass(self, task: int, number: int, start: int, stop: int) -> Tensor:
+        """The samples of a task from one place of a pass to another."""
         members = self.members[task]
         if not self._shuffle:
-            return members
-        generator = chance(self._seed, self.names[task], number)
-        return members[torch.randperm(len(members), generator=generator)]
-
-
-def chance(*key: object) -> torch.Generator:
-    """Chance that is the same in every process, as `hash` isn't."""
-    return torch.Generator().manual_seed(Random(" ".join(map(str, key))).getrandbits(63))
+            return members[start:stop]
+        key = (self._seed, self.names[task], number)
+        if self._windows:
+            return self._windows[task].order(*key).between(start, stop)
+        return members[torch.randperm(len(members), generator=chance(*key))][start:stop]
 
 
 def plus(counts: list[int], tasks: Tensor) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_vlm.data.batch.draws_by_task import DrawsByTask
 from lightning_vlm.data.batch.task_passes import TaskPasses, chance, plus
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
+from lightning_vlm.data.batch.windows import Windows
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
 
@@ -31,6 +32,7 @@ class TaskBatchSampler(DrawsByTask):
         seed: Chooses what is drawn.
         rank: This process.
         world: Number of processes.
+        windows: Which samples lie together, if orders are to keep them near.
 
     Raises:
         UserError: As `TaskSampling.scores`.
@@ -50,12 +52,15 @@ class TaskBatchSampler(DrawsByTask):
         seed: int,
         rank: int,
         world: int,
+        windows: Windows | None = None,
     ) -> None:
         super().__init__(len(table.of), batch_size, shuffle, seed, rank, world)
         self.names = table.names
         self.sampling = sampling
         self.description = f"{sampling} of {', '.join(table.names)}"
-        self._passes = TaskPasses(table, shuffle, seed)
+        if windows:
+            self.description += f" in windows of {windows.window:,} of the shards {windows.shards}"
+        self._passes = TaskPasses(table, shuffle, seed, windows)
         self.task_sizes = self._passes.sizes
         self._scores = sampling.scores(table)
         self._round_size = sampling.every_n_samples

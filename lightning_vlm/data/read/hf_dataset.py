@@ -1,6 +1,5 @@
 """Hugging Face data sets on disk as a source."""
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -12,13 +11,12 @@ from lightning_vlm.data.read.arrow_bytes import holds_bytes, without_bytes
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
 from lightning_vlm.data.read.source import OnBadSample, Source
+from lightning_vlm.data.read.table_rows import TableRows
 from lightning_vlm.errors import DataError, UserError
 
 if TYPE_CHECKING:
     import datasets
 
-_OF_TOOLS = ("tools", "functions", "tool_calls", "function_call")
-"""Keys whose objects differ from row to row, so that a table fills them up with nulls."""
 _AT_ONCE = 1000
 _LOOKED_AT = 64
 """Rows that are checked together."""
@@ -72,8 +70,7 @@ class HFDataset(Source):
         skip: str | None = None,
     ) -> None:
         data, name = _split_of(_load(path, config), split, path)
-        self._features = _stored(data.features)
-        self._class_names = {name: kind for name, kind in data.features.items() if _has_names(kind)}
+        self._rows = TableRows(data.features)
         self._data = data.with_format("arrow")  # so that pictures stay encoded bytes
         if not image_root:
             image_root = str(Path(path).parent) if Path(path).is_file() else path
@@ -82,7 +79,7 @@ class HFDataset(Source):
     def fingerprint(self) -> str:
         """Of its size, its columns and some of its rows, evenly spread."""
         size = len(self._data)
-        digest = hashlib.blake2b(f"{size} {self._features}".encode(), digest_size=12)
+        digest = hashlib.blake2b(f"{size} {self._rows.stored}".encode(), digest_size=12)
         for number in sorted({place * size // _LOOKED_AT for place in range(_LOOKED_AT)}) if size else ():
             digest.update(repr(self._record((number,))).encode())
         return digest.hexdigest()
@@ -109,23 +106,7 @@ class HFDataset(Source):
         return f"{self.name}:{number}"
 
     def _row(self, record: dict[str, Any], source: str) -> dict[str, Any]:
-        row: dict[str, Any] = self._features.decode_example(record)  # some columns are stored as JSON
-        for name, kind in self._class_names.items():
-            row[name] = _named(row[name], kind)
-        return _without_filled_nulls(row)
-
-
-def _without_filled_nulls(row: Any, of_tools: bool = False) -> Any:
-    """A row whose calls and definitions of tools lack the nulls with which a table fills absent keys."""
-    if isinstance(row, list):
-        return [_without_filled_nulls(item, of_tools) for item in row]
-    if not isinstance(row, dict):
-        return row
-    cleared = {}
-    for name, value in row.items():
-        if value is not None or not of_tools:
-            cleared[name] = _without_filled_nulls(value, of_tools or name in _OF_TOOLS)
-    return cleared
+        return self._rows.row(record)
 
 
 def _load(path: str, config: str | None) -> Any:
@@ -233,44 +214,3 @@ def _split_of(data: Any, split: str | list[str] | None, path: str) -> tuple["dat
         known = ", ".join(map(str, splits))
         raise UserError(f"{path}: split is {split}; choose one of {known}")
     return data[chosen], f"{path}/{chosen}"
-
-
-def _has_names(kind: Any) -> bool:
-    """Whether a column holds numbers of classes, at any depth."""
-    import datasets
-
-    if isinstance(kind, dict):
-        return any(map(_has_names, kind.values()))
-    return isinstance(kind, datasets.ClassLabel) or _has_names(getattr(kind, "feature", {}))
-
-
-def _named(value: Any, kind: Any) -> Any:
-    """A value with the names of classes in place of their numbers."""
-    if isinstance(value, dict) and isinstance(kind, dict):
-        return {name: _named(item, kind.get(name)) for name, item in value.items()}
-    if isinstance(value, dict):  # a list of objects, stored as an object of lists
-        inner = getattr(kind, "feature", {})
-        of = inner if isinstance(inner, dict) else {}
-        return {
-            name: [_named(item, of.get(name)) for item in items] if isinstance(items, list) else items
-            for name, items in value.items()
-        }
-    if isinstance(value, list):
-        return [_named(item, getattr(kind, "feature", None)) for item in value]
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return kind.int2str(value) if is_number and hasattr(kind, "int2str") else value
-
-
-def _stored(features: Any) -> Any:
-    """The same features, but with pictures as they are stored instead of decoded, at any depth."""
-    import datasets
-
-    is_medium = hasattr(features, "decode") and type(features).__name__ != "Json"
-    if is_medium:  # a picture, a sound or a video
-        return dataclasses.replace(features, decode=False)
-    if isinstance(features, dict):
-        stored = {name: _stored(feature) for name, feature in features.items()}
-        return datasets.Features(stored) if isinstance(features, datasets.Features) else stored
-    if isinstance(features, datasets.List | datasets.LargeList):
-        return dataclasses.replace(features, feature=_stored(features.feature))
-    return features
