@@ -209,6 +209,8 @@ def _members(file: BinaryIO, path: str) -> Iterator[tuple[int, int, str]]:
         header = buffer[offset : offset + _BLOCK]
         if header[:1] == b"\0":
             break  # blocks of zeros end an archive
+        if len(header) < _BLOCK:
+            raise DataError(path, f"byte {place:,}", "an archive that breaks off", _LAYOUT)
         if header[257:262] != b"ustar":
             raise DataError(path, f"byte {place:,}", "what is no header of a tar archive", _LAYOUT)
         kind = header[156:157]

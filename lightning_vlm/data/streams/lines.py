@@ -15,7 +15,7 @@ _NEWLINE = 10
 
 
 class Lines(Shard):
-    """A file of JSON lines. Opening it looks for the ends of lines and parses nothing; 8 bytes a row remain.
+    r"""A file of JSON lines. Opening it looks for the ends of lines and parses nothing; 8 bytes a row remain.
 
     Args:
         path: The file.
