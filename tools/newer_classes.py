@@ -17,7 +17,7 @@ def stood_in_for() -> Iterator[None]:
         try:
             return own(module, name)
         except AttributeError:
-            if module is not transformers or not name[0].isupper():
+            if module.__name__ != "transformers" or not name[0].isupper():
                 raise
             return _StandIn(name)
 

@@ -3,15 +3,18 @@
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import ProcessContext, start_processes
 
 DDP: dict[str, Any] = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
 """Options of a Trainer on one of two ranks, whose data are already those of its rank."""
+LIMIT = 300
+"""Seconds after which ranks that wait for each other are killed."""
 
 
 def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -32,12 +35,25 @@ def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2)
     Raises:
         ProcessRaisedException: One of them failed; the message has its traceback.
         ProcessExitedException: One of them was killed.
+        TimeoutError: They did not end within `LIMIT` seconds, as one that waits for the others does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(
-            _rank, (ranks, _free_port(), Path(folder), function, arguments), ranks, start_method="fork"
-        )
+        given = ranks, _free_port(), Path(folder), function, arguments
+        started = start_processes(_rank, given, ranks, join=False, start_method="fork")
+        try:
+            _wait_for(started)
+        finally:
+            for process in started.processes:
+                process.kill()  # a process that is left would keep the tests from ending
         return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(ranks)]
+
+
+def _wait_for(started: ProcessContext) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not started.join(timeout=1):
+        if time.monotonic() > deadline:
+            alive = [rank for rank, process in enumerate(started.processes) if process.is_alive()]
+            raise TimeoutError(f"ranks {alive} have not ended within {LIMIT} seconds")
 
 
 def _rank(
