@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench notebooks clean
+.PHONY: help demo test test-all test-lowest lint audit docs bench notebooks clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -32,6 +32,12 @@ lint: $(INSTALLED) ## Check style, types, which module may import which, names a
 	$(BIN)/python -m tools.house_rules
 	$(BIN)/python -m tools.figures
 
+audit: .venv/audit ## Compare the pinned versions with known vulnerabilities, where the package index has a list
+	$(BIN)/python -m tools.audit
+
+test-lowest: .venv-lowest/installed ## Run all tests with the oldest versions that pyproject.toml admits
+	.venv-lowest/bin/pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
+
 docs: $(INSTALLED) ## Build the documentation into site/, without a network; each link is checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
@@ -42,7 +48,7 @@ notebooks: $(INSTALLED) ## Run the notebooks and store what they show
 	$(BIN)/python -m tools.notebooks
 
 clean: ## Remove .venv and caches (needed before another PYTHON); leaves runs/ alone
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, by the constraint: no other package gets to choose its version.
@@ -54,4 +60,15 @@ $(INSTALLED): pyproject.toml callbacks/pyproject.toml constraints.txt
 
 .venv/bench: $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[bench]"
+	touch $@
+
+.venv/audit: $(INSTALLED)
+	$(BIN)/python -m pip install "pip-audit>=2.10"
+	touch $@
+
+# uv, because pip can't choose the lowest versions. torch is then a build for CUDA, of some gigabytes.
+.venv-lowest/installed: pyproject.toml callbacks/pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct -e ./callbacks -e ".[test]"
 	touch $@
