@@ -1,22 +1,30 @@
 """Refuses runs in which a callback can't be right: each check says in one line what to change.
 
-What a run must have: Lightning's own Trainer, whole gradients on each rank, one gradient for each step, and
-parameters that exist.
+What a run must have: Lightning's own Trainer, gradients that the callback can read, one gradient for each
+step, and parameters that exist.
 """
 
 from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 __all__ = [
+    "is_whole",
     "require_full_gradients",
     "require_initialized",
+    "require_known_strategy",
     "require_lightning",
     "require_plain_optimizers",
     "require_single_closure",
@@ -38,20 +46,26 @@ def require_lightning(who: str, trainer: Trainer) -> None:
         )
 
 
-def require_full_gradients(who: str, trainer: Trainer, module: LightningModule) -> None:
-    """Refuse at setup a run in which a rank doesn't see the whole gradient of each optimizer step.
+def require_full_gradients(who: str, trainer: Trainer, module: LightningModule, needs_whole: str) -> None:
+    """Refuse at setup a run in which a callback can't see the true gradient of each optimizer step.
 
     Args:
         who: The callback that needs it.
         trainer: Whose run it is.
         module: That it trains.
+        needs_whole: Why each rank must hold the whole model, as the end of a sentence that begins with the
+            callback's name; empty if FSDP2 (`ModelParallelStrategy`), which cuts each weight into one piece
+            for each rank, is right too.
 
     Raises:
-        MisconfigurationException: A Trainer of another package, a strategy other than one device or DDP, or
-            manual optimization.
+        MisconfigurationException: A Trainer of another package, a strategy under which the callback isn't
+            right, or manual optimization.
     """
     require_lightning(who, trainer)
-    require_whole_model(who, trainer.strategy)
+    if needs_whole:
+        require_whole_model(who, trainer.strategy, needs_whole)
+    else:
+        require_known_strategy(who, trainer.strategy)
     if not module.automatic_optimization:
         raise MisconfigurationException(
             f"{who}: found manual optimization, in which a batch may have several steps, or none; "
@@ -59,18 +73,44 @@ def require_full_gradients(who: str, trainer: Trainer, module: LightningModule) 
         )
 
 
-def require_whole_model(who: str, strategy: Strategy) -> None:
+def require_known_strategy(who: str, strategy: Strategy) -> None:
+    """Refuse strategies other than one device, DDP and FSDP2.
+
+    Raises:
+        MisconfigurationException: It is another.
+    """
+    if isinstance(strategy, ModelParallelStrategy) or is_whole(strategy):
+        return
+    raise MisconfigurationException(
+        f"{who}: found trainer.strategy {type(strategy).__name__}, which joins and cuts parameters in a way "
+        "of its own that callbacks can't read; choose ModelParallelStrategy (FSDP2), ddp or one device"
+    )
+
+
+def require_whole_model(who: str, strategy: Strategy, why: str = "") -> None:
     """Refuse strategies that split a model over ranks.
+
+    Args:
+        who: That needs the whole model.
+        strategy: Of the run.
+        why: As `needs_whole` of `require_full_gradients`.
 
     Raises:
         MisconfigurationException: It is neither one device nor DDP.
     """
-    is_whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    if not is_whole or isinstance(strategy, DeepSpeedStrategy):  # which inherits from DDPStrategy
-        raise MisconfigurationException(
-            f"{who}: found trainer.strategy {type(strategy).__name__}, with which a rank may not hold the "
-            "whole model, its gradients and its optimizer's state; choose ddp or one device"
-        )
+    if is_whole(strategy):
+        return
+    reason = f". {who} {why}" if why and isinstance(strategy, ModelParallelStrategy) else ""
+    raise MisconfigurationException(
+        f"{who}: found trainer.strategy {type(strategy).__name__}, with which a rank may not hold the "
+        f"whole model, its gradients and its optimizer's state{reason}; choose ddp or one device"
+    )
+
+
+def is_whole(strategy: Strategy) -> bool:
+    """Whether a strategy keeps the whole model on each rank: one device and DDP."""
+    keeps_all = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    return keeps_all and not isinstance(strategy, DeepSpeedStrategy)  # which inherits from DDPStrategy
 
 
 def require_initialized(who: str, module: nn.Module) -> None:

@@ -49,6 +49,7 @@ from lightning_vlm_callbacks.trackers import log_table
 
 __all__ = ["AdaptiveLoRARank"]
 
+NEEDS_WHOLE = "changes the sizes of LoRA weights, which FSDP2 has cut by their first sizes"
 _MEASURED_STEPS = 8
 """How many steps before a change importance is measured."""
 
@@ -140,7 +141,7 @@ class AdaptiveLoRARank(Callback):
         self._end()
         self._unwrap_loading = ranks_before_weights(pl_module)
         if stage == "fit":
-            require_full_gradients("AdaptiveLoRARank", trainer, pl_module)
+            require_full_gradients("AdaptiveLoRARank", trainer, pl_module, NEEDS_WHOLE)
 
     def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
         """Raise a SelectorError if a group finds nothing in a model; `may_train` doesn't matter here."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_vlm_callbacks.ddp import gather_nothing
 from lightning_vlm_callbacks.gradient_monitor.groups import ALL, parameter_groups
 from lightning_vlm_callbacks.gradient_monitor.measurement import Measurement
 from lightning_vlm_callbacks.gradient_monitor.rules import Limits, Watch
@@ -26,6 +27,7 @@ from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import builds_in_setup, log_metrics, loss_scaler
 from lightning_vlm_callbacks.selectors import select_parameters
+from lightning_vlm_callbacks.shards import is_spread
 from lightning_vlm_callbacks.trackers import log_histograms, shows_histograms
 
 __all__ = ["GradientMonitor"]
@@ -125,7 +127,7 @@ class GradientMonitor(Callback):
         require_lightning("GradientMonitor", trainer)
         if stage != "fit":
             return
-        require_full_gradients("GradientMonitor", trainer, pl_module)
+        require_full_gradients("GradientMonitor", trainer, pl_module, needs_whole="")
         if self.histogram and not shows_histograms(trainer):
             raise MisconfigurationException(
                 "GradientMonitor(histogram=True): found no logger that shows histograms; add a WandbLogger "
@@ -141,6 +143,7 @@ class GradientMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        gather_nothing(pl_module)
         require_initialized("GradientMonitor", pl_module)
         if self.on_anomaly == "skip":
             require_single_closure("GradientMonitor(on_anomaly='skip')", trainer.optimizers)
@@ -170,7 +173,8 @@ class GradientMonitor(Callback):
         step = trainer.global_step
         is_due = self._every > 0 and (step + 1) % self._every == 0
         if is_due or self.on_anomaly == "skip":
-            self._measure(trainer, optimizer, Measurement(step, self._groups), is_due)
+            measured = Measurement(step, self._groups, is_spread(trainer.strategy))
+            self._measure(trainer, optimizer, measured, is_due)
 
     @override
     def on_train_batch_end(self, trainer: "pl.Trainer", *_: Any, **__: Any) -> None:

@@ -6,14 +6,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_vlm_callbacks.ddp import sum_over_ranks
 from lightning_vlm_callbacks.gradient_monitor.statistics import (
     BIN_EDGES,
+    combine,
     log2_histogram,
     norms,
     reductions,
     statistics,
 )
 from lightning_vlm_callbacks.host_copy import HostCopy
+from lightning_vlm_callbacks.shards import own_part
 
 __all__ = ["Measurement"]
 
@@ -29,13 +32,18 @@ class Measurement:
     Small tensors that belong to the same groups are joined to one bundle, because for them the overhead of a
     call takes longer than its computation. Any other tensor is a bundle of its own.
 
+    Under FSDP2 each rank measures the pieces that it holds, and one or two collectives combine them, so all
+    ranks must measure the same steps.
+
     Args:
         step: Its number.
         groups: Parameters by group, none of them empty. Only those with a gradient count.
+        spread: Whether tensors may lie over several ranks.
     """
 
-    def __init__(self, step: int, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    def __init__(self, step: int, groups: Mapping[str, Sequence[nn.Parameter]], spread: bool = False) -> None:
         self.step = step
+        self._spread = spread
         self.rows: dict[str, Tensor] = {}
         self.histograms: dict[str, Tensor] = {}
         self.places: dict[str, list[int]] = {}
@@ -65,7 +73,8 @@ class Measurement:
         """The norm of each group before the step is made. The host waits for it."""
         if not self.gradients:
             return {}
-        of_bundles = norms(self.gradients).cpu().double()
+        rows = {"norm": norms(self.gradients)}
+        of_bundles = (combine(rows) if self._spread else rows)["norm"].cpu().double()
         return {name: float(of_bundles[places].norm()) for name, places in self.places.items()}
 
     @torch.no_grad()
@@ -102,6 +111,11 @@ class Measurement:
         if self._weights_before:
             self.rows["update"] = _distances(self._weights_before, self._weights())
             self._weights_before = []
+        if self._spread:
+            self.rows = combine(self.rows)
+            if self.histograms:
+                counts = sum_over_ranks(*self.histograms.values())
+                self.histograms = dict(zip(self.histograms, counts, strict=True))
         self._packed = HostCopy(torch.cat([*self.rows.values(), *self.histograms.values()]))
 
     def read(self) -> tuple[dict[str, dict[str, float]], dict[str, list[float]]]:
@@ -127,12 +141,15 @@ class Measurement:
             for parameter in bundle:
                 if parameter.grad is None:
                     return []
-                gradients.append(_dense(parameter.grad))
+                gradients.append(self._part(_dense(parameter.grad)))
             joined.append(_join(gradients))
         return joined
 
     def _weights(self) -> list[Tensor]:
-        return [_join(bundle) for bundle in self._bundles]
+        return [_join([self._part(weight.detach()) for weight in bundle]) for bundle in self._bundles]
+
+    def _part(self, tensor: Tensor) -> Tensor:
+        return own_part(tensor) if self._spread else tensor
 
     def _copies(self, weights: list[Tensor], buffers: dict[int, Tensor]) -> list[Tensor]:
         """Copies of the weights.

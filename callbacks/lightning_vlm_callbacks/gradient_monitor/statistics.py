@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed
 from torch import Tensor
 
-__all__ = ["BIN_EDGES", "log2_histogram", "norms", "reductions", "statistics"]
+from lightning_vlm_callbacks.ddp import sum_over_ranks
+
+__all__ = ["BIN_EDGES", "combine", "log2_histogram", "norms", "reductions", "statistics"]
 
 BIN_EDGES = list(range(-40, 9))
 """Edges of the bins of `log2_histogram`, as powers of two."""
@@ -58,6 +61,35 @@ def reductions(gradients: list[Tensor]) -> dict[str, Tensor]:
         "max": largest.float(),
         "nonzero": torch.stack(nonzero).float(),
     }
+
+
+def combine(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of tensors whose pieces lie on several ranks, from the rows of each rank's pieces.
+
+    All ranks must call it. Squares of norms are added in float64, in which they don't overflow.
+
+    Args:
+        rows: As for `statistics`, each of shape [n] on the device.
+
+    Returns:
+        The same names and shapes, equal on all ranks.
+    """
+    summed = {}
+    for name, row in rows.items():
+        if name != "max":
+            row = row.double()
+            summed[name] = row if name in ("sum", "nonzero") else row.square()
+    totals = dict(zip(summed, sum_over_ranks(*summed.values()), strict=True))
+    found = {}
+    for name, row in rows.items():
+        if name == "max":
+            largest = row.clone()
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            found[name] = largest.where(~totals["norm"].isnan(), math.nan)  # MAX may lose a NaN
+        else:
+            total = totals[name]
+            found[name] = (total if name in ("sum", "nonzero") else total.sqrt()).float()
+    return found
 
 
 def statistics(rows: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> dict[str, float]:

@@ -31,6 +31,8 @@ from lightning_vlm_callbacks.task_weights import TaskWeights, task_weights_of
 
 __all__ = ["GradNorm"]
 
+NEEDS_WHOLE = "takes the gradients of tasks at one layer, whose weights FSDP2 keeps in pieces"
+
 SOLVERS = {"closed_form": closed_form, "paper": paper}
 
 
@@ -100,7 +102,7 @@ class GradNorm(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         require_lightning("GradNorm", trainer)
         if stage == "fit":
-            require_full_gradients("GradNorm", trainer, pl_module)
+            require_full_gradients("GradNorm", trainer, pl_module, NEEDS_WHOLE)
 
     def check_selectors(self, root: nn.Module, may_train: Collection[nn.Parameter] = ()) -> None:
         """Raise a SelectorError if `layer` finds nothing in a model; `may_train` doesn't matter here."""

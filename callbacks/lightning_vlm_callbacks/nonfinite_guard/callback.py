@@ -18,6 +18,7 @@ from lightning_vlm_callbacks.nonfinite_guard.detection import (
     find_bad,
 )
 from lightning_vlm_callbacks.nonfinite_guard.report import explain
+from lightning_vlm_callbacks.nonfinite_guard.sharded import check_sharded
 from lightning_vlm_callbacks.nonfinite_guard.state import Counts, KeptBuffers, Snapshots
 from lightning_vlm_callbacks.random_states import random_state
 from lightning_vlm_callbacks.requirements import (
@@ -87,7 +88,7 @@ class NonFiniteGuard(Callback):
             weights and the state of their optimizer together.
 
     Raises:
-        MisconfigurationException: A strategy that shards the model, or manual optimization.
+        MisconfigurationException: FSDP1 or DeepSpeed, `rollback` with FSDP2, or manual optimization.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class NonFiniteGuard(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        require_full_gradients("NonFiniteGuard", trainer, pl_module)
+        require_full_gradients("NonFiniteGuard", trainer, pl_module, needs_whole="")
+        check_sharded(trainer, self.on_nonfinite)
         self._folder = run_folder(trainer, self.dirpath)
         if self.dirpath is None:
             self._folder /= "nonfinite"

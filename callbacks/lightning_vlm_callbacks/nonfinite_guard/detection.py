@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_vlm_callbacks.shards import local_part
+
 __all__ = ["Event", "MicroBatch", "bad_gradients", "find_bad"]
 
 
@@ -72,4 +74,4 @@ def bad_gradients(module: LightningModule) -> list[str]:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
+    return gradient._values() if gradient.is_sparse else local_part(gradient)

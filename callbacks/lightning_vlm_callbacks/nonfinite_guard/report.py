@@ -11,8 +11,10 @@ from lightning_vlm_callbacks.nonfinite_guard.bundle import NonFiniteBundle, save
 from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch
 from lightning_vlm_callbacks.nonfinite_guard.diagnosis import COLUMNS, Diagnosis, advice
 from lightning_vlm_callbacks.nonfinite_guard.replay import replay
+from lightning_vlm_callbacks.nonfinite_guard.sharded import names_on_all_ranks
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.runs import loss_scaler
+from lightning_vlm_callbacks.shards import is_spread
 
 __all__ = ["explain"]
 
@@ -46,6 +48,8 @@ def explain(trainer: Trainer, event: Event, folder: Path | None, max_mib: float)
     line = f"NonFiniteGuard: step {trainer.global_step}: {event.what}"
     if ranks and trainer.world_size > 1:
         line += f" on rank {', '.join(map(str, ranks))}"
+    if is_spread(trainer.strategy):  # one rank alone can't run the model
+        return line + names_on_all_ranks(event.affected)
     if folder is None:
         return line
     sentence, reproduced = "", False

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import Parameter
 from typing_extensions import override
 
-from lightning_vlm_callbacks.ddp import rewrap_ddp
+from lightning_vlm_callbacks.ddp import gather_nothing, reread_fsdp2, rewrap_ddp
 from lightning_vlm_callbacks.modes import hold_modes, release_modes
 from lightning_vlm_callbacks.rates_in_force import rates_in_force
 from lightning_vlm_callbacks.requirements import (
@@ -72,8 +72,9 @@ class StagedUnfreezing(Callback):
 
     Raises:
         MisconfigurationException: The arguments are wrong. Or, when the fit begins: a selector takes only
-            what the module has frozen, or something in no optimizer; the strategy isn't one device or DDP;
-            the run has no end or length that the unit needs; nothing validates. Or a metric isn't logged.
+            what the module has frozen, or something in no optimizer; the strategy isn't one device, DDP or
+            FSDP2; the run has no end or length that the unit needs; nothing validates. Or a metric isn't
+            logged.
         SelectorError: When the fit begins: a selector finds nothing.
 
     >>> stages = [{"at": 0, "train": {"head": 1.0}}, {"at": 0.5, "train": {"head": 1.0, "blocks[-1:]": 0.1}}]
@@ -119,6 +120,7 @@ class StagedUnfreezing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Only here the step and the checkpoint's state are known, and DDP has wrapped all that will train.
         self._end()  # Lightning's tuner calls this twice
+        gather_nothing(pl_module)
         require_initialized("StagedUnfreezing", pl_module)
         require_plain_optimizers("StagedUnfreezing", trainer.optimizers)
         self._run = self._begin(trainer, pl_module)
@@ -254,6 +256,7 @@ class StagedUnfreezing(Callback):
         hold_modes(root)
         if changed:
             rewrap_ddp(trainer, root)
+            reread_fsdp2(root)
         self.say(stage, step)
         record_event(trainer, "stage", self.name(stage))
         log_metrics(trainer, {"staged_unfreezing/stage": stage}, step)

@@ -23,10 +23,10 @@ def require_stages(trainer: Trainer, module: LightningModule) -> None:
     """Refuse at setup a run in which stages can't be right.
 
     Raises:
-        MisconfigurationException: A strategy other than one device or DDP, manual optimization, or another
-            callback that freezes.
+        MisconfigurationException: A strategy other than one device, DDP or FSDP2, manual optimization, or
+            another callback that freezes.
     """
-    require_full_gradients("StagedUnfreezing", trainer, module)
+    require_full_gradients("StagedUnfreezing", trainer, module, needs_whole="")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BaseFinetuning):
             raise MisconfigurationException(

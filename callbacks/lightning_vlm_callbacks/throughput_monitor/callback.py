@@ -224,12 +224,16 @@ class ThroughputMonitor(Callback):
         self._begin_stretch()
 
     def _over_processes(self, trainer: Trainer) -> HostCopy | list[float]:
-        shares_batches = isinstance(trainer.strategy, ModelParallelStrategy)
-        if shares_batches or not torch.distributed.is_initialized():
+        if not torch.distributed.is_initialized():
             return [math.nan] * len(NUMBERS)
         pinned = self._device.type == "cuda"
         local = torch.tensor(self._numbers, dtype=torch.float64, pin_memory=pinned)
-        return HostCopy(*sum_over_ranks(local.to(self._device, non_blocking=True)))
+        (total,) = sum_over_ranks(local.to(self._device, non_blocking=True))
+        if isinstance(
+            trainer.strategy, ModelParallelStrategy
+        ):  # ranks of a tensor-parallel group share batches
+            total *= trainer.strategy.device_mesh["data_parallel"].size() / trainer.world_size
+        return HostCopy(total)
 
     def _log(self, trainer: Trainer, wait: bool = False) -> None:
         """Log the stretches whose moments have come."""
