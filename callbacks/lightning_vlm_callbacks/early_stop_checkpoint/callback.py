@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -18,6 +17,7 @@ from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
 from lightning_vlm_callbacks.early_stop_checkpoint.last_step import is_training, position_after_batch
+from lightning_vlm_callbacks.early_stop_checkpoint.options import check_numbers, check_options, check_strategy
 from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles
 from lightning_vlm_callbacks.early_stop_checkpoint.whole_checkpoints import WholeCheckpoints
 from lightning_vlm_callbacks.random_states import set_random_state
@@ -72,6 +72,9 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         strict: Whether it is an error if the metric isn't there when it is judged. False waits for the next
             time, for a metric that only some validations have.
         save_on_exit: Save when the run is interrupted.
+        asynchronous: Training waits only until the state is copied to the CPU's memory, and goes on while the
+            copy is written: one at a time. What fails meanwhile is raised after the next step. The last
+            checkpoint of a run, and what an interruption saves, are waited for.
 
     Raises:
         MisconfigurationException: A number that makes no sense, two of these callbacks with one folder, a
@@ -97,12 +100,13 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         dirpath: str | None = None,
         strict: bool = True,
         save_on_exit: bool = True,
+        asynchronous: bool = False,
     ) -> None:
-        _check_numbers(1, every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
-        _check_numbers(0, patience=patience, min_delta=min_delta, keep_periodic=keep_periodic)
-        _check_options(monitor, mode, patience, dirpath)
+        check_numbers(1, every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        check_numbers(0, patience=patience, min_delta=min_delta, keep_periodic=keep_periodic)
+        check_options(monitor, mode, patience, dirpath)
         judge = Judge(monitor, Rule(mode, min_delta, patience), strict)
-        super().__init__(judge, RunFiles(keep_periodic), save_on_exit, dirpath)
+        super().__init__(judge, RunFiles(keep_periodic), save_on_exit, dirpath, asynchronous)
         self.every_n_steps = every_n_steps
         self._every_n_epochs = every_n_epochs  # type: ignore[assignment]
         self._step = 0
@@ -116,11 +120,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         if stage != TrainerFn.FITTING:
             return
         self._forget_fit()
-        if isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO):
-            raise MisconfigurationException(
-                "EarlyStopCheckpoint: found AsyncCheckpointIO, which returns before a checkpoint is written, "
-                "so that nothing says when it is whole; leave it out of the Trainer's plugins"
-            )
+        check_strategy(trainer, self.asynchronous)
         folder = run_folder(trainer, self.dirpath or run_folder(trainer) / "checkpoints")
         self._refuse_shared_folder(trainer, folder)
         self._files.open(folder, trainer.is_global_zero)
@@ -184,6 +184,8 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             if trainer.world_size == 1:
                 self._interrupts.leave_if_asked(trainer, None)
             return
+        if self._files.is_written(trainer):
+            self._wait(trainer)
         every = self.every_n_steps
         if every and self._step // every > before // every:
             self._periodic_due = True
@@ -192,7 +194,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     def _end_step(self, trainer: Trainer, pl_module: LightningModule, position: Position) -> None:
         self._interrupts.keep(trainer, pl_module, position)
         if self._periodic_due and position == "batch":
-            self._save(trainer, "batch")
+            self._save(trainer, "batch", goes_on=True)
         if position != "epoch":  # whose end is near
             self._interrupts.leave_if_asked(trainer, position)
 
@@ -213,7 +215,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         if not epoch_ended(trainer):
             self._follow(trainer, self._judge.judge(trainer))
             if self._best_due or self._periodic_due:
-                self._save(trainer, "validation")
+                self._save(trainer, "validation", goes_on=True)
             self._interrupts.leave_if_asked(trainer, "validation")
 
     @override
@@ -235,7 +237,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
             set_random_state(self._random)
             self._random = None
         elif self._best_due or self._periodic_due:
-            self._save(trainer, "epoch")
+            self._save(trainer, "epoch", goes_on=True)
         self._interrupts.keep(trainer, pl_module, "epoch")
         self._interrupts.leave_if_asked(trainer, "epoch")
 
@@ -252,10 +254,12 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if is_training(trainer):
+            self._end_writing(trainer)
             self._interrupts.on_exception(trainer, pl_module, exception)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end_writing(trainer)
         self._interrupts.end()
 
     def _follow(self, trainer: Trainer, decision: Decision | None) -> None:
@@ -269,25 +273,3 @@ class EarlyStopCheckpoint(WholeCheckpoints):
                 f"EarlyStopCheckpoint stops at step {trainer.global_step}: {self.monitor}: {decision.reason}"
             )
             record_event(trainer, "stopped", f"{self.monitor}: {decision.reason}")
-
-
-def _check_options(monitor: str | None, mode: str, patience: int | None, dirpath: str | None) -> None:
-    if mode not in ("min", "max"):
-        raise MisconfigurationException(f"EarlyStopCheckpoint: found mode {mode!r}; expected 'min' or 'max'")
-    if patience is not None and monitor is None:
-        raise MisconfigurationException(
-            f"EarlyStopCheckpoint: found patience {patience} without a metric to wait for; set monitor"
-        )
-    if dirpath is not None and "://" in str(dirpath):
-        raise MisconfigurationException(
-            f"EarlyStopCheckpoint: found dirpath {dirpath}; expected a folder on a local or shared disk, "
-            "where a file can be renamed and linked"
-        )
-
-
-def _check_numbers(least: int, /, **numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value < least:
-            raise MisconfigurationException(
-                f"EarlyStopCheckpoint: found {name} {value}; expected at least {least}"
-            )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lightning_vlm_callbacks.early_stop_checkpoint.background import Background
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     BEST,
     LATEST,
@@ -40,6 +42,9 @@ class RunFiles:
         """Whether the links in the folder are this run's."""
         self._settled = False
         """Whether other runs' files are out of the way."""
+        self._background = Background()
+        self._before = Kept()
+        """What was kept before the checkpoint that is being written in the background."""
 
     def path_of(self, name: str | None) -> str:
         """The path of a checkpoint; empty if there is none."""
@@ -115,6 +120,7 @@ class RunFiles:
     ) -> None:
         """Write a checkpoint, then let the links point at it, then delete what is no longer kept."""
         assert self.folder is not None
+        self.wait(trainer)
         name = self._name(step)
         before = self.kept
         is_new = name not in before.files
@@ -127,6 +133,87 @@ class RunFiles:
             self.kept = before
             raise
         self.kept = self.kept.prune(self._keep_periodic)
+
+    def begin(
+        self,
+        trainer: Trainer,
+        step: int,
+        best: bool,
+        periodic: bool,
+        copy: Callable[[Trainer, Path], Callable[[], None]],
+    ) -> None:
+        """As `save`, but only copy the state now; it is written and published while training goes on.
+
+        Args:
+            trainer: All of its ranks must call this.
+            step: The number of optimizer steps made.
+            best: Whether it is the best so far.
+            periodic: Whether it is one of those saved by steps or epochs.
+            copy: Copies the state, and returns what writes it.
+        """
+        assert self.folder is not None
+        self.wait(trainer)
+        name = self._name(step)
+        if name in self.kept.files:  # only the links change
+            self.save(trainer, step, best, periodic, lambda trainer, file: None)
+            return
+        self._before = self.kept
+        self.kept = kept = self._before.add(name, best, periodic)  # which the checkpoint itself holds, too
+        try:
+            write = copy(trainer, self.folder.unfinished(name))
+        except BaseException:
+            self.kept = self._before
+            raise
+        folder = self.folder if trainer.is_global_zero else None
+        self._background.start(partial(self._write_and_publish, write, folder, name, kept))
+        self.kept = kept.prune(self._keep_periodic)
+
+    def _write_and_publish(
+        self, write: Callable[[], None], folder: CheckpointFolder | None, name: str, kept: Kept
+    ) -> None:
+        write()
+        if folder is not None:
+            self._publish_in(folder, name, kept)
+        self._settled = True
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint was begun that hasn't been waited for."""
+        return self._background.is_busy
+
+    def is_written(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint that was begun has been written on all ranks, which must all ask."""
+        if not self._background.is_busy:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self._background.is_done(), all=True)
+
+    def wait(self, trainer: Trainer, together: bool = True) -> bool:
+        """Wait for the checkpoint that is being written in the background.
+
+        Args:
+            trainer: Whose run it is.
+            together: Whether all ranks call this; otherwise they can't agree on errors.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            MisconfigurationException: It couldn't be written.
+        """
+        if not self._background.is_busy:
+            return False
+        error = self._background.wait()
+        try:
+            if together or error is not None:
+                self._agree(trainer, error, together)
+        except BaseException:
+            self.kept = self._before
+            raise
+        return True
+
+    def close(self) -> None:
+        """End the thread that writes in the background."""
+        self._background.close()
 
     def _name(self, step: int) -> str:
         version = 1
@@ -149,33 +236,33 @@ class RunFiles:
         error: OSError | None = None
         try:
             if trainer.is_global_zero:
-                self._publish_in(self.folder, name)
+                self._publish_in(self.folder, name, self.kept)
         except OSError as found:
             error = found
         self._settled = True
         self._agree(trainer, error)
 
-    def _publish_in(self, folder: CheckpointFolder, name: str | None) -> None:
+    def _publish_in(self, folder: CheckpointFolder, name: str | None, kept: Kept) -> None:
         if not self._settled:
-            self._settle(folder)
+            self._settle(folder, kept)
         if name is not None:
             folder.publish(name)
-        folder.link(BEST, self.kept.best)
-        folder.link(LATEST, self.kept.latest)
-        remaining = self.kept.prune(self._keep_periodic).files
-        folder.delete([file for file in self.kept.files if file not in remaining])
+        folder.link(BEST, kept.best)
+        folder.link(LATEST, kept.latest)
+        remaining = kept.prune(self._keep_periodic).files
+        folder.delete([file for file in kept.files if file not in remaining])
 
-    def _settle(self, folder: CheckpointFolder) -> None:
+    def _settle(self, folder: CheckpointFolder, kept: Kept) -> None:
         """Move other runs' files out of the way, and say which SLURM job writes here."""
-        aside = folder.set_aside(self.kept.files, self._continues)
+        aside = folder.set_aside(kept.files, self._continues)
         if aside is not None:
             rank_zero_warn(f"EarlyStopCheckpoint: another run's checkpoints were moved to {aside}")
         if slurm_job():
             folder.write(JOB, slurm_job())
 
-    def _agree(self, trainer: Trainer, error: BaseException | None) -> None:
+    def _agree(self, trainer: Trainer, error: BaseException | None, together: bool = True) -> None:
         """Raise on all ranks if there was an error on any."""
-        if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        if together and trainer.strategy.reduce_boolean_decision(error is None, all=True):
             return
         assert self.folder is not None
         with suppress(OSError):

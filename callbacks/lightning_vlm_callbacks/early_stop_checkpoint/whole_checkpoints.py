@@ -9,10 +9,12 @@ from weakref import proxy
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
+from lightning_vlm_callbacks.early_stop_checkpoint.copies import CopiedState
 from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     Position,
     correct_progress,
@@ -22,6 +24,7 @@ from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.interrupts import Interrupts
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
+from lightning_vlm_callbacks.early_stop_checkpoint.own_buffers import give_own_buffers, own_buffers
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
 from lightning_vlm_callbacks.early_stop_checkpoint.run_files import RunFiles
 from lightning_vlm_callbacks.random_states import set_random_state
@@ -37,13 +40,18 @@ class WholeCheckpoints(ModelCheckpoint):
         files: Writes the files.
         save_on_exit: Save when the run is interrupted.
         dirpath: The folder that the user chose.
+        asynchronous: Write while training goes on, where the run isn't about to end.
     """
 
-    def __init__(self, judge: Judge, files: RunFiles, save_on_exit: bool, dirpath: str | None) -> None:
+    def __init__(
+        self, judge: Judge, files: RunFiles, save_on_exit: bool, dirpath: str | None, asynchronous: bool
+    ) -> None:
         super().__init__(monitor=judge.monitor, mode=judge.rule.mode, save_last=True)
         self.dirpath = dirpath
         self._judge = judge
         self._files = files
+        self.asynchronous = asynchronous
+        self._copied = CopiedState()
         self._interrupts = Interrupts(save_on_exit, self._save, self._at)
         link = Path(dirpath or "", BEST)
         self.best_model_path = str(link.resolve()) if dirpath and link.exists() else ""
@@ -87,7 +95,7 @@ class WholeCheckpoints(ModelCheckpoint):
             mine = self._interrupts.last.rewind(checkpoint)
         else:
             position = self._position
-            mine = rank_state(trainer)
+            mine = {**rank_state(trainer), "buffers": own_buffers(trainer, pl_module)}
         state = checkpoint["callbacks"][self.state_key]
         state["position"] = position
         state["ranks"] = states_of_ranks(trainer, mine)
@@ -127,6 +135,7 @@ class WholeCheckpoints(ModelCheckpoint):
             )
             return
         mine = state["ranks"][trainer.global_rank]
+        give_own_buffers(trainer.lightning_module, mine.get("buffers", {}))
         resume_at(trainer, mine, state["position"])
         if state["position"] == "epoch":
             self._random = mine["random"]
@@ -135,8 +144,14 @@ class WholeCheckpoints(ModelCheckpoint):
 
     # Save
 
-    def _save(self, trainer: Trainer, position: Position | None) -> None:
-        """Save the run as it is, or for None as it was after its last whole step."""
+    def _save(self, trainer: Trainer, position: Position | None, goes_on: bool = False) -> None:
+        """Save the run as it is, or for None as it was after its last whole step.
+
+        Args:
+            trainer: All of its ranks must call this.
+            position: Where it is.
+            goes_on: Whether training goes on, so that it may be written in the background.
+        """
         last_step = self._interrupts.last.step
         step = trainer.global_step if position is not None or last_step is None else last_step
         best, periodic = self._best_due, self._periodic_due
@@ -144,10 +159,39 @@ class WholeCheckpoints(ModelCheckpoint):
         self._periodic_due = False
         try:
             with self._at(position):
-                self._files.save(trainer, step, best, periodic, self._write)
+                self._wait(trainer)
+                if self.asynchronous and goes_on:
+                    self._files.begin(trainer, step, best, periodic, self._copied.take)
+                else:
+                    self._files.save(trainer, step, best, periodic, self._write)
         except BaseException:
             self._interrupts.fail()
             raise
+        if not self._files.is_writing:
+            self._announce(trainer)
+
+    def _wait(self, trainer: Trainer) -> None:
+        """Wait for what is being written in the background; all ranks must call it."""
+        try:
+            was_writing = self._files.wait(trainer)
+        except BaseException:
+            self._interrupts.fail()
+            raise
+        if was_writing:
+            self._announce(trainer)
+
+    def _end_writing(self, trainer: Trainer) -> None:
+        """Wait where ranks may not be together, because one of them has failed."""
+        try:
+            if self._files.wait(trainer, together=False):
+                self._update_paths()
+        except MisconfigurationException as error:  # the original exception matters more
+            rank_zero_warn(str(error))
+        self._files.close()
+        self._copied.close()
+
+    def _announce(self, trainer: Trainer) -> None:
+        """Tell Lightning and its loggers of a checkpoint that is there now."""
         self._update_paths()
         if trainer.is_global_zero:
             for logger in trainer.loggers:

@@ -1,0 +1,80 @@
+"""Runs whose weights lie over several ranks write folders, from which any number of ranks resumes."""
+
+import os
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from lightning_vlm_callbacks import EarlyStopCheckpoint, StagedUnfreezing
+
+from tests.support.checkpoints import assert_same, names_in
+from tests.support.pieces import Pieces, fsdp2, whole, whole_weights
+from tests.support.project import Samples
+
+STAGES = [{"at": 0, "train": {"net.head": 1.0}}, {"at": 4, "train": {"*": 1.0}}]
+
+
+class OwnChance(Callback):
+    """Dropout of its own on each rank."""
+
+    def on_train_start(self, trainer, module):
+        torch.manual_seed(trainer.global_rank)
+
+
+def everything(trainer, module):
+    """Weights and the optimizer's state, whole, by name."""
+    found = whole_weights(module)
+    for name, parameter in module.named_parameters():
+        for key, value in trainer.optimizers[0].state.get(parameter, {}).items():
+            found[f"{name}.{key}"] = whole(value)
+    return found
+
+
+def fit(make_trainer, folder, ranks, ckpt_path=None, asynchronous=False, dropout=0.0, callbacks=()):
+    seed_everything(7, verbose=False)
+    keep = EarlyStopCheckpoint(
+        "val/loss", dirpath=str(folder), every_n_steps=1, keep_periodic=None, asynchronous=asynchronous
+    )
+    given = fsdp2(ranks) if ranks > 1 else {}
+    callbacks = [OwnChance(), StagedUnfreezing(STAGES, unit="step"), *callbacks, keep]
+    trainer = make_trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=2, **given)
+    module = Pieces(dropout=dropout)
+    trainer.fit(module, Samples(size=24, batch_size=8 // ranks), ckpt_path=ckpt_path, weights_only=True)
+    return everything(trainer, module)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_resumed_is_uninterrupted(asynchronous, make_trainer, on_two_ranks, tmp_path):
+    """Bit for bit, from a step of either stage and from inside either epoch."""
+
+    def run():
+        options = {"asynchronous": asynchronous, "dropout": 0.2}
+        found = {"whole": fit(make_trainer, tmp_path / "whole", 2, **options)}
+        for step in (2, 5):
+            file = tmp_path / f"whole/step-0000000{step}.ckpt"
+            found[str(step)] = fit(make_trainer, tmp_path / f"from-{step}", 2, ckpt_path=file, **options)
+        return found
+
+    for rank in on_two_ranks(run):
+        assert_same(rank["2"], rank["whole"])
+        assert_same(rank["5"], rank["whole"])
+    folder = tmp_path / "whole"
+    assert names_in(folder) == [f"step-0000000{step}.ckpt" for step in range(1, 7)]
+    assert all((folder / name / "meta.pt").is_file() for name in names_in(folder))
+    assert os.readlink(folder / "latest.ckpt") == "step-00000006.ckpt"
+    assert not list(folder.glob(".unfinished*"))
+
+
+def test_another_number_of_ranks(make_trainer, on_two_ranks, tmp_path):
+    """To rounding: two ranks go on where one was, and one where two were."""
+    alone = fit(make_trainer, tmp_path / "1", 1)
+    two = on_two_ranks(lambda: fit(make_trainer, tmp_path / "2", 2))[0]
+    after = "step-00000003.ckpt"
+    one_then_two = on_two_ranks(lambda: fit(make_trainer, tmp_path / "12", 2, tmp_path / "1" / after))[0]
+    two_then_one = fit(make_trainer, tmp_path / "21", 1, tmp_path / "2" / after)
+    for found in (two, one_then_two, two_then_one):
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(
+                found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
