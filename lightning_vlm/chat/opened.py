@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.sharded_checkpoints import is_sharded
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -135,7 +136,7 @@ def open_model(name: str, where: Where, with_base: bool = False) -> OpenedModel:
         UserError: There is no such model, or it can't be loaded.
     """
     path = Path(name)
-    if path.is_file() or path.suffix == ".ckpt":
+    if path.is_file() or path.suffix == ".ckpt" or is_sharded(path):
         return _checkpoint(path, where, with_base)
     if path.is_dir() and ((path / _PEFT).exists() or (path / SETTINGS).exists()):
         return _adapters(path, where)
@@ -280,5 +281,5 @@ def _mask_head(folder: Path) -> MaskHead | None:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    found = [file for file in folder.rglob("*.ckpt") if file.is_file()]
+    found = [file for file in folder.rglob("*.ckpt") if file.is_file() or is_sharded(file)]
     return max(found, key=lambda file: file.stat().st_mtime, default=None)

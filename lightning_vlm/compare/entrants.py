@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lightning_vlm_callbacks.sharded_checkpoints import is_sharded
+
 from lightning_vlm.callbacks.answer_rows import holds_answers
 from lightning_vlm.compare.checkpoint import Checkpoint, open_checkpoint
 from lightning_vlm.compare.sets import named
@@ -98,9 +100,9 @@ def _read(word: str) -> tuple[str | None, Entrant]:
     """The name that a word gives, and the model."""
     name, text = named(word)
     path = Path(text).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not is_sharded(path):
         return name, _read_folder(path)
-    if path.is_file():
+    if path.exists():
         return name, _read_file(path)
     if text == BASE:
         return name, Entrant(BASE, "base", "")

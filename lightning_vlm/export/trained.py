@@ -15,7 +15,7 @@ from lightning_vlm.data.video.sampling import VideoSampling
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.serving import trained_sampling
 from lightning_vlm.models.experts import without_base_layers
-from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.models.loading.checkpoint import check_file, load_file
 from lightning_vlm.models.plan.methods import LoraSettings
 from lightning_vlm.models.plan.plan import PlanEntry, read_plan
 from lightning_vlm.module import VLMModule
@@ -141,7 +141,7 @@ def read_checkpoint_file(path: Path) -> dict[str, Any]:
         UserError: It is no such checkpoint.
     """
     check_file(path)
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = load_file(path)
     given = saved.get("hyper_parameters")
     if not isinstance(given, Mapping) or "name_or_path" not in given or "lightning_vlm" not in saved:
         raise UserError(f"checkpoint {path}: found none of a VLMModule; it names no base model")

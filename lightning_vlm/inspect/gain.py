@@ -16,7 +16,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.inspect.preview import Sample
 from lightning_vlm.inspect.tokens import Piece
 from lightning_vlm.losses.visual_gain import visual_gain
-from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.models.loading.checkpoint import check_file, load_file
 from lightning_vlm.module import VLMModule
 
 LEAST = 0.1
@@ -36,7 +36,7 @@ def load(module: VLMModule, checkpoint: str | None) -> None:
     module.configure_model()
     if checkpoint is not None:
         check_file(Path(checkpoint))
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = load_file(Path(checkpoint))
         module.on_load_checkpoint(saved)
         module.load_state_dict(saved["state_dict"])
     module.eval()

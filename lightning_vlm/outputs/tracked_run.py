@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,6 +11,7 @@ from lightning_vlm_callbacks import EarlyStopCheckpoint
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import BEST, LATEST
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import find_checkpoint
 
+from lightning_vlm.models.loading.checkpoint import load_file
 from lightning_vlm.outputs.trackio_logger import TrackioLogger
 
 WANDB, MLFLOW, TRACKIO = "wandb_id", "mlflow_id", "trackio_name"
@@ -34,7 +34,7 @@ def run_ids(trainer: Trainer) -> dict[str, str]:
 def saved_ids(checkpoint: str | Path) -> dict[str, str]:
     """The runs that a checkpoint was logged to; empty if there was none, or if this is no checkpoint."""
     try:
-        content = torch.load(checkpoint, map_location="meta", weights_only=True)
+        content = load_file(Path(checkpoint), values=False)
         own = content["lightning_vlm"]
     except Exception:  # A broken file is reported when it is loaded; others have no entry of ours.
         return {}

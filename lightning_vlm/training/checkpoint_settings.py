@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.errors import UserError
-from lightning_vlm.models.loading.checkpoint import check_file
+from lightning_vlm.models.loading.checkpoint import check_file, load_file
 from lightning_vlm.training.checkpointing import KEY
 from lightning_vlm.training.resume_changes import RUN
 
@@ -73,7 +72,7 @@ def read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], i
         UserError: It is no checkpoint of a `VLMModule`.
     """
     check_file(path)
-    saved = torch.load(path, map_location="meta", weights_only=True)
+    saved = load_file(path, values=False)
     given, own = saved.get("hyper_parameters"), saved.get(KEY)
     if not isinstance(given, Mapping) or "name_or_path" not in given or not isinstance(own, Mapping):
         raise UserError(f"checkpoint {path}: found none of a VLMModule; it names no base model")

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_vlm_callbacks.run_length import restore_accumulation
+from lightning_vlm_callbacks.sharded_checkpoints import prepare_to_load
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -34,6 +35,10 @@ class RunState(Callback):
         """Of the whole run, also of its resumed parts; None until a fit is set up."""
         self.window = AccumulationWindow()
         self._changes = RunChanges()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        prepare_to_load(trainer)
 
     def setup_fit(self) -> None:
         """Choose a random seed, before a tuner draws numbers."""

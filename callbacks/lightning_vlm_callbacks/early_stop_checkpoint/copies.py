@@ -39,7 +39,7 @@ class CopiedState:
             Writes the copy. All ranks must call it, in any thread.
         """
         strategy = trainer.strategy
-        with trainer.profiler.profile("save_checkpoint"):
+        with trainer.profiler.profile("save_checkpoint"):  # type: ignore[attr-defined]
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             in_pieces = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
             if not in_pieces and not trainer.is_global_zero:

@@ -5,6 +5,7 @@ Lightning's `ModelParallelStrategy` writes such a folder: `.metadata` lists the 
 """
 
 import pickle
+from io import BytesIO
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -111,7 +112,7 @@ def _check_value(folder: Path, name: str, found: Metadata) -> None:
         if index.fqn == name:
             with open(folder / place.relative_path, "rb") as file:
                 file.seek(place.offset)
-                stream = filesystem._create_file_view(file, place.offset, place.length)
+                stream = BytesIO(file.read(place.length))
                 try:
                     torch.load(stream, map_location="cpu", weights_only=True)
                 except Exception as error:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_vlm_callbacks.ddp import gather_nothing
 from lightning_vlm_callbacks.requirements import is_whole
 from lightning_vlm_callbacks.sharded_checkpoints.folders import META, check_folder, read_metadata
+from lightning_vlm_callbacks.sharded_checkpoints.from_file import load_file_in_pieces
 from lightning_vlm_callbacks.sharded_checkpoints.loading import load_values, paths_of
 from lightning_vlm_callbacks.sharded_checkpoints.whole import numbered, put, read_whole
 
@@ -60,12 +61,12 @@ def _load_pieces(
     strategy: ModelParallelStrategy, checkpoint_path: str | Path, weights_only: bool | None = None
 ) -> dict[str, Any]:
     path = Path(strategy.broadcast(str(checkpoint_path)))
-    if not path.is_dir():
-        return type(strategy).load_checkpoint(strategy, path, weights_only)
-    check_folder(path)
     module = strategy.lightning_module
     assert module is not None
     gather_nothing(module)
+    if not path.is_dir():
+        return load_file_in_pieces(strategy, module, path, weights_only)
+    check_folder(path)
     found = read_metadata(path)
     weights = _given_weights(module, found)
     module.load_state_dict(weights, strict=module.strict_loading)  # refuses before anything is read
@@ -83,13 +84,14 @@ def _load_pieces(
 def _given_weights(module: LightningModule, found: Metadata) -> dict[str, Tensor]:
     """The weights that a checkpoint has: those of the module to read into, others without values."""
     own = module.state_dict()
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, path in paths_of(found).items():
         item = found.state_dict_metadata[name]
         if path[0] == "state_dict" and isinstance(item, TensorStorageMetadata):
             mine = own.get(path[1])
-            fits = mine is not None and mine.shape == item.size
-            weights[path[1]] = mine if fits else torch.empty(item.size, device="meta")
+            if mine is None or mine.shape != item.size:
+                mine = torch.empty(item.size, device="meta")
+            weights[path[1]] = mine
     return weights
 
 

@@ -13,12 +13,13 @@ from lightning_vlm_callbacks.sharded_checkpoints.loading import load_values, pat
 __all__ = ["numbered", "put", "read_whole"]
 
 
-def read_whole(folder: Path, weights_only: bool | None = None) -> dict[str, Any]:
+def read_whole(folder: Path, weights_only: bool | None = None, device: str = "cpu") -> dict[str, Any]:
     """What `Trainer.save_checkpoint` would have written on one device.
 
     Args:
         folder: A sharded checkpoint.
         weights_only: For `meta.pt`, as of `torch.load`. The tensors never need more.
+        device: `meta` to leave the values of tensors out.
 
     Returns:
         The checkpoint, whose `state_dict` and `optimizer_states` are whole.
@@ -30,14 +31,17 @@ def read_whole(folder: Path, weights_only: bool | None = None) -> dict[str, Any]
     found = read_metadata(folder)
     values: dict[str, Any] = {}
     for name, item in found.state_dict_metadata.items():
-        is_tensor = isinstance(item, TensorStorageMetadata)
-        values[name] = torch.empty(item.size, dtype=item.properties.dtype) if is_tensor else None
+        values[name] = None
+        if isinstance(item, TensorStorageMetadata):
+            values[name] = torch.empty(item.size, dtype=item.properties.dtype, device=device)
+    read = {name: value for name, value in values.items() if value is None or not value.is_meta}
     with warnings.catch_warnings(action="ignore"):  # torch says that one process reads alone
-        load_values(folder, values, alone=True)
+        load_values(folder, read, alone=True)
+    values |= read
     nested: dict[str, Any] = {}
     for name, path in paths_of(found).items():
         put(nested, path, values[name])
-    checkpoint: dict[str, Any] = torch.load(folder / META, map_location="cpu", weights_only=weights_only)
+    checkpoint: dict[str, Any] = torch.load(folder / META, map_location=device, weights_only=weights_only)
     checkpoint["state_dict"] = nested.pop("state_dict", {})
     states = [nested[name] for name in sorted(nested, key=lambda name: int(name.removeprefix("optimizer_")))]
     if states:

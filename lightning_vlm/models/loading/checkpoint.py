@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.sharded_checkpoints import is_sharded, read_whole
 from torch import Tensor
 
 from lightning_vlm.errors import UserError
@@ -14,26 +16,42 @@ from lightning_vlm.models.loading.broken_files import what_is_wrong
 from lightning_vlm.models.loading.fingerprint import Fingerprint
 
 
+def load_file(path: Path, values: bool = True) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU, as a dictionary. No pickled code runs.
+
+    Args:
+        path: A file, or a folder that a sharded run wrote, of which the pieces are put together.
+        values: Whether the values of tensors are needed; otherwise they are on the meta device.
+    """
+    device = "cpu" if values else "meta"
+    if path.is_dir():
+        return read_whole(path, weights_only=True, device=device)
+    found: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return found
+
+
 def check_file(path: Path, to_resume: bool = False) -> None:
     """Whether a file is a checkpoint of Lightning, before anything is built for it. No pickled code runs.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a sharded run.
         to_resume: Whether a run will be resumed from it, for which weights alone aren't enough.
 
     Raises:
         UserError: It isn't there, can't be read, holds pickled code, isn't a checkpoint, or holds weights
             alone where a run will be resumed from it.
     """
-    if path.is_dir():
-        raise UserError(f"checkpoint {path}: found a folder{newest_in(path)}")
+    if path.is_dir() and not is_sharded(path):
+        raise UserError(f"checkpoint {path}: found {_unknown_folder(path)}{newest_in(path)}")
     if not path.exists():
         raise UserError(f"checkpoint {path}: found no such file{newest_in(path.parent)}")
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of formats and then refuses them
-            holds = torch.load(path, map_location="meta", weights_only=True)
+            holds = load_file(path, values=False)
     except (MemoryError, PermissionError):
         raise
+    except MisconfigurationException as error:  # of a folder
+        raise UserError(str(error)) from None
     except Exception as error:  # broken files raise many kinds of errors
         raise UserError(f"checkpoint {path}: found {_unreadable(path, error)}") from error
     if not isinstance(holds, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= holds.keys():
@@ -48,6 +66,12 @@ def check_file(path: Path, to_resume: bool = False) -> None:
         )
 
 
+def _unknown_folder(path: Path) -> str:
+    if any(path.glob("*.distcp")):
+        return "a checkpoint that was never finished: meta.pt, which is written last, isn't in the folder"
+    return "a folder"
+
+
 def _unreadable(path: Path, error: Exception) -> str:
     if wrong := what_is_wrong(path):
         return f"a file that torch can't read: {wrong}"
@@ -59,10 +83,14 @@ def _unreadable(path: Path, error: Exception) -> str:
 def newest_in(folder: Path) -> str:
     """`; did you mean ...?` with the checkpoint that was written last, where there is one."""
     try:
-        found = [file for file in folder.iterdir() if file.suffix == ".ckpt"]
+        found = [file for file in folder.iterdir() if file.suffix == ".ckpt" and _is_whole(file)]
         return f"; did you mean {max(found, key=lambda file: file.stat().st_mtime)}?" if found else ""
     except OSError:
         return ""
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_file() or is_sharded(path)
 
 
 def base_of(name_or_path: str, base: Fingerprint) -> dict[str, Any]:
