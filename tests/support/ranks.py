@@ -38,7 +38,7 @@ def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2)
         TimeoutError: They did not end within `LIMIT` seconds, as one that waits for the others does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given = ranks, _free_port(), Path(folder), function, arguments
+        given = ranks, free_port(), Path(folder), function, arguments
         started = start_processes(_rank, given, ranks, join=False, start_method="fork")
         try:
             _wait_for(started)
@@ -59,6 +59,12 @@ def _wait_for(started: ProcessContext) -> None:
 def _rank(
     rank: int, ranks: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    rank_environment(rank, ranks, port)
+    torch.save(function(*arguments), folder / f"{rank}.pt")
+
+
+def rank_environment(rank: int, ranks: int, port: int) -> None:
+    """Make this process one of several ranks, for Lightning and torch."""
     torch.set_num_threads(1)
     if ranks > 1:
         os.environ.update(
@@ -71,10 +77,10 @@ def _rank(
             GROUP_RANK="0",
             TORCHELASTIC_RUN_ID="test",  # Lightning then takes the ranks from the environment
         )
-    torch.save(function(*arguments), folder / f"{rank}.pt")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -268,7 +269,11 @@ class RunFiles:
         with suppress(OSError):
             if trainer.is_global_zero:
                 self.folder.clear_unfinished()
-        found = "another process failed" if error is None else f"{type(error).__name__}: {error}"
+        found = "" if error is None else f"{type(error).__name__}: {error}"
+        if together and trainer.world_size > 1:
+            every = [""] * trainer.world_size
+            torch.distributed.all_gather_object(every, found)
+            found = found or next(filter(None, every))
         raise MisconfigurationException(
             f"EarlyStopCheckpoint could not save step {trainer.global_step} in {self.folder.path}: {found}. "
             "The checkpoints from before are whole, and latest.ckpt points at the last of them"
