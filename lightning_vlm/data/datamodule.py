@@ -29,7 +29,7 @@ from lightning_vlm.data.render.renderer import Renderer
 from lightning_vlm.data.rendered import RenderedBatches
 from lightning_vlm.data.sample_report import SampleReport
 from lightning_vlm.data.setting_up import close, open_and_check
-from lightning_vlm.data.splits import Given, Negatives, Splits
+from lightning_vlm.data.splits import AllowUrls, Given, Negatives, Splits
 from lightning_vlm.data.stages.settings import DataStage
 from lightning_vlm.data.stages.staged_data import StagedData
 from lightning_vlm.data.streams.options import Streaming
@@ -67,7 +67,7 @@ class VLMDataModule(LightningDataModule):
             keys of a `TaskSampling`, such as `{score: size, temperature: 3}`. None takes each sample once.
         processor: For use without a `VLMModule`.
         columns: For such sources, our names of keys and those that they have, as `{question: query}`.
-        allow_urls: For sources given as a path, whether http and https addresses are fetched.
+        allow_urls: For paths, whether addresses are fetched: true public ones, `private` also private ones.
         video: Which frames of videos are taken and how large, as keys of a `VideoSampling`.
         min_pixels: Smaller pictures are enlarged to so many pixels; None is as the processor does.
         max_pixels: Larger pictures are made smaller; see `PixelBudget`.
@@ -110,7 +110,7 @@ class VLMDataModule(LightningDataModule):
         sampling: TaskSampling | Literal["uniform", "grouped"] | None = None,
         processor: ProcessorMixin | None = None,
         columns: dict[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         video: VideoSampling | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,

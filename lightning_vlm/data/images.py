@@ -135,7 +135,7 @@ def _with_picture(
     path = find_image(image, source, key)
     data = image.data or b""
     if image.url is not None:
-        data = fetch(image.url, source, key)
+        data = fetch(image.url, source, key, private=image.private)
     name = _name_of(image)
     try:
         with _opened(path, data) as file:

@@ -32,6 +32,8 @@ class Image:
     """Where `path` must lie. Nothing outside it is ever opened."""
     url: str | None = None
     """Where it is fetched from. Readers only set it where `allow_urls` is true."""
+    private: bool = False
+    """Whether `url` may lead to this machine or into a private network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Video:
     """How many frames there are in a second, for a folder or for `frames`. A file says it itself."""
     sampling: VideoSampling | None = None
     """What its row says of how it is sampled; it goes before `data.video`."""
+    private: bool = False
+    """Whether `url` may lead to this machine or into a private network."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from lightning_vlm.data.negatives import WithNegatives
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.faults import together
 from lightning_vlm.data.read.readers import read
+from lightning_vlm.data.read.reading import AllowUrls as AllowUrls
 from lightning_vlm.data.read.reading import say
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.read.stream import Stream
@@ -49,7 +50,7 @@ class Splits:
         image_root: str | None,
         on_bad_sample: OnBadSample,
         columns: dict[str, str] | None,
-        allow_urls: bool,
+        allow_urls: AllowUrls,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         negatives: Negatives | None = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_vlm.data.read.arrow_bytes import holds_bytes, without_bytes
 from lightning_vlm.data.read.bounds import OnBadBox
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, choose_split, is_saved
+from lightning_vlm.data.read.reading import AllowUrls
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.read.table_rows import TableRows
 from lightning_vlm.errors import DataError, UserError
@@ -63,7 +64,7 @@ class HFDataset(Source):
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         config: str | None = None,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,

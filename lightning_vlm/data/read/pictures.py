@@ -58,12 +58,12 @@ def bytes_of_base64(text: str, at: Location, what: str) -> bytes:
         raise at.error(f"{describe(text)} ({error})", f"the file of a {what} in base64") from None
 
 
-def check_url(url: str, at: Location, what: str) -> str:
-    """An http or https address, if it may be fetched."""
+def check_url(url: str, at: Location, what: str) -> dict[str, Any]:
+    """What a picture or a video keeps of an http or https address, if it may be fetched."""
     if not at.reading.allow_urls:
         expected = f"the path of a file: {what} are only fetched with data.allow_urls: true"
         raise at.error(f"the URL {shorten(url)}", expected)
-    return url
+    return {"url": url, "private": at.reading.allow_urls == "private"}
 
 
 def _bytes_of(text: str) -> bytes:
@@ -80,7 +80,7 @@ def _from_text(text: str, at: Location) -> Image:
     if scheme == "file":
         return _from_path(path_of_file_url(text, at), at)
     if scheme in ("http", "https"):
-        return Image(url=check_url(text, at, "pictures"))
+        return Image(**check_url(text, at, "pictures"))
     return _from_path(text, at)
 
 

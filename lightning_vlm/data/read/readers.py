@@ -22,6 +22,7 @@ from lightning_vlm.data.read.folders import (
 from lightning_vlm.data.read.hf_dataset import HFDataset, is_hub_name
 from lightning_vlm.data.read.json_layout import JsonLayout
 from lightning_vlm.data.read.own_format import own_conversation
+from lightning_vlm.data.read.reading import AllowUrls
 from lightning_vlm.data.read.source import OnBadSample, Source
 from lightning_vlm.data.skip_list import fingerprint_of_file
 from lightning_vlm.errors import DataError, UserError
@@ -40,7 +41,8 @@ class DataFile(Source):
             `skipped`. A file that can't be read as a whole is an error either way.
         columns: Our names for keys -> the names that they have in the file, such as
             `{question: query, image: img}`.
-        allow_urls: Whether pictures may be fetched from http and https addresses.
+        allow_urls: Whether pictures may be fetched from http and https addresses; `private` allows those of
+            private networks too.
         bad_boxes: `error` refuses boxes that reach beyond their picture, `clip` cuts them off at its edge.
         box_format: The unit and order of boxes where the data doesn't say it, such as `pixels`, `fractions`,
             `0-1000` or `pixels xywh`; `text` leaves what looks like boxes in texts as words.
@@ -66,7 +68,7 @@ class DataFile(Source):
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         skip: str | None = None,
@@ -230,7 +232,7 @@ def read(
     image_root: str | None = None,
     on_bad_sample: OnBadSample = "raise",
     columns: Mapping[str, str] | None = None,
-    allow_urls: bool = False,
+    allow_urls: AllowUrls = False,
     split: str = "train",
     bad_boxes: OnBadBox = "error",
     box_format: str | None = None,

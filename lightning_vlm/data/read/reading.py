@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.read.box_format import BoxFormat
@@ -13,6 +13,8 @@ from lightning_vlm.errors import DataError
 
 CheckImage: TypeAlias = Callable[[Image | Video, str, str], object]
 """Called with a picture or a video, its `file:line` and its key."""
+AllowUrls: TypeAlias = bool | Literal["private"]
+"""Whether addresses in data are fetched: none, those of the public internet, or private ones too."""
 
 
 class Notes:
@@ -67,7 +69,8 @@ class Reading:
     Args:
         root: The folder that holds pictures and videos given by path.
         check_image: Called with every picture that is a file, and every video; it raises where there is none.
-        allow_urls: Whether pictures and videos may be fetched over the network.
+        allow_urls: Whether pictures and videos may be fetched over the network; `private` allows addresses of
+            this machine and of private networks too.
         columns: Our name for a key -> the name that it has in these rows.
         needs: The one key that a row must have; None accepts every dialect.
         notes: Where what was ignored or chosen is counted.
@@ -78,7 +81,7 @@ class Reading:
 
     root: Path
     check_image: CheckImage
-    allow_urls: bool = False
+    allow_urls: AllowUrls = False
     columns: Mapping[str, str] = field(default_factory=dict)
     needs: str | None = None
     notes: Notes = field(default_factory=Notes)

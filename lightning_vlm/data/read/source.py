@@ -12,7 +12,7 @@ from lightning_vlm.data.read.bounds import CUT, LATER, OnBadBox
 from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
-from lightning_vlm.data.read.reading import Location, Notes, Reading, say
+from lightning_vlm.data.read.reading import AllowUrls, Location, Notes, Reading, say
 from lightning_vlm.data.read.rows import any_conversation
 from lightning_vlm.data.skip_list import SkipList
 from lightning_vlm.errors import DataError, UserError
@@ -34,7 +34,8 @@ class Source(Conversations):
         image_root: The folder that holds pictures given by path.
         on_bad_sample: `raise` reports all bad samples in one error; `skip` skips them.
         columns: Our names for keys -> the names that they have in the rows.
-        allow_urls: Whether pictures may be fetched from http and https addresses.
+        allow_urls: Whether pictures may be fetched from http and https addresses; `private` allows those of
+            private networks too.
         bad_boxes: What becomes of a box that reaches beyond its picture: `error` or `clip`.
         box_format: The unit and order of boxes where the data doesn't say it; see `BoxFormat.read`.
         skip: The file of a list of rows that are left out, unread; see `SkipList`.
@@ -57,7 +58,7 @@ class Source(Conversations):
         image_root: str,
         on_bad_sample: OnBadSample,
         columns: Mapping[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         skip: str | None = None,

@@ -14,7 +14,7 @@ from lightning_vlm.data.read.data_file import decode
 from lightning_vlm.data.read.faults import Faults
 from lightning_vlm.data.read.json_layout import JsonLayout
 from lightning_vlm.data.read.picture_files import asked
-from lightning_vlm.data.read.reading import Location, Reading, say
+from lightning_vlm.data.read.reading import AllowUrls, Location, Reading, say
 from lightning_vlm.data.read.rows import any_conversation
 from lightning_vlm.errors import DataError
 
@@ -46,7 +46,7 @@ class Stream(Conversations):
         prompt: str | None = None,
         image_root: str | None = None,
         columns: Mapping[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
         descriptor: int | None = None,

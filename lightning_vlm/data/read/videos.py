@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _contents(value: Any, at: Location, key: str = "") -> Video:
     if text.lower().startswith("file:"):
         text = path_of_file_url(text, at)
     elif text.lower().startswith(("http://", "https://")):
-        return Video(url=check_url(text, at, "videos"))
+        return Video(**check_url(text, at, "videos"))
     return Video(path=Path(text), root=at.reading.root)
 
 
@@ -151,6 +152,6 @@ def _sampling(value: Any, at: Location) -> VideoSampling:
 
 def _checked(video: Video, options: dict[str, Any], at: Location) -> Video:
     """A video with its settings, once it is there."""
-    whole = Video(video.path, video.data, video.root, video.url, video.frames, **options)
+    whole = replace(video, **options)
     at.reading.check_image(whole, at.source, at.key)
     return whole

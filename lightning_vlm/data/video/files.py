@@ -93,7 +93,7 @@ class FileFrames:
         _check_no_rate(video, source, key)
         self._data = video.data or b""
         if video.url is not None:
-            self._data = fetch(video.url, source, key, "video", LARGEST_FETCHED)
+            self._data = fetch(video.url, source, key, "video", LARGEST_FETCHED, video.private)
         self._check_not_empty()
         self._reader = _reader()
         self._timeline = self._measured()
