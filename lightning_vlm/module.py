@@ -4,7 +4,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -26,7 +26,7 @@ from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.sharding import whole_parameters
 from lightning_vlm.models.source import ModelSource
 from lightning_vlm.optim import Cosine, Schedule
-from lightning_vlm.training.checkpointing import fill_checkpoint, read_checkpoint
+from lightning_vlm.training.checkpointing import LoadedWithoutCode, fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.module_callbacks import ModuleCallbacks, as_keys
 from lightning_vlm.training.optimizer_steps import OptimizerSteps
@@ -38,7 +38,7 @@ from lightning_vlm.training.trained_weights import TrainedWeights
 from lightning_vlm.training.weight_averaging import average_what_trains
 
 
-class VLMModule(LightningModule):
+class VLMModule(LoadedWithoutCode):
     """Fine-tunes a vision-language model of transformers, by Σ wℓ / Σ w over an optimizer step (`step.py`).
 
     Args:

@@ -120,6 +120,8 @@ class VLMCLI(LightningCLI):
         if checkpoint and not _NO_FILE.match(checkpoint):
             check_file(Path(checkpoint), to_resume=self.subcommand == "fit")
         config = self.config[self.subcommand]
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # Lightning would run the pickled code of a checkpoint from an address
         if config.stages and config.trainer.max_epochs is None:
             config.trainer.max_epochs = -1  # the stages say how long the run is
         if self.subcommand == "plan":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -194,6 +195,11 @@ def _adapters(folder: Path, where: Where) -> OpenedModel:
     if (folder / _PEFT).exists():
         try:
             model = PeftModel.from_pretrained(model, folder).get_base_model()
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{folder}: found adapters as a pickle that torch refuses, as it may run code; convert them to "
+                "safetensors with save_pretrained"
+            ) from error
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().split("\n")[0]
             raise UserError(f"{folder}: its adapters don't fit {base}: {first}") from error

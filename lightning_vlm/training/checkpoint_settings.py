@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vlm.data.pixel_budget import PixelBudget
 from lightning_vlm.data.system_prompts import system_prompts_of
@@ -97,6 +98,19 @@ def _from_config(config: Path) -> dict[str, Any]:
     for section, names in _OF_CONFIG.items():
         values = whole.get(section) if isinstance(whole, dict) else None
         for name in names:
-            if isinstance(values, dict) and values.get(name) is not None:
-                found[f"{section}.{name}"] = values[name]
+            value = values.get(name) if isinstance(values, dict) else None
+            if value is not None and _names_code(name, value):
+                rank_zero_warn(
+                    f"{config}: {section}.{name} is left out, as it names code of the hub: {value}"
+                )
+            elif value is not None:
+                found[f"{section}.{name}"] = value
     return found
+
+
+def _names_code(name: str, value: Any) -> bool:
+    """Whether a value names code of the hub, as an attention and a way to generate may."""
+    if name == "attn_implementation":
+        return "/" in str(value)
+    code = {"custom_generate", "trust_remote_code"}
+    return name == "generation" and isinstance(value, dict) and bool(code & value.keys())

@@ -3,7 +3,9 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import Self
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.task_table import OTHER
@@ -14,6 +16,26 @@ if TYPE_CHECKING:
 
 KEY = "lightning_vlm"
 """Where a checkpoint keeps what is ours."""
+
+
+class LoadedWithoutCode(LightningModule):
+    """A module whose `load_from_checkpoint` runs no code that the checkpoint brings or names.
+
+    Lightning gives the arguments that a checkpoint has to the class, and unpickles whatever comes from an
+    address. A stranger's checkpoint would so trust the stranger.
+    """
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:  # type: ignore[override]
+        """As Lightning's, but only a caller can name a `family`, set `trust_remote_code` or unpickle code.
+
+        Args:
+            checkpoint_path: The file.
+            args: As Lightning's.
+            options: As Lightning's: arguments of the class, in place of those that the checkpoint has.
+        """
+        trusted = {"family": None, "trust_remote_code": False, "weights_only": True}
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**trusted, **options})
 
 
 def fill_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def _safetensors(path: Path, size: int) -> str | None:
     try:
         entries = json.loads(header)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return "no safetensors file; copy or download it again"
     expected = 8 + length + max(ends, default=0)
     if size < expected:
@@ -77,6 +77,8 @@ def _json(path: Path) -> str | None:
         return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"
     except UnicodeDecodeError:
         return "text that is not UTF-8"
+    except RecursionError:
+        return "JSON of too many objects in one another"
     return None
 
 

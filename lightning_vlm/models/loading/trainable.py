@@ -28,6 +28,11 @@ def why_not_trainable(config: PretrainedConfig) -> str | None:
     "t5 can't be trained: it reads questions with an encoder and writes answers with a decoder, ..."
     """
     kind = config.model_type
+    if kernel := _code_from_hub(config):
+        return (
+            f"its config.json asks for attention code from the hub ({kernel!r}), which would run; take "
+            "attn_implementation out of it, and name it as model.attn_implementation if you trust it"
+        )
     if has_text_encoder(config):
         return (
             f"{kind} can't be trained: it reads questions with an encoder and writes answers with a decoder, "
@@ -35,6 +40,13 @@ def why_not_trainable(config: PretrainedConfig) -> str | None:
         )
     reason = _BY_TYPE.get(kind)
     return f"{kind} can't be trained: {reason}; {_INSTEAD}" if reason else None
+
+
+def _code_from_hub(config: PretrainedConfig) -> str | None:
+    """The kernel of the hub that a model's own settings name as its attention; None without one."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    named = (getattr(part, "_attn_implementation", None) for part in parts)
+    return next((name for name in named if isinstance(name, str) and "/" in name), None)
 
 
 def has_text_encoder(config: PretrainedConfig) -> bool:
