@@ -197,8 +197,8 @@ def _adapters(folder: Path, where: Where) -> OpenedModel:
             model = PeftModel.from_pretrained(model, folder).get_base_model()
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{folder}: found adapters as a pickle that torch refuses, as it may run code; convert them to "
-                "safetensors with save_pretrained"
+                f"{folder}: found adapters as a pickle that torch refuses, as it may run code; convert "
+                "them to safetensors with save_pretrained"
             ) from error
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().split("\n")[0]

@@ -26,7 +26,7 @@ class LoadedWithoutCode(LightningModule):
     """
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:
         """As Lightning's, but only a caller can name a `family`, set `trust_remote_code` or unpickle code.
 
         Args:

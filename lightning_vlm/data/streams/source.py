@@ -19,7 +19,7 @@ from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.columns import check_our_names, check_their_names
 from lightning_vlm.data.read.faults import Faults, skip_summary
 from lightning_vlm.data.read.folders import PREFERRED
-from lightning_vlm.data.read.reading import Notes, Reading, say
+from lightning_vlm.data.read.reading import AllowUrls, Notes, Reading, say
 from lightning_vlm.data.read.source import OnBadSample
 from lightning_vlm.data.streams.archives import Archive
 from lightning_vlm.data.streams.files import ARCHIVES, ARROW, PARQUET, shard_files
@@ -74,7 +74,7 @@ class Shards(Conversations):
         image_root: str | None = None,
         on_bad_sample: OnBadSample = "raise",
         columns: Mapping[str, str] | None = None,
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         split: str = "train",
         bad_boxes: OnBadBox = "error",
         box_format: str | None = None,
