@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.losses.batch_loss import zero_loss
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -47,10 +49,12 @@ class GradientCoverage(Callback):
         self._is_watching = False
         self._not_reached: dict[str, nn.Parameter] = {}
         self._hooks: list[Any] = []
+        self._strategy: Strategy | None = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
         self.start_fit(pl_module, pl_module.model, pl_module.no_gradient_needed)
+        self._strategy = trainer.strategy
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
@@ -108,6 +112,27 @@ class GradientCoverage(Callback):
         self._hooks = []
         self._not_reached = {}
         _refuse_without_gradient(names)
+
+    def reach_all(self, loss: Tensor) -> Tensor:
+        """A loss whose backward gives zeros to what it doesn't reach, if DDP would wait for that.
+
+        What a batch reaches may depend on more than whether it has pictures: `image_newline` of
+        LLaVA-NeXT-Video has no part in a video, and Video-LLaVA has a tower for each. A rank that never sends
+        a gradient leaves the others waiting. The first backward, which is watched, must show what the loss
+        itself reaches.
+
+        Args:
+            loss: A scalar with a graph.
+        """
+        strategy = self._strategy
+        if self._is_watching or not isinstance(strategy, DDPStrategy):
+            return loss
+        if strategy._ddp_kwargs.get("find_unused_parameters"):  # then DDP itself looks
+            return loss
+        assert self._root is not None
+        trained = {name: weight for name, weight in self._root.named_parameters() if weight.requires_grad}
+        missing = outside_graph(loss, trained.items())
+        return loss + zero_loss(trained[name] for name in missing) if missing else loss
 
     def end_fit(self, anything_seen: bool) -> None:
         """Warn if the fit has seen batches, but none that could be checked."""

@@ -9,6 +9,7 @@ from lightning_vlm_callbacks.requirements import require_whole_model
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.source import ModelSource
+from lightning_vlm.training.ddp_options import settle_ddp
 from lightning_vlm.training.sharding_refusals import refuse_when_sharded
 
 
@@ -22,7 +23,8 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
     Raises:
         UserError: A strategy other than those of `refuse_strategy`, or what one of them can't do; the
             Trainer's own clipping or synchronised batch norms, a device without the compiler that `compile`
-            needs or the GPU that `kernels` do, or as from `refuse_rate_finder` and `refuse_moving_ranks`.
+            needs or the GPU that `kernels` do, or as from `refuse_rate_finder`, `refuse_moving_ranks` and
+            `settle_ddp`.
     """
     refuse_strategy(trainer.strategy)
     if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -40,6 +42,7 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
             "so there is nothing to synchronise: leave it out"
         )
     refuse_rate_finder(trainer)
+    settle_ddp(trainer, trainer.lightning_module)  # type: ignore[arg-type]
     source: ModelSource = trainer.lightning_module.source  # type: ignore[assignment]
     source.refuse_device(trainer.strategy.root_device)
     if source.compile:
