@@ -3,8 +3,9 @@
     python benchmarks/ddp.py [--rounds 3] [--steps 12]
 
 Two processes on the CPU, over gloo: VLMModule on `drawn-vlm` with drawn pictures, batch 4 each, every
-parameter trained, AdamW. The contenders take turns fit by fit, as other tenants of a machine come and go, and
-each fit leaves out its first steps. Printed are the median step and its ratio to plain DDP.
+parameter trained, AdamW. The contenders take turns fit by fit, and each fit leaves out its first steps.
+Printed are the processor's time for the median step of a process, which other tenants of the machine don't
+change, and its ratio to plain DDP. What options save in waiting for a network isn't in it.
 - "find_unused_parameters": torch walks through the graph of each step; chosen with `no_gradient_needed`.
 - "walk": our own walk through the graph, which plain DDP has too (`GradientCoverage.reach_all`): its time.
 """
@@ -43,7 +44,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 
 
 class Clock(Callback):
-    """How long each step takes, and our walk through its graph."""
+    """The processor's time for each step, and for our walk through its graph."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -54,18 +55,18 @@ class Clock(Callback):
         reach_all = coverage.reach_all
 
         def timed(loss: torch.Tensor) -> torch.Tensor:
-            began = time.perf_counter()
+            began = time.process_time()
             found = reach_all(loss)
-            self.walks.append(time.perf_counter() - began)
+            self.walks.append(time.process_time() - began)
             return found
 
         coverage.reach_all = timed  # type: ignore[method-assign]
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = time.process_time()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.steps.append(time.perf_counter() - self.began)
+        self.steps.append(time.process_time() - self.began)
 
 
 def fit(options: dict[str, Any], steps: int) -> Clock:
@@ -108,7 +109,7 @@ def main() -> None:
     given = parser.parse_args()
     first = call_on_ranks(on_rank, given.rounds, given.steps)[0]
     table = Table(title=f"drawn-vlm, 2 processes × batch {BATCH}, {given.rounds * given.steps} steps of each")
-    for column in ("", "step, ms", "ratio"):
+    for column in ("", "step, CPU ms", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     medians = {name: statistics.median(times.tolist()) for name, times in first.items()}
     for name, median in medians.items():
