@@ -80,6 +80,8 @@ class VLMModule(LoadedWithoutCode):
     """The model, and what was found out as it was loaded; set by `configure_model`."""
     trained: TrainedWeights
     """What checkpoints keep; set by `configure_model`."""
+    seeds_batches = True
+    """The seed of each training batch is set by its place in the run; EarlyStopCheckpoint asks for it."""
 
     def __init__(
         self,

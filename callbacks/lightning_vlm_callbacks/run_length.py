@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 __all__ = [
     "Unit",
+    "batches_per_step",
     "epochs_ahead",
     "first_step_at",
     "has_validation_data",
@@ -64,7 +65,7 @@ def steps_of_epoch(trainer: Trainer, epoch: int, batches: float | None = None) -
         batches = trainer.num_training_batches
     if batches == math.inf:
         return math.inf
-    return math.ceil(batches / _batches_per_step(trainer, epoch))
+    return math.ceil(batches / batches_per_step(trainer, epoch))
 
 
 def share_of_steps(share: float, steps: float) -> int:
@@ -113,7 +114,7 @@ def restore_accumulation(trainer: Trainer) -> None:
 
     A GradientAccumulationScheduler sets the number when an epoch starts, which it doesn't for a resumed one.
     """
-    trainer.accumulate_grad_batches = _batches_per_step(trainer, trainer.current_epoch)
+    trainer.accumulate_grad_batches = batches_per_step(trainer, trainer.current_epoch)
 
 
 def epochs_ahead(trainer: Trainer) -> float:
@@ -197,7 +198,7 @@ def _is_finite(trainer: Trainer) -> bool:
     return 0 < trainer.num_training_batches < math.inf and steps_of_run(trainer) != math.inf
 
 
-def _batches_per_step(trainer: Trainer, epoch: int) -> int:
+def batches_per_step(trainer: Trainer, epoch: int) -> int:
     """The micro-batches of an optimizer step in an epoch, which GradientAccumulationScheduler may change."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
@@ -233,7 +234,7 @@ def _epochs(trainer: Trainer) -> list[_Epoch]:
         if number >= trainer.current_epoch and after > trainer.global_step:
             batches = int(trainer.num_training_batches)
             if after > last:
-                batches = min(batches, int(last - before) * _batches_per_step(trainer, number))
+                batches = min(batches, int(last - before) * batches_per_step(trainer, number))
             found.append(_Epoch(number, batches, is_whole=after <= last))
         before = after
         number += 1

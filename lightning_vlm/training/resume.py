@@ -1,6 +1,6 @@
 """Where a resumed run begins: at a whole optimizer step, however the checkpoint was saved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -130,6 +130,17 @@ class AccumulationWindow:
     def load(self, state: dict[str, Any] | None) -> None:
         """From a checkpoint, what `save` returned."""
         self._already_validated = None if state is None else (state["epoch"], state["validated"])
+
+    def convert(self, batch_idx: Callable[[int], int | None]) -> None:
+        """Look for the end of the validated batch among batches that are split in another way.
+
+        Args:
+            batch_idx: The batch that ends where another ended; None if none does.
+        """
+        if self._already_validated is not None:
+            epoch, validated = self._already_validated
+            now = batch_idx(validated)
+            self._already_validated = None if now is None else (epoch, now)
 
 
 def _resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.optim import settle_rates
+from lightning_vlm.training.elastic import ElasticResume
 from lightning_vlm.training.run_facts import describe_run, facts_of_data
 
 RUN = "run"
@@ -136,13 +137,14 @@ class RunChanges:
             self._of_stage = data.stages.now, facts_of_data(data)
         return {**self.facts, **self._of_stage[1]}
 
-    def start(self, trainer: Trainer, model: Mapping[str, Any], steps: int) -> None:
+    def start(self, trainer: Trainer, model: Mapping[str, Any], steps: int, elastic: ElasticResume) -> None:
         """Say what has changed, when everything is as it was; options of the optimizer are as given now.
 
         Args:
             trainer: Of the run.
             model: Arguments of the module, by name.
             steps: The optimizer steps of the whole run.
+            elastic: Knows what goes together with another number of processes.
         """
         self.facts = describe_run(trainer, model, steps)
         before = self._before
@@ -152,7 +154,8 @@ class RunChanges:
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, VLMDataModule) and data.stages is not None:  # data are compared by stages
             before = {name: before[name] for name in before if not name.startswith("data.")}
-        lines = changes(before, self.facts)
+        before = {name: before[name] for name in before if name not in elastic.expected}
+        lines = [*elastic.lines, *changes(before, self.facts)]
         if len(trainer.optimizers) == 1 and self._options:
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             lines += keep_given_options(trainer.optimizers[0], self._options, schedulers)

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.outputs.tracked_run import note_other_run, run_ids
+from lightning_vlm.training.elastic import SPLIT, ElasticResume, saved_split
 from lightning_vlm.training.resume import WINDOW, AccumulationWindow
 from lightning_vlm.training.resume_changes import RUN, RunChanges
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class RunState(Callback):
     """A run's random seed, its place inside an accumulation window, and what it was made with.
 
-    Dropout is a function of seed, place in the run and rank, so that a resumed run draws the same.
+    Dropout is a function of seed, epoch and the number of the micro-batch among those of all ranks. So a
+    resumed run draws the same, also where another rank comes to that micro-batch.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class RunState(Callback):
         """Of the whole run, also of its resumed parts; None until a fit is set up."""
         self.window = AccumulationWindow()
         self._changes = RunChanges()
+        self._elastic = ElasticResume()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -46,8 +49,9 @@ class RunState(Callback):
             self.seed = torch.initial_seed()
 
     def seed_of(self, trainer: Trainer, batch_idx: int, use: str = "") -> int:
-        """A seed for one use of chance in a training batch: its place in the run and the rank decide."""
-        place = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}{use}"
+        """A seed for one use of chance in a training batch: its place in the run decides, not the rank."""
+        number = batch_idx * trainer.world_size + trainer.global_rank
+        place = f"{self.seed} {trainer.current_epoch} {number} 0{use}"  # as one process always had it
         return random.Random(place).getrandbits(63)
 
     def configured(self, optimizer: Optimizer) -> None:
@@ -74,7 +78,7 @@ class RunState(Callback):
             "dtype": module.source.dtype,
         }
         restore_accumulation(trainer)
-        self._changes.start(trainer, arguments, steps)
+        self._changes.start(trainer, arguments, steps, self._elastic)
         self.window.start_run(trainer)
         self.setup_fit()
 
@@ -93,6 +97,7 @@ class RunState(Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             state[WINDOW] = self.window.save(trainer, checkpoint)
             state[RUN] = self._changes.facts_now(trainer)
+            state[SPLIT] = saved_split(trainer, checkpoint["loops"]["fit_loop"])
         return state
 
     def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -107,6 +112,9 @@ class RunState(Callback):
         self.window.load(state.get(WINDOW))
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._changes.load(trainer, checkpoint, state.get(RUN, {}))
+            self._elastic.load(checkpoint, state.get(SPLIT))
+            if trainer.strategy.restore_checkpoint_after_setup:
+                self._convert(trainer)
             note_other_run(trainer, state)
         elif trainer is not None:
             _warn_if_seen_otherwise(trainer, state.get(RUN, {}))
@@ -114,6 +122,7 @@ class RunState(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._changes.check_optimizer(trainer.optimizers)
+        self._convert(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -129,6 +138,12 @@ class RunState(Callback):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.window.end_validation(trainer)
+
+    def _convert(self, trainer: Trainer) -> None:
+        """Let the checkpoint count as this run does, when the batches of an epoch are known."""
+        counts = self._elastic.convert(trainer)
+        if counts is not None:
+            self.window.convert(counts.batch_idx)
 
 
 def _warn_if_seen_otherwise(trainer: Trainer, before: Mapping[str, Any]) -> None:

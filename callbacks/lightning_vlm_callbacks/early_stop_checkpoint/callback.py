@@ -143,7 +143,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         if self._loaded is None:
             self._files.start(trainer)
         else:
-            self._resume(trainer, self._loaded)
+            self._resume(trainer, pl_module, self._loaded)
             self._loaded = None
         self._update_paths()
         self._judge.on_train_start(trainer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
@@ -21,8 +21,10 @@ __all__ = [
     "epoch_ended",
     "rank_state",
     "resume_at",
+    "resume_split_otherwise",
     "states_of_ranks",
     "unsure_loaders",
+    "what_is_lost",
 ]
 
 Position = Literal["batch", "validating", "validation", "between", "epoch", "stopped"]
@@ -116,6 +118,51 @@ def resume_at(trainer: Trainer, mine: Mapping[str, Any], position: Position | No
     if len(generators) == len(mine["generators"]):
         for generator, state in zip(generators, mine["generators"], strict=True):
             generator.set_state(state.cpu())
+
+
+def resume_split_otherwise(trainer: Trainer, first: Mapping[str, Any], position: Position | None) -> None:
+    """Put a trainer where a run of another number of processes was.
+
+    Loaders whose attribute `elastic` is true have the same state on every rank and take it over; the others
+    are as Lightning resumes them. Random states belong to one process each and are left alone.
+
+    Args:
+        trainer: That goes on.
+        first: What `rank_state` gave on the first rank.
+        position: As for `resume_at`.
+    """
+    loaders = [] if _loaders_of_one_rank(trainer) else first["loaders"]
+    resume_at(trainer, {"loaders": loaders, "generators": []}, position)
+
+
+def _loaders_of_one_rank(trainer: Trainer) -> list[str]:
+    """The kinds of training loaders whose state belongs to one rank."""
+    loaders = _loaders(trainer)
+    return [type(loader).__name__ for loader in loaders if not getattr(loader, "elastic", False)]
+
+
+def what_is_lost(trainer: Trainer, module: LightningModule, position: Position | None) -> list[str]:
+    """What a run of another number of processes can't go on with, in words.
+
+    Args:
+        trainer: That goes on.
+        module: One whose attribute `seeds_batches` is true sets the seed of every training batch by its place
+            in the run, so that no random state needs to be restored.
+        position: As for `resume_at`.
+    """
+    lost = []
+    if not getattr(module, "seeds_batches", False):
+        lost.append(
+            "random states belong to one process each, so they are not restored, and dropout draws other "
+            "numbers than in the uninterrupted run"
+        )
+    unsuited = _loaders_of_one_rank(trainer)
+    if unsuited and position != "epoch":
+        lost.append(
+            f"{unsuited[0]} saves the position of one process each, so samples of this epoch may come twice "
+            "or not at all; resume from the end of an epoch, or with loaders of VLMDataModule"
+        )
+    return lost
 
 
 def epoch_ended(trainer: Trainer) -> bool:

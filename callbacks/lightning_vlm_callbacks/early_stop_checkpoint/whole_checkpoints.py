@@ -20,7 +20,9 @@ from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     correct_progress,
     rank_state,
     resume_at,
+    resume_split_otherwise,
     states_of_ranks,
+    what_is_lost,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.interrupts import Interrupts
 from lightning_vlm_callbacks.early_stop_checkpoint.judge import Judge
@@ -122,17 +124,19 @@ class WholeCheckpoints(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass  # `on_train_start` does it, when more is known
 
-    def _resume(self, trainer: Trainer, state: dict[str, Any]) -> None:
+    def _resume(self, trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
         same_metric = self._judge.resume(state)
         self._files.resume(trainer, state, same_metric)
         device = trainer.strategy.root_device
         trainer.callback_metrics.update({name: value.to(device) for name, value in state["metrics"].items()})
         self._judge.add_old(trainer)
         if len(state["ranks"]) != trainer.world_size:
-            rank_zero_warn(
-                f"EarlyStopCheckpoint: found a checkpoint of {len(state['ranks'])} processes, now there are "
-                f"{trainer.world_size}; random states belong to one process each, so they are not restored"
-            )
+            for lost in what_is_lost(trainer, module, state["position"]):
+                rank_zero_warn(
+                    f"EarlyStopCheckpoint: found a checkpoint of {len(state['ranks'])} processes, now there "
+                    f"are {trainer.world_size}; {lost}"
+                )
+            resume_split_otherwise(trainer, state["ranks"][0], state["position"])
             return
         mine = state["ranks"][trainer.global_rank]
         give_own_buffers(trainer.lightning_module, mine.get("buffers", {}))

@@ -39,11 +39,16 @@ def load_saved_state(trainer: Trainer, loader: "ResumableLoader") -> None:
 class ResumableLoader(DataLoader):
     """A DataLoader that resumes in the middle of an epoch, at the first batch that was not yet trained on.
 
+    Its state is a position in the order of an epoch that all ranks share, so another number of ranks and of
+    workers goes on from it with the same samples in the same order.
+
     It is made as `ResumableLoader(dataset, sampler=ResumableBatchSampler(...), batch_size=None)`, where the
     dataset takes a list of indices and returns a whole batch. It has no `__init__` of its own, because
     Lightning re-creates loaders for prediction from the arguments of theirs.
     """
 
+    elastic = True
+    """The state is the same on every rank, and any number of ranks may load it."""
     _epoch = 0
     _seen = 0
     passed = 0
@@ -76,7 +81,7 @@ class ResumableLoader(DataLoader):
         sampler = self._sampler
         sampler.skip = 0
         if self._resume and self._resume["epoch"] == sampler.epoch:
-            sampler.skip = self._resume["seen"]
+            sampler.skip = self._batches_before(_position(self._resume), _end(self._resume))
         self._resume = None
         sampler.begin(self.passed)
         self._start_pass(sampler.epoch, sampler.skip, sampler.passed(sampler.skip))
@@ -104,15 +109,19 @@ class ResumableLoader(DataLoader):
             self._finished = seen
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epoch this is, how many of its batches have been seen, and what makes them these.
+        """Which epoch this is, which position in it has been reached and where it ends, and what makes its
+        order this one.
 
-        Seen are those that were handed out, or after `count_steps` those whose optimizer step has been made:
-        what was handed out since then comes again, because its gradients are in no checkpoint.
+        Positions count samples, or batches that were made beforehand (`counted_in` of the sampler), those of
+        all ranks together. Those count that were handed out, or after `count_steps` those whose optimizer
+        step has been made: what was handed out since then comes again, because its gradients are in no
+        checkpoint.
         """
+        sampler = self._sampler
         seen = self._seen if self._finished is None else self._finished
-        state = {"epoch": self._epoch, "seen": seen, **self._sampler.settings()}
-        if "samples a step" not in state or self.stage is not None:
-            state["batches"] = len(self)
+        end = min(len(self) * sampler.places_of_batch, sampler.places_of_epoch)
+        position = min(seen * sampler.places_of_batch, end)
+        state = {"epoch": self._epoch, "position": position, "end": end, **sampler.settings()}
         if self.stage is not None:
             state["stage"] = self.stage
         order = self._sampler.state_dict()
@@ -135,15 +144,36 @@ class ResumableLoader(DataLoader):
             raise UserError(f"{found}; resume with the stages that the run began with")
         now = self._sampler.settings()
         changed = changes(state, now)
-        if changed and state["seen"] < _batches(state):
+        position, end = _position(state), _end(state)
+        if changed and position < end:
             raise UserError(
                 f"can't resume in the middle of an epoch with other batches: {'; '.join(changed)}; give "
                 "back what was, or begin from a checkpoint of an epoch's end"
             )
         self._resume = dict(state)
-        self._start_pass(state["epoch"], state["seen"], state["seen"] * state.get("samples a step", 0))
+        passed = position if self._sampler.counted_in == "samples" else 0
+        self._start_pass(state["epoch"], -(-position // self._sampler.places_of_batch), passed)
         if state.get("sampling", ResumableBatchSampler.description) == now["sampling"] and "order" in state:
             self._sampler.load_state_dict(state["order"])
+
+    def _batches_before(self, position: int, end: int) -> int:
+        """How many batches of this rank lie before a position.
+
+        Args:
+            position: In the order of an epoch.
+            end: Where the epoch ends; its last batch may be filled up with nothing.
+
+        Raises:
+            UserError: The position lies inside a batch.
+        """
+        each = self._sampler.places_of_batch
+        if position < end and position % each:
+            raise UserError(
+                f"can't resume behind {position} {self._sampler.counted_in} of an epoch with {each} in the "
+                "batches of all processes together, which don't divide them; give back data.batch_size and "
+                "the number of processes, or begin from a checkpoint of an epoch's end"
+            )
+        return -(-position // each)
 
 
 _OF_EARLIER_VERSIONS = {"sampling": ResumableBatchSampler.description, "batching": "padded"}
@@ -164,8 +194,20 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name} was {was[name]}, is {now[name]}" for name in both if was[name] != now[name]]
 
 
-def _batches(state: Mapping[str, Any]) -> int:
-    """How many batches the epoch of a state has on each rank."""
-    if "batches" in state:
-        return state["batches"]
-    return -(-state["samples"] // state["samples a step"])
+def _position(state: Mapping[str, Any]) -> int:
+    """The position of a state; earlier versions saved how many batches each rank had seen."""
+    if "position" in state:
+        return state["position"]
+    return min(state["seen"] * _places_of_batch(state), _end(state))
+
+
+def _end(state: Mapping[str, Any]) -> int:
+    """Where the epoch of a state ends; earlier versions saved how many batches each rank had, or samples."""
+    if "end" in state:
+        return state["end"]
+    return state["batches"] * _places_of_batch(state) if "batches" in state else state["samples"]
+
+
+def _places_of_batch(state: Mapping[str, Any]) -> int:
+    """What a state of an earlier version says of the batches of all its ranks."""
+    return state.get("samples a step") or state["batches a step"]

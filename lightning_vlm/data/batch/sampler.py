@@ -98,14 +98,28 @@ class ResumableBatchSampler(DistributedSampler):
 
     def passed(self, batches: int) -> int:
         """How many samples the first batches of this epoch have, those of all ranks together."""
-        return batches * self.global_batch_size
+        return min(batches * self.global_batch_size, self.size)
+
+    # Where an epoch is, in numbers that don't depend on how many ranks there are
+
+    counted_in = "samples"
+    """What positions are counted in."""
+
+    @property
+    def places_of_epoch(self) -> int:
+        """The position at which an epoch ends."""
+        return self.size
+
+    @property
+    def places_of_batch(self) -> int:
+        """How much further a position is after one more batch of each rank."""
+        return self.global_batch_size
 
     def settings(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, in words for the error of a resumed run."""
+        """What the order of an epoch depends on, in words for the error of a resumed run."""
         return {
             "sampling": self.description,
             "samples": self.size,
-            "samples a step": self.global_batch_size,
             "seed": self.seed,
             "shuffle": int(self.shuffle),
         }
@@ -209,11 +223,21 @@ class UnitSampler(ResumableBatchSampler):
         units = self._of_epoch()
         return units.samples_before(min(batches * self.num_replicas, len(units)))
 
+    counted_in = "batches"
+
+    @property
+    def places_of_epoch(self) -> int:
+        """The position at which an epoch ends."""
+        return self._batches
+
+    @property
+    def places_of_batch(self) -> int:
+        """How much further a position is after one more batch of each rank."""
+        return self.num_replicas
+
     def settings(self) -> dict[str, Any]:
-        """What the batches of an epoch depend on, in words for the error of a resumed run."""
-        of_all = super().settings()
-        del of_all["samples a step"]
-        return {**of_all, "batches a step": self.num_replicas, **self._made_by}
+        """What the order of an epoch depends on, in words for the error of a resumed run."""
+        return {**super().settings(), **self._made_by}
 
     def _of_epoch(self) -> Units:
         if self._units is None or self._units[0] != self.epoch:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_vlm.data.batch.draws_by_task import DrawsByTask
+from lightning_vlm.data.batch.sampler import PAD_INDEX
 from lightning_vlm.data.batch.task_passes import TaskPasses, chance, plus
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.batch.windows import Windows
@@ -79,7 +80,8 @@ class TaskBatchSampler(DrawsByTask):
         if self._epoch_begun != self.epoch:  # used without a ResumableLoader
             self.begin(0)
         for places in self.places():
-            yield [self.at_time(self._index(place), place) for place in places]
+            batch = [self.at_time(self._index(place), place) for place in places if place < self.size]
+            yield batch + [PAD_INDEX] * (self.batch_size - len(batch))
 
     def begin(self, passed: int) -> None:
         """Begin an epoch, or continue one.
@@ -137,6 +139,13 @@ class TaskBatchSampler(DrawsByTask):
         self._losses.add(sums, counts)
 
     # Checkpoints
+
+    def settings(self) -> dict[str, Any]:
+        """What the order of an epoch depends on, in words for the error of a resumed run."""
+        settings = super().settings()
+        if self.sampling.grouped:
+            settings["samples a step"] = self.global_batch_size
+        return settings
 
     def state_dict(self) -> dict[str, Any]:
         """What draws the same samples again."""
