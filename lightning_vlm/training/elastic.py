@@ -46,8 +46,11 @@ class Split(NamedTuple):
     @property
     def words(self) -> str:
         """How an optimizer step is made up, for people."""
-        of_one = f" × {self.batch} samples" if self.counted_in == "samples" else ""
-        return f"{self.ranks} processes × {self.accumulate} micro-batches{of_one}"
+        samples = "1 sample" if self.batch == 1 else f"{self.batch} samples"
+        of_one = f" × {samples}" if self.counted_in == "samples" else ""
+        processes = "1 process" if self.ranks == 1 else f"{self.ranks} processes"
+        micro_batches = "1 micro-batch" if self.accumulate == 1 else f"{self.accumulate} micro-batches"
+        return f"{processes} × {micro_batches}{of_one}"
 
 
 def split_of(trainer: Trainer, epoch: int) -> Split | None:
@@ -138,25 +141,29 @@ class ElasticResume:
             return None
         epoch = _epoch_of_counts(loops)
         now = split_of(trainer, epoch)
-        if now is None or now == was or now.counted_in != was.counted_in:
+        if now is None or now[:3] == was[:3] or now.counted_in != was.counted_in:
             return None
         fix = _fix(was, now, _accumulate_option(trainer))
-        self._compare(was, now, fix)
+        self._compare(trainer, was, now, fix)
+        if was.places == now.places:
+            return None
         counts = Counts(was, now, fix)
         _convert(loops["epoch_loop.batch_progress"], counts, _batches_before(trainer, epoch))
         return counts
 
-    def _compare(self, was: Split, now: Split, fix: str) -> None:
+    def _compare(self, trainer: Trainer, was: Split, now: Split, fix: str) -> None:
         if was.step == now.step:
             self.expected = {"the number of processes", "trainer.accumulate_grad_batches", "data.batch_size"}
+            other = "" if was.batch == now.batch else "; dropout draws other numbers than before"
             rank_zero_info(
-                f"Resumed as {now.words} for each optimizer step, which were {was.words}: the same "
-                f"{now.step} {now.counted_in} in the same order"
+                f"Resumed with {now.words} in an optimizer step (before: {was.words}): the same "
+                f"{now.step} {now.counted_in} in the same order{other}"
             )
-        else:
+        elif was.ranks != now.ranks:
             self.lines.append(f"an optimizer step has {now.step} {now.counted_in}, had {was.step}; {fix}")
+        limited = isinstance(trainer.limit_train_batches, int) and was.step == now.step
         steps, before = -(-now.batches // now.accumulate), -(-was.batches // was.accumulate)
-        if was.step == now.step and steps != before:
+        if limited and steps != before:
             self.lines.append(
                 f"an epoch has {steps} optimizer steps, had {before}; trainer.limit_train_batches counts "
                 f"batches of one process, and {before * now.accumulate} keeps them"

@@ -1,5 +1,7 @@
 """Batches of each mode: what they hold, for any ranks, workers and places to resume at."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -154,7 +156,6 @@ def test_resumed_anywhere_it_gives_exactly_the_rest(mode, workers):
         ({"mode": "packed"}, {"mode": "packed", "max_tokens": 400}, "max_tokens was 300, is 400; give"),
         ({"mode": "packed"}, {"mode": "packed", "max_patches": None}, "max_patches was 600, is None; give"),
         ({"mode": "tokens"}, {"mode": "tokens", "seed": 1}, "seed was 0, is 1; give"),
-        ({"mode": "packed"}, {"mode": "packed", "world": 2}, "batches a step was 1, is 2; give"),
         ({"mode": "length"}, {"mode": "length", "batch_size": 2}, "batch_size was 4, is 2; give"),
         ({"mode": "length"}, {"mode": "length", "shuffle": False}, "shuffle was 1, is 0; give"),
     ],
@@ -167,6 +168,39 @@ def test_other_batches_are_refused_in_the_middle_of_an_epoch_only(was, now, says
         loader(**now).load_state_dict(first.state_dict())
     list(passing)
     loader(**now).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_any_number_of_ranks_goes_on_with_the_same_samples(mode, steps):
+    """With 4 micro-batches in a step; the last step of the epoch has fewer."""
+    expected = listed(loader(mode, epoch=2, batch_size=2))
+    found = []
+    state = None
+    for world in (1, 2, 4, 1, 4):
+        ranks = [loader(mode, rank=rank, world=world, batch_size=2) for rank in range(world)]
+        for rank in ranks:
+            if state is not None:
+                rank.load_state_dict(state)
+                assert rank.state_dict() == state
+            rank.sampler.set_epoch(2)
+        left = None if len(found) > 4 * 3 * steps else steps * 4 // world
+        passes = [listed(itertools.islice(rank, left)) for rank in ranks]
+        found += [batch for step in zip(*passes, strict=True) for batch in step]
+        state = ranks[0].state_dict()
+        assert all(rank.state_dict() == state for rank in ranks)
+    assert [batch for batch in found if batch and batch[0] >= 0] == expected
+    assert state["position"] == state["end"]
+
+
+@pytest.mark.parametrize(("mode", "unit"), [("padded", "samples"), ("packed", "batches")])
+def test_a_position_inside_a_batch_is_refused(mode, unit):
+    first = loader(mode, batch_size=1)
+    next(iter(first))
+    second = loader(mode, batch_size=1, world=2)
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(UserError, match=f"can't resume behind 1 {unit} of an epoch with 2 in the batches of"):
+        next(iter(second))
 
 
 def test_other_lengths_and_another_window_are_refused_as_well(measured, monkeypatch):

@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from torch.utils.data import Dataset
 
 from lightning_vlm.data.batch.loader import ResumableLoader
+from lightning_vlm.data.batch.sampler import PAD_INDEX
 from lightning_vlm.data.batch.task_sampler import TaskBatchSampler
 from lightning_vlm.data.batch.task_sampling import LossShares, TaskSampling
 from lightning_vlm.data.conversation import TaskTable
@@ -37,6 +38,10 @@ def loader(sampling=None, workers=0, **options):
 def epoch(loader, number):
     loader.sampler.set_epoch(number)
     return [batch.tolist() for batch in loader]
+
+
+def is_sample(index):
+    return index != PAD_INDEX
 
 
 # Probabilities
@@ -153,13 +158,13 @@ def test_a_task_smaller_than_a_batch_goes_round():
     table = TaskTable.of_samples(["rare", *["often"] * 9])
     sampling = TaskSampling("weights", weights={"rare": 1.0, "often": 0.0})
     drawing = loader(sampling, batch_size=4, table=table)
-    assert epoch(drawing, 0) == [[0] * 4] * 3
-    assert drawing.sampler.epochs(drawing.passed) == {"rare": 12.0, "often": 0.0}
+    assert epoch(drawing, 0) == [[0] * 4, [0] * 4, [0, 0, PAD_INDEX, PAD_INDEX]]
+    assert drawing.sampler.epochs(drawing.passed) == {"rare": 10.0, "often": 0.0}
 
 
 def test_without_shuffling_samples_of_a_task_come_in_order():
     drawing = loader(TaskSampling(), shuffle=False)
-    indices = [index for batch in epoch(drawing, 0) for index in batch]
+    indices = [index for batch in epoch(drawing, 0) for index in batch if is_sample(index)]
     for task in SIZES:
         own = [index for index in indices if TASK_OF[index] == task]
         first = TASK_OF.index(task)
