@@ -42,7 +42,7 @@ class ScheduledSampling(Callback):
     masks stay as they are, `batch.targets` too; only `batch.inputs["input_ids"]` changes, in place.
 
     The probability is a function of `trainer.global_step`, the same for all micro-batches of a step; what is
-    drawn, of seed, epoch, batch and rank, as dropout is. So a resumed run continues exactly. While the
+    drawn, of seed, epoch and micro-batch, as dropout is. So a resumed run continues exactly. While the
     probability is 0 nothing is done: the step is the ordinary one, bit for bit.
 
     Each step takes one more forward pass, pictures and all: `benchmarks/scheduled_sampling.py` measures it.
