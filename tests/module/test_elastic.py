@@ -73,10 +73,10 @@ def test_what_changes_is_said(fit):
             accumulate_grad_batches=1,
             val_check_interval=1,
             limit_val_batches=0,
-            limit_train_batches=2,
+            limit_train_batches=3,
         )
     )
-    assert said == []
+    assert said == [f"{begin}the number of optimizer steps in the whole run is 3, was 2"]  # of `max_steps`
 
 
 def test_a_place_where_no_batch_begins_is_refused(fit):

@@ -5,8 +5,8 @@
 
 Each case trains a tiny Llava for two epochs on one process, and again on 1, 2, 4 and 1 processes: each part
 is killed with SIGKILL in the middle of an optimizer step, and the next goes on from its last checkpoint with
-the same number of samples in a step. The samples of each micro-batch, in the order of the epoch, must be those
-of the uninterrupted run; weights may differ by the rounding of other sums.
+the same number of samples in a step. The samples of each micro-batch must be those of the uninterrupted run;
+weights may differ by the rounding of other sums.
 """
 
 import argparse

@@ -44,6 +44,10 @@ def is_sample(index):
     return index != PAD_INDEX
 
 
+def tasks_of(batch):
+    return [TASK_OF[index] for index in batch if is_sample(index)]
+
+
 # Probabilities
 
 
@@ -201,10 +205,12 @@ def feed(drawing, number, workers=0, seen=None, stop=None):
     """An epoch in which each batch tells a loss: caption's falls to a tenth, vqa's to a half, ocr's stays."""
     drawing.sampler.set_epoch(number)
     batches = [] if seen is None else seen
-    done = drawing._resume["seen"] if drawing._resume and drawing._resume["epoch"] == number else 0
+    resumed = drawing._resume and drawing._resume["epoch"] == number
+    done = drawing._resume["position"] // 8 if resumed else 0
     for at, batch in enumerate(drawing, done):
         batches.append(batch.tolist())
-        counts = torch.tensor([sum(TASK_OF[i] == task for i in batch.tolist()) for task in SIZES]).float()
+        tasks = tasks_of(batch.tolist())
+        counts = torch.tensor([tasks.count(task) for task in SIZES]).float()
         progress = 1 - math.exp(-(number * len(drawing) + at) / 5)
         losses = torch.tensor([2.0, 3.0, 1.0]) * (1 - progress * torch.tensor([0.9, 0.5, 0.0]))
         drawing.sampler.end_step(losses * counts, counts, 8 * (at + 1))
@@ -224,7 +230,7 @@ def test_tasks_are_drawn_by_how_much_of_their_loss_is_left(score):
     assert (left.sort(descending=score == "easy").values == left).all()
     counts = Counter()
     for number in range(20, 120):
-        counts.update(TASK_OF[index] for batch in feed(drawing, number) for index in batch)
+        counts.update(task for batch in feed(drawing, number) for task in tasks_of(batch))
     total = sum(counts.values())
     expected = [total * share for share in (left / left.sum()).tolist()]
     assert [counts[task] / total for task in SIZES] == pytest.approx([x / total for x in expected], abs=0.02)
@@ -241,7 +247,7 @@ def test_a_round_is_drawn_by_the_losses_of_one_round_earlier():
     for step, batch in enumerate(drawing):
         number = step // 2
         if number > 2:  # the first round ends when all tasks have lost equally much
-            assert {TASK_OF[index] for index in batch.tolist()} == {TABLE.names[highest[number - 2]]}
+            assert set(tasks_of(batch.tolist())) == {TABLE.names[highest[number - 2]]}
         if step % 2:
             highest.append(int(shares.now().argmax()))
         losses = 10 ** (2 * torch.rand(3, generator=generator))
