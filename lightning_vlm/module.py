@@ -81,7 +81,7 @@ class VLMModule(LoadedWithoutCode):
     trained: TrainedWeights
     """What checkpoints keep; set by `configure_model`."""
     seeds_batches = True
-    """The seed of each training batch is set by its place in the run; EarlyStopCheckpoint asks for it."""
+    """Each training batch gets a seed by its place in the run; EarlyStopCheckpoint asks for this."""
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ def _quiet(file: Path) -> None:
         os.dup2(output, stream)
 
 
-def _template() -> dict[str, str]:
+def _template() -> dict[str, Any]:
     return {} if tiny.FAMILIES["llava"].template else {"chat_template": "plain"}
 
 

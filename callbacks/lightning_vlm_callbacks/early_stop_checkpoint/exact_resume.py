@@ -146,8 +146,8 @@ def what_is_lost(trainer: Trainer, module: LightningModule, position: Position |
 
     Args:
         trainer: That goes on.
-        module: One whose attribute `seeds_batches` is true sets the seed of every training batch by its place
-            in the run, so that no random state needs to be restored.
+        module: One whose attribute `seeds_batches` is true gives every training batch a seed by its place in
+            the run, so that no random state needs to be restored.
         position: As for `resume_at`.
     """
     lost = []
