@@ -80,7 +80,7 @@ class Log(Callback):
         with self.file.open("a") as file:
             file.write(json.dumps([trainer.current_epoch, number, batch.sources]) + "\n")
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         window = trainer.accumulate_grad_batches
