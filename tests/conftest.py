@@ -1,5 +1,6 @@
 """Shared fixtures. Importing `lightning_vlm` first applies its fix of torchvision before all else."""
 
+import faulthandler
 import os
 import sys
 
@@ -25,6 +26,20 @@ import lightning.pytorch  # noqa: F401
 
 # The console that all share keeps the width of the moment that made it, which may be one of a test's own.
 rich.reconfigure(width=80)
+
+
+HANGS_AFTER = 900
+"""Seconds after which a test ends its process, which prints where it stands."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """End a process whose test hangs in compiled code, where `timeout` can't interrupt it."""
+    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import PIL.Image
@@ -69,16 +68,14 @@ def command(*words):
     return main([*words[:1], "--config", "config.yaml", *words[1:]])
 
 
-def test_help_is_fast_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom lightning_vlm.cli import main\nassert main(['--help']) == 0\n"
         "heavy = {'torch', 'lightning', 'transformers', 'peft', 'wandb', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 2
     assert "lightning-vlm COMMAND --config FILE" in done.stdout
     from lightning_vlm.run import VLMCLI
 

@@ -82,9 +82,9 @@ FILES = {
 @pytest.mark.parametrize(("text", "expected"), FILES.values(), ids=FILES)
 def test_a_file_that_is_no_config(folder, capsys, text, expected):
     Path("c.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.monotonic()
+    start = time.process_time()
     assert expected in refused(capsys, "fit", "--config", "c.yaml")
-    assert time.monotonic() - start < 20  # most of it is for the parser
+    assert time.process_time() - start < 20  # most of it is for the parser
 
 
 def config(old="", new="", more=""):

@@ -19,7 +19,7 @@ _PATCH = r"<patch_index_\d{4}>"
 _DELIMITER = "</delimiter_of_multi_objects/>"
 KOSMOS = rf"<object>(?:{_PATCH}{_PATCH}(?:{_DELIMITER})?)+</object>"
 """Boxes of Kosmos-2."""
-_ALL_OF_PALIGEMMA = re.compile(rf"(?:\s*{PALIGEMMA}[^<;]*(?:;\s*|\Z))+")
+_ALL_OF_PALIGEMMA = re.compile(rf"(?:\s*{PALIGEMMA}[^<;]*(?:;|\Z))+\s*")
 _ALL_OF_FLORENCE = re.compile(rf"(?:[^<]+(?:{FLORENCE}|(?:{POLYGON})+))+\s*")
 _ONE_OF_PALIGEMMA = re.compile(rf"({PALIGEMMA})([^<;]*)")
 _ONE_OF_FLORENCE = re.compile(rf"([^<]+)({FLORENCE}|(?:{POLYGON})+)")
