@@ -138,7 +138,10 @@ class CheckpointFolder:
         return self.path / f"{UNFINISHED}{name}"
 
     def publish(self, name: str) -> None:
-        """Give a file or folder, written and safe on the disk, its name."""
+        """Give a file or folder, written and safe on the disk, its name.
+
+        A run that was killed before a link pointed at it may have left one of that name, which is replaced.
+        """
         aside = self.unfinished(name)
         for folder, _, files in os.walk(aside):
             for file in files:
@@ -146,7 +149,11 @@ class CheckpointFolder:
             _sync(Path(folder))
         if aside.is_file():
             _sync(aside)
-        os.replace(aside, self.path / name)
+        before = self.path / name
+        if before.is_dir() and not before.is_symlink():  # which can't be replaced at once, as a file can
+            os.replace(before, self.unfinished(f"old-{name}"))
+            _delete(self.unfinished(f"old-{name}"))
+        os.replace(aside, before)
         _sync(self.path)
 
     def write(self, name: str, text: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning_vlm_callbacks import EarlyStopCheckpoint, StagedUnfreezing
+from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import CheckpointFolder
 
 from tests.support.checkpoints import assert_same, names_in
 from tests.support.pieces import Pieces, fsdp2, whole, whole_weights
@@ -78,3 +79,15 @@ def test_another_number_of_ranks(make_trainer, on_two_ranks, tmp_path):
             torch.testing.assert_close(
                 found[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def test_a_folder_that_was_published_just_before_a_kill_is_replaced(tmp_path):
+    """No link pointed at it yet, so the resumed run writes it again."""
+    folder = CheckpointFolder(tmp_path)
+    for content in ("left", "written again"):
+        written = folder.unfinished("step-00000005.ckpt")
+        written.mkdir()
+        (written / "meta.pt").write_text(content)
+        folder.publish("step-00000005.ckpt")
+    assert (tmp_path / "step-00000005.ckpt/meta.pt").read_text() == "written again"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005.ckpt"]
