@@ -76,7 +76,6 @@ def _write_file(strategy: Strategy, checkpoint: dict[str, Any], file: Path) -> N
 
 def _write_pieces(values: dict[str, Any], rest: bytes, folder: Path, group: Any) -> None:
     """As `ModelParallelStrategy` does: all ranks their pieces, then the first one the rest of the run."""
-    folder.mkdir(parents=True, exist_ok=True)
     save(values, storage_writer=FileSystemWriter(folder), planner=DefaultSavePlanner(), process_group=group)
     if rest:
         (folder / META).write_bytes(rest)

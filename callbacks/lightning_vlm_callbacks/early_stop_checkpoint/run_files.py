@@ -46,6 +46,8 @@ class RunFiles:
         self._background = Background()
         self._before = Kept()
         """What was kept before the checkpoint that is being written in the background."""
+        self._begun = 0
+        """The step of that checkpoint."""
 
     def path_of(self, name: str | None) -> str:
         """The path of a checkpoint; empty if there is none."""
@@ -158,7 +160,7 @@ class RunFiles:
         if name in self.kept.files:  # only the links change
             self.save(trainer, step, best, periodic, lambda trainer, file: None)
             return
-        self._before = self.kept
+        self._before, self._begun = self.kept, step
         self.kept = kept = self._before.add(name, best, periodic)  # which the checkpoint itself holds, too
         try:
             write = copy(trainer, self.folder.unfinished(name))
@@ -206,7 +208,7 @@ class RunFiles:
         error = self._background.wait()
         try:
             if together or error is not None:
-                self._agree(trainer, error, together)
+                self._agree(trainer, error, self._begun, together)
         except BaseException:
             self.kept = self._before
             raise
@@ -229,7 +231,7 @@ class RunFiles:
         except (Exception, CheckpointException) as found:
             error = found
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
-        self._agree(trainer, error)
+        self._agree(trainer, error, trainer.global_step)
 
     def _publish(self, trainer: Trainer, name: str | None) -> None:
         """Write the files before the link `latest`, and delete old ones last."""
@@ -241,7 +243,7 @@ class RunFiles:
         except OSError as found:
             error = found
         self._settled = True
-        self._agree(trainer, error)
+        self._agree(trainer, error, trainer.global_step)
 
     def _publish_in(self, folder: CheckpointFolder, name: str | None, kept: Kept) -> None:
         if not self._settled:
@@ -261,7 +263,7 @@ class RunFiles:
         if slurm_job():
             folder.write(JOB, slurm_job())
 
-    def _agree(self, trainer: Trainer, error: BaseException | None, together: bool = True) -> None:
+    def _agree(self, trainer: Trainer, error: BaseException | None, step: int, together: bool = True) -> None:
         """Raise on all ranks if there was an error on any."""
         if together and trainer.strategy.reduce_boolean_decision(error is None, all=True):
             return
@@ -269,12 +271,20 @@ class RunFiles:
         with suppress(OSError):
             if trainer.is_global_zero:
                 self.folder.clear_unfinished()
-        found = "" if error is None else f"{type(error).__name__}: {error}"
+        found = _in_words(error)
         if together and trainer.world_size > 1:
             every = [""] * trainer.world_size
             torch.distributed.all_gather_object(every, found)
             found = found or next(filter(None, every))
         raise MisconfigurationException(
-            f"EarlyStopCheckpoint could not save step {trainer.global_step} in {self.folder.path}: {found}. "
+            f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found}. "
             "The checkpoints from before are whole, and latest.ckpt points at the last of them"
         ) from error
+
+
+def _in_words(error: BaseException | None) -> str:
+    """An error in a line; empty without one. torch's own puts the tracebacks of all ranks together."""
+    if isinstance(error, CheckpointException):
+        rank, (inner, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {type(inner).__name__}: {inner}"
+    return "" if error is None else f"{type(error).__name__}: {error}"

@@ -1,12 +1,18 @@
 """Runs whose weights lie over several ranks write folders, from which any number of ranks resumes."""
 
 import os
+import re
+import resource
+import time
 
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import EarlyStopCheckpoint, StagedUnfreezing
-from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import CheckpointFolder
+from lightning_vlm_callbacks.early_stop_checkpoint import copies
+from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import CheckpointFolder, step_of
+from lightning_vlm_callbacks.sharded_checkpoints import check_folder, read_whole
 
 from tests.support.checkpoints import assert_same, names_in
 from tests.support.pieces import Pieces, fsdp2, whole, whole_weights
@@ -91,3 +97,72 @@ def test_a_folder_that_was_published_just_before_a_kill_is_replaced(tmp_path):
         folder.publish("step-00000005.ckpt")
     assert (tmp_path / "step-00000005.ckpt/meta.pt").read_text() == "written again"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005.ckpt"]
+
+
+class Slow(Callback):
+    """Lets writing begin only when the next step has been made, which has changed the weights."""
+
+    def __init__(self):
+        self.weights, self.made, self.ended = {}, 0, False
+        write = copies._write_pieces
+
+        def late(values, rest, folder, group):
+            while self.made <= step_of(folder.name.removeprefix(".unfinished-")) and not self.ended:
+                time.sleep(0.005)
+            write(values, rest, folder, group)
+
+        copies._write_pieces = late
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.made = trainer.global_step
+        self.weights[self.made] = whole_weights(module)
+
+    def on_train_end(self, trainer, module):
+        self.ended = True
+
+    def on_exception(self, trainer, module, exception):
+        self.ended = True
+
+
+def test_what_is_written_later_is_the_state_from_then(make_trainer, on_two_ranks, tmp_path):
+    def run():
+        slow = Slow()
+        fit(make_trainer, tmp_path, 2, asynchronous=True, callbacks=[slow])
+        return slow.weights
+
+    weights, _ = on_two_ranks(run)
+    assert not torch.equal(weights[1]["net.head.weight"], weights[2]["net.head.weight"])
+    for step in range(1, 7):
+        written = read_whole(tmp_path / f"step-0000000{step}.ckpt")["state_dict"]
+        assert_same(written, weights[step])
+
+
+def test_a_failure_in_the_background_is_raised_on_all_ranks(make_trainer, on_two_ranks, tmp_path):
+    """One rank can't write more than 2 KiB to a file from step 3 on."""
+
+    class Full(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 2 and trainer.global_rank == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def run():
+        try:
+            with pytest.raises(MisconfigurationException) as error:
+                fit(make_trainer, tmp_path, 2, asynchronous=True, callbacks=[Full()])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        return str(error.value)
+
+    for message in on_two_ranks(run):
+        match = re.match(
+            r"EarlyStopCheckpoint could not save step (\d) in .*: rank 1: OSError: .*too large.*are whole",
+            message,
+        )
+        assert match, message
+        failed = int(match[1])  # what was still being written, or the next
+        assert failed in (2, 3)
+    assert os.readlink(tmp_path / "latest.ckpt") == f"step-0000000{failed - 1}.ckpt"
+    check_folder(tmp_path / "latest.ckpt")
+    assert not list(tmp_path.glob(".unfinished*"))
