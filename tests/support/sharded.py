@@ -30,7 +30,7 @@ class Fit(NamedTuple):
         accumulate: Micro-batches of a step, on one process.
         batch: Samples of a micro-batch, on all processes together.
         options: More of the module.
-        source: The training data; None draws some.
+        source: The training data, in this order; None draws some, shuffled.
         trainer: More of the trainer.
     """
 
@@ -89,7 +89,8 @@ def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
     faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     torch.manual_seed(0)
     module = make_module(fit)
-    data = VLMDataModule(train=fit.source or Drawn("train", size=24), batch_size=fit.batch // ranks, seed=0)
+    source = fit.source or Drawn("train", size=24)
+    data = VLMDataModule(train=source, batch_size=fit.batch // ranks, seed=0, shuffle=fit.source is None)
     options = {"max_steps": fit.steps, "accumulate_grad_batches": fit.accumulate, **fit.trainer}
     trainer = make_trainer(ranks, **options)
     trainer.fit(module, data)

@@ -11,6 +11,7 @@ gradient that would take memory or be sent.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,9 +40,14 @@ def shard(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, autocast: t
     """
     weights = first_weights(root)
     policy = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in _blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for blocks in _lists_of_blocks(model):
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        blocks[0].register_forward_pre_hook(_let_input_have_gradient, prepend=True, with_kwargs=True)
     fully_shard(root, mesh=mesh, mp_policy=policy)
+    if hasattr(root, "set_reduce_scatter_unused_params"):  # as of torch 2.13
+        # What trains but isn't used has no gradient, except where a batch without pictures gives it a zero.
+        root.set_reduce_scatter_unused_params(True, recurse=False)
     spread(root, weights, mesh)
     # FSDP2 learns what trains at the first forward. Callbacks may have frozen some of it for a while by then.
     run_whole(root, lambda: None)
@@ -63,6 +69,20 @@ def whole_parameters(root: nn.Module) -> Iterator[nn.Parameter]:
             yield parameter
 
 
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+def _lists_of_blocks(model: PreTrainedModel) -> list[list[nn.Module]]:
     paths = find_parts(model)["language.layers"]
-    return [block for path in paths for block in model.get_submodule(path).children()]
+    return [list(model.get_submodule(path).children()) for path in paths]
+
+
+def _let_input_have_gradient(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of the first block.
+
+    FSDP2 sends the gradients of a block whose input has none after all others. Words have none where the
+    embeddings are frozen, features of pictures may have one: processes would send in different orders.
+    """
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden.requires_grad_()
+    return args, kwargs
