@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.data.batch.collate import Batch, exact_again
@@ -20,6 +21,7 @@ from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.ranking import Candidate, generate_candidates
 from lightning_vlm.models.mask_head import MaskHead
 from lightning_vlm.models.one_token import told_apart
+from lightning_vlm.models.sharding import is_sharded
 from lightning_vlm.models.video_features import without_filled_frames
 from lightning_vlm.nearest import did_you_mean
 
@@ -62,9 +64,11 @@ def generate_answers(
         generation: Arguments of `generate`, greedy unless they say otherwise; None is at most 64 new tokens.
         mask_head: Makes masks of answers, if there are to be any; of several answers to a prompt of none.
     """
-    if not batch.prompts:
-        return []
     options = {"do_sample": False, "use_cache": True, **(generation or {"max_new_tokens": 64})}
+    if not batch.prompts:
+        if is_sharded(model):
+            _generate_along(model, options)
+        return []
     several = options.get("num_return_sequences", 1) > 1
     tokenizer = processor.tokenizer
     marks = reasoning_marks(processor)
@@ -96,6 +100,12 @@ def generate_answers(
         made = _prediction(batch, row, answer, reasoning, ranked[row])
         answers.append(made._replace(found=masked[row]) if row in masked else made)
     return answers
+
+
+def _generate_along(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
+    """Generate for nobody, while the other processes of a sharded model do so and gather its weights."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]
 
 
 def divided(marks: ReasoningMarks | None, text: str) -> tuple[str | None, str]:

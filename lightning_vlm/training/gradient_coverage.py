@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import zero_loss
+from lightning_vlm.models.sharding import is_sharded
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -89,10 +90,12 @@ class GradientCoverage(Callback):
         Raises:
             UserError: The loss doesn't depend on something that a later stage trains.
         """
+        assert self._root is not None
         trained = sum(parameter.requires_grad for parameter in self._may_train)
         if trained == self._trained:
             return
-        if not self._trained and trained < len(self._may_train):
+        # In pieces, a parameter of a block has no place in the graph; a stage is checked when it begins.
+        if not self._trained and trained < len(self._may_train) and not is_sharded(self._root):
             self._check_later_stages(compute_loss)
         self._trained = trained
         self._watch()

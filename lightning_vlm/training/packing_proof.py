@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.rendered import RenderedBatches
+from lightning_vlm.models.sharding import is_sharded
 from lightning_vlm.training.packed_and_alone import prove
 from lightning_vlm.training.packing_verdict import Verdict
 
@@ -42,6 +43,11 @@ class PackingProof(Callback):
         if self._is_done or not isinstance(data, RenderedBatches) or not data.packs:
             return
         self._is_done = True
+        if is_sharded(pl_module):
+            rank_zero_info(
+                "Packing is not proved where the model is cut into pieces; a fit on one device proves it"
+            )
+            return
         try:
             found = self._prove(trainer, pl_module, data)
         except torch.OutOfMemoryError:

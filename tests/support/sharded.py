@@ -2,6 +2,7 @@
 
 import faulthandler
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,8 @@ def sharded(ranks: int) -> dict[str, Any]:
 
 def make_module(fit: Fit) -> VLMModule:
     """The module of a fit, without its model."""
-    options = dict(fit.options)
+    # Its changes are as large as the gradients; Adam's are of one size, and hide a wrong factor.
+    options: dict[str, Any] = {"optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9), **fit.options}
     if tiny.FAMILIES[fit.family].template is None:
         options.setdefault("chat_template", "plain")
     return VLMModule(str(fit.folder), adapt=fit.adapt, **options)
@@ -91,7 +93,12 @@ def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
     module = make_module(fit)
     source = fit.source or Drawn("train", size=24)
     data = VLMDataModule(train=source, batch_size=fit.batch // ranks, seed=0, shuffle=fit.source is None)
-    options = {"max_steps": fit.steps, "accumulate_grad_batches": fit.accumulate, **fit.trainer}
+    options = {
+        "max_steps": fit.steps,
+        "accumulate_grad_batches": fit.accumulate,
+        "default_root_dir": fit.folder,
+        **fit.trainer,
+    }
     trainer = make_trainer(ranks, **options)
     trainer.fit(module, data)
     faulthandler.cancel_dump_traceback_later()

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_vlm.models.attention.check import check_attention
 from lightning_vlm.models.attention.families import attention_line
 from lightning_vlm.models.attention.kernel import KERNEL_DTYPES, compute_dtype
+from lightning_vlm.models.sharding import is_sharded
 
 
 class VarlenAttentionCheck(Callback):
@@ -36,6 +37,9 @@ class VarlenAttentionCheck(Callback):
         if self._is_done or not batch.lengths or pl_module.device.type not in self._devices:
             return
         self._is_done = True
+        if is_sharded(pl_module):  # processes without a sample would leave it out, and the others wait
+            rank_zero_info("Attention is not checked where the model is cut into pieces; on one device it is")
+            return
         with trainer.precision_plugin.forward_context():
             self._check(pl_module, batch)
 

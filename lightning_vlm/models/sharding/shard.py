@@ -47,16 +47,16 @@ def shard(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, autocast: t
     fully_shard(root, mesh=mesh, mp_policy=policy)
     if hasattr(root, "set_reduce_scatter_unused_params"):  # as of torch 2.13
         # What trains but isn't used has no gradient, except where a batch without pictures gives it a zero.
-        root.set_reduce_scatter_unused_params(True, recurse=False)
+        root.set_reduce_scatter_unused_params(True, recurse=False)  # type: ignore[operator]
     spread(root, weights, mesh)
     # FSDP2 learns what trains at the first forward. Callbacks may have frozen some of it for a while by then.
     run_whole(root, lambda: None)
     root.reshard()  # type: ignore[operator]
 
 
-def is_sharded(root: nn.Module) -> bool:
-    """Whether `shard` has cut a module."""
-    return isinstance(root, FSDPModule)
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `shard` has cut a module, or one that it is a part of."""
+    return any(isinstance(inner, FSDPModule) for inner in module.modules())
 
 
 def whole_parameters(root: nn.Module) -> Iterator[nn.Parameter]:
