@@ -144,9 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
     chance = random.Random(options.seed)
     failures, kills, places, begun = 0, 0, Counter[str](), 0
     with tempfile.TemporaryDirectory() as root:
-        wholes = [call_on_ranks(count_operations, Path(root, f"whole-{way}"), way) for way in (False, True)]
+        wholes: dict[bool, list[dict[str, Any]]] = {}
         for number in range(options.kills):
             way = number % 2 == 1
+            if way not in wholes:
+                wholes[way] = call_on_ranks(count_operations, Path(root, f"whole-{way}"), way)
             rank = chance.randrange(RANKS)
             last = wholes[way][rank]["operations"]
             kill = Kill(rank, chance.randint(1, last), chance.uniform(0, LATEST_DELAY), way)

@@ -17,6 +17,7 @@ from lightning_vlm_callbacks.sharded_checkpoints import check_folder, read_whole
 from tests.support.checkpoints import assert_same, names_in
 from tests.support.pieces import Pieces, fsdp2, whole, whole_weights
 from tests.support.project import Samples
+from tools.reliability import sharded_checkpoints
 
 STAGES = [{"at": 0, "train": {"net.head": 1.0}}, {"at": 4, "train": {"*": 1.0}}]
 
@@ -166,3 +167,9 @@ def test_a_failure_in_the_background_is_raised_on_all_ranks(make_trainer, on_two
     assert os.readlink(tmp_path / "latest.ckpt") == f"step-0000000{failed - 1}.ckpt"
     check_folder(tmp_path / "latest.ckpt")
     assert not list(tmp_path.glob(".unfinished*"))
+
+
+def test_killed_while_writing(capsys):
+    """One of the many kills of the command."""
+    assert sharded_checkpoints.main(["--kills", "1", "--seed", "1"]) == 0
+    assert "1 kills while a sharded checkpoint was written" in capsys.readouterr().out
