@@ -99,7 +99,7 @@ def train(folder: Path, width: int, depth: int, asynchronous: bool | None) -> li
         default_root_dir=folder,
         **fsdp2(),
     )
-    data = DataLoader(torch.randn(10_000, width), batch_size=16)
+    data: DataLoader[Tensor] = DataLoader(list(torch.randn(1000, width)), batch_size=16)  # type: ignore[arg-type]
     trainer.fit(Wide(width, depth), data)
     return [after - before for before, after in zip(watch.begun, watch.begun[1:], strict=False)]
 
