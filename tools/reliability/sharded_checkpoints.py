@@ -2,9 +2,9 @@
 
     python -m tools.reliability.sharded_checkpoints --kills 40
 
-Two processes train a small model under FSDP2 and save each step. One of them, chosen by the seed, is killed
-with SIGKILL a few milliseconds after a file operation of a checkpoint, also chosen by the seed: a folder or a
-file that is made, renamed, linked or deleted. The other one is killed then too. The run is resumed by
+Two processes train a small model under FSDP2 and save each step. One of them, drawn with `--seed`, is killed
+with SIGKILL a few milliseconds after a file operation of a checkpoint, drawn too: a folder or a file that is
+made, renamed, linked or deleted. The other one is killed then too. The run is resumed by
 `ckpt_path="last"`, and must end with the weights and the optimizer's state of the uninterrupted run. Every
 second run writes while training goes on.
 """

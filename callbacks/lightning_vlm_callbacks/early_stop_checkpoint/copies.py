@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from lightning_vlm_callbacks.sharded_checkpoints.folders import META
 
-__all__ = ["CopiedState"]
+__all__ = ["CopiedState", "write_pieces"]
 
 
 class CopiedState:
@@ -57,7 +57,7 @@ class CopiedState:
         rest = io.BytesIO()
         if trainer.is_global_zero:
             torch.save(copied, rest)
-        return partial(_write_pieces, values, rest.getvalue(), file, self._group)
+        return partial(write_pieces, values, rest.getvalue(), file, self._group)
 
     def close(self) -> None:
         """Give the group back."""
@@ -74,7 +74,7 @@ def _write_file(strategy: Strategy, checkpoint: dict[str, Any], file: Path) -> N
     strategy.checkpoint_io.save_checkpoint(checkpoint, file)
 
 
-def _write_pieces(values: dict[str, Any], rest: bytes, folder: Path, group: Any) -> None:
+def write_pieces(values: dict[str, Any], rest: bytes, folder: Path, group: Any) -> None:
     """As `ModelParallelStrategy` does: all ranks their pieces, then the first one the rest of the run."""
     save(values, storage_writer=FileSystemWriter(folder), planner=DefaultSavePlanner(), process_group=group)
     if rest:

@@ -29,9 +29,11 @@ def load_file_in_pieces(
     states = checkpoint.pop("optimizer_states", [])
     for optimizer, state in zip(strategy.optimizers, states, strict=False):  # there are none to validate
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        for number, values in state["state"].items():
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            values = state["state"].get(number, {})
             for key, value in values.items():
-                values[key] = _like(parameters[number], value)
+                values[key] = _like(parameter, value)
         optimizer.load_state_dict(state)
     return checkpoint
 

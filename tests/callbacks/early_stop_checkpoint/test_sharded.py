@@ -105,14 +105,14 @@ class Slow(Callback):
 
     def __init__(self):
         self.weights, self.made, self.ended = {}, 0, False
-        write = copies._write_pieces
+        write = copies.write_pieces
 
         def late(values, rest, folder, group):
             while self.made <= step_of(folder.name.removeprefix(".unfinished-")) and not self.ended:
                 time.sleep(0.005)
             write(values, rest, folder, group)
 
-        copies._write_pieces = late
+        copies.write_pieces = late
 
     def on_train_batch_end(self, trainer, module, *_):
         self.made = trainer.global_step
