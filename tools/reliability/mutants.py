@@ -18,6 +18,7 @@ import importlib
 import math
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -37,7 +38,9 @@ from tools.reliability.mutations import Mutant, mutants_of, watched
 TABLE = Path(__file__).with_name("mutants.yaml")
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "-W", "ignore"]
 LEAST_LIMIT = 20.0
-"""Seconds that tests of a mutant may take at least; then a mistake counts as noticed, as it never ends."""
+"""CPU seconds that tests of a mutant may take at least; then a mistake counts as noticed, as it never ends."""
+WAITING = 30
+"""How many times as long a process may wait; a mistake with which it waits for ever counts as noticed too."""
 
 
 class Recorder:
@@ -127,9 +130,10 @@ class Module:
         child = os.fork()
         if child == 0:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
             live.__code__ = code
             os._exit(_quietly(lambda: pytest.main(options, plugins=[Only(seconds)])) != 0)
-        return _ended(child, limit) != 0
+        return _ended(child, WAITING * limit) != 0
 
 
 def _ended(child: int, limit: float) -> int:

@@ -3,7 +3,7 @@
 import ast
 import copy
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any, NamedTuple
 
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -60,6 +60,7 @@ class Mutant(NamedTuple):
             source: Of the module.
             file: Its name, for tracebacks.
 
+        >>> from types import FunctionType
         >>> source = "def f(a):\\n    return a < 2"
         >>> FunctionType(mutants_of(source)[0].code(source, "f.py"), {})(2)
         True
