@@ -38,7 +38,7 @@ from tools.reliability.mutations import Mutant, mutants_of, watched
 TABLE = Path(__file__).with_name("mutants.yaml")
 OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "-W", "ignore"]
 LEAST_LIMIT = 20.0
-"""CPU seconds that tests of a mutant may take at least; then a mistake counts as noticed, as it never ends."""
+"""CPU seconds that tests of a mutant may take at least; one that takes longer never ends, and is noticed."""
 WAITING = 30
 """How many times as long a process may wait; a mistake with which it waits for ever counts as noticed too."""
 

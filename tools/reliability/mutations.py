@@ -35,23 +35,17 @@ class Mutant(NamedTuple):
     """A function with one mistake in it.
 
     Args:
-        function: Its name in the module, such as `Units.in_order`.
-        was: The expression or statement, as it is.
-        now: As it is with the mistake.
+        name: What tells it from the others of its module, also where lines have moved: its function, the line
+            of source, what is changed there, and into what.
+        function: The name of the function in the module, such as `Units.in_order`.
         index: Which node of the module's tree is changed.
         line: Where it is.
     """
 
+    name: str
     function: str
-    was: str
-    now: str
     index: int
     line: int
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others of its module, wherever its lines are."""
-        return f"{self.function}: {self.was} -> {self.now}"
 
     def code(self, source: str, file: str) -> CodeType:
         """The code of the function with the mistake.
@@ -111,17 +105,22 @@ def mutants_of(source: str) -> list[Mutant]:
     Texts, annotations, default values, decorators and what runs as the module is imported stay as they are.
 
     >>> [mutant.name for mutant in mutants_of("def f(a):\\n    return a < 2")]
-    ['f: a < 2 -> a <= 2', 'f: 2 -> 3']
+    ['f: return a < 2: a < 2 -> a <= 2', 'f: return a < 2: 2 -> 3']
     """
     tree = ast.parse(source)
     indices = {id(node): index for index, node in enumerate(ast.walk(tree))}
-    found = []
+    lines = source.splitlines()
+    found: list[Mutant] = []
     for function, node in _functions(tree):
         for place in _places(node):
             made = _changed(place)
-            if made is not None:
-                line = getattr(place, "lineno", 0)
-                found.append(Mutant(function, _in_words(place), _in_words(made), indices[id(place)], line))
+            if made is None:
+                continue
+            number: int = getattr(place, "lineno", 0)
+            name = f"{function}: {lines[number - 1].strip()}: {_in_words(place)} -> {_in_words(made)}"
+            again = sum(one.name.split(" (again")[0] == name for one in found)
+            name += f" (again, {again})" if again else ""
+            found.append(Mutant(name, function, indices[id(place)], number))
     return found
 
 

@@ -57,6 +57,14 @@ def test_a_step_of_the_papers_by_hand():
     torch.testing.assert_close(found, 2 * moved / moved.sum())
 
 
+def test_a_step_of_the_papers_is_held_in_both_directions():
+    """The slope of the first would be -1.5 in units of the mean norm 1, since its norm should be 4 times that."""
+    weights, norms, rates = torch.ones(2), torch.tensor([1.5, 0.5]), torch.tensor([4.0, 1.0])
+    moved = torch.exp(-0.3 * torch.tensor([-1.0, -0.5]))
+    found = paper(weights, norms, rates, weights > 0, alpha=1.0, rate=0.3)
+    torch.testing.assert_close(found, 2 * moved / moved.sum())
+
+
 def test_weights_stay_where_numbers_are_too_small_to_move_them():
     weights, tiny = torch.tensor([1.5, 0.5]), torch.full((2,), 1e-8)
     assert torch.equal(closed_form(weights, torch.full((2,), 1e38), tiny, tiny > 0, 1.5, 0.5), weights)
@@ -102,6 +110,11 @@ def test_rates_by_hand():
     known = torch.tensor([True, True, False])
     found = relative_rates(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([4.0, 4.0, 1.0]), known)
     assert found.tolist() == [0.5, 1.5, 1.0]
+    one = torch.tensor([True, False, False])
+    assert (
+        relative_rates(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([4.0, 4.0, 1.0]), one).tolist()
+        == [1.0] * 3
+    )
 
 
 def test_a_loss_of_0_or_below_is_no_end():
