@@ -1,5 +1,6 @@
 """Runs in stages that are killed, and on several processes; and stages that can't be."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -61,20 +62,26 @@ def test_killed_inside_each_stage_and_at_the_seam(module, make_quiet, tmp_path):
 
 
 def test_two_processes_agree_and_do_what_one_does(module, make_quiet, tmp_path):
-    """And go on exactly after both were killed in the second stage."""
+    """And go on exactly after both were killed in the second stage, or on one with finer batches."""
     first, second = call_on_ranks(
         lambda: run(module, make_quiet, tmp_path / "two", ranks=2, batch_size=1), ranks=2
     )
     (alone,) = call_on_ranks(lambda: run(module, make_quiet, tmp_path / "one"), ranks=1)
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         call_on_ranks(lambda: run(module, make_quiet, tmp_path / "k", ranks=2, batch_size=1, kill=6), ranks=2)
+    shutil.copytree(tmp_path / "k", tmp_path / "finer")
     resumed, _ = call_on_ranks(
         lambda: run(module, make_quiet, tmp_path / "k", ranks=2, batch_size=1, resume=True), ranks=2
+    )
+    finer = [replace(stage, accumulate=2 * (stage.accumulate or 1)) for stage in STAGES]
+    (split,) = call_on_ranks(
+        lambda: run(module, make_quiet, tmp_path / "finer", batch_size=1, stages=finer, resume=True), ranks=1
     )
     for name, weight in first.items():
         assert torch.equal(second[name], weight), name
         assert torch.equal(resumed[name], weight), name
         assert torch.allclose(alone[name], weight, rtol=1e-4, atol=1e-5), name
+        assert torch.allclose(split[name], weight, rtol=1e-4, atol=1e-5), name
 
 
 def _with(**changes):
