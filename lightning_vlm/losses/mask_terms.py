@@ -39,6 +39,8 @@ def boxes_around(masks: Tensor) -> Tensor:
 
     >>> boxes_around(torch.tensor([[[0, 1, 0, 0], [0, 1, 1, 0]]]))
     tensor([[0.2500, 0.0000, 0.7500, 1.0000]])
+    >>> boxes_around(torch.zeros(1, 2, 4))
+    tensor([[0., 0., 0., 0.]])
     """
     edges = []
     for shadow in (masks.amax(1), masks.amax(2)):

@@ -38,13 +38,13 @@ class Mutant(NamedTuple):
         name: What tells it from the others of its module, also where lines have moved: its function, the line
             of source, what is changed there, and into what.
         function: The name of the function in the module, such as `Units.in_order`.
-        index: Which node of the module's tree is changed.
+        node: Which node of the module's tree is changed.
         line: Where it is.
     """
 
     name: str
     function: str
-    index: int
+    node: int
     line: int
 
     def code(self, source: str, file: str) -> CodeType:
@@ -60,7 +60,7 @@ class Mutant(NamedTuple):
         True
         """
         tree = ast.parse(source)
-        place = list(ast.walk(tree))[self.index]
+        place = list(ast.walk(tree))[self.node]
         made = _changed(place)
 
         class Replace(ast.NodeTransformer):
@@ -69,7 +69,8 @@ class Mutant(NamedTuple):
                     return ast.copy_location(made, node)
                 return self.generic_visit(node)
 
-        return _code_of(Replace().visit(tree), self.function, file)
+        changed: Any = Replace().visit(tree)
+        return _code_of(changed, self.function, file)
 
 
 def _code_of(tree: ast.Module, function: str, file: str) -> CodeType:

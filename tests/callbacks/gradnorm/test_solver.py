@@ -58,7 +58,7 @@ def test_a_step_of_the_papers_by_hand():
 
 
 def test_a_step_of_the_papers_is_held_in_both_directions():
-    """The slope of the first would be -1.5 in units of the mean norm 1, for a norm that should be 4 times it."""
+    """The first would have a slope of -1.5 in units of the mean norm 1: its norm should be 4 times that."""
     weights, norms, rates = torch.ones(2), torch.tensor([1.5, 0.5]), torch.tensor([4.0, 1.0])
     moved = torch.exp(-0.3 * torch.tensor([-1.0, -0.5]))
     found = paper(weights, norms, rates, weights > 0, alpha=1.0, rate=0.3)
