@@ -31,7 +31,9 @@ def run(
     keep = EarlyStopCheckpoint(
         "val/loss", dirpath=str(folder), every_n_steps=1, keep_periodic=None, **options
     )
-    trainer = make_trainer(ranks, max_epochs=1, enable_checkpointing=True, callbacks=[keep])
+    trainer = make_trainer(
+        ranks, max_epochs=1, enable_checkpointing=True, callbacks=[keep], default_root_dir=folder
+    )
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
     found = whole_weights(module)
     for name, parameter in module.named_parameters():
