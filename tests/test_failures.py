@@ -288,6 +288,12 @@ EXCEPTIONS = {
         lambda: RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:52360."),
         "another process of the run ended first",
     ),
+    "a rank that was killed": (
+        lambda: RuntimeError(
+            "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:11141: Connection reset by peer"
+        ),
+        "another process of the run ended first; its own message says why, but one that was killed has none",
+    ),
     "another rank's error": (
         lambda: RuntimeError(RANK),
         "no samples",

@@ -1,8 +1,13 @@
 """The configs of scale: each parses, and processes started by torchrun make the update that one makes."""
 
+import ast
+import io
 import os
+import re
+import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -80,3 +85,45 @@ def test_torchrun_starts_two_processes_that_update_as_one(tmp_path, monkeypatch)
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_the_task_of_skypilot():
+    """Its keys are SkyPilot's, and its words those of the configs beside it."""
+    file = SCALE / "skypilot.yml"
+    task = yaml.safe_load(file.read_text())
+    assert task.keys() <= {"name", "num_nodes", "workdir", "resources", "file_mounts", "setup", "run"}
+    for script in (task["setup"], task["run"]):
+        subprocess.run(["bash", "-n", "-c", script], check=True, timeout=20)
+    assert_parses(words_of_fit(task["run"]))
+
+
+def test_the_script_of_ray():
+    """Ray isn't installed: what it adds is parsed with the classes that its own inherit from."""
+    text = (SCALE / "ray_train.py").read_text()
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+    }
+    added = [*constants["RAY"], *constants["PLUGIN"]]
+    lightnings = {
+        "ray.train.lightning.RayDDPStrategy": "lightning.pytorch.strategies.DDPStrategy",
+        "ray.train.lightning.RayLightningEnvironment": (
+            "lightning.pytorch.plugins.environments.LightningEnvironment"
+        ),
+    }
+    assert lightnings.keys() < set(added)
+    launch = next(line.strip() for line in text.splitlines() if "python ray_train.py" in line)
+    given = shlex.split(launch)[4:]
+    assert_parses([*given, *(lightnings.get(word, word) for word in added)])
+
+
+def words_of_fit(script):
+    """The words behind `lightning_vlm fit` in a shell script, with numbers for its variables."""
+    text = script.replace("\\\n", " ").partition("lightning_vlm fit")[2]
+    return shlex.split(re.sub(r'"\$\w+"', "2", text))
+
+
+def assert_parses(words):
+    with redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match="0"):
+        main(["fit", *words, "--print_config"])

@@ -119,9 +119,10 @@ def test_one_is_printed_to_be_copied(capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_the_script_of_a_job_is_printed_too(capsys):
-    assert main(["recipes", "scale/many-nodes.sbatch"]) == 0
-    assert capsys.readouterr().out == (ROOT / "configs/scale/many-nodes.sbatch").read_text("utf-8")
+@pytest.mark.parametrize("name", ["scale/many-nodes.sbatch", "scale/ray_train.py", "scale/skypilot.yml"])
+def test_the_script_of_a_job_is_printed_too(capsys, name):
+    assert main(["recipes", name]) == 0
+    assert capsys.readouterr().out == (ROOT / "configs" / name).read_text("utf-8")
 
 
 def test_in_a_wheel_they_lie_inside_the_package(tmp_path):

@@ -9,6 +9,8 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean, nearest
 
 SUFFIXES = (".yaml", ".yml")
+_SCRIPTS = (".py", ".sbatch", ".yml")
+"""What starts a run elsewhere, beside the configs; these end with `.yaml`."""
 _FOLDER = "configs"
 
 
@@ -67,8 +69,9 @@ def find_config(name: str) -> Path | None:
 
 
 def find_script(name: str) -> Path | None:
-    """The script of a job that comes with the package, such as `scale/many-nodes.sbatch`; or None."""
-    scripts = {path.relative_to(folder()).as_posix(): path for path in folder().glob("*/*.sbatch")}
+    """What starts a run elsewhere and comes with the package, such as `scale/many-nodes.sbatch`; or None."""
+    files = [path for path in folder().glob("*/*") if path.suffix in _SCRIPTS]
+    scripts = {path.relative_to(folder()).as_posix(): path for path in files}
     return scripts.get(name.removeprefix(f"{_FOLDER}/"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning_vlm.failures.texts import (
     LOGIN,
+    PEER,
     PORT,
     in_rank,
     in_worker,
@@ -145,8 +146,9 @@ RULES: tuple[tuple[str, Text], ...] = (
         "the processes of the run lost one another; further up is the error of the one that ended first",
     ),
     (
-        r"Connection closed by peer|NCCL communicator was aborted|remote process exited",
-        "another process of the run ended first; its own message says why",
+        r"Connection (?:closed|reset) by peer|gloo/transport.*(?:Broken pipe|[Ee]rror)|ncclRemoteError"
+        r"|NCCL communicator was aborted|remote process exited",
+        PEER,
     ),
     (
         r"PicklingError|[Cc]an't pickle|cannot pickle",

@@ -144,4 +144,8 @@ PORT = (
     "the network port is in use, probably by another run; wait for it, or choose another with the "
     "environment variable MASTER_PORT, such as MASTER_PORT=29511"
 )
+PEER = (
+    "another process of the run ended first; its own message says why, but one that was killed has none, as "
+    "where memory ran out\nthe same command with --ckpt_path last goes on from the newest checkpoint"
+)
 LOGIN = f"Weights & Biases doesn't accept the login of this machine; run wandb login --relogin,\n{ELSEWHERE}"
