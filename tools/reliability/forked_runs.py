@@ -52,6 +52,7 @@ class Process:
             file = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, 1)
             os.dup2(file, 2)
+            sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)  # others may be a test's own
             os.chdir(folder)
             os.environ.update(environment)
             signal.signal(signal.SIGINT, signal.default_int_handler)
