@@ -63,6 +63,8 @@ class Splits:
         self._shares = {split: share for split, share in shares.items() if share is not None}
         if "train" in self._shares:
             raise UserError(f"data.train: found {given['train']}; expected a source or the path of a file")
+        if streaming is not None:
+            check_splits(given, self._shares, negatives, skip)
         self.opened: dict[str, Conversations] = {}
         """The sources opened so far."""
         self._samples: dict[str, tuple[Renderer, Conversations]] = {}
@@ -75,8 +77,6 @@ class Splits:
         self._negatives = negatives
         self._prompts = system_prompts
         self._streaming = streaming
-        if streaming is not None:
-            check_splits(given, self._shares, negatives, skip)
 
     def source(self, split: str) -> Conversations:
         """The source of a split, checked as it is opened.

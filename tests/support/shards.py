@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,18 @@ def write_table(path: Path, numbers: range, task: str | None, group: int) -> Non
         return
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
         stream.write_table(table, max_chunksize=group)
+
+
+def archive_bytes(members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    """The pieces of an archive of many small files, whose headers `tarfile` would be slow to write."""
+    blank = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    for name, content in members:
+        header = bytearray(blank)
+        header[:100] = name.encode().ljust(100, b"\0")
+        header[124:136] = b"%011o\0" % len(content)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        yield bytes(header)
+        yield content
+        yield bytes(-len(content) % 512)
+    yield bytes(1024)
