@@ -10,6 +10,8 @@ import numpy as np
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.system_prompts import DEFAULT
+from lightning_vlm.data.task_table import OTHER
+from lightning_vlm.errors import DataError
 from lightning_vlm.lint.finding import Finding, Task
 from lightning_vlm.module import VLMModule
 from lightning_vlm.nearest import did_you_mean
@@ -19,10 +21,20 @@ _HARDLY = 0.1
 
 
 def task_sizes(source: Conversations) -> Counter[str]:
-    """How many samples of a source each task has."""
+    """How many samples of a source each task has. Those that are streamed are read for it."""
     names, of = source.task_table()
+    if OTHER in names:
+        return Counter(_read_tasks(source))
     counts = np.bincount(np.asarray(of, np.int64), minlength=len(names)).tolist()
     return Counter(dict(zip(names, counts, strict=True)))
+
+
+def _read_tasks(source: Conversations) -> Iterator[str]:
+    for index in range(len(source)):
+        try:
+            yield source[index].task
+        except DataError:  # which is found again, and told, when all rows are read
+            continue
 
 
 def balance(split: str, sizes: Mapping[str, int]) -> list[Task]:

@@ -17,6 +17,7 @@ from lightning_vlm.data.read.folders import (
     text_files,
 )
 from lightning_vlm.data.read.hf_dataset import is_hub_name, split_names
+from lightning_vlm.data.streams.files import is_shards
 from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.start.columns import guess_columns
@@ -69,6 +70,11 @@ def find_files(given: Sequence[str]) -> Splits:
         train, val, *test = ([_one_file(path)] for path in given)
         return Splits(train, val, test[0] if test else [], [])
     (path,) = given
+    if is_shards(path):
+        raise UserError(
+            f"init: found {path}, which names shards; init looks at data that are read whole: run it on one "
+            "file of JSON lines or parquet, then set data.train to the shards and data.streaming to true"
+        )
     if os.path.isdir(path) and not is_saved(path):
         files = text_files(path)
         if files:

@@ -13,6 +13,7 @@ from lightning_vlm.cli import main
 from lightning_vlm.data.conversation import Conversation, Text
 from lightning_vlm.data.drawn import Drawn
 from tests.support.pages import ROOT
+from tests.support.shards import write_shard
 
 MY_YAML = """\
 model:
@@ -48,6 +49,10 @@ def make(folder: Path) -> None:
     for number, sample in enumerate(Drawn("test", size=3)):
         (folder / "photos" / f"{number}.png").write_bytes(sample.images[0].data)
     write(folder / "boxes.jsonl", [_boxes(number) for number in range(8)])
+    for shard in range(4):
+        write_shard(folder / "shards" / f"{shard:04}.tar", range(9 * shard, 9 * shard + 9))
+    for task in ("vqa", "ocr"):
+        write_shard(folder / "shards" / f"{task}-0.tar", range(9))
     (folder / "my.yaml").write_text(MY_YAML)
     (folder / "configs").symlink_to(ROOT / "configs")
 

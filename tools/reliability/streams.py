@@ -134,8 +134,8 @@ def memory(folder: Path) -> Iterator[str]:
         slope = np.polyfit(np.arange(len(rest)) * found["each"], rest, 1)[0] * SAMPLES
         yield (
             f"{kind}: {found['rows']:,.0f} rows read in {found['seconds']:.0f} s of the processor; "
-            f"{sizes[0]:.0f} MB before, {max(sizes):.0f} MB at most; {slope:+.1f} MB a million rows behind the "
-            "first quarter"
+            f"{sizes[0]:.0f} MB before, {max(sizes):.0f} MB at most; {slope:+.1f} MB a million rows "
+            "behind the first quarter"
         )
 
 

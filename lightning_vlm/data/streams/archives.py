@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -26,9 +26,14 @@ _BLOCK = 512
 _AHEAD = 1 << 18
 _MOST_BYTES = 1 << 30
 """A larger sample is refused before it is read."""
+_NEAR = 1 << 13
+"""Headers that lie so near to each other are read together."""
 _FILES = b"0\0" + b"7"
 """The types of members that are files; folders and links are none."""
-_LONG_NAME, _EXTENDED = b"L", b"x"
+_NAMES = b"Lx"
+"""The types of what says the name of the member behind it: that of GNU, and that of POSIX."""
+_DOT = ord(".")
+"""What hidden files begin with, such as those that macOS adds."""
 _VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 _LAYOUT = "a whole tar archive without compression"
 
@@ -174,83 +179,83 @@ def _key(name: str) -> str:
 
 
 def _is_wanted(name: str) -> bool:
-    return not os.path.basename(name).startswith(".")  # such as what macOS adds
+    return not os.path.basename(name).startswith(".")
 
 
 def _starts(file: BinaryIO, path: str) -> array:
-    """Where each sample begins, and where the last one ends."""
+    """Where each sample begins, and where the last one ends.
+
+    A million samples have two million headers, so that names are compared as bytes and nothing is made of
+    them. How much is read ahead follows how near headers lie: large pictures are jumped over.
+    """
+    size = os.fstat(file.fileno()).st_size
+    handle = file.fileno()
     starts = array("q")
-    key = None
-    end = 0
-    for start, stop, name in _members(file, path):
-        if not _is_wanted(name):
+    key: bytes | None = None
+    long_name: bytes | None = None
+    begin = place = base = end = 0  # of a member with what stands before its header, its header, the buffer
+    buffer, ahead = b"", _BLOCK
+    while place < size:
+        offset = place - base
+        if offset + _BLOCK > len(buffer):
+            ahead = min(2 * ahead, _AHEAD) if offset < len(buffer) + _NEAR else _BLOCK
+            buffer, base, offset = os.pread(handle, ahead, place), place, 0
+        if buffer[offset + 257 : offset + 262] != b"ustar":
+            if not buffer[offset]:
+                break  # blocks of zeros end an archive
+            raise _broken(path, place, len(buffer) - offset)
+        length = _length(buffer[offset + 124 : offset + 136], path, place)
+        stop = place + _BLOCK + -(-length // _BLOCK) * _BLOCK
+        if place + _BLOCK + length > size:
+            raise _broken(path, place, 0)
+        kind = buffer[offset + 156]
+        if kind in _NAMES:
+            data = os.pread(handle, min(length, 1 << 20), place + _BLOCK)
+            long_name = _long_name(kind, data) or long_name
+            place = stop
             continue
-        found = _key(name)
-        if found != key:
-            starts.append(start)
-            key = found
-        end = stop
+        if kind in _FILES:
+            name = long_name or buffer[offset : offset + 100]
+            if long_name is None and buffer[offset + 345]:  # a long path, of which this is the beginning
+                name = buffer[offset + 345 : offset + 500].rstrip(b"\0") + b"/" + name
+            last = name.rfind(b"/") + 1
+            if name[last] != _DOT:
+                found = name[: name.find(b".", last)]
+                if found != key:
+                    starts.append(begin)
+                    key = found
+                end = stop
+        long_name = None
+        begin = place = stop
     starts.append(end)
     return starts
 
 
-def _members(file: BinaryIO, path: str) -> Iterator[tuple[int, int, str]]:
-    """Of each file in an archive: where it begins, with what stands before its header, its end, its name."""
-    size = os.fstat(file.fileno()).st_size
-    handle = file.fileno()
-    begin = place = base = 0
-    buffer = b""
-    long_name: str | None = None
-    while place < size:
-        offset = place - base
-        if not 0 <= offset <= len(buffer) - _BLOCK:
-            ahead = _AHEAD if offset < _AHEAD else _BLOCK  # a jump over a large member reads no more
-            buffer, base, offset = os.pread(handle, ahead, place), place, 0
-        header = buffer[offset : offset + _BLOCK]
-        if header[:1] == b"\0":
-            break  # blocks of zeros end an archive
-        if len(header) < _BLOCK:
-            raise DataError(path, f"byte {place:,}", "an archive that breaks off", _LAYOUT)
-        if header[257:262] != b"ustar":
-            raise DataError(path, f"byte {place:,}", "what is no header of a tar archive", _LAYOUT)
-        kind = header[156:157]
-        length = _length(header[124:136], path, place)
-        stop = place + _BLOCK + -(-length // _BLOCK) * _BLOCK
-        if place + _BLOCK + length > size:
-            raise DataError(path, f"byte {place:,}", "an archive that breaks off", _LAYOUT)
-        if kind in (_LONG_NAME, _EXTENDED):
-            data = os.pread(handle, min(length, 1 << 20), place + _BLOCK)
-            long_name = _long_name(kind, data) or long_name
-        elif kind in _FILES or kind == b"":
-            name = long_name or header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            if long_name is None and header[345:346] != b"\0" and header[257:263] == b"ustar\0":
-                name = f"{header[345:500].partition(bytes(1))[0].decode('utf-8', 'surrogateescape')}/{name}"
-            yield begin, stop, name
-        if kind not in (_LONG_NAME, _EXTENDED):
-            long_name, begin = None, stop
-        place = stop
+def _broken(path: str, place: int, left: int) -> DataError:
+    found = "what is no header of a tar archive" if left >= _BLOCK else "an archive that breaks off"
+    return DataError(path, f"byte {place:,}", found, _LAYOUT)
 
 
 def _length(field: bytes, path: str, place: int) -> int:
     """The length of a member, octal or, from 8 GiB on, binary."""
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        if field[0] == 0x80:
+            return int.from_bytes(field[1:], "big")
+        return int(field.rstrip(b" \0") or b"0", 8)
     except ValueError:
         raise DataError(path, f"byte {place:,}", "a broken header", _LAYOUT) from None
 
 
-def _long_name(kind: bytes, data: bytes) -> str | None:
+def _long_name(kind: int, data: bytes) -> bytes | None:
     """The name of the next member, if what stands before its header says it."""
-    if kind == _LONG_NAME:
-        return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if kind == _NAMES[0]:
+        return data.rstrip(b"\0")
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not 0 < int(length) <= len(data):
             break
         key, _, value = data[len(length) + 1 : int(length)].partition(b"=")
         if key == b"path":
-            return value.rstrip(b"\n").decode("utf-8", "surrogateescape")
+            return value.rstrip(b"\n")
         data = data[int(length) :]
     return None

@@ -97,7 +97,7 @@ class Shards(Conversations):
         )
         self._cache = GroupCache()
         self._faults = Faults(self.name)
-        self._skips = on_bad_sample == "skip"
+        self._skips = on_bad_sample != "raise"  # lint collects faults
         self._shards = self._open_all(shard_files(self.name, PREFERRED.get(split, [split])))
         if not self._skips:
             self._faults.raise_if_any()
