@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import tarfile
 from array import array
 from collections.abc import Mapping
@@ -26,14 +27,14 @@ _BLOCK = 512
 _AHEAD = 1 << 18
 _MOST_BYTES = 1 << 30
 """A larger sample is refused before it is read."""
+_HEADER = struct.Struct("100s24x11s21xB100x5s83xB")
+"""Of a header: the name, the octal length, the type, `ustar`, and whether the name is longer."""
 _NEAR = 1 << 13
 """Headers that lie so near to each other are read together."""
 _FILES = b"0\0" + b"7"
 """The types of members that are files; folders and links are none."""
 _NAMES = b"Lx"
 """The types of what says the name of the member behind it: that of GNU, and that of POSIX."""
-_DOT = ord(".")
-"""What hidden files begin with, such as those that macOS adds."""
 _VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 _LAYOUT = "a whole tar archive without compression"
 
@@ -200,26 +201,32 @@ def _starts(file: BinaryIO, path: str) -> array:
         if offset + _BLOCK > len(buffer):
             ahead = min(2 * ahead, _AHEAD) if offset < len(buffer) + _NEAR else _BLOCK
             buffer, base, offset = os.pread(handle, ahead, place), place, 0
-        if buffer[offset + 257 : offset + 262] != b"ustar":
-            if not buffer[offset]:
+        if offset + _BLOCK > len(buffer):
+            raise _broken(path, place, "an archive that breaks off")
+        name, octal, kind, magic, is_long = _HEADER.unpack_from(buffer, offset)
+        if magic != b"ustar":
+            if not name[0]:
                 break  # blocks of zeros end an archive
-            raise _broken(path, place, len(buffer) - offset)
-        length = _length(buffer[offset + 124 : offset + 136], path, place)
+            raise _broken(path, place, "what is no header of a tar archive")
+        try:
+            length = int(octal, 8)
+        except ValueError:
+            length = _length(buffer[offset + 124 : offset + 136], path, place)
         stop = place + _BLOCK + -(-length // _BLOCK) * _BLOCK
-        if place + _BLOCK + length > size:
-            raise _broken(path, place, 0)
-        kind = buffer[offset + 156]
+        if length < 0 or place + _BLOCK + length > size:
+            raise _broken(path, place, "an archive that breaks off")
         if kind in _NAMES:
             data = os.pread(handle, min(length, 1 << 20), place + _BLOCK)
             long_name = _long_name(kind, data) or long_name
             place = stop
             continue
         if kind in _FILES:
-            name = long_name or buffer[offset : offset + 100]
-            if long_name is None and buffer[offset + 345]:  # a long path, of which this is the beginning
+            if long_name is not None:
+                name = long_name
+            elif is_long:  # the beginning of a long path stands elsewhere
                 name = buffer[offset + 345 : offset + 500].rstrip(b"\0") + b"/" + name
             last = name.rfind(b"/") + 1
-            if name[last] != _DOT:
+            if name[last : last + 1] != b".":  # hidden, such as what macOS adds
                 found = name[: name.find(b".", last)]
                 if found != key:
                     starts.append(begin)
@@ -231,8 +238,7 @@ def _starts(file: BinaryIO, path: str) -> array:
     return starts
 
 
-def _broken(path: str, place: int, left: int) -> DataError:
-    found = "what is no header of a tar archive" if left >= _BLOCK else "an archive that breaks off"
+def _broken(path: str, place: int, found: str) -> DataError:
     return DataError(path, f"byte {place:,}", found, _LAYOUT)
 
 
@@ -243,7 +249,7 @@ def _length(field: bytes, path: str, place: int) -> int:
             return int.from_bytes(field[1:], "big")
         return int(field.rstrip(b" \0") or b"0", 8)
     except ValueError:
-        raise DataError(path, f"byte {place:,}", "a broken header", _LAYOUT) from None
+        raise _broken(path, place, "a broken header") from None
 
 
 def _long_name(kind: int, data: bytes) -> bytes | None:

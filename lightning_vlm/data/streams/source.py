@@ -68,6 +68,8 @@ class Shards(Conversations):
     (2, 'b.jsonl')
     """
 
+    windows: Windows
+
     def __init__(
         self,
         pattern: str,
@@ -108,7 +110,8 @@ class Shards(Conversations):
         rows = [count for counts, _ in blocks for count in counts]
         sizes = [size for _, all_sizes in blocks for size in all_sizes]
         self.windows = Windows.of_rows(rows, streaming.shuffle_window, sizes, self.fingerprint())
-        self._task_of = _declared(streaming.tasks or {}, [shard.path for shard in self._shards], self.name)
+        files = [shard.path for shard in self._shards]
+        self._task_of = _declared(streaming.tasks or {}, files, self.name, split == "train")
         more = len(set(self._task_of)) if self._task_of else 1
         self._cache.most = self.windows.most_blocks + more
         self._tasks = self._look()
@@ -241,8 +244,8 @@ def _spread(windows: Windows) -> list[int]:
     return found
 
 
-def _declared(tasks: Mapping[str, str], files: Sequence[str], name: str) -> list[str] | None:
-    """The task of each shard; None if none is given.
+def _declared(tasks: Mapping[str, str], files: Sequence[str], name: str, must_fit: bool) -> list[str] | None:
+    """The task of each shard; None if none is given, or if some don't fit and needn't.
 
     Raises:
         UserError: A shard is of no task or of several, or a pattern fits none.
@@ -252,13 +255,15 @@ def _declared(tasks: Mapping[str, str], files: Sequence[str], name: str) -> list
     found: list[str] = []
     for file in files:
         fitting = [task for task, pattern in tasks.items() if _fits(file, pattern)]
+        if not fitting and not must_fit:
+            return None
         if len(fitting) != 1:
             what = f"{' and '.join(fitting)} for" if fitting else "no task for"
             expected = "each shard to fit one pattern, such as {vqa: '*vqa*', ocr: '*ocr*'}"
             raise UserError(f"data.streaming.tasks: found {what} {file} of {name}; expected {expected}")
         found += fitting
     for task in tasks:
-        if task not in found:
+        if task not in found and must_fit:
             raise UserError(
                 f"data.streaming.tasks.{task}: found {tasks[task]!r}, which fits no shard of {name}; "
                 f"expected a pattern of paths such as {files[0]}"

@@ -63,6 +63,12 @@ def test_a_broken_archive_is_named_with_its_place(tmp_path):
     (tmp_path / "cut.tar").write_bytes(data[:5200])
     with pytest.raises(DataError, match=r"cut\.tar: byte [\d,]+: found an archive that breaks off"):
         Shards(f"{tmp_path}/cut.tar")
+    for size, found in ((b"-0000000777", "an archive that breaks off"), (b"lots of it!", "a broken header")):
+        header = bytearray(data)
+        header[1024 + 124 : 1024 + 135] = size
+        (tmp_path / "size.tar").write_bytes(header)
+        with pytest.raises(DataError, match=rf"size\.tar: byte 1,024: found {found}"):
+            Shards(f"{tmp_path}/size.tar")
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
     with pytest.raises(DataError, match=r"junk\.tar: byte 0: found what is no header of a tar archive"):
         Shards(f"{tmp_path}/junk.tar")
