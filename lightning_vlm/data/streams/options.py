@@ -17,8 +17,8 @@ class Streaming:
             shuffles so many samples of them at a time. Of parquet a window may be smaller, as each worker has
             its row groups in memory: 256 MiB of them.
         tasks: Task -> the shards that are of it, as a pattern of their paths such as `*/ocr-*`, so that tasks
-            are known before rows are read, as `data.sampling` needs. Rows then may leave their task out. Every shard of
-            `data.train` must fit one; shards of other splits need not.
+            are known before rows are read, as `data.sampling` needs. Rows then may leave their task out.
+            Every shard of `data.train` must fit one; shards of other splits need not.
 
     Raises:
         UserError: A window of nothing.
