@@ -54,7 +54,7 @@ def _load_whole(
     path = Path(checkpoint_path)
     if path.is_dir():
         return read_whole(path, weights_only)
-    return type(strategy).load_checkpoint(strategy, path, weights_only)
+    return type(strategy).load_checkpoint(strategy, checkpoint_path, weights_only)
 
 
 def _load_pieces(
