@@ -92,8 +92,10 @@ def _unknown_command(words: list[str]) -> str:
 
 
 def _complain(message: str, code: int = USER) -> int:
+    from lightning_vlm.terminal import visible  # imports rich, which `--help` doesn't need
+
     given = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     rank = next((rank for rank in given if rank), "0")
     program = "lightning-vlm" if rank == "0" else f"lightning-vlm (rank {rank})"
-    print(f"{program}: error: {message}", file=sys.stderr)
+    print(f"{program}: error: {visible(message)}", file=sys.stderr)
     return code

@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from lightning_vlm.data.video.broken import VideoFileError
+from lightning_vlm.data.video.sizes import MOST_PIXELS
 from lightning_vlm.data.video.timeline import Timeline, rate_of
 from lightning_vlm.data.video.upright import Turned, turned_by, upright
 
@@ -82,6 +83,7 @@ def _video(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
                     "a video in a codec that PyAV can't decode", "a usual one, such as H.264, VP9 or AV1"
                 )
             stream.codec_context.thread_count = 1  # a worker has one core
+            _limit_size(stream.codec_context)
             yield container, stream
     except VideoFileError:
         raise
@@ -90,6 +92,16 @@ def _video(file: BinaryIO) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise VideoFileError(f"a file that can't be decoded ({reason})") from error
+
+
+def _limit_size(decoder: Any) -> None:
+    """Refuse frames that are too large before memory is taken for one, whatever the header says."""
+    width, height = decoder.width or 0, decoder.height or 0
+    if width * height > MOST_PIXELS:
+        expected = f"at most {MOST_PIXELS:,} pixels; make them smaller"
+        raise VideoFileError(f"frames of {width}×{height} pixels", expected)
+    # Decoders round sizes up to whole blocks, of which a frame at the limit may have some more.
+    decoder.options = {"max_pixels": str(2 * MOST_PIXELS)}
 
 
 def _is_cover(stream: Any) -> bool:

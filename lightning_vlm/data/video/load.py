@@ -13,13 +13,11 @@ from lightning_vlm.data.video.clip import Clip, VideoShape
 from lightning_vlm.data.video.files import FileFrames, find_video
 from lightning_vlm.data.video.pictures import PictureFrames
 from lightning_vlm.data.video.sampling import VideoSampling
-from lightning_vlm.data.video.sizes import frame_size
+from lightning_vlm.data.video.sizes import MOST_PIXELS, frame_size
 from lightning_vlm.errors import DataError, UserError
 
 MOST_BYTES = 2 << 30
 """The most memory of the chosen frames of a video."""
-MOST_PIXELS = 64_000_000
-"""The most pixels of a frame before it is reduced, as of a picture."""
 
 
 def load_video(

@@ -4,6 +4,9 @@ import math
 
 from lightning_vlm.data.video.sampling import VideoSampling
 
+MOST_PIXELS = 64_000_000
+"""The most pixels of a frame before it is reduced, as of a picture."""
+
 
 def frame_size(height: int, width: int, frames: int, sampling: VideoSampling) -> tuple[int, int]:
     """The height and width of frames within the budget of pixels, in the shape that they have.
