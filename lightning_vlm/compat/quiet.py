@@ -106,7 +106,9 @@ def _format_warning(
 ) -> str:
     """The text of a warning; `otherwise` is the form for those of other packages."""
     if any(Path(filename).is_relative_to(folder) for folder in _FOLDERS):
-        return f"warning: {message}\n"
+        from lightning_vlm.terminal import visible  # imports rich, which `--help` doesn't need
+
+        return f"warning: {visible(str(message))}\n"
     return otherwise(message, category, filename, *place, **line)
 
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightning_vlm.data.read.hf_dataset import is_hub_name
+from lightning_vlm.outputs.secrets import is_secret, without_credentials
 
 _TRAINER = ("max_epochs", "max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val", "devices")
 """Of `trainer`: what changes the result."""
-_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
-_SECRET = re.compile(r"token|password|secret|api_?key|credential", re.IGNORECASE)
 
 
 class History(NamedTuple):
@@ -137,7 +136,7 @@ def public(value: Any) -> Any:
     if isinstance(value, Mapping):
         kept = {}
         for name, inner in value.items():
-            if inner is not None and not _SECRET.fullmatch(str(name)):
+            if inner is not None and not is_secret(str(name)):
                 kept[name] = public(inner)
         return kept
     if isinstance(value, list | tuple):
@@ -146,8 +145,9 @@ def public(value: Any) -> Any:
 
 
 def _public_text(text: str) -> str:
+    text = without_credentials(text)
     if "://" in text:
-        return _CREDENTIALS.sub(r"\1", text)
+        return text
     is_path = "/" in text or "\\" in text or text.startswith("~")
     if not is_path or is_hub_name(text):
         return text
