@@ -14,6 +14,8 @@ __all__ = ["report_page"]
 MOST_EVENTS = 200
 MOST_OTHERS = 60
 """Of the charts that are in no family."""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may do for the page: it runs no script and fetches nothing."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 960px;
   margin: 24px auto; padding: 0 16px; }
@@ -52,6 +54,7 @@ def report_page(history: History, title: str) -> str:
     body = "".join(_body(history, title))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
