@@ -89,7 +89,7 @@ class Windows:
         """The order of an epoch.
 
         Args:
-            key: What it depends on, such as the seed and the number of the epoch.
+            key: What it depends on, such as a seed and the number of the epoch.
         """
         return WindowOrder(self, key)
 
