@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks.sharded_checkpoints import is_sharded
-from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lightning_vlm.chat.base import Switch, switch_of
@@ -30,6 +28,7 @@ from lightning_vlm.export.trained import changes_base, module_of, read_checkpoin
 from lightning_vlm.models.adapters import load_adapters
 from lightning_vlm.models.adapters.layers import SETTINGS, adapters_of
 from lightning_vlm.models.loading.load import load_processor
+from lightning_vlm.models.loading.peft_adapter import load_peft_adapter
 from lightning_vlm.models.mask_head import WEIGHTS, MaskHead, load_mask_head
 from lightning_vlm.models.plan.plan import read_plan
 from lightning_vlm.module import VLMModule
@@ -193,16 +192,7 @@ def _adapters(folder: Path, where: Where) -> OpenedModel:
     module = _module(base, where, revision=None if where.base else record.revision)
     model: Any = module.model
     if (folder / _PEFT).exists():
-        try:
-            model = PeftModel.from_pretrained(model, folder).get_base_model()
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{folder}: found adapters as a pickle that torch refuses, as it may run code; convert "
-                "them to safetensors with save_pretrained"
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise UserError(f"{folder}: its adapters don't fit {base}: {first}") from error
+        model = load_peft_adapter(model, folder, base)
     has_ours = (folder / SETTINGS).exists()
     if has_ours:
         load_adapters(model, folder)

@@ -10,7 +10,7 @@ from lightning_vlm.data.parts import Box as Box
 from lightning_vlm.data.parts import Image as Image
 from lightning_vlm.data.parts import Located as Located
 from lightning_vlm.data.parts import Nothing as Nothing
-from lightning_vlm.data.parts import Part, Role, check_part, check_weight
+from lightning_vlm.data.parts import Part, Role, check_number_of_media, check_part, check_weight
 from lightning_vlm.data.parts import Point as Point
 from lightning_vlm.data.parts import Region as Region
 from lightning_vlm.data.parts import Text as Text
@@ -97,13 +97,16 @@ class Conversation:
     def __post_init__(self) -> None:
         check_weight(self.weight, self.source, "weight")
         check_order(self.messages, self.source, "messages")
+        media = 0
         for index, message in enumerate(self.messages):
             key = f"messages[{index}]"
             _check_role(message.role, self.source, f"{key}.role")
             check_weight(message.weight, self.source, f"{key}.weight")
             for place, part in enumerate(message.parts):
                 check_part(part, message.role, self.source, f"{key}.content[{place}]")
+                media += isinstance(part, Image | Video)
         check_tools(self.messages, self.source)
+        check_number_of_media(media, self.source)
 
     def with_messages(self, messages: tuple[Message, ...]) -> "Conversation":
         """The same with other messages; itself, not checked again, where they are its own."""

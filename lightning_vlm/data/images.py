@@ -1,6 +1,7 @@
 """Pictures: found safely below their root, opened safely, and always upright RGB."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -153,7 +154,7 @@ def _with_picture(
     except DataError:
         raise
     except Exception as error:  # decoders of broken files raise anything at all
-        found, expected = _why_not_opened(error, name, max_pixels)
+        found, expected = _why_not_opened(error, name, max_pixels, _start_of(path, data))
         kind = "truncated_picture" if "truncated" in str(error).lower() else "unreadable_picture"
         raise DataError(source, key, found, expected, kind) from error
 
@@ -172,11 +173,36 @@ def _opened(path: Path | None, data: bytes) -> BinaryIO:
     return path.open("rb")
 
 
-def _why_not_opened(error: Exception, name: str, max_pixels: int) -> tuple[str, str]:
+_OTHERS = (
+    (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC picture"),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?<svg", "an SVG drawing"),
+    (rb"\s*<(?:!doctype|html|\?xml)", "a web page, as a failed download leaves"),
+    (rb"%PDF", "a PDF"),
+    (rb"%!PS", "an EPS drawing"),
+    (rb"version https://git-lfs", "a pointer of git-lfs: run git lfs pull"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", "a picture whose head is broken"),
+    (rb"$", "an empty file"),
+)
+"""How files begin that can't be opened as pictures, and what they are."""
+
+
+def _start_of(path: Path | None, data: bytes) -> bytes:
+    """The first bytes of a picture's file."""
+    try:
+        with _opened(path, data) as file:
+            return file.read(200)
+    except OSError:
+        return b""
+
+
+def _why_not_opened(error: Exception, name: str, max_pixels: int, start: bytes) -> tuple[str, str]:
     """What was found instead of a picture, and what is expected."""
     if isinstance(error, PIL.UnidentifiedImageError):
         formats = ", ".join(FORMATS)
-        return f"{name}, which is not a picture", f"a picture file ({formats})"
+        known = (what for pattern, what in _OTHERS if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
+        found = next(known, None)
+        is_what = f" ({found})" if found else ""
+        return f"{name}, which is not a picture{is_what}", f"a picture file ({formats})"
     if isinstance(error, PIL.Image.DecompressionBombError | PIL.Image.DecompressionBombWarning):
         expected = f"at most {max_pixels} pixels, and within PIL.Image.MAX_IMAGE_PIXELS"
         return f"{name} ({error})", expected

@@ -12,6 +12,8 @@ from lightning_vlm.errors import DataError
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 MAX_WEIGHT = 1e6
 """The largest weight of a sample or a turn: far larger ones overflow the sums, which are float32."""
+MOST_MEDIA = 4096
+"""The most pictures and videos of a sample; each has a token at least, and most have hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,13 @@ def check_weight(weight: float, source: str, key: str) -> None:
     if weight > MAX_WEIGHT:
         expected = f"at most {MAX_WEIGHT:,.0f}: sums of weights are kept in float32"
         raise DataError(source, key, str(weight), expected)
+
+
+def check_number_of_media(number: int, source: str) -> None:
+    """Raise if a sample has more pictures and videos than any could be learned with."""
+    if number > MOST_MEDIA:
+        found = f"{number:,} pictures and videos in one sample"
+        raise DataError(source, "messages", found, f"at most {MOST_MEDIA:,}; divide the sample")
 
 
 def check_part(part: Part, role: Role, source: str, key: str) -> None:

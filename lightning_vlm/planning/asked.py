@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.host_memory import available_memory
 from lightning_vlm.planning.sizes import read_memory
-from lightning_vlm.training.memory.meter import MARGIN, available_memory
+from lightning_vlm.training.memory.meter import MARGIN
 
 CONTEXT = 2**29
 """What CUDA and its libraries take of a GPU for themselves, about."""

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.training.memory.meter import AllocationCounter, CPUMeter, available_memory, meter_of
+from lightning_vlm.host_memory import available_memory
+from lightning_vlm.training.memory.meter import AllocationCounter, CPUMeter, meter_of
 from lightning_vlm.training.memory.trial import state_bytes
 from tests.support.real_steps import recorded_peak
 

@@ -109,6 +109,9 @@ def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
     clips = at.reading.bad_boxes == "clip"
     if not all(map(math.isfinite, numbers)):
         raise at.error(found, f"finite numbers, {_range(part, edges)}", "box_outside")
+    if part.pixels and not isinstance(part, Point) and _are_fractions(numbers):
+        expected = "numbers of pixels; of fractions, say nothing of pixels (or data.box_format: fractions)"
+        raise at.error(f"{found} in pixels, less than one", expected)
     if isinstance(part, Box):
         x1, y1, x2, y2 = numbers
         if x1 > x2 or y1 > y2:
@@ -132,6 +135,11 @@ def _within(part: Located, edges: tuple[float, float], at: Location) -> Located:
     if inside == numbers == part.numbers:
         return part
     return located(inside, part.label, part.image, part.pixels, isinstance(part, Region))
+
+
+def _are_fractions(numbers: Sequence[float]) -> bool:
+    """Whether numbers all lie within the first pixel, which nobody outlines."""
+    return all(0 <= value <= 1 for value in numbers) and any(value % 1 for value in numbers)
 
 
 def _beyond(numbers: Sequence[float], inside: Sequence[float], edges: tuple[float, float]) -> float:

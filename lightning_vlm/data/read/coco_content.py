@@ -1,11 +1,13 @@
 """What is in a file of COCO: pictures, annotations and categories, checked and put together."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lightning_vlm.data.read.data_file import decode, open_file
 from lightning_vlm.data.read.fields import is_number
+from lightning_vlm.data.read.limits import check_whole, values_of
 from lightning_vlm.data.read.words import describe
 from lightning_vlm.errors import DataError
 
@@ -45,7 +47,10 @@ class CocoContent:
         self._regions = regions
         self._clips = clips
         with open_file(path, name, "COCO's layout") as file:
-            text = decode(file.read(), name)
+            check_whole(os.fstat(file.fileno()).st_size, name)
+            data = file.read()
+        check_whole(len(data), name, values_of(data))
+        text = decode(data, name)
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:

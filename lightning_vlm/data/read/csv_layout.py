@@ -2,15 +2,16 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from lightning_vlm.data.read.data_file import Place, decode, open_file
+from lightning_vlm.data.read.limits import LONGEST_ROW, check_row, lines_of
 from lightning_vlm.data.read.words import describe, quote
 from lightning_vlm.errors import DataError
 
 _LAYOUT = "a line of column names and a row a line"
-_LONGEST_CELL = 1 << 27  # pictures in base64 are longer than the 128 KiB that the csv module allows
 
 
 class CsvLayout:
@@ -31,7 +32,8 @@ class CsvLayout:
         self._name = name
         source = f"{name}:1"
         with open_file(path, name, _LAYOUT) as file:
-            header = file.readline()
+            header, _ = next(lines_of(file), (b"", 0))
+        check_row(header, source)
         text = decode(header, source).removeprefix("\ufeff")
         if not text.strip():
             raise DataError(name, "", "no column names", _LAYOUT)
@@ -42,13 +44,13 @@ class CsvLayout:
         except csv.Error as error:
             raise DataError(source, "", f"what is no table ({error})", _LAYOUT) from None
         self._columns = [cell.strip() for cell in cells]
-        for column in self._columns:
-            if self._columns.count(column) > 1:
+        for column, count in Counter(self._columns).items():
+            if count > 1:
                 raise DataError(source, column, "a column that stands there twice", "each column once")
 
     def rows(self) -> Iterator[tuple[Place, bytes]]:
         """Each row below the header; see `Layout`. One with quotes may have several lines."""
-        csv.field_size_limit(_LONGEST_CELL)
+        csv.field_size_limit(LONGEST_ROW)  # pictures in base64 exceed the module's own limit
         with open_file(self._path, self._name, _LAYOUT) as file:
             file.seek(self._header_length)
             end = self._header_length
@@ -56,7 +58,8 @@ class CsvLayout:
             row_lines: list[bytes] = []
 
             def lines() -> Iterator[str]:
-                for data in file:
+                for data, _ in lines_of(file):
+                    check_row(data, f"{self._name}:{line}")
                     row_lines.append(data)
                     yield data.decode("utf-8", "replace")  # reported when the row is read
 
@@ -79,7 +82,7 @@ class CsvLayout:
 
     def parse(self, data: bytes, source: str) -> dict[str, Any]:
         """A row as an object; see `Layout`. Empty cells are absent."""
-        csv.field_size_limit(_LONGEST_CELL)
+        csv.field_size_limit(LONGEST_ROW)  # pictures in base64 exceed the module's own limit
         # A cell may hold other characters at which Python splits lines.
         lines = io.StringIO(decode(data, source), newline="\n")
         cells = next(csv.reader(lines, delimiter=self._delimiter))

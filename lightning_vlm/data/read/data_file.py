@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from lightning_vlm.data.read.limits import copy_unpacked
 from lightning_vlm.errors import DataError
 from lightning_vlm.nearest import did_you_mean
 
@@ -58,8 +59,31 @@ class Layout(Protocol):
         """
 
 
+_OTHERS = (
+    (b"\x1f\x8b", "a compressed file", "the name to end in .gz"),
+    (b"PK\x03\x04", "a ZIP archive", "the files in it"),
+    (b"BZh", "a file compressed by bzip2", "it to be unpacked"),
+    (b"\xfd7zXZ", "a file compressed by xz", "it to be unpacked"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "it to be unpacked"),
+    (b"PAR1", "a parquet file", "the name to end in .parquet"),
+    (b"ARROW1", "an arrow file", "the name to end in .arrow"),
+    (b"SQLite format 3", "a data base", "its rows, exported"),
+    (
+        b"version https://git-lfs",
+        "a pointer of git-lfs instead of the file",
+        "the file itself; run git lfs pull",
+    ),
+    (b"\xff\xfe", "text in UTF-16 or UTF-32", "text in UTF-8"),
+    (b"\xfe\xff", "text in UTF-16", "text in UTF-8"),
+    (b"\0\0\xfe\xff", "text in UTF-32", "text in UTF-8"),
+    (b"<!DOCTYPE", "a web page instead of the file", "the file itself; download it again"),
+    (b"<html", "a web page instead of the file", "the file itself; download it again"),
+)
+"""How files begin that are no text in UTF-8, what they are, and what is expected in their place."""
+
+
 def open_file(path: str, name: str, layout: str) -> BinaryIO:
-    """Open a data file.
+    """Open a data file, and look at its first bytes.
 
     Args:
         path: The file.
@@ -67,15 +91,22 @@ def open_file(path: str, name: str, layout: str) -> BinaryIO:
         layout: What should be in it, in words.
 
     Raises:
-        DataError: There is none, or it can't be opened.
+        DataError: There is none, it can't be opened, or it is of another kind.
     """
     try:
-        return open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115  # the caller closes it
     except FileNotFoundError:
         expected = f"a file with {layout}{_near_file(path)}"
         raise DataError(name, "", "no such file", expected) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DataError(name, "", f"what can't be opened ({error})", f"a file with {layout}") from None
+    start = file.read(16)
+    file.seek(0)
+    for magic, found, expected in _OTHERS:
+        if start.startswith(magic):
+            file.close()
+            raise DataError(name, "", found, expected)
+    return file
 
 
 def _near_file(path: str) -> str:
@@ -136,7 +167,11 @@ def _unpacked(path: str, changed: int, name: str) -> str:
     copy = Path(folder, Path(path).name[: -len(".gz")])
     try:
         with gzip.open(path, "rb") as packed, copy.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
+            copy_unpacked(packed, file, os.path.getsize(path), name)  # type: ignore[arg-type]
+    except DataError:
+        clean()
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
+        clean()
         raise DataError(name, "", f"a broken gzip file ({error})", "a whole .gz file") from None
     return str(copy)

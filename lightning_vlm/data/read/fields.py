@@ -11,6 +11,9 @@ from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.words import printable, quote
 from lightning_vlm.nearest import did_you_mean, shorten
 
+_LONGEST_KEY = 40
+"""Longer keys are no misspelt ones, and looking for slips in them takes time by their length squared."""
+
 
 def check_keys(
     value: Any, at: Location, required: Collection[str], optional: Collection[str] = ()
@@ -66,7 +69,7 @@ def check_spelling(name: str, known: Collection[str], present: Collection[str], 
 @functools.lru_cache(maxsize=4096)
 def _typing_error_of(name: str, known: frozenset[str]) -> str | None:
     """The known word that a name differs from by one typing error. A plural is no error."""
-    if len(name) < 4 or not name.isprintable():
+    if not 4 <= len(name) <= _LONGEST_KEY or not name.isprintable():
         return None
     slips = _with_two_letters_swapped(name) | _with_a_letter_less(name)
     for word in sorted(known):

@@ -127,6 +127,8 @@ def _load(path: str, config: str | None) -> Any:
         reason = " ".join(str(error.__cause__ or error).split())
         if "Config name is missing" in reason:
             raise _several_configs(path, reason) from None
+        if "BatchSize must be greater than 0" in reason:  # what Arrow says of a table without rows
+            raise DataError(path, "", "no samples", "at least one", "no_samples") from None
         found, expected = _what_failed(path)
         if len(reason) >= 200:
             reason = f"{reason[:200]}..."
@@ -162,7 +164,7 @@ def _what_failed(path: str) -> tuple[str, str]:
     """What was found where no data set could be loaded, and what is expected."""
     if os.path.isfile(path):
         kind = _kind_of_file(path)
-        return f"a {kind} file that can't be read", f"a whole {kind} file"
+        return f"a file that can't be read as {kind}", f"a whole {kind} file"
     if os.path.isdir(path):
         expected = "one that `save_to_disk` of datasets wrote, or a copy of a data set of the hub"
         return "a folder that can't be read", expected

@@ -3,6 +3,7 @@
 import os
 import select
 import sys
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.data_file import decode
 from lightning_vlm.data.read.faults import Faults
 from lightning_vlm.data.read.json_layout import JsonLayout
+from lightning_vlm.data.read.limits import LONGEST_ROW
 from lightning_vlm.data.read.picture_files import asked
 from lightning_vlm.data.read.reading import AllowUrls, Location, Reading, say
 from lightning_vlm.data.read.rows import any_conversation
@@ -62,7 +64,8 @@ class Stream(Conversations):
         )
         self._layout = JsonLayout("stdin.jsonl", "stdin")
         self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
-        self._rest = b""
+        self._begun = bytearray()
+        self._whole: deque[bytes] = deque()
         self._is_over = False
         self._lines: dict[int, bytes] = {}
         self._taken = 0
@@ -77,10 +80,8 @@ class Stream(Conversations):
         """
         lines: list[bytes] = []
         while len(lines) < most:
-            line, end, rest = self._rest.partition(b"\n")
-            if end or (self._is_over and line):
-                lines.append(line)
-                self._rest = rest
+            if self._whole:
+                lines.append(self._whole.popleft())
             elif self._is_over or (lines and not self._is_ready()):
                 break
             else:
@@ -95,9 +96,19 @@ class Stream(Conversations):
         return list(numbers)
 
     def _read(self) -> None:
+        """Read what is there, at most a chunk. Of a line that is too long only the beginning is kept."""
         chunk = os.read(self._descriptor, _CHUNK)
         self._is_over = not chunk
-        self._rest += chunk
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            self._begun += piece
+            self._whole.append(bytes(self._begun))
+            self._begun.clear()
+        if len(self._begun) <= LONGEST_ROW:
+            self._begun += rest
+        if self._is_over and self._begun:
+            self._whole.append(bytes(self._begun))
+            self._begun.clear()
 
     def _is_ready(self) -> bool:
         """Whether more can be read at once."""

@@ -18,7 +18,8 @@ OpenVideo: TypeAlias = Callable[[Video, str, str], Clip]
 """Opens a video likewise: the frames that are looked at, and when they are shown."""
 Opened: TypeAlias = dict[tuple[int, int], PIL.Image.Image | Clip]
 """The pictures and videos opened so far, by message and part."""
-
+MOST_PIXELS = 1_400_000_000
+"""The most pixels of all pictures of a sample, which take 4 GiB of memory while it is rendered."""
 
 FLAT = ("GotOcr2Processor",)
 """Processors to which a list in a list is the pages of one document, not the pictures of one sample."""
@@ -52,6 +53,7 @@ def open_media(
                 if isinstance(part, Image | Video) and (index, place) not in opened:
                     if isinstance(part, Image):
                         opened[index, place] = open_picture(part, source, key)
+                        _check_pixels(opened, source)
                     else:
                         opened[index, place] = open_video(part, source, key)
                 found = opened.get((index, place))
@@ -60,6 +62,15 @@ def open_media(
                 elif found is not None:
                     media.pictures.append(found)
     return media
+
+
+def _check_pixels(opened: Opened, source: str) -> None:
+    pictures = pictures_of(opened)
+    pixels = sum(picture.width * picture.height for picture in pictures)
+    if pixels > MOST_PIXELS:
+        found = f"{len(pictures)} pictures of {pixels:,} pixels together in one sample"
+        expected = f"at most {MOST_PIXELS:,}; data.max_pixels makes them smaller as they are opened"
+        raise DataError(source, "messages", found, expected, "picture_too_large")
 
 
 def pictures_of(opened: Opened) -> list[PIL.Image.Image]:

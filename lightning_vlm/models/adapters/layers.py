@@ -197,7 +197,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         entries = read_plan(settings["adapters"])
         beside = settings["weights"]
         saved = load_file(folder / WEIGHTS)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: found no adapters of ours ({error}); expected {SETTINGS}") from error
     modules = dict(model.named_modules())
     for path in entries:
@@ -208,10 +208,11 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         if name in beside:
             own[name] = parameter
-    for name in sorted(own.keys() | saved.keys()):
-        is_in_both = name in own and name in saved
-        if not is_in_both or own[name].shape != saved[name].shape:
-            raise UserError(f"{folder}: {name!r} doesn't fit; give the base that they were trained on")
+    fits = {name for name in own.keys() & saved.keys() if own[name].shape == saved[name].shape}
+    if wrong := sorted((own.keys() | saved.keys()) - fits):
+        shown = ", ".join(map(repr, wrong[:3])) + (", ..." if len(wrong) > 3 else "")
+        number = "1 weight doesn't fit" if len(wrong) == 1 else f"{len(wrong)} weights don't fit"
+        raise UserError(f"{folder}: {number}: {shown}; give the base that they were trained on")
     with torch.no_grad():
         for name, weight in own.items():
             weight.copy_(saved[name])

@@ -1,13 +1,10 @@
 """How much memory there is, and the most that a step takes of it: of a GPU, or of this machine."""
 
 import gc
-import os
-import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.host_memory import available_memory
 
 MARGIN = 0.1
 """The share of all memory that stays free: for fragments, libraries, and what callbacks do in a step."""
@@ -218,29 +216,3 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         for each in value.values():
             yield from tensors_in(each)
-
-
-def available_memory() -> int:
-    """The bytes that this process can still get from the machine, within the limit of its container."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    amounts = [_read_bytes("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", unit=1024) or pages]
-    for most, used in CONTAINER_LIMITS:
-        limit, usage = _read_bytes(most, r"(\d+)$"), _read_bytes(used, r"(\d+)$")
-        if limit is not None and usage is not None:
-            amounts.append(max(limit - usage, 0))
-    return min(amounts)
-
-
-CONTAINER_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
-"""Files with the most memory that a container may use and what it uses now, of both versions of cgroups."""
-
-
-def _read_bytes(file: str, pattern: str, unit: int = 1) -> int | None:
-    try:
-        found = re.search(pattern, Path(file).read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * unit if found else None

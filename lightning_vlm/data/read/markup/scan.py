@@ -60,12 +60,14 @@ _START = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_OPEN = re.compile(rf"<(?:{'|'.join(_TAGS)}|\|(?:{'|'.join(_TAGS)})\|)>\s*[\[(]*\s*\d", re.IGNORECASE)
 _ATTEMPTS = 200
 """How often JSON that is none is looked into in a text, which takes long in some."""
 _THOUSANDTHS = BoxFormat("0-1000")
 _ATTRIBUTE = re.compile(r"([xy]\d*|alt|coords)\s*=\s*\"([^\"]*)\"")
 _ENTITY = "words between '<click>' and '</click>' are read as a key entity"
 _NO_NUMBERS = "'<{}>' without numbers stays words"
+_NOT_CLOSED = "tags of boxes with numbers that aren't closed stay words"
 _LISTS = "lists of four fractions in texts stay words; data.box_format: fractions reads them as boxes"
 _MASK = "'<seg...>' tokens of masks stay words, and the box before them too"
 
@@ -130,6 +132,8 @@ class _Scan:
             done = piece.stop
         if done < len(self._text):
             parts.append(Text(self._text[done:]))
+        if "<" in self._text and any(isinstance(part, Text) and _OPEN.search(part.text) for part in parts):
+            self._at.note(_NOT_CLOSED)
         return parts
 
     def _json(self, match: re.Match[str]) -> tuple[Piece | None, int]:
