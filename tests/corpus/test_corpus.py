@@ -15,7 +15,10 @@ from tests.corpus.case import GOOD_TEXTS, Right, learned
 
 ROWS = ("json_files", "sizes", "tables", "rows", "tools", "boxes")
 """Kinds that `take` reads as data, whose bad rows can be skipped."""
-KINDS = {name: import_module(f"tests.corpus.{name}") for name in (*ROWS, "pictures", "videos", "checkpoints")}
+KINDS = {
+    name: import_module(f"tests.corpus.{name}")
+    for name in (*ROWS, "pictures", "videos", "checkpoints", "adapters", "templates")
+}
 CASES = [(kind, name) for kind, module in KINDS.items() for name in module.CASES]
 REFUSED = (UserError, SelectorError, MisconfigurationException)
 SECONDS = 20

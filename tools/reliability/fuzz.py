@@ -2,9 +2,9 @@
 
     python -m tools.reliability.fuzz --target readers --seconds 180
 
-Each input must give one of our own errors or what is right, within `--limit` seconds. Hypothesis draws inputs,
-guided by the time that they take; with `--atheris` (the extra `fuzz`) the code that they reach guides them. What
-is found is printed in its smallest form.
+Each input must give one of our own errors or what is right, within `--limit` seconds. Hypothesis draws them,
+guided by the time that they take; with `--atheris` (the extra `fuzz`) the code that they reach does.
+What is found is printed in its smallest form.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def checked(
         function: Of a target.
         count: Where inputs are counted.
         limit: The most seconds of processor time.
-        guides: Whether hypothesis is told how long an input takes.
+        guides: Whether hypothesis looks for inputs that take longer.
     """
 
     def check(**arguments: Any) -> None:
