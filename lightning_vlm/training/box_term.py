@@ -129,6 +129,12 @@ class BoxTerm(Callback):
             self._of_epoch = HostCopy(_of_all_ranks(self._seen))
 
     @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._write(trainer)  # a run that is killed and resumed here keeps it
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
 

@@ -49,6 +49,7 @@ def fill_checkpoint(module: "VLMModule", checkpoint: dict[str, Any]) -> None:
     own = base_of(module.name_or_path, module.loaded.fingerprint)
     own |= module.callbacks.run_state.save(module.trainer, checkpoint, module.trained.buffers())
     if module.tasks is not None:
+        module.steps.log.write(module.trainer)  # a run that is killed and resumed here keeps it
         log = module.steps.log.state_dict()
         own["tasks"] = {**module.tasks.state(), "log": log, "samples": _samples_of_tasks(module)}
     checkpoint[KEY] = own

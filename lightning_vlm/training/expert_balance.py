@@ -124,6 +124,12 @@ class ExpertBalance(Callback):
         self._pending = (trainer.global_step, HostCopy(self._take(trainer)))
 
     @override
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: "VLMModule", checkpoint: dict[str, Any]
+    ) -> None:
+        self._write(trainer)  # a run that is killed and resumed here keeps it
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
         if not self._hooks:
             return

@@ -144,6 +144,12 @@ class MaskTerm(Callback):
             module.log(f"{stage}/mask_loss", loss / weight, sync_dist=trainer.world_size > 1)
 
     @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._write(trainer)  # a run that is killed and resumed here keeps it
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
 

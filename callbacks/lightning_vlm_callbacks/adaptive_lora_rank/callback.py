@@ -296,4 +296,5 @@ class AdaptiveLoRARank(Callback):
         rank_zero_info(f"AdaptiveLoRARank: step {trainer.global_step}, {message}; {describe_ranks(layers)}")
         parameters = sum(lora.rank * lora.cost for lora in layers.values())
         metrics = {"adaptive_lora_rank/changed": changed, "adaptive_lora_rank/parameters": parameters}
-        log_metrics(trainer, metrics, trainer.global_step)
+        # They belong to the step that was made last: a run that is resumed behind it keeps them.
+        log_metrics(trainer, metrics, trainer.global_step - 1)

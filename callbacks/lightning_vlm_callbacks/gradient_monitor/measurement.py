@@ -93,13 +93,15 @@ class Measurement:
             weights = self._weights()
             self.rows["weight"] = norms(weights)
             self._weights_before = self._copies(weights, buffers)
+            self._shapes = self._shapes_now()
         self.gradients = []  # so that they can be freed if the step is skipped
 
     @torch.no_grad()
     def after_step(self, clipped: bool) -> None:
         """Measure by how much the step moved the weights, and begin the one copy to the host.
 
-        The host doesn't wait for the copy.
+        The host doesn't wait for the copy. Where another callback has given weights another shape since, as
+        AdaptiveLoRARank does, the step's move can't be told from that change and isn't measured.
 
         Args:
             clipped: Whether the gradients are the clipped ones now. They are measured unless one is gone.
@@ -108,9 +110,9 @@ class Measurement:
             gradients = self._gradients()
             if gradients:
                 self.rows["clipped"] = norms(gradients)
-        if self._weights_before:
+        if self._weights_before and self._shapes == self._shapes_now():
             self.rows["update"] = _distances(self._weights_before, self._weights())
-            self._weights_before = []
+        self._weights_before = []
         if self._spread:
             self.rows = combine(self.rows)
             if self.histograms:
@@ -144,6 +146,9 @@ class Measurement:
                 gradients.append(self._part(_dense(parameter.grad)))
             joined.append(_join(gradients))
         return joined
+
+    def _shapes_now(self) -> list[torch.Size]:
+        return [parameter.shape for bundle in self._bundles for parameter in bundle]
 
     def _weights(self) -> list[Tensor]:
         return [_join([self._part(weight.detach()) for weight in bundle]) for bundle in self._bundles]

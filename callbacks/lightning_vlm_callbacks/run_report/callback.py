@@ -160,6 +160,13 @@ class RunReport(Callback):
             self.finish(trainer)
 
     @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._measured_step < steps_made(trainer):  # a run that is killed and resumed here keeps it
+            self._write_measured()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"run": self._run, "file": None if self._file is None else str(self._file)}
 

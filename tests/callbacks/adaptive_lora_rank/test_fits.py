@@ -123,7 +123,7 @@ def test_logs_table_and_lines(fit, tmp_path, monkeypatch, caplog):
     assert list(tmp_path.rglob("ranks*.table.json"))
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("adaptive_lora_rank/parameters")]
-    assert [int(row["step"]) for row in rows] == [3, 5, 7, 9]
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]  # of steps counted from 0
     ((key, columns, rows),) = tables
     assert key == "adaptive_lora_rank/ranks"
     assert columns == ["step", "layer", "rank"]
