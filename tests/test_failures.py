@@ -252,7 +252,12 @@ EXCEPTIONS = {
         lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         "out of memory on the GPU (2.00 GiB more were asked for)\nlower data.batch_size",
     ),
-    "a worker that is killed": (lambda: in_worker(kill), "a data worker was killed"),
+    # One that is killed before torch listens for the signal is only found to be gone.
+    "a worker that is killed": (lambda: in_worker(kill), ("a data worker was killed", "a data worker ended")),
+    "a worker that is gone": (
+        lambda: RuntimeError("DataLoader worker (pid(s) 7856, 7857) exited unexpectedly"),
+        "a data worker ended without an error message",
+    ),
     "an error in a worker": (lambda: in_worker(lambda: {}["x"]), "a data worker failed with KeyError: 'x'"),
     "a bad sample in a worker": (
         lambda: in_worker(bad_sample),

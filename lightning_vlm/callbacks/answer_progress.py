@@ -1,6 +1,7 @@
 """How far a run has come, beside its answers, so that the same run goes on where it was stopped."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -60,11 +61,18 @@ class Progress:
         return (facts, steps) if isinstance(facts, dict) else None
 
     def begin(self, facts: Mapping[str, Any], steps: list[Step]) -> None:
-        """Begin to write, with the steps that are kept."""
-        self._open = self.file.open("wb")
+        """Begin to write, with the steps that are kept.
+
+        They take the place of the file at once: a process that is killed here loses none of them.
+        """
+        unfinished = self.file.with_name(f"{self.file.name}.unfinished")
+        self._open = unfinished.open("wb")
         self._write(facts)
         for step in steps:
             self.add(step)
+        self.close()
+        os.replace(unfinished, self.file)
+        self._open = self.file.open("ab")
 
     def add(self, step: Step) -> None:
         """Add a step, once its answers are in their files."""

@@ -95,12 +95,12 @@ RULES: tuple[tuple[str, Text], ...] = (
         out_of_memory,
     ),
     (
-        r"DataLoader worker \(pid[^)]*\) is killed by signal: (?:Bus error|Killed)",
+        r"DataLoader worker \(pid(?:\(s\))? [^)]*\) is killed by signal: (?:Bus error|Killed)",
         "a data worker was killed: shared memory (/dev/shm) or memory ran out\n"
         "lower data.num_workers or data.batch_size, or give the container more with --shm-size",
     ),
     (
-        r"DataLoader worker \(pid[^)]*\) (?:is killed by signal: ([^.]+)|exited unexpectedly)",
+        r"DataLoader worker \(pid(?:\(s\))? [^)]*\) (?:is killed by signal: ([^.]+)|exited unexpectedly)",
         "a data worker ended without an error message, often because memory ran out\n"
         "lower data.num_workers, or set it to 0 to see the error itself",
     ),
