@@ -31,7 +31,7 @@ from tools.reliability.full_run import Case, Length, fit, make_module
 BLOCKS = 20
 """A run is divided into so many blocks, whose means are nearly independent of one another."""
 A_DAY = 100_000
-"""Steps that a slope is told for."""
+"""Steps after which a slope is printed."""
 MOST: dict[str, float] = {
     "memory (MB)": 20.0,
     "open files": 1.0,
@@ -64,6 +64,8 @@ def slope_of(steps: Sequence[float], values: Sequence[float], blocks: int = BLOC
     """
     xs = [float(np.mean(block)) for block in np.array_split(np.asarray(steps, float), blocks)]
     ys = [float(np.mean(block)) for block in np.array_split(np.asarray(values, float), blocks)]
+    if len(set(ys)) == 1:
+        return Slope(0.0, 0.0, 0.0)
     line = stats.linregress(xs, ys)
     half = float(stats.t.ppf(0.975, blocks - 2) * line.stderr)
     return Slope(float(line.slope), float(line.slope) - half, float(line.slope) + half)
@@ -132,7 +134,7 @@ def soak(steps: int, folder: Path, every: int) -> list[dict[str, float]]:
         ranks_change=(steps // 20 + 10, int(steps * 0.7), max(steps // 20, 1)),
         save_every=max(steps // 40, 2),
         validate_every=max(steps // 100, 2),
-        spoiled=steps // 2,
+        spoiled=steps // 100,  # the report of it imports much, which counts as the beginning
     )
     options = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": None, "log_every_n_steps": 10}
     fit(Case("lora"), make_module("lora", model), folder / "run", length, [meter], batch_size=1, **options)
