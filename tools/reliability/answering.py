@@ -12,8 +12,8 @@ from lightning_vlm import AnswerWriter, VLMDataModule
 from lightning_vlm.data.drawn import Drawn
 from tools.reliability.equal_ends import leftovers
 from tools.reliability.full_run import Case, quiet
-from tools.reliability.moments import PREDICT, Line, Lines, die, draw_line, watched
 from tools.reliability.killed_runs import run
+from tools.reliability.moments import PREDICT, Line, Lines, die, draw_line, watched
 
 MOMENT = "predict"
 

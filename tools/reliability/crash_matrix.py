@@ -25,8 +25,8 @@ from tests.support import tiny
 from tools.reliability import answering, exporting
 from tools.reliability.equal_ends import differences, end_of, leftovers, whole_checkpoints
 from tools.reliability.full_run import METHODS, Case, fit, make_module, quiet
-from tools.reliability.moments import MOMENTS, Lines, die, die_after, draw_line, torn_checkpoint, watched
 from tools.reliability.killed_runs import Ended, run
+from tools.reliability.moments import MOMENTS, Lines, die, die_after, draw_line, torn_checkpoint, watched
 
 ANY, TORN = "any time", "checkpoint, torn"
 AGAIN = 0.25

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning_vlm.export import command
 from tools.reliability.full_run import Case
-from tools.reliability.moments import EXPORT, PROVED, Line, Lines, die, draw_line, watched
 from tools.reliability.killed_runs import run
+from tools.reliability.moments import EXPORT, PROVED, Line, Lines, die, draw_line, watched
 
 
 def export(checkpoint: Path, out: Path) -> None:
