@@ -33,7 +33,7 @@ def _read_tasks(source: Conversations) -> Iterator[str]:
     for index in range(len(source)):
         try:
             yield source[index].task
-        except DataError:  # which is found again, and told, when all rows are read
+        except DataError:  # reading all rows finds it again and reports it
             continue
 
 
