@@ -8,6 +8,7 @@ What is found is printed in its smallest form.
 """
 
 import argparse
+import logging
 import random
 import sys
 import time
@@ -71,6 +72,7 @@ def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = Non
     Returns:
         What was done, and what was found: the smallest input of each failure and its traceback.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)  # what files note
     function, arguments = TARGETS[name]
     count, found = Count(), []
     end = time.monotonic() + seconds
