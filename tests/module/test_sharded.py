@@ -2,8 +2,13 @@
 
 import pytest
 
+from lightning_vlm import VLMModule
+from lightning_vlm.errors import UserError
+from lightning_vlm.training.sharding_refusals import refuse_when_sharded
+from tests.support.packed import OfList
 from tests.support.ranks import call_on_ranks
 from tests.support.sharded import Fit, distance, run_fit
+from tools.reliability.sharded import mixed
 
 FULL = {"language": "full", "projector": "full"}
 
@@ -16,3 +21,49 @@ def test_the_update_is_that_of_one_process(folder, family, adapt):
         assert distance(found["weights"], alone["weights"]) < 1e-6
         for name, value in alone["logged"].items():
             assert found["logged"][name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_batches_of_text_alone_keep_processes_in_step(folder):
+    """A process without pictures gathers and sends the same weights as the others; a hang ends the test."""
+    fit = Fit(folder("llava"), "llava", FULL, steps=2, source=OfList(mixed(pictures=8, texts=6)))
+    (alone,) = call_on_ranks(run_fit, 1, fit, ranks=1)
+    for found in call_on_ranks(run_fit, 2, fit):
+        assert distance(found["weights"], alone["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"adapt": "qlora"}, "quantization nf4"),
+        ({"new_tokens": ["<seg>"]}, "new_tokens"),
+        ({"gradient_checkpointing": "auto"}, "gradient_checkpointing auto"),
+        ({"task_weights": "uncertainty"}, "task_weights uncertainty"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(folder, make_quiet, options, found):
+    """Before anything is loaded; meshes of one process say it too."""
+    module = VLMModule(str(folder("llava")), **options)
+    trainer = make_quiet()
+    trainer.strategy.connect(module)
+    module._device_mesh = {"tensor_parallel": OneOf(1)}
+    with pytest.raises(UserError, match=f"^ModelParallelStrategy: found model.{found}"):
+        refuse_when_sharded(trainer, fits=True)
+
+
+def test_tensor_parallelism_is_refused(folder, make_quiet):
+    module = VLMModule(str(folder("llava")))
+    trainer = make_quiet()
+    trainer.strategy.connect(module)
+    module._device_mesh = {"tensor_parallel": OneOf(2)}
+    with pytest.raises(UserError, match=r"tensor_parallel_size 2.*set tensor_parallel_size: 1"):
+        refuse_when_sharded(trainer, fits=False)
+
+
+class OneOf:
+    """A dimension of a mesh, by its size."""
+
+    def __init__(self, size):
+        self._size = size
+
+    def size(self):
+        return self._size
