@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.models.operations import OperationCounter
+from lightning_vlm.models.sharding import is_sharded
 
 
 class VLMBatchCounter(BatchCounter):
@@ -23,6 +24,7 @@ class VLMBatchCounter(BatchCounter):
         self, model: PreTrainedModel, context: Callable[[], AbstractContextManager] = nullcontext
     ) -> None:
         self._operations = OperationCounter(model, context)
+        self._is_sharded = is_sharded(model)
         self._has_targets = True
 
     @override
@@ -38,7 +40,7 @@ class VLMBatchCounter(BatchCounter):
     @override
     def operations(self, batch: Batch) -> float | None:
         self._has_targets = batch.targets is not None
-        if batch.targets is None:
+        if batch.targets is None or self._is_sharded:
             return None
         targets = len(batch.targets.positions)
         return self._operations.count(batch.lengths, batch.pictures, targets, batch.inputs)
@@ -46,6 +48,8 @@ class VLMBatchCounter(BatchCounter):
     @property
     @override
     def no_operations(self) -> str:
+        if self._is_sharded:
+            return "operations are counted by trial runs of a whole model, and this one is in pieces"
         if not self._has_targets:
             return "batches come without targets, as VLMDataModule gives them"
         return self._operations.why

@@ -1,6 +1,5 @@
 """Fits whose model is cut into pieces over processes (FSDP2), beside the same fits of one process."""
 
-import faulthandler
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,6 @@ from torch.distributed.tensor import DTensor
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from tests.support import tiny
-
-HANGS_AFTER = 240
-"""Seconds until a rank that waits for others says where, and ends."""
 
 
 class Fit(NamedTuple):
@@ -88,7 +84,6 @@ def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
     Returns:
         `weights`: those that train, whole, by name; `logged`: the losses and norms that were logged.
     """
-    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
     torch.manual_seed(0)
     module = make_module(fit)
     source = fit.source or Drawn("train", size=24)
@@ -101,7 +96,6 @@ def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
     }
     trainer = make_trainer(ranks, **options)
     trainer.fit(module, data)
-    faulthandler.cancel_dump_traceback_later()
     logged = {name: torch.as_tensor(value) for name, value in trainer.callback_metrics.items()}
     return {"weights": whole_weights(module), "logged": logged}
 
