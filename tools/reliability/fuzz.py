@@ -74,7 +74,8 @@ def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = Non
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)  # what files note
     function, arguments = TARGETS[name]
-    count, found = Count(), []
+    count = Count()
+    found: list[str] = []
     end = time.monotonic() + seconds
     number = random.randrange(10**6) if first is None else first
     while True:
@@ -102,12 +103,12 @@ def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = Non
 
 def guided(name: str, seconds: float, limit: float) -> None:
     """Try one target by atheris, which ends the process itself."""
-    import atheris  # type: ignore[import-not-found]
+    import atheris
 
     sys.atheris_runs = True  # type: ignore[attr-defined]
     function, arguments = TARGETS[name]
     atheris.instrument_all()
-    test = settings(database=None, deadline=None)(given(**arguments)(checked(function, Count(), limit)))
+    test: Any = settings(database=None, deadline=None)(given(**arguments)(checked(function, Count(), limit)))
     atheris.Setup(
         [sys.argv[0], f"-max_total_time={seconds:.0f}", "-print_final_stats=1"],
         test.hypothesis.fuzz_one_input,
