@@ -3,8 +3,7 @@
     python -m tools.reliability.fuzz --target readers --seconds 180
 
 Each input must give one of our own errors or what is right, within `--limit` seconds. Hypothesis draws them,
-guided by the time that they take; with `--atheris` (the extra `fuzz`) the code that they reach does.
-What is found is printed in its smallest form.
+guided by the time that they take. What is found is printed in its smallest form.
 """
 
 import argparse
@@ -32,16 +31,13 @@ class Count:
         self.slowest = 0.0
 
 
-def checked(
-    function: Callable[..., Any], count: Count, limit: float, guides: bool = True
-) -> Callable[..., None]:
+def checked(function: Callable[..., Any], count: Count, limit: float) -> Callable[..., None]:
     """A function that takes one input, and fails unless it is right or refused, and quick.
 
     Args:
         function: Of a target.
         count: Where inputs are counted.
         limit: The most seconds of processor time.
-        guides: Whether hypothesis looks for inputs that take longer.
     """
 
     def check(**arguments: Any) -> None:
@@ -54,8 +50,7 @@ def checked(
         seconds = time.process_time() - start
         count.slowest = max(count.slowest, seconds)
         assert seconds < limit, f"it takes {seconds:.1f} s"
-        if guides:
-            target(seconds, label="seconds")
+        target(seconds, label="seconds")
 
     return check
 
@@ -101,31 +96,13 @@ def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = Non
             return count, found
 
 
-def guided(name: str, seconds: float, limit: float) -> None:
-    """Try one target by atheris, which ends the process itself."""
-    import atheris
-
-    sys.atheris_runs = True  # type: ignore[attr-defined]
-    function, arguments = TARGETS[name]
-    atheris.instrument_all()
-    test: Any = settings(database=None, deadline=None)(given(**arguments)(checked(function, Count(), limit)))
-    atheris.Setup(
-        [sys.argv[0], f"-max_total_time={seconds:.0f}", "-print_final_stats=1"],
-        test.hypothesis.fuzz_one_input,
-    )
-    atheris.Fuzz()
-
-
 def main() -> int:
     """Try one target, or each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--target", choices=TARGETS, help="without it, each in turn")
     parser.add_argument("--seconds", type=float, default=180.0, help="for each target")
     parser.add_argument("--limit", type=float, default=10.0, help="the most seconds of an input")
-    parser.add_argument("--atheris", action="store_true", help="let atheris guide it (one --target)")
     asked = parser.parse_args()
-    if asked.atheris:
-        guided(asked.target or "readers", asked.seconds, asked.limit)
     code = 0
     for name in [asked.target] if asked.target else TARGETS:
         count, found = fuzz(name, asked.seconds, asked.limit)
