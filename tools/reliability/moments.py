@@ -33,15 +33,17 @@ MOMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Of a fit: each moment, and the functions in which a line is drawn."""
-PREDICT = {
+PREDICT: dict[str, tuple[str, ...]] = {
     "predict": (
         "lightning_vlm.callbacks.answer_store:AnswerStore.begin",
         "lightning_vlm.callbacks.answer_store:AnswerStore.write",
         "lightning_vlm.callbacks.answer_store:AnswerStore.finish",
     )
 }
-EXPORT = {"export": ("lightning_vlm.export.command:write",)}
-PROVED = {"export, proved": ("lightning_vlm.export.command:write_card", "lightning_vlm.export.command:_show")}
+EXPORT: dict[str, tuple[str, ...]] = {"export": ("lightning_vlm.export.command:write",)}
+PROVED: dict[str, tuple[str, ...]] = {
+    "export, proved": ("lightning_vlm.export.command:write_card", "lightning_vlm.export.command:_show")
+}
 """Of an export, before and behind the proof of what was written."""
 
 
@@ -169,11 +171,11 @@ def torn_checkpoint(number: int, share: float, then: Callable[[], None]) -> Iter
     whole = torch_io._atomic_save
     written = 0
 
-    def save(checkpoint: Any, file: Any) -> None:
+    def save(checkpoint: Any, filepath: Any) -> None:
         nonlocal written
-        whole(checkpoint, file)
+        whole(checkpoint, filepath)
         if written == number:
-            os.truncate(file, int(os.path.getsize(file) * share))
+            os.truncate(filepath, int(os.path.getsize(filepath) * share))
             then()
         written += 1
 

@@ -101,7 +101,7 @@ class Measurement:
         """Measure by how much the step moved the weights, and begin the one copy to the host.
 
         The host doesn't wait for the copy. Where another callback has given weights another shape since, as
-        AdaptiveLoRARank does, the step's move can't be told from that change and isn't measured.
+        AdaptiveLoRARank does, the step's move can't be separated from that change and isn't measured.
 
         Args:
             clipped: Whether the gradients are the clipped ones now. They are measured unless one is gone.
