@@ -1,8 +1,8 @@
 """How much memory each process takes while a model in pieces is loaded.
 
-`python -m tools.reliability.sharded_memory` counts the memory of each process alone (RssAnon of Linux) every 5 ms,
-over what it had before. Pages of the model's file that the first process reads are the system's: they are shared,
-and given back when they are needed.
+`python -m tools.reliability.sharded_memory` counts the memory of each process alone (RssAnon of Linux) every
+5 ms, over what it had before. Pages of the model's file that the first process reads are the system's: they
+are shared, and given back when they are needed.
 """
 
 import tempfile
