@@ -41,6 +41,14 @@ def _sampler(data: "VLMDataModule", split: str) -> ResumableBatchSampler:
     source = data.measured()
     by_task = (data.task_table, data.sampling) if data.sampling else None
     ahead = 2 * data.num_workers + 1 + (longest_window(data.trainer) if data.trainer else 1)
-    order = (len(source), data.batch_size, data.shuffle, data.seed)
-    more = {"times": source.times, "windows": source.windows}
-    return data.batching.sampler(*order, *ranks, by_task=by_task, ahead=ahead, **more)
+    return data.batching.sampler(
+        len(source),
+        data.batch_size,
+        data.shuffle,
+        data.seed,
+        *ranks,
+        by_task=by_task,
+        ahead=ahead,
+        times=source.times,
+        windows=source.windows,
+    )
