@@ -25,7 +25,7 @@ def test_the_update_is_that_of_one_process(folder, family, adapt):
 
 def test_batches_of_text_alone_keep_processes_in_step(folder):
     """A process without pictures gathers and sends the same weights as the others; a hang ends the test."""
-    fit = Fit(folder("llava"), "llava", "lora", steps=2, source=OfList(mixed(pictures=8, texts=6)))
+    fit = Fit(folder("llava"), "llava", "lora", steps=2, source=OfList(mixed(pictures=10, texts=6)))
     (alone,) = call_on_ranks(run_fit, 1, fit, ranks=1)
     for found in call_on_ranks(run_fit, 2, fit):
         assert distance(found["weights"], alone["weights"]) < 1e-6
