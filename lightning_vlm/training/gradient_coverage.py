@@ -90,10 +90,10 @@ class GradientCoverage(Callback):
         Raises:
             UserError: The loss doesn't depend on something that a later stage trains.
         """
-        assert self._root is not None
         trained = sum(parameter.requires_grad for parameter in self._may_train)
-        if trained == self._trained:
+        if trained == self._trained:  # also where a step is tried outside of a fit
             return
+        assert self._root is not None
         # In pieces, a parameter of a block has no place in the graph; a stage is checked when it begins.
         if not self._trained and trained < len(self._may_train) and not is_sharded(self._root):
             self._check_later_stages(compute_loss)
