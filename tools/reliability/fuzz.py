@@ -1,4 +1,4 @@
-"""Feeds what reads people's input with anything, guided by what the code does with it.
+"""Feeds random inputs to what reads people's input.
 
     python -m tools.reliability.fuzz --target readers --seconds 180
 
