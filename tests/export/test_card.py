@@ -164,7 +164,7 @@ def test_a_config_for_others_has_neither_secrets_nor_places():
     found = public(config)
     assert found["train"] == ".../train.jsonl"
     assert found["val"] == "HuggingFaceM4/A-OKVQA"
-    assert found["url"] == "https://host/x.jsonl"
+    assert found["url"] == "https://***@host/x.jsonl"
     assert found["windows"] == ".../train.jsonl"
     assert found["steps"] == 3
     assert "token" not in found
