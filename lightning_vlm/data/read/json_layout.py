@@ -48,7 +48,8 @@ class JsonLayout:
                 check_whole(os.fstat(file.fileno()).st_size, self._name)
                 yield from JsonText(file.read(), self._name).rows()
             else:
-                if beginning.split(b"\n", 1)[0].strip() == b"{":
+                first, _, others = beginning.partition(b"\n")
+                if first.strip() == b"{" and not others.lstrip().startswith(b"{"):
                     found = "an object over several lines"
                     raise DataError(
                         self._name, "", found, "each object on one line, or one array of them in .json"

@@ -250,7 +250,7 @@ def test_urls_are_fetched_once_and_read_from_the_cache(renderer_for, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fetched = []
 
-    def download(url, largest):
+    def download(url, largest, private):
         fetched.append(url)
         return picture((64, 64)).data
 

@@ -245,7 +245,7 @@ class TestDataSets:
         ):
             read("someone/nothing")
         Path("broken.parquet").write_text("hello")
-        with pytest.raises(DataError, match=r"^broken.parquet: found a parquet file that can't be read"):
+        with pytest.raises(DataError, match=r"^broken.parquet: found a file that can't be read as parquet"):
             read("broken.parquet")
 
 
