@@ -49,7 +49,7 @@ class JsonLayout:
                 yield from JsonText(file.read(), self._name).rows()
             else:
                 first, _, others = beginning.partition(b"\n")
-                if first.strip() == b"{" and not others.lstrip().startswith(b"{"):
+                if first.strip() == b"{" and others.lstrip().startswith(b'"'):
                     found = "an object over several lines"
                     raise DataError(
                         self._name, "", found, "each object on one line, or one array of them in .json"
