@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -84,7 +84,7 @@ def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:
     Returns:
         `weights`: those that train, whole, by name; `logged`: the losses and norms that were logged.
     """
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)  # strategies of several processes seed again, with the one set last
     module = make_module(fit)
     source = fit.source or Drawn("train", size=24)
     data = VLMDataModule(train=source, batch_size=fit.batch // ranks, seed=0, shuffle=fit.source is None)
