@@ -24,7 +24,6 @@ import lightning_vlm  # noqa: F401
 # Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
 import lightning.pytorch  # noqa: F401
 
-# The console that all share keeps the width of the moment that made it, which may be one of a test's own.
 rich.reconfigure(width=80)
 
 
@@ -40,6 +39,13 @@ def pytest_runtest_protocol() -> Iterator[None]:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
+def keep_console() -> Iterator[None]:
+    """The console that all share has 80 columns. A progress bar makes another, as wide as a test set."""
+    yield
+    rich.reconfigure(width=80)
 
 
 @pytest.fixture(autouse=True)

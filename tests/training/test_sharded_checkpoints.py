@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from lightning_vlm_callbacks import EarlyStopCheckpoint
 
 from lightning_vlm import VLMDataModule
@@ -23,7 +24,7 @@ def run(
     ranks: int, model: Path, folder: Path, ckpt_path: Path | None = None, **options: Any
 ) -> dict[str, Any]:
     """A fit of four steps that saves each. What trains and the optimizer's state, whole, by name."""
-    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
     module = make_module(Fit(model, "llava", PLAN))
     data = VLMDataModule(
         train=Drawn("train", size=16), val=Drawn("val", size=4), batch_size=4 // ranks, seed=0
