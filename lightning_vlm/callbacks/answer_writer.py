@@ -141,7 +141,8 @@ class AnswerWriter(Callback):
         counts = gathered(trainer, sum(self._store.answers.lengths))
         if self._goes_on:
             for loader in loaders(trainer):
-                loader.load_state_dict({**loader.state_dict(), "seen": self._before})
+                position = loader.position_behind(self._before)
+                loader.load_state_dict({**loader.state_dict(), "position": position})
         if trainer.is_global_zero:
             behind = f", behind the {sum(counts):,} that an earlier run left" if self._goes_on else ""
             print_line("answers", f"go {shown(self._store.answers.path, 'to')} as they come{behind}")

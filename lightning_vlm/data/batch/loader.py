@@ -108,6 +108,10 @@ class ResumableLoader(DataLoader):
         if self._finished is not None:
             self._finished = seen
 
+    def position_behind(self, batches: int) -> int:
+        """The position in an epoch behind so many batches of each rank; see `state_dict`."""
+        return min(batches * self._sampler.places_of_batch, self._sampler.places_of_epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """Which epoch this is, which position in it has been reached and where it ends, and what makes its
         order this one.
@@ -119,8 +123,8 @@ class ResumableLoader(DataLoader):
         """
         sampler = self._sampler
         seen = self._seen if self._finished is None else self._finished
-        end = min(len(self) * sampler.places_of_batch, sampler.places_of_epoch)
-        position = min(seen * sampler.places_of_batch, end)
+        end = self.position_behind(len(self))
+        position = min(self.position_behind(seen), end)
         state = {"epoch": self._epoch, "position": position, "end": end, **sampler.settings()}
         if self.stage is not None:
             state["stage"] = self.stage
