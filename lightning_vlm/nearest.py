@@ -1,7 +1,9 @@
 """What error messages say of names: the known one that is nearest, and long ones shortened."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from lightning_vlm.errors import UserError
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -35,6 +37,26 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         by_word |= {word: by_spelling[spelling] for word in spelling.split("_") if len(word) > 2}
     close = difflib.get_close_matches(wanted[:80], by_word, 1, cutoff=0.75)
     return by_word[close[0]] if close else None
+
+
+def refuse_unknown_keys(given: Iterable[object], known: Collection[str], where: str) -> None:
+    """Refuse the first key that there isn't.
+
+    Args:
+        given: Keys that were written.
+        known: Those that there are.
+        where: What they are keys of, for the error.
+
+    Raises:
+        UserError: It names the nearest key.
+
+    >>> refuse_unknown_keys(["max_frame"], ["fps", "max_frames"], "data.video")
+    Traceback (most recent call last):
+    lightning_vlm.errors.UserError: data.video: there is no key max_frame; did you mean max_frames?
+    """
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: there is no key {key}{did_you_mean(str(key), known)}")
 
 
 def did_you_mean(name: str, known: Iterable[str], quoted: bool = False) -> str:

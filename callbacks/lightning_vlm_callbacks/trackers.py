@@ -186,7 +186,7 @@ def _cell(value: Any) -> str:
 
 
 def _opened(picture: Any) -> Any:
-    from PIL import Image  # This package doesn't depend on Pillow; whoever has a picture to log has it.
+    from PIL import Image  # Pillow is no dependency here; a caller that has a picture has it too.
 
     return Image.open(picture) if isinstance(picture, Path) else picture
 

@@ -9,6 +9,7 @@ from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
 from tests.support import tiny
 from tests.support.packed import OfList
+from tests.support.quiet import QUIET
 
 
 @pytest.fixture(scope="session")
@@ -71,19 +72,7 @@ def make_quiet(tmp_path_factory):
     """A quiet Trainer on the CPU."""
 
     def make(**options):
-        given = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "default_root_dir": tmp_path_factory.getbasetemp(),
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "use_distributed_sampler": False,
-            "log_every_n_steps": 1,
-            **options,
-        }
+        given = {**QUIET, "devices": 1, "default_root_dir": tmp_path_factory.getbasetemp(), **options}
         return Trainer(**given)
 
     return make

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.drawn import Drawn
 from tests.support import tiny
+from tests.support.quiet import QUIET
 
 
 class Fit(NamedTuple):
@@ -63,19 +64,7 @@ def make_module(fit: Fit) -> VLMModule:
 
 def make_trainer(ranks: int, **options: Any) -> Trainer:
     """A quiet Trainer on the CPU whose model is cut over so many processes."""
-    given = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-        "log_every_n_steps": 1,
-        **sharded(ranks),
-        **options,
-    }
-    return Trainer(**given)
+    return Trainer(**{**QUIET, **sharded(ranks), **options})
 
 
 def run_fit(ranks: int, fit: Fit) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_vlm.data.conversation import TaskTable
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, refuse_unknown_keys
 
 Score = Literal["size", "hard", "easy", "weights"]
 
@@ -89,10 +89,7 @@ class TaskSampling:
         3
         """
         if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.__dataclass_fields__:
-                    near = did_you_mean(str(key), cls.__dataclass_fields__)
-                    raise UserError(f"sampling: there is no key {key}{near}")
+            refuse_unknown_keys(given, cls.__dataclass_fields__, "sampling")
             return cls(**given)
         if isinstance(given, str):
             ready = {"uniform": cls(temperature=math.inf), "grouped": cls(grouped=True)}

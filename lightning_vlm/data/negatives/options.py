@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import refuse_unknown_keys
 
 DEFAULT_RATIO = {"detection": 3.0, "grounding": 1.0, "referring": 1.0}
 """Negatives for each sample of a task, as is usual for detection and for referring expressions."""
@@ -60,9 +60,7 @@ class Negatives:
             self._check(point, f"negatives.schedule[{place}]")
 
     def _check(self, point: Mapping[str, float], key: str) -> None:
-        for name in point:
-            if name not in _OF_A_POINT:
-                raise UserError(f"{key}: there is no key {name}{did_you_mean(str(name), _OF_A_POINT)}")
+        refuse_unknown_keys(point, _OF_A_POINT, key)
         if "epoch" not in point:
             raise UserError(f"{key}: found no epoch; expected the epoch from which it holds")
         for name, most in _OF_A_POINT.items():
@@ -80,10 +78,7 @@ class Negatives:
         3.0
         """
         if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.__dataclass_fields__:
-                    near = did_you_mean(str(key), cls.__dataclass_fields__)
-                    raise UserError(f"negatives: there is no key {key}{near}")
+            refuse_unknown_keys(given, cls.__dataclass_fields__, "negatives")
             return cls(**given)
         if isinstance(given, bool):
             return cls() if given else None

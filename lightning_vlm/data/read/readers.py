@@ -41,8 +41,7 @@ class DataFile(Source):
             `skipped`. A file that can't be read as a whole is an error either way.
         columns: Our names for keys -> the names that they have in the file, such as
             `{question: query, image: img}`.
-        allow_urls: Whether pictures may be fetched from http and https addresses; `private` allows those of
-            private networks too.
+        allow_urls: Whether pictures at http and https addresses are fetched; `private`: local ones too.
         bad_boxes: `error` refuses boxes that reach beyond their picture, `clip` cuts them off at its edge.
         box_format: The unit and order of boxes where the data doesn't say it, such as `pixels`, `fractions`,
             `0-1000` or `pixels xywh`; `text` leaves what looks like boxes in texts as words.

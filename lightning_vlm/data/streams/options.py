@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import refuse_unknown_keys
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,7 @@ class Streaming:
         (Streaming(shuffle_window=10000, tasks=None), None)
         """
         if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.__dataclass_fields__:
-                    near = did_you_mean(str(key), cls.__dataclass_fields__)
-                    raise UserError(f"data.streaming: there is no key {key}{near}")
+            refuse_unknown_keys(given, cls.__dataclass_fields__, "data.streaming")
             return cls(**given)
         if isinstance(given, bool):
             return cls() if given else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lightning_vlm.errors import UserError
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import refuse_unknown_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,7 @@ class VideoSampling:
             return cls()
         if not isinstance(given, Mapping):
             return given
-        known = cls.__dataclass_fields__
-        for key in given:
-            if key not in known:
-                raise UserError(f"data.video: there is no key {key}{did_you_mean(str(key), known)}")
+        refuse_unknown_keys(given, cls.__dataclass_fields__, "data.video")
         return cls(**given)
 
     def over(self, other: "VideoSampling") -> "VideoSampling":
