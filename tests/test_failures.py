@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from lightning.fabric.strategies.model_parallel import _setup_device_mesh
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils.data import DataLoader, Dataset
 
@@ -243,6 +244,10 @@ EXCEPTIONS = {
         lambda: raised(lambda: torch.empty(1 << 50, dtype=torch.uint8)),
         "out of memory on the CPU (1,125,899.9 GB more were asked for)\nlower data.batch_size "
         "(data.max_tokens where it is set) and raise trainer.accumulate_grad_batches",
+    ),
+    "a model in more pieces than processes": (
+        lambda: raised(lambda: _setup_device_mesh(8, 1, 2, torch.device("cpu"))),
+        "trainer.strategy.init_args.data_parallel_size: found 8, but 2 processes; set it to 2",
     ),
     "memory of Python": (
         lambda: raised(lambda: bytearray(1 << 60)),

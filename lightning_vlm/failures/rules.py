@@ -123,6 +123,10 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"trainer.devices: asked for the GPUs \1, but the machine has \2",
     ),
     (
+        r"sizes `data_parallel_size=(\d+)` and `tensor_parallel_size=1` multiplied .* world size \((\d+)\)",
+        r"trainer.strategy.init_args.data_parallel_size: found \1, but \2 processes; set it to \2",
+    ),
+    (
         r"The strategy `(\w+)` requires a GPU",
         r"trainer.strategy: \1 needs GPUs, and isn't one that a VLMModule runs with; expected auto or ddp",
     ),
