@@ -1,5 +1,7 @@
 """What is known of the model families that are proved."""
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,8 @@ class Family(NamedTuple):
     checkpoints: tuple[str, ...]
 
 
-def families() -> dict[str, Family]:
+@functools.cache
+def families() -> Mapping[str, Family]:
     """All families that are proved, by name.
 
     >>> families()["qwen2_5_vl"].checkpoints[0]

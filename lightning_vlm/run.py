@@ -67,7 +67,14 @@ class VLMCLI(LightningCLI):
 
     With `--report true`, `fit` scores the test data, or else the validation data, before and after training,
     and ends with a table and a picture of predictions.
+
+    Only the command that is asked for gets its keys: those of all take a second.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        words = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        self._asked = words[0] if words else None
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -90,8 +97,13 @@ class VLMCLI(LightningCLI):
             help="Score the test data (or, without any, the validation data) before and after training; end "
             "with a table and a picture.",
         )
-
         add_stages(parser)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """As Lightning's, but commands that aren't asked for have no keys."""
+        if subcommand != self._asked:
+            return Parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def instantiate_classes(self) -> None:
         """As Lightning's; then the data module learns of its stages."""

@@ -17,15 +17,17 @@ def command_parsers() -> dict[str, ArgumentParser]:
 
     class ParserOnly(run.VLMCLI):
         def parse_arguments(self, parser: Any, args: Sequence[str]) -> None:
-            raise ParsedError(self._subcommand_parsers)
+            raise ParsedError(self._subcommand_parsers[args[0]])
 
     kept = run.VLMCLI
     run.VLMCLI = ParserOnly  # type: ignore[misc]
     found: dict[str, ArgumentParser] = {}
     try:
-        run.run(["fit"])
-    except ParsedError as parsed:
-        (found,) = parsed.args
+        for name in run.VLMCLI.subcommands():
+            try:
+                run.run([name])
+            except ParsedError as parsed:
+                (found[name],) = parsed.args
     finally:
         run.VLMCLI = kept  # type: ignore[misc]
     for name, command in COMMANDS.items():
