@@ -225,7 +225,7 @@ class VLMModule(LoadedWithoutCode):
             # The vision side has no part in the graph then; DDP would wait for its gradients.
             return loss + batch_loss.zero_loss(whole_parameters(self))
         self.callbacks.coverage.before_backward(lambda: self.loss_sums(batch).loss_sum)
-        return self.callbacks.coverage.reach_all(loss)
+        return self.callbacks.coverage.reach_all(self, loss)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None

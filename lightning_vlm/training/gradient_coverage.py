@@ -116,7 +116,7 @@ class GradientCoverage(Callback):
         self._not_reached = {}
         _refuse_without_gradient(names)
 
-    def reach_all(self, loss: Tensor) -> Tensor:
+    def reach_all(self, root: nn.Module, loss: Tensor) -> Tensor:
         """A loss whose backward gives zeros to what it doesn't reach, if DDP would wait for that.
 
         What a batch reaches may depend on more than whether it has pictures: `image_newline` of
@@ -125,6 +125,7 @@ class GradientCoverage(Callback):
         itself reaches.
 
         Args:
+            root: That the loss was computed with; it may be a copy in which a step is run again.
             loss: A scalar with a graph.
         """
         strategy = self._strategy
@@ -132,8 +133,7 @@ class GradientCoverage(Callback):
             return loss
         if strategy._ddp_kwargs.get("find_unused_parameters"):  # then DDP itself looks
             return loss
-        assert self._root is not None
-        trained = {name: weight for name, weight in self._root.named_parameters() if weight.requires_grad}
+        trained = {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
         missing = outside_graph(loss, trained.items())
         return loss + zero_loss(trained[name] for name in missing) if missing else loss
 

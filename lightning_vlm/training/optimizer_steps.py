@@ -78,7 +78,10 @@ class OptimizerSteps:
         self.clip_groups = clip_groups(module, module.clip, self._tasks.parameters())
 
     def clip(self, module: "VLMModule") -> None:
-        """Clip the gradients, and log their norms from before."""
+        """Clip the gradients, and log their norms from before; of a step that is skipped there are none."""
+        if all(weight.grad is None for group in self.clip_groups[0].values() for weight in group):
+            log_no_more(module.trainer, ("train/grad_norm",))
+            return
         for name, norm in clip_gradients(*self.clip_groups).items():
             key = "train/grad_norm" if name == ALL else f"train/grad_norm/{name}"
             module.log(key, norm, on_step=True, on_epoch=False)

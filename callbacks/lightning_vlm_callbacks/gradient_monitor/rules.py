@@ -152,9 +152,11 @@ class Watch:
             self.usual = {}
         alarm = False
         news = []
+        # What one overflow makes of the other groups is finite by chance, and usual of none of them.
+        are_finite = all(norm is None or math.isfinite(norm) for norm in norms.values())
         for group, norm in norms.items():
             usual = self.usual.get(group, RunningNorm())
-            found = self._judge_group(group, norm, usual)
+            found = self._judge_group(group, norm, usual, learns=are_finite)
             if found is None:
                 continue
             if found in ("nan", "exploding"):
@@ -164,12 +166,14 @@ class Watch:
                 news.append(f"{found} in {group!r}: {value} (usually {usual.mean:.3g} ± {usual.spread:.2g})")
         return alarm, news
 
-    def _judge_group(self, group: str, norm: float | None, usual: RunningNorm) -> Anomaly | None:
+    def _judge_group(
+        self, group: str, norm: float | None, usual: RunningNorm, learns: bool
+    ) -> Anomaly | None:
         dead_for = 0
         if norm is None or norm == 0:
             dead_for = self.dead_for.get(group, 0) + 1
         self.dead_for[group] = dead_for
-        if norm is not None:
+        if norm is not None and learns:
             self.usual[group] = usual.after(norm, self.limits.max_z)
         found = anomaly(norm, usual, dead_for, self.limits)
         if found == "nan" and self.has_scaler:

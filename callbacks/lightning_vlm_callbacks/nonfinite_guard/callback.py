@@ -11,12 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_vlm_callbacks.nonfinite_guard.batches import keep_structure
-from lightning_vlm_callbacks.nonfinite_guard.detection import (
-    Event,
-    MicroBatch,
-    bad_gradients,
-    find_bad,
-)
+from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch, bad_gradients, find_bad
 from lightning_vlm_callbacks.nonfinite_guard.report import explain
 from lightning_vlm_callbacks.nonfinite_guard.sharded import check_sharded
 from lightning_vlm_callbacks.nonfinite_guard.state import Counts, KeptBuffers, Snapshots
@@ -50,7 +45,8 @@ class NonFiniteError(MisconfigurationException):
 
 
 class NonFiniteGuard(Callback):
-    """Skips the updates of steps whose loss or gradients hold NaN or infinity, and explains them.
+    """Skips the updates of steps whose loss or gradients hold NaN or infinity, and explains them. So it does
+    where float32 can't hold the squares of gradients, which clipping and Adam need.
 
     Looks after accumulation and unscaling, before clipping (which would spread one NaN over all gradients),
     at the losses of all micro-batches and at the gradients. Ranks agree, so replicas stay equal. A skipped
@@ -180,15 +176,18 @@ class NonFiniteGuard(Callback):
             self._step_is_good = False
             self._skip_update(trainer, optimizer)
             return
-        bad_loss, bad_gradient = find_bad(trainer, [micro.loss for micro in window], optimizer)
-        self._step_is_good = not bad_loss and not bad_gradient
+        bad = find_bad(trainer, [micro.loss for micro in window], optimizer)
+        self._step_is_good = not any(bad)
         scaler = loss_scaler(trainer)
-        if bad_loss:
+        if bad.loss:
             self._handle_bad_step(trainer, optimizer, window, "the loss is NaN or infinite")
-        elif bad_gradient and scaler is not None:
+        elif bad.gradient and scaler is not None:
             self._handle_scale_drop(trainer, scaler.get_scale(), window)
-        elif bad_gradient:
+        elif bad.gradient:
             self._handle_bad_step(trainer, optimizer, window, "a gradient is NaN or infinite")
+        elif bad.norm:
+            what = "the squares of the gradients are too large for float32"
+            self._handle_bad_step(trainer, optimizer, window, what)
         elif self._snapshots is None:
             self._counts.in_a_row = 0
 
@@ -257,11 +256,11 @@ class NonFiniteGuard(Callback):
                 f"The run goes back to an earlier state and skips {self.snapshot_every_n_steps} updates."
             )
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))
-        record_event(trainer, "skipped", f"{what}; see {self._folder}")
         self._skip_update(trainer, optimizer)
         self._counts.skipped += 1
         self._counts.in_a_row += 1
         line = self._explain(trainer, event)
+        record_event(trainer, "skipped", line)
         if self.on_nonfinite == "stop":
             raise NonFiniteError(f"{line}. Stopped, as on_nonfinite is stop")
         if self._counts.in_a_row >= self.max_in_a_row:

@@ -1,7 +1,7 @@
 """What a step was made of, and whether its losses and gradients are finite."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.shards import local_part
 
-__all__ = ["Event", "MicroBatch", "bad_gradients", "find_bad"]
+__all__ = ["Bad", "Event", "MicroBatch", "bad_gradients", "find_bad"]
 
 
 @dataclass
@@ -40,7 +40,23 @@ class Event:
     affected: list[str]
 
 
-def find_bad(trainer: Trainer, losses: list[Tensor | None], optimizer: Optimizer) -> tuple[bool, bool]:
+class Bad(NamedTuple):
+    """What is wrong with a step, on any rank.
+
+    Args:
+        loss: A loss is NaN or infinite.
+        gradient: A gradient holds NaN or infinity.
+        norm: All gradients are finite, but float32 can't hold their squares: clipping by their norm would
+            make zeros of them, and Adam's second moments would stay infinite, so that these weights never
+            move again.
+    """
+
+    loss: bool = False
+    gradient: bool = False
+    norm: bool = False
+
+
+def find_bad(trainer: Trainer, losses: list[Tensor | None], optimizer: Optimizer) -> Bad:
     """Whether the losses of a step, and its gradients, hold NaN or infinity on any rank."""
     gradients = []
     for group in optimizer.param_groups:
@@ -56,12 +72,14 @@ def find_bad(trainer: Trainer, losses: list[Tensor | None], optimizer: Optimizer
     is_finite = torch.stack((total, norm)).isfinite()
     bad = trainer.strategy.reduce((~is_finite).float(), reduce_op="max")
     if not bad.any().item():  # the one number that the host waits for
-        return False, False
-    # Squares of finite gradients may overflow, so this is checked exactly.
+        return Bad()
+    # A norm in half precision overflows early, so this is checked exactly.
     are_finite = all(gradient.isfinite().all() for gradient in gradients)
-    bad[1] = float(not are_finite)
-    bad_loss, bad_gradient = trainer.strategy.reduce(bad, reduce_op="max").tolist()
-    return bool(bad_loss), bool(bad_gradient)
+    wide = [gradient.to(torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+    is_too_large = not torch.nn.utils.get_total_norm(wide).isfinite()
+    found = torch.stack((bad[0], bad.new_tensor(not are_finite), bad.new_tensor(is_too_large)))
+    bad_loss, bad_gradient, bad_norm = trainer.strategy.reduce(found, reduce_op="max").tolist()
+    return Bad(bool(bad_loss), bool(bad_gradient), bool(bad_norm))
 
 
 def bad_gradients(module: LightningModule) -> list[str]:

@@ -61,10 +61,11 @@ class Diagnosis:
     Args:
         phase: `forward`: `module` made NaN or infinity of finite inputs. `input`: they came in from outside
             any module. `loss`: all modules were fine, what training_step does with their outputs wasn't.
-            `backward`: the forward was fine, the derivative of `module` wasn't. `none`: all was finite.
-            `error`: the replay failed.
+            `backward`: the forward was fine, the derivative of `module` wasn't. `large`: all was finite, but
+            not the squares of the gradients. `none`: all was finite. `error`: the replay failed.
         module: The module's name and class, such as "blocks.1.conv (Conv2d)".
-        parameter: The first parameter whose gradient went bad, if that was before all else in the backward.
+        parameter: The first parameter whose gradient went bad, if that was before all else in the backward;
+            of `large` the one whose gradient is the largest.
         near: What in the module or training_step comes next (forward) or last (backward).
         inputs: Of the module, or of what comes after all modules.
         broken: Parameters and buffers of the module that hold NaN or infinity themselves.
@@ -72,7 +73,7 @@ class Diagnosis:
         error: Why there was no replay.
     """
 
-    phase: Literal["forward", "input", "loss", "backward", "none", "error"]
+    phase: Literal["forward", "input", "loss", "backward", "large", "none", "error"]
     module: str = ""
     parameter: str = ""
     near: str = ""
@@ -96,6 +97,8 @@ class Diagnosis:
             near = f", after {self.near}" if self.near else ""
             first = f", first in {self.parameter}" if self.parameter else near
             return f"the forward is finite; the gradient goes bad in {self.module}{first}"
+        if self.phase == "large":
+            return f"loss and gradients are finite; the largest gradient is that of {self.parameter}"
         if self.phase == "none":
             return f"not reproducible: run again, loss ({self.loss:.4g}) and gradients are finite"
         return f"the step could not be run again: {self.error}"

@@ -26,12 +26,18 @@ def isolated(module: LightningModule) -> Iterator[LightningModule]:
     """
     randomness = random_state(module.device)
     no_collectives = _NoCollectives(module)
+    # What a step gets at by another way than the copy, such as a callback, may be the module itself.
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
         twin = isolated_copy(module)
         with no_collectives, torch.enable_grad():
             yield twin
     finally:
         no_collectives.restore_parameters()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         set_random_state(randomness, module.device)
 
 

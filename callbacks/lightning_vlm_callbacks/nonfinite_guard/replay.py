@@ -58,7 +58,7 @@ def replay(
                 return Diagnosis("error", error="training_step gave no loss this time"), randomness
             if loss.isfinite().all():
                 twin.backward(loss * factor)
-                diagnosis = _diagnose_backward(watch)
+                diagnosis = _diagnose_backward(watch, twin)
             else:
                 diagnosis = _diagnose_forward(watch)
             diagnosis.loss = loss.item()
@@ -197,10 +197,10 @@ def _made_in(call: _Call, watch: _Watch) -> Diagnosis:
     return Diagnosis("forward", call.title, near=near, inputs=call.inputs, broken=broken)
 
 
-def _diagnose_backward(watch: _Watch) -> Diagnosis:
+def _diagnose_backward(watch: _Watch, module: nn.Module) -> Diagnosis:
     first = watch.first_bad_gradient
     if first is None:
-        return Diagnosis("none")
+        return _diagnose_size(module)
     if isinstance(first, str):
         owner = first.rpartition(".")[0]
         for call in watch.ended:
@@ -218,3 +218,11 @@ def _diagnose_backward(watch: _Watch) -> Diagnosis:
     last = min(first.out_of, key=lambda call: call.depth)
     where = last.parent.title if last.parent else "training_step"
     return Diagnosis("backward", where, near=last.name, inputs=last.outputs)
+
+
+def _diagnose_size(module: nn.Module) -> Diagnosis:
+    """Of gradients that are all finite: whether float32 holds their squares."""
+    gradients = {name: one.grad.float() for name, one in module.named_parameters() if one.grad is not None}
+    if nn.utils.get_total_norm(gradients.values()).isfinite():
+        return Diagnosis("none")
+    return Diagnosis("large", parameter=max(gradients, key=lambda name: gradients[name].abs().max().item()))

@@ -100,7 +100,20 @@ def test_a_watch_reports_each_anomaly_of_a_group_once(dead_after):
     ]
     assert watch.judge(4, {"b": 1.0}) == (False, [])
     assert watch.judge(5, {"b": None}) == (False, [])  # it counts from one again
+    assert watch.usual["b"].seen == 1
+    assert watch.judge(6, {"b": 0.0}) == (False, [])
     assert watch.usual["b"].seen == 2  # a zero is a norm
+
+
+def test_a_step_with_nan_is_usual_in_no_group():
+    """A group whose own norm is finite by chance too: an overflow elsewhere has spoiled it."""
+    watch = Watch(Limits(max_norm=None, max_z=6.0))
+    watch.judge(0, {"a": 1.0, "b": 2.0})
+    watch.judge(1, {"a": math.inf, "b": 1e30})
+    assert {name: (usual.seen, usual.mean) for name, usual in watch.usual.items()} == {
+        "a": (1, 1.0),
+        "b": (1, 2.0),
+    }
     other = Watch(watch.limits)
     other.load_state_dict(watch.state_dict())
     assert vars(other) == vars(watch)

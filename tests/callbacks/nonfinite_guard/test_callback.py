@@ -73,24 +73,58 @@ def test_a_module_that_seeds_each_batch(digits, batches_of, make_trainer, tmp_pa
     assert guard.skipped == 1
 
 
-def test_large_finite_gradients_are_no_anomaly(make_trainer, tmp_path):
-    """Their squares overflow float32."""
+class Steep(LightningModule):
+    """A loss whose slope is that of its batch."""
 
-    class Steep(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3))
+    def __init__(self, optimizer):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.optimizer = optimizer
 
-        def training_step(self, batch, batch_idx):
-            return (self.weight * batch * 1e30).sum()
+    def training_step(self, batch, batch_idx):
+        return (self.weight * batch).sum()
 
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=1e-30)
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters())
 
-    module, guard = Steep(), NonFiniteGuard(dirpath=tmp_path)
-    make_trainer(max_epochs=1, callbacks=[guard]).fit(module, loader([torch.ones(3), torch.ones(3)]))
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_whose_squares_float32_cannot_hold(make_trainer, tmp_path, clip):
+    """Adam would never move these weights again, and clipping would make zeros of the gradients."""
+
+    def fit(*callbacks):
+        batches = loader([torch.ones(3), torch.full((3,), 1e30), torch.ones(3), torch.ones(3)])
+        module = Steep(lambda weights: torch.optim.AdamW(weights, lr=0.1))
+        trainer = make_trainer(max_epochs=1, gradient_clip_val=clip, callbacks=list(callbacks))
+        trainer.fit(module, batches)
+        return module, trainer.optimizers[0]
+
+    guard = NonFiniteGuard(dirpath=tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"step 1: the squares of .* largest gradient is that of weight; see"
+    ):
+        module, optimizer = fit(guard)
+    expected = Steep(lambda weights: torch.optim.AdamW(weights, lr=0.1))
+    by_hand = expected.configure_optimizers()
+    for _ in range(3):
+        expected.weight.grad = torch.ones(3) / (3**0.5 if clip else 1)
+        by_hand.step()
+    assert guard.skipped == 1
+    torch.testing.assert_close(module.weight, expected.weight)
+    torch.testing.assert_close(optimizer_state(optimizer), optimizer_state(by_hand))
+    if clip is None:  # what it would be without the guard
+        (squares,) = (state["exp_avg_sq"] for state in fit()[1].state.values())
+        assert squares.isinf().all()
+
+
+def test_large_gradients_in_half_precision_are_no_anomaly(make_trainer, tmp_path):
+    """Their norm overflows float16 and not float32."""
+    module = Steep(lambda weights: torch.optim.SGD(weights, lr=2**-16)).half()
+    guard = NonFiniteGuard(dirpath=tmp_path)
+    batches = loader([torch.full((3,), 2.0**14, dtype=torch.float16)])
+    make_trainer(max_epochs=1, callbacks=[guard]).fit(module, batches)
     assert guard.skipped == 0
-    assert torch.allclose(module.weight, torch.full((3,), -1.0))
+    assert module.weight.tolist() == [0.75] * 3
 
 
 def test_stop(trapped, batches_of, make_trainer, tmp_path):

@@ -112,3 +112,23 @@ def test_a_copy_shares_weights_only_and_syncs_with_nobody():
     trial.sync(torch.randn(4, 3))  # SyncBatchNorm itself refuses a CPU, let alone a lone rank
     assert module.sync.num_batches_tracked == 0
     assert isinstance(trial, Busy)
+
+
+def test_a_step_that_reaches_the_module_itself():
+    """By another way than the copy, as an object does that lists the parameters once."""
+
+    class Lists(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(2, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch).sum() + 0 * weight.sum()
+
+    module = Lists()
+    weight = module.net.weight
+    for before in (None, torch.ones(1, 2)):
+        weight.grad = before
+        replay(module, torch.ones(1, 2), 0, random_state(module.device))
+        assert weight.grad is before
+        assert before is None or before.equal(torch.ones(1, 2))
