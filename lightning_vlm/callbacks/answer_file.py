@@ -4,8 +4,11 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from lightning_vlm_callbacks.whole_files import naming, written_whole
 
 from lightning_vlm.callbacks.answer_progress import Progress
 from lightning_vlm.callbacks.answer_rows import holds_answers, line_of
@@ -100,9 +103,10 @@ class AnswerFile:
             size: How many bytes they have.
         """
         self.lengths = list(lengths)
-        self._file = self.here.open("r+b" if size else "wb")
-        self._file.truncate(size)
-        self._file.seek(size)
+        with naming(self.here):
+            self._file = self.here.open("r+b" if size else "wb")
+            self._file.truncate(size)
+            self._file.seek(size)
         _try_lock(self._file)
 
     def is_writing(self) -> bool:
@@ -120,8 +124,9 @@ class AnswerFile:
         """
         assert self._file is not None
         lines = [line_of(row) for row in rows]
-        self._file.write(b"".join(lines))
-        self._file.flush()
+        with naming(self.here):
+            self._file.write(b"".join(lines))
+            self._file.flush()
         self.lengths.append(len(lines))
         return self._file.tell()
 
@@ -135,7 +140,8 @@ class AnswerFile:
         if self._file is None:
             return True
         mine = os.fstat(self._file.fileno())
-        self._file.close()
+        with suppress(OSError):  # of what couldn't be written, which was an error then
+            self._file.close()
         self._file = None
         return self.here.exists() and os.path.samestat(mine, self.here.stat())
 
@@ -157,10 +163,9 @@ class AnswerFile:
                 f"out: the answers of other machines are on their disks, as {', '.join(unseen)}; "
                 "name a file on a disk that all of them share"
             )
-        unfinished = self.path.with_name(f".unfinished-{self.path.name}")
         files = [part.open("rb") for part in parts]
         try:
-            with unfinished.open("wb") as joined:
+            with written_whole(self.path) as unfinished, unfinished.open("wb") as joined:
                 for batch in range(max(map(len, lengths))):
                     for file, counts in zip(files, lengths, strict=True):
                         for _ in range(counts[batch] if batch < len(counts) else 0):
@@ -168,7 +173,6 @@ class AnswerFile:
         finally:
             for file in files:
                 file.close()
-        os.replace(unfinished, self.path)
         for part in parts:
             part.unlink()
 

@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+from lightning_vlm_callbacks.whole_files import naming
 
 
 class Step(NamedTuple):
@@ -80,13 +83,15 @@ class Progress:
 
     def _write(self, value: Any) -> None:
         assert self._open is not None
-        self._open.write(json.dumps(value).encode() + b"\n")
-        self._open.flush()
+        with naming(self.file):
+            self._open.write(json.dumps(value).encode() + b"\n")
+            self._open.flush()
 
     def close(self) -> None:
         """End writing. May be called more than once."""
         if self._open is not None:
-            self._open.close()
+            with suppress(OSError):  # of what couldn't be written, which was an error then
+                self._open.close()
             self._open = None
 
     def delete(self) -> None:

@@ -126,14 +126,15 @@ def unfinished_beside(folder: Path, name: str, facts: Mapping[str, Any]) -> Path
         facts: What the answers depend on.
 
     Returns:
-        The path of the file of answers, of the run that was stopped last.
+        The path of the file of answers, of the run that has come furthest.
     """
     stem, dot, suffix = name.rpartition(".")
     names = (f".{name}.progress", f".{stem}.rank-0{dot}{suffix}.progress")
     found = [file for name_of in names for file in folder.parent.glob(f"*/{name_of}")]
-    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+    same: list[tuple[int, float, Path]] = []
+    for file in found:
         part = AnswerFile(file.with_name(file.name[1:].removesuffix(".progress")))
         read = Progress(part.path).read()
         if read is not None and read[1] and not changes(read[0], facts) and not part.is_writing():
-            return file.with_name(name)
-    return None
+            same.append((len(read[1]), file.stat().st_mtime, file.with_name(name)))
+    return max(same)[2] if same else None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.checkpoint_files import newness
 from lightning_vlm_callbacks.sharded_checkpoints import is_sharded
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -278,4 +279,6 @@ def _mask_head(folder: Path) -> MaskHead | None:
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     found = [file for file in folder.rglob("*.ckpt") if file.is_file() or is_sharded(file)]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+    last = max(found, key=lambda file: file.stat().st_mtime, default=None)  # runs are told apart by the clock
+    beside = [] if last is None else [file for file in found if file.parent == last.parent]
+    return max(beside, key=newness, default=None)

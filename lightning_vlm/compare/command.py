@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_vlm_callbacks.whole_files import write_whole
 
 from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.callbacks.answer_rows import answer_row
@@ -24,7 +25,6 @@ from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.models.loading.quantize import Quantization
-from lightning_vlm.outputs.html import write_whole
 from lightning_vlm.parser import Parser
 from lightning_vlm.terminal import print_line, short_path, visible
 

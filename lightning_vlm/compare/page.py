@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
+
 from lightning_vlm.callbacks.prediction_table.history import Answer, answer_of, shorten
 from lightning_vlm.callbacks.prediction_table.page import svg_path
 from lightning_vlm.callbacks.prediction_table.samples import SIDE, Place, Row, row_of
@@ -24,7 +26,7 @@ from lightning_vlm.data.conversation import Conversation, Image, Message, Text
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_table import heading
-from lightning_vlm.outputs.html import data_uri, templates, write_whole
+from lightning_vlm.outputs.html import data_uri, templates
 from lightning_vlm.terminal import visible
 
 _EXACT = 96 * 96
@@ -114,7 +116,7 @@ def save(comparison: Comparison, path: Path, most: int, image_root: str | None =
     try:
         write_whole(path, page(comparison, most, image_root))
     except OSError as error:
-        raise UserError(f"--out: no page can be written to {path} ({error.strerror})") from error
+        raise UserError(f"--out: {refusal(error)}") from error
 
 
 def page(comparison: Comparison, most: int, image_root: str | None = None) -> str:

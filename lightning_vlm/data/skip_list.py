@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_vlm_callbacks.whole_files import written_whole
+
 from lightning_vlm.errors import UserError
 
 KEY = "skip_list"
@@ -105,8 +107,7 @@ def write_skip_list(path: Path, files: Sequence[ListedFile], why: Mapping[str, I
         files: What is left out of what.
         why: The kinds of faults of a row, by its name, as `file:line`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as out:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as out:
         heads = [
             {"name": file.name, "split": file.split, "fingerprint": file.fingerprint, "rows": len(file.rows)}
             for file in files

@@ -1,5 +1,7 @@
 """`lightning-vlm export`: from a checkpoint to a folder that others load, proved before it is there."""
 
+import errno
+import glob
 import json
 import os
 import shutil
@@ -9,8 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_vlm_callbacks.folder_lock import NAME as LOCK
+from lightning_vlm_callbacks.folder_lock import FolderLock, is_locked
+from lightning_vlm_callbacks.whole_files import naming, refusal
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
@@ -26,6 +33,7 @@ from lightning_vlm.export.write import PICTURES, Written, write
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.parser import Parser
+from lightning_vlm.terminal import short_path
 
 
 def run(words: Sequence[str]) -> None:
@@ -143,19 +151,44 @@ def _show(console: Console, out: Path, written: Written, off: float) -> None:
 def _folder_beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place if all goes well, and is gone if not."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(out)
+            folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            lock = FolderLock(folder)
     except OSError as error:
-        raise UserError(f"out: {out} can't be written: {error.strerror}") from error
+        raise UserError(f"out: {refusal(error)}") from error
     try:
-        yield folder
-        shutil.rmtree(folder / PICTURES)
-        folder.chmod(0o777 & ~_umask())
-        folder.replace(out)
+        with naming(out):
+            yield folder
+            shutil.rmtree(folder / PICTURES)
+            folder.chmod(0o777 & ~_umask())
+            lock.release()
+            folder.replace(out)
     except OSError as error:
-        raise UserError(f"out: {out} can't be written: {error.strerror or error}") from error
+        raise UserError(f"out: {refusal(error)}") from error
+    except SafetensorError as error:
+        if "No space left on device" not in str(error):
+            raise
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+        raise UserError(f"out: {refusal(full)}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove what exports to a folder have left that were killed.
+
+    Raises:
+        UserError: Another process is writing there.
+    """
+    for folder in out.parent.glob(f".{glob.escape(out.name)}-????????"):
+        if not (folder / LOCK).is_file():  # then it isn't of an export
+            continue
+        if is_locked(folder):
+            raise UserError(f"out: another export is writing {out}; wait for it, or name another folder")
+        shutil.rmtree(folder)
+        rank_zero_info(f"removed {short_path(folder)}, which an export that was killed has left")
 
 
 def _umask() -> int:

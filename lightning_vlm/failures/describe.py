@@ -65,6 +65,7 @@ def explain(error: BaseException) -> str | None:
     True
     """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning_vlm_callbacks.checkpoint_files import CheckpointError
     from lightning_vlm_callbacks.selectors import SelectorError
 
     from lightning_vlm.errors import UserError
@@ -72,7 +73,7 @@ def explain(error: BaseException) -> str | None:
 
     causes = list(_causes(error))
     for cause in causes:  # the parser wraps what the constructor of a class of ours raises
-        if isinstance(cause, UserError | SelectorError):
+        if isinstance(cause, UserError | SelectorError | CheckpointError):
             return str(cause)
     message = _from_process(error) or known_failure(causes)
     if message is None:

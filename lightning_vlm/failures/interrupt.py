@@ -1,10 +1,9 @@
 """The message after Ctrl-C or SIGTERM: how far the run came, and what was saved."""
 
-import os
-
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_vlm_callbacks.checkpoint_files import newness
 
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.outputs.run_files import checkpoints_of
@@ -31,5 +30,5 @@ def _saved(by: str, trainer: Trainer) -> str:
     checkpoints = checkpoints_of(trainer)
     if not checkpoints:
         return f"{stopped}; no checkpoint was saved"
-    newest = max(checkpoints, key=os.path.getmtime)
+    newest = max(checkpoints, key=newness)
     return f"{stopped}; the newest checkpoint is {newest}; continue with --ckpt_path {newest}"

@@ -14,6 +14,7 @@ from lightning_vlm.failures.texts import (
     LOGIN,
     PEER,
     PORT,
+    disk_full,
     in_rank,
     in_worker,
     no_accelerator,
@@ -88,6 +89,7 @@ def _place(error: BaseException) -> str | None:
 
 
 RULES: tuple[tuple[str, Text], ...] = (
+    (r"No space left on device|Disk quota exceeded|\(os error 28\)", disk_full),
     # Memory
     (
         r"OutOfMemoryError|builtins\.MemoryError|can't allocate memory|out of memory|not enough memory"

@@ -1,7 +1,10 @@
 """Messages about exceptions that need more than a template; `rules` says when each is used."""
 
 import errno
+import os
 import re
+
+from lightning_vlm_callbacks.whole_files import refusal
 
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.outputs.wandb_words import ELSEWHERE
@@ -113,6 +116,12 @@ def _last_line(error: BaseException) -> str:
     return [line for line in lines if line and not line.startswith(" ")][-1]
 
 
+def disk_full(found: re.Match[str] | None, error: BaseException) -> str:
+    """The disk is full, in the words of any library."""
+    full = error if isinstance(error, OSError) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return refused_by_system(full)
+
+
 def refused_by_system(error: OSError) -> str:
     """The operating system refuses something."""
     path = error.filename or ""
@@ -120,8 +129,10 @@ def refused_by_system(error: OSError) -> str:
     elsewhere = "choose another folder with the logger's save_dir or trainer.default_root_dir"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return f"the disk is full{at}; free some space, or {elsewhere}"
-        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{refusal(error)}; free some space, or choose another folder"
+        case errno.EROFS:
+            return f"{refusal(error)}; {elsewhere}"
+        case errno.EACCES | errno.EPERM:
             return f"permission denied{at}; change its permissions, or {elsewhere}"
         case errno.ENOENT:
             return f"no such file: {path or error}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.inspect import gain, summary
@@ -29,10 +30,9 @@ def save(preview: Preview, path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(preview), "utf-8")
+        write_whole(path, page(preview))
     except OSError as error:
-        raise UserError(f"out is '{path}', where no page can be written ({error.strerror})") from error
+        raise UserError(f"out: {refusal(error)}") from error
     return path
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from lightning_vlm_callbacks.whole_files import refusal, write_whole, written_whole
+
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.read.readers import DataFile
 from lightning_vlm.data.read.source import Source
@@ -37,10 +39,9 @@ def write_json(report: Report, path: str) -> None:
     findings = ",\n".join(json.dumps(finding.as_json()) for finding in report.findings)
     text = f'{json.dumps(head)[:-1]}, "findings": [\n{findings}\n]}}\n'
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, "utf-8")
+        write_whole(Path(path), text)
     except OSError as error:
-        raise UserError(f"json is '{path}', where no file can be written ({error.strerror})") from error
+        raise UserError(f"json: {refusal(error)}") from error
 
 
 def fix(report: Report, data: VLMDataModule, how: How, skip_list: str) -> list[str]:
@@ -116,7 +117,8 @@ def _copy(file: DataFile, rows: set[str]) -> tuple[Path, int]:
     if not kept:
         raise UserError(f"fix: no row of {file.name} would be left; expected some without a fault")
     try:
-        copy.write_bytes(b"".join(kept))
+        with written_whole(copy) as unfinished:
+            unfinished.write_bytes(b"".join(kept))
     except OSError as error:
-        raise UserError(f"fix: {copy} can't be written ({error.strerror}); try --fix skip") from error
+        raise UserError(f"fix: {refusal(error)}; try --fix skip") from error
     return copy, len(kept)

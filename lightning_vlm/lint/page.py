@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
+
 from lightning_vlm.errors import UserError
 from lightning_vlm.lint import terminal
 from lightning_vlm.lint.finding import Report, listed
 from lightning_vlm.lint.kinds import KINDS
 from lightning_vlm.outputs.histogram import bins_of
-from lightning_vlm.outputs.html import data_uri, templates, write_whole
+from lightning_vlm.outputs.html import data_uri, templates
 from lightning_vlm.terminal import visible
 
 ROWS = 100
@@ -29,7 +31,7 @@ def save(report: Report, path: str) -> Path:
     try:
         write_whole(Path(path), page(report))
     except OSError as error:
-        raise UserError(f"out is '{path}', where no page can be written ({error.strerror})") from error
+        raise UserError(f"out: {refusal(error)}") from error
     return Path(path)
 
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
 from rich.console import Console
 
 from lightning_vlm.errors import UserError
@@ -102,7 +103,6 @@ def _write(path: Path, text: str) -> None:
             f"out: found {path} already there; migrate overwrites nothing: name a new one with --out"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        write_whole(path, text)
     except OSError as error:
-        raise UserError(f"out: {path} can't be written: {error.strerror or error}") from error
+        raise UserError(f"out: {refusal(error)}") from error

@@ -1,8 +1,7 @@
-"""What pages have in common: a template that escapes, pictures inside the page, and a file that is whole."""
+"""What pages have in common: a template that escapes, and pictures inside the page."""
 
 import base64
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,12 +52,3 @@ def data_uri(image: PIL.Image.Image, side: int = 768, exact: int = 256 * 256) ->
         kind = "jpeg"
         image.save(file, kind, quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that others see whole or not at all, in a folder that is made for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    # A lone surrogate of a model's answer can't be encoded.
-    unfinished.write_text(text, "utf-8", errors="backslashreplace")
-    os.replace(unfinished, path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning_vlm_callbacks.runs import run_folder
+from lightning_vlm_callbacks.whole_files import written_whole
 
 from lightning_vlm.outputs.tracked_config import send_config, takes_config
 
@@ -39,8 +40,10 @@ class SaveConfig(SaveConfigCallback):
         """Called once, on rank zero."""
         file = config_file(self.folder, bool(trainer.loggers), self.command)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=self.multifile)
+            with written_whole(file) as unfinished:
+                self.parser.save(
+                    self.config, unfinished, skip_none=False, overwrite=True, multifile=self.multifile
+                )
         if takes_config(trainer):
             whole = json.loads(self.parser.dump(self.config, format="json", skip_none=False))
             send_config(trainer, whole, self.parser.dump(self.config, skip_none=True, skip_default=True))

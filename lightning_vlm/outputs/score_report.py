@@ -10,6 +10,7 @@ import PIL.Image
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.runs import run_folder
 from lightning_vlm_callbacks.trackers import log_picture
+from lightning_vlm_callbacks.whole_files import written_whole
 from PIL import ImageDraw, ImageFont
 from rich.table import Table
 
@@ -155,8 +156,8 @@ def draw_predictions(
             row, column = divmod(place, COLUMNS)
             cell = _draw_sample(asked, before[index], after[index])
             sheet.paste(cell, (column * WIDTH, row * HEIGHT))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with written_whole(path) as unfinished:
+        sheet.save(unfinished)
 
 
 def _draw_sample(conversation: Conversation, before: Prediction, after: Prediction) -> PIL.Image.Image:

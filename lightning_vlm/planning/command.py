@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from lightning_vlm_callbacks.whole_files import write_whole
 from rich.console import Console
 
 from lightning_vlm.data.datamodule import VLMDataModule
@@ -75,7 +76,7 @@ def report(planned: Planned, as_json: bool, out: str | None, config: Callable[[]
         terminal.show(planned, console)
     if out is not None and config is not None:
         file: Path = check_out(out)
-        file.write_text(config_text(config(), planned, out), encoding="utf-8")
+        write_whole(file, config_text(config(), planned, out))
         if not as_json:
             console.print(f"\nconfig   {file}", highlight=False, markup=False, soft_wrap=True)
             line = f"next     lightning-vlm fit --config {file}"

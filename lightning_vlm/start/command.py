@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
 from rich.console import Console
 
 from lightning_vlm.data.conversation import Conversations
@@ -201,8 +202,7 @@ def _write(files: Mapping[Path, str]) -> bool:
     missing = {path: text for path, text in files.items() if not path.exists()}
     for path, text in missing.items():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8")
+            write_whole(path, text)
         except OSError as error:
-            raise UserError(f"out: {path} can't be written: {error.strerror or error}") from error
+            raise UserError(f"out: {refusal(error)}") from error
     return not missing

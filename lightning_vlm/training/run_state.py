@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_vlm_callbacks.checkpoint_files import use_whole_files
 from lightning_vlm_callbacks.run_length import restore_accumulation
 from lightning_vlm_callbacks.sharded_checkpoints import prepare_to_load
 from torch import Tensor
@@ -42,6 +43,7 @@ class RunState(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         prepare_to_load(trainer)
+        use_whole_files(trainer)
 
     def setup_fit(self) -> None:
         """Choose a random seed, before a tuner draws numbers."""

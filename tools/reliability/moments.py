@@ -166,9 +166,9 @@ def torn_checkpoint(number: int, share: float, then: Callable[[], None]) -> Iter
         share: How much of it is there.
         then: What is called then.
     """
-    from lightning.fabric.plugins.io import torch_io
+    from lightning_vlm_callbacks import checkpoint_files
 
-    whole = torch_io._atomic_save
+    whole = checkpoint_files.save_whole
     written = 0
 
     def save(checkpoint: Any, filepath: Any) -> None:
@@ -179,8 +179,8 @@ def torn_checkpoint(number: int, share: float, then: Callable[[], None]) -> Iter
             then()
         written += 1
 
-    torch_io._atomic_save = save
+    checkpoint_files.save_whole = save
     try:
         yield
     finally:
-        torch_io._atomic_save = whole
+        checkpoint_files.save_whole = whole

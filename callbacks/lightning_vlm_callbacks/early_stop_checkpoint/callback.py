@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_vlm_callbacks.checkpoint_files import use_whole_files
 from lightning_vlm_callbacks.early_stop_checkpoint.exact_resume import (
     Position,
     epoch_ended,
@@ -117,6 +118,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require_lightning("EarlyStopCheckpoint", trainer)
         prepare_to_load(trainer)
+        use_whole_files(trainer)
         if stage != TrainerFn.FITTING:
             return
         self._forget_fit()

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_vlm_callbacks.whole_files import UNFINISHED
+
 __all__ = ["CheckpointFolder", "Kept", "name_of", "step_of"]
 
 BEST, LATEST = "best.ckpt", "latest.ckpt"
-UNFINISHED = ".unfinished-"
-"""The prefix of names of unfinished files, which no search for checkpoints matches."""
 
 
 def name_of(step: int, version: int = 1) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_vlm_callbacks.checkpoint_files import CheckpointError, or_else
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import LATEST
 from lightning_vlm_callbacks.folder_lock import is_locked
 
@@ -23,9 +24,9 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
 
     It is looked for in `dirpath`; else in the run's folder, if the logger has a fixed version or id or there
     is no logger; else in the folders of all runs of the logger's name, or of MLflow, whose names only its
-    server knows. Of several the newest counts, but those of runs that are still running are ignored. In a
-    SLURM job those of the same job come first, so that the jobs of a sweep that are requeued together each
-    continue their own.
+    server knows. Of several the newest counts, that is the highest version or else the last by the clock, but
+    those of runs that are still running are ignored. In a SLURM job those of the same job come first, so that
+    the jobs of a sweep that are requeued together each continue their own.
 
     Args:
         trainer: Whose logger says where to look. Nothing of it is started.
@@ -51,11 +52,17 @@ def _newest(folders: Sequence[Path], link: str) -> Path | None:
     of_this_job = [path for path in links if job and _job_of(path.parent) == job]
     if not links:
         return None
-    file = max(of_this_job or links, key=lambda path: path.stat().st_mtime).resolve()
+    file = max(of_this_job or links, key=_newness).resolve()
     word = "last" if link == LATEST else link.removesuffix(".ckpt")
     whose = "of this SLURM job" if of_this_job else "of the newest earlier run"
     rank_zero_info(f"EarlyStopCheckpoint: ckpt_path {word} is {file}, {whose}")
     return file
+
+
+def _newness(link: Path) -> tuple[int, float]:
+    """Versions are counted, so they say which run is newer even if a clock was set back; ids don't."""
+    number = re.fullmatch(r"version_(\d+)", link.parent.parent.name)
+    return int(number[1]) if number else -1, link.stat().st_mtime
 
 
 def slurm_job() -> str:
@@ -67,6 +74,11 @@ def slurm_job() -> str:
 
 
 def _target(link: Path) -> Path | None:
+    if link.is_symlink() and not link.exists():
+        raise CheckpointError(
+            f"ckpt_path: found {link}, a link to {link.readlink()}, which isn't there{or_else(link)}; give "
+            "ckpt_path one that is, or delete the link to begin anew"
+        )
     return link.resolve() if link.exists() else None
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch.distributed
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lightning_vlm_callbacks.checkpoint_files import CheckpointError
 from lightning_vlm_callbacks.early_stop_checkpoint.background import Background
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     BEST,
@@ -22,6 +22,7 @@ from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     step_of,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import JOB, slurm_job
+from lightning_vlm_callbacks.whole_files import refusal
 
 __all__ = ["RunFiles"]
 
@@ -201,7 +202,7 @@ class RunFiles:
             Whether there was one.
 
         Raises:
-            MisconfigurationException: It couldn't be written.
+            CheckpointError: It couldn't be written.
         """
         if not self._background.is_busy:
             return False
@@ -276,9 +277,11 @@ class RunFiles:
             every = [""] * trainer.world_size
             torch.distributed.all_gather_object(every, found)
             found = found or next(filter(None, every))
-        raise MisconfigurationException(
-            f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found}. "
-            "The checkpoints from before are whole, and latest.ckpt points at the last of them"
+        before = "nothing was saved before"
+        if (self.folder.path / LATEST).exists():
+            before = 'the checkpoints from before are whole, and ckpt_path="last" goes on from the newest'
+        raise CheckpointError(
+            f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found};\n{before}"
         ) from error
 
 
@@ -287,4 +290,8 @@ def _in_words(error: BaseException | None) -> str:
     if isinstance(error, CheckpointException):
         rank, (inner, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {type(inner).__name__}: {inner}"
+    if isinstance(error, CheckpointError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return refusal(error)
     return "" if error is None else f"{type(error).__name__}: {error}"

@@ -1,6 +1,8 @@
 """Records what a run logs as it goes, and draws it at the end."""
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lightning_vlm_callbacks.run_report.report_logger import ReportLogger
 from lightning_vlm_callbacks.run_report.steps import logged_step, steps_made
 from lightning_vlm_callbacks.runs import logs_at, run_folder
 from lightning_vlm_callbacks.trackers import log_picture
+from lightning_vlm_callbacks.whole_files import refusal
 
 __all__ = ["RunReport", "record_event"]
 
@@ -66,7 +69,8 @@ class RunReport(Callback):
             Trainer's `default_root_dir` without one).
 
     Raises:
-        MisconfigurationException: The folder can't be written to, or another run writes into it.
+        MisconfigurationException: As the run begins, the folder can't be written to, or another run writes
+            into it. Later, as on a full disk, a warning says so and the run goes on.
 
     Example::
 
@@ -85,6 +89,8 @@ class RunReport(Callback):
         self._file: Path | None = None
         self._loaded: dict[str, str] | None = None
         self._record: Record | None = None
+        self._is_refused = False
+        """Whether a line couldn't be written in this fit."""
         self._measured: dict[str, float | Tensor] = {}
         """Learning rates and gradient norm of the step that was logged last, until they are read."""
         self._measured_step = -1
@@ -95,6 +101,7 @@ class RunReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._loaded = self.page = None
+            self._is_refused = False
             self._folder = run_folder(trainer, self.dirpath)
 
     @override
@@ -105,7 +112,8 @@ class RunReport(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning's tuner may have run since `on_fit_start`, and drops all loggers but the first.
         self._attach(trainer)
-        self._open(trainer)
+        with self._going_on():
+            self._open(trainer)
 
     @override
     def on_train_batch_start(
@@ -180,14 +188,17 @@ class RunReport(Callback):
         self, trainer: Trainer, kind: str, text: str, step: int | None = None, **values: Any
     ) -> None:
         """Record an event; see `record_event`."""
-        self._open(trainer)
-        if self._record is not None:
-            self._record.add_event(steps_made(trainer) if step is None else step, kind, text, values)
+        with self._going_on():
+            self._open(trainer)
+            if self._record is not None:
+                self._record.add_event(steps_made(trainer) if step is None else step, kind, text, values)
 
     def add_metrics(self, trainer: Trainer, values: dict[str, Any], step: int | None) -> None:
         """Record what the Trainer or someone else logs."""
-        self._open(trainer)
-        if self._record is not None:
+        with self._going_on():
+            self._open(trainer)
+            if self._record is None:
+                return
             epoch = values.get("epoch")
             numbers = {name: value for name, value in values.items() if name != "epoch"}
             shown = None if epoch is None else int(epoch)
@@ -203,6 +214,16 @@ class RunReport(Callback):
             self.page = files[0] if files else None
             for picture in files[1:]:
                 log_picture(trainer, f"pictures/{picture.stem}", picture)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """What can't be recorded is left out, and said once: it is no reason for a run to end."""
+        try:
+            yield
+        except OSError as error:
+            if not self._is_refused:
+                rank_zero_warn(f"RunReport: {refusal(error)}; the run goes on, but this isn't recorded")
+            self._is_refused = True
 
     def _attach(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run and not self._is_attached(trainer):  # type: ignore[attr-defined]
@@ -247,7 +268,8 @@ class RunReport(Callback):
     def _write_measured(self) -> None:
         """Record what was measured in the last step that was logged. The host has waited for it already."""
         if self._measured and self._record is not None:
-            self._record.add_metrics(self._measured_step, self._measured)
+            with self._going_on():
+                self._record.add_metrics(self._measured_step, self._measured)
         self._measured, self._measured_step = {}, -1
 
 

@@ -9,6 +9,7 @@ from lightning_vlm_callbacks.run_report.charts import charts, frame, rank_map
 from lightning_vlm_callbacks.run_report.history import History, read_history
 from lightning_vlm_callbacks.run_report.page import report_page
 from lightning_vlm_callbacks.run_report.png import file_name, save_chart, save_ranks
+from lightning_vlm_callbacks.whole_files import refusal, write_whole
 
 __all__ = ["draw_report"]
 
@@ -34,10 +35,11 @@ def draw_report(record: Path, *, announce: bool = True) -> list[Path]:
         return []
     page = record.with_name(PAGE)
     try:
-        page.write_text(report_page(history, str(Path(*record.absolute().parent.parts[-3:]))), "utf-8")
+        write_whole(page, report_page(history, str(Path(*record.absolute().parent.parts[-3:]))))
         pictures = _draw_pictures(record.with_name(PICTURES), history)
     except Exception as error:
-        rank_zero_warn(f"RunReport: the report of {record} can't be drawn: {type(error).__name__}: {error}")
+        why = refusal(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        rank_zero_warn(f"RunReport: the report of {record} can't be drawn: {why}")
         return []
     if announce:
         rank_zero_info(f"RunReport: {page}")

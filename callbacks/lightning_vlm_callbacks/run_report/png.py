@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_vlm_callbacks.run_report.charts import Chart, Frame, RankMap
 from lightning_vlm_callbacks.run_report.svg import curve_colour, mark_colour, stage_colour
+from lightning_vlm_callbacks.whole_files import written_whole
 
 __all__ = ["file_name", "save_chart", "save_ranks"]
 
@@ -41,7 +42,8 @@ def save_chart(file: Path, chart: Chart, frame: Frame) -> None:
     axis.set_xlim(frame.start, frame.end)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8, ncols=2, frameon=False)
-    figure.savefig(file, dpi=120)
+    with written_whole(file) as unfinished:
+        figure.savefig(unfinished, dpi=120)
 
 
 def save_ranks(file: Path, ranks: RankMap) -> None:
@@ -57,7 +59,8 @@ def save_ranks(file: Path, ranks: RankMap) -> None:
     axis.set_yticks(middles, names, fontsize=font_size)
     axis.invert_yaxis()
     figure.colorbar(cells, ax=axis, label="rank")
-    figure.savefig(file, dpi=120)
+    with written_whole(file) as unfinished:
+        figure.savefig(unfinished, dpi=120)
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Any, Any]:

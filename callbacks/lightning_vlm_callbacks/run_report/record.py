@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from lightning_vlm_callbacks.whole_files import naming
 
 __all__ = ["Record"]
 
@@ -20,6 +24,9 @@ class Record:
     Args:
         file: Its folder is made. What is in it already stays.
 
+    Raises:
+        OSError: A line can't be written, such as on a full disk; nothing of it is in the file then.
+
     >>> import tempfile
     >>> record = Record(Path(tempfile.mkdtemp(), "report.jsonl"))
     >>> record.add_metrics(7, {"loss": float("nan"), "lr": 0.1})
@@ -32,9 +39,9 @@ class Record:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         torn = _ends_inside_a_line(file)
-        self._stream: TextIO = file.open("a", encoding="utf-8")
+        self._stream = file.open("ab", buffering=0)
         if torn:
-            self._stream.write("\n")
+            self._append("\n")
 
     def add_metrics(self, step: int, values: Mapping[str, Any], epoch: int | None = None) -> None:
         """Append the metrics of a step; what isn't a number is left out."""
@@ -55,7 +62,7 @@ class Record:
         """Append all lines of another record."""
         with other.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                self._stream.write(line if line.endswith("\n") else f"{line}\n")
+                self._append(line if line.endswith("\n") else f"{line}\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -63,8 +70,20 @@ class Record:
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = json.dumps({"time": round(time.time(), 3), **entry}, ensure_ascii=False)
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
+        self._append(f"{line}\n")
+
+    def _append(self, line: str) -> None:
+        """Append all of a line or nothing of it."""
+        end = self._stream.seek(0, os.SEEK_END)
+        rest = line.encode("utf-8", "backslashreplace")
+        with naming(self.file):
+            try:
+                while rest:
+                    rest = rest[self._stream.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    self._stream.truncate(end)
+                raise
 
 
 def _json_number(value: float) -> float | str:

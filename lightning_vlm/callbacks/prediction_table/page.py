@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_vlm_callbacks.whole_files import write_whole
+
 from lightning_vlm.callbacks.prediction_table.history import Answer, Validation
 from lightning_vlm.callbacks.prediction_table.marks import Mark
 from lightning_vlm.callbacks.prediction_table.samples import SIDE, Row
-from lightning_vlm.outputs.html import data_uri, templates, write_whole
+from lightning_vlm.outputs.html import data_uri, templates
 from lightning_vlm.terminal import visible
 
 EXACT = 96 * 96

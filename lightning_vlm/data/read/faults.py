@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lightning_vlm_callbacks.whole_files import written_whole
+
 from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.images import find_image
 from lightning_vlm.data.video.files import check_video
@@ -136,8 +138,7 @@ def write_skip_report(errors: Iterable[DataError], path: str | Path) -> None:
         path: The file to write. Its folder is made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for error in errors:
             fault = {
                 "source": error.source,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_vlm_callbacks.checkpoint_files import damage_of, newest_first, or_else
 from lightning_vlm_callbacks.sharded_checkpoints import is_sharded, read_whole
 from torch import Tensor
 
@@ -41,6 +42,10 @@ def check_file(path: Path, to_resume: bool = False) -> None:
         UserError: It isn't there, can't be read, holds pickled code, isn't a checkpoint, or holds weights
             alone where a run will be resumed from it.
     """
+    if path.is_symlink() and not path.exists():
+        raise UserError(
+            f"checkpoint {path}: found a link to {path.readlink()}, which isn't there{or_else(path)}"
+        )
     if path.is_dir() and not is_sharded(path):
         raise UserError(f"checkpoint {path}: found {_unknown_folder(path)}{newest_in(path)}")
     if not path.exists():
@@ -53,7 +58,9 @@ def check_file(path: Path, to_resume: bool = False) -> None:
     except MisconfigurationException as error:  # of a folder
         raise UserError(str(error)) from None
     except Exception as error:  # broken files raise many kinds of errors
-        raise UserError(f"checkpoint {path}: found {_unreadable(path, error)}") from error
+        raise UserError(f"checkpoint {path}: found {_unreadable(path, error)}{or_else(path)}") from error
+    if damage := damage_of(path):
+        raise UserError(f"checkpoint {path}: found {damage}{or_else(path)}")
     if not isinstance(holds, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= holds.keys():
         raise UserError(
             f"checkpoint {path}: found no checkpoint of Lightning (no state_dict or version); expected one "
@@ -81,16 +88,9 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def newest_in(folder: Path) -> str:
-    """`; did you mean ...?` with the checkpoint that was written last, where there is one."""
-    try:
-        found = [file for file in folder.iterdir() if file.suffix == ".ckpt" and _is_whole(file)]
-        return f"; did you mean {max(found, key=lambda file: file.stat().st_mtime)}?" if found else ""
-    except OSError:
-        return ""
-
-
-def _is_whole(path: Path) -> bool:
-    return path.is_file() or is_sharded(path)
+    """`; did you mean ...?` with the newest checkpoint, where there is one."""
+    found = next((file for file in newest_first(folder) if file.is_file() or is_sharded(file)), None)
+    return f"; did you mean {found}?" if found else ""
 
 
 def base_of(name_or_path: str, base: Fingerprint) -> dict[str, Any]:

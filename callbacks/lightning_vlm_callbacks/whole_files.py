@@ -1,0 +1,104 @@
+"""Files that others see whole or not at all, and errors of the disk that name the file."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["UNFINISHED", "naming", "refusal", "write_whole", "written_whole"]
+
+UNFINISHED = ".unfinished-"
+"""The prefix of names of unfinished files, which no search for checkpoints matches."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside a file, in a folder that is made, for what takes the file's place if all goes well.
+
+    If not, it is gone, and the file is what it was. A device or a pipe, such as `/dev/null`, is written
+    itself, and so is what a link points at.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It can't be written; its `filename` is `path`.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "page.html")
+    >>> with written_whole(file) as unfinished:
+    ...     _ = unfinished.write_text("whole")
+    >>> file.read_text()
+    'whole'
+    """
+    with naming(path):
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            yield target  # a folder is refused when it is opened
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"{UNFINISHED}{target.name}")
+        try:
+            yield unfinished
+            os.replace(unfinished, target)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that others see whole or not at all, in a folder that is made for it."""
+    with written_whole(path) as unfinished:
+        # A lone surrogate, as of a model's answer, can't be encoded.
+        unfinished.write_text(text, "utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let errors of the system that are raised inside name the file that a person knows.
+
+    Args:
+        path: The file or folder; not the temporary one that is written in fact.
+
+    >>> with naming("answers.jsonl"):
+    ...     raise OSError(28, "No space left on device", "/tmp/tmp1234")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'answers.jsonl'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename == str(path):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def refusal(error: OSError) -> str:
+    """In words: why the system doesn't write a file, with the disk that is full.
+
+    >>> refusal(PermissionError(13, "Permission denied", "/x/report.jsonl"))
+    "/x/report.jsonl can't be written (permission denied)"
+    """
+    what = f"{error.filename} can't be written" if error.filename else "a file can't be written"
+    if error.errno in FULL:
+        return f"the disk is full: {what}{_room(error.filename)}"
+    if error.errno == errno.EROFS:
+        return f"the disk is read-only: {what}"
+    reason = error.strerror or str(error)
+    return f"{what} ({reason[:1].lower()}{reason[1:]})"
+
+
+def _room(path: str | None) -> str:
+    """` (/data has 1.2 MB free)`; nothing where that isn't known."""
+    try:
+        place = Path(path or "").resolve()
+        while not os.path.ismount(place):
+            place = place.parent
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return ""
+    return f" ({place} has {free / 1e6:,.1f} MB free)"
