@@ -88,6 +88,8 @@ def refusal(error: OSError) -> str:
         return f"the disk is full: {what}{_room(error.filename)}"
     if error.errno == errno.EROFS:
         return f"the disk is read-only: {what}"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{what} (found a file where a folder is needed)"
     reason = error.strerror or str(error)
     return f"{what} ({reason[:1].lower()}{reason[1:]})"
 

@@ -279,6 +279,8 @@ def _mask_head(folder: Path) -> MaskHead | None:
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     found = [file for file in folder.rglob("*.ckpt") if file.is_file() or is_sharded(file)]
-    last = max(found, key=lambda file: file.stat().st_mtime, default=None)  # runs are told apart by the clock
+    last = max(
+        found, key=lambda file: file.stat().st_mtime, default=None
+    )  # of several runs only the clock says which is newer
     beside = [] if last is None else [file for file in found if file.parent == last.parent]
     return max(beside, key=newness, default=None)

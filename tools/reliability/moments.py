@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -171,11 +172,11 @@ def torn_checkpoint(number: int, share: float, then: Callable[[], None]) -> Iter
     whole = checkpoint_files.save_whole
     written = 0
 
-    def save(checkpoint: Any, filepath: Any) -> None:
+    def save(checkpoint: dict[str, Any], path: Path) -> None:
         nonlocal written
-        whole(checkpoint, filepath)
+        whole(checkpoint, path)
         if written == number:
-            os.truncate(filepath, int(os.path.getsize(filepath) * share))
+            os.truncate(path, int(path.stat().st_size * share))
             then()
         written += 1
 

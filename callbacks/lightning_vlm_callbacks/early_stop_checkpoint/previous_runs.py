@@ -77,7 +77,7 @@ def _target(link: Path) -> Path | None:
     if link.is_symlink() and not link.exists():
         raise CheckpointError(
             f"ckpt_path: found {link}, a link to {link.readlink()}, which isn't there{or_else(link)}; give "
-            "ckpt_path one that is, or delete the link to begin anew"
+            "ckpt_path one that is, or delete the link to begin again"
         )
     return link.resolve() if link.exists() else None
 

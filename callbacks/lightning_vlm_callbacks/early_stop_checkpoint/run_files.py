@@ -281,7 +281,7 @@ class RunFiles:
         if (self.folder.path / LATEST).exists():
             before = 'the checkpoints from before are whole, and ckpt_path="last" goes on from the newest'
         raise CheckpointError(
-            f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found};\n{before}"
+            f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found}; {before}"
         ) from error
 
 

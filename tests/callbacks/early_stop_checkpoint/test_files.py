@@ -146,7 +146,7 @@ def test_disk_full(run, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(
-            MisconfigurationException, match=r"(?s)could not save step 6 in .*: .*large.*are whole"
+            MisconfigurationException, match=r"could not save step 6 in .*: .*large.*are whole"
         ):
             run(callbacks=[full], every_n_steps=3)
     finally:
