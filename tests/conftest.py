@@ -1,6 +1,7 @@
 """Shared fixtures. Importing `lightning_vlm` first applies its fix of torchvision before all else."""
 
 import faulthandler
+import gc
 import os
 import sys
 
@@ -26,6 +27,8 @@ import lightning.pytorch  # noqa: F401
 
 rich.reconfigure(width=80)
 
+# A forked process that collected its parent's garbage would end threads and close files that aren't its own.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 HANGS_AFTER = 900
 """Seconds after which a test ends its process, which prints where it stands."""

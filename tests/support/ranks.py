@@ -1,20 +1,28 @@
 """Real ranks of a distributed run, on one machine: functions called in several processes, over gloo."""
 
+import faulthandler
 import os
+import signal
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.multiprocessing import ProcessContext, start_processes
 
 DDP: dict[str, Any] = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
 """Options of a Trainer on one of two ranks, whose data are already those of its rank."""
-LIMIT = 300
+LIMIT = 200
 """Seconds after which ranks that wait for each other are killed."""
+STACKS = signal.SIGUSR2
+"""Makes a rank write where each of its threads stands."""
 
 
 def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
@@ -22,7 +30,8 @@ def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2)
 
     They are forked, so that nothing is imported again and closures need no pickling. Within them, a Trainer
     with `strategy="ddp"` and `devices=ranks` is one rank of a run, and `init_process_group("gloo")` finds the
-    others.
+    others. A process that has threads may be forked while one of them holds a lock, which nobody then gives
+    back. Ranks that hang are therefore started once more, with a warning that says where they stood.
 
     Args:
         function: Returns primitives and tensors. Its rank is `os.environ["RANK"]`.
@@ -35,32 +44,79 @@ def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2)
     Raises:
         ProcessRaisedException: One of them failed; the message has its traceback.
         ProcessExitedException: One of them was killed.
-        TimeoutError: They did not end within `LIMIT` seconds, as one that waits for the others does.
+        TimeoutError: They did not end within `LIMIT` seconds, twice, as one that waits for the others does.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        given = ranks, free_port(), Path(folder), function, arguments
+    try:
+        return _call(function, arguments, ranks)
+    except TimeoutError as error:
+        warnings.warn(f"started once more: {error}", stacklevel=2)
+        return _call(function, arguments, ranks)
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> list[Any]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        given = ranks, free_port(), folder, function, arguments
         started = start_processes(_rank, given, ranks, join=False, start_method="fork")
         try:
-            _wait_for(started)
+            _wait_for(started, folder)
         finally:
-            for process in started.processes:
+            for process in family([process.pid for process in started.processes]):
                 process.kill()  # a process that is left would keep the tests from ending
-        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(ranks)]
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _wait_for(started: ProcessContext) -> None:
+def _wait_for(started: ProcessContext, folder: Path) -> None:
     deadline = time.monotonic() + LIMIT
     while not started.join(timeout=1):
         if time.monotonic() > deadline:
             alive = [rank for rank, process in enumerate(started.processes) if process.is_alive()]
-            raise TimeoutError(f"ranks {alive} have not ended within {LIMIT} seconds")
+            stacks = stacks_of([started.processes[rank].pid for rank in alive], folder)
+            raise TimeoutError(f"ranks {alive} have not ended within {LIMIT} seconds\n{stacks}")
+
+
+def write_stacks(folder: Path, rank: int) -> None:
+    """Make this process and those that it starts write where they stand, whenever they get `STACKS`."""
+    faulthandler.register(STACKS, file=open(folder / f"{rank}.stacks", "w"), all_threads=True)  # noqa: SIM115
+
+
+def stacks_of(pids: Iterable[int | None], folder: Path) -> str:
+    """Where processes and those that they started stand.
+
+    Args:
+        pids: Of processes that have called `write_stacks`.
+        folder: What they were given.
+    """
+    for process in family(pids):
+        process.send_signal(STACKS)
+    time.sleep(1)
+    return "\n".join(f"{file.name}:\n{file.read_text()}" for file in sorted(folder.glob("*.stacks")))
+
+
+def family(pids: Iterable[int | None]) -> list[psutil.Process]:
+    """Of processes, those that run, with all that they have started."""
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            found += [process, *process.children(recursive=True)]
+    return found
 
 
 def _rank(
     rank: int, ranks: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    write_stacks(folder, rank)
     rank_environment(rank, ranks, port)
     torch.save(function(*arguments), folder / f"{rank}.pt")
+    leave()
+
+
+def leave() -> None:
+    """End a forked process without what Python does at its end: it waits for threads of the parent's."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> None:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.support.ranks import free_port, rank_environment
+from tests.support.ranks import free_port, leave, rank_environment, stacks_of, write_stacks
 
 WAIT = 60.0
 """Seconds of the clock that the other processes have to notice that one is gone."""
-MOST = 600.0
+MOST = 400.0
 """Seconds of the clock that a run may take on a busy machine."""
 
 _fork = multiprocessing.get_context("fork")
@@ -55,10 +55,10 @@ def run(function: Callable[[int, Sequence[int]], Any], ranks: int, folder: Path)
         (folder / f"{rank}.pt").unlink(missing_ok=True)
         given = (rank, ranks, port, pids, folder, function)
         processes.append(_fork.Process(target=_rank, args=given))
-    for rank, process in enumerate(processes):
+    for process in processes:
         process.start()
-        pids[rank] = process.pid
-    late = _wait(processes)
+    pids[:] = [process.pid for process in processes]
+    late = _wait(processes, folder)
     results = []
     for rank in range(ranks):
         file = folder / f"{rank}.pt"
@@ -66,8 +66,8 @@ def run(function: Callable[[int, Sequence[int]], Any], ranks: int, folder: Path)
     return Ended(tuple(process.exitcode for process in processes), late, tuple(results))
 
 
-def _wait(processes: Sequence[Any]) -> tuple[int, ...]:
-    """Wait for all; end those that don't notice that another one has failed."""
+def _wait(processes: Sequence[Any], folder: Path) -> tuple[int, ...]:
+    """Wait for all; end those that don't notice that another one has failed, and print where they stood."""
     began = time.monotonic()
     failed: float | None = None
     while any(process.is_alive() for process in processes):
@@ -76,6 +76,7 @@ def _wait(processes: Sequence[Any]) -> tuple[int, ...]:
             failed = now
         if now - began > MOST or (failed is not None and now - failed > WAIT):
             late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+            print(stacks_of([processes[rank].pid for rank in late], folder))
             for rank in late:
                 processes[rank].kill()
                 processes[rank].join()
@@ -88,9 +89,11 @@ def _rank(rank: int, ranks: int, port: int, pids: Any, folder: Path, function: C
     log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
+    write_stacks(folder, rank)
     rank_environment(rank, ranks, port)
     while 0 in pids[:]:
         time.sleep(0.001)
     result = function(rank, pids[:])
     torch.save(result, folder / f"{rank}.unfinished")
     os.replace(folder / f"{rank}.unfinished", folder / f"{rank}.pt")
+    leave()
