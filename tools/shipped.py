@@ -4,6 +4,7 @@
 Pretrained on the drawn data it becomes `drawn-vlm`, which demos and tests adapt as users adapt theirs.
 """
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,8 +105,9 @@ def create(directory: Path, seed: int = 0) -> Path:
     return Path(directory)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE. The drawn text comes in lower case too, so that other people's spelling stays short."""
+@functools.cache
+def _learned() -> str:
+    """A byte-level BPE, as JSON. The drawn text comes in lower case too: other people's spelling stays short."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -116,8 +118,12 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_drawn_text(), trainer)
+    return tokenizer.to_str()
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(_learned()),
         pad_token=PAD,
         eos_token=END,
         additional_special_tokens=[START, IMAGE],

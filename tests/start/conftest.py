@@ -11,6 +11,7 @@ import yaml
 from lightning_vlm.cli import main
 from lightning_vlm.data.conversation import Text
 from lightning_vlm.data.drawn import Drawn
+from lightning_vlm.planning import choose
 
 
 @pytest.fixture
@@ -49,8 +50,24 @@ def write(rows, path="shapes.jsonl"):
     return path
 
 
+_choices = {}
+
+
 @pytest.fixture
-def init(here, capsys):
+def once_per_length(monkeypatch):
+    """What fits into memory is found once for a model and the lengths of its samples: it takes seconds."""
+
+    def remembered(model, lengths, memory=None, **options):
+        key = model, tuple(lengths), memory, tuple(sorted(options.items()))
+        if key not in _choices:
+            _choices[key] = choose(model, lengths, memory, **options)
+        return _choices[key]
+
+    monkeypatch.setattr("lightning_vlm.start.command.choose", remembered)
+
+
+@pytest.fixture
+def init(here, capsys, once_per_length):
     """Run the command with the shipped model; gives the config, and what was printed."""
 
     def run(*words, model="drawn-vlm", out="my.yaml"):
