@@ -16,6 +16,8 @@ from lightning_vlm.host_memory import available_memory
 
 MARGIN = 0.1
 """The share of all memory that stays free: for fragments, libraries, and what callbacks do in a step."""
+_DEVICE = torch.ops.prim.device.default
+_CPU = torch.device("cpu")
 
 
 class Meter:
@@ -172,6 +174,8 @@ class AllocationCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:  # takes no memory, and tensors without values are asked for it all the time
+            return _CPU
         kwargs = kwargs or {}
         for value in tensors_in((args, kwargs)):
             self._see(value, 0)
