@@ -8,7 +8,7 @@ noted with the line that asked for it. A CPU is enough, and nothing is replaced 
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from lightning_vlm.training.memory.meter import tensors_in
 from tests.support.pretended_kernels import Event, in_place_of
 
 aten = torch.ops.aten
@@ -136,7 +137,7 @@ class PretendedDevice(TorchDispatchMode):
     def dispatch(mode: "PretendedDevice | None", function: Any, arguments: Any, options: Any) -> Any:
         """Run an operation on the values, note whether the host waits, and say where the result is."""
         operation = function.overloadpacket
-        tensors = [one for one in tree_flatten((arguments, options))[0] if isinstance(one, Tensor)]
+        tensors = list(tensors_in((arguments, options)))
         on_device = [one for one in tensors if isinstance(one, OnDevice)]
         on_host = [one for one in tensors if not isinstance(one, OnDevice)]
         target = options.get("device")
@@ -148,7 +149,7 @@ class PretendedDevice(TorchDispatchMode):
         if operation is aten.copy_:
             to_device = isinstance(arguments[0], OnDevice)
         run = in_place_of(function)
-        given, with_options = tree_map_only(OnDevice, lambda one: one.value, (arguments, options))
+        given, with_options = _mapped(lambda one: getattr(one, "value", one), (arguments, options))
         if target is not None:
             with_options["device"] = torch.device("cpu")
             if operation is aten._to_copy and bool(on_device) != to_device:
@@ -157,7 +158,7 @@ class PretendedDevice(TorchDispatchMode):
         if not to_device:
             return found
         known = {id(one.value): one for one in on_device}
-        made = tree_map(lambda one: known[id(one)] if id(one) in known else _put(one), found)
+        made = _mapped(lambda one: known[id(one)] if id(one) in known else _put(one), found)
         if operation is aten._to_copy or run is not function:
             return made
         return return_and_correct_aliasing(function, arguments, options, made)
@@ -195,8 +196,19 @@ def _is_device(target: Any) -> bool:
     return torch.device(target).type in ("cuda", "meta")
 
 
-def _put(found: Any) -> Any:
-    return OnDevice(found) if isinstance(found, Tensor) and not isinstance(found, OnDevice) else found
+def _put(found: Tensor) -> Tensor:
+    return found if isinstance(found, OnDevice) else OnDevice(found)
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """What an operation is given or gives, with other tensors; several times faster than torch's pytree."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)([_mapped(change, one) for one in value])
+    if type(value) is dict:
+        return {key: _mapped(change, one) for key, one in value.items()}
+    return value
 
 
 def _why_waits(
