@@ -255,7 +255,7 @@ CASES = [(family, family in PACKED) for family in tiny.FAMILIES]
 
 @pytest.mark.parametrize(("family", "packed"), [*CASES, ("qwen2_5_vl", False), ("llava_next", False)])
 def test_no_wait_but_those_named(waits_of_a_step, monkeypatch, family, packed):
-    # It comes before the first step, takes longer than both, and test_packing_proof.py has it for each family.
+    # It is before the first step, takes longer than both, and test_packing_proof.py has it for each family.
     monkeypatch.setattr(PackingProof, "on_train_start", Callback.on_train_start)
     allowed = {SCATTER: "", **ALLOWED.get(family, {})}
     waits = waits_of_a_step(family, PLANS.get(family, FULL), packed=packed)
