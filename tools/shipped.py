@@ -107,7 +107,7 @@ def create(directory: Path, seed: int = 0) -> Path:
 
 @functools.cache
 def _learned() -> str:
-    """A byte-level BPE, as JSON. The drawn text comes in lower case too: other people's spelling stays short."""
+    """Byte-level BPE, as JSON. The drawn text comes in lower case too: other spellings stay short."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
