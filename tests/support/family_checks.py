@@ -1,12 +1,12 @@
 """Which model families tests run on, and the table of what is proved for each: a plugin of pytest."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.tiny import FAMILIES, SAMPLE
+from tests.support.tiny import FAMILIES, KINDS, SAMPLE
 
 CHECKS = {
     "parts": "models/test_parts.py",
@@ -32,7 +32,8 @@ CHECKS = {
 """The columns of the table of families, and where each is tested."""
 OF_ALL_FAMILIES = ("masks", "first step, mixed batches", "experts")
 """What `make test` tries with every family, because it is all about what a family's own classes do. The other
-checks run on `SAMPLE` of `tests/support/tiny`, and on all families with `make test-all`."""
+checks run on `SAMPLE` of `tests/support/tiny`, tests of all families on its `KINDS`, and with `make test-all`
+on all."""
 _ABOUT = """\
 # What is proved for each model family
 
@@ -103,13 +104,17 @@ class FamilyChecks:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what isn't asked for."""
+        named = defaultdict(set)
+        for item in items:
+            named[_test_of(item)].update(_families_of(item))
         kept, left_out = [], []
         for item in items:
-            (kept if self._is_wanted(item) else left_out).append(item)
+            sample = KINDS if len(named[_test_of(item)]) > len(KINDS) else SAMPLE
+            (kept if self._is_wanted(item, sample) else left_out).append(item)
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
 
-    def _is_wanted(self, item: pytest.Item) -> bool:
+    def _is_wanted(self, item: pytest.Item, sample: Sequence[str]) -> bool:
         families = _families_of(item)
         if self._families:
             return any(family in self._families for family in families)
@@ -118,7 +123,7 @@ class FamilyChecks:
             return True
         if self._file:
             return bool(families) and check is not None
-        if all(family in SAMPLE for family in families):
+        if all(family in sample for family in families):
             return True
         return check in OF_ALL_FAMILIES
 
@@ -154,6 +159,11 @@ class FamilyChecks:
         if (family, check) in self._failed:
             return "FAILED"
         return str(self._passed[family, check] or "-")
+
+
+def _test_of(item: pytest.Item) -> str:
+    """The test that an item is a case of."""
+    return item.nodeid.partition("[")[0]
 
 
 def _families_of(item: pytest.Item) -> list[str]:

@@ -40,7 +40,7 @@ with stood_in_for():  # `make test-lowest` runs beside a transformers that lacks
     from tests.support.tiny.readers import EXAONE4_5, HUNYUAN_VL, PADDLEOCR_VL, VIDEO_LLAMA_3
     from tests.support.tiny.timm_towers import FAST_VLM, GEMMA3N, PERCEPTION_LM
 
-__all__ = ["FAMILIES", "SAMPLE", "Family", "build"]
+__all__ = ["FAMILIES", "KINDS", "SAMPLE", "Family", "build"]
 
 _ROWS: dict[str, Family] = {
     "llava": LLAVA,
@@ -120,6 +120,11 @@ SAMPLE = (
     "mllama",
 )
 """The families on which `make test` tries every check; `make test-all` does so on all."""
+KINDS = tuple(
+    family for family in SAMPLE if family not in ("llava_onevision", "idefics3", "qwen2_vl", "pixtral")
+)
+"""One of each kind in `SAMPLE`, where LLaVA-NeXT, SmolVLM, Qwen2.5-VL and Mistral 3 have a twin. They are
+enough for a test that goes through all families; one that names a few families means these."""
 
 
 def build(family: str, directory: Path, seed: int = 0) -> Path:
