@@ -24,7 +24,9 @@ def file_name(title: str) -> str:
 
 def save_chart(file: Path, chart: Chart, frame: Frame) -> None:
     """Draw a chart with its stages and marks."""
-    figure, axis = _figure(9.0, 3.6, chart.title)
+    figure, axis = _figure(9.0, 3.6, chart.title, None)
+    # Room for eight digits, as many as a label has; to find out, matplotlib would draw all of it once more.
+    figure.subplots_adjust(left=0.09, right=0.985, bottom=0.14, top=0.87)
     for place, stage in enumerate(frame.stages):
         axis.axvspan(stage.start, stage.end, color=stage_colour(place), zorder=0)
         axis.annotate(f"stage {place}", (stage.start, 1), xycoords=("data", "axes fraction"), fontsize=7)
@@ -51,7 +53,7 @@ def save_ranks(file: Path, ranks: RankMap) -> None:
     names = list(ranks.ranks)
     count = len(names)
     height = max(3.0, min(0.17 * count + 1.2, 40.0))  # in inches
-    figure, axis = _figure(10.0, height, ranks.title)
+    figure, axis = _figure(10.0, height, ranks.title, "constrained")
     rows = list(ranks.ranks.values())
     cells = axis.pcolormesh(ranks.edges, range(count + 1), rows, vmin=0)
     middles = [row + 0.5 for row in range(count)]
@@ -63,11 +65,12 @@ def save_ranks(file: Path, ranks: RankMap) -> None:
         figure.savefig(unfinished, dpi=120)
 
 
-def _figure(width: float, height: float, title: str) -> tuple[Any, Any]:
+def _figure(width: float, height: float, title: str, layout: str | None) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # pyplot would change the backend of the calling program
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     axis = figure.subplots()
-    axis.set_title(title, loc="left", fontsize=11, pad=14)
+    # Without y, matplotlib measures all labels to put the title above them.
+    axis.set_title(title, loc="left", fontsize=11, pad=14, y=1.0)
     axis.set_xlabel("step")
     return figure, axis
