@@ -30,6 +30,11 @@ def test_the_gradient_of_the_papers_loss_needs_no_second_graph(norms, alpha, see
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_task_that_has_its_share_stays():
+    ones = torch.ones(2)
+    assert weight_gradient(ones, 3 * ones, ones, 1.0).tolist() == [0.0, 0.0]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(0.03, 30), st.floats(0.3, 3)), min_size=2, max_size=6), st.floats(0, 2))
 def test_the_closed_form_is_where_every_norm_has_its_share(tasks, alpha):

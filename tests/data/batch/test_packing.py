@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_vlm.data.batch.batch_words import padding
 from lightning_vlm.data.batch.lengths import Lengths
-from lightning_vlm.data.batch.packing import Budget, Units, alike, packed, padded
+from lightning_vlm.data.batch.packing import Budget, Units, alike, packed, padded, samples_in
 
 
 def lengths_of(tokens, patches=None):
@@ -119,6 +119,37 @@ def test_the_fullest_row_with_room_is_taken():
     """3 goes behind 7, where nothing is left then, and not behind 6."""
     units = packed(lengths_of([1, 3, 6, 7]), np.arange(4), Budget(10))
     assert sorted(sorted(units[number]) for number in range(len(units))) == [[0, 2], [1, 3]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 30)), min_size=1, max_size=60))
+def test_rows_are_those_of_best_fit_decreasing_searched_row_by_row(samples):
+    """Samples in order of the greater of their shares, each into the fullest row with room for both."""
+    needs, room = np.array(samples), np.array([40, 30])
+    shares = needs / room
+    scarce = int(np.argmax(shares.sum(0)))
+    rows = []
+    for place in sorted(range(len(samples)), key=lambda place: -shares[place].max()):
+        left = [room - needs[row].sum(0) for row in rows]
+        fitting = [(at[scarce], number) for number, at in enumerate(left) if (needs[place] <= at).all()]
+        if fitting:
+            rows[min(fitting)[1]].append(place)
+        else:
+            rows.append([place])
+    units = packed(lengths_of(*zip(*samples, strict=True)), np.arange(len(samples)), Budget(40, 30))
+    assert [units[number] for number in range(len(units))] == rows
+
+
+def test_the_row_that_waits_is_the_emptiest_in_pictures_too():
+    """Of a row with 6 tokens and 1 patch, and one with 2 and all 10, the first takes what comes next."""
+    units = packed(lengths_of([6, 2, 4], [1, 10, 9]), np.arange(3), Budget(10, 10), window=2)
+    assert sorted(sorted(units[number]) for number in range(len(units))) == [[0, 2], [1]]
+
+
+def test_about_how_many_samples_a_batch_has():
+    assert samples_in(Budget(100), lengths_of([30, 50])) == 2
+    assert samples_in(Budget(8), lengths_of([1])) == 8
+    assert samples_in(Budget(8), lengths_of([0, 0])) == 16
 
 
 def test_what_is_left_of_a_window_waits_for_the_next():

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler
+from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler, ranks_of
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,29 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
     assert order(0, 0, False) == order(1, 1, False) == [list(range(i, i + 4)) for i in range(0, 40, 4)]
+
+
+def test_epochs_are_counted_from_the_first_of_a_stage():
+    batches = ResumableBatchSampler(40, 4, True, 0, 0, 1)
+    batches.set_epoch(1)
+    second = list(batches)
+    batches.first_epoch = 3
+    batches.set_epoch(4)
+    assert list(batches) == second
+
+
+def test_data_that_change_with_time_have_an_index_for_each_stretch():
+    """Three epochs of 6 samples in 2 stretches: sample i is i, i + 6, … i + 30; padding stays what it is."""
+    batches = ResumableBatchSampler(6, 4, False, 0, 0, 1)
+    batches.times = 2
+    found = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        found += [index for batch in batches for index in batch]
+    expected = [[0, 1, 2, 9, 10, 11], [12, 13, 14, 21, 22, 23], [24, 25, 26, 33, 34, 35]]
+    assert found == [index for epoch in expected for index in [*epoch, PAD_INDEX, PAD_INDEX]]
+    assert batches.at_time(PAD_INDEX, 0) == PAD_INDEX
+
+
+def test_without_a_trainer_there_is_one_rank():
+    assert ranks_of(None) == (0, 1)
