@@ -237,7 +237,7 @@ class VLMModule(LoadedWithoutCode):
 
     def on_train_end(self) -> None:
         """Log what waits to be logged."""
-        self.steps.log.write(self.trainer)
+        self.steps.end(self)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps that were skipped don't count for the schedule."""

@@ -75,12 +75,14 @@ class StepLoss:
             torch.distributed.all_reduce(self._sums)
         sums, counts = self._sums.unbind()
         weight_sum = counts.sum()
-        factor = torch.where(weight_sum > 0, SCALE * accumulate * world / weight_sum, 0)
+        # Weights aren't negative, so this is 0 only where there are none; NaN stays NaN, and is seen.
+        nothing = weight_sum == 0
+        factor = torch.where(nothing, 0, SCALE * accumulate * world / weight_sum)
         gradients = [own_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
-        loss = torch.where(weight_sum > 0, (weights * sums).sum() / weight_sum, 0)
-        empty = self.targets == 0 and not bool(weight_sum > 0)
+        loss = torch.where(nothing, 0, (weights * sums).sum() / weight_sum)
+        empty = self.targets == 0 and bool(nothing)
         self._sums = None
         self.targets = 0
         return WholeStep(loss, factor, sums, counts, empty)

@@ -268,7 +268,9 @@ class TaskLog:
         self.write(trainer)
         if len(self._tasks.names) == 1:  # whose loss is train/loss
             return
-        self._since = self._since.to(sums.device) + torch.stack((sums, counts))
+        both = torch.stack((sums, counts))
+        # A step of NaN is in train/loss; it must not be in the mean of those around it too.
+        self._since = self._since.to(sums.device) + torch.where(both.isfinite().all(0), both, 0)
         if logs_at(trainer, trainer.global_step + 1):
             sums_since, counts_since = self._since
             table = torch.stack((sums_since / counts_since, self._tasks.weights))

@@ -1,5 +1,6 @@
 """What a validation or a test finds, from the first batch to what is logged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lightning_vlm.losses.batch_loss import target_losses
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.scores import Scores
+from lightning_vlm.training.finite_scores import FiniteScores
 from lightning_vlm.training.skip_checks import EvaluationSkipCheck
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Evaluation(Callback):
         """The losses of each batch of it, as `Scores.add_losses` returns them; None: they aren't kept."""
         self._scores = Scores(self.choice)
         self._skip_check = EvaluationSkipCheck()
+        self._finite = FiniteScores()
 
     def choose(self, choice: ScoreChoice) -> None:
         """Score answers in another way from the next validation on."""
@@ -56,6 +59,7 @@ class Evaluation(Callback):
         module.callbacks.masks.add_evaluated(hidden, batch, targets)
         self._skip_check.add(batch, len(targets.positions))
         rows = self._scores.add_losses(batch, targets, losses)
+        self._finite.add(batch, rows)
         if self.sample_losses is not None and rows is not None:
             self.sample_losses.append(rows)
         self._scores.add_answers(answers)
@@ -91,6 +95,7 @@ class Evaluation(Callback):
         self.sample_losses = None if self.sample_losses is None else []
         self._scores.reset()
         self._skip_check.start()
+        self._finite.start()
 
     def _log(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         scores, without_value = self._scores.report()
@@ -99,6 +104,8 @@ class Evaluation(Callback):
             rank_zero_warn(f"model.scores: {stage} has no value of {names}")
         if "loss" not in scores:  # on all ranks alike
             self._skip_check.warn_of_no_loss(trainer, stage)
+        elif not math.isfinite(scores["loss"]):
+            self._finite.warn(trainer, stage, scores["loss"])
         for name, value in scores.items():
             # Every rank has the same value; sync_dist only keeps Lightning from warning.
             in_bar = name in ("loss", "exact_match")

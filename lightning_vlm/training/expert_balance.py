@@ -111,7 +111,8 @@ class ExpertBalance(Callback):
             return losses
         loss = balance_loss(list(layers.values()))
         weight = losses.counts.sum()
-        self._aux += torch.stack((weight * loss.detach(), weight)).to(self._aux.dtype)
+        both = torch.stack((weight * loss.detach(), weight))
+        self._aux += torch.where(both.isfinite().all(), both, 0).to(self._aux.dtype)
         return losses._replace(loss_sum=losses.loss_sum + self._in_force * weight * loss)
 
     @override

@@ -16,6 +16,7 @@ from lightning_vlm.outputs.start_report import StartReport
 from lightning_vlm.training.box_term import BoxTerm
 from lightning_vlm.training.evaluation import Evaluation
 from lightning_vlm.training.expert_balance import ExpertBalance
+from lightning_vlm.training.finite_check import FiniteCheck
 from lightning_vlm.training.gradient_coverage import GradientCoverage
 from lightning_vlm.training.learning_rates import LearningRates
 from lightning_vlm.training.logits_check import LogitsCheck
@@ -50,6 +51,7 @@ class ModuleCallbacks:
     modes: FitModes = field(default_factory=FitModes)
     rates: LearningRates = field(default_factory=LearningRates)
     coverage: GradientCoverage = field(default_factory=GradientCoverage)
+    finite: FiniteCheck = field(default_factory=FiniteCheck)
     experts: ExpertBalance = field(default_factory=ExpertBalance)
     boxes: BoxTerm = field(default_factory=BoxTerm)
     masks: MaskTerm = field(default_factory=MaskTerm)

@@ -51,7 +51,7 @@ class OptimizerSteps:
         self._tasks = tasks
         self._window = window
         self._loss = StepLoss()
-        self._shown_next: HostCopy | None = None
+        self._shown_next: tuple[int, HostCopy] | None = None
 
     def configure(self, module: "VLMModule") -> OptimizerLRSchedulerConfig:
         """The optimizer of a module, and the schedule of its learning rates over the whole run."""
@@ -158,13 +158,24 @@ class OptimizerSteps:
     def _record(self, module: "VLMModule", found: WholeStep) -> None:
         self.log.add(found.sums, found.counts, module.trainer)
         module.log("train/loss", found.loss, on_step=True, on_epoch=False)
-        self._show(module.trainer, found.loss)
+        self._show(module)
+        self._shown_next = module.trainer.global_step, HostCopy(found.loss)
 
-    def _show(self, trainer: Trainer, loss: Tensor) -> None:
-        """Let a progress bar show the loss of the step before; `prog_bar=True` waits for each step's own."""
-        if self._shown_next is not None:
-            trainer.progress_bar_metrics["train/loss"] = self._shown_next.read().item()
-        self._shown_next = HostCopy(loss)
+    def _show(self, module: "VLMModule") -> None:
+        """Show the loss of the step before in a progress bar, and whether it is finite; to do so with each
+        step's own would wait for it."""
+        if self._shown_next is None:
+            return
+        step, copy = self._shown_next
+        self._shown_next = None
+        loss = copy.read().item()
+        module.trainer.progress_bar_metrics["train/loss"] = loss
+        module.callbacks.finite.see_loss(module.trainer, step, loss)
+
+    def end(self, module: "VLMModule") -> None:
+        """Log and show what waits for that, when training ends."""
+        self.log.write(module.trainer)
+        self._show(module)
 
     def _prepare_repeat(self, module: "VLMModule", batch_idx: int) -> None:
         """Let an optimizer that calls its closure again get the same dropout."""

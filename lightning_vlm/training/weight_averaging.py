@@ -47,8 +47,9 @@ class TrainedAverage(AveragedModel):
         """The weights of training, after the averaged ones have been copied over them at the end."""
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights of the module that trains."""
-        super().update_parameters(self._live[0])
+        """Take in the weights of the module that trains, unless its step was skipped: no gradient is left."""
+        if self.n_averaged == 0 or any(weight.grad is not None for weight in self._live[0].parameters()):
+            super().update_parameters(self._live[0])
 
     @torch.no_grad()
     def swap(self, pl_module: LightningModule) -> None:

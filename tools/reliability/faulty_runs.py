@@ -99,11 +99,19 @@ class KeepLogged(DummyLogger):
 
 
 class HalvedScale(Callback):
-    """Halves the loss scale before a step, as a scaler does that has skipped the step before."""
+    """Halves the loss scale before a step, as a scaler does that has skipped the step before.
+
+    Args:
+        is_due: Whether it does anything.
+    """
+
+    def __init__(self, is_due: bool) -> None:
+        self.is_due = is_due
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         scaler = loss_scaler(trainer)
-        if scaler is not None and trainer.global_step == BAD_STEP and scaler.get_scale() == SCALE:
+        if self.is_due and scaler is not None and trainer.global_step == BAD_STEP:
+            self.is_due = False
             scaler.update(SCALE / 2)
 
 
@@ -116,7 +124,7 @@ def samples(case: Case, seen: bool) -> OfList:
     return OfList(drawn)
 
 
-def train(case: Case, model: Path, folder: Path, seen: bool) -> dict[str, Any]:
+def train(case: Case, model: Path, folder: Path, seen: bool, halved: bool) -> dict[str, Any]:
     """Train on one of the processes of a case.
 
     Args:
@@ -124,6 +132,7 @@ def train(case: Case, model: Path, folder: Path, seen: bool) -> dict[str, Any]:
         model: The folder of the model.
         folder: Where reports go.
         seen: Whether the spoiled samples are in the data.
+        halved: Whether the loss scale is halved where they were.
 
     Returns:
         Weights, the optimizer's state and rates, what was logged and said, and where the fault was.
@@ -137,17 +146,15 @@ def train(case: Case, model: Path, folder: Path, seen: bool) -> dict[str, Any]:
         monitor = GradientMonitor(every_n_steps=1)
         guard = [NonFiniteGuard(dirpath=str(folder))] if case.guard else []
         logger = KeepLogged()
-        trainer = _trainer(
-            case,
-            [planted, *([] if seen else [HalvedScale()]), *guard, monitor, RunReport(str(folder))],
-            logger,
-        )
+        callbacks = [planted, HalvedScale(halved), *guard, monitor, RunReport(str(folder))]
+        trainer = _trainer(case, callbacks, logger, folder)
         error = ""
         try:
             trainer.fit(module, VLMDataModule(train=samples(case, seen), batch_size=2, shuffle=False))
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
     (optimizer,) = trainer.optimizers
+    scaler = loss_scaler(trainer)
     states = optimizer.state_dict()
     trained = module.trained.names
     return {
@@ -156,6 +163,7 @@ def train(case: Case, model: Path, folder: Path, seen: bool) -> dict[str, Any]:
         "optimizer": dict(named_tensors(list(states["state"].values()))),
         "rates": [group["lr"] for group in states["param_groups"]],
         "steps": trainer.global_step,
+        "halved": scaler is not None and scaler.get_scale() < SCALE,
         "usual": {name: list(usual) for name, usual in monitor.state_dict()["usual"].items()},
         "logged": logger.values,
         "lines": [str(one.message) for one in caught],
@@ -185,8 +193,14 @@ def _module(case: Case, model: Path, seen: bool) -> FaultyModule:
     return module
 
 
-def _trainer(case: Case, callbacks: list[Callback], logger: KeepLogged) -> Trainer:
-    options: dict[str, Any] = {**QUIET, "logger": logger, "callbacks": callbacks, "limit_val_batches": 0}
+def _trainer(case: Case, callbacks: list[Callback], logger: KeepLogged, folder: Path) -> Trainer:
+    options: dict[str, Any] = {
+        **QUIET,
+        "logger": logger,
+        "callbacks": callbacks,
+        "limit_val_batches": 0,
+        "default_root_dir": folder,
+    }
     if case.ranks > 1:
         options |= {"devices": case.ranks, "strategy": "ddp"}
     if case.precision == "16-mixed":  # Lightning's own choice on a CPU would be bfloat16
@@ -208,11 +222,11 @@ class Found(NamedTuple):
     events: list[str]
 
 
-def run(case: Case, model: Path, seen: bool = True) -> Found:
-    """Train in as many processes as a case has."""
+def run(case: Case, model: Path, seen: bool = True, halved: bool = False) -> Found:
+    """Train in as many processes as a case has; see `train`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ranks = call_on_ranks(train, case, model, folder, seen, ranks=case.ranks)
+        ranks = call_on_ranks(train, case, model, folder, seen, halved, ranks=case.ranks)
         reports = [file.read_text() for file in folder.rglob("report.md")]
         lines = (folder / "report.jsonl").read_text().splitlines()
     events = [event["text"] for event in map(json.loads, lines) if event.get("event") == "skipped"]

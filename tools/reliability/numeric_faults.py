@@ -83,10 +83,18 @@ class Matrix:
         found = run(case, self._model)
         if not any(rank["planted"] for rank in found.ranks):
             raise AssertionError(f"{case}: the fault was never planted")
+        halved = found.ranks[0]["halved"]
         # Hooks at the head make it go another way through the loss.
-        key = (case.method, case.accumulate, case.ranks, case.precision, case.fault.place == "LM head")
+        key = (
+            case.method,
+            case.accumulate,
+            case.ranks,
+            case.precision,
+            case.fault.place == "LM head",
+            halved,
+        )
         if key not in self._unseen:
-            self._unseen[key] = run(case, self._model, seen=False)
+            self._unseen[key] = run(case, self._model, seen=False, halved=halved)
         return Verdict(why_unnamed(case, found), why_lost(found), differences(found, self._unseen[key]))
 
 
@@ -95,7 +103,8 @@ def why_unnamed(case: Case, found: Found) -> list[str]:
     fault = case.fault
     lines = [line for line in found.ranks[0]["lines"] if line.startswith("NonFiniteGuard: step")]
     if is_left_to_scaler(fault):
-        return [f"said: {line}" for line in lines]
+        too_large = "the squares of the gradients are too large for float32"  # where they are float32
+        return [f"said: {line}" for line in lines if too_large not in line]
     if len(lines) != 1:
         return [f"expected one line, found {lines}"]
     (line,), report = lines, "\n".join(found.reports)
@@ -104,7 +113,9 @@ def why_unnamed(case: Case, found: Found) -> list[str]:
     if fault.way == "backward":
         words.append(_goes_bad(path, line))
     elif fault.place in MODULES:
-        words.append(f"comes out of {path} (")
+        # Outputs of a norm are float32, and overflow in what takes them.
+        is_here = f"comes out of {path} (" in line or fault.value != "overflow"
+        words.append(f"comes out of {path} (" if is_here else f"comes out of {_around(path)}.")
     elif fault.place in HOOKS:
         words.append("not reproducible")
     elif fault.place == "pixels":
@@ -128,9 +139,12 @@ def _goes_bad(path: str, line: str) -> str:
         return "the gradient goes bad in training_step"
     if f", after {path};" in line:
         return path
-    lora = ".lora_" in path
-    around = path.partition(".lora_")[0] if lora else path.rpartition(".")[0]
-    return f"the gradient goes bad in {around}."
+    return f"the gradient goes bad in {_around(path)}."
+
+
+def _around(path: str) -> str:
+    """The module that a module is part of, for those of LoRA the layer."""
+    return path.partition(".lora_")[0] if ".lora_" in path else path.rpartition(".")[0]
 
 
 def is_left_to_scaler(fault: Fault) -> bool:

@@ -56,6 +56,7 @@ def all_faults() -> list[Fault]:
     for place in (*MODULES, "training_step"):
         for way in ("forward", "backward"):
             found += [Fault(place, way, value) for value in VALUES]
+    found.remove(Fault("token embedding", "forward", "overflow"))  # it is float32, and a norm comes next
     for place in (*OF_BATCH, *HOOKS):
         found += [Fault(place, "hook", value) for value in ("nan", "+inf", "-inf")]
     return found

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_vlm_callbacks.finite_state import warn_if_not_finite
 from lightning_vlm_callbacks.nonfinite_guard.batches import keep_structure
 from lightning_vlm_callbacks.nonfinite_guard.detection import Event, MicroBatch, bad_gradients, find_bad
 from lightning_vlm_callbacks.nonfinite_guard.report import explain
@@ -33,10 +34,6 @@ MAX_REPORTS = 3
 """So many events have a line and a report; later ones are only counted."""
 SNAPSHOTS = 2
 """Copies that `rollback` keeps. It goes back to the oldest: what led to a bad step may be in the newest."""
-MAX_SCALE_DROPS = 10
-"""So many reductions of the loss scale within `SCALE_WINDOW` steps are reported."""
-SCALE_WINDOW = 100
-"""Optimizer steps over which reductions of the loss scale are counted."""
 
 
 class NonFiniteError(MisconfigurationException):
@@ -213,11 +210,19 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        warn_if_not_finite("NonFiniteGuard", trainer)
         if self.skipped:
             rank_zero_warn(
                 f"NonFiniteGuard: {self.skipped} of {trainer.global_step} steps were skipped; reports in "
                 f"{self._folder}"
             )
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Only the next loss would show what the optimizer itself has made.
+        warn_if_not_finite("NonFiniteGuard", trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -272,14 +277,10 @@ class NonFiniteGuard(Callback):
 
     def _handle_scale_drop(self, trainer: Trainer, scale: float, window: list[MicroBatch]) -> None:
         """Scaled gradients overflowed, so the scaler skips the step. Only many of these are reported."""
-        counts = self._counts
-        start = trainer.global_step - SCALE_WINDOW
-        counts.drops = [step for step in counts.drops if step > start] + [trainer.global_step]
-        are_few = len(counts.drops) < MAX_SCALE_DROPS and scale > 1
-        if counts.drops_reported or are_few:
+        shrank = self._counts.add_drop(trainer.global_step, scale)
+        if not shrank:
             return
-        counts.drops_reported = True
-        what = f"the loss scale, now {scale:g}, shrank {len(counts.drops)} times within {SCALE_WINDOW} steps"
+        what = f"the loss scale, now {scale:g}, {shrank}"
         outcome = "The GradScaler skipped these steps."
         record_event(trainer, "anomaly", what)
         event = Event(what, outcome, window, bad_gradients(trainer.lightning_module))

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 __all__ = ["Counts", "KeptBuffers", "Snapshots"]
 
+MAX_SCALE_DROPS = 10
+"""So many reductions of the loss scale within `SCALE_WINDOW` steps are reported."""
+SCALE_WINDOW = 100
+"""Optimizer steps over which reductions of the loss scale are counted."""
 SMALL = 2**16
 """Buffers of so many values are copied for every step, larger ones only if they change."""
 
@@ -34,6 +38,19 @@ class Counts:
     still_out: int = 0
     drops: list[int] = field(default_factory=list)
     drops_reported: bool = False
+
+    def add_drop(self, step: int, scale: float) -> str:
+        """Count a reduction of the loss scale.
+
+        Returns:
+            What is to be reported of them, once; "" if they are few and the scale isn't as low as 1.
+        """
+        self.drops = [earlier for earlier in self.drops if earlier > step - SCALE_WINDOW] + [step]
+        are_few = len(self.drops) < MAX_SCALE_DROPS and scale > 1
+        if self.drops_reported or are_few:
+            return ""
+        self.drops_reported = True
+        return f"shrank {len(self.drops)} times within {SCALE_WINDOW} steps"
 
 
 @dataclass(eq=False)
