@@ -247,7 +247,7 @@ EXCEPTIONS = {
     ),
     "a model in more pieces than processes": (
         lambda: raised(lambda: _setup_device_mesh(8, 1, 2, torch.device("cpu"))),
-        "trainer.strategy.init_args.data_parallel_size: found 8, but 2 processes; set it to 2",
+        "trainer.strategy.init_args.data_parallel_size: found 8; expected 2, the number of processes",
     ),
     "memory of Python": (
         lambda: raised(lambda: bytearray(1 << 60)),

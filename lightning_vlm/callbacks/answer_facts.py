@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch.distributed.tensor import DTensor
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.read.picture_files import PictureFiles
@@ -63,7 +64,8 @@ def _trained(module: VLMModule) -> str:
     for name, weight in module.named_parameters():
         if name not in module.trained.names:
             continue
-        whole = weight.detach().double()
+        weight = weight.detach()
+        whole = (weight.full_tensor() if isinstance(weight, DTensor) else weight).double()
         sums.append(torch.stack((whole.sum(), whole.square().sum())))
     if not sums:
         return "as it is"

@@ -126,7 +126,8 @@ RULES: tuple[tuple[str, Text], ...] = (
     ),
     (
         r"sizes `data_parallel_size=(\d+)` and `tensor_parallel_size=1` multiplied .* world size \((\d+)\)",
-        r"trainer.strategy.init_args.data_parallel_size: found \1, but \2 processes; set it to \2",
+        r"trainer.strategy.init_args.data_parallel_size: found \1; expected \2, the number of processes "
+        r"(on one device --trainer.strategy auto needs none)",
     ),
     (
         r"The strategy `(\w+)` requires a GPU",
