@@ -1,6 +1,7 @@
 """What a model in pieces (FSDP2) answers: validation, `predict` and their files are those of one process."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ def rows_of(folder: Path):
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
 
 
+def pages(file: Path):
+    """A page of a table, without the step that it shows."""
+    return re.split(r"step 0|step 1|after \d steps", file.read_text())
+
+
 @pytest.fixture(scope="module")
 def answered(model_folder, tmp_path_factory):
     """The folder and the scores of two processes, and of one that loads what they trained."""
@@ -68,5 +74,4 @@ def test_answers_are_those_of_one_process(answered):
 def test_the_table_shows_the_same_samples_and_answers(answered):
     two, one, *_ = answered
     (page,) = one.glob("*.html")
-    trained = (two / page.name).read_text().replace("after 1 steps", "after 0 steps")
-    assert trained == page.read_text()
+    assert pages(two / page.name) == pages(page)
