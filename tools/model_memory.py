@@ -8,6 +8,7 @@ import copy
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def count(name: str) -> dict[str, Any]:
         return {recipe: shape.step(read_recipe(recipe)) for recipe in COUNTED}
 
 
+@cache
 def known() -> dict[str, dict[str, Any]]:
     """What was measured, by name."""
     return (yaml.safe_load(FILE.read_text("utf-8")) or {}) if FILE.exists() else {}
@@ -151,11 +153,11 @@ def known() -> dict[str, dict[str, Any]]:
 
 def write(name: str, found: Mapping[str, Any]) -> None:
     """Add to what is known."""
-    every = known()
-    every[name] = {**every.get(name, {}), **found}
+    every = {**known(), name: {**known().get(name, {}), **found}}
     order = {one: every[one] for one in published() if one in every}
     text = yaml.safe_dump(order, sort_keys=False, default_flow_style=None, width=110)
     FILE.write_text("# Written by `python -m tools.model_memory`.\n" + text, encoding="utf-8")
+    known.cache_clear()
 
 
 def main(names: list[str]) -> None:
