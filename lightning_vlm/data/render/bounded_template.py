@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Callable
 from datetime import datetime
+from types import CodeType
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -56,10 +57,8 @@ class BoundedTemplate:
         self.text = text
         self.now = now or datetime.now()
         self._environment = _Environment(self.now)
-        self._environment.meter.reset(0)  # constants are computed while compiling
-        tree = _Metering().visit(self._environment.parse(text))
-        code = self._environment.compile(tree)
-        self._template = Template.from_code(self._environment, code, self._environment.make_globals(None))
+        globals_ = self._environment.make_globals(None)
+        self._template = Template.from_code(self._environment, _compiled(text), globals_)
 
     def __reduce__(self) -> tuple:
         # Compiled code can't be pickled for a data worker that doesn't fork.
@@ -84,6 +83,14 @@ class BoundedTemplate:
         """
         self._environment.meter.reset(size_of(messages, 10**12) + size_of(tools or [], 10**12))
         return self._template.render(messages=messages, tools=tools, documents=None, **variables)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(text: str) -> CodeType:
+    """The code of a template, which knows nothing of the environment that it runs in."""
+    environment = _Environment(datetime.now())
+    environment.meter.reset(0)  # constants are computed while compiling
+    return environment.compile(_Metering().visit(environment.parse(text)))
 
 
 class _Meter:
