@@ -140,8 +140,9 @@ def test_draws_have_the_probabilities(sampling, share):
     assert chisquare([counts[task] for task in share], [total * p for p in share.values()]).pvalue > 0.01
 
 
-def test_within_a_task_no_sample_comes_again_before_all_others_across_epochs():
-    drawing = loader(TaskSampling(every_n_samples=7), batch_size=3)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_within_a_task_no_sample_comes_again_before_all_others_across_epochs(grouped):
+    drawing = loader(TaskSampling(every_n_samples=7, grouped=grouped), batch_size=3)
     drawn = {task: [] for task in SIZES}
     for number in range(12):
         drawing.sampler.set_epoch(number)
@@ -196,6 +197,10 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone():
     assert epoch(loader(), 0) == first
     assert epoch(loader(seed=1), 0) != first
     assert epoch(loader(), 1) != first
+
+
+def test_alone_it_draws_what_a_loader_draws():
+    assert list(make()) == epoch(loader(), 0)
 
 
 # By loss
@@ -355,6 +360,14 @@ def test_another_sampling_is_refused_in_the_middle_of_an_epoch_only():
     other = loader(TaskSampling(temperature=2.0))
     other.load_state_dict(whole.state_dict())
     assert epoch(other, 1) == epoch(loader(TaskSampling(temperature=2.0)), 1)
+
+
+def test_words_are_read_strictly():
+    assert TaskSampling.read("uniform") == TaskSampling(temperature=math.inf)
+    assert TaskSampling.read("grouped") == TaskSampling(grouped=True)
+    assert TaskSampling(every_n_samples=1).every_n_samples == 1
+    with pytest.raises(UserError, match="sampling: found 'unifrom'; expected uniform, grouped"):
+        TaskSampling.read("unifrom")
 
 
 def test_keys_from_python_are_read_strictly():

@@ -72,7 +72,7 @@ def test_ranks_share_the_order_of_one(shuffle):
 
 
 def test_tasks_have_windows_of_their_own():
-    """Each pass over a task has all of its samples once, and only its own."""
+    """Each pass over a task has all of its samples once, and only its own, mixed in half a window."""
     windows = Windows.of_rows([4] * 10, window=16)
     table = TaskTable.of_samples(["vqa"] * 24 + ["ocr"] * 16)
     passes = TaskPasses(table, True, 0, windows)
@@ -80,6 +80,7 @@ def test_tasks_have_windows_of_their_own():
     dealt = passes.deal(tasks, [0, 0])
     assert sorted(dealt[tasks == 0].tolist()) == list(range(24))
     assert sorted(dealt[tasks == 1][:16].tolist()) == list(range(24, 40))
+    assert len({index // 4 for index in dealt[tasks == 0][:8].tolist()}) == 2
     parts = [passes.deal(tasks[start : start + 6], [start // 2] * 2) for start in range(0, 48, 6)]
     assert torch.cat(parts).equal(dealt)
 
