@@ -125,7 +125,8 @@ def test_what_comes_depends_on_seed_and_epoch_alone():
         epochs.append(listed(made))
     assert len({str(batches) for batches in epochs}) == 4
     made.set_epoch(1)  # and back
-    assert listed(made) == epochs[1]
+    assert listed(made) == epochs[1] == listed(sampler("packed", epoch=1))
+    assert made.samples(7) == sampler("packed", epoch=1).samples(7)
     assert listed(sampler("packed", epoch=3)) == epochs[3]
     assert [member for batch in listed(sampler("packed", shuffle=False)) for member in batch]
 
