@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -56,8 +57,8 @@ def _kept(optimizer: Optimizer, names: dict[int, str]) -> Iterator[tuple[str, Te
 
 
 def what_is_not_finite(trainer: Trainer) -> str:
-    """What `not_finite` finds in a run that trains, as a sentence; "" if all is finite."""
-    if not trainer.training:
+    """What `not_finite` finds in a fit, as a sentence; "" if all is finite, or nothing is fitted."""
+    if trainer.state.fn != TrainerFn.FITTING:
         return ""
     found = not_finite(trainer.lightning_module, trainer.optimizers)
     if not found:

@@ -23,18 +23,18 @@ class FiniteCheck(Callback):
 
     def __init__(self) -> None:
         self._is_on = False
-        self._said = False
+        self._said: set[str] = set()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: "VLMModule") -> None:  # type: ignore[override]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self._is_on = not any(isinstance(callback, NonFiniteGuard) for callback in callbacks)
-        self._said = False
+        self._said = set()
 
     def see_loss(self, trainer: Trainer, step: int, loss: float) -> None:
         """Look at the loss of a step. All ranks have the same."""
         if self._is_on and not math.isfinite(loss):
-            self._say(trainer, f"train/loss is {loss} at step {step}, which was trained on", step)
+            self._say(trainer, "loss", f"train/loss is {loss} at step {step}, which was trained on", step)
 
     @override
     def on_save_checkpoint(  # type: ignore[override]
@@ -47,16 +47,19 @@ class FiniteCheck(Callback):
         self._look_at_weights(trainer)
 
     def _look_at_weights(self, trainer: Trainer) -> None:
-        what = what_is_not_finite(trainer) if self._is_on and not self._said else ""
+        what = what_is_not_finite(trainer) if self._is_on and "weights" not in self._said else ""
         if what:
-            self._say(trainer, what, trainer.global_step)
+            self._say(trainer, "weights", what, trainer.global_step)
 
-    def _say(self, trainer: Trainer, what: str, step: int) -> None:
-        if self._said:
+    def _say(self, trainer: Trainer, kind: str, what: str, step: int) -> None:
+        """Warn of each kind once, and name the remedy with the first."""
+        if kind in self._said:
             return
-        self._said = True
-        rank_zero_warn(
-            f"{what}; add NonFiniteGuard to trainer.callbacks, which skips such steps and names the module "
-            "and the samples"
-        )
         record_event(trainer, "anomaly", what, step)
+        if not self._said:
+            what += (
+                "; add NonFiniteGuard to trainer.callbacks, which skips such steps and names the module "
+                "and the samples"
+            )
+        self._said.add(kind)
+        rank_zero_warn(what)

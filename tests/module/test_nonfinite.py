@@ -1,12 +1,13 @@
 """NaN and infinity without a NonFiniteGuard are said; with one, nothing beside it takes them in."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning_vlm_callbacks import EarlyStopCheckpoint, NonFiniteGuard
 from lightning_vlm_callbacks.nonfinite_guard.callback import NonFiniteError
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 PLAN = {"projector": "full", "language": {"lora": {"r": 2}}}
 PIXELS = Fault("pixels", "hook", "nan")
+SAID = re.compile(r"train/loss is |after step ")
 GRADIENT = Fault("on_after_backward", "hook", "nan")
 
 
@@ -49,11 +51,12 @@ def trained(module):
 
 def test_a_loss_that_was_trained_on_is_said_once(fit, recwarn):
     fit(PlantedFault(PIXELS, 1))
-    said = [str(one.message) for one in recwarn if "NonFiniteGuard" in str(one.message)]
-    assert said == [
+    of_loss, of_weights = [str(one.message) for one in recwarn if SAID.match(str(one.message))]
+    assert of_loss == (
         "train/loss is nan at step 1, which was trained on; add NonFiniteGuard to trainer.callbacks, which "
         "skips such steps and names the module and the samples"
-    ]
+    )
+    assert of_weights.startswith("after step 4 NaN or infinity is in ")
 
 
 @pytest.mark.parametrize("fault", [PIXELS, GRADIENT], ids=str)
@@ -63,11 +66,12 @@ def test_bad_weights_of_the_last_step_are_said(fit, fault):
         fit(PlantedFault(fault, 3))
 
 
-def test_bad_weights_in_a_checkpoint_are_said(fit, tmp_path, recwarn):
-    """The gradient of step 1 is bad; the loss of step 2 would show it."""
-    fit(
-        PlantedFault(GRADIENT, 1), ModelCheckpoint(tmp_path, every_n_train_steps=2), enable_checkpointing=True
-    )
+@pytest.mark.parametrize("validates", [False, True])
+def test_bad_weights_in_a_checkpoint_are_said(fit, tmp_path, recwarn, validates):
+    """The gradient of step 1 is bad; the loss of step 2 would show it. A validation may come before."""
+    keeper = EarlyStopCheckpoint("val/loss" if validates else None, dirpath=str(tmp_path), every_n_steps=2)
+    options = {"limit_val_batches": 1, "val_check_interval": 2} if validates else {}
+    fit(PlantedFault(GRADIENT, 1), keeper, enable_checkpointing=True, **options)
     (said,) = [str(one.message) for one in recwarn if "add NonFiniteGuard" in str(one.message)]
     assert said.startswith("after step 2 NaN or infinity is in ")
 

@@ -17,6 +17,7 @@ Float16 is that of a CPU, with the loss scaler that a GPU has; no case runs on a
 import argparse
 import random
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +204,7 @@ def main() -> None:
     """Run cases, print a table, and fail where anything isn't right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no case after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--place", help="only this one")
     given = parser.parse_args()
@@ -211,7 +213,10 @@ def main() -> None:
     cases = [case for case in all_cases(given.seed) if given.place in (None, case.fault.place)]
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(tiny.build("llava", Path(folder)))
+        until = time.monotonic() + given.seconds
         for case in cases[: given.cases]:
+            if time.monotonic() > until:
+                break
             verdict = matrix.judge(case)
             fault = case.fault
             rows[fault.place if fault.way == "hook" else f"{fault.place}, {fault.way}", fault.value].append(
