@@ -10,7 +10,7 @@ _PATH = re.compile(
     rf"""
     '(?P<single>[^']+\.(?:{_EXTENSIONS}))'
   | "(?P<double>[^"]+\.(?:{_EXTENSIONS}))"
-  | (?P<plain>(?:\\.|[^\s\\'"])+\.(?:{_EXTENSIONS}))(?=$|[\s,;:!?.)])
+  | (?<![^\s'"])(?P<plain>(?:\\.|[^\s\\'"])+\.(?:{_EXTENSIONS}))(?=$|[\s,;:!?.)])
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -46,7 +46,7 @@ def pieces(line: str) -> list[Piece]:
         if words.strip():
             found.append(Piece(words.strip()))
         path = _file(match)
-        is_file = path.is_file()
+        is_file = _is_there(path) and path.is_file()
         found.append(Piece(match[0], path if is_file else None, not is_file))
         done = match.end()
     if line[done:].strip():
@@ -57,7 +57,7 @@ def pieces(line: str) -> list[Piece]:
 def paths(line: str) -> list[Path]:
     """The files that `/image` names: several, each quoted where it has spaces, or the whole line as one."""
     whole = Path(unquoted(line))
-    if whole.exists():
+    if _is_there(whole):
         return [whole]
     quoted = re.findall(r"""'[^']*'|"[^"]*"|(?:\\.|[^\s\\])+""", line)
     return [Path(unquoted(word)) for word in quoted]
@@ -81,3 +81,11 @@ def unquoted(text: str) -> str:
 
 def _file(match: re.Match[str]) -> Path:
     return Path(unquoted(match[0]))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; words that no file system takes as a name are none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

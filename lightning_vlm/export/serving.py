@@ -27,7 +27,7 @@ def trained_sampling(run: Mapping[str, Any]) -> VideoSampling:
     VideoSampling(fps=0.5, max_frames=8)
     """
     settings: dict[str, Any] = {}
-    for name, value in re.findall(r"(\w+)=([\d.]+)", str(run.get("data.video", ""))):
+    for name, value in re.findall(r"\b(\w+)=([\d.]+)", str(run.get("data.video", ""))):
         settings[name] = float(value) if "." in value else int(value)
     return VideoSampling(**settings)
 

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 
-_CHOICE = re.compile(r"^[ \t]*[(\[]?([A-Z])[)\].:][ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_CHOICE = re.compile(r"^[ \t]*[(\[]?([A-Z])[)\].:][ \t]+(\S.*)$", re.MULTILINE)
 _ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 _AFTER_ANSWER = re.compile(
-    r"\b(?:answer|option|choice|correct)\b(?:\s+(?:is|would be|should be|option|choice|letter))*[\s:=*_]*"
-    r"[(\[{\"'*]*(?P<letter>[A-Za-z])(?P<end>[)\]}\"'*.,:;]|\s*$|(?=\s))",
+    r"\b(?:answer|option|choice|correct)\b(?:\s+(?:is|would be|should be|option|choice|letter)){0,5}[\s:=*_]*"
+    r"(?:[(\[{\"'][(\[{\"'*]*)?(?P<letter>[A-Za-z])(?P<end>[)\]}\"'*.,:;]|\s*$|(?=\s))",
     re.IGNORECASE,
 )
 _IN_BRACKETS = re.compile(r"[(\[{]([A-Za-z])[)\]}]|\*\*([A-Za-z])[.:)]?\*\*|\\boxed\{([A-Za-z])\}")
@@ -25,7 +25,7 @@ def choices_of(prompt: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for letter, text in _CHOICE.findall(prompt):
         if letter == chr(ord("A") + len(found)):  # in order from A, or else it isn't a list of choices
-            found[letter] = text
+            found[letter] = text.rstrip(" \t")
     return found if len(found) > 1 else {}
 
 
@@ -88,8 +88,9 @@ def _whole(text: str, choices: Mapping[str, str]) -> str | None:
 
 def _after_answer(text: str, choices: Mapping[str, str]) -> str | None:
     letters = []
+    stop = len(text.rstrip())
     for found in _AFTER_ANSWER.finditer(text):
-        is_word = not found["end"].strip() and not _ends(text, found.end())
+        is_word = not found["end"].strip() and found.end() < stop
         may_be = found["letter"].isupper() or not is_word
         if may_be and not (is_word and _is_article(text, found.end("letter"), found["letter"])):
             letters.append(_known(found["letter"], choices))
@@ -120,10 +121,6 @@ def _is_article(text: str, end: int, letter: str) -> bool:
     if letter.upper() == "I":
         return re.match(r"\s+\w", text[end : end + 9]) is not None
     return letter.upper() == "A" and _NOUN_MAY_FOLLOW.match(text, end) is not None
-
-
-def _ends(text: str, at: int) -> bool:
-    return not text[at:].strip()
 
 
 def _words_alone(text: str, choices: Mapping[str, str]) -> str | None:

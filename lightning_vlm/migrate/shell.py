@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_vlm.errors import UserError
@@ -28,6 +29,9 @@ _TOOLS = {
 }
 _PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus")
 _VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+_USED = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+_LONGEST = 100_000
+"""The most characters of what variables put into a word."""
 
 
 class Command(NamedTuple):
@@ -71,15 +75,17 @@ def read_script(text: str, name: str) -> Command:
         except ValueError as error:
             raise UserError(f"{name}: it can't be read as shell: {error}") from None
         exported = words[:1] == ["export"]
-        words = words[1:] if exported else words
-        before, new = dict(environment), {}
-        while words and (variable := _VARIABLE.fullmatch(words[0])):
-            new[variable[1]] = _filled(variable[2], environment | variables)
-            words = words[1:]
-        environment |= new
-        words = [_filled(word, environment | variables) for word in words]
-        if not words and not exported:  # variables of the script alone
-            environment = before
+        place = int(exported)
+        new: dict[str, str] = {}
+        values = ChainMap(variables, environment)
+        while place < len(words) and (variable := _VARIABLE.fullmatch(words[place])):
+            new[variable[1]] = _filled(variable[2], values, name)
+            place += 1
+        values = ChainMap(variables, new, environment)
+        words = [_filled(word, values, name) for word in words[place:]]
+        if words or exported:
+            environment |= new
+        else:  # variables of the script alone
             variables |= new
         if words and words[0].rpartition("/")[2] in _STARTERS and _is_training(words):
             found.append(words)
@@ -100,16 +106,15 @@ def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
     rest = list(words)
     first = rest.pop(0).rpartition("/")[2]
     tool = _TOOLS.get(first)
-    devices = int(environment["NPROC_PER_NODE"]) if environment.get("NPROC_PER_NODE", "").isdigit() else None
+    devices = _count(environment.get("NPROC_PER_NODE"))
     script: str | None = None
     options: dict[str, Any] = {}
     launcher = first
     if tool is None:
         script, options, rest = _script(rest)
         for name in _PROCESSES:
-            value = options.get(name)
-            if str(value).isdigit():
-                devices = int(str(value))
+            count = _count(options.get(name))
+            devices = devices if count is None else count
         if script and script.rpartition("/")[2].startswith("sft") and not script.endswith("cli/sft.py"):
             tool = "trl"
         elif script and "swift/cli" in script:
@@ -167,6 +172,17 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _filled(word: str, environment: dict[str, str]) -> str:
-    """A word with the script's own variables filled in."""
-    return re.sub(r"\$\{?([A-Za-z_]\w*)\}?", lambda match: environment.get(match[1], match[0]), word)
+def _count(value: Any) -> int | None:
+    """The number of processes that a word says; None for other words."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else None
+
+
+def _filled(word: str, values: Mapping[str, str], name: str) -> str:
+    """A word with the script's own variables filled in.
+
+    Raises:
+        UserError: It becomes too long, as where each variable is made of the one before it, twice.
+    """
+    if sum(len(values.get(variable, "")) for variable in _USED.findall(word)) > _LONGEST:
+        raise UserError(f"{name}: found variables that make a word of more than {_LONGEST:,} characters")
+    return _USED.sub(lambda match: values.get(match[1], match[0]), word)

@@ -149,7 +149,7 @@ def plain(value: Any) -> Any:
     if text == "None":
         return None
     if re.fullmatch(r"[-+]?\d+", text):
-        return int(text)
+        return int(text) if len(text) <= 100 else text  # Python refuses to read the longest ones
     try:
         return float(text) if re.match(r"[-+.\d]", text) else _nested(text)
     except ValueError:

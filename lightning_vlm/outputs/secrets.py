@@ -12,7 +12,7 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _SPECIAL_TOKEN = re.compile(r"(.*_)?(image|video|pad|eos|bos|unk|sep|cls|mask)_token", re.IGNORECASE)
-_IN_ADDRESS = re.compile(r"(\w+://)[^/@\s]+@")
+_IN_ADDRESS = re.compile(r"(\b\w+://)[^/@\s]+@")
 _BY_ITSELF = re.compile(r"\b(hf_\w{20,}|gh[pousr]_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})")
 """Keys of services, whose first letters say what they are."""
 

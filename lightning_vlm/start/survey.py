@@ -20,8 +20,8 @@ from lightning_vlm.data.conversation import (
 )
 
 _LETTER = re.compile(r"\(?[A-H]\)?[.:]?(?:\s.*)?", re.DOTALL)
-_CHOICE = re.compile(r"^\s*\(?B[.:)]\s*\S", re.MULTILINE)
-_NUMBER = re.compile(r"[-+]?[\d,]*\.?\d+\s*%?")
+_CHOICE = re.compile(r"^[^\S\n]*\(?B[.:)]\s*\S", re.MULTILINE)
+_NUMBER = re.compile(r"[-+]?(?:[\d,]*\d|[\d,]*\.\d+)\s*%?")
 
 
 @dataclass

@@ -137,7 +137,7 @@ def _load(path: str, config: str | None) -> Any:
 
 def _several_configs(path: str, reason: str) -> UserError:
     """The error about a data set of several configurations, which `datasets` lists in its own message."""
-    configs = re.search(r"\[.*?\]", reason)
+    configs = re.search(r"\[[^\]\n]*\]", reason)
     known = configs[0] if configs else "see its README"
     return UserError(
         f"{path}: found several configurations, {known}; name one with "

@@ -127,7 +127,10 @@ def split(text: str, at: Location, media: Sequence[RowMedia]) -> list[Part]:
     """
     by_place = {medium.place: medium for medium in media}
     place = "|".join(map(re.escape, by_place))
-    text = re.sub(rf"\r?\n((?:(?:{place})(?:\r?\n)?)+)\Z", r"\1", text_of(text, at))
+    # A newline behind a place is none before the last ones; looking on from each would take its square.
+    behind_none = "".join(f"(?<!{re.escape(name)})" for name in by_place)
+    newline = rf"{behind_none}(?:\r\n|(?<!\r)\n)"
+    text = re.sub(rf"{newline}((?:(?:{place})(?:\r?\n)?)+)\Z", r"\1", text_of(text, at))
     parts: list[Part] = []
     for number, piece in enumerate(re.split(rf"({place})(?:\r?\n)?", text)):
         if number % 2:

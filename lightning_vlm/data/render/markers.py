@@ -8,7 +8,7 @@ ANSWER = ("\ue004", "\ue005")
 """Where an answer begins and ends."""
 DEFINITION = ("\ue006", "\ue007")
 """Where something about tools that the template writes begins and ends."""
-_MARKER = re.compile("\ue000(\\d+)\ue001|\ue002(.*?)\ue003|([\ue004-\ue007])", re.DOTALL)
+_MARKER = re.compile("\ue000([0-9]{1,9})\ue001|\ue002([^\ue002\ue003]*)\ue003|([\ue004-\ue007])")
 """The place of a text, or a picture or video."""
 
 

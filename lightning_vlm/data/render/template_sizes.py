@@ -8,7 +8,9 @@ _MOST_BITS = 100_000
 """How many bits a whole number may have that an operator makes."""
 _LONG_NUMBER = re.compile(r"\d{7,}")
 """A width in a format that would turn a few characters into millions."""
-_WIDTH_AS_VALUE = {"%": re.compile(r"\*"), "{": re.compile(r":[^{}]*\{")}
+_MOST_DIGITS = 100
+"""Longer numbers aren't read, as Python refuses the longest ones."""
+_WIDTH_AS_VALUE = {"%": re.compile(r"\*"), "{": re.compile(r":[^{}:]*\{")}
 """Where a format takes a width from the values, for each of the signs that begin a place in a format."""
 _SHALLOW = re.compile(
     "attr|batch|count|d|default|dictsort|first|groupby|items|last|length|list|map|max|min|reject|rejectattr|"
@@ -140,7 +142,7 @@ def _size_of_format(most: int, form: Any, values: Any, sign: str) -> int:
     places = text.count(sign) + 1
     size = len(text) + places * size_of(values, most)
     long_numbers = _LONG_NUMBER.findall(text)
-    widths = [int(number) for number in long_numbers[:100]]
+    widths = [int(number) if len(number) < _MOST_DIGITS else most + 1 for number in long_numbers]
     if _WIDTH_AS_VALUE[sign].search(text):
         if not isinstance(values, Sequence):
             values = [values]

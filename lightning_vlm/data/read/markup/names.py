@@ -12,6 +12,7 @@ from lightning_vlm.data.read.reading import Location
 from lightning_vlm.data.read.row_media import COLUMNS, PICTURES
 from lightning_vlm.data.read.turns import Turn
 from lightning_vlm.data.read.words import quote
+from lightning_vlm.nearest import shorten
 
 _NAMED = re.compile(
     r"<image(?:\s+id\s*=\s*(?:'(?P<single>[^'<>]+)'|\"(?P<double>[^\"<>]+)\"|(?P<bare>[^\s'\"<>/]+))\s*/?"
@@ -111,11 +112,11 @@ def _ordered(value: Any, order: list[str], at: Location) -> Any:
     if not all(name.isdecimal() for name in order):
         return value
     value = value if isinstance(value, list) else [value]
-    places = [int(name) - 1 for name in order]
-    wrong = next((place for place in places if not 0 <= place < len(value)), None)
+    wrong = next((name for name in order if len(name) > 9 or not 1 <= int(name) <= len(value)), None)
     if wrong is not None:
-        found = f"'<image {wrong + 1}>', but {len(value)} picture(s)"
+        found = f"'<image {shorten(wrong, 20)[1:-1]}>', but {len(value)} picture(s)"
         raise at.error(found, "the number of a picture, from 1")
+    places = [int(name) - 1 for name in order]
     if len(places) < len(value):  # its place is missed when pictures are counted
         return value
     return [value[place] for place in places]

@@ -4,10 +4,13 @@ import itertools
 import re
 from collections.abc import Sequence
 
-NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
-"""A number, also one that no box may have, so that it is refused and not taken for a word."""
-_NUMBERS = rf"\s*{NUMBER}(?:[\s,]+{NUMBER})*\s*,?\s*"
-_GROUP = re.compile(rf"[\[({{]?({_NUMBERS})[\])}}]?", re.IGNORECASE)
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+"""A number, also one that no box may have, so that it is refused and not taken for a word.
+
+Digits belong to it in one way alone, as patterns of several numbers would otherwise try every way of each.
+"""
+_NUMBERS = rf"{NUMBER}(?:[\s,]+{NUMBER})*\s*(?:,\s*)?"
+_GROUP = re.compile(rf"(?:[\[({{]\s*)?({_NUMBERS})[\])}}]?", re.IGNORECASE)
 _ONE = re.compile(NUMBER, re.IGNORECASE)
 _AROUND = re.compile(r"[\s,;\[\](){}]*")
 

@@ -20,7 +20,7 @@ from lightning_vlm.data.read.words import describe
 BOX, REF = "<bbox>", "<ref-object>"
 """What stands for the next box, and for the next name."""
 _PLACES = re.compile(rf"(?:({REF})\s*)?((?:{BOX})+)|{REF}")
-_IN_JSON = re.compile(rf'":\s*\[?\s*{BOX}')
+_IN_JSON = re.compile(rf'":\s*(?:\[\s*)?{BOX}')
 _IS_TEXT = "'<bbox>' and '<ref-object>' are ordinary text in rows without 'objects'"
 _TYPES = {"real": BoxFormat("pixels"), "norm1": BoxFormat("fractions"), "norm1000": BoxFormat("0-1000")}
 

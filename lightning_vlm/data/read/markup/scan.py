@@ -60,11 +60,11 @@ _START = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_OPEN = re.compile(rf"<(?:{'|'.join(_TAGS)}|\|(?:{'|'.join(_TAGS)})\|)>\s*[\[(]*\s*\d", re.IGNORECASE)
+_OPEN = re.compile(rf"<(?:{'|'.join(_TAGS)}|\|(?:{'|'.join(_TAGS)})\|)>\s*(?:[\[(]+\s*)?\d", re.IGNORECASE)
 _ATTEMPTS = 200
 """How often JSON that is none is looked into in a text, which takes long in some."""
 _THOUSANDTHS = BoxFormat("0-1000")
-_ATTRIBUTE = re.compile(r"([xy]\d*|alt|coords)\s*=\s*\"([^\"]*)\"")
+_ATTRIBUTE = re.compile(r"([xy][0-9]*|alt|coords)\s*=\s*\"([^\"]*)\"")
 _ENTITY = "words between '<click>' and '</click>' are read as a key entity"
 _NO_NUMBERS = "'<{}>' without numbers stays words"
 _NOT_CLOSED = "tags of boxes with numbers that aren't closed stay words"
@@ -149,6 +149,8 @@ class _Scan:
     def _json_in_marks(self, match: re.Match[str]) -> Piece | None:
         """The boxes of JSON between the marks of an answer, as GLM-4.xV writes it."""
         read = json_boxes.read_json(self._text, match.start("within"), self._at, self._known)
+        if read is None:
+            self._attempts -= 1
         if read is None or read.piece is None or self._text[read.stop : match.end("within")].strip():
             return None
         return Piece(match.start(), match.end(), read.piece.parts)
@@ -241,8 +243,10 @@ def _points_of_pictures(coords: str, label: str | None) -> list[Shape]:
     return shapes
 
 
-def _order(number: str) -> int:
-    return int(number or 0)
+def _order(number: str) -> tuple[int, str]:
+    """Orders whole numbers by their size, also those of more digits than Python reads."""
+    digits = number.lstrip("0")
+    return len(digits), digits
 
 
 def _lists(match: re.Match[str], at: Location, label: str | None) -> list[Part] | None:
