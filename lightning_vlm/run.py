@@ -48,6 +48,7 @@ from lightning_vlm.outputs.saved_config import SaveConfig
 from lightning_vlm.outputs.score_report import ScoreReport
 from lightning_vlm.outputs.summary import FitSummary
 from lightning_vlm.outputs.tracked_run import resume_run
+from lightning_vlm.outputs.tracker_faults import go_on_without
 from lightning_vlm.outputs.trackio_logger import TrackioLogger  # noqa: F401  # likewise
 from lightning_vlm.parser import Parser, check_words, value_of
 from lightning_vlm.terminal import short_path
@@ -80,9 +81,7 @@ class VLMCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The commands, and which arguments of their methods aren't keys."""
         ours = {
-            "lint": {"model", "datamodule"},
-            "preview": {"model", "datamodule"},
-            "plan": {"model", "datamodule"},
+            **{name: {"model", "datamodule"} for name in ("lint", "preview", "plan")},
             # The command has no use for answers in memory.
             "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
         }
@@ -175,6 +174,7 @@ class VLMCLI(LightningCLI):
         if checkpoint == "best":
             _find_best(trainer)
         if self.subcommand == "fit":
+            go_on_without(trainer.loggers)
             if not any(isinstance(callback, RunReport) for callback in callbacks):
                 callbacks.append(RunReport())
             if not any(isinstance(callback, ThroughputMonitor) for callback in callbacks):

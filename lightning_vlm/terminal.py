@@ -40,8 +40,11 @@ def _is_control(character: str) -> bool:
 
 def short_path(path: str | Path) -> str:
     """A path from the working directory if it lies below it, else the whole path."""
-    absolute = os.path.abspath(path)
-    below = os.path.relpath(absolute)
+    try:
+        absolute = os.path.abspath(path)
+        below = os.path.relpath(absolute)
+    except FileNotFoundError:  # the working directory has been deleted
+        return str(path)
     return absolute if below.startswith("..") else below
 
 

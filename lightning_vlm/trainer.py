@@ -19,6 +19,7 @@ from lightning_vlm.inspect.scan import scan_data
 from lightning_vlm.lint import command as lint_command
 from lightning_vlm.lint.files import How
 from lightning_vlm.module import VLMModule
+from lightning_vlm.outputs.writable import require_writable
 
 
 class VLMTrainer(Trainer):
@@ -155,6 +156,7 @@ class VLMTrainer(Trainer):
         callbacks = self.callbacks  # type: ignore[attr-defined]
         schedules = [callback for callback in callbacks if isinstance(callback, TokenWeightSchedule)]
         schedule = schedules[0] if schedules else None
+        require_writable("out", out)
         if gain:
             load(model, ckpt_path)
         preview = scan_data(model, datamodule, samples, scan, schedule, progress, gain)

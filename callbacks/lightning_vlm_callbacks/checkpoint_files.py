@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
 from lightning_vlm_callbacks.whole_files import UNFINISHED, naming, refusal, written_whole
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "WholeCheckpointIO",
     "damage_of",
+    "in_words",
     "newest_first",
     "newness",
     "or_else",
@@ -126,6 +128,18 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def in_words(error: BaseException | None) -> str:
+    """An error in a line; empty without one. torch's own puts the tracebacks of all ranks together."""
+    if isinstance(error, CheckpointException):
+        rank, (inner, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {type(inner).__name__}: {inner}"
+    if isinstance(error, CheckpointError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return refusal(error)
+    return "" if error is None else f"{type(error).__name__}: {error}"
 
 
 def damage_of(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -130,6 +130,8 @@ def builds_in_setup(module: LightningModule) -> bool:
 def _settle(trainer: Trainer, dirpath: str | Path | None) -> Path:
     folder = _where(trainer, dirpath)
     if trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return folder
+    if trainer.state.status != TrainerStatus.RUNNING:  # it has ended, and so has its lock
         return folder
     claims = _claims.get(trainer)
     if claims is None:

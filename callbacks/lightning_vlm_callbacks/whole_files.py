@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "naming", "refusal", "write_whole", "written_whole"]
+__all__ = ["UNFINISHED", "check_writable", "naming", "refusal", "write_whole", "written_whole"]
 
 UNFINISHED = ".unfinished-"
 """The prefix of names of unfinished files, which no search for checkpoints matches."""
@@ -75,6 +75,30 @@ def naming(path: str | Path) -> Iterator[None]:
         if error.errno is None or error.filename == str(path):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out whether a file can be written, before the work whose result it is; nothing is written.
+
+    Args:
+        path: The file. Its folder needn't be there.
+
+    Raises:
+        OSError: It can't; its `filename` is `path`.
+    """
+    path = path.expanduser().absolute()
+    there = next(one for one in (path, *path.parents) if one.exists())
+    reason = 0
+    if there == path and path.is_dir():
+        reason = errno.EISDIR
+    elif there != path and not there.is_dir():
+        reason = errno.ENOTDIR
+    elif hasattr(os, "statvfs") and os.statvfs(there).f_flag & os.ST_RDONLY and not path.is_char_device():
+        reason = errno.EROFS
+    elif not os.access(there, os.W_OK | os.X_OK if there != path else os.W_OK):
+        reason = errno.EACCES
+    if reason:
+        raise OSError(reason, os.strerror(reason), str(path))
 
 
 def refusal(error: OSError) -> str:

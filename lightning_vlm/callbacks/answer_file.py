@@ -13,6 +13,7 @@ from lightning_vlm_callbacks.whole_files import naming, written_whole
 from lightning_vlm.callbacks.answer_progress import Progress
 from lightning_vlm.callbacks.answer_rows import holds_answers, line_of
 from lightning_vlm.errors import UserError
+from lightning_vlm.outputs.writable import require_writable
 
 try:
     import fcntl
@@ -59,7 +60,8 @@ class AnswerFile:
         """Find out before a model is loaded whether the file can be written.
 
         Raises:
-            UserError: The path is a folder, a file that holds no answers, or can't be written to.
+            UserError: The path is a folder, a file that holds no answers, can't be written to, or is being
+                written by another run.
         """
         if self.path.is_dir():
             raise UserError(f"out: found the folder {self.path}; expected the name of a file in it")
@@ -67,12 +69,15 @@ class AnswerFile:
             raise UserError(
                 f"out: found {self.path}, which isn't a file of answers and stays as it is; name another file"
             )
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out: can't make the folder {self.path.parent} ({error.strerror})") from error
-        if not os.access(self.path.parent, os.W_OK):
-            raise UserError(f"out: found the folder {self.path.parent}, which can't be written to")
+        require_writable("out", self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_another_run()
+
+    def _refuse_another_run(self) -> None:
+        if self.is_writing():
+            raise UserError(
+                f"out: another run is writing {self.here}; wait until it ends, or name another file"
+            )
 
     def set_aside(self) -> Path | None:
         """Rename the answers of an earlier run, those in parts too if it was stopped.
@@ -83,6 +88,7 @@ class AnswerFile:
         stem, suffix = self.path.stem, self.path.suffix
         parts = self.path.parent.glob(f"{glob.escape(stem)}.rank-*{glob.escape(suffix)}")
         old = [path for path in (self.path, *sorted(parts)) if path.exists()]
+        self._refuse_another_run()
         for path in old:
             Progress(path).delete()
         if not old:

@@ -50,8 +50,6 @@ class AnswerStore:
             return Unfinished(False)
         before, steps = found
         differs = changes(before, facts)
-        if not differs and self.answers.is_writing():
-            differs = ["another process is still writing"]
         return Unfinished(True, len(self._whole(steps)), tuple(differs))
 
     def _whole(self, steps: Sequence[Step]) -> list[Step]:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lightning_vlm.data.system_prompts import system_prompts_of
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.models.loading.quantize import Quantization
+from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.parser import Parser
 from lightning_vlm.terminal import print_line, short_path, visible
 
@@ -57,7 +57,7 @@ def run(words: Sequence[str]) -> None:
     loading = Loading(given.name_or_path, given.trust_remote_code, given.family, given.batch_size)
     models = []
     for number, entrant in enumerate(entrants, 1):
-        is_file = os.path.exists(entrant.path)
+        is_file = Path(entrant.path).exists()
         where = short_path(entrant.path) if is_file else entrant.path
         print_line(f"{number} of {len(entrants)}", visible(f"{entrant.label} ({where})"))
         models.append(_answered(entrant, sets, settings, loading, given.common))
@@ -132,12 +132,8 @@ def _check_can_write(given: Any) -> None:
         path = Path(value)
         if path.is_dir():
             raise UserError(f"--{name}: found the folder {path}; expected the name of a file")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--{name}: can't make the folder {path.parent} ({error.strerror})") from error
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(f"--{name}: found the folder {path.parent}, which can't be written to")
+        require_writable(f"--{name}", path)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _show(comparison: Comparison, given: Any) -> None:

@@ -62,11 +62,22 @@ def fetch(
         reason = " ".join(str(error).split()) or type(error).__name__
         expected = f"a {what} of at most {largest >> 20} MiB that the server sends"
         raise DataError(source, key, f"the URL {shown} ({reason[:200]})", expected) from None
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, kept)  # atomic, as other processes may fetch the same file
+    with suppress(OSError):  # what can't be kept, as on a full disk, is fetched again
+        _keep(kept, data)
     return data
+
+
+def _keep(kept: Path, data: bytes) -> None:
+    """Write a file at once, as other processes may fetch the same one."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    file = tempfile.NamedTemporaryFile(dir=kept.parent, delete=False)  # noqa: SIM115  # closed below
+    try:
+        with file:
+            file.write(data)
+        os.replace(file.name, kept)
+    except OSError:
+        os.unlink(file.name)
+        raise
 
 
 def _cache_folder() -> Path:

@@ -32,6 +32,7 @@ from lightning_vlm.export.verification import require_same, verify
 from lightning_vlm.export.write import PICTURES, Written, write
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.shipped import SHIPPED
+from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.parser import Parser
 from lightning_vlm.terminal import short_path
 
@@ -120,6 +121,7 @@ def _check_options(given: Any, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         found = "a folder with files" if out.is_dir() else "a file"
         raise UserError(f"out: found {found} at {out}; name a new folder")
+    require_writable("out", out / "config.json" if out.exists() else out)
     if given.check_quantized is not None:
         if given.adapter_only:
             raise UserError(

@@ -10,6 +10,7 @@ from lightning_vlm.lint import page, terminal
 from lightning_vlm.lint.files import How, fix, write_json
 from lightning_vlm.lint.run import SPLITS, lint
 from lightning_vlm.module import VLMModule
+from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.terminal import short_path
 
 
@@ -41,6 +42,10 @@ def run(
     Raises:
         UserError: There are errors, or with `strict` warnings; or a file can't be written.
     """
+    files = {"out": out, "json": json, "skip_list": skip_list if fix_how else None}
+    for name, file in files.items():
+        if file is not None:
+            require_writable(name, file)
     report = lint(module, data, workers)
     console = Console()
     terminal.show(report, console)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.planning.planned import Planned
 from lightning_vlm.planning.terminal import choice_lines
 from lightning_vlm.training.memory.decide import gib
@@ -37,6 +38,7 @@ def check_out(out: str) -> Path:
         raise UserError(f"out: found {file}, which is there already; name a new file")
     if not file.parent.is_dir():
         raise UserError(f"out: found no folder {file.parent}; make it, or name another")
+    require_writable("out", file)
     return file
 
 

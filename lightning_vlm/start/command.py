@@ -13,6 +13,7 @@ from rich.console import Console
 from lightning_vlm.data.conversation import Conversations
 from lightning_vlm.data.read.folders import is_saved, split_of, text_files
 from lightning_vlm.errors import UserError
+from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.parser import Parser
 from lightning_vlm.planning import Choice, choose
 from lightning_vlm.planning.sizes import read_memory
@@ -42,6 +43,7 @@ def run(words: Sequence[str]) -> None:
     given = parser().parse_args(list(words))
     memory = None if given.memory is None else read_memory(given.memory)
     out = Path(given.out or _name_for(given.DATA))
+    require_writable("out", out)
     console = Console(stderr=True)
     made: dict[Path, str] = {}
     with console.status("looking at the data"):

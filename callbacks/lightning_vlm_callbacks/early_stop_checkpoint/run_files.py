@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lightning_vlm_callbacks.checkpoint_files import CheckpointError
+from lightning_vlm_callbacks.checkpoint_files import CheckpointError, in_words
 from lightning_vlm_callbacks.early_stop_checkpoint.background import Background
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     BEST,
@@ -22,7 +22,6 @@ from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import (
     step_of,
 )
 from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import JOB, slurm_job
-from lightning_vlm_callbacks.whole_files import refusal
 
 __all__ = ["RunFiles"]
 
@@ -52,9 +51,7 @@ class RunFiles:
 
     def path_of(self, name: str | None) -> str:
         """The path of a checkpoint; empty if there is none."""
-        if self.folder is None or not name:
-            return ""
-        return str(self.folder.path / name)
+        return "" if self.folder is None or not name else str(self.folder.path / name)
 
     # Begin
 
@@ -117,6 +114,15 @@ class RunFiles:
         here = [name for name in kept.files if (self.folder.path / name).exists()]
         return kept.only(trainer.strategy.broadcast(here))
 
+    def _without_gone(self, trainer: Trainer) -> Kept:
+        """What is kept, without what someone has deleted meanwhile."""
+        assert self.folder is not None
+        kept = self._still_there(trainer, self.kept)
+        gone = [name for name in self.kept.files if name not in kept.files]
+        if gone:
+            rank_zero_warn(f"EarlyStopCheckpoint: gone from {self.folder.path}: {', '.join(gone)}")
+        return kept
+
     # Save
 
     def save(
@@ -126,7 +132,7 @@ class RunFiles:
         assert self.folder is not None
         self.wait(trainer)
         name = self._name(step)
-        before = self.kept
+        before = self._without_gone(trainer)
         is_new = name not in before.files
         self.kept = before.add(name, best, periodic)  # which the checkpoint itself holds, too
         try:
@@ -158,6 +164,7 @@ class RunFiles:
         assert self.folder is not None
         self.wait(trainer)
         name = self._name(step)
+        self.kept = self._without_gone(trainer)
         if name in self.kept.files:  # only the links change
             self.save(trainer, step, best, periodic, lambda trainer, file: None)
             return
@@ -168,8 +175,8 @@ class RunFiles:
         except BaseException:
             self.kept = self._before
             raise
-        folder = self.folder if trainer.is_global_zero else None
-        self._background.start(partial(self._write_and_publish, write, folder, name, kept))
+        mine = self.folder if trainer.is_global_zero else None
+        self._background.start(partial(self._write_and_publish, write, mine, name, kept))
         self.kept = kept.prune(self._keep_periodic)
 
     def _write_and_publish(
@@ -272,7 +279,7 @@ class RunFiles:
         with suppress(OSError):
             if trainer.is_global_zero:
                 self.folder.clear_unfinished()
-        found = _in_words(error)
+        found = in_words(error)
         if together and trainer.world_size > 1:
             every = [""] * trainer.world_size
             torch.distributed.all_gather_object(every, found)
@@ -283,15 +290,3 @@ class RunFiles:
         raise CheckpointError(
             f"EarlyStopCheckpoint could not save step {step} in {self.folder.path}: {found}; {before}"
         ) from error
-
-
-def _in_words(error: BaseException | None) -> str:
-    """An error in a line; empty without one. torch's own puts the tracebacks of all ranks together."""
-    if isinstance(error, CheckpointException):
-        rank, (inner, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {type(inner).__name__}: {inner}"
-    if isinstance(error, CheckpointError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError):
-        return refusal(error)
-    return "" if error is None else f"{type(error).__name__}: {error}"

@@ -29,12 +29,12 @@ def draw_report(record: Path, *, announce: bool = True) -> list[Path]:
     Returns:
         The page and the pictures; nothing if there was nothing to draw.
     """
-    history = read_history(record)
-    if not history.curves:
-        rank_zero_info(f"RunReport: nothing was logged, so there is no {PAGE}; events are in {record}")
-        return []
     page = record.with_name(PAGE)
     try:
+        history = read_history(record)
+        if not history.curves:
+            rank_zero_info(f"RunReport: nothing was logged, so there is no {PAGE}; events are in {record}")
+            return []
         write_whole(page, report_page(history, str(Path(*record.absolute().parent.parts[-3:]))))
         pictures = _draw_pictures(record.with_name(PICTURES), history)
     except Exception as error:

@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from lightning_vlm_callbacks.whole_files import FULL, refusal
+
 from lightning_vlm.data.read.limits import copy_unpacked
-from lightning_vlm.errors import DataError
+from lightning_vlm.errors import DataError, UserError
 from lightning_vlm.nearest import did_you_mean
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -173,5 +175,8 @@ def _unpacked(path: str, changed: int, name: str) -> str:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         clean()
+        if isinstance(error, OSError) and error.errno in FULL:
+            full = refusal(OSError(error.errno, error.strerror, str(copy)))
+            raise UserError(f"{name}: no room to unpack it: {full}; set TMPDIR, or unpack it") from error
         raise DataError(name, "", f"a broken gzip file ({error})", "a whole .gz file") from None
     return str(copy)

@@ -53,8 +53,10 @@ def check_folders(trainer: Trainer, checkpoint: int | None) -> Iterator[Found]:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             why = "permission denied" if there.is_dir() else "found a file where a folder is needed"
+            if there.is_dir() and os.statvfs(there).f_flag & os.ST_RDONLY:
+                why = "the disk is read-only"
             raise UserError(
-                f"trainer: {why} at {short_path(there)}, for this run's files; change the logger's save_dir, "
+                f"trainer: {why} at {_name(there)}, for this run's files; change the logger's save_dir, "
                 "the checkpoint's dirpath or trainer.default_root_dir"
             )
         free = shutil.disk_usage(there).free
