@@ -86,7 +86,7 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: It can't; its `filename` is `path`.
     """
-    path = path.expanduser().absolute()
+    given, path = path, path.absolute()
     there = next(one for one in (path, *path.parents) if one.exists())
     reason = 0
     if there == path and path.is_dir():
@@ -98,7 +98,7 @@ def check_writable(path: Path) -> None:
     elif not os.access(there, os.W_OK | os.X_OK if there != path else os.W_OK):
         reason = errno.EACCES
     if reason:
-        raise OSError(reason, os.strerror(reason), str(path))
+        raise OSError(reason, os.strerror(reason), str(given))
 
 
 def refusal(error: OSError) -> str:
