@@ -73,7 +73,7 @@ def run(words: Sequence[str]) -> None:
             f"push: adapters need a base model that others can load, and {base} is on this machine; leave "
             f"{ADAPTER_ONLY} out, or name the base on the hub with --name_or_path"
         )
-    with _folder_beside(out) as folder:
+    with folder_beside(out) as folder:
         with console.status("writing"):
             written = write(trained, folder, request)
         architecture, tower = _kind_of(trained.module.model)
@@ -150,7 +150,7 @@ def _show(console: Console, out: Path, written: Written, off: float) -> None:
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def folder_beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place if all goes well, and is gone if not."""
     try:
         with naming(out):

@@ -1,5 +1,6 @@
 """A run goes on where one of its trackers can no longer write."""
 
+import os
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ def go_on_without(loggers: Iterable[Logger]) -> None:
 
 def _attempt(logger: Logger, name: str, *given: Any, **more: Any) -> Any:
     try:
-        with naming(getattr(logger, "log_dir", None) or logger.save_dir or type(logger).__name__):
+        with naming(os.path.abspath(getattr(logger, "log_dir", None) or logger.save_dir or "")):
             return getattr(type(logger), name)(logger, *given, **more)
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError):

@@ -6,7 +6,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import _newest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_vlm_callbacks.early_stop_checkpoint.previous_runs import newest_of
 from lightning_vlm_callbacks.folder_lock import NAME, FolderLock
 from lightning_vlm_callbacks.whole_files import check_writable
 
@@ -15,9 +16,9 @@ from lightning_vlm.callbacks.answer_progress import Progress, Step
 from lightning_vlm.callbacks.answer_store import unfinished_beside
 from lightning_vlm.data.skip_list import SkipList, write_skip_list
 from lightning_vlm.errors import UserError
-from lightning_vlm.export.command import _folder_beside
+from lightning_vlm.export.command import folder_beside
 from lightning_vlm.failures.describe import explain
-from lightning_vlm.failures.interrupt import _saved
+from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.outputs.tracker_faults import go_on_without
 from tools.reliability import fault_runs
 from tools.reliability.damaged import damaged_last, deleted
@@ -92,13 +93,13 @@ def test_what_killed_exports_leave(tmp_path):
     foreign.mkdir()
     process = other_process(lambda: FolderLock(left))
     try:
-        with pytest.raises(UserError, match="another export is writing"), _folder_beside(out):
+        with pytest.raises(UserError, match="another export is writing"), folder_beside(out):
             pass
     finally:
         process.kill()
         process.join()
     assert (left / NAME).exists()
-    with _folder_beside(out) as folder:
+    with folder_beside(out) as folder:
         (folder / "pictures").mkdir()
         (folder / "config.json").write_text("{}")
     assert sorted(os.listdir(tmp_path)) == [".model-12345678", "model"]
@@ -112,7 +113,7 @@ def test_clocks_that_were_set_back(tmp_path):
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints/latest.ckpt").write_text("")
     os.utime(runs[0] / "checkpoints/latest.ckpt", (4e9, 4e9))
-    assert _newest(runs, "latest.ckpt") == runs[1] / "checkpoints/latest.ckpt"
+    assert newest_of(runs, "latest.ckpt") == runs[1] / "checkpoints/latest.ckpt"
 
     steps = [Step((1,), (0,), (number,), (), {}) for number in range(3)]
     for run, count in zip(runs, (1, 3), strict=True):
@@ -128,7 +129,7 @@ def test_clocks_that_were_set_back(tmp_path):
     os.utime(older, (4e9, 4e9))
     keeper = SimpleNamespace(best_model_path=str(older), last_model_path=str(newer))
     trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), global_step=10, checkpoint_callbacks=[keeper])
-    assert f"the newest checkpoint is {newer}" in _saved("SIGTERM", trainer)
+    assert f"the newest checkpoint is {newer}" in str(interruption(SIGTERMException(), trainer))
 
 
 def test_a_tracker_that_cannot_write():

@@ -13,7 +13,7 @@ from lightning_vlm_callbacks.checkpoint_files import CheckpointError, or_else
 from lightning_vlm_callbacks.early_stop_checkpoint.checkpoint_folder import LATEST
 from lightning_vlm_callbacks.folder_lock import is_locked
 
-__all__ = ["JOB", "find_checkpoint", "slurm_job"]
+__all__ = ["JOB", "find_checkpoint", "newest_of", "slurm_job"]
 
 JOB = ".slurm-job"
 """The file beside checkpoints that says which SLURM job has written them."""
@@ -41,11 +41,16 @@ def find_checkpoint(trainer: Trainer, dirpath: str | Path | None, link: str) -> 
     own, others = _folders(trainer)
     if own is not None:
         return _target(own / "checkpoints" / link)
-    return _newest(others, link)
+    return newest_of(others, link)
 
 
-def _newest(folders: Sequence[Path], link: str) -> Path | None:
-    """What the newest of several runs' links points at."""
+def newest_of(folders: Sequence[Path], link: str) -> Path | None:
+    """What the newest of several runs' links points at.
+
+    Args:
+        folders: Of the runs.
+        link: The name of the link.
+    """
     paths = [folder / "checkpoints" / link for folder in folders if not is_locked(folder)]
     links = [path for path in paths if path.exists()]
     job = slurm_job()
