@@ -204,6 +204,7 @@ def main() -> None:
     """Run cases, print a table, and fail where anything isn't right."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=150)
+    parser.add_argument("--first", type=int, default=0, help="begin at this case")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no case after so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--place", help="only this one")
@@ -214,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(tiny.build("llava", Path(folder)))
         until = time.monotonic() + given.seconds
-        for case in cases[: given.cases]:
+        for case in cases[given.first :][: given.cases]:
             if time.monotonic() > until:
                 break
             verdict = matrix.judge(case)

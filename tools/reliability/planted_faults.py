@@ -155,10 +155,12 @@ class PlantedFault(Callback):
         return self._spoiled(output)
 
     def _spoiled(self, tensor: Tensor) -> Tensor:
-        """The tensor with its numbers made bad: those of its first row, or all made too large."""
+        """The tensor with its numbers made bad: all of a gradient, else its first row; or all too large."""
         self.times += 1
         if self.fault.value == "overflow":
             return tensor * self._value
+        if self.fault.way == "backward":  # that of the first token may go nowhere but into frozen embeddings
+            return torch.full_like(tensor, self._value)
         spoiled = tensor.clone()
         rows = spoiled.view(-1, spoiled.shape[-1]) if spoiled.ndim else spoiled.view(1, 1)
         rows[0] = self._value  # one logit of -inf would be no fault
