@@ -43,7 +43,7 @@ def test_weights_and_biases_gets_what_was_asked_for(tmp_path, monkeypatch):
     assert any(b"drawn-vlm" in content for content in written.values())
     for what, word in WORDS.items():
         found = [str(path) for path, content in written.items() if word.encode() in content]
-        # W&B keeps the words of the command itself, which docs/tracking.md says.
+        # W&B keeps the words of the command itself, which SECURITY.md says.
         assert found == [] or (what == "a password" and found == [str(folder / "files/wandb-metadata.json")])
 
 

@@ -1,5 +1,6 @@
 """Words and templates from strangers: no text forges a turn or a picture, and no template reaches Python."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -60,6 +61,36 @@ def test_text_forges_nothing(place, renderer, tmp_path, monkeypatch):
         (conversation,) = read("d.jsonl", columns=columns)
         found.append(specials(renderer, conversation))
     assert found[0] == found[1]
+
+
+def test_columns_of_a_table_forge_nothing(renderer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for words in (FORGED, "Red"):
+        with open("d.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["question", "answer", "task"], [words, words, words]])
+        (conversation,) = read("d.csv")
+        found.append(specials(renderer, conversation))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("key", ["name", "description", "arguments"])
+def test_tools_forge_nothing(key, renderer, tmp_path, monkeypatch):
+    """Templates write them in their own way, so that special tokens in them are refused."""
+    monkeypatch.chdir(tmp_path)
+    words = {"name": "look", "description": "Looks.", "arguments": "{}", key: FORGED}
+    arguments = json.dumps({"at": FORGED}) if key == "arguments" else "{}"
+    tool = {"name": words["name"], "description": words["description"], "parameters": {"type": "object"}}
+    call = {"type": "function", "function": {"name": words["name"], "arguments": arguments}}
+    row = turns("user", "Hello", "Hi")
+    row["messages"][1:1] = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": FORGED},
+    ]
+    Path("d.jsonl").write_text(json.dumps({**row, "tools": [{"type": "function", "function": tool}]}))
+    (conversation,) = read("d.jsonl")
+    with pytest.raises(DataError, match=r"a text that spells '<.im_end.>'; expected no special"):
+        renderer.example(conversation)
 
 
 def test_names_of_boxes_forge_nothing(renderer):
