@@ -102,6 +102,21 @@ def test_answers(tmp_path):
     assert "<script>alert(1)</script>" in check(page)
 
 
+def test_a_comparison_of_answers(tmp_path, monkeypatch):
+    """Two files of answers, as strangers may send them."""
+    monkeypatch.chdir(tmp_path)
+    for name, answer in (("one", EVIL), ("two", "Red")):
+        lines = [
+            {"source": f"{EVIL}:{number}", "task": EVIL[:60], "prompt": EVIL, "answer": answer}
+            | {"reference": EVIL, "scores": {"exact_match": float(name == "one")}, "images": [FILE]}
+            | {"reasoning": None, "boxes": None, "unread": None, "candidates": None, "videos": []}
+            for number in range(8)
+        ]
+        Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["compare", "one.jsonl", "two.jsonl", "--out", "page.html"]) == 0
+    assert "<script>alert(1)</script>" in check("page.html")
+
+
 def test_the_report_of_a_run(tmp_path):
     """Names of metrics have those of tasks in them."""
     record = tmp_path / "<script>alert(3)</script>" / "report.jsonl"
