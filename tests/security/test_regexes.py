@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from lightning_vlm.chat.line import paths, pieces
-from lightning_vlm.data.conversation import Message, Text
 from lightning_vlm.data.read.markup import tokens
 from lightning_vlm.data.read.markup.numbers import groups_in
 from lightning_vlm.data.read.markup.objects import BOX
@@ -27,7 +26,7 @@ from lightning_vlm.metrics.short_answers import anls
 from lightning_vlm.migrate.shell import read_script
 from lightning_vlm.migrate.theirs import plain
 from lightning_vlm.outputs.secrets import without_credentials
-from lightning_vlm.start.survey import _kinds
+from lightning_vlm.start.survey import survey
 
 SECONDS = 4
 N = 200_000
@@ -64,9 +63,10 @@ def turn(text, **more):
         return
 
 
-def kind_of(answer, asked=""):
-    """What `init` finds of an answer."""
-    return _kinds(Message("assistant", (Text(answer),)), answer, asked)
+def look(question, answer):
+    """What `init` does with a row."""
+    Path("d.jsonl").write_text(json.dumps({"question": question, "answer": answer}))
+    survey(read("d.jsonl"))
 
 
 EIGHTH = N // 8
@@ -93,8 +93,8 @@ ATTACKS = {
     "options": lambda: letter_of("option " * EIGHTH),
     "answers": lambda: letter_of("answer a " * EIGHTH),
     "a long right answer": lambda: anls("a" * 1000, ["b" * 100 * N]),
-    "lines in a question": lambda: kind_of("B", "\n" * N),
-    "digits in an answer": lambda: kind_of("1" * N + "x"),
+    "lines in a question": lambda: look("a" + "\n" * N + "a", "B"),
+    "digits in an answer": lambda: look("a", "1" * N + "x"),
     "a line in a chat": lambda: pieces("a" * N),
     "a path in a chat": lambda: pieces("a.pngx" * EIGHTH + ".png"),
     "escapes in a chat": lambda: pieces("\\a" * N),
