@@ -255,7 +255,7 @@ def zero_loss(parameters: Iterable[nn.Parameter]) -> Tensor:
     """A zero whose backward reaches all parameters that train, so that DDP waits for none of them."""
     # One value of each: a sum over all could overflow, and 0 times infinity is NaN.
     firsts = [parameter.flatten()[0].float() for parameter in parameters if parameter.requires_grad]
-    return 0 * torch.stack(firsts).sum()
+    return 0 * torch.stack(firsts).sum() if firsts else torch.zeros(())
 
 
 def has_pictures(batch: Batch) -> bool:

@@ -11,9 +11,16 @@ from tests.support.sharded import Fit, distance, run_fit
 from tools.reliability.sharded import mixed
 
 FULL = {"language": "full", "projector": "full"}
+TIED = {
+    "language.layers": {"lora": {"r": 2, "dora": True}},
+    "model.language_model.embed_tokens": "full",  # the head, too
+}
 
 
-@pytest.mark.parametrize(("family", "adapt"), [("llava", "lora"), ("qwen2_vl", FULL)])
+@pytest.mark.parametrize(
+    ("family", "adapt"),
+    [("llava", "lora"), ("qwen2_vl", FULL), ("llava_onevision", TIED), ("qwen3_vl_moe", "lora")],
+)
 def test_the_update_is_that_of_one_process(folder, family, adapt):
     fit = Fit(folder(family), family, adapt)
     (alone,) = call_on_ranks(run_fit, 1, fit, ranks=1)
@@ -23,12 +30,27 @@ def test_the_update_is_that_of_one_process(folder, family, adapt):
             assert found["logged"][name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_batches_of_text_alone_keep_processes_in_step(folder):
-    """A process without pictures gathers and sends the same weights as the others; a hang ends the test."""
-    fit = Fit(folder("llava"), "llava", "lora", steps=2, source=OfList(mixed(pictures=10, texts=6)))
+@pytest.mark.parametrize("adapt", ["lora", {"language": {"lora": {"r": 2, "rslora": True}}}])
+def test_batches_of_text_alone_keep_processes_in_step(folder, adapt):
+    """A process without pictures gathers and sends the same weights as the others; a hang ends the test.
+
+    With the second plan nothing trains outside of the blocks.
+    """
+    fit = Fit(folder("llava"), "llava", adapt, steps=2, source=OfList(mixed(pictures=10, texts=6)))
     (alone,) = call_on_ranks(run_fit, 1, fit, ranks=1)
     for found in call_on_ranks(run_fit, 2, fit):
         assert distance(found["weights"], alone["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_differs_by_its_rounding(folder, precision):
+    """By no more than micro-batches half as large change the update of one process, twice."""
+    fit = Fit(folder("llava"), "llava", FULL, steps=2, trainer={"precision": precision})
+    (alone,) = call_on_ranks(run_fit, 1, fit, ranks=1)
+    (halves,) = call_on_ranks(run_fit, 1, fit._replace(batch=2, accumulate=4), ranks=1)
+    expected = distance(halves["weights"], alone["weights"])
+    for found in call_on_ranks(run_fit, 2, fit):
+        assert distance(found["weights"], alone["weights"]) <= 2 * expected
 
 
 @pytest.mark.parametrize(
