@@ -62,15 +62,15 @@ def _problems(trainer: Trainer, module: "VLMModule", fits: bool) -> Iterator[str
     tensor_parallel = mesh["tensor_parallel"].size()
     if tensor_parallel > 1:
         yield (
-            f"found tensor_parallel_size {tensor_parallel}, with which adapters, the loss and clipping would "
-            f"each see a part of a layer only; set tensor_parallel_size: 1 and data_parallel_size: "
-            f"{trainer.world_size}"
+            f"found tensor_parallel_size {tensor_parallel}, with which a layer computes a part of its "
+            "outputs and PEFT's adapters all of them, and full weights would have to be cut twice; set "
+            f"tensor_parallel_size: 1 and data_parallel_size: {trainer.world_size}"
         )
     source = module.source
-    if source.quantization:
+    if source.quantization and source.quantization.method != "nf4":
         yield (
-            f"found model.quantization {source.quantization.method}, whose weights FSDP2 gathers without "
-            "what is needed to read them; use ddp or one device with it, or lora here"
+            "found model.quantization int8, whose scales bitsandbytes keeps in the weight, where they are "
+            "lost as it is cut; use nf4"
         )
     if source.compile:
         yield "found model.compile, which would trace the gathering of weights; leave it out"

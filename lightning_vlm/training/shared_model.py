@@ -28,7 +28,8 @@ def load(module: "VLMModule") -> LoadedModel:
     """
     precision = autocast_dtype(module._trainer)
     processor = module.processor if module.source.new_tokens else None
-    if _mesh(module) is None:
+    if _mesh(module) is None or module.source.quantization:
+        # What reads 4-bit weights, their scales, stays whole on each process: each finds it by itself.
         return module.source.model(processor, precision)
     is_first = dist.get_rank() == 0
     loaded = None

@@ -1,9 +1,12 @@
 """A model cut into pieces over processes (FSDP2): the update is that of one process."""
 
 import pytest
+import torch
+from lightning.pytorch import Callback
 
 from lightning_vlm import VLMModule
 from lightning_vlm.errors import UserError
+from lightning_vlm.step import own_share
 from lightning_vlm.training.sharding_refusals import refuse_when_sharded
 from tests.support.packed import OfList
 from tests.support.ranks import call_on_ranks
@@ -28,6 +31,22 @@ def test_the_update_is_that_of_one_process(folder, family, adapt):
         assert distance(found["weights"], alone["weights"]) < 1e-6
         for name, value in alone["logged"].items():
             assert found["logged"][name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_four_bits_are_cut_and_read_again(folder):
+    """QLoRA: each process has half of the codes between steps, and the update is that of one process."""
+    options = {"quantization": {"method": "nf4", "compute_dtype": "float32"}}
+    fit = Fit(folder("llava"), "llava", "lora", options=options)
+
+    def on_rank(ranks):
+        kept = Kept()
+        found = run_fit(ranks, fit._replace(trainer={"callbacks": [kept]}))
+        return {**found, "codes": kept.codes}
+
+    (alone,) = call_on_ranks(on_rank, 1, ranks=1)
+    for found in call_on_ranks(on_rank, 2):
+        assert distance(found["weights"], alone["weights"]) < 1e-6
+        assert 2 * found["codes"] == alone["codes"] > 0
 
 
 @pytest.mark.parametrize("adapt", ["lora", {"language": {"lora": {"r": 2, "rslora": True}}}])
@@ -56,7 +75,7 @@ def test_half_precision_differs_by_its_rounding(folder, precision):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"adapt": "qlora"}, "quantization nf4"),
+        ({"quantization": "int8"}, "quantization int8"),
         ({"new_tokens": ["<seg>"]}, "new_tokens"),
         ({"gradient_checkpointing": "auto"}, "gradient_checkpointing auto"),
         ({"task_weights": "uncertainty"}, "task_weights uncertainty"),
@@ -79,6 +98,14 @@ def test_tensor_parallelism_is_refused(folder, make_quiet):
     module._device_mesh = {"tensor_parallel": OneOf(2)}
     with pytest.raises(UserError, match=r"tensor_parallel_size 2.*set tensor_parallel_size: 1"):
         refuse_when_sharded(trainer, fits=False)
+
+
+class Kept(Callback):
+    """Counts what this process keeps of weights in 4 bits between steps."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        weights = [weight for weight in pl_module.parameters() if weight.dtype == torch.uint8]
+        self.codes = sum(own_share(weight).numel() for weight in weights)
 
 
 class OneOf:

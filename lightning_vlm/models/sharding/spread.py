@@ -84,6 +84,12 @@ def spread(root: nn.Module, first: FirstWeights, mesh: DeviceMesh) -> None:
         tensor = tensor.to(device) if last in module._buffers else tensor
         places = module._buffers if last in module._buffers else module.__dict__
         places[last] = tensor
+    for module in modules.values():
+        scales = getattr(
+            module, "quant_state", None
+        )  # of bitsandbytes, which reads gathered 4-bit weights by it
+        if scales is not None:
+            scales.to(device)
     state = torch.get_rng_state()
     sent = [state]
     dist.broadcast_object_list(sent)
