@@ -64,8 +64,8 @@ def _trained(module: VLMModule) -> str:
     for name, weight in module.named_parameters():
         if name not in module.trained.names:
             continue
-        weight = weight.detach()
-        whole = (weight.full_tensor() if isinstance(weight, DTensor) else weight).double()
+        values = weight.detach()
+        whole = (values.full_tensor() if isinstance(values, DTensor) else values).double()
         sums.append(torch.stack((whole.sum(), whole.square().sum())))
     if not sums:
         return "as it is"

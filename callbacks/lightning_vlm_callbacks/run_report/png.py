@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_vlm_callbacks.run_report.charts import Chart, Frame, RankMap
 from lightning_vlm_callbacks.run_report.svg import curve_colour, mark_colour, stage_colour
@@ -65,7 +65,9 @@ def save_ranks(file: Path, ranks: RankMap) -> None:
         figure.savefig(unfinished, dpi=120)
 
 
-def _figure(width: float, height: float, title: str, layout: str | None) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, title: str, layout: Literal["constrained"] | None
+) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # pyplot would change the backend of the calling program
 
     figure = Figure(figsize=(width, height), layout=layout)
