@@ -11,11 +11,14 @@ import numpy as np
 from lightning_vlm.data.read.table_rows import TableRows
 from lightning_vlm.data.streams.shard import Shard
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.host_memory import available_memory
 
 if TYPE_CHECKING:
     import pyarrow
 
 _OPEN_FILES = 64
+_PIECE_ROWS = 1024
+"""Rows of a row group that are read at once."""
 
 
 class GroupCache:
@@ -102,7 +105,7 @@ class Parquet(Shard):
         """A row group, or why it can't be read: it is only tried once for all of its rows."""
         try:
             file = _open_parquet(self.path, getpid())
-            return file.read_row_group(group, use_threads=False), _table_rows(file.schema_arrow)
+            return _read_group(file, group), _table_rows(file.schema_arrow)
         except Exception as error:
             return _reason(error)
 
@@ -143,6 +146,27 @@ class Arrow(Shard):
         except Exception as error:
             found = f"a row that can't be read ({_reason(error)})"
             raise DataError(source, "", found, "a whole arrow file") from None
+
+
+def _read_group(file: Any, group: int) -> "pyarrow.Table":
+    """A row group, read piece by piece: values that repeat take thousands of times their size in the file.
+
+    Raises:
+        MemoryError: It takes more than half of the memory that is free.
+    """
+    import pyarrow
+
+    free = available_memory()
+    pieces, size = [], 0
+    for piece in file.iter_batches(_PIECE_ROWS, row_groups=[group], use_threads=False):
+        pieces.append(piece)
+        size += piece.nbytes
+        if size > free // 2:
+            raise MemoryError(
+                f"it takes more than half of the {free / 1e9:.1f} GB of memory that are free; write it with "
+                "smaller row groups"
+            )
+    return pyarrow.Table.from_batches(pieces, file.schema_arrow)
 
 
 def check_installed(path: str) -> None:

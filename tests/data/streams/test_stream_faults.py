@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vlm.data.streams import tables
 from lightning_vlm.data.streams.options import Streaming
 from lightning_vlm.data.streams.source import Shards
 from lightning_vlm.errors import DataError, UserError
@@ -101,6 +102,19 @@ def test_a_row_group_that_breaks_while_it_is_read(tmp_path):
     with pytest.raises(DataError, match=re.escape(f"{path}:22: found the row group 4, which can't be read")):
         source[22]
     assert source[50].source == f"{path}:50"
+
+
+def test_a_row_group_that_becomes_larger_than_memory_is_refused(tmp_path, monkeypatch):
+    """Of 20,000 equal texts the file has one; as a whole they are 200 MB, which its footer doesn't say."""
+    import pyarrow.parquet
+
+    path = tmp_path / "bomb.parquet"
+    text = "long " * 2000
+    pyarrow.parquet.write_table(pyarrow.table({"question": [text] * 20_000, "answer": ["A."] * 20_000}), path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(tables, "available_memory", lambda: 60_000_000)
+    with pytest.raises(DataError, match=r"row group 0, which can't be read \(it takes more than half of the"):
+        Shards(path)[7]
 
 
 def test_a_bad_row_is_named_when_it_is_read(tmp_path):
