@@ -208,7 +208,7 @@ def test_only_answers_give_way(tmp_path, text):
         AnswerFile(file).check()
     with pytest.raises(UserError, match="found the folder"):
         AnswerFile(tmp_path).check()
-    with pytest.raises(UserError, match="can't make the folder"):
+    with pytest.raises(UserError, match="found a file where a folder is needed"):
         AnswerFile(file / "answers.jsonl").check()
 
 
