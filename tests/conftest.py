@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import rich
+import torch
+import torch.distributed
 
 import lightning_vlm  # noqa: F401
 
@@ -58,6 +60,17 @@ def finish_wandb() -> Iterator[None]:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+
+
+@pytest.fixture(autouse=True)
+def end_process_group() -> Iterator[None]:
+    """A process group that a test leaves open would be taken by ranks that are forked later for their own.
+
+    They would wait for its threads, which a fork doesn't take along.
+    """
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
