@@ -18,8 +18,6 @@ from pathlib import Path
 
 import pytest
 import rich
-import torch
-import torch.distributed
 
 import lightning_vlm  # noqa: F401
 
@@ -63,14 +61,12 @@ def finish_wandb() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def end_process_group() -> Iterator[None]:
-    """A process group that a test leaves open would be taken by ranks that are forked later for their own.
+def no_process_group() -> Iterator[None]:
+    """A process group that a test leaves would be that of the next tests too."""
+    from tests.support.ranks import end_process_group
 
-    They would wait for its threads, which a fork doesn't take along.
-    """
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_process_group()
 
 
 @pytest.fixture(scope="session")

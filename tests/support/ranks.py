@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed
 from torch.multiprocessing import ProcessContext, start_processes
 
 DDP: dict[str, Any] = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
@@ -54,6 +55,7 @@ def call_on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) -> list[Any]:
+    end_process_group()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given = ranks, free_port(), folder, function, arguments
@@ -64,6 +66,15 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], ranks: int) 
             for process in family([process.pid for process in started.processes]):
                 process.kill()  # a process that is left would keep the tests from ending
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def end_process_group() -> None:
+    """End the process group of this process, if there is one, as Lightning leaves it behind a run.
+
+    Ranks that are forked would take it for their own, and wait for its threads, which they haven't.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _wait_for(started: ProcessContext, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.support.ranks import free_port, leave, rank_environment, stacks_of, write_stacks
+from tests.support.ranks import end_process_group, free_port, leave, rank_environment, stacks_of, write_stacks
 
 WAIT = 60.0
 """Seconds of the clock that the other processes have to notice that one is gone."""
@@ -48,6 +48,7 @@ def run(function: Callable[[int, Sequence[int]], Any], ranks: int, folder: Path)
         folder: Where what they return and print is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    end_process_group()
     pids = _fork.Array("i", ranks)
     port = free_port()
     processes = []
