@@ -30,6 +30,11 @@ def test_the_gradient_of_the_papers_loss_needs_no_second_graph(norms, alpha, see
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_rates_are_what_is_left_of_first_losses_over_their_mean():
+    rates = relative_rates(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 3.0]), torch.tensor([True, True]))
+    torch.testing.assert_close(rates, torch.tensor([2 / 3, 4 / 3]))
+
+
 def test_a_task_that_has_its_share_stays():
     ones = torch.ones(2)
     assert weight_gradient(ones, 3 * ones, ones, 1.0).tolist() == [0.0, 0.0]

@@ -115,6 +115,11 @@ def test_batches_filled_by_tokens_hold_what_fits():
     assert [sorted(units[number]) for number in range(len(units))] == [[1, 2], [0, 3, 4, 5]]
 
 
+def test_a_batch_may_have_all_the_patches_of_its_budget():
+    assert len(padded(lengths_of([10, 10], [5, 5]), np.arange(2), Budget(40, 10))) == 1
+    assert len(padded(lengths_of([10, 10], [5, 6]), np.arange(2), Budget(40, 10))) == 2
+
+
 def test_the_fullest_row_with_room_is_taken():
     """3 goes behind 7, where nothing is left then, and not behind 6."""
     units = packed(lengths_of([1, 3, 6, 7]), np.arange(4), Budget(10))

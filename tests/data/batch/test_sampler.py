@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler, ranks_of
+from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler, in_order, ranks_of
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,7 @@ def test_data_that_change_with_time_have_an_index_for_each_stretch():
 
 def test_without_a_trainer_there_is_one_rank():
     assert ranks_of(None) == (0, 1)
+
+
+def test_what_is_only_scored_comes_in_its_order():
+    assert list(in_order(None, range(5), 2, 7, 0, 1)) == [[0, 1], [2, 3], [4, PAD_INDEX]]
