@@ -1,8 +1,10 @@
 """Checkpoint files of a Trainer: written whole or not at all, and not read if they were damaged since."""
 
+import errno
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ __all__ = [
     "WholeCheckpointIO",
     "damage_of",
     "in_words",
+    "is_zip",
     "newest_first",
     "newness",
     "or_else",
@@ -162,10 +165,12 @@ def _damage_of(path: str, size: int, changed: int) -> str | None:
             if not any(entry.CRC for entry in archive.infolist()):
                 return None
             damaged = archive.testzip()
-    except OSError:
-        return None
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
-        if not zipfile.is_zipfile(path):  # cut short, or no such file: reading it says so
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place in front of the file, as a damaged header may name
+            return None
+        damaged = "a header"
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError):
+        if not is_zip(path):  # cut short, or no such file: reading it says so
             return None
         damaged = "a header"
     if damaged is None:
@@ -174,11 +179,19 @@ def _damage_of(path: str, size: int, changed: int) -> str | None:
     return f"damaged contents ({inside} doesn't have the checksum it was written with); copy it again"
 
 
+def is_zip(path: str | Path) -> bool:
+    """Whether a file is an archive as torch.save writes it, though it may be damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it is one whose end is damaged
+        return True
+
+
 def or_else(path: Path) -> str:
     """`; ... is whole`, with the newest checkpoint beside one that isn't; nothing where there is none."""
     for other in newest_first(path.parent):
         is_another = not path.exists() or not other.samefile(path)
-        if is_another and zipfile.is_zipfile(other) and damage_of(other) is None:
+        if is_another and is_zip(other) and damage_of(other) is None:
             return f"; {other} is whole"
     return ""
 

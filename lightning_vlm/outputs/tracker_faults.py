@@ -11,8 +11,6 @@ from lightning_vlm_callbacks.whole_files import naming, refusal
 
 _CALLS = ("log_metrics", "save", "after_save_checkpoint", "finalize")
 """What a Trainer calls while it trains. What it calls before, such as `log_hyperparams`, may end a run."""
-_refused: set[int] = set()
-"""The loggers of which it was said."""
 
 
 def go_on_without(loggers: Iterable[Logger]) -> None:
@@ -22,19 +20,20 @@ def go_on_without(loggers: Iterable[Logger]) -> None:
         loggers: Of a Trainer whose run hasn't begun.
     """
     for logger in loggers:
+        said: list[str] = []
         for name in _CALLS:
-            setattr(logger, name, partial(_attempt, logger, name))
+            setattr(logger, name, partial(_attempt, logger, name, said))
 
 
-def _attempt(logger: Logger, name: str, *given: Any, **more: Any) -> Any:
+def _attempt(logger: Logger, name: str, said: list[str], *given: Any, **more: Any) -> Any:
+    """Call a method of a logger; warn of what the system refuses, once in a run."""
     try:
         with naming(os.path.abspath(getattr(logger, "log_dir", None) or logger.save_dir or "")):
             return getattr(type(logger), name)(logger, *given, **more)
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError):
             raise
-        if id(logger) not in _refused:
-            _refused.add(id(logger))
-            what = type(logger).__name__
-            rank_zero_warn(f"{what}: {refusal(error)}; the run goes on, but what it logs may be lost")
+        if not said:
+            said.append(f"{type(logger).__name__}: {refusal(error)}")
+            rank_zero_warn(f"{said[0]}; the run goes on, but what it logs may be lost")
         return None

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from lightning_vlm_callbacks.checkpoint_files import is_zip
+
 _LFS = b"version https://git-lfs"
 _PAGE = (b"<!doctype", b"<html", b"<?xml")
 
@@ -83,10 +85,8 @@ def _json(path: Path) -> str | None:
 
 
 def _pickled(path: Path, start: bytes, size: int) -> str | None:
-    import zipfile
-
     if start.startswith(b"PK"):
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             return None
         return f"a file that is cut short ({size:,} bytes); copy or download it again"
     if start.startswith(b"\x80"):

@@ -85,9 +85,8 @@ def spread(root: nn.Module, first: FirstWeights, mesh: DeviceMesh) -> None:
         places = module._buffers if last in module._buffers else module.__dict__
         places[last] = tensor
     for module in modules.values():
-        scales = getattr(
-            module, "quant_state", None
-        )  # of bitsandbytes, which reads gathered 4-bit weights by it
+        # bitsandbytes reads gathered 4-bit weights by the scales that it keeps in the module.
+        scales = getattr(module, "quant_state", None)
         if scales is not None:
             scales.to(device)
     state = torch.get_rng_state()
