@@ -69,8 +69,16 @@ class Mutant(NamedTuple):
                     return ast.copy_location(made, node)
                 return self.generic_visit(node)
 
+        whole = _code_of(copy.deepcopy(tree), self.function, file)
         changed: Any = Replace().visit(tree)
-        return _code_of(changed, self.function, file)
+        code = _code_of(changed, self.function, file)
+        if (
+            code.co_freevars != whole.co_freevars
+        ):  # `super()` is gone, and a function can't get code without it
+            body = dict(_functions(changed))[self.function].body
+            body.append(ast.Expr(ast.Name("__class__", ast.Load())))
+            code = _code_of(changed, self.function, file)
+        return code
 
 
 def _code_of(tree: ast.Module, function: str, file: str) -> CodeType:
