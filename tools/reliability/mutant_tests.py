@@ -42,7 +42,7 @@ class Module:
 
     Args:
         file: Of the module, from the root of the repository.
-        tests: Files of its tests; its doctests are among its tests too.
+        tests: Files of its tests, or tests in one, as `file::test`; its doctests are among its tests too.
     """
 
     def __init__(self, file: str, tests: Sequence[str]) -> None:
@@ -154,20 +154,21 @@ class Tests:
 
     def __init__(self, modules: Sequence[Module]) -> None:
         self._calling: dict[tuple[str, str], set[str]] = defaultdict(set)
-        files = dict.fromkeys(file for module in modules for file in module.tests)
-        own = {module.file: set(module.tests) for module in modules}
+        given = dict.fromkeys(test for module in modules for test in module.tests)
+        given = [test for test in given if test.split("::")[0] == test or test.split("::")[0] not in given]
+        own = {module.file: tuple(module.tests) for module in modules}
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal(Path(folder, "calls"))
             recorder = Recorder(journal)
             with ExitStack() as watching:
                 for module in modules:
                     watching.enter_context(module.watched(recorder.called))
-                _quietly(lambda: pytest.main([*OPTIONS, "-x", *files], plugins=[recorder]))
+                _quietly(lambda: pytest.main([*OPTIONS, "-x", *given], plugins=[recorder]))
             for words in journal.read():
                 if len(words) == 1:
                     raise RuntimeError(f"{words[0]} fails without any mistake")
                 file, function, test = words
-                if test.split("::")[0] in own[file]:
+                if test.startswith(own[file]):
                     self._calling[file, function].add(test)
             self._seconds = dict(recorder.seconds)
             self.left_out = self._failing_again(Path(folder, "again"))

@@ -111,7 +111,8 @@ def watched(source: str, file: str) -> dict[str, CodeType]:
 def mutants_of(source: str) -> list[Mutant]:
     """Every mutant of a module: comparisons, arithmetic, conditions, numbers, and statements left out.
 
-    Texts, annotations, default values, decorators and what runs as the module is imported stay as they are.
+    Texts, annotations, default values, decorators, assertions and what runs as the module is imported stay as
+    they are.
 
     >>> [mutant.name for mutant in mutants_of("def f(a):\\n    return a < 2")]
     ['f: return a < 2: a < 2 -> a <= 2', 'f: return a < 2: 2 -> 3']
@@ -143,14 +144,19 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Funct
 
 
 def _places(node: ast.AST) -> Iterator[ast.AST]:
-    """What may be changed in a function: nothing inside of texts and of the errors that it raises."""
+    """What may be changed in a function: nothing inside of texts and of the errors that it raises.
+
+    `strict=True` of `zip` stays as well: it asserts that two lists are of one length, as those are that a
+    function made itself.
+    """
     children: Iterable[ast.AST | None] = ast.iter_child_nodes(node)
     if isinstance(node, ast.FunctionDef):
         children = node.body
     elif isinstance(node, ast.AnnAssign):
         children = [node.value]
     for child in children:
-        if child is None or isinstance(child, ast.JoinedStr | ast.arguments):
+        asserts = isinstance(child, ast.keyword) and child.arg == "strict"
+        if child is None or asserts or isinstance(child, ast.JoinedStr | ast.arguments):
             continue
         yield child
         if not isinstance(child, ast.Raise | ast.Assert):

@@ -7,6 +7,7 @@ import torch
 from lightning_vlm_callbacks.gradient_monitor.measurement import Measurement
 from lightning_vlm_callbacks.gradient_monitor.statistics import (
     BIN_EDGES,
+    combine,
     log2_histogram,
     reductions,
     statistics,
@@ -14,6 +15,7 @@ from lightning_vlm_callbacks.gradient_monitor.statistics import (
 from torch import nn
 
 from tests.callbacks.gradient_monitor.support import assert_close, flat_statistics, numpy_histogram
+from tests.support.ranks import call_on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:GradientMonitor")
 
@@ -46,6 +48,36 @@ def test_more_elements_than_float32_counts():
     found = statistics_of(ones)
     assert found["zeros"] == pytest.approx(100 / len(ones), rel=0.02)
     assert found["norm"] == pytest.approx((len(ones) - 100) ** 0.5, rel=1e-4)
+
+
+def test_small_weights_have_a_ratio_and_none_have_none():
+    rows = {"norm": [1.0], "sum": [0.0], "max": [1.0], "nonzero": [2.0]}
+    moved = statistics({**rows, "weight": [0.3, 0.4], "update": [0.0, 0.05]}, [2])
+    assert moved["update_ratio"] == pytest.approx(0.1)
+    assert "update_ratio" not in statistics({**rows, "weight": [0.0], "update": [0.05]}, [2])
+
+
+def combined(gradients):
+    """Rows of two gradients of which each rank holds a half, and what comes of rows that hold a NaN."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    pieces = [gradient.tensor_split(2)[rank] for gradient in gradients]
+    whole = combine(reductions(pieces))
+    if rank == 1:
+        pieces[0][0] = math.nan
+    spoilt = combine(reductions(pieces))
+    torch.distributed.destroy_process_group()
+    return whole, spoilt
+
+
+def test_pieces_on_ranks_are_measured_like_whole_gradients():
+    torch.manual_seed(0)
+    gradients = [8e18 * torch.randn(9).sign(), torch.randn(6).relu()]  # squares beyond float32
+    expected = reductions([gradient.double() for gradient in gradients])
+    for whole, spoilt in call_on_ranks(combined, gradients):
+        for name, row in expected.items():
+            torch.testing.assert_close(whole[name], row, rtol=1e-5, atol=1e-30)
+            assert spoilt[name].isnan().tolist() == [name != "nonzero", False]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
