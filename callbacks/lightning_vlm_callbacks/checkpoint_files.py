@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
-from lightning_vlm_callbacks.whole_files import UNFINISHED, naming, refusal, written_whole
+from lightning_vlm_callbacks.checksums import damage_in
+from lightning_vlm_callbacks.whole_files import UNFINISHED, finished_name, naming, refusal, written_whole
 
 __all__ = [
     "CheckpointError",
@@ -113,7 +114,7 @@ def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: It can't be written.
     """
     if path.name.startswith(UNFINISHED):
-        with naming(path.with_name(path.name.removeprefix(UNFINISHED))):
+        with naming(finished_name(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             _save(checkpoint, path)
         return
@@ -137,7 +138,7 @@ def in_words(error: BaseException | None) -> str:
     """An error in a line; empty without one. torch's own puts the tracebacks of all ranks together."""
     if isinstance(error, CheckpointException):
         rank, (inner, _) = next(iter(error.failures.items()))
-        return f"rank {rank}: {type(inner).__name__}: {inner}"
+        return f"rank {rank}: {in_words(inner)}"
     if isinstance(error, CheckpointError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError):
@@ -191,9 +192,15 @@ def or_else(path: Path) -> str:
     """`; ... is whole`, with the newest checkpoint beside one that isn't; nothing where there is none."""
     for other in newest_first(path.parent):
         is_another = not path.exists() or not other.samefile(path)
-        if is_another and is_zip(other) and damage_of(other) is None:
+        if is_another and _is_whole(other):
             return f"; {other} is whole"
     return ""
+
+
+def _is_whole(path: Path) -> bool:
+    if path.is_dir():  # of a sharded run, which writes meta.pt last
+        return (path / "meta.pt").is_file() and damage_in(path) is None
+    return is_zip(path) and damage_of(path) is None
 
 
 def newest_first(folder: Path) -> list[Path]:

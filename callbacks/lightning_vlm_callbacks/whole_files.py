@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "check_writable", "naming", "refusal", "write_whole", "written_whole"]
+__all__ = [
+    "UNFINISHED",
+    "check_writable",
+    "finished_name",
+    "naming",
+    "refusal",
+    "write_whole",
+    "written_whole",
+]
 
 UNFINISHED = ".unfinished-"
 """The prefix of names of unfinished files, which no search for checkpoints matches."""
@@ -55,6 +63,15 @@ def write_whole(path: Path, text: str) -> None:
     with written_whole(path) as unfinished:
         # A lone surrogate, as of a model's answer, can't be encoded.
         unfinished.write_text(text, "utf-8", errors="backslashreplace")
+
+
+def finished_name(path: Path) -> Path:
+    """Where what is written lies in the end: a path without the prefix of unfinished names.
+
+    >>> finished_name(Path(".unfinished-step-00000003.ckpt/meta.pt")).as_posix()
+    'step-00000003.ckpt/meta.pt'
+    """
+    return Path(*(part.removeprefix(UNFINISHED) for part in path.parts))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_vlm_callbacks.checkpoint_files import use_whole_files
 from lightning_vlm_callbacks.run_length import restore_accumulation
-from lightning_vlm_callbacks.sharded_checkpoints import prepare_to_load
+from lightning_vlm_callbacks.sharded_checkpoints import use_sharded_checkpoints
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -42,7 +42,7 @@ class RunState(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        prepare_to_load(trainer)
+        use_sharded_checkpoints(trainer)
         use_whole_files(trainer)
 
     def setup_fit(self) -> None:

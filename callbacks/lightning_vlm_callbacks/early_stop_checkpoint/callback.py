@@ -26,7 +26,7 @@ from lightning_vlm_callbacks.requirements import require_lightning
 from lightning_vlm_callbacks.run_length import warn_if_beyond
 from lightning_vlm_callbacks.run_report import record_event
 from lightning_vlm_callbacks.runs import run_folder
-from lightning_vlm_callbacks.sharded_checkpoints import prepare_to_load
+from lightning_vlm_callbacks.sharded_checkpoints import use_sharded_checkpoints
 from lightning_vlm_callbacks.stop_rule import Decision, Rule
 
 __all__ = ["EarlyStopCheckpoint"]
@@ -117,7 +117,7 @@ class EarlyStopCheckpoint(WholeCheckpoints):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require_lightning("EarlyStopCheckpoint", trainer)
-        prepare_to_load(trainer)
+        use_sharded_checkpoints(trainer)
         use_whole_files(trainer)
         if stage != TrainerFn.FITTING:
             return

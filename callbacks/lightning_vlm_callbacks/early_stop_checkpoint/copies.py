@@ -1,21 +1,18 @@
 """A copy of a run's state as it is now, and how to write it while training goes on."""
 
-import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from lightning_vlm_callbacks.sharded_checkpoints.folders import META
+from lightning_vlm_callbacks.sharded_checkpoints.writing import split_off_pieces, write_pieces
 
-__all__ = ["CopiedState", "write_pieces"]
+__all__ = ["CopiedState"]
 
 
 class CopiedState:
@@ -51,13 +48,8 @@ class CopiedState:
             return partial(_write_file, strategy, copied, file)
         if self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")
-        values = {"state_dict": copied.pop("state_dict")}
-        for number, state in enumerate(copied.pop("optimizer_states", [])):
-            values[f"optimizer_{number}"] = state
-        rest = io.BytesIO()
-        if trainer.is_global_zero:
-            torch.save(copied, rest)
-        return partial(write_pieces, values, rest.getvalue(), file, self._group)
+        values, rest = split_off_pieces(copied, trainer.is_global_zero)
+        return partial(write_pieces, values, rest, file, self._group)
 
     def close(self) -> None:
         """Give the group back."""
@@ -72,10 +64,3 @@ def _write_nothing() -> None:
 
 def _write_file(strategy: Strategy, checkpoint: dict[str, Any], file: Path) -> None:
     strategy.checkpoint_io.save_checkpoint(checkpoint, file)
-
-
-def write_pieces(values: dict[str, Any], rest: bytes, folder: Path, group: Any) -> None:
-    """As `ModelParallelStrategy` does: all ranks their pieces, then the first one the rest of the run."""
-    save(values, storage_writer=FileSystemWriter(folder), planner=DefaultSavePlanner(), process_group=group)
-    if rest:
-        (folder / META).write_bytes(rest)

@@ -5,17 +5,22 @@ Lightning's `ModelParallelStrategy` writes such a folder: `.metadata` lists the 
 """
 
 import pickle
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 from torch.serialization import _get_layout
 
-__all__ = ["META", "check_folder", "is_sharded", "read_metadata"]
+from lightning_vlm_callbacks.checkpoint_files import CheckpointError, or_else
+from lightning_vlm_callbacks.checksums import CHECKSUMS, damage_in
+
+__all__ = ["META", "check_folder", "check_pieces", "is_sharded", "read_metadata"]
 
 LIST, META = ".metadata", "meta.pt"
 
@@ -44,30 +49,64 @@ def check_folder(folder: Path) -> None:
     could run a stranger's code. They are read here first, in a way that runs none.
 
     Raises:
-        MisconfigurationException: It isn't one, is half written, has pickled code, names files outside of
+        CheckpointError: It isn't one, is half written, has pickled code, names files outside of
             itself or sizes that its files can't hold, or is damaged.
     """
     if not is_sharded(folder):
         begun = any(folder.glob("*.distcp")) or (folder / LIST).exists()
         what = "a checkpoint that was never finished" if begun else "a folder that is no checkpoint"
         raise _refusal(folder, f"{what}; expected {LIST} and {META} in it")
+    if damage := damage_in(folder, (LIST, META)):
+        raise _refusal(folder, damage)
     found = read_metadata(folder)
     for name, item in found.state_dict_metadata.items():
         if isinstance(item, BytesStorageMetadata):
             _check_value(folder, name, found)
 
 
+def check_pieces(folder: Path, strategy: Strategy | None = None) -> None:
+    """Compare what the ranks have written with the checksums that were written beside it.
+
+    torch notices neither a changed bit nor a piece of another checkpoint.
+
+    Args:
+        folder: A sharded checkpoint. One that Lightning wrote without us has no checksums, which is said.
+        strategy: Whose ranks divide the files among them, and all call this; None compares all of them here.
+
+    Raises:
+        CheckpointError: A file is missing, was damaged, or belongs to another checkpoint.
+    """
+    if not (folder / CHECKSUMS).exists():
+        _say_uncompared(folder)
+        return
+    if strategy is None or strategy.world_size == 1:
+        damage = damage_in(folder)
+    else:
+        ranks = strategy.world_size
+        every: list[str | None] = [None] * ranks
+        mine = damage_in(folder, rank=strategy.global_rank, ranks=ranks)
+        torch.distributed.all_gather_object(every, mine)
+        damage = next(filter(None, every), None)
+    if damage:
+        raise _refusal(folder, damage)
+
+
+@lru_cache
+def _say_uncompared(folder: Path) -> None:
+    rank_zero_info(f"checkpoint {folder}: it has no {CHECKSUMS}, so that damage to its pieces isn't noticed")
+
+
 def read_metadata(folder: Path) -> Metadata:
     """The list of what a sharded checkpoint holds.
 
     Raises:
-        MisconfigurationException: It can't be read, or can't be true.
+        CheckpointError: It can't be read, or can't be true.
     """
     try:
         with open(folder / LIST, "rb") as file:
             found = _Unpickler(file).load()
         _check_list(folder, found)
-    except (OSError, MemoryError, MisconfigurationException):
+    except (OSError, MemoryError, CheckpointError):
         raise
     except pickle.UnpicklingError as error:
         raise _refusal(folder, f"a list ({LIST}) that {error}") from error
@@ -116,8 +155,10 @@ def _check_value(folder: Path, name: str, found: Metadata) -> None:
                 try:
                     torch.load(stream, map_location="cpu", weights_only=True)
                 except Exception as error:
-                    raise _refusal(folder, f"{name}, which holds pickled code, which is not run") from error
+                    damage = damage_in(folder, (place.relative_path,))
+                    code = f"{name}, which holds pickled code, which is not run"
+                    raise _refusal(folder, damage or code) from error
 
 
-def _refusal(folder: Path, what: str) -> MisconfigurationException:
-    return MisconfigurationException(f"checkpoint {folder}: found {what}")
+def _refusal(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint {folder}: found {what}{or_else(folder)}")

@@ -16,35 +16,43 @@ from torch.optim import Optimizer
 
 from lightning_vlm_callbacks.ddp import gather_nothing
 from lightning_vlm_callbacks.requirements import is_whole
-from lightning_vlm_callbacks.sharded_checkpoints.folders import META, check_folder, read_metadata
+from lightning_vlm_callbacks.sharded_checkpoints.folders import (
+    META,
+    check_folder,
+    check_pieces,
+    read_metadata,
+)
 from lightning_vlm_callbacks.sharded_checkpoints.from_file import load_file_in_pieces
 from lightning_vlm_callbacks.sharded_checkpoints.loading import load_values, paths_of
 from lightning_vlm_callbacks.sharded_checkpoints.whole import numbered, put, read_whole
+from lightning_vlm_callbacks.sharded_checkpoints.writing import save_in_pieces
 
-__all__ = ["prepare_to_load"]
+__all__ = ["use_sharded_checkpoints"]
 
 
-def prepare_to_load(trainer: Trainer) -> None:
-    """Let the strategy of a Trainer load sharded checkpoints. Call it in `setup`; twice does no harm.
+def use_sharded_checkpoints(trainer: Trainer) -> None:
+    """Let the strategy of a Trainer read and write sharded checkpoints.
 
-    Under `ModelParallelStrategy` each rank then reads its pieces, of a checkpoint that any number of ranks
+    Call it in `setup`; twice does no harm. Under `ModelParallelStrategy` each rank then reads its pieces, of a checkpoint that any number of ranks
     has written and that may hold only some of the weights; under one device and DDP it is read whole.
-    Lightning's own way runs what is pickled in the folder, asks for all weights, and needs the strategy that
-    wrote it.
+    Lightning's own way runs what is pickled in the folder, asks for all weights, needs the strategy that
+    wrote it, and notices no damage.
 
     Raises:
-        MisconfigurationException: `ckpt_path` is a folder that isn't a whole checkpoint, or that could run
-            code; see `check_folder`.
+        CheckpointError: `ckpt_path` is a folder that isn't a whole checkpoint, that could run code, or that
+            was damaged; see `check_folder` and `check_pieces`.
     """
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         load: Any = _load_pieces
+        strategy.save_checkpoint = partial(save_in_pieces, strategy)  # type: ignore[method-assign]
     elif is_whole(strategy):
         load = _load_whole
     else:  # whose checkpoints are of another kind
         return
     if trainer.ckpt_path and Path(trainer.ckpt_path).is_dir():
         check_folder(Path(trainer.ckpt_path))
+        check_pieces(Path(trainer.ckpt_path), strategy)
     strategy.load_checkpoint = partial(load, strategy)  # type: ignore[method-assign]
 
 
@@ -67,6 +75,7 @@ def _load_pieces(
     if not path.is_dir():
         return load_file_in_pieces(strategy, module, path, weights_only)
     check_folder(path)
+    check_pieces(path, strategy)
     found = read_metadata(path)
     weights = _given_weights(module, found)
     module.load_state_dict(weights, strict=module.strict_loading)  # refuses before anything is read

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from lightning_vlm_callbacks.sharded_checkpoints.folders import META, check_folder, read_metadata
+from lightning_vlm_callbacks.sharded_checkpoints.folders import (
+    META,
+    check_folder,
+    check_pieces,
+    read_metadata,
+)
 from lightning_vlm_callbacks.sharded_checkpoints.loading import load_values, paths_of
 
 __all__ = ["numbered", "put", "read_whole"]
@@ -25,9 +30,12 @@ def read_whole(folder: Path, weights_only: bool | None = None, device: str = "cp
         The checkpoint, whose `state_dict` and `optimizer_states` are whole.
 
     Raises:
-        MisconfigurationException: It isn't a whole checkpoint, or could run code; see `check_folder`.
+        CheckpointError: It isn't a whole checkpoint, could run code, or was damaged; see `check_folder` and
+            `check_pieces`.
     """
     check_folder(folder)
+    if device != "meta":
+        check_pieces(folder)
     found = read_metadata(folder)
     values: dict[str, Any] = {}
     for name, item in found.state_dict_metadata.items():
