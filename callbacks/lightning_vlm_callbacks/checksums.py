@@ -41,6 +41,11 @@ class SummedFiles(FileSystem):
         if "w" in mode:
             self.sums[Path(path).name] = summed.sum
 
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Make a folder."""
+        with naming(finished_name(Path(path))):
+            super().mkdir(path)
+
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         """Give a file another name."""
         super().rename(path, new_path)

@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +42,8 @@ class Said(NamedTuple):
     @property
     def error(self) -> str:
         """Its error message, all lines; empty without one."""
-        return self.text.partition("lightning-vlm: error: ")[2].strip()
+        found = re.search(r"lightning-vlm(?: \(rank \d+\))?: error: (.*)", self.text, re.DOTALL)
+        return found[1].strip() if found else ""
 
     def warnings(self, pattern: str) -> list[str]:
         """The lines of warnings that a pattern fits."""
@@ -60,6 +63,8 @@ class Verdict(NamedTuple):
     wrong: tuple[str, ...] = ()
 
 
+STRUCK = "struck"
+"""The file that says when the machine failed, in the folder that a run was started in."""
 Case = Callable[[Path, Path], Verdict]
 """Given a folder of its own, and that of a run of six steps that was never disturbed."""
 
@@ -74,19 +79,29 @@ class Strike(Callback):
 
     Args:
         at: Optimizer steps before.
-        what: `fill` a disk, `delete` a folder, or `kill` a data worker.
+        what: `fill` a disk, make it `read-only`, `delete` a folder, `limit` the size of files that a process
+            may write, `raise` an exception, or `kill` a data worker.
         place: The disk or the folder.
-        leave: Bytes that stay free.
+        leave: Bytes that stay free, or that a file may have.
+        rank: The process that does it; -1 is each of them.
     """
 
-    def __init__(self, at: int, what: str, place: str = "", leave: int = 0) -> None:
-        self.at, self.what, self.place, self.leave = at, what, place, leave
+    def __init__(self, at: int, what: str, place: str = "", leave: int = 0, rank: int = 0) -> None:
+        self.at, self.what, self.place, self.leave, self.rank = at, what, place, leave, rank
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Strike."""
-        if trainer.global_step != self.at:
+        if trainer.global_step != self.at or self.rank not in (-1, trainer.global_rank):
             return
-        if self.what == "fill":
+        Path(STRUCK).write_text(str(time.time()))
+        if self.what == "raise":
+            raise ValueError("planted")
+        if self.what == "limit":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.leave, self.leave))
+        elif self.what == "read-only":
+            set_read_only(Path(self.place))
+        elif self.what == "fill":
             fill(Path(self.place), self.leave)
         elif self.what == "delete":
             shutil.rmtree(self.place)
@@ -94,9 +109,9 @@ class Strike(Callback):
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
 
-def strike(at: int, what: str, place: Path | str = "", leave: int = 0) -> dict[str, Any]:
+def strike(at: int, what: str, place: Path | str = "", leave: int = 0, rank: int = 0) -> dict[str, Any]:
     """The entry of a config."""
-    given = {"at": at, "what": what, "place": str(place), "leave": leave}
+    given = {"at": at, "what": what, "place": str(place), "leave": leave, "rank": rank}
     return {"class_path": f"{Strike.__module__}.Strike", "init_args": given}
 
 
@@ -165,12 +180,19 @@ def small_disk(place: Path, mib: int = 24) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
+        while place.is_mount():
+            subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def set_read_only(disk: Path) -> None:
-    """Let nothing be written to a disk any more, not even by root."""
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    """Let nothing be written to a disk any more, not even by root, but by those who write to it now."""
+    subprocess.run(["mount", "--bind", disk, disk], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+
+
+def set_writable(disk: Path) -> None:
+    """Undo `set_read_only`."""
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def may_mount(place: Path) -> bool:

@@ -20,9 +20,10 @@ from rich.table import Table
 from tools.reliability.damaged import DAMAGED
 from tools.reliability.fault_runs import Case, Verdict, may_mount, run, write_config
 from tools.reliability.full_disks import FULL_DISKS
+from tools.reliability.shared_faults import SHARED
 from tools.reliability.together import TOGETHER
 
-CASES: dict[str, Case] = {**FULL_DISKS, **DAMAGED, **TOGETHER}
+CASES: dict[str, Case] = {**FULL_DISKS, **DAMAGED, **TOGETHER, **SHARED}
 
 
 def try_cases(names: list[str], place: Path) -> dict[str, Verdict]:

@@ -33,10 +33,10 @@ __all__ = ["use_sharded_checkpoints"]
 def use_sharded_checkpoints(trainer: Trainer) -> None:
     """Let the strategy of a Trainer read and write sharded checkpoints.
 
-    Call it in `setup`; twice does no harm. Under `ModelParallelStrategy` each rank then reads its pieces, of a checkpoint that any number of ranks
-    has written and that may hold only some of the weights; under one device and DDP it is read whole.
-    Lightning's own way runs what is pickled in the folder, asks for all weights, needs the strategy that
-    wrote it, and notices no damage.
+    Call it in `setup`; twice does no harm. Under `ModelParallelStrategy` each rank reads its pieces, of a
+    checkpoint that any number of ranks has written and that may hold only some of the weights; under one
+    device and DDP it is read whole. Lightning's own way runs what is pickled in the folder, asks for all
+    weights, needs the strategy that wrote it, and notices no damage.
 
     Raises:
         CheckpointError: `ckpt_path` is a folder that isn't a whole checkpoint, that could run code, or that

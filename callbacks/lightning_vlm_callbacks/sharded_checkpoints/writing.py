@@ -60,7 +60,6 @@ def write_pieces(values: dict[str, Any], rest: bytes, folder: Path, group: Any) 
         group: Of the ranks; None is the usual one.
     """
     files = SummedFiles()
-    folder.mkdir(parents=True, exist_ok=True)
     writer = FileSystemWriter(folder)
     writer.fs = files
     save(values, storage_writer=writer, planner=DefaultSavePlanner(), process_group=group)

@@ -1,4 +1,4 @@
-"""What happens to a sharded checkpoint on the disk is noticed before it is loaded, and a whole one is named."""
+"""Damage to a sharded checkpoint is noticed before it is loaded, and a whole one is named."""
 
 import shutil
 
@@ -22,7 +22,10 @@ def write_two(folder):
     mesh = init_device_mesh("cpu", (2,))
     for step in (1, 2):
         weight = distribute_tensor(torch.full((6, 4), float(step)), mesh, [Shard(0)])
-        state = {"param_groups": [{"lr": 0.1, "params": ["weight"]}], "state": {"weight": {"exp_avg": weight}}}
+        state = {
+            "param_groups": [{"lr": 0.1, "params": ["weight"]}],
+            "state": {"weight": {"exp_avg": weight}},
+        }
         saved = {"state_dict": {"weight": weight}, "optimizer_states": [state], "global_step": step}
         values, rest = split_off_pieces(saved, torch.distributed.get_rank() == 0)
         write_pieces(values, rest, folder / f"step-0000000{step}.ckpt", None)

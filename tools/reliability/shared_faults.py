@@ -1,0 +1,194 @@
+"""What happens to a run of two processes, under DDP and FSDP2, when the machine or a person's code fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning_vlm_callbacks.sharded_checkpoints import read_whole
+
+from tests.support.ranks import free_port
+from tools.reliability.fault_runs import (
+    Case,
+    Said,
+    Verdict,
+    is_short,
+    judge,
+    same,
+    set_writable,
+    small_disk,
+    strike,
+    write_config,
+)
+from tools.reliability.forked_runs import LIMIT, Process, ranks_of_torchrun, wait_for_end
+
+FSDP2 = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "process_group_backend": "gloo"},
+}
+STRATEGIES: dict[str, Any] = {"DDP": "ddp", "FSDP2": FSDP2}
+AT, SAVED = 3, 3
+"""Optimizer steps before the fault, each of which was saved."""
+
+
+class Ended(NamedTuple):
+    """How a run of two processes ended.
+
+    Args:
+        ranks: What each of them said, in order.
+        seconds: From the fault to the end of the last one.
+    """
+
+    ranks: list[Said]
+    seconds: float
+
+    @property
+    def error(self) -> str:
+        """The message that a person reads first."""
+        return next((said.error for said in self.ranks if said.error), "")
+
+    @property
+    def all_end(self) -> bool:
+        """Whether all of them ended within the limit, with an error."""
+        return self.seconds < LIMIT and all(said.code not in (0, None) for said in self.ranks)
+
+    @property
+    def all_are_right(self) -> bool:
+        """Whether all of them ended as they should."""
+        return all(said.code == 0 for said in self.ranks)
+
+
+def run_both(folder: Path, *words: str | Path) -> Ended:
+    """Run a command on two processes, as torchrun starts them, to the end of both."""
+    number = len(list(folder.parent.glob(f"{folder.name}.said-*")))
+    names = [f"../{folder.name}.said-{number + rank}" for rank in range(2)]
+    given = zip(ranks_of_torchrun(free_port()), names, strict=True)
+    (folder / "struck").unlink(missing_ok=True)
+    processes = [Process([str(word) for word in words], folder, one, name) for one, name in given]
+    outcome = wait_for_end(processes, folder)
+    texts = [process.output.read_text(errors="replace") for process in processes]
+    ranks = [Said(code, text) for code, text in zip(outcome.codes, texts, strict=True)]  # type: ignore[arg-type]
+    return Ended(ranks, outcome.seconds)
+
+
+def write_shared(
+    folder: Path, kept: Path, strategy: str, *callbacks: Any, asynchronous: bool = False, **data: Any
+) -> None:
+    """Write `run.yaml`: six steps on two processes, each of which is saved in `kept`."""
+    trainer = {"devices": 2, "strategy": STRATEGIES[strategy]}
+    write_config(folder, trainer=trainer, callbacks=callbacks, **data)
+    config = (folder / "run.yaml").read_text()
+    options = f"dirpath: {kept}\n      asynchronous: {str(asynchronous).lower()}\n"
+    (folder / "run.yaml").write_text(config.replace("dirpath: kept\n", options))
+
+
+def undisturbed(whole: Path, strategy: str) -> Path:
+    """The checkpoints of such a run that was never disturbed, which is made once."""
+    folder = whole.parent / f"whole-{strategy}"
+    if not folder.exists():
+        write_shared(folder, folder / "kept", strategy)
+        ended = run_both(folder, "fit", "--config", "run.yaml")
+        assert ended.all_are_right, ended.ranks
+    return folder / "kept"
+
+
+def end_of(kept: Path) -> dict[str, torch.Tensor]:
+    """The weights of the newest checkpoint, whole."""
+    newest = (kept / "latest.ckpt").resolve()
+    if newest.is_dir():
+        found: dict[str, torch.Tensor] = read_whole(newest)["state_dict"]
+    else:
+        found = torch.load(newest, weights_only=True)["state_dict"]
+    return found
+
+
+def struck(
+    strategy: str, what: str, names: str, *, rank: int = 0, leave: int = 0, asynchronous: bool = False
+) -> Case:
+    """The disk of the checkpoints fails in the middle of a run, which ends on all ranks and can go on.
+
+    Args:
+        strategy: Of the run.
+        what: As of `Strike`.
+        names: What the message says.
+        rank: The process that it happens to.
+        leave: As of `Strike`.
+        asynchronous: Whether checkpoints are written while training goes on.
+    """
+
+    def case(folder: Path, whole: Path) -> Verdict:
+        inside = folder / "run"
+        with small_disk(folder / "disk", 64) as disk:
+            write_shared(
+                inside,
+                disk / "kept",
+                strategy,
+                strike(AT, what, disk, leave, rank),
+                asynchronous=asynchronous,
+            )
+            ended = run_both(inside, "fit", "--config", "run.yaml")
+            if what == "read-only":
+                set_writable(disk)
+            (disk / "filler").unlink(missing_ok=True)
+            left = sorted(path.name for path in (disk / "kept").glob(".unf*"))
+            write_shared(inside, disk / "kept", strategy, asynchronous=asynchronous)
+            again = run_both(inside, "fit", "--config", "run.yaml", "--ckpt_path", "last")
+            return judge(
+                ended.error,
+                all_end_within_a_minute=ended.all_end,
+                one_short_message=is_short(ended.error) and names.format(disk=disk) in ended.error,
+                no_other_process_has_another_cause=len({said.error for said in ended.ranks}) == 1,
+                nothing_half_written_is_left=not left,
+                it_goes_on=again.all_are_right
+                and same(end_of(disk / "kept"), end_of(undisturbed(whole, strategy))),
+            )
+
+    return case
+
+
+def undisturbed_by(strategy: str, what: str, warning: str, *, leave: int = 0) -> Case:
+    """What strikes the second process, and the run goes on.
+
+    Args:
+        strategy: Of the run.
+        what: As of `Strike`.
+        warning: What the first process says, once; empty for nothing.
+        leave: As of `Strike`.
+    """
+
+    def case(folder: Path, whole: Path) -> Verdict:
+        inside, kept = folder / "run", folder / "disk/kept"
+        write_shared(inside, kept, strategy, strike(AT, what, kept if what == "delete" else "", leave, 1))
+        ended = run_both(inside, "fit", "--config", "run.yaml")
+        said = ended.ranks[0].warnings(warning) if warning else []
+        return judge(
+            said[0] if said else "nothing; the run is whole",
+            it_ends_as_if_nothing_had_been=ended.all_are_right
+            and same(end_of(kept), end_of(undisturbed(whole, strategy))),
+            it_is_said_once=len(said) == bool(warning),
+        )
+
+    return case
+
+
+SHARED: dict[str, Callable[[Path, Path], Verdict]] = {
+    **{
+        f"two processes, {strategy}: full disk": struck(
+            strategy, "fill", "disk is full: {disk}", leave=20_000
+        )
+        for strategy in STRATEGIES
+    },
+    "two processes, FSDP2: full disk, asynchronous": struck(
+        "FSDP2", "fill", "disk is full: {disk}", leave=20_000, asynchronous=True
+    ),
+    "two processes, FSDP2: one can't write": struck("FSDP2", "limit", "too large", rank=1, leave=2048),
+    **{
+        f"two processes, {strategy}: read-only disk": struck(strategy, "read-only", "read-only: {disk}")
+        for strategy in STRATEGIES
+    },
+    "two processes, DDP: full disk of the other": undisturbed_by("DDP", "limit", "", leave=2048),
+    **{
+        f"two processes, {strategy}: deleted folder": undisturbed_by(strategy, "delete", "gone from")
+        for strategy in STRATEGIES
+    },
+}
