@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import Strategy
+import torch.distributed
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
@@ -64,14 +64,14 @@ def check_folder(folder: Path) -> None:
             _check_value(folder, name, found)
 
 
-def check_pieces(folder: Path, strategy: Strategy | None = None) -> None:
+def check_pieces(folder: Path, together: bool = False) -> None:
     """Compare what the ranks have written with the checksums that were written beside it.
 
     torch notices neither a changed bit nor a piece of another checkpoint.
 
     Args:
         folder: A sharded checkpoint. One that Lightning wrote without us has no checksums, which is said.
-        strategy: Whose ranks divide the files among them, and all call this; None compares all of them here.
+        together: Whether all ranks of a run call this, if there are several, and divide the files among them.
 
     Raises:
         CheckpointError: A file is missing, was damaged, or belongs to another checkpoint.
@@ -79,12 +79,12 @@ def check_pieces(folder: Path, strategy: Strategy | None = None) -> None:
     if not (folder / CHECKSUMS).exists():
         _say_uncompared(folder)
         return
-    if strategy is None or strategy.world_size == 1:
+    if not (together and torch.distributed.is_initialized()):
         damage = damage_in(folder)
     else:
-        ranks = strategy.world_size
+        ranks = torch.distributed.get_world_size()
         every: list[str | None] = [None] * ranks
-        mine = damage_in(folder, rank=strategy.global_rank, ranks=ranks)
+        mine = damage_in(folder, rank=torch.distributed.get_rank(), ranks=ranks)
         torch.distributed.all_gather_object(every, mine)
         damage = next(filter(None, every), None)
     if damage:

@@ -52,7 +52,7 @@ def use_sharded_checkpoints(trainer: Trainer) -> None:
         return
     if trainer.ckpt_path and Path(trainer.ckpt_path).is_dir():
         check_folder(Path(trainer.ckpt_path))
-        check_pieces(Path(trainer.ckpt_path), strategy)
+        check_pieces(Path(trainer.ckpt_path), together=True)
     strategy.load_checkpoint = partial(load, strategy)  # type: ignore[method-assign]
 
 
@@ -75,7 +75,7 @@ def _load_pieces(
     if not path.is_dir():
         return load_file_in_pieces(strategy, module, path, weights_only)
     check_folder(path)
-    check_pieces(path, strategy)
+    check_pieces(path, together=True)
     found = read_metadata(path)
     weights = _given_weights(module, found)
     module.load_state_dict(weights, strict=module.strict_loading)  # refuses before anything is read
