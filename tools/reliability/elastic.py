@@ -17,56 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.multiprocessing import ProcessExitedException
 
-from lightning_vlm import VLMDataModule, VLMModule
-from lightning_vlm.data.drawn import Drawn
+from lightning_vlm import VLMModule
 from tests.support import tiny
 from tests.support.ranks import call_on_ranks
+from tests.support.sharded import whole_weights
+from tools.reliability.elastic_cases import CASES, LORA, Case
 
-LORA = {"projector": "full", "language": {"lora": {"r": 2, "dropout": 0.2}}}
-TASKS = ["vqa", "caption", "ocr"]
 MOST = 1e-4
 """By so much the final weights may differ, as a share of how far training has moved them."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way of batching.
-
-    Args:
-        data: Options of the data module.
-        samples: How many it has; no multiple of a step, so that the last step of an epoch is shorter.
-        step: Micro-batches of an optimizer step, those of all processes together.
-        kills: In which optimizer step each part but the last is killed.
-        workers: Of each process.
-    """
-
-    data: dict[str, Any] = field(default_factory=lambda: {"batch_size": 1})
-    samples: int = 20
-    step: int = 8
-    kills: tuple[int, ...] = (1, 3, 4)
-    workers: int = 0
-
-
-PACKED = {"batching": "packed", "max_tokens": 300}
-CASES = {
-    "padded": Case(),
-    "padded, 2 workers": Case(workers=2),
-    "packed": Case(PACKED, samples=100),
-    "packed, 2 workers": Case(PACKED, samples=100, workers=2),
-    "tokens": Case({"batching": "tokens", "max_tokens": 300}, samples=100),
-    "length": Case({"batching": "length", "batch_size": 1}),
-    "by task": Case({"batch_size": 1, "sampling": "uniform"}),
-    "by task, packed": Case({**PACKED, "sampling": "uniform"}, samples=100),
-}
 
 
 class Log(Callback):
@@ -99,26 +64,37 @@ def train(case: Case, part: Part, model: Path, folder: Path, resume: bool) -> di
     """Train on one rank of a part, and return what trains."""
     _quiet(folder / "output.txt")
     seed_everything(1, verbose=False)
-    keep = ModelCheckpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    keep, last = case.saver(folder / "checkpoints")
     trainer = Trainer(
         accelerator="cpu",
-        devices=part.ranks,
-        strategy="ddp" if part.ranks > 1 else "auto",
-        accumulate_grad_batches=case.step // part.ranks,
         max_epochs=2,
-        callbacks=[keep, Log(folder / f"{os.environ.get('RANK', 0)}.jsonl", part.kill)],
+        callbacks=[
+            *case.callbacks(part.ranks),
+            keep,
+            Log(folder / f"{os.environ.get('RANK', 0)}.jsonl", part.kill),
+        ],
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        **case.options(part.ranks),
     )
-    module = VLMModule(str(model), adapt=LORA, dtype="float32", **_template())
-    source = Drawn("train", size=case.samples, tasks=TASKS)
-    data = VLMDataModule(train=source, num_workers=case.workers, **case.data)
-    trainer.fit(module, data, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
-    return {name: one.detach().clone() for name, one in module.named_parameters() if one.requires_grad}
+    module = make_module(case, model)
+    trainer.fit(
+        module,
+        case.make_data(folder.parent / "shards"),
+        ckpt_path=last if resume else None,
+        weights_only=True,
+    )
+    return whole_weights(module)
+
+
+def make_module(case: Case, model: Path) -> VLMModule:
+    """The module of a run, without its model."""
+    template = {} if tiny.FAMILIES["llava"].template else {"chat_template": "plain"}
+    return VLMModule(str(model), **{"adapt": LORA, "dtype": "float32", **template, **case.module})
 
 
 def _quiet(file: Path) -> None:
@@ -128,10 +104,6 @@ def _quiet(file: Path) -> None:
         os.dup2(output, stream)
 
 
-def _template() -> dict[str, Any]:
-    return {} if tiny.FAMILIES["llava"].template else {"chat_template": "plain"}
-
-
 def go(case: Case, parts: Sequence[Part], model: Path, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Run parts one after the other, each from the last checkpoint of the one before.
 
@@ -139,6 +111,8 @@ def go(case: Case, parts: Sequence[Part], model: Path, folder: Path) -> list[dic
         What each process of the last part ends with.
     """
     folder.mkdir()
+    if case.stream:
+        case.write_shards(folder.parent / "shards")
     for number, part in enumerate(parts):
         arguments = case, part, model, folder, number > 0
         if part.kill is None:
@@ -185,32 +159,40 @@ def compare(case: Case, ranks: Sequence[int], model: Path, folder: Path) -> Resu
     parts = [Part(one, kill) for one, kill in zip(ranks, [*case.kills[: len(ranks) - 1], None], strict=True)]
     resumed = go(case, parts, model, folder / "parts")
     whole = order(folder / "whole")
-    start = {name: one for name, one in _start(model).items() if name in expected}
-    moved = max(float((expected[name] - start[name]).abs().max()) for name in expected)
+    start = _start(case, model)
+    moved = max(
+        float((expected[name] - start[name]).abs().max())
+        for name in expected
+        if expected[name].shape == start[name].shape  # ranks of LoRA may have changed
+    )
     differences = [float((one[name] - expected[name]).abs().max()) for one in resumed for name in expected]
     same = order(folder / "parts") == whole
     return Result(len(whole), same, max(differences) / moved, time.monotonic() - begun)
 
 
-def _start(model: Path) -> dict[str, torch.Tensor]:
+def _start(case: Case, model: Path) -> dict[str, torch.Tensor]:
     seed_everything(1, verbose=False)
-    module = VLMModule(str(model), adapt=LORA, dtype="float32", **_template())
+    module = make_module(case, model)
     module.configure_model()
-    return {name: one.detach() for name, one in module.named_parameters()}
+    return whole_weights(module)
 
 
 def main(arguments: list[str]) -> int:
     """Print a row for each case; 1 if one of them isn't as the uninterrupted run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--case", choices=CASES, action="append")
-    chosen = parser.parse_args(arguments).case or list(CASES)
+    parser.add_argument("--out", type=Path, help="a new folder for the runs, which is kept")
+    given = parser.parse_args(arguments)
+    chosen = given.case or list(CASES)
     failed = 0
     print("| case | processes | micro-batches | same order | weights differ by, of their change | seconds |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        model = tiny.build("llava", Path(folder, "model"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.out or Path(temporary, "elastic")
+        folder.mkdir(parents=True)
+        model = tiny.build("llava", folder / "model")
         for name in chosen:
-            into = Path(folder, name)
+            into = folder / name
             into.mkdir()
             found = compare(CASES[name], (1, 2, 4, 1), model, into)
             failed += not (found.same_order and found.difference <= MOST)
