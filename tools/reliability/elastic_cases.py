@@ -131,13 +131,13 @@ CASES: dict[str, Case] = {
     "length": _lightning({"batching": "length", "batch_size": 1}),
     "by task": _lightning({"batch_size": 1, "sampling": "uniform"}),
     "by task, packed": _lightning({**PACKED, "sampling": "uniform"}, samples=100),
-    "by loss": Case({"batch_size": 1, "sampling": BY_LOSS}, samples=44, kills=(2, 5, 8)),
+    "by loss": Case({"batch_size": 1, "sampling": BY_LOSS}, samples=44, kills=(2, 6, 9)),
     "by loss, packed": Case({**PACKED, "sampling": BY_LOSS}, samples=100),
     "stream": Case(stream=True),
     "stream by task, 2 workers": Case(
         {"batch_size": 1, "sampling": "uniform"}, samples=24, workers=2, stream=True
     ),
-    "stream by loss": Case({"batch_size": 1, "sampling": BY_LOSS}, samples=24, kills=(2, 5, 8), stream=True),
+    "stream by loss": Case({"batch_size": 1, "sampling": BY_LOSS}, samples=24, kills=(2, 6, 9), stream=True),
     "QLoRA": Case(module=_nf4),
     "full": Case(module=_sgd),
     "windows by epoch": Case(
