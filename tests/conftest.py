@@ -28,14 +28,13 @@ import lightning.pytorch  # noqa: F401
 rich.reconfigure(width=80)
 
 
-
 def own_garbage_alone() -> None:
-    """Leave what was there before a fork alone. Collecting a parent's garbage ends threads and files of its."""
+    """Collect nothing of the process that forked this one: that would end its threads and close its files."""
     gc.freeze()
     gc.enable()
 
 
-# Nothing is unfrozen in the parent, where looking through all that the imports have made takes most of a second.
+# The parent unfreezes nothing: looking through all that imports have made takes most of a second.
 os.register_at_fork(before=gc.disable, after_in_parent=gc.enable, after_in_child=own_garbage_alone)
 
 HANGS_AFTER = 900
