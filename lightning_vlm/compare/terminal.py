@@ -17,6 +17,7 @@ from lightning_vlm.compare.sentences import (
     notes,
     text_rows,
 )
+from lightning_vlm.counted import counted
 from lightning_vlm.metrics.score_table import heading
 from lightning_vlm.terminal import LABEL, print_line, print_lines, say, visible
 
@@ -52,7 +53,7 @@ def _print(name: str, sentence: str) -> None:
 def _scores(comparison: Comparison, result: SetResult, part: Part) -> Table:
     title = result.set.name + (f", task {part.task}" if part.task else "")
     table = Table(
-        title=Text(visible(f"{title}: {part.samples:,} samples"), "bold"),
+        title=Text(visible(f"{title}: {counted(part.samples, 'sample')}"), "bold"),
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

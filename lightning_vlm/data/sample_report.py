@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.read.faults import skip_summary, write_skip_report
 from lightning_vlm.errors import DataError
@@ -46,8 +47,8 @@ class SampleReport:
             write_skip_report(errors, path)
             rank_zero_info(f"Skipped: {skip_summary(errors)}. All of them: {path}")
         if self.truncated:
-            count = len(self.truncated)
-            rank_zero_info(f"Truncated to max_length {max_length} by whole rounds: {count} samples")
+            samples = counted(len(self.truncated), "sample")
+            rank_zero_info(f"Truncated to max_length {max_length} by whole rounds: {samples}")
         for change, sources in self._changes.items():
-            rank_zero_info(f"In {len(sources):,} samples {change}.")
+            rank_zero_info(f"In {counted(len(sources), 'sample')} {change}.")
         self._changes.clear()

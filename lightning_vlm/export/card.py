@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from lightning_vlm.counted import counted
 from lightning_vlm.export import servers
 from lightning_vlm.export.history import History
 from lightning_vlm.export.license import license_of
@@ -124,9 +125,10 @@ def _summary(card: Card) -> str:
     what = "with adapters merged into its weights" if card.is_whole else "as adapters alone, without the base"
     if card.is_whole and "lora" not in _methods(card) and "ia3" not in _methods(card):
         what = "as a whole"
-    samples = "1 sample" if card.samples == 1 else f"{card.samples} samples"
+    samples = counted(card.samples, "sample")
+    steps = counted(card.history.steps, "optimizer step")
     return (
-        f"{card.shown_base}, fine-tuned with lightning-vlm for {card.history.steps:,} optimizer steps "
+        f"{card.shown_base}, fine-tuned with lightning-vlm for {steps} "
         f"({', '.join(_methods(card))}), {what}. After it was written, it was loaded in a fresh process and "
         f"compared with the trained model on {samples}: logits off by {card.off:.1e} of the largest, the "
         "same answers, tokens, pictures and settings."

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.read.readers import read
 from lightning_vlm.errors import UserError
 from lightning_vlm.export.card import Card, write_card
@@ -141,7 +142,7 @@ def _show(console: Console, out: Path, written: Written, off: float) -> None:
     for name, figure in written.rows:
         table.add_row(name, figure)
     table.add_row("files", f"{len(files)}, {size / 1e6:,.1f} MB")
-    samples = f"{len(export.samples)} samples: logits off by {off:.1e} of the largest"
+    samples = f"{counted(len(export.samples), 'sample')}: logits off by {off:.1e} of the largest"
     table.add_row("proved in a fresh process", samples)
     table.add_row("", same)
     console.print(table)

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Conversations, Slice
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -35,7 +36,7 @@ def check_quantized(
     quantization = Quantization(method)  # type: ignore[arg-type]
     plain = _scores(folder, data, module, None)
     quantised = _scores(folder, data, module, quantization)
-    table = Table(title=f"Quantised: {len(data):,} samples", title_justify="left")
+    table = Table(title=f"Quantised: {counted(len(data), 'sample')}", title_justify="left")
     table.add_column("")
     for name in _SHOWN:
         table.add_column(name.replace("_", " "), justify="right")

@@ -5,6 +5,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_vlm_callbacks.checkpoint_files import newness
 
+from lightning_vlm.counted import counted
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.outputs.run_files import checkpoints_of
 
@@ -25,8 +26,7 @@ def _saved(by: str, trainer: Trainer) -> str:
     """One line: where the run stopped, the newest checkpoint, and how to continue from it."""
     if trainer.state.fn != TrainerFn.FITTING:
         return f"stopped by {by}"
-    steps = "step" if trainer.global_step == 1 else "steps"
-    stopped = f"stopped by {by} after {trainer.global_step:,} {steps}"
+    stopped = f"stopped by {by} after {counted(trainer.global_step, 'step')}"
     checkpoints = checkpoints_of(trainer)
     if not checkpoints:
         return f"{stopped}; no checkpoint was saved"

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.render.turns import GREETING, MERGED, THINKS_NOTHING, TRAILING, UNLEARNED
 from lightning_vlm.errors import DataError
 from lightning_vlm.inspect.preview import Fate, Preview, Sample
@@ -64,12 +65,12 @@ def length_bins(preview: Preview) -> list[Bin]:
 def describe_share(preview: Preview) -> str:
     """What share of the tokens is learned, in how much data."""
     total = preview.total
-    read = f"{preview.read:,} of {preview.size:,}"
-    if preview.read == preview.size:
-        read = f"all {preview.read:,}"
+    read = counted(preview.size, "sample")
+    if preview.size > 1:
+        read = f"{'all' if preview.read == preview.size else f'{preview.read:,} of'} {read}"
     share = percent(total.learned, total.tokens)
     tokens = f"{total.learned:,} of {total.tokens:,}"
-    return f"{share} of the tokens are learned: {tokens}, in {read} samples"
+    return f"{share} of the tokens are learned: {tokens}, in {read}"
 
 
 def describe_sample(sample: Sample) -> str:
@@ -96,7 +97,7 @@ def describe_sample(sample: Sample) -> str:
 def describe_changes(preview: Preview) -> list[str]:
     """What was done to the turns of samples, a line for each change."""
     counts = Counter(change for stats in preview.stats for change in stats.changes)
-    read = f"{preview.read:,} samples read"
+    read = f"{counted(preview.read, 'sample')} read"
     return [f"in {count:,} of {read} {change}" for change, count in counts.items()]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from lightning_vlm_callbacks.whole_files import refusal, write_whole, written_whole
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.read.readers import DataFile
 from lightning_vlm.data.read.source import Source
@@ -71,7 +72,8 @@ def fix(report: Report, data: VLMDataModule, how: How, skip_list: str) -> list[s
             continue
         if how == "clean" and isinstance(file, DataFile) and file.rows_are_lines:
             copy, kept = _copy(file, rows)
-            lines.append(f"{copy}: {kept:,} rows, without {len(rows):,} of {file.name} (data.{split})")
+            without = f"without {len(rows):,} of {file.name} (data.{split})"
+            lines.append(f"{copy}: {counted(kept, 'row')}, {without}")
         else:
             listed.append(ListedFile(file.name, split, file.fingerprint(), frozenset(rows)))
     if listed:
@@ -80,7 +82,7 @@ def fix(report: Report, data: VLMDataModule, how: How, skip_list: str) -> list[s
             raise UserError(f"skip_list is '{path}', which is another file; expected a new name")
         write_skip_list(path, listed, why)
         count = sum(len(file.rows) for file in listed)
-        lines.append(f"{path}: {count:,} rows to leave out; --data.skip {path} does")
+        lines.append(f"{path}: {counted(count, 'row')} to leave out; --data.skip {path} does")
     kept_kinds = sorted({finding.kind for finding in report.findings if not finding.drops})
     if kept_kinds:
         lines.append(f"no row is left out for {', '.join(kept_kinds)}")

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_of, score_table
 from lightning_vlm.terminal import print_line, say
@@ -69,4 +70,4 @@ def _title(trainer: Trainer, stage: str) -> str:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, VLMDataModule) or split not in data.sources or limit != 1.0:
         return words
-    return f"{words}: {len(data.samples(split)):,} samples"
+    return f"{words}: {counted(len(data.samples(split)), 'sample')}"

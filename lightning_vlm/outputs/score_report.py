@@ -14,6 +14,7 @@ from lightning_vlm_callbacks.whole_files import written_whole
 from PIL import ImageDraw, ImageFont
 from rich.table import Table
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Conversation, Conversations, Text
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
@@ -82,7 +83,7 @@ class ScoreReport:
         instead = "" if self.split == "test" else " (there is no data.test)"
         if self.trainer.is_global_zero:
             took = f"took {time.monotonic() - start:,.0f} s with loading; they are scored again at the end"
-            print_line("report", f"scoring {size:,} samples of data.{self.split}{instead} {took}")
+            print_line("report", f"scoring {counted(size, 'sample')} of data.{self.split}{instead} {took}")
         self._answers = list(self.module.predictions)
 
     def after(self) -> None:
@@ -108,7 +109,7 @@ class ScoreReport:
         columns = sorted(filter(is_score, after), key=place_of)
         if "loss" in after:
             columns.append("loss")
-        table = Table(title=f"{name}: {size:,} samples", title_justify="left")
+        table = Table(title=f"{name}: {counted(size, 'sample')}", title_justify="left")
         table.add_column("")
         for column in columns:
             table.add_column(heading(column), justify="right")

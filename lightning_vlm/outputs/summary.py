@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_vlm_callbacks.runs import run_folder
 from typing_extensions import override
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.metrics.score_table import score_table
 from lightning_vlm.outputs.run_files import checkpoints_of, logs_of
@@ -126,7 +127,7 @@ class FitSummary(Callback):
 
     def _show_speed(self, trainer: Trainer) -> None:
         made = trainer.global_step - self._first_step
-        steps = f"{self._seconds:,.0f} s, {made:,} {'step' if made == 1 else 'steps'}"
+        steps = f"{self._seconds:,.0f} s, {counted(made, 'step')}"
         measured = throughput_of(trainer)
         if measured is None or "step_seconds" not in measured.figures:
             speed = self.module.steps.tokens_seen / self._seconds

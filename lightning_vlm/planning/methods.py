@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from lightning_vlm.counted import counted
 from lightning_vlm.models.loading.quantize import Quantization
 from lightning_vlm.models.plan.plan import SHORTCUTS, expand
 from lightning_vlm.planning.step import Method
@@ -101,12 +102,9 @@ def pick(aim: Aim, fits: Mapping[str, Fit], enough: int, order: Sequence[str] | 
         recompute = kept < enough and recomputed > kept
         if recompute:
             were = f"{kept} without" if kept else "none without"
-            reasons.append(f"{name}: {_samples(recomputed)} of the longest fit with recomputing, {were}")
+            fit = counted(recomputed, "sample")
+            reasons.append(f"{name}: {fit} of the longest fit with recomputing, {were}")
         else:
-            reasons.append(f"{name}: {_samples(kept)} of the longest fit with activations kept")
+            reasons.append(f"{name}: {counted(kept, 'sample')} of the longest fit with activations kept")
         return Picked(name, recompute, tuple(reasons))
     return Picked(None, True, tuple(reasons))
-
-
-def _samples(number: int) -> str:
-    return "1 sample" if number == 1 else f"{number:,} samples"

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_vlm.counted import counted
 from lightning_vlm.planning.planned import Planned, Row
 from lightning_vlm.training.memory.decide import gib
 from lightning_vlm.training.memory.meter import MARGIN
@@ -18,7 +19,7 @@ def show(planned: Planned, console: Console) -> None:
     tokens = f"{planned.tokens[0]:,} tokens in the middle, {planned.tokens[1]:,} at most"
     patches = f", up to {planned.patches:,} patches" if planned.patches else ""
     looked = "" if planned.looked_at == planned.size else f" ({planned.looked_at:,} looked at)"
-    _pair(console, "data", f"{planned.size:,} samples{looked}: {tokens}{patches}")
+    _pair(console, "data", f"{counted(planned.size, 'sample')}{looked}: {tokens}{patches}")
     free = f"{gib(planned.room)} for training, since {MARGIN:.0%} stay free"
     _pair(console, "memory", f"{gib(planned.memory)}, {planned.device}: {free}")
     console.print()
@@ -116,7 +117,7 @@ def choice_lines(planned: Planned) -> Iterator[tuple[str, str]]:
     if planned.epoch is not None:
         epoch = planned.epoch
         what = "measured" if epoch.measured else "estimated"
-        words = f"{duration(epoch.seconds)} for {epoch.steps:,} steps, {what}: {epoch.basis}"
+        words = f"{duration(epoch.seconds)} for {counted(epoch.steps, 'step')}, {what}: {epoch.basis}"
         yield "epoch", words
     if planned.changes:
         first = "set"

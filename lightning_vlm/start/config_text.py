@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_vlm.counted import counted
 from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.planning import Choice
@@ -62,9 +63,8 @@ def left_to_learn(found: Findings) -> int:
 def _head(found: Findings) -> Iterator[str]:
     tasks = ", ".join(f"{name} ({count:,})" for name, count in list(found.survey.tasks.items())[:6])
     yield from textwrap.wrap(f"Written by: {found.command}", WIDTH, break_on_hyphens=False)
-    yield from textwrap.wrap(
-        f"{found.survey.size:,} samples, {found.form}. Tasks: {tasks}.", WIDTH, break_on_hyphens=False
-    )
+    samples = counted(found.survey.size, "sample")
+    yield from textwrap.wrap(f"{samples}, {found.form}. Tasks: {tasks}.", WIDTH, break_on_hyphens=False)
     for command in ("lint", "preview", "plan", "fit"):
         yield f"  lightning-vlm {command} --config {found.out}"
 
@@ -137,7 +137,8 @@ def _data(found: Findings) -> Iterator[Line]:
     inside = len(roots) > 1
     files = [file for opened in found.splits.values() for file in opened.files]
     of_kinds = {file.kind for file in files}
-    yield Line(f"train: {_given(train, found, inside)}", f"{found.survey.size:,} samples: {found.form}")
+    samples = counted(found.survey.size, "sample")
+    yield Line(f"train: {_given(train, found, inside)}", f"{samples}: {found.form}")
     yield from _evaluation(found, inside)
     (root,) = roots if not inside else (None,)
     if root is not None:
@@ -172,7 +173,7 @@ def _evaluation(found: Findings, inside: bool) -> Iterator[Line]:
         elif split in held:
             use = "to choose the best weights" if split == "val" else "for scores that nothing was chosen by"
             about = max(1, round(found.survey.size * float(held[split].rstrip("%")) / 100))
-            why = f"about {about:,} samples, held out {use}; whole pictures"
+            why = f"about {counted(about, 'sample')}, held out {use}; whole pictures"
             yield Line(f"{split}: {held[split]}", why)
 
 
@@ -237,6 +238,7 @@ def _trainer(found: Findings) -> Iterator[Line]:
     choice = found.choice
     samples = _step(choice) if choice is not None else samples_per_step(learn)
     steps = max(1, learn // samples)
+    in_all = counted(steps, "step")
     yield Line(f"max_epochs: {epochs.number}", epochs.why)
     accumulate = choice.accumulate if choice is not None else samples
     of = choice.batch_size if choice is not None else 1
@@ -246,7 +248,7 @@ def _trainer(found: Findings) -> Iterator[Line]:
         yield Line(f"precision: {choice.precision}", _precision(choice.precision))
     if has_val and epochs.number == 1:
         yield Line("val_check_interval: 0.2", "five validations on the way")
-    yield Line(f"log_every_n_steps: {max(1, min(10, steps // 2))}", f"an epoch has about {steps:,} steps")
+    yield Line(f"log_every_n_steps: {max(1, min(10, steps // 2))}", f"an epoch has about {in_all}")
     yield Line("logger:")
     name = found.out.rsplit("/", 1)[-1].removesuffix(".yaml")
     yield Line("  class_path: CSVLogger", "or Weights & Biases, in its place:")

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 
+from lightning_vlm.counted import counted
 from lightning_vlm.nearest import one_line
 from lightning_vlm.start.config_text import sizes
 from lightning_vlm.start.findings import Findings
@@ -32,7 +33,7 @@ def _blocks(found: Findings) -> Iterator[tuple[str, list[str]]]:
     train = found.splits["train"].files
     name = train[0].path if len(train) == 1 else f"{len(train)} files"
     bad = f", and {len(found.faults):,} that can't be read: lint names all" if found.faults else ""
-    yield "data", [f"{name}: {seen.size:,} samples{bad}", f"format: {found.form}"]
+    yield "data", [f"{name}: {counted(seen.size, 'sample')}{bad}", f"format: {found.form}"]
     if found.columns:
         named = ", ".join(f"{theirs} is {ours}" for ours, theirs in found.columns.items())
         yield "columns", [named, "(a guess by names and contents: look at preview)"]

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_vlm_callbacks.run_length import batches_per_step
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 
@@ -46,11 +47,9 @@ class Split(NamedTuple):
     @property
     def words(self) -> str:
         """How an optimizer step is made up, for people."""
-        samples = "1 sample" if self.batch == 1 else f"{self.batch} samples"
-        of_one = f" × {samples}" if self.counted_in == "samples" else ""
-        processes = "1 process" if self.ranks == 1 else f"{self.ranks} processes"
-        micro_batches = "1 micro-batch" if self.accumulate == 1 else f"{self.accumulate} micro-batches"
-        return f"{processes} × {micro_batches}{of_one}"
+        processes = counted(self.ranks, "process", "processes")
+        of_one = f" × {counted(self.batch, 'sample')}" if self.counted_in == "samples" else ""
+        return f"{processes} × {counted(self.accumulate, 'micro-batch', 'micro-batches')}{of_one}"
 
 
 def split_of(trainer: Trainer, epoch: int) -> Split | None:

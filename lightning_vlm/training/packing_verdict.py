@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_vlm.counted import counted
 from lightning_vlm.errors import UserError
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}
@@ -63,8 +64,9 @@ class Verdict(NamedTuple):
         """
         faults = self._faults()
         if faults:
+            samples = counted(self.samples, "sample")
             raise UserError(
-                f"data.batching packed isn't exact for {self.model}: on {self.samples} samples of the first "
+                f"data.batching packed isn't exact for {self.model}: on {samples} of the first "
                 f"batch {' and '.join(faults[:2])}; set data.batching to tokens"
             )
 
@@ -72,8 +74,9 @@ class Verdict(NamedTuple):
         """A line for the log."""
         hidden, _, gradients = (short(distance) for distance in self.distances)
         most, most_of_gradients = (short(self._limit(name)) for name in ("hidden_states", "gradients"))
+        samples = counted(self.samples, "sample")
         return (
-            f"Packing proved on {self.samples} samples of the first batch: packed and alone differ by "
+            f"Packing proved on {samples} of the first batch: packed and alone differ by "
             f"{hidden}, gradients by {gradients} (rounding may make {most} and {most_of_gradients}); "
             "no sample sees another"
         )

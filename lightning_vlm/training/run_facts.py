@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Text, Video
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import DataError
@@ -105,7 +106,7 @@ def describe_data(source: Conversations) -> str:
         for text in _texts(conversation):
             digest.update(text.encode() + b"\0")
     fingerprint = digest.hexdigest()[:8]
-    return f"{count:,} samples with the fingerprint {fingerprint}"
+    return f"{counted(count, 'sample')} with the fingerprint {fingerprint}"
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:

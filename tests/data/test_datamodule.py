@@ -133,7 +133,7 @@ def test_what_is_done_to_turns_is_said_in_one_line_and_counted(write, processor,
         f"{path}:2: {dropped} Others like it are counted.",
         f"{path}:3: {apart} Others like it are counted.",
         f"In 2 samples {dropped}",
-        f"In 1 samples {apart}",
+        f"In 1 sample {apart}",
     ]
     assert data.report.truncated == set()
     prompts = data.rendered("train", learn=True, prompts=True)[[0, 1]]

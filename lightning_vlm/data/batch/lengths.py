@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.blank_pictures import (
     BlankPicture,
     RememberingImageProcessor,
@@ -189,7 +190,7 @@ def measure(
     start = time.monotonic()
     size = len(source)
     if size // world >= WORTH_A_WORD:
-        rank_zero_info(f"Measuring the lengths of {size:,} samples, without opening pictures ...")
+        rank_zero_info(f"Measuring the lengths of {counted(size, 'sample')}, without opening pictures ...")
     found: _Found = {}
     problem: Exception | None = None
     try:
@@ -244,7 +245,7 @@ def _of_all_ranks(found: _Found, problem: Exception | None, world: int) -> Seque
 
 def _said(lengths: Lengths, seconds: float) -> str:
     usable = lengths.tokens[lengths.tokens > 0]
-    said = f"Measured {len(lengths):,} samples in {seconds:.1f} s"
+    said = f"Measured {counted(len(lengths), 'sample')} in {seconds:.1f} s"
     if len(usable):
         said += f": {usable.min():,} to {usable.max():,} tokens, {usable.mean():,.0f} on average"
     if lengths.unusable:

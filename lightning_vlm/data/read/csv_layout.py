@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.read.data_file import Place, decode, open_file
 from lightning_vlm.data.read.limits import LONGEST_ROW, check_row, lines_of
 from lightning_vlm.data.read.words import describe, quote
@@ -87,9 +88,8 @@ class CsvLayout:
         lines = io.StringIO(decode(data, source), newline="\n")
         cells = next(csv.reader(lines, delimiter=self._delimiter))
         if len(cells) != len(self._columns):
-            found = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
             expected = f"{len(self._columns)}, one for each of {quote(self._columns)}"
-            raise DataError(source, "", found, expected)
+            raise DataError(source, "", counted(len(cells), "cell"), expected)
         row: dict[str, Any] = {
             column: cell for column, cell in zip(self._columns, cells, strict=True) if cell
         }

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Conversation, Conversations, Image, Message, TaskTable, Text
 from lightning_vlm.data.images import image_size
 from lightning_vlm.data.read.folders import TABLE_FILES, TEXT_FILES, all_files
@@ -64,12 +65,12 @@ class PictureFiles(Conversations):
         left = "1 other file is" if others == 1 else f"{others:,} other files are"
         also = f"; {left} left out" if others else ""
         if not self._names:
-            found = f"none among {_files(others)}" if others else "no file"
+            found = f"none among {counted(others, 'file')}" if others else "no file"
             raise UserError(
                 f"data.predict: found no picture in {path}, {found}; expected .jpg, .png and such"
             )
         count = len(self._names)
-        say(f"{path}: {count:,} {'picture' if count == 1 else 'pictures'}{also}")
+        say(f"{path}: {counted(count, 'picture')}{also}")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -116,10 +117,6 @@ def has_only_pictures(path: str) -> bool:
     files = all_files(path)
     has_data = any(name.lower().removesuffix(".gz").endswith(_DATA) for name in files)
     return not has_data and any(map(is_picture, files))
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
 
 
 def _near(path: str) -> str:

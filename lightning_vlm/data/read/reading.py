@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.read.box_format import BoxFormat
 from lightning_vlm.data.read.words import describe, quote
@@ -54,11 +55,11 @@ class Notes:
 
     def lines(self) -> list[str]:
         """One line for all ignored keys, and one for each choice."""
-        lines = [f"{sentence} ({_rows(count)})" for sentence, count in self._said.items()]
+        lines = [f"{sentence} ({counted(count, 'row')})" for sentence, count in self._said.items()]
         lines += [f"{sentence} ({things}: {count:,})" for (sentence, things), count in self._counted.items()]
         if self._ignored:
             most = max(self._ignored.values())
-            lines.insert(0, f"ignored: {quote(self._ignored)} ({_rows(most)})")
+            lines.insert(0, f"ignored: {quote(self._ignored)} ({counted(most, 'row')})")
         return lines
 
 
@@ -137,7 +138,3 @@ def say(line: str) -> None:
     from lightning.pytorch.utilities import rank_zero_info  # slow, and not needed to read alone
 
     rank_zero_info(line)
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"

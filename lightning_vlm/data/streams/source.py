@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.windows import Windows
 from lightning_vlm.data.conversation import Conversation, Conversations, TaskTable
 from lightning_vlm.data.read.bounds import CUT, OnBadBox
@@ -206,11 +207,12 @@ class Shards(Conversations):
 
     def _say(self, seconds: float, window: int) -> None:
         count = len(self._shards)
-        shards = "1 shard" if count == 1 else f"{count:,} shards"
+        shards = counted(count, "shard")
         fate = "is skipped and counted" if self._skips else "ends the run (data.on_bad_sample)"
         say(
-            f"{self.name}: {len(self):,} samples in {shards}, opened in {seconds:.1f} s. {self._looked_at} "
-            f"were looked at; the others are checked as they are read, and a bad one {fate}."
+            f"{self.name}: {counted(len(self), 'sample')} in {shards}, opened in {seconds:.1f} s. "
+            f"{self._looked_at} were looked at; the others are checked as they are read, "
+            f"and a bad one {fate}."
         )
         for line in self._notes:
             say(f"{self.name}: {line}, of those that were looked at")

@@ -7,6 +7,7 @@ from lightning_vlm_callbacks.staged_unfreezing.entries import StageEntry
 from rich.table import Table
 from torch.nn import Parameter
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.skipped import SampleCounts
 from lightning_vlm.data.stages.plan import Span
 from lightning_vlm.data.stages.staged_data import StagedData
@@ -89,7 +90,7 @@ def stage_table(
         entries: What each stage trains.
         rates: The learning rates of an optimizer, before schedules.
     """
-    table = Table(title=f"Stages: {stages.plan.steps:,} steps", title_justify="left", box=None)
+    table = Table(title=f"Stages: {counted(stages.plan.steps, 'step')}", title_justify="left", box=None)
     table.add_column("stage")
     table.add_column("steps")
     for name in ("samples", "batch", "tokens"):
