@@ -53,6 +53,7 @@ clean: ## Remove .venv and caches (needed before another PYTHON); leaves runs/ a
 
 # torch comes first and alone, by the constraint: no other package gets to choose its version.
 $(INSTALLED): pyproject.toml callbacks/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is older than Python 3.11; make PYTHON=python3.12 chooses another")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e ./callbacks -e ".[dev]"

@@ -61,7 +61,7 @@ def test_what_an_index_shows(wheels, place):
         metadata = email.message_from_bytes(wheel.read(file))
     assert any(name.endswith("/py.typed") for name in names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
-    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Requires-Python"] == ">=3.11"
     assert {"Typing :: Typed"} <= {*metadata.get_all("Classifier")}
     readme = metadata.get_payload()
     page = readme_renderer.markdown.render(readme)

@@ -1,11 +1,10 @@
 """What a `VLMModule` writes into checkpoints and reads from them."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from typing_extensions import Self
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.task_table import OTHER

@@ -107,9 +107,20 @@ def test_the_page_of_installation_names_each_extra():
     extras = re.findall(r"^([\w-]+) = \[", table.partition("\n[")[0], re.MULTILINE)
     rows = re.findall(r"^\| (`.*?`) \|", text.partition("## Extras")[2].partition("##")[0], re.MULTILINE)
     assert {*extras} == {*re.findall(r"`(\w+)`", " ".join(rows))}
-    versions = (ROOT / "constraints.txt").read_text("utf-8")
-    for name, tested in re.findall(r"^\| ([a-z]+) \| [\d.]+ \| ([\d.]+) \|$", text, re.MULTILINE):
-        assert f"{name}=={tested}\n" in versions
+
+
+def test_the_page_of_installation_names_the_versions_of_the_packaging():
+    text = (ROOT / "docs" / "install.md").read_text("utf-8")
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    pinned = (ROOT / "constraints.txt").read_text("utf-8")
+    rows = re.findall(r"^\| ([a-z]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for name, lowest, tested in rows:
+        assert f'"{name}>={lowest}"' in project
+        assert f"{name}=={tested}\n" in pinned
+    python = re.search(r"^\| Python \| ([\d.]+) \|", text, re.MULTILINE)
+    assert python
+    assert f'requires-python = ">={python[1]}"' in project
 
 
 @pytest.mark.parametrize(
