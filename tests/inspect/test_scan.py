@@ -68,7 +68,7 @@ def test_weights_of_turns_and_what_was_done_to_them_are_shown_at_80_columns(modu
     assert {piece.weight for piece in sample.pieces} == {0.0, 2.0}
     for shown in (printed(preview, 80), render_page(preview)):
         assert "weights of its answers 0, 2, turns after the last answer dropped" in shown
-        assert "in 1 of 1 samples read turns come after the last answer; they are dropped" in shown
+        assert "in 1 of 1 sample read turns come after the last answer; they are dropped" in shown
     lines = printed(preview, 80).splitlines()
     assert "  Blue.<|im_end|>↵" in lines
     assert f"  ⟦Red.{END}⟧×2↵" in lines
