@@ -21,6 +21,15 @@ from tools.reliability.fuzz_targets import REFUSALS, TARGETS
 
 BATCH = 200
 """How many inputs are drawn between two looks at the clock."""
+SETTINGS = settings(
+    database=None,
+    deadline=None,
+    phases=[Phase.generate, Phase.target, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+    print_blob=False,
+)
+"""Those of each test."""
 
 
 class Count:
@@ -29,6 +38,9 @@ class Count:
     def __init__(self) -> None:
         self.tried = self.refused = 0
         self.slowest = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.tried:,} inputs, {self.refused:,} refused, the slowest {self.slowest:.2f} s"
 
 
 def checked(function: Callable[..., Any], count: Count, limit: float) -> Callable[..., None]:
@@ -39,6 +51,7 @@ def checked(function: Callable[..., Any], count: Count, limit: float) -> Callabl
         count: Where inputs are counted.
         limit: The most seconds of processor time.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)  # what files note
 
     def check(**arguments: Any) -> None:
         count.tried += 1
@@ -55,6 +68,17 @@ def checked(function: Callable[..., Any], count: Count, limit: float) -> Callabl
     return check
 
 
+def finding(check: Callable[[], None]) -> str | None:
+    """Call a test; give what fails, with its smallest input, or None."""
+    try:
+        check()
+    except Exception as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})\n{notes}"
+    return None
+
+
 def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = None) -> tuple[Count, list[str]]:
     """Try one target for some time.
 
@@ -67,30 +91,16 @@ def fuzz(name: str, seconds: float, limit: float = 10.0, first: int | None = Non
     Returns:
         What was done, and what was found: the smallest input of each failure and its traceback.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)  # what files note
     function, arguments = TARGETS[name]
     count = Count()
     found: list[str] = []
     end = time.monotonic() + seconds
     number = random.randrange(10**6) if first is None else first
     while True:
-        check = settings(
-            max_examples=BATCH,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate, Phase.target, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-            print_blob=False,
-        )(seed(number)(given(**arguments)(checked(function, count, limit))))
-        try:
-            check()
-        except Exception as error:  # a finding
-            notes = "\n".join(getattr(error, "__notes__", ()))
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})\n{notes}"
-            if not any(what.splitlines()[0] == before.splitlines()[0] for before in found):
-                found.append(what)
+        drawn = seed(number)(given(**arguments)(checked(function, count, limit)))
+        what = finding(settings(SETTINGS, max_examples=BATCH)(drawn))
+        if what and not any(what.splitlines()[0] == before.splitlines()[0] for before in found):
+            found.append(what)
         number += 1
         if time.monotonic() >= end:
             return count, found
@@ -106,11 +116,7 @@ def main() -> int:
     code = 0
     for name in [asked.target] if asked.target else TARGETS:
         count, found = fuzz(name, asked.seconds, asked.limit)
-        print(
-            f"{name}: {count.tried:,} inputs, {count.refused:,} refused, the slowest {count.slowest:.2f} s, "
-            f"{len(found)} found",
-            flush=True,
-        )
+        print(f"{name}: {count}, {len(found)} found", flush=True)
         for what in found:
             print(what)
             code = 1
