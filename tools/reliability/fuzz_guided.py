@@ -4,7 +4,7 @@
     python -m tools.reliability.fuzz_guided --target readers --seconds 180
 
 The targets are those of `tools.reliability.fuzz`. libFuzzer, by atheris, changes byte strings, which Hypothesis turns
-into inputs. What is found is printed in its smallest form. Linux only, as atheris.
+into inputs. What is found is printed in its smallest form.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Hunt:
         self.test: Any = settings(
             fuzz.SETTINGS, database=InMemoryExampleDatabase(), phases=[Phase.reuse, Phase.shrink]
         )(given(**arguments)(checked))
-        self.smallest = lambda: fuzz.finding(self.test)
+        self.smallest = partial(fuzz.finding, self.test)
         self.end = time.monotonic() + seconds
 
     def __call__(self, data: bytes) -> None:
@@ -63,10 +64,10 @@ class Hunt:
         except Exception:
             self.failed = True
         if time.monotonic() > self.end:
-            self.finish()
+            os._exit(self.report())  # libFuzzer doesn't return
 
-    def finish(self) -> None:
-        """Say what was done and found, and end the process: libFuzzer doesn't return."""
+    def report(self) -> int:
+        """Say what was done and found; give the status of the process."""
         kept = len(list(self.folder.iterdir())) - FIRST
         print(f"{self.name}: {self.count}, {kept} reached what none had reached before", flush=True)
         code = 0
@@ -74,7 +75,7 @@ class Hunt:
             print(self.smallest() or "an input failed once, and not again", flush=True)
             code = 1
         shutil.rmtree(self.folder, ignore_errors=True)
-        os._exit(code)
+        return code
 
 
 def hunt(name: str, seconds: float, limit: float) -> None:
@@ -82,7 +83,7 @@ def hunt(name: str, seconds: float, limit: float) -> None:
     try:
         import atheris
     except ImportError:
-        sys.exit('atheris isn\'t installed; write pip install -e ".[fuzz]" (Linux, Python 3.11 to 3.13)')
+        sys.exit('atheris isn\'t installed; write pip install -e ".[fuzz]" (on Linux)')
     folder = Path(tempfile.mkdtemp(prefix="fuzz-guided-"))
     for number in range(FIRST):
         (folder / f"{number}").write_bytes(random.randbytes(random.randint(8, LONGEST)))
