@@ -1,4 +1,4 @@
-"""A small piece of `python -m tools.reliability.fuzz`, which always draws the same inputs, and of `fuzz_guided`."""
+"""A small piece of `python -m tools.reliability.fuzz`, which always draws the same inputs, and of its sibling."""
 
 import logging
 import random
