@@ -1,4 +1,4 @@
-"""A small piece of `python -m tools.reliability.fuzz`, which always draws the same inputs, and of its sibling."""
+"""A small piece of `python -m tools.reliability.fuzz`, which always draws the same inputs, and of bytes."""
 
 import logging
 import random

@@ -114,6 +114,11 @@ CASES = {
     "another rank than the config's": Case(
         config(r=4), "a: its adapters don't fit drawn-vlm: 14 of another shape"
     ),
+    "a pattern of modules": Case(config(target_modules=r"^(?!.*head).*\.q_proj$"), Right("loaded")),
+    "a pattern that is none": Case(config(target_modules="(q_proj"), "a: its adapters don't fit drawn-vlm: "),
+    "a pattern without end": Case(
+        config(target_modules=r"(\w+\.?)+!"), "a/adapter_config.json: target_modules: found the pattern '("
+    ),
     "half of the weights": Case(
         weights(lambda saved: dict(list(saved.items())[::2])),
         "a: its adapters don't fit drawn-vlm: 7 missing",

@@ -3,8 +3,8 @@
     pip install -e ".[fuzz]"
     python -m tools.reliability.fuzz_guided --target readers --seconds 180
 
-The targets are those of `tools.reliability.fuzz`. libFuzzer, by atheris, changes byte strings, which Hypothesis
-turns into inputs. What is found is printed in its smallest form.
+The targets are those of `tools.reliability.fuzz`. libFuzzer, by atheris, changes byte strings, and
+Hypothesis turns them into inputs. What is found is printed in its smallest form.
 """
 
 import argparse

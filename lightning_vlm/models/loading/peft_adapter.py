@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.broken_files import what_is_wrong
+from lightning_vlm.models.loading.peft_patterns import check_patterns
 
 _SHAPE = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from checkpoint, "
@@ -41,9 +42,11 @@ def load_peft_adapter(model: PreTrainedModel, folder: Path, base: str) -> PreTra
 
     Raises:
         UserError: A file is missing or broken; or the adapters are of another model, of another rank than
-            their config says, or not whole. The first names of each fault are listed.
+            their config says, or not whole (the first names of each fault are listed); or their config has
+            a pattern of names that takes too long.
     """
     weights = _checked_files(folder)
+    check_patterns(folder, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings(record=True, action="always") as caught:
         try:
             peft: Any = PeftModel.from_pretrained(model, str(folder))
