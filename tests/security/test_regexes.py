@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lightning_vlm_callbacks.selectors import SelectorError, select_modules
+from torch import nn
 
 from lightning_vlm.chat.line import paths, pieces
 from lightning_vlm.data.read.markup import tokens
@@ -69,6 +71,12 @@ def look(question, answer):
     survey(read("d.jsonl"))
 
 
+def select(selector):
+    """Modules of a model that a stranger named."""
+    with pytest.raises(SelectorError):
+        select_modules(nn.ModuleDict({"a" * 2000: nn.Identity()}), selector)
+
+
 EIGHTH = N // 8
 LIST = "[11, 11, 11, 11]"
 ATTACKS = {
@@ -102,6 +110,7 @@ ATTACKS = {
     "a word in a config": lambda: without_credentials("a" * N),
     "video settings of a checkpoint": lambda: trained_sampling({"data.video": "a" * N}),
     "a format of a template": lambda: size_of_call(10**6, (":" * N).format, ([1],), {}),
+    "a selector": lambda: select("*a" * 10 + "*b"),
     "marks of a template": lambda: split_at_markers("\ue002" * N),
 }
 
