@@ -178,6 +178,7 @@ class VLMModule(LoadedWithoutCode):
     def configure_model(self) -> None:
         """Load the model and adapt it, once."""
         if self.model is not None:
+            shard_over_processes(self)  # it may have been loaded before there was a strategy
             return
         self.loaded = load(self)
         self.model = self.loaded.model

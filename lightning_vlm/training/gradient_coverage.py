@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_vlm_callbacks.selectors import SelectorError, select_parameters
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import zero_loss
-from lightning_vlm.models.sharding import is_sharded
+from lightning_vlm.models.sharding import is_sharded, sends_zeros, whole_parameters
 
 if TYPE_CHECKING:
     from lightning_vlm.module import VLMModule
@@ -117,7 +117,7 @@ class GradientCoverage(Callback):
         _refuse_without_gradient(names)
 
     def reach_all(self, root: nn.Module, loss: Tensor) -> Tensor:
-        """A loss whose backward gives zeros to what it doesn't reach, if DDP would wait for that.
+        """A loss whose backward gives zeros to what it doesn't reach, if other ranks would wait for that.
 
         What a batch reaches may depend on more than whether it has pictures: `image_newline` of
         LLaVA-NeXT-Video has no part in a video, and Video-LLaVA has a tower for each. A rank that never sends
@@ -128,14 +128,23 @@ class GradientCoverage(Callback):
             root: That the loss was computed with; it may be a copy in which a step is run again.
             loss: A scalar with a graph.
         """
-        strategy = self._strategy
-        if self._is_watching or not isinstance(strategy, DDPStrategy):
-            return loss
-        if strategy._ddp_kwargs.get("find_unused_parameters"):  # then DDP itself looks
-            return loss
-        trained = {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
-        missing = outside_graph(loss, trained.items())
+        trained = self._waited_for(root)
+        missing = outside_graph(loss, trained.items()) if trained else []
         return loss + zero_loss(trained[name] for name in missing) if missing else loss
+
+    def _waited_for(self, root: nn.Module) -> dict[str, nn.Parameter]:
+        """What trains and may have to be given a zero, by name."""
+        strategy = self._strategy
+        if isinstance(strategy, DDPStrategy):
+            looks_itself = strategy._ddp_kwargs.get("find_unused_parameters")
+            waits = not (looks_itself or self._is_watching)
+            return _trained(root) if waits else {}
+        if not isinstance(strategy, ModelParallelStrategy) or sends_zeros(root):
+            return {}
+        whole = {id(parameter) for parameter in whole_parameters(root)}
+        if self._is_watching:  # but what is excused may be reached on one rank alone even now
+            whole &= self._excused_parameters()
+        return {name: weight for name, weight in _trained(root).items() if id(weight) in whole}
 
     def end_fit(self, anything_seen: bool) -> None:
         """Warn if the fit has seen batches, but none that could be checked."""
@@ -224,6 +233,10 @@ def outside_graph(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) 
             reached.add(id(node.variable))
         waiting += [before for before, _ in node.next_functions]
     return [name for name, weight in parameters if weight.requires_grad and id(weight) not in reached]
+
+
+def _trained(root: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
 
 
 def _refuse_without_gradient(names: list[str]) -> None:

@@ -10,7 +10,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.models.loading.initial import initial_checks
 from lightning_vlm.models.loading.loaded import LoadedModel
 from lightning_vlm.models.precision import autocast_dtype
-from lightning_vlm.models.sharding import run_sharded, shard
+from lightning_vlm.models.sharding import is_sharded, run_sharded, shard
 from lightning_vlm.training.sharding_refusals import refuse_to_shard
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def load(module: "VLMModule") -> LoadedModel:
 
 
 def shard_over_processes(module: "VLMModule") -> None:
-    """Cut the model that a module has just loaded into pieces, if the strategy does that.
+    """Cut the model that a module has loaded into pieces, if the strategy does that and it isn't cut yet.
 
     Args:
         module: With its model, all that belongs to it, and what trains settled.
     """
     mesh = _mesh(module)
-    if mesh is None:
+    if mesh is None or is_sharded(module):
         return
     refuse_to_shard(module.model)
     loaded = module.loaded

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies.ddp import _register_ddp_comm_hook
 from lightning_vlm_callbacks import StagedUnfreezing
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_vlm import VLMDataModule
 from lightning_vlm.data.drawn import Drawn
@@ -18,6 +19,7 @@ from tests.support.clips import EVERY_FRAME, clip, talk
 from tests.support.dead import DEAD
 from tests.support.packed import picture
 from tests.support.ranks import call_on_ranks
+from tests.support.sharded import sharded, whole_weights
 
 LORA = {"projector": "full", "language": {"lora": {"r": 4}}, "vision.layers[0:2]": {"lora": {"r": 2}}}
 FULL = {"vision": "full", "projector": "full", "language": "full"}
@@ -85,7 +87,7 @@ def fit(module, make_quiet, listed, words):
             **ranks,
         )
         trainer.fit(one, data)
-        return {name: weight.detach() for name, weight in one.named_parameters() if weight.requires_grad}
+        return whole_weights(one)
 
     return run
 
@@ -134,6 +136,36 @@ def test_pictures_and_videos_that_reach_different_parameters(fit, folder):
         return made
 
     assert_ranks_agree(*call_on_ranks(on_rank))
+
+
+def test_a_model_in_pieces(fit, folder, monkeypatch):
+    """FSDP2 with the same batches: no process waits for another, and the update is that of DDP.
+
+    The models are loaded before there is a strategy that cuts them. Before torch 2.13 FSDP2 doesn't know the
+    option by which it sends zeros.
+    """
+    kin = "video_llava"
+    folder(kin)
+    options = {"adapt": FULL, "no_gradient_needed": DEAD[kin], "family": kin, "video": True}
+    runs = {
+        "text": {"kinds": BATCHES["text alone, then by turns"], "accumulate": 2},
+        "nothing": {"kinds": BATCHES["a rank without weight"]},
+        "media": {"kinds": MEDIA["a video on rank 0, a picture on rank 1"], **options},
+    }
+
+    def on_rank():
+        made = {}
+        for name, options in runs.items():
+            pieces = fit(**options, strategy=sharded(2)["strategy"])
+            whole = fit(**options, strategy="ddp")
+            made[name] = torch.tensor(apart(pieces, whole))
+        with monkeypatch.context() as torch_before:
+            torch_before.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
+            before = fit(**runs["media"], strategy=sharded(2)["strategy"])
+        return {**made, "media, an older torch": torch.tensor(apart(before, whole))}
+
+    for rank in call_on_ranks(on_rank):
+        assert max(off.item() for off in rank.values()) < 1e-6, rank
 
 
 def test_options_of_ddp_change_no_update(fit, make_quiet):

@@ -132,8 +132,7 @@ CASES: dict[str, Case] = {
     "by task": _lightning({"batch_size": 1, "sampling": "uniform"}),
     "by task, packed": _lightning({**PACKED, "sampling": "uniform"}, samples=100),
     "by loss": Case({"batch_size": 1, "sampling": BY_LOSS}, samples=44, kills=(2, 6, 9)),
-    "by loss, packed": Case({**PACKED, "sampling": BY_LOSS}, samples=100),
-    "stream": Case(stream=True),
+    "stream": Case(stream=True, kills=(1, 3, 6)),
     "stream by task, 2 workers": Case(
         {"batch_size": 1, "sampling": "uniform"}, samples=24, workers=2, stream=True
     ),
@@ -150,5 +149,8 @@ CASES: dict[str, Case] = {
     "FSDP2, one file": Case(sharded="file"),
     "FSDP2, full, StagedUnfreezing": Case(module=_sgd, callbacks=_stages, sharded="folders"),
     "FSDP2, QLoRA": Case(module=_nf4, sharded="folders"),
-    "FSDP2, by loss, packed": Case({**PACKED, "sampling": BY_LOSS}, samples=100, sharded="folders"),
+    "FSDP2, by loss": Case(
+        {"batch_size": 1, "sampling": BY_LOSS}, samples=44, kills=(2, 6, 9), sharded="folders"
+    ),
+    "FSDP2, packed": Case(PACKED, samples=100, sharded="folders"),
 }

@@ -45,7 +45,7 @@ def shard(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, autocast: t
             fully_shard(block, mesh=mesh, mp_policy=policy)
         blocks[0].register_forward_pre_hook(_let_input_have_gradient, prepend=True, with_kwargs=True)
     fully_shard(root, mesh=mesh, mp_policy=policy)
-    if hasattr(root, "set_reduce_scatter_unused_params"):  # as of torch 2.13
+    if sends_zeros(root):
         # What trains but isn't used has no gradient, except where a batch without pictures gives it a zero.
         root.set_reduce_scatter_unused_params(True, recurse=False)  # type: ignore[operator]
     spread(root, weights, mesh)
@@ -57,6 +57,17 @@ def shard(root: nn.Module, model: PreTrainedModel, mesh: DeviceMesh, autocast: t
 def is_sharded(module: nn.Module) -> bool:
     """Whether `shard` has cut a module, or one that it is a part of."""
     return any(isinstance(inner, FSDPModule) for inner in module.modules())
+
+
+def sends_zeros(root: nn.Module) -> bool:
+    """Whether FSDP2 sends a zero for what a process doesn't use in a step, as of torch 2.13.
+
+    Before, it sends less than the other processes expect, which ends the run.
+
+    Args:
+        root: As `shard` has cut it.
+    """
+    return hasattr(root, "set_reduce_scatter_unused_params")
 
 
 def whole_parameters(root: nn.Module) -> Iterator[nn.Parameter]:
