@@ -14,8 +14,9 @@ import os
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-RAY = ("--trainer.strategy", "ray.train.lightning.RayDDPStrategy", "--trainer.devices", "auto")
-PLUGIN = ("--trainer.plugins", "ray.train.lightning.RayLightningEnvironment", "--ckpt_path", "last")
+STRATEGY = '{"class_path": "ray.train.lightning.RayDDPStrategy"}'
+PLUGIN = '{"class_path": "ray.train.lightning.RayLightningEnvironment"}'
+RAY = ("--trainer.strategy", STRATEGY, "--trainer.plugins", PLUGIN, "--trainer.devices", "auto")
 
 
 def train(given: dict) -> None:
@@ -23,7 +24,7 @@ def train(given: dict) -> None:
     from lightning_vlm.cli import main
 
     os.chdir(given["folder"])
-    code = main(["fit", *given["words"], *RAY, *PLUGIN])
+    code = main(["fit", *given["words"], *RAY, "--ckpt_path", "last"])
     if code:
         raise SystemExit(code)
 
