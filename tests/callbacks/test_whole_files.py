@@ -113,6 +113,22 @@ def test_a_flipped_bit_is_never_loaded(tmp_path, seed):
     assert refused > 20
 
 
+def test_a_bit_that_makes_a_tensor_a_folder_is_refused(tmp_path):
+    """torch then reads whatever lay in memory, and no checksum is of that bit."""
+    file = tmp_path / "flipped.ckpt"
+    WholeCheckpointIO().save_checkpoint({"weight": torch.arange(600.0)}, file)
+    content = bytearray(file.read_bytes())
+    place, end = content.find(b"PK\x01\x02"), len(content)
+    while place >= 0:  # each entry of the list at the end
+        flipped = content[:]
+        flipped[place + 38] ^= 0x10
+        file.write_bytes(flipped)
+        os.utime(file, ns=(place, place))
+        with pytest.raises(CheckpointError, match="damaged contents"):
+            WholeCheckpointIO().load_checkpoint(file, weights_only=True)
+        place = content.find(b"PK\x01\x02", place + 1, end)
+
+
 def test_damage_names_a_whole_checkpoint(tmp_path):
     for step in (1, 2, 3):
         WholeCheckpointIO().save_checkpoint(

@@ -1,5 +1,6 @@
 """What happens to a run of two processes, under DDP and FSDP2, when the machine or a person's code fails."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tools.reliability.fault_runs import (
     Verdict,
     is_short,
     judge,
+    run,
     same,
     set_writable,
     small_disk,
@@ -21,6 +23,7 @@ from tools.reliability.fault_runs import (
     write_config,
 )
 from tools.reliability.forked_runs import LIMIT, Process, ranks_of_torchrun, wait_for_end
+from tools.reliability.full_disks import QUESTION
 
 FSDP2 = {
     "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
@@ -171,6 +174,75 @@ def undisturbed_by(strategy: str, what: str, warning: str, *, leave: int = 0) ->
     return case
 
 
+def damaged_pieces(folder: Path, whole: Path) -> Verdict:
+    """Each command refuses a damaged sharded checkpoint by name, on two processes and on one."""
+    kept = Path(shutil.copytree(undisturbed(whole, "FSDP2"), folder / "kept", symlinks=True))
+    file, before = (kept / f"step-0000000{step}.ckpt" for step in (6, 5))
+    inside, alone = folder / "run", folder / "alone"
+    write_shared(inside, kept, "FSDP2")
+    write_config(alone)
+    (folder / "questions.jsonl").write_text(QUESTION)
+    asked = ("predict", "--config", "run.yaml", "--data.predict", folder / "questions.jsonl")
+    commands: dict[str, Callable[[], Said]] = {
+        "fit on one": lambda: run(alone, "fit", "--config", "run.yaml", "--ckpt_path", file),
+        "export": lambda: run(folder, "export", "--ckpt_path", file, "--out", folder / "model"),
+        "predict": lambda: run(alone, *asked, "--ckpt_path", file),
+        "fit on two": lambda: run_both(inside, "fit", "--config", "run.yaml", "--ckpt_path", file).ranks[1],
+        "last": lambda: run_both(inside, "fit", "--config", "run.yaml", "--ckpt_path", "last").ranks[0],
+    }
+    read, wrong = "", []
+    for what, damage in damages(file, before).items():
+        for name, command in commands.items():
+            damage()
+            said = command()
+            read = read or said.error
+            names_both = f"checkpoint {file}" in said.error and f"{before} is whole" in said.error
+            if said.code != 2 or not is_short(said.error) or not names_both:
+                wrong.append(f"{what}, {name}: {said.code} {said.error}")
+            shutil.rmtree(file)
+            shutil.copytree(undisturbed(whole, "FSDP2") / file.name, file)
+    return Verdict(read, tuple(wrong))
+
+
+def damages(file: Path, before: Path) -> dict[str, Callable[[], Any]]:
+    """What may happen to the folder of a checkpoint; `before` is another one of its run."""
+    first, second, rest = file / "__0_0.distcp", file / "__1_0.distcp", file / "meta.pt"
+    content = first.read_bytes()
+    place = len(content) // 2
+    flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    return {
+        "a flipped bit": lambda: first.write_bytes(flipped),
+        "a piece cut short": lambda: second.write_bytes(second.read_bytes()[:-1]),
+        "a missing piece": second.unlink,
+        "a piece of another": lambda: shutil.copy(before / second.name, second),
+        "the rest of another": lambda: shutil.copy(before / rest.name, rest),
+    }
+
+
+def raised(strategy: str, rank: int) -> Case:
+    """A person's callback raises: all end, it is said what goes on, and it does."""
+
+    def case(folder: Path, whole: Path) -> Verdict:
+        inside, kept = folder / "run", folder / "kept"
+        write_shared(inside, kept, strategy, strike(AT, "raise", rank=rank))
+        ended = run_both(inside, "fit", "--config", "run.yaml")
+        newest = kept / f"step-0000000{SAVED}.ckpt"
+        named = f"the newest whole checkpoint is {newest}; resume with"
+        text = "".join(said.text for said in ended.ranks)
+        write_shared(inside, kept, strategy)
+        again = run_both(inside, "fit", "--config", "run.yaml", "--ckpt_path", newest)
+        return judge(
+            next((said.error for said in ended.ranks if "planted" in said.error), ended.error),
+            all_end_within_a_minute=ended.all_end,
+            the_cause_is_said="planted" in text,
+            messages_are_short=all(is_short(said.error) for said in ended.ranks),
+            the_newest_is_named_with_what_goes_on=named in text,
+            it_goes_on=again.all_are_right and same(end_of(kept), end_of(undisturbed(whole, strategy))),
+        )
+
+    return case
+
+
 SHARED: dict[str, Callable[[Path, Path], Verdict]] = {
     **{
         f"two processes, {strategy}: full disk": struck(
@@ -187,6 +259,12 @@ SHARED: dict[str, Callable[[Path, Path], Verdict]] = {
         for strategy in STRATEGIES
     },
     "two processes, DDP: full disk of the other": undisturbed_by("DDP", "limit", "", leave=2048),
+    "two processes, FSDP2: damaged pieces": damaged_pieces,
+    **{
+        f"two processes, {strategy}: an exception on {where}": raised(strategy, rank)
+        for strategy in STRATEGIES
+        for where, rank in (("the first", 0), ("the other", 1), ("both", -1))
+    },
     **{
         f"two processes, {strategy}: deleted folder": undisturbed_by(strategy, "delete", "gone from")
         for strategy in STRATEGIES

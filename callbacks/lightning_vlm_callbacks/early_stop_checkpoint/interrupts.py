@@ -22,6 +22,7 @@ class Interrupts:
         enabled: Whether anything is to be saved then.
         save: Saves the run as it is now, at a position, or for None as it was after its last whole step.
         at: Lets everything else that is saved inside of it say the same.
+        newest: The path of the newest checkpoint; empty if there is none.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class Interrupts:
         enabled: bool,
         save: Callable[[Trainer, Position | None], None],
         at: Callable[[Position | None], AbstractContextManager[None]],
+        newest: Callable[[], str],
     ) -> None:
         self.enabled = enabled
         self._save = save
         self._at = at
+        self._newest = newest
         self.last = LastStep()
         self._signals = ExitSignals()
         self._first = 0
@@ -88,7 +91,7 @@ class Interrupts:
         if trainer.world_size > 1:
             rank_zero_warn(
                 f"EarlyStopCheckpoint: nothing was saved for {name}, which may have struck one process only; "
-                "latest.ckpt is the last whole checkpoint"
+                f"{self._what_there_is()}"
             )
             return
         self.last.complete(trainer, module)
@@ -106,6 +109,12 @@ class Interrupts:
             self._say(trainer, why)
         except MisconfigurationException as error:  # the original exception matters more
             rank_zero_warn(str(error))
+
+    def _what_there_is(self) -> str:
+        newest = self._newest()
+        if not newest:
+            return "no checkpoint was saved before"
+        return f'the newest whole checkpoint is {newest}; resume with ckpt_path="last"'
 
     def fail(self) -> None:
         """Save nothing more, because saving has failed."""

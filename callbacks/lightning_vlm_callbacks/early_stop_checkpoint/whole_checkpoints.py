@@ -54,7 +54,7 @@ class WholeCheckpoints(ModelCheckpoint):
         self._files = files
         self.asynchronous = asynchronous
         self._copied = CopiedState()
-        self._interrupts = Interrupts(save_on_exit, self._save, self._at)
+        self._interrupts = Interrupts(save_on_exit, self._save, self._at, self._newest)
         link = Path(dirpath or "", BEST)
         self.best_model_path = str(link.resolve()) if dirpath and link.exists() else ""
         self._forget_fit()
@@ -211,6 +211,9 @@ class WholeCheckpoints(ModelCheckpoint):
         finally:
             self._position = None
             self._rewinding = False
+
+    def _newest(self) -> str:
+        return self.last_model_path
 
     def _write(self, trainer: Trainer, file: Path) -> None:
         trainer.save_checkpoint(file, weights_only=False)

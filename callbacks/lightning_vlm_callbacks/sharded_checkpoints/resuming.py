@@ -52,7 +52,7 @@ def use_sharded_checkpoints(trainer: Trainer) -> None:
         return
     if trainer.ckpt_path and Path(trainer.ckpt_path).is_dir():
         check_folder(Path(trainer.ckpt_path))
-        check_pieces(Path(trainer.ckpt_path), together=True)
+        check_pieces(Path(trainer.ckpt_path), together=trainer.world_size > 1)
     strategy.load_checkpoint = partial(load, strategy)  # type: ignore[method-assign]
 
 
