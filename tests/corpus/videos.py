@@ -1,5 +1,6 @@
 """Videos that are broken, odd or none."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,55 @@ def two_sizes() -> Video:
     return frames(picture(16, 12), picture(32, 12))()
 
 
+FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
+
+
+def tables(data: bytes, **changed: bytes | None) -> bytes:
+    """An MP4 with other tables, by their names; None takes one away."""
+    made, at = b"", 0
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        content: bytes | None = data[at + 8 : at + size]
+        at += size
+        if kind in FOLDERS:
+            content = tables(content or b"", **changed)
+        content = changed.get(kind.decode("latin-1"), content)
+        if content is not None:
+            made += struct.pack(">I4s", len(content) + 8, kind) + content
+    return made
+
+
+def lying(**changed: bytes | None) -> Callable[[], Video]:
+    """An MP4 of 20 frames whose header says something else."""
+    return file(change=lambda data: tables(data, **changed))
+
+
+def frames_named(count: int, size: int = 1) -> dict[str, bytes | None]:
+    """The tables of so many frames of one size."""
+    return {
+        "stsz": struct.pack(">III", 0, size, count),
+        "stts": struct.pack(">IIII", 0, 1, count, 512),
+        "stsc": struct.pack(">IIIII", 0, 1, 1, count, 1),
+        "stss": None,
+        "ctts": None,
+    }
+
+
+def edits(count: int) -> bytes:
+    """A list that shows the first frame again and again."""
+    return struct.pack(">II", 0, count) + struct.pack(">III", 1, 0, 0x10000) * count
+
+
+def lasting(*lengths: int) -> dict[str, bytes | None]:
+    """The tables of 20 frames: how many are shown for how long, in pairs, in the order of decoding."""
+    return {
+        "stts": struct.pack(f">II{len(lengths)}I", 0, len(lengths) // 2, *lengths),
+        "ctts": None,
+        "edts": None,
+    }
+
+
+DAY = 12_800 * 86_400
 UNEVEN = [0.0, 0.01, 0.02, 3.0, 3.01, 9.0, 9.5, 100.0]
 PLAYLIST = b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
 
@@ -123,6 +173,41 @@ CASES = {
     "a video with noise in it": Case(
         file(change=lambda data: data[:400] + b"\xff" * 900 + data[1300:]),
         "data.jsonl:1: video: found 'a.mp4': a file that can't be decoded (Invalid data found",
+    ),
+    "a header of two billion frames": Case(
+        lying(**frames_named(2**31)),
+        "data.jsonl:1: video: found 'a.mp4': a header that names 2,147,483,648 frames in a file of",
+    ),
+    "a header of a million frames": Case(
+        lying(**frames_named(10**6)),
+        "data.jsonl:1: video: found 'a.mp4': a header that names 1,000,000 frames in a file of",
+    ),
+    "a header of some frames too many": Case(
+        lying(**frames_named(4000)),
+        "data.jsonl:1: video: found 'a.mp4': a truncated video: 20 of the 4,000 frames that its header",
+    ),
+    "a header without frames": Case(
+        lying(**frames_named(0)), "data.jsonl:1: video: found 'a.mp4': a video without frames"
+    ),
+    "frames of four gigabytes": Case(
+        lying(**frames_named(1, 2**32 - 1)), "data.jsonl:1: video: found 'a.mp4': a video without frames"
+    ),
+    "a hundred thousand edits": Case(
+        lying(elst=edits(100_000)),
+        "data.jsonl:1: video: found 'a.mp4': a header that shows the same frames more than 4 times",
+    ),
+    "an edit that shows nothing": Case(
+        lying(elst=struct.pack(">IIIII", 0, 1, 1000, 2**31 - 1, 0x10000)),
+        "data.jsonl:1: video: found 'a.mp4': a truncated video: 4 of the 20 frames that its header",
+    ),
+    "a table of two billion times": Case(
+        lying(stts=struct.pack(">IIII", 0, 2**31 - 1, 20, 512)),
+        "data.jsonl:1: video: found 'a.mp4': a file that can't be decoded (Cannot allocate memory)",
+    ),
+    "frames that last a day each": Case(lying(**lasting(20, DAY)), Right([0, 4, 9, 14])),
+    "a last frame that lasts a day": Case(lying(**lasting(19, 512, 1, DAY)), Right([0, 18, 18, 18])),
+    "a length of zero": Case(
+        lying(mvhd=b"\0" * 12 + struct.pack(">II", 0, 0) + b"\0" * 80), Right([0, 5, 10, 15])
     ),
     "a picture named as a video": Case(
         lambda: of_bytes(picture(16, 12))(), "data.jsonl:1: video: found 'a.mp4': a file that is no video"

@@ -9,13 +9,16 @@ import av
 import numpy as np
 
 from lightning_vlm.data.video.broken import VideoFileError
-from lightning_vlm.data.video.sizes import MOST_PIXELS
+from lightning_vlm.data.video.mp4_tables import check_tables
+from lightning_vlm.data.video.sizes import MOST_DECODED, MOST_FRAMES, MOST_PIXELS
 from lightning_vlm.data.video.timeline import Timeline, rate_of
 from lightning_vlm.data.video.upright import Turned, turned_by, upright
 
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,ogg,asf,gif,h264,hevc,m4v,ivf,mxf,nut,apng"
 """Containers that are opened. FFmpeg knows others that name further files or addresses, such as playlists."""
 _EXPECTED = "a video file such as MP4, WebM, MKV or AVI; a playlist or a picture is none"
+_OFTEN = 4
+"""So often a list of edits may show all of a file."""
 _FAR = 2
 """So many frames are rather decoded than left out by a jump, which costs as much."""
 
@@ -24,12 +27,18 @@ def measure(file: BinaryIO) -> Timeline:
     """When each frame of a video is shown. Only the first frame is decoded, to see how it stands.
 
     Raises:
-        VideoFileError: It can't be decoded, has no frames, or ends before its header says.
+        VideoFileError: It can't be decoded, has no frames or too many, or ends before its header says.
     """
+    check_tables(file)
+    size = file.seek(0, 2)
     with _video(file) as (container, stream):
         packets = _Packets(are_counted=container.format.name == "avi")  # whose times are those of decoding
         for packet in container.demux(stream):
             packets.add(packet)
+            if packets.size > _OFTEN * size:
+                raise VideoFileError(f"a header that shows the same frames more than {_OFTEN} times")
+            if packets.count > MOST_FRAMES:
+                raise VideoFileError(f"a video of more than {MOST_FRAMES:,} frames", "a shorter one; cut it")
         said = stream.frames
         if not packets.count:
             raise VideoFileError("a video without frames", "at least one frame")
@@ -37,6 +46,7 @@ def measure(file: BinaryIO) -> Timeline:
             found = f"a truncated video: {packets.count:,} of the {said:,} frames that its header names"
             raise VideoFileError(found)
         _check_length(container, stream, packets)
+        packets.check_shown()
     with _video(file) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         if first is None:
@@ -57,13 +67,26 @@ def decode(file: BinaryIO, timeline: Timeline, wanted: Sequence[int]) -> Iterato
         Arrays of shape [height, width, 3], uint8.
 
     Raises:
-        VideoFileError: The file is broken where a wanted frame lies.
+        VideoFileError: The file is broken where a wanted frame lies, or it takes too long to get there.
     """
+    _check_work(timeline, wanted)
     with _video(file) as (container, stream):
         reader = Reader(container, stream, timeline)
         for place in wanted:
             frame = reader.frame(timeline.in_file(place))
             yield upright(frame.to_ndarray(format="rgb24"), timeline.turned)
+
+
+def _check_work(timeline: Timeline, wanted: Sequence[int]) -> None:
+    """Raise if far too many frames would be decoded on the way to those that are wanted."""
+    at = frames = 0
+    for place in map(timeline.in_file, wanted):
+        frames += max(0, place + 1 - max(at, timeline.keyframe_before(place)))
+        at = max(at, place + 1)
+    if frames * timeline.height * timeline.width > MOST_DECODED:
+        size = f"{timeline.width}×{timeline.height}"
+        found = f"{frames:,} frames of {size} pixels, all of which have to be decoded"
+        raise VideoFileError(found, "a smaller or shorter video, or one with more keyframes")
 
 
 @contextmanager
@@ -120,6 +143,8 @@ class _Packets:
         self._times = array("q")
         self._keys = array("q")
         self.count = 0
+        self.size = 0
+        """In bytes; a frame that is shown again counts again."""
         self.are_counted = are_counted
         """Whether times are missing or wrong, so that frames are counted instead."""
         self.end = 0
@@ -129,6 +154,7 @@ class _Packets:
         if not packet.size:  # the mark of the end
             return
         self.count += 1
+        self.size += packet.size
         if packet.is_discard:  # cut away by an edit
             return
         if packet.pts is None:
@@ -138,6 +164,11 @@ class _Packets:
             self._keys.append(packet.pts)
         self._times.append(packet.pts)
         self.end = max(self.end, packet.pts + (packet.duration or 0))
+
+    def check_shown(self) -> None:
+        """Raise if no frame is shown, before they are decoded in search of the first."""
+        if not self.are_counted and not len(self._times):
+            raise VideoFileError("a video of which every frame is cut away", "at least one frame")
 
     def timeline(self, stream: Any, first: Any, turned: Turned) -> Timeline:
         """When each frame is shown, given the first of them decoded."""
@@ -149,8 +180,6 @@ class _Packets:
             zero = np.zeros(1, np.int64)
             return Timeline(self.count, said, None, True, zero, second, first.height, first.width, turned)
         times = np.unique(np.frombuffer(self._times, np.int64))
-        if not len(times):
-            raise VideoFileError("a video of which every frame is cut away", "at least one frame")
         keys = np.searchsorted(times, np.unique(np.frombuffer(self._keys, np.int64)))
         fps, is_even = rate_of(times, second, self.end - int(times[-1]), said)
         if not fps:

@@ -7,6 +7,11 @@ from lightning_vlm.data.video.sampling import VideoSampling
 MOST_PIXELS = 64_000_000
 """The most pixels of a frame before it is reduced, as of a picture."""
 
+MOST_FRAMES = 4_000_000
+"""The most frames of a file: 18 hours at 60 a second. It takes about a minute to find out when they are shown."""
+MOST_DECODED = 1 << 40
+"""The most pixels that are decoded of a file: five hours of 1920×1080 at 30 frames a second without a jump."""
+
 
 def frame_size(height: int, width: int, frames: int, sampling: VideoSampling) -> tuple[int, int]:
     """The height and width of frames within the budget of pixels, in the shape that they have.

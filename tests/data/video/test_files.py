@@ -221,6 +221,29 @@ def test_more_than_fits_into_memory_is_refused_before_it_is_decoded(
     assert clip.frames.nbytes <= 100_000
 
 
+def test_more_frames_than_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av_file, "MOST_FRAMES", 19)
+    write_numbered(tmp_path / "a.mp4", 20)
+    with pytest.raises(
+        DataError, match="found 'a.mp4': a video of more than 19 frames; expected a shorter one"
+    ):
+        video_shape(of(tmp_path / "a.mp4"), "v:1", "video", SEVEN)
+
+
+def test_far_more_decoding_than_choosing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frame 14 takes the 14 before it, or two where every fourth is a keyframe."""
+    monkeypatch.setattr(av_file, "MOST_DECODED", 80 * 48 * 14)
+    for gop in (4, 100):
+        write_numbered(tmp_path / f"{gop}.mp4", 20, gop=gop)
+
+    def wanted(*_: object) -> list[int]:
+        return [14]
+
+    assert numbers_of(load_video(of(tmp_path / "4.mp4"), "v:1", "video", SEVEN, wanted).frames) == [14]
+    with pytest.raises(DataError, match="15 frames of 80×48 pixels, all of which have to be decoded"):
+        load_video(of(tmp_path / "100.mp4"), "v:1", "video", SEVEN, wanted)
+
+
 def test_budgets_make_frames_smaller(tmp_path: Path) -> None:
     write_numbered(tmp_path / "a.mp4", 10, size=(320, 200))
     sampling = VideoSampling(max_pixels_per_frame=16_000)
