@@ -8,9 +8,9 @@ MOST_PIXELS = 64_000_000
 """The most pixels of a frame before it is reduced, as of a picture."""
 
 MOST_FRAMES = 4_000_000
-"""The most frames of a file: 18 hours at 60 a second. It takes about a minute to find out when they are shown."""
+"""The most frames of a file: 18 hours at 60 a second. Their times are found in about a minute."""
 MOST_DECODED = 1 << 40
-"""The most pixels that are decoded of a file: five hours of 1920×1080 at 30 frames a second without a jump."""
+"""The most pixels that are decoded of a file: five hours of 1920×1080 at 30 a second without a jump."""
 
 
 def frame_size(height: int, width: int, frames: int, sampling: VideoSampling) -> tuple[int, int]:

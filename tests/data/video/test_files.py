@@ -225,7 +225,7 @@ def test_more_frames_than_are_read_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(av_file, "MOST_FRAMES", 19)
     write_numbered(tmp_path / "a.mp4", 20)
     with pytest.raises(
-        DataError, match="found 'a.mp4': a video of more than 19 frames; expected a shorter one"
+        DataError, match=r"found 'a.mp4': a video of more than 19 frames; expected a shorter one"
     ):
         video_shape(of(tmp_path / "a.mp4"), "v:1", "video", SEVEN)
 
