@@ -1,6 +1,7 @@
 """Overlaps against torchvision's, closed forms and differences; matching against all assignments."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ def test_closed_forms():
     pixels = box_overlap(1000 * half, 1000 * square, "ciou")
     torch.testing.assert_close(pixels, box_overlap(half, square, "ciou"))
     torch.testing.assert_close(l1(half, square), torch.tensor([0.25]))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3), (3, 2, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_may_lie_in_any_shape(kind, shape):
+    predicted, target = drawn_boxes(12), drawn_boxes(12, seed=1)
+    target[4, 2] = target[4, 0]  # without area
+    expected = box_overlap(predicted, target, kind)
+    number = math.prod(shape)
+    found = box_overlap(predicted[:number].view(*shape, 4), target[:number].view(*shape, 4), kind)
+    assert torch.equal(found, expected[:number].view(shape))
+    assert torch.equal(
+        l1(predicted[:number].view(*shape, 4), target[:number].view(*shape, 4)),
+        l1(predicted, target)[:number].view(shape),
+    )
 
 
 coordinate = st.sampled_from([0.0, 1e-30, 1e-7, 0.25, 0.5, 0.5000001, 1.0, 1e4])
