@@ -58,6 +58,14 @@ def test_the_closed_form_is_where_every_norm_has_its_share(tasks, alpha):
         torch.testing.assert_close((at_once * norms).std(), torch.zeros(()).double(), rtol=0, atol=1e-9)
 
 
+def test_a_step_goes_a_share_of_the_way_in_logarithms():
+    weights, norms, rates = torch.tensor([1.6, 0.4]), torch.tensor([4.0, 1.0]), torch.tensor([1.0, 4.0])
+    aim = torch.tensor([0.25, 2.0])  # the root of each rate over its norm
+    moved = torch.exp(0.7 * weights.log() + 0.3 * aim.log())
+    found = closed_form(weights, norms, rates, norms > 0, alpha=0.5, rate=0.3)
+    torch.testing.assert_close(found, 2 * moved / moved.sum())
+
+
 def test_a_step_of_the_papers_by_hand():
     """Gradient descent in log w, where the slope of a task is w ∂/∂w, here in units of the mean norm 15."""
     weights, norms, ones = torch.tensor([1.5, 0.5]), torch.tensor([4.0, 48.0]), torch.ones(2)
