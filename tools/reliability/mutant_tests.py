@@ -31,10 +31,10 @@ OPTIONS = [
     "ignore",
     "--doctest-modules",
 ]
-LEAST_LIMIT = 20.0
+LEAST_LIMIT = 5.0
 """CPU seconds that tests of a mutant may take at least; one that takes longer never ends, and is noticed."""
-WAITING = 3
-"""How many times as long a process may wait; a mistake with which it waits for ever counts as noticed too."""
+LEAST_WAITING = 60.0
+"""Seconds that a process may take at least; a mistake with which it waits for ever is noticed too."""
 
 
 class Module:
@@ -198,7 +198,7 @@ class Tests:
             child = _forked(tests, self._seconds, ["-x"], [], limit)
         finally:
             live.__code__ = kept
-        return _ended(child, WAITING * limit) != 0
+        return _ended(child, max(LEAST_WAITING, 3 * limit)) != 0
 
 
 def _forked(

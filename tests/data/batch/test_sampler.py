@@ -1,11 +1,13 @@
 """Which samples share a batch, on one rank and on several."""
 
 import itertools
+import os
 
 import pytest
 import torch
 
 from lightning_vlm.data.batch.sampler import PAD_INDEX, ResumableBatchSampler, in_order, ranks_of
+from lightning_vlm.data.read.stream import Stream
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,14 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     assert order(0, 0, False) == order(1, 1, False) == [list(range(i, i + 4)) for i in range(0, 40, 4)]
 
 
+def test_the_order_is_that_of_earlier_versions():
+    """Their checkpoints go on in the middle of an epoch."""
+    batches = ResumableBatchSampler(10, 10, True, 3, 0, 1)
+    batches.set_epoch(2)
+    expected = torch.randperm(10, generator=torch.Generator().manual_seed(3_000_011))
+    assert list(batches) == [expected.tolist()]
+
+
 def test_epochs_are_counted_from_the_first_of_a_stage():
     batches = ResumableBatchSampler(40, 4, True, 0, 0, 1)
     batches.set_epoch(1)
@@ -72,3 +82,14 @@ def test_without_a_trainer_there_is_one_rank():
 
 def test_what_is_only_scored_comes_in_its_order():
     assert list(in_order(None, range(5), 2, 7, 0, 1)) == [[0, 1], [2, 3], [4, PAD_INDEX]]
+
+
+def test_a_stream_comes_in_its_order_to_one_process():
+    reads, writes = os.pipe()
+    with open(writes, "w") as lines:
+        lines.write("a.png\nb.png\nc.png\n")
+    stream = Stream(prompt="What is it?", descriptor=reads)
+    batches = in_order(stream, stream, 2, 7, 1, 3)
+    assert (batches.num_replicas, batches.rank, batches.global_batch_size) == (1, 0, 2)
+    assert list(batches) == [[0, 1], [2]]
+    os.close(reads)
