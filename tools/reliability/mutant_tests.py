@@ -74,26 +74,28 @@ class Module:
 
 
 class Journal:
-    """What processes write down that are forked from this one, and that it reads.
+    """What processes write down that are forked from this one, and that it reads. A context that ends it."""
 
-    Args:
-        file: To which all of them append.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._end = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    def __init__(self) -> None:
+        self._file = tempfile.NamedTemporaryFile("a+")  # noqa: SIM115 - it is closed with the context
         self._written: set[tuple[str, ...]] = set()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def write(self, *words: str) -> None:
         """Write words down, once in each process."""
         if words not in self._written:
             self._written.add(words)
-            os.write(self._end, (json.dumps(words) + "\n").encode())
+            os.write(self._file.fileno(), (json.dumps(words) + "\n").encode())
 
     def read(self) -> list[list[str]]:
         """Everything that was written down."""
-        return [json.loads(line) for line in self._file.read_text().splitlines()]
+        self._file.seek(0)
+        return [json.loads(line) for line in self._file]
 
 
 class Recorder:
@@ -140,10 +142,7 @@ class Only:
 
 
 class Tests:
-    """The tests of some modules.
-
-    They are run once as they are, to see which of them calls which function, and once more in a forked
-    process, as they are with a mistake: a test that fails there without one would notice whatever it is.
+    """The tests of some modules, which are run once as they are, to see which of them calls which function.
 
     Args:
         modules: With their tests.
@@ -154,11 +153,12 @@ class Tests:
 
     def __init__(self, modules: Sequence[Module]) -> None:
         self._calling: dict[tuple[str, str], set[str]] = defaultdict(set)
-        given = dict.fromkeys(test for module in modules for test in module.tests)
-        given = [test for test in given if test.split("::")[0] == test or test.split("::")[0] not in given]
+        self._noticed: set[str] = set()
+        named = dict.fromkeys(test for module in modules for test in module.tests)
+        # pytest runs a test twice that is named with its file.
+        given = [test for test in named if "::" not in test or test.split("::")[0] not in named]
         own = {module.file: tuple(module.tests) for module in modules}
-        with tempfile.TemporaryDirectory() as folder:
-            journal = Journal(Path(folder, "calls"))
+        with Journal() as journal:
             recorder = Recorder(journal)
             with ExitStack() as watching:
                 for module in modules:
@@ -170,19 +170,7 @@ class Tests:
                 file, function, test = words
                 if test.startswith(own[file]):
                     self._calling[file, function].add(test)
-            self._seconds = dict(recorder.seconds)
-            self.left_out = self._failing_again(Path(folder, "again"))
-            """Tests that fail in a forked process without any mistake, and therefore count for nothing."""
-
-    def _failing_again(self, file: Path) -> list[str]:
-        tests = {test for calling in self._calling.values() for test in calling}
-        journal = Journal(file)
-        child = _forked(tests, self._seconds, [], [Recorder(journal)], limit=None)
-        os.waitpid(child, 0)
-        failing = [words[0] for words in journal.read()]
-        for calling in self._calling.values():
-            calling.difference_update(failing)
-        return failing
+        self._seconds = dict(recorder.seconds)
 
     def notice(self, module: Module, mutant: Mutant) -> bool:
         """Whether a test of a module fails with a mistake in place."""
@@ -195,28 +183,37 @@ class Tests:
         kept = live.__code__
         live.__code__ = code
         try:
-            child = _forked(tests, self._seconds, ["-x"], [], limit)
+            failed, status = self._run(tests, limit)
         finally:
             live.__code__ = kept
-        return _ended(child, max(LEAST_WAITING, 3 * limit)) != 0
+        self._noticed.update(failed)
+        return status != 0
+
+    def failing_anyway(self) -> list[str]:
+        """Those tests that noticed a mistake and fail without one as well, run once more in a forked process.
+
+        They would notice whatever it is.
+        """
+        return self._run(self._noticed, math.inf)[0] if self._noticed else []
+
+    def _run(self, tests: Collection[str], limit: float) -> tuple[list[str], int]:
+        """The tests that fail in a forked process, up to the first, and its status when it ended."""
+        with Journal() as journal:
+            child = _forked(tests, self._seconds, [Recorder(journal)], limit)
+            status = _ended(child, max(LEAST_WAITING, 3 * limit))
+            return [words[0] for words in journal.read()], status
 
 
-def _forked(
-    tests: Collection[str],
-    seconds: dict[str, float],
-    options: list[str],
-    plugins: list[object],
-    limit: float | None,
-) -> int:
+def _forked(tests: Collection[str], seconds: dict[str, float], plugins: list[object], limit: float) -> int:
     """The process that runs some tests and ends with 1 if one fails. It may take `limit` CPU seconds."""
     files = sorted({test.split("::")[0] for test in tests})
     only = Only({test: seconds[test] for test in tests})
     child = os.fork()
     if child == 0:
         os.setsid()
-        if limit is not None:
+        if math.isfinite(limit):
             resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
-        arguments = [*OPTIONS, *options, *files]
+        arguments = [*OPTIONS, "-x", *files]
         os._exit(_quietly(lambda: pytest.main(arguments, plugins=[*plugins, only])) != 0)
     return child
 

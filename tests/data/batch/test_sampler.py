@@ -74,6 +74,9 @@ def test_data_that_change_with_time_have_an_index_for_each_stretch():
     expected = [[0, 1, 2, 9, 10, 11], [12, 13, 14, 21, 22, 23], [24, 25, 26, 33, 34, 35]]
     assert found == [index for epoch in expected for index in [*epoch, PAD_INDEX, PAD_INDEX]]
     assert batches.at_time(PAD_INDEX, 0) == PAD_INDEX
+    assert batches.at_time(1, 7) == 1 + 6 * 5, (
+        "an epoch that draws more often than once ends in its last stretch"
+    )
 
 
 def test_without_a_trainer_there_is_one_rank():
@@ -91,5 +94,5 @@ def test_a_stream_comes_in_its_order_to_one_process():
     stream = Stream(prompt="What is it?", descriptor=reads)
     batches = in_order(stream, stream, 2, 7, 1, 3)
     assert (batches.num_replicas, batches.rank, batches.global_batch_size) == (1, 0, 2)
-    assert list(batches) == [[0, 1], [2]]
+    assert list(batches) == [[1, 2], [3]]  # numbers of lines
     os.close(reads)

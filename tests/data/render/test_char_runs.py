@@ -149,6 +149,11 @@ def test_tokens_are_cut_where_answers_begin_and_weights_change(tokenizer):
     assert encoded.spans[1:-1].tolist() == [[0, 2], [2, 3], [3, 4], [4, 6]]
 
 
+def test_the_first_token_is_cut_too(tokenizer):
+    encoded = encode(tokenizer, [run("a"), run("bcd", 1)], {"add_special_tokens": False})
+    assert tokenizer.convert_ids_to_tokens(encoded.inputs["input_ids"][0]) == ["a", "b", "cd"]
+
+
 def test_a_token_is_the_users_only_if_all_of_it_is_and_of_the_strongest_kind(tokenizer):
     mixed = [run("a", from_user=True), CharRun("b", bytes([Kind.SPECIAL])), run("cd", from_user=True)]
     encoded = encode(tokenizer, mixed, {"add_special_tokens": False})
