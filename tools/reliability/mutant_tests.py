@@ -106,18 +106,21 @@ class Recorder:
     """
 
     def __init__(self, journal: Journal) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        """How long each test takes."""
+        self.seconds: dict[str, float] = {}
+        """CPU seconds that each test takes, with those of the processes that it starts."""
         self._journal = journal
         self._now = ""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         self._now = item.nodeid
-        return (yield)
+        begun = sum(os.times()[:4])
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - begun
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
         if report.failed:
             self._journal.write(report.nodeid)
 
@@ -130,7 +133,7 @@ class Only:
     """A plugin of pytest that runs some tests only, the quickest first.
 
     Args:
-        seconds: How long each of them takes.
+        seconds: CPU seconds that each of them takes.
     """
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -179,7 +182,7 @@ class Tests:
         if live is None or not tests:
             return False
         code = mutant.code(module.source, str(Path(module.file).resolve()))
-        limit = max(LEAST_LIMIT, 10 * sum(self._seconds[test] for test in tests))
+        limit = LEAST_LIMIT + 4 * sum(self._seconds[test] for test in tests)
         kept = live.__code__
         live.__code__ = code
         try:
@@ -200,7 +203,7 @@ class Tests:
         """The tests that fail in a forked process, up to the first, and its status when it ended."""
         with Journal() as journal:
             child = _forked(tests, self._seconds, [Recorder(journal)], limit)
-            status = _ended(child, max(LEAST_WAITING, 3 * limit))
+            status = _ended(child, LEAST_WAITING + 4 * limit)
             return [words[0] for words in journal.read()], status
 
 
