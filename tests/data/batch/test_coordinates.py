@@ -47,6 +47,12 @@ def test_without_any_there_are_none(examples):
     assert collate([], 0, [], []).coordinates is None
 
 
+def test_none_may_have_been_left():
+    none = Coordinates.of([], [], left_out=2)
+    assert [len(column) for column in none[:6]] == [0] * 6
+    assert (none.targets.shape, none.left_out) == ((0, 4), 2)
+
+
 def test_they_stay_exact_where_floats_are_rounded(examples):
     from lightning.pytorch.plugins.precision import HalfPrecision
 
