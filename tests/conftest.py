@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -15,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import rich
@@ -24,6 +26,9 @@ import lightning_vlm  # noqa: F401
 # isort: split
 # Its log handler keeps the stderr that it meets first, which must not be one that a test captures.
 import lightning.pytorch  # noqa: F401
+
+if TYPE_CHECKING:
+    from tests.support.warm_python import WarmPython
 
 rich.reconfigure(width=80)
 
@@ -121,6 +126,24 @@ def on_two_ranks():
     from tests.support.ranks import call_on_ranks
 
     return call_on_ranks
+
+
+@pytest.fixture(scope="session")
+def warm_interpreter() -> Iterator["WarmPython"]:
+    """One that has imported transformers and PEFT alone, and is forked by who uses it."""
+    from tests.support.warm_python import WarmPython
+
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder:
+        warm = WarmPython(Path(folder))
+        yield warm
+        warm.end()
+
+
+@pytest.fixture
+def warm_python(warm_interpreter: "WarmPython") -> Iterator[None]:
+    """Exports are proved by forks of it. `tests/export/test_families.py` proves in a fresh interpreter."""
+    with warm_interpreter.used():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -138,7 +138,7 @@ def test_logits_that_the_forward_changes_otherwise_are_refused(project, wrong):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_trains_generates_and_exports_from_a_config(project, capsys):
+def test_it_trains_generates_and_exports_from_a_config(project, capsys, warm_python):
     write_config({**OPTIONS, "generation": {"max_new_tokens": 4}})
     assert main(["fit", "--config", "my.yaml"]) == 0
     (checkpoint,) = Path("runs").rglob("*.ckpt")

@@ -19,15 +19,17 @@ def asked(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def merged(checkpoint, tmp_path_factory):
+def merged(checkpoint, tmp_path_factory, warm_interpreter):
     """The whole model, exported."""
-    return _export(checkpoint, tmp_path_factory.mktemp("exported") / "merged")
+    with warm_interpreter.used():
+        return _export(checkpoint, tmp_path_factory.mktemp("exported") / "merged")
 
 
 @pytest.fixture(scope="session")
-def adapters(checkpoint, tmp_path_factory):
+def adapters(checkpoint, tmp_path_factory, warm_interpreter):
     """Its adapters alone, exported."""
-    return _export(checkpoint, tmp_path_factory.mktemp("exported") / "adapters", "--adapter-only")
+    with warm_interpreter.used():
+        return _export(checkpoint, tmp_path_factory.mktemp("exported") / "adapters", "--adapter-only")
 
 
 def _export(checkpoint, out, *more):

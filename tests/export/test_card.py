@@ -25,9 +25,10 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint, tmp_path_factory):
+def exported(checkpoint, tmp_path_factory, warm_interpreter):
     out = tmp_path_factory.mktemp("exported") / "model"
-    assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(out), "--samples", "1"]) == 0
+    with warm_interpreter.used():
+        assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(out), "--samples", "1"]) == 0
     return out
 
 

@@ -18,6 +18,8 @@ from lightning_vlm.export.trained import ExportRequest, load_trained
 from lightning_vlm.export.write import write
 from tests.support.exports import ADAPTER, LORA, change_one_bit
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 def command_line(*words):
     return main(["export", *map(str, words)])

@@ -112,7 +112,7 @@ def test_plain_libraries_make_of_it_what_was_trained(verified, name, adapter_onl
         assert sum(file.endswith(".safetensors") for file in files) > 2
 
 
-def test_what_was_trained_is_not_the_base(verified, model_folder):
+def test_what_was_trained_is_not_the_base(verified, model_folder, warm_python):
     """Else a folder of the base model would pass."""
     export, _ = verified["llava", False]
     base = export._replace(folder=model_folder("llava"))

@@ -64,14 +64,15 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def broken(export_of):
+def broken(export_of, warm_interpreter):
     """Two folders for each way to break one, all loaded in one process."""
     exports = []
     for only, harm, _ in BROKEN.values():
         export = export_of("llava", lora(), only)
         harm(export.folder)
         exports.append(export)
-    return dict(zip(BROKEN, verify(exports), strict=True))
+    with warm_interpreter.used():
+        return dict(zip(BROKEN, verify(exports), strict=True))
 
 
 @pytest.mark.parametrize("harm", BROKEN)

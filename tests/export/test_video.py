@@ -28,7 +28,7 @@ SAMPLING = {"num_frames": 4}
 
 
 @pytest.fixture(scope="module")
-def exported(request, model_folder, tmp_path_factory):
+def exported(request, model_folder, tmp_path_factory, warm_interpreter):
     """Folders of the chosen families after a step of training on videos, proved in one fresh process."""
     families = [
         item.callspec.params["family"]
@@ -59,7 +59,8 @@ def exported(request, model_folder, tmp_path_factory):
         assert trained.video == VideoSampling(**SAMPLING)
         (folder / "out").mkdir()
         written[family] = write(trained, folder / "out", request_)
-    proofs = verify([one.export for one in written.values()])
+    with warm_interpreter.used():
+        proofs = verify([one.export for one in written.values()])
     return {name: (one, proof) for (name, one), proof in zip(written.items(), proofs, strict=True)}
 
 

@@ -111,7 +111,7 @@ def test_validated_as_trained(fit, tmp_path, make_quiet, module):
 @pytest.mark.parametrize(
     ("lora", "merged"), [({}, True), ({"rslora": True}, False), ({"init": "pissa"}, False)], ids=str
 )
-def test_exported(fit, tmp_path, lora, merged, capsys):
+def test_exported(fit, tmp_path, lora, merged, capsys, warm_python):
     """The proof of the export is its own: a process without us compares logits, answers and weights."""
     whole = fit(tmp_path, least=1 if lora else 0, plan=plan_of(**lora))
     exports = {"adapter": ["--adapter-only"], **({"merged": []} if merged else {})}
