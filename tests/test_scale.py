@@ -1,14 +1,15 @@
 """The configs of scale: each parses, and processes started by torchrun make the update that one makes."""
 
-import ast
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,11 @@ import yaml
 from lightning_vlm.cli import main
 from lightning_vlm.data.drawn import Drawn
 from tests.support.page_project import write
+from tests.support.ranks import call_on_ranks
+
+# isort: split
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 
 ROOT = Path(__file__).parents[1]
 SCALE = ROOT / "configs" / "scale"
@@ -35,6 +41,7 @@ trainer:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {dirpath: ., filename: last}
 """
+DRAWN = "{class_path: Drawn, init_args: {split: train, size: 4, tasks: [vqa]}}"
 
 
 @pytest.mark.parametrize("path", sorted(SCALE.glob("*.yaml")), ids=lambda path: path.stem)
@@ -101,25 +108,56 @@ def test_the_task_of_skypilot():
     assert_parses(words_of_fit(task["run"]))
 
 
-def test_the_script_of_ray():
-    """Ray isn't installed: what it adds is parsed with the classes that its own inherit from."""
-    text = (SCALE / "ray_train.py").read_text()
-    constants = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(text).body
-        if isinstance(node, ast.Assign)
-    }
-    added = [*constants["RAY"], *constants["PLUGIN"]]
-    lightnings = {
-        "ray.train.lightning.RayDDPStrategy": "lightning.pytorch.strategies.DDPStrategy",
-        "ray.train.lightning.RayLightningEnvironment": (
-            "lightning.pytorch.plugins.environments.LightningEnvironment"
-        ),
-    }
-    assert lightnings.keys() < set(added)
-    launch = next(line.strip() for line in text.splitlines() if "python ray_train.py" in line)
-    given = shlex.split(launch)[4:]
-    assert_parses([*given, *(lightnings.get(word, word) for word in added)])
+def test_the_script_of_ray(tmp_path, monkeypatch):
+    """Ray isn't installed: processes come from torchrun's environment, and classes are those that its own
+    inherit from. What runs in them is the script's.
+    """
+    train = SimpleNamespace(FailureConfig=None, RunConfig=None, ScalingConfig=None)
+    classes = SimpleNamespace(RayDDPStrategy=OfRay, RayLightningEnvironment=EnvironmentOfRay)
+    pretended = {"ray.train": train, "ray.train.torch": SimpleNamespace(TorchTrainer=None)}
+    for name, module in {
+        "ray": SimpleNamespace(train=train),
+        "ray.train.lightning": classes,
+        **pretended,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    script = runpy.run_path(str(SCALE / "ray_train.py"))
+    assert_parses(shlex.split(launch_line(script["__doc__"]))[4:])
+    (tmp_path / "run.yaml").write_text(RUN.replace("train: train.jsonl", f"train: {DRAWN}"))
+    words = ["--config", "run.yaml", "--data.batch_size", "1", "--trainer.accelerator", "cpu"]
+
+    def on_rank():
+        script["train"]({"folder": str(tmp_path), "words": words})
+        saved = torch.load("last.ckpt", weights_only=True)
+        return {"step": saved["global_step"], "made": OfRay.made}
+
+    assert call_on_ranks(on_rank) == [{"step": 2, "made": 1}] * 2
+
+
+class OfRay(DDPStrategy):
+    """Stands for RayDDPStrategy, whose device Ray chooses, and counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        OfRay.made += 1
+
+    @property
+    def root_device(self):
+        return torch.device("cpu")
+
+
+class EnvironmentOfRay(TorchElasticEnvironment):
+    """Stands for RayLightningEnvironment, which asks Ray how many processes there are."""
+
+    def validate_settings(self, num_devices, num_nodes):
+        pass
+
+
+def launch_line(text):
+    """The line of a script's head that starts it."""
+    return next(line.strip() for line in text.splitlines() if "python ray_train.py" in line)
 
 
 def words_of_fit(script):
