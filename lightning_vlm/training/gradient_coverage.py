@@ -1,6 +1,6 @@
 """Whether the loss gives a gradient to all that a run trains, now and in its later stages."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,23 +128,26 @@ class GradientCoverage(Callback):
             root: That the loss was computed with; it may be a copy in which a step is run again.
             loss: A scalar with a graph.
         """
-        trained = self._waited_for(root)
-        missing = outside_graph(loss, trained.items()) if trained else []
-        return loss + zero_loss(trained[name] for name in missing) if missing else loss
+        waited_for = self._waited_for(root)
+        missing = unreached(loss, waited_for) if waited_for else []
+        return loss + zero_loss(missing) if missing else loss
 
-    def _waited_for(self, root: nn.Module) -> dict[str, nn.Parameter]:
-        """What trains and may have to be given a zero, by name."""
+    def _waited_for(self, root: nn.Module) -> list[nn.Parameter]:
+        """What trains and may have to be given a zero."""
         strategy = self._strategy
         if isinstance(strategy, DDPStrategy):
-            looks_itself = strategy._ddp_kwargs.get("find_unused_parameters")
-            waits = not (looks_itself or self._is_watching)
-            return _trained(root) if waits else {}
+            if self._is_watching or strategy._ddp_kwargs.get("find_unused_parameters"):  # DDP itself looks
+                return []
+            # To go through all modules of a model with adapters takes longer than the walk through its graph.
+            may_train = self._may_train if root is self._root else root.parameters()
+            return [parameter for parameter in may_train if parameter.requires_grad]
         if not isinstance(strategy, ModelParallelStrategy) or sends_zeros(root):
-            return {}
-        whole = {id(parameter) for parameter in whole_parameters(root)}
-        if self._is_watching:  # but what is excused may be reached on one rank alone even now
-            whole &= self._excused_parameters()
-        return {name: weight for name, weight in _trained(root).items() if id(weight) in whole}
+            return []
+        whole = [parameter for parameter in whole_parameters(root) if parameter.requires_grad]
+        if not self._is_watching:
+            return whole
+        excused = self._excused_parameters()  # may be reached on one rank alone even now
+        return [parameter for parameter in whole if id(parameter) in excused]
 
     def end_fit(self, anything_seen: bool) -> None:
         """Warn if the fit has seen batches, but none that could be checked."""
@@ -210,7 +213,11 @@ def without_saved_tensors() -> torch.autograd.graph.saved_tensors_hooks:
     return torch.autograd.graph.saved_tensors_hooks(lambda _: None, unpack)
 
 
-def outside_graph(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+_LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.zeros((), requires_grad=True)).node)
+"""The kind of node that adds to a parameter's gradient."""
+
+
+def outside_graph(loss: Tensor, parameters: Sequence[tuple[str, nn.Parameter]]) -> list[str]:
     """Names of the trained parameters that a loss doesn't depend on.
 
     Args:
@@ -221,22 +228,32 @@ def outside_graph(loss: Tensor, parameters: Iterable[tuple[str, nn.Parameter]]) 
     >>> outside_graph(used(torch.ones(1)).sum(), [("used", used.weight), ("unused", unused.weight)])
     ['unused']
     """
-    waiting = [loss.grad_fn]
-    seen = set()
-    reached = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):  # the node that adds to a parameter's gradient
-            reached.add(id(node.variable))
-        waiting += [before for before, _ in node.next_functions]
-    return [name for name, weight in parameters if weight.requires_grad and id(weight) not in reached]
+    trained = {id(weight): name for name, weight in parameters if weight.requires_grad}
+    return [trained[id(weight)] for weight in unreached(loss, [weight for _, weight in parameters])]
 
 
-def _trained(root: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in root.named_parameters() if weight.requires_grad}
+def unreached(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The trained parameters that a loss doesn't depend on.
+
+    It runs in each step under DDP, and so does as little as it can for each of the graph's nodes.
+
+    Args:
+        loss: A tensor with a graph.
+        parameters: Frozen ones are passed over.
+    """
+    missing = {id(parameter): parameter for parameter in parameters if parameter.requires_grad}
+    waiting: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen: set[Any] = {None, *waiting}
+    while waiting and missing:
+        for before, _ in waiting.pop().next_functions:
+            if before in seen:
+                continue
+            seen.add(before)
+            if type(before) is _LEAF:
+                missing.pop(id(before.variable), None)
+            else:
+                waiting.append(before)
+    return list(missing.values())
 
 
 def _refuse_without_gradient(names: list[str]) -> None:
