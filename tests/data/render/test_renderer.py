@@ -132,18 +132,25 @@ def answers_of(conversation):
     return ["".join(p.text if isinstance(p, Text) else str(p) for p in m.parts) for m in turns]
 
 
-def cases(names=TALKS, models=EVERY):
-    """Each conversation with each model and template that takes it."""
-    found = [(*pair, name) for pair in models for name in names]
-    return pytest.mark.parametrize(
-        ("model", "template", "name"), [case for case in found if case not in REFUSED + KEPT_AS_TOKENS]
-    )
+@pytest.mark.parametrize(("model", "template"), EVERY)
+def test_every_talk(renderer_of, model, template):
+    """Masks, ids and prompts of each conversation that a model and its template take."""
+    renderer = renderer_of(model, template)
+    for name, plain in TALKS.items():
+        if (model, template, name) in REFUSED + KEPT_AS_TOKENS:
+            continue
+        conversation = for_model(model, plain)
+        example = renderer.example(conversation)
+        check_answers_and_their_ends(renderer, model, template, conversation, example)
+        if (model, template) in FIRST:
+            check_what_pictures_expand_to(renderer, model, conversation, example)
+        if name in ORDINARY:
+            check_inputs_of_the_processor(renderer, model, template, name, conversation, example)
+        check_prompt(renderer, model, template, name, conversation, example)
 
 
-@cases()
-def test_masks_hold_the_answers_and_their_ends(renderer_of, model, template, name):
-    renderer, conversation = renderer_of(model, template), for_model(model, TALKS[name])
-    example = renderer.example(conversation)
+def check_answers_and_their_ends(renderer, model, template, conversation, example):
+    """The mask holds them, and nothing else."""
     assert example.kinds.shape == example.input_ids.shape
     end = renderer.tokenizer.eos_token if template else END[model]
     gap = gap_of(renderer, model, template)
@@ -154,10 +161,9 @@ def test_masks_hold_the_answers_and_their_ends(renderer_of, model, template, nam
     assert supervised(renderer, example) == [stretch for stretch in expected if stretch]
 
 
-@cases(models=FIRST)
-def test_the_image_kind_covers_what_pictures_expand_to(renderer_of, model, template, name):
-    renderer, conversation = renderer_of(model, template), for_model(model, TALKS[name])
-    example, processor = renderer.example(conversation), renderer.processor
+def check_what_pictures_expand_to(renderer, model, conversation, example):
+    """The image kind covers it."""
+    processor = renderer.processor
     found = renderer.tokenizer.decode(example.input_ids[example.kinds == Kind.IMAGE])
     expected = ""
     if conversation.images:
@@ -196,34 +202,31 @@ def image_ids(processor):
 ORDINARY = [name for name in TALKS if name not in ("spelled", "white space")]
 
 
-@cases(ORDINARY)
-def test_inputs_are_those_of_the_processor_itself(renderer_of, model, template, name):
-    renderer, conversation = renderer_of(model, template), for_model(model, TALKS[name])
-    if name == "empty answer" and model == "llava" and template is None:
-        pytest.skip("the space that the model must write joins the one behind the answer")
-    if name == "empty answer" and model == "glm4v" and template is None:
-        pytest.skip("apply_chat_template makes a list of an empty text, which its template then shows")
-    if model == "paligemma":
-        pytest.skip(
-            "its processor takes an answer by itself: see test_paligemma_sees_only_its_question_both_ways"
-        )
-    if model in JOINS_SPACE and template is None:
-        assert_alike(renderer, renderer.example(conversation), processor_inputs(renderer, conversation))
+def check_inputs_of_the_processor(renderer, model, template, name, conversation, example):
+    """Ids are those of `apply_chat_template`."""
+    if name == "empty answer" and (model, template) in (("llava", None), ("glm4v", None)):
+        # The space that LLaVA must write joins the one behind the answer. `apply_chat_template` makes a list
+        # of an empty text, which GLM-4V's template then shows.
         return
-    assert_like(renderer.example(conversation), processor_inputs(renderer, conversation))
+    if model == "paligemma":  # takes an answer by itself: test_paligemma_sees_only_its_question_both_ways
+        return
+    expected = processor_inputs(renderer, conversation)
+    if model in JOINS_SPACE and template is None:
+        assert_alike(renderer, example, expected)
+    else:
+        assert_like(example, expected)
 
 
-@cases()
-def test_the_prompt_is_how_the_full_ids_begin(renderer_of, model, template, name):
-    renderer, conversation = renderer_of(model, template), for_model(model, TALKS[name])
+def check_prompt(renderer, model, template, name, conversation, example):
+    """It is how the full ids begin, and what the processor makes of the question."""
     prompt, reference = renderer.prompt(conversation)
-    ids = renderer.example(conversation).input_ids
+    ids = example.input_ids
     if (model, template) not in (("llava_onevision", None), ("molmo2", None)):  # of which renderers warn
         assert ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
     assert reference == answers_of(conversation)[-1]
     asked = Conversation(conversation.messages[:-1])
     if model == "glm4v" and name == "empty answer":
-        return  # see test_inputs_are_those_of_the_processor_itself
+        return  # see check_inputs_of_the_processor
     if name in ORDINARY and (model != "paligemma" or not answers_of(asked)):
         assert_like(prompt, processor_inputs(renderer, asked, add_generation_prompt=True))
 
