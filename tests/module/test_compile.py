@@ -139,7 +139,7 @@ def test_generation_compiles_no_cache(family, pair, graphs, module, batch_of):
     assert len(graphs) == of_tower
 
 
-def test_a_hook_that_comes_later_is_called(pair, batch_of):
+def test_later_hooks_are_called_and_a_copy_computes_with_its_own_weights(pair, graphs, batch_of):
     _, compiled = pair("smolvlm", adapt="full")
     batch = batch_of(compiled)
     before = loss_and_gradients(compiled, batch)[0]
@@ -149,12 +149,6 @@ def test_a_hook_that_comes_later_is_called(pair, batch_of):
         assert loss_and_gradients(compiled, batch)[0] != before
         handle.remove()
         assert loss_and_gradients(compiled, batch)[0] == before
-
-
-def test_a_copy_computes_with_its_own_weights(pair, graphs, batch_of):
-    _, compiled = pair("smolvlm", adapt="full")
-    batch = batch_of(compiled)
-    before = loss_and_gradients(compiled, batch)[0]
     twin = copy.deepcopy(compiled)
     count = len(graphs)
     with torch.no_grad():
