@@ -67,6 +67,19 @@ def once_per_length(monkeypatch):
 
 
 @pytest.fixture
+def once_per_model(once_per_length, monkeypatch):
+    """What fits is that of the first samples of all, for tests that are about something else."""
+
+    def remembered(model, lengths, memory=None, **options):
+        key = model, memory
+        if key not in _choices:
+            _choices[key] = choose(model, lengths, memory, **options)
+        return _choices[key]
+
+    monkeypatch.setattr("lightning_vlm.start.command.choose", remembered)
+
+
+@pytest.fixture
 def init(here, capsys, once_per_length):
     """Run the command with the shipped model; gives the config, and what was printed."""
 

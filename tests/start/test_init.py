@@ -203,6 +203,7 @@ def boxes(count, box, key="bbox"):
     return rows
 
 
+@pytest.mark.usefixtures("once_per_model")
 @pytest.mark.parametrize(
     ("box", "format"),
     [
@@ -224,6 +225,7 @@ def test_the_unit_of_boxes_where_numbers_prove_it(box, format, init, capsys):
     assert main(["preview", "--config", "my.yaml", "--samples", "1", "--data.on_bad_sample", "skip"]) == 0
 
 
+@pytest.mark.usefixtures("once_per_model")
 def test_the_unit_of_boxes_where_nothing_proves_it(init, capsys):
     write(boxes(12, lambda n: [10, 10, 30 + n, 20]))
     config, shown = init("shapes.jsonl")
@@ -237,6 +239,7 @@ def test_the_unit_of_boxes_where_nothing_proves_it(init, capsys):
     assert main(["preview", "--config", "chosen.yaml", "--samples", "1"]) == 0
 
 
+@pytest.mark.usefixtures("once_per_model")
 def test_files_beside_and_several_files(init, shapes):
     rows = shapes()
     for name in ("pets_train", "pets_val", "dogs_val", "test"):
@@ -250,6 +253,7 @@ def test_files_beside_and_several_files(init, shapes):
     assert "scores the validation data" in Path("two.yaml").read_text()
 
 
+@pytest.mark.usefixtures("once_per_model")
 def test_a_folder(init, shapes):
     rows = shapes("pets/pictures")
     write(rows, "pets/train.jsonl")
