@@ -1,4 +1,4 @@
-"""Small mistakes: which there are, that they fit where they go, and that calls in forked processes are seen."""
+"""Small mistakes: which there are, that they fit in, and that forked processes report their calls."""
 
 import os
 
