@@ -47,6 +47,19 @@ def test_it_is_that_of_transformers(padded):
         torch.testing.assert_close(balance_loss(layers), found.detach())
 
 
+def test_it_may_be_of_one_token_or_of_none():
+    """Of one it is the experts' number times the probabilities of those that are chosen."""
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double()
+    chosen = logits.topk(2).indices
+    expected = 5 * logits[0].softmax(-1)[chosen[0]].sum()
+    alone = LayerRouting(logits[:1], chosen[:1], None)
+    padded = LayerRouting(logits, chosen, torch.tensor([True, False, False]))
+    for layer in (alone, padded):
+        torch.testing.assert_close(balance_loss([layer]), expected)
+    for nothing in (LayerRouting(logits[:0], chosen[:0], None), padded._replace(real=torch.zeros(3).bool())):
+        assert balance_loss([nothing]) == 0
+
+
 class Watch(Callback):
     """Keeps what a step had: gradients before clipping, and the batch."""
 
