@@ -42,6 +42,10 @@ run("fit", *fit)
 from pathlib import Path
 checkpoint = str(next(Path("out").rglob("*.ckpt")))
 run("predict", "--ckpt_path", checkpoint, "--data.predict", "d.jsonl", "--out", "a.jsonl")
+run("export", "--ckpt_path", checkpoint, "--out", "exported")
+run("plan", *fit)
+run("compare", "exported", "--data", "d.jsonl", "--out", "compared.html")
+run("chat", "exported", "--device", "cpu", "--max_new_tokens", "4")
 print("all ran")
 """
 
@@ -62,7 +66,12 @@ def test_no_command_asks_the_network(tmp_path):
     paths = [str(tmp_path), str(ROOT), str(ROOT / "callbacks")]
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "ATTEMPTS": str(tmp_path / "attempts")}
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", COMMANDS],
+        cwd=tmp_path,
+        env=environment,
+        input="a.png What colour?\n",
+        capture_output=True,
+        text=True,
     )
     attempts = tmp_path / "attempts"
     assert not attempts.exists(), attempts.read_text()
