@@ -1,7 +1,7 @@
 """How many entries the header of an MP4 or QuickTime file promises, found before FFmpeg believes it.
 
 FFmpeg makes an entry in memory for each frame that a table names, and again for each edit that shows it, so
-that two numbers in a file of some kilobytes make it take gigabytes.
+that two numbers in a file of some kilobytes make it take hundreds of megabytes.
 """
 
 from collections.abc import Iterator
