@@ -82,7 +82,7 @@ class PlateauWatch:
         decision = decide(rule, Standing(progress.best, progress.waits), value)
         progress.best, progress.waits = decision.standing
         if decision.is_best and plateau.from_best:
-            progress.weights = _copied_to_cpu(root, trains)
+            progress.weights = copied_to_cpu(root, trains)
         return decision.should_stop
 
     def end(self, root: nn.Module, stage: int) -> set[Parameter]:
@@ -111,7 +111,7 @@ class PlateauWatch:
         return restored
 
 
-def _copied_to_cpu(root: nn.Module, trains: Collection[Parameter]) -> dict[str, Tensor]:
+def copied_to_cpu(root: nn.Module, trains: Collection[Parameter]) -> dict[str, Tensor]:
     """The trained parameters, and the buffers (norm statistics) of modules that contain some."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in root.named_parameters():

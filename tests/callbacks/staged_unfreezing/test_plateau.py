@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_vlm_callbacks import StagedUnfreezing
-from lightning_vlm_callbacks.staged_unfreezing.plateau import _copied_to_cpu
+from lightning_vlm_callbacks.staged_unfreezing.plateau import copied_to_cpu
 from torch import nn
 from torch.nn import functional
 
@@ -69,7 +69,7 @@ def test_after_a_plateau_from_the_best_weights(classifier, digits, make_trainer,
 def test_what_is_kept_is_what_trains_and_the_statistics_beside_it():
     root = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.BatchNorm1d(2))
     root.register_buffer("steps", torch.ones(1))
-    kept = _copied_to_cpu(root, set(root[0].parameters()))
+    kept = copied_to_cpu(root, set(root[0].parameters()))
     of_norm = {f"0.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     trained = {f"0.{name}" for name, _ in root[0].named_parameters()}
     assert set(kept) == {"steps", *trained, *of_norm}
