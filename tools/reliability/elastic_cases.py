@@ -108,7 +108,7 @@ def _stages(ranks: int) -> list[Callback]:
 
 
 def _rank_changes(ranks: int) -> list[Callback]:
-    bounds = {"min_rank": 1, "max_rank": 8, "multiple_of": 1}
+    bounds: dict[str, Any] = {"min_rank": 1, "max_rank": 8, "multiple_of": 1}
     return [AdaptiveLoRARank(start=2, every=2, until=5, **bounds)]
 
 

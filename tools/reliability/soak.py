@@ -197,23 +197,26 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=100, help="steps between two measurements")
     parser.add_argument("--out", type=Path, help="a new folder for the run, which is kept")
+    parser.add_argument(
+        "--of", type=Path, help="only report on a run's soak.jsonl, also of one that was stopped"
+    )
     given = parser.parse_args(words)
+    if given.of is not None:
+        return report([json.loads(line) for line in given.of.read_text().splitlines()])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.out or Path(temporary, "soak")
-        began = time.perf_counter()
         rows = soak(given.steps, folder, given.every)
-        seconds = time.perf_counter() - began
-    return report(rows, seconds)
+    return report(rows)
 
 
-def report(rows: Sequence[dict[str, float]], seconds: float) -> int:
+def report(rows: Sequence[dict[str, float]]) -> int:
     """Print the slopes and the verdict.
 
     Returns:
         The exit code: 1 if something grows.
     """
-    table = Table(title=f"{rows[-1]['step']:,.0f} steps in {seconds / 60:.0f} minutes", title_justify="left")
+    table = Table(title=f"{rows[-1]['step']:,.0f} steps", title_justify="left")
     for name in ("figure", "at the start", "at the end", f"% per {SPAN:,} steps (95%)", ""):
         table.add_column(name)
     verdicts = {}
