@@ -9,6 +9,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_vlm_callbacks.whole_files import naming, refusal
 
+from lightning_vlm.outputs.wandb_file import warn_of_lost_lines
+
 _CALLS = ("log_metrics", "save", "after_save_checkpoint", "finalize")
 """What a Trainer calls while it trains. What it calls before, such as `log_hyperparams`, may end a run."""
 
@@ -21,6 +23,7 @@ def go_on_without(loggers: Iterable[Logger]) -> None:
     """
     for logger in loggers:
         said: list[str] = []
+        warn_of_lost_lines(logger)
         for name in _CALLS:
             setattr(logger, name, partial(_attempt, logger, name, said))
 

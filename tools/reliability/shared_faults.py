@@ -193,6 +193,8 @@ def damaged_pieces(folder: Path, whole: Path) -> Verdict:
     read, wrong = "", []
     for what, damage in damages(file, before).items():
         for name, command in commands.items():
+            if name != "export" and what != "a flipped bit":  # all of them look in the same way
+                continue
             damage()
             said = command()
             read = read or said.error
