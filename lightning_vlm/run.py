@@ -38,7 +38,6 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
 from lightning_vlm.data.read.stream import STDIN
-from lightning_vlm.errors import UserError
 from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.lint.command import collect_faults
 from lightning_vlm.models.loading.checkpoint import check_file
@@ -55,6 +54,7 @@ from lightning_vlm.terminal import short_path
 from lightning_vlm.trainer import VLMTrainer
 from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
+from lightning_vlm.training.named_checkpoints import find_named
 from lightning_vlm.training.stages.keys import add_stages, use_stages
 from lightning_vlm.training.start_checks.check import check_fit
 from lightning_vlm.training.start_checks.places import check_servers
@@ -171,8 +171,7 @@ class VLMCLI(LightningCLI):
             trainer.asked = self._whole.trainer
             trainer.config_text = self._whole_text
         checkpoint = self.config[self.subcommand].get("ckpt_path")
-        if checkpoint == "best":
-            _find_best(trainer)
+        find_named(trainer, checkpoint)
         if self.subcommand == "fit":
             go_on_without(trainer.loggers)
             if not any(isinstance(callback, RunReport) for callback in callbacks):
@@ -257,18 +256,6 @@ def _prepare_streams(config: Any) -> None:
         config.trainer.enable_progress_bar = False
         if config.trainer.devices == "auto":
             config.trainer.devices = 1
-
-
-def _find_best(trainer: Trainer) -> None:
-    """Find the best checkpoint of earlier processes.
-
-    Raises:
-        UserError: There is none.
-    """
-    keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, EarlyStopCheckpoint)]
-    if not any(keeper.find_best(trainer) for keeper in keepers):
-        what = "best checkpoint of an earlier run" if keepers else "EarlyStopCheckpoint in the config"
-        raise UserError(f"--ckpt_path best: found no {what}; give the path of a checkpoint")
 
 
 def run(arguments: Sequence[str] | None, module: type[VLMModule] | None = None) -> VLMCLI:

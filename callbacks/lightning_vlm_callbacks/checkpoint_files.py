@@ -128,14 +128,9 @@ def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
-        try:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        except RuntimeError as error:  # what torch raises behind the error of the file
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def in_words(error: BaseException | None) -> str:

@@ -88,10 +88,14 @@ def naming(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno is None or error.filename == str(path):
+    except (OSError, RuntimeError) as error:
+        # torch raises an error of its own behind that of a file that it writes to.
+        found = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(found, OSError) or found.errno is None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if found.filename == str(path):
+            raise found from None
+        raise OSError(found.errno, found.strerror, str(path)) from found
 
 
 def check_writable(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -278,9 +279,20 @@ def _mask_head(folder: Path) -> MaskHead | None:
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
+    """Of several runs the clock says which is newest, but for those that a logger has numbered."""
     found = [file for file in folder.rglob("*.ckpt") if file.is_file() or is_sharded(file)]
-    last = max(
-        found, key=lambda file: file.stat().st_mtime, default=None
-    )  # of several runs only the clock says which is newer
-    beside = [] if last is None else [file for file in found if file.parent == last.parent]
-    return max(beside, key=newness, default=None)
+    last = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    if last is None:
+        return None
+    runs, _ = _run_of(last)
+    if runs is not None:  # a clock may have been set back
+        last = max((file for file in found if _run_of(file)[0] == runs), key=lambda file: _run_of(file)[1])
+    return max((file for file in found if file.parent == last.parent), key=newness)
+
+
+def _run_of(file: Path) -> tuple[Path | None, int]:
+    """The folder of numbered runs that a file lies in, and the number of its run."""
+    for folder in file.parents:
+        if number := re.fullmatch(r"version_(\d+)", folder.name):
+            return folder.parent, int(number[1])
+    return None, -1

@@ -1,5 +1,7 @@
 """A real offline run of Weights & Biases whose file is whole, and the same file as a full disk leaves it."""
 
+from types import SimpleNamespace
+
 import pytest
 import wandb
 
@@ -31,14 +33,10 @@ def test_cut(lost, file, tmp_path):
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_it_is_said(cut, file, tmp_path, capsys):
-    class Logger:
-        class _experiment:
-            offline = True
-            dir = str(tmp_path / "files")
-
     written = tmp_path / file.name
     written.write_bytes(file.read_bytes()[: -5_000 if cut else None])
-    _warn(Logger)
+    run = SimpleNamespace(offline=True, dir=str(tmp_path / "files"))
+    _warn(SimpleNamespace(_experiment=run))
     said = capsys.readouterr().err
     expected = f"warning: Weights & Biases: {written} has no end, as where the disk was full; what was logged"
     assert said.startswith(expected) if cut else said == ""

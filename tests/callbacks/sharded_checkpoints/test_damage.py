@@ -1,13 +1,17 @@
 """Damage to a sharded checkpoint is noticed before it is loaded, and a whole one is named."""
 
+import errno
+import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 from lightning_vlm_callbacks.checkpoint_files import CheckpointError, or_else
-from lightning_vlm_callbacks.checksums import CHECKSUMS
+from lightning_vlm_callbacks.checksums import CHECKSUMS, SummedFiles
 from lightning_vlm_callbacks.sharded_checkpoints import check_folder, read_whole
 from lightning_vlm_callbacks.sharded_checkpoints.writing import split_off_pieces, write_pieces
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -110,3 +114,31 @@ def test_one_without_checksums_is_read_and_it_is_said(folder, caplog):
     with caplog.at_level("INFO"):
         assert read_whole(folder)["global_step"] == 2
     assert f"checkpoint {folder}: it has no {CHECKSUMS}, so that damage to its pieces" in caplog.text
+
+
+class Full:
+    """A file on a disk that is full after some bytes."""
+
+    def __init__(self, room):
+        self.room = room
+
+    def write(self, content):
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return len(content)
+
+
+def test_a_full_disk_is_named_also_where_torch_raises_behind_it(tmp_path, monkeypatch):
+    @contextmanager
+    def create_stream(self, path, mode):
+        yield Full(700)
+
+    monkeypatch.setattr(FileSystem, "create_stream", create_stream)
+    unfinished = tmp_path / ".unfinished-step-00000003.ckpt/__0_0.distcp"
+    name = "step-00000003.ckpt/__0_0.distcp"
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path / name}'"),
+        SummedFiles().create_stream(unfinished, "wb") as file,
+    ):
+        torch.save(torch.zeros(500), file)
