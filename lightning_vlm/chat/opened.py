@@ -143,7 +143,7 @@ def open_model(name: str, where: Where, with_base: bool = False) -> OpenedModel:
     if path.is_dir() and ((path / _PEFT).exists() or (path / SETTINGS).exists()):
         return _adapters(path, where)
     if path.is_dir() and not (path / "config.json").exists():
-        newest = _newest_checkpoint(path)
+        newest = newest_checkpoint(path)
         hint = f"; did you mean {newest}?" if newest else ""
         raise UserError(f"{path}: found a folder without config.json, adapters or a checkpoint's name{hint}")
     return _whole(name, where)
@@ -278,7 +278,7 @@ def _mask_head(folder: Path) -> MaskHead | None:
     return load_mask_head(str(folder)) if (folder / WEIGHTS).exists() else None
 
 
-def _newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Of several runs the clock says which is newest, but for those that a logger has numbered."""
     found = [file for file in folder.rglob("*.ckpt") if file.is_file() or is_sharded(file)]
     last = max(found, key=lambda file: file.stat().st_mtime, default=None)

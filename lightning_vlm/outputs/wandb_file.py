@@ -24,10 +24,11 @@ def warn_of_lost_lines(logger: Logger) -> None:
         logger: One of another kind is left alone.
     """
     if isinstance(logger, WandbLogger):
-        atexit.register(_warn, logger)
+        atexit.register(say_if_cut, logger)
 
 
-def _warn(logger: WandbLogger) -> None:
+def say_if_cut(logger: WandbLogger) -> None:
+    """Say it if the file of a logger's offline run, which has ended, isn't whole."""
     run = logger._experiment
     if run is None or not getattr(run, "offline", False):
         return
@@ -48,7 +49,7 @@ def has_end(file: Path) -> bool:
     """
     from wandb.proto import wandb_internal_pb2
 
-    record = wandb_internal_pb2.Record()
+    record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
     for content in _last_records(file):
         record.ParseFromString(content)
         if record.WhichOneof("record_type") == "exit":

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_vlm.chat.opened import _newest_checkpoint
+from lightning_vlm.chat.opened import newest_checkpoint
 from lightning_vlm.training.named_checkpoints import find_named
 
 
@@ -25,10 +25,10 @@ def test_chat_takes_the_run_with_the_highest_number(tmp_path):
     checkpoint(logs / "version_10/checkpoints/step-00000001.ckpt", 1, 2_000)
     newest = checkpoint(logs / "version_10/checkpoints/step-00000002.ckpt", 2, 1_000)
     checkpoint(tmp_path / "kept/step-00000007.ckpt", 7, 500)
-    assert _newest_checkpoint(tmp_path) == newest
+    assert newest_checkpoint(tmp_path) == newest
     other = checkpoint(tmp_path / "kept/step-00000003.ckpt", 3, 4_000)
-    assert _newest_checkpoint(tmp_path) == other.with_name("step-00000007.ckpt")
-    assert _newest_checkpoint(tmp_path / "kept/none") is None
+    assert newest_checkpoint(tmp_path) == other.with_name("step-00000007.ckpt")
+    assert newest_checkpoint(tmp_path / "kept/none") is None
 
 
 @pytest.mark.parametrize("set_back", [True, False])

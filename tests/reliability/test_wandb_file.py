@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import wandb
 
-from lightning_vlm.outputs.wandb_file import _warn, has_end
+from lightning_vlm.outputs.wandb_file import has_end, say_if_cut
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_it_is_said(cut, file, tmp_path, capsys):
     written = tmp_path / file.name
     written.write_bytes(file.read_bytes()[: -5_000 if cut else None])
     run = SimpleNamespace(offline=True, dir=str(tmp_path / "files"))
-    _warn(SimpleNamespace(_experiment=run))
+    say_if_cut(SimpleNamespace(_experiment=run))
     said = capsys.readouterr().err
     expected = f"warning: Weights & Biases: {written} has no end, as where the disk was full; what was logged"
     assert said.startswith(expected) if cut else said == ""
