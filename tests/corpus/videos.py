@@ -204,7 +204,9 @@ CASES = {
         lying(stts=struct.pack(">IIII", 0, 2**31 - 1, 20, 512)),
         "data.jsonl:1: video: found 'a.mp4': a file that can't be decoded (Cannot allocate memory)",
     ),
-    "frames that last a day each": Case(lying(**lasting(20, DAY)), Right([0, 4, 9, 14])),
+    "frames that last a day each": Case(
+        lying(**lasting(20, DAY)), "data.jsonl:1: video: found a video of 1,728,000 seconds; expected"
+    ),
     "a last frame that lasts a day": Case(lying(**lasting(19, 512, 1, DAY)), Right([0, 18, 18, 18])),
     "a length of zero": Case(
         lying(mvhd=b"\0" * 12 + struct.pack(">II", 0, 0) + b"\0" * 80), Right([0, 5, 10, 15])
@@ -221,6 +223,10 @@ CASES = {
     ),
     "a folder without frames": Case(
         frames(), "data.jsonl:1: video: found the folder 'frames' without frames"
+    ),
+    "frames that last a lifetime": Case(
+        lambda: frames(picture(16, 12), picture(16, 12), fps=1e-9)(),
+        "data.jsonl:1: video: found a video of 2,000,000,000 seconds; expected at most 604,800",
     ),
     "frames of 0 bytes": Case(
         frames(b"", b""), "data.jsonl:1: video (0.png): found '0.png', which is not a picture (an empty file)"

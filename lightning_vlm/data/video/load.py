@@ -13,7 +13,7 @@ from lightning_vlm.data.video.clip import Clip, VideoShape
 from lightning_vlm.data.video.files import FileFrames, find_video
 from lightning_vlm.data.video.pictures import PictureFrames
 from lightning_vlm.data.video.sampling import VideoSampling
-from lightning_vlm.data.video.sizes import MOST_PIXELS, frame_size
+from lightning_vlm.data.video.sizes import MOST_PIXELS, MOST_SECONDS, frame_size
 from lightning_vlm.errors import DataError, UserError
 
 MOST_BYTES = 2 << 30
@@ -41,7 +41,7 @@ def load_video(
 
     Raises:
         DataError: No such file, a path outside the root, not a video, a broken or truncated one, no frames, a
-            list of frames of unknown time, or more pixels than fit into memory.
+            list of frames of unknown time, more pixels than fit into memory, or more than a week.
         UserError: PyAV is not installed.
 
     >>> import io
@@ -111,12 +111,16 @@ def _shape(
     if height * width > MOST_PIXELS:
         found = f"frames of {width}×{height} pixels"
         raise DataError(source, key, found, f"at most {MOST_PIXELS:,} pixels; make them smaller")
+    duration = opened.frames / opened.fps
+    if duration > MOST_SECONDS:
+        found = f"a video of {duration:,.0f} seconds"
+        raise DataError(source, key, found, f"at most {MOST_SECONDS:,}, a week; make it faster or cut it")
     metadata = VideoMetadata(
         total_num_frames=opened.frames,
         fps=opened.fps,
         height=height,
         width=width,
-        duration=opened.frames / opened.fps,
+        duration=duration,
         video_backend=opened.backend,
     )
     indices = choose(metadata, asked)

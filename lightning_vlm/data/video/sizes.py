@@ -9,6 +9,8 @@ MOST_PIXELS = 64_000_000
 
 MOST_FRAMES = 4_000_000
 """The most frames of a file: 18 hours at 60 a second. Their times are found in about a minute."""
+MOST_SECONDS = 7 * 86_400
+"""The longest video: a week. Some processors take time and memory for each second of it."""
 MOST_DECODED = 1 << 40
 """The most pixels that are decoded of a file: five hours of 1920×1080 at 30 a second without a jump."""
 
