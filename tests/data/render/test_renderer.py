@@ -139,7 +139,7 @@ def test_every_talk(renderer_of, model, template):
     for name, plain in TALKS.items():
         if (model, template, name) in REFUSED + KEPT_AS_TOKENS:
             continue
-        conversation = for_model(model, plain)
+        conversation = replace(for_model(model, plain), source=name)  # which a failure shows
         example = renderer.example(conversation)
         check_answers_and_their_ends(renderer, model, template, conversation, example)
         if (model, template) in FIRST:
