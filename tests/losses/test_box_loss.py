@@ -174,6 +174,7 @@ def test_what_is_read():
     assert BoxLoss.read("iou") == BoxLoss.read({"kind": "iou"}) == BoxLoss.read(BoxLoss("iou"))
     assert [BoxLoss(kind).in_force for kind in KINDS] == [1.0, 0.3, 2.0]
     assert BoxLoss("iou", weight=0.5).in_force == 0.5
+    assert [BoxLoss("iou", l1=l1).l1 for l1 in (0, 0.5)] == [0, 0.5]
 
 
 @pytest.mark.parametrize(

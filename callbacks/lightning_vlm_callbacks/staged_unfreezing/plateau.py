@@ -14,7 +14,7 @@ from lightning_vlm_callbacks.runs import LoggedMetric
 from lightning_vlm_callbacks.staged_unfreezing.stages import Plateau
 from lightning_vlm_callbacks.stop_rule import Rule, Standing, decide
 
-__all__ = ["PlateauWatch"]
+__all__ = ["PlateauWatch", "copied_to_cpu"]
 
 
 @dataclass

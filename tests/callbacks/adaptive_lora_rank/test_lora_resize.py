@@ -245,6 +245,18 @@ def test_what_cannot_be_carried_over_begins_anew():
     assert all(optimizer.state[matrix]["square_avg"].shape == matrix.shape for matrix in matrices(layer))
 
 
+@pytest.mark.parametrize("rank", [2, 6])
+def test_an_optimizer_that_has_not_stepped_has_nothing_to_carry_over(rank, recwarn):
+    layer = make()
+    stepped = torch.optim.Adam(matrices(layer), lr=0.01)
+    train(layer, stepped)
+    idle = torch.optim.Adam(matrices(layer), lr=0.01)
+    resize_lora(layer, rank, optimizers=[idle, stepped])
+    assert len(idle.state) == 0
+    assert all(stepped.state[matrix]["exp_avg"].shape == matrix.shape for matrix in matrices(layer))
+    assert not recwarn.list
+
+
 def test_bitsandbytes_in_8_bits_begins_anew():
     bnb = pytest.importorskip("bitsandbytes")
     layer = make(r=8, wide=64, out=64)
