@@ -246,14 +246,22 @@ def test_what_cannot_be_carried_over_begins_anew():
 
 
 @pytest.mark.parametrize("rank", [2, 6])
-def test_an_optimizer_that_has_not_stepped_has_nothing_to_carry_over(rank, recwarn):
-    layer = make()
-    stepped = torch.optim.Adam(matrices(layer), lr=0.01)
-    train(layer, stepped)
+def test_each_matrix_may_have_an_optimizer_of_its_own(rank, recwarn):
+    layer, together = make(), make()
+    of_both = torch.optim.Adam(matrices(together), lr=0.01)
+    of_each = [torch.optim.Adam([matrix], lr=0.01) for matrix in matrices(layer)]
     idle = torch.optim.Adam(matrices(layer), lr=0.01)
-    resize_lora(layer, rank, optimizers=[idle, stepped])
-    assert len(idle.state) == 0
-    assert all(stepped.state[matrix]["exp_avg"].shape == matrix.shape for matrix in matrices(layer))
+    for matrix, other in zip(matrices(layer), matrices(together), strict=True):
+        matrix.grad = torch.randn_like(matrix)
+        other.grad = matrix.grad.clone()
+    for optimizer in (of_both, *of_each):
+        optimizer.step()
+    resize_lora(together, rank, optimizers=[of_both])
+    resize_lora(layer, rank, optimizers=[idle, *of_each])
+    for optimizer, matrix, other in zip(of_each, matrices(layer), matrices(together), strict=True):
+        assert torch.equal(matrix, other)
+        assert torch.equal(optimizer.state[matrix]["exp_avg"], of_both.state[other]["exp_avg"])
+    assert len(idle.state) == 0, "it has not stepped, and has nothing to carry over"
     assert not recwarn.list
 
 
