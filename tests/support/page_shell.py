@@ -186,14 +186,14 @@ class Shell:
                 yield from (f"--trainer.{key}", value)
             yield from ("--trainer.enable_progress_bar", "false")
         if command == "fit" and not any(config.get("stages") for config in configs):
-            window = value_of("trainer.accumulate_grad_batches", words, configs) or 1
+            key = "trainer.accumulate_grad_batches"
+            window = int(str(value_of(key, words, configs) or 1))
+            is_typed = any(word.partition("=")[0] == f"--{key}" for word in words)
+            if window > 2 and not is_typed:  # recipes accumulate up to 32 batches
+                window = 2
+                yield from (f"--{key}", str(window))
             # Two steps are an epoch, behind which there is a validation.
-            yield from (
-                "--trainer.max_steps",
-                "2",
-                "--trainer.limit_train_batches",
-                str(2 * int(str(window))),
-            )
+            yield from ("--trainer.max_steps", "2", "--trainer.limit_train_batches", str(2 * window))
         if command != "predict" and command in TRAINER:
             for part in ("val", "test"):
                 yield from (f"--trainer.limit_{part}_batches", "1")

@@ -7,9 +7,10 @@ repository has it. What a block's language means:
 
 - `bash`: commands. `lightning-vlm` runs in this process; `CHECKPOINT`, and any other word that ends in
   `.ckpt` and is no file yet, is a real checkpoint of `my.yaml` after a step. `python FILE ...` runs a file of
-  the page. `fit` takes two steps, on one process, without a progress bar. `export` is parsed, and its folder
-  gets the shipped model (tests/export runs it). Of `pip install` the extras are checked, of `make` the
-  targets. Pipes, `>`, `&&`, `cd`, `export` and `PROGRAMS` work; any other program is to be marked.
+  the page. `fit` takes two steps, on one process, without a progress bar; a config's steps of more than two
+  batches become steps of two. `export` is parsed, and its folder gets the shipped model (tests/export runs
+  it). Of `pip install` the extras are checked, of `make` the targets. Pipes, `>`, `&&`, `cd`, `export` and
+  `PROGRAMS` work; any other program is to be marked.
 - `yaml`: a config. `fit` runs with it, for two steps: alone where it names a model and data, else behind
   `my.yaml`.
 - `python`: runs, with the names of the blocks before it.
