@@ -66,8 +66,35 @@ def _print_scores(trainer: Trainer, metrics: Mapping[str, float]) -> None:
 
 def _title(trainer: Trainer, stage: str) -> str:
     words, split = ("Validation", "val") if stage == "val" else ("Test", "test")
-    limit = trainer.limit_val_batches if stage == "val" else trainer.limit_test_batches
     data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, VLMDataModule) or split not in data.sources or limit != 1.0:
+    if not isinstance(data, VLMDataModule) or split not in data.sources:
         return words
-    return f"{words}: {counted(len(data.samples(split)), 'sample')}"
+    return f"{words}: {what_is_scored(trainer, data, split)}"
+
+
+def what_is_scored(trainer: Trainer, data: VLMDataModule, split: str) -> str:
+    """How many samples a validation or a test scores, in words.
+
+    Args:
+        trainer: Its limit may leave some of them out.
+        data: The data.
+        split: "val" or "test".
+    """
+    samples = counted(len(data.samples(split)), "sample")
+    limit = _limit(trainer, split)
+    if limit is None:
+        return samples
+    if isinstance(limit, int):
+        return f"at most {counted(limit, 'batch', 'batches')} of {samples}"
+    return f"{limit:.0%} of the batches of {samples}"
+
+
+def is_limited(trainer: Trainer, split: str) -> bool:
+    """Whether a validation ("val") or a test ("test") may leave samples out."""
+    return _limit(trainer, split) is not None
+
+
+def _limit(trainer: Trainer, split: str) -> int | float | None:
+    limit = trainer.limit_val_batches if split == "val" else trainer.limit_test_batches
+    everything = isinstance(limit, float) and limit == 1.0  # 1 is a batch
+    return None if everything else limit

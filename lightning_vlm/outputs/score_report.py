@@ -14,7 +14,6 @@ from lightning_vlm_callbacks.whole_files import written_whole
 from PIL import ImageDraw, ImageFont
 from rich.table import Table
 
-from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Conversation, Conversations, Text
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.images import load_image
@@ -24,6 +23,7 @@ from lightning_vlm.metrics.known_scores import is_score, place_of
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_table import heading
 from lightning_vlm.nearest import one_line
+from lightning_vlm.outputs.score_printer import is_limited, what_is_scored
 from lightning_vlm.terminal import print_line, say, short_path
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ RED = (190, 0, 0)
 class ScoreReport:
     """Scores the test data before and after training, and shows both beside blind baselines.
 
-    Without test data, it is the validation data that are scored.
+    Without test data, it is the validation data that are scored. Where the trainer's limit leaves some out,
+    there are no baselines, which would be of other samples.
 
     Args:
         trainer: The trainer in whose run folder the picture is saved.
@@ -79,11 +80,11 @@ class ScoreReport:
         """Score the model as it is, and say what it costs."""
         start = time.monotonic()
         self._scores = self._test()
-        size = len(self.data.samples(self.split))
         instead = "" if self.split == "test" else " (there is no data.test)"
         if self.trainer.is_global_zero:
             took = f"took {time.monotonic() - start:,.0f} s with loading; they are scored again at the end"
-            print_line("report", f"scoring {counted(size, 'sample')} of data.{self.split}{instead} {took}")
+            scored = what_is_scored(self.trainer, self.data, self.split)
+            print_line("report", f"scoring {scored} of data.{self.split}{instead} {took}")
         self._answers = list(self.module.predictions)
 
     def after(self) -> None:
@@ -104,12 +105,12 @@ class ScoreReport:
         return {name.removeprefix(f"{self.split}/"): value for name, value in scores.items()}
 
     def _table(self, after: dict[str, float]) -> Table:
-        size = len(self.data.samples(self.split))
         name = "Test" if self.split == "test" else "Validation"
+        scored = what_is_scored(self.trainer, self.data, self.split)
         columns = sorted(filter(is_score, after), key=place_of)
         if "loss" in after:
             columns.append("loss")
-        table = Table(title=f"{name}: {counted(size, 'sample')}", title_justify="left")
+        table = Table(title=f"{name}: {scored}", title_justify="left")
         table.add_column("")
         for column in columns:
             table.add_column(heading(column), justify="right")
@@ -122,6 +123,8 @@ class ScoreReport:
         return table
 
     def _baselines(self) -> dict[str, float]:
+        if is_limited(self.trainer, self.split):
+            return {}
         try:
             return blind_baselines(self.data.source("train"), self.data.source(self.split))
         except UserError:  # there are no baselines for conversations of several rounds

@@ -134,6 +134,20 @@ def test_scores_by_hand(module, batch_of, make_quiet, listed, family, stage):
     assert [answer.source for answer in one.predictions] == [item.source for item in source]
 
 
+@pytest.mark.parametrize(
+    ("limit", "title"),
+    [
+        (1, "Validation: at most 1 batch of 4 samples"),
+        (0.5, "Validation: 50% of the batches of 4 samples"),
+        (1.0, "Validation: 4 samples"),
+    ],
+)
+def test_the_table_says_what_a_limit_leaves_out(limit, title, module, make_quiet, capsys):
+    data = VLMDataModule(val=Drawn("val", size=4, tasks=["vqa"]), batch_size=2)
+    make_quiet(limit_val_batches=limit).validate(module("llava"), data)
+    assert title in " ".join(capsys.readouterr().out.split())
+
+
 def test_without_generation_there_are_losses_only(module, make_quiet, capsys):
     one = module("llava")
     (found,) = make_quiet().validate(one, VLMDataModule(val=Drawn("val", size=2, tasks=["vqa"])))
