@@ -45,7 +45,7 @@ def rows_of(folder: Path):
 
 def pages(file: Path):
     """A page of a table, without the step that it shows."""
-    return re.split(r"step 0|step 1|after \d steps", file.read_text())
+    return re.split(r"step 0|step 1|after \d steps?", file.read_text())
 
 
 @pytest.fixture(scope="module")
