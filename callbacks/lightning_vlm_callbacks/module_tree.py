@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 from torch import nn
 
+from lightning_vlm_callbacks.globs import fits
+
 __all__ = ["ModuleTree", "Node", "Parts", "TreeError", "quoted", "shortened"]
 
 Node = nn.Module | nn.Parameter
@@ -128,9 +130,7 @@ class ModuleTree:
 
     def _matching(self, starts: list[str], glob: str) -> list[str]:
         """The names that begin with one of `starts` and go on as a text with `*` says."""
-        first, *rest = re.split(r"\*+", glob)
-        begun = tuple(start + first for start in starts)
-        return [name for name in self._nodes if name.startswith(begun) and _goes_on(name, begun, rest)]
+        return [name for name in self._nodes if fits(name, starts, glob)]
 
     def _size(self, name: str) -> int:
         """The number of children with whole numbers for names."""
@@ -212,22 +212,6 @@ class ModuleTree:
         for part in re.split(r"[*.]+", glob):
             near += get_close_matches(part, sorted(words))
         return near
-
-
-def _goes_on(name: str, begun: tuple[str, ...], texts: list[str]) -> bool:
-    """Whether some texts stand behind a beginning of a name, in this order, and the last one at its end.
-
-    Each is taken where it comes first, which never keeps a later one from being found, so that the time is in
-    proportion to the name.
-    """
-    *inner, last = texts
-    at = min(len(start) for start in begun if name.startswith(start))
-    for text in inner:
-        at = name.find(text, at)
-        if at < 0:
-            return False
-        at += len(text)
-    return name.endswith(last) and at <= len(name) - len(last)
 
 
 def _steps(path: str) -> list[Step]:
