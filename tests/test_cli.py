@@ -347,6 +347,11 @@ def test_a_report_without_test_data_is_of_the_validation_data(project, capsys):
     assert before.split("│")[-2] != after.split("│")[-2]  # the loss
     assert len(list(Path("runs").rglob("predictions.png"))) == 1
     assert (found.out + found.err).count("report.html") == 1
+    assert command("fit", "--report", "true", "--trainer.limit_val_batches", "1") == 0
+    limited = capsys.readouterr().out
+    assert "scoring at most 1 batch of 6 samples of data.val" in limited
+    assert "most frequent answer" in found.out
+    assert "most frequent answer" not in limited  # of samples that weren't scored
     del config["data"]["val"]
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert command("fit", "--report", "true") == 2

@@ -36,7 +36,7 @@ def say_if_cut(logger: WandbLogger) -> None:
         if not has_end(file):
             print(
                 f"warning: Weights & Biases: {file} has no end, as where the disk was full; what was "
-                "logged last isn't in it. report.html of the run has all curves",
+                "logged last isn't in it",
                 file=sys.stderr,
             )
 

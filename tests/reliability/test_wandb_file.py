@@ -1,23 +1,33 @@
 """A real offline run of Weights & Biases whose file is whole, and the same file as a full disk leaves it."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import wandb
+from lightning.pytorch.loggers import WandbLogger
 
 from lightning_vlm.outputs.wandb_file import has_end, say_if_cut
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Of a run that has logged more than a block."""
+def logger(tmp_path_factory):
+    """Of a run that has logged more than a block and has ended."""
     folder = tmp_path_factory.mktemp("wandb")
-    with wandb.init(dir=folder, mode="offline", project="p", settings=wandb.Settings(silent=True)) as run:
-        for step in range(150):
-            run.log({f"curve{number}": step * number for number in range(40)})
-    (found,) = folder.rglob("run-*.wandb")
-    assert found.stat().st_size > 100_000
-    return found
+    logger = WandbLogger(save_dir=folder, offline=True, project="p", settings=wandb.Settings(silent=True))
+    for step in range(150):
+        logger.log_metrics({f"curve{number}": step * number for number in range(40)}, step)
+    logger.experiment.finish()
+    return logger
+
+
+@pytest.fixture
+def file(logger):
+    """The run's file, which a test may change."""
+    (found,) = Path(logger.save_dir).rglob("run-*.wandb")
+    content = found.read_bytes()
+    assert len(content) > 100_000
+    yield found
+    found.write_bytes(content)
 
 
 def test_whole(file):
@@ -32,11 +42,10 @@ def test_cut(lost, file, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_it_is_said(cut, file, tmp_path, capsys):
-    written = tmp_path / file.name
-    written.write_bytes(file.read_bytes()[: -5_000 if cut else None])
-    run = SimpleNamespace(offline=True, dir=str(tmp_path / "files"))
-    say_if_cut(SimpleNamespace(_experiment=run))
+def test_it_is_said(cut, logger, file, capsys):
+    if cut:
+        file.write_bytes(file.read_bytes()[:-5_000])
+    say_if_cut(logger)
     said = capsys.readouterr().err
-    expected = f"warning: Weights & Biases: {written} has no end, as where the disk was full; what was logged"
-    assert said.startswith(expected) if cut else said == ""
+    warning = f"warning: Weights & Biases: {file} has no end, as where the disk was full; what was logged"
+    assert said.startswith(warning) if cut else said == ""

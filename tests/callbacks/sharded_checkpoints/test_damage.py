@@ -66,7 +66,7 @@ def test_whole_ones_are_read(folder):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_changed_bit_is_noticed(name, folder):
+def test_changed_bits_are_noticed_wherever_they_are(name, folder):
     file = folder / name
     content = file.read_bytes()
     for place in range(0, len(content), max(1, len(content) // 40)):
