@@ -19,6 +19,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     'GradientMonitor'
     >>> nearest("evry", ["name", "every_n_steps"])
     'every_n_steps'
+    >>> nearest("IMG_1O03.jpg", ["IMG_1013.jpg", "IMG_1003.jpg", "IMG_1023.jpg"])
+    'IMG_1003.jpg'
     >>> nearest("ckpt", ["ckpt_path", "config"]), nearest("Val", ["train", "val"]), nearest("x", ["train"])
     ('ckpt_path', 'val', None)
     """
@@ -29,14 +31,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     beginnings = [spelling for spelling in by_spelling if wanted and spelling.startswith(wanted)]
     if len(beginnings) == 1:
         return by_spelling[beginnings[0]]
-    close = difflib.get_close_matches(wanted[:80], by_spelling, 1)
-    if close:
-        return by_spelling[close[0]]
+    close = _closest(wanted[:80], by_spelling, cutoff=0.6)
+    if close is not None:
+        return by_spelling[close]
     by_word: dict[str, str] = {}
     for spelling in reversed(by_spelling):
         by_word |= {word: by_spelling[spelling] for word in spelling.split("_") if len(word) > 2}
-    close = difflib.get_close_matches(wanted[:80], by_word, 1, cutoff=0.75)
-    return by_word[close[0]] if close else None
+    close = _closest(wanted[:80], by_word, cutoff=0.75)
+    return None if close is None else by_word[close]
 
 
 def refuse_unknown_keys(given: Iterable[object], known: Collection[str], where: str) -> None:
@@ -102,3 +104,17 @@ def one_line(text: str, length: int) -> str:
 
 def _spelling(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+def _closest(wanted: str, candidates: Collection[str], cutoff: float) -> str | None:
+    """The candidate that difflib finds closest; of equally close ones, that with most characters in place.
+
+    A wrong letter is likelier than a moved one, and the names of numbered files are often equally close.
+    """
+    close = difflib.get_close_matches(wanted, candidates, max(len(candidates), 1), cutoff)
+
+    def likeness(candidate: str) -> tuple[float, int]:
+        in_place = sum(ours == theirs for ours, theirs in zip(candidate, wanted, strict=False))
+        return difflib.SequenceMatcher(None, candidate, wanted).ratio(), in_place
+
+    return max(close, key=likeness, default=None)

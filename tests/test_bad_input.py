@@ -73,7 +73,7 @@ SAMPLES = {
             "image": "a.jpg",
             "conversations": [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "x"}],
         },
-        "found 1 picture(s) and 2 place(s)",
+        "found 1 picture and 2 places",
     ),
     "unknown key": (ask(wieght=2), "wieght: found an unknown key"),
     "negative weight": (ask(weight=-1), "weight: found -1.0; expected a finite number >= 0"),

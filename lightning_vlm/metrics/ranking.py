@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_vlm.counted import counted
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.decoding import decode
 
@@ -94,8 +95,8 @@ def generate_candidates(
     beams = options.get("num_beams", 1)
     if not options.get("do_sample") and count > beams:
         raise UserError(
-            f"generation: found num_return_sequences {count} with {beams} beam(s) and do_sample false, which "
-            "gives fewer different answers; set do_sample to true, or num_beams as high"
+            f"generation: found num_return_sequences {count} with {counted(beams, 'beam')} and do_sample "
+            "false, which gives fewer different answers; set do_sample to true, or num_beams as high"
         )
     alpha = options.get("length_penalty", 1.0)
     if beams == 1:  # where it is no option of generate

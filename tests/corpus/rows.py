@@ -166,19 +166,19 @@ CASES = {
     # Pictures
     "a picture too few": Case(
         llava("<image><image>Hi?", image="a.png"),
-        "data.jsonl:2: image: found 1 picture(s) and 2 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 1 picture and 2 places for them in the conversation",
     ),
     "a picture too many": Case(
         llava("<image>Hi?", image=["a.png", "b.png"]),
-        "data.jsonl:2: image: found 2 picture(s) and 1 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 2 pictures and 1 place for them in the conversation",
     ),
     "a place without a picture": Case(
         llava("<image>Hi?"),
-        "data.jsonl:2: image: found 0 picture(s) and 1 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 0 pictures and 1 place for them in the conversation",
     ),
     "an empty path": Case(
         llava("<image>Hi?", image=""),
-        "data.jsonl:2: image: found 0 picture(s) and 1 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 0 pictures and 1 place for them in the conversation",
     ),
     "a path that is a number": Case(
         llava("<image>Hi?", image=7),
@@ -202,7 +202,7 @@ CASES = {
     ),
     "a list with null": Case(
         llava("<image><image>Hi?", image=["a.png", None]),
-        "data.jsonl:2: image: found 1 picture(s) and 2 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 1 picture and 2 places for them in the conversation",
     ),
     "a picture in an answer": Case(
         parts(TEXT, answer=[IMAGE]),
@@ -222,7 +222,7 @@ CASES = {
     ),
     "a picture without a path": Case(
         parts({"type": "image"}, TEXT),
-        "data.jsonl:2: image: found 0 picture(s) and 1 place(s) for them in the conversation",
+        "data.jsonl:2: image: found 0 pictures and 1 place for them in the conversation",
     ),
     "5,000 pictures": Case(
         parts(*(5000 * [IMAGE]), TEXT),

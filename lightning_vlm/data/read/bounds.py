@@ -78,7 +78,7 @@ class _Pictures:
         """
         count = len(self._placed)
         if part.image is not None and part.image >= count:
-            expected = f"the number of one of the {count} picture(s) of this sample, counted from 0"
+            expected = f"the number of a picture, counted from 0, of the {count} in this sample"
             raise (at / "image").wrong(part.image, expected, "box_without_picture")
         if not part.pixels:
             return 1.0, 1.0

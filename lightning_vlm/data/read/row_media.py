@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Image, Part, Text, Video
 from lightning_vlm.data.read.fields import json_list, text_of
 from lightning_vlm.data.read.pictures import picture_of
@@ -101,7 +102,7 @@ class RowMedia:
         """The one that a part such as `{"type": "image", "index": 0}` asks for."""
         name = self.medium.name
         if not 0 <= index < len(self.items):
-            found = f"{describe(index)}, but the row has {len(self.items)} {name}(s)"
+            found = f"{describe(index)}, but the row has {counted(len(self.items), name)}"
             raise at.error(found, f"the index of a {name}, counted from 0")
         self.placed += 1
         return self.items[index]
@@ -110,7 +111,8 @@ class RowMedia:
         """Raise unless each has one place."""
         if self.placed != len(self.items):
             name = self.medium.name
-            found = f"{len(self.items)} {name}(s) and {self.placed} place(s) for them in the conversation"
+            places = counted(self.placed, "place")
+            found = f"{counted(len(self.items), name)} and {places} for them in the conversation"
             expected = f"a '{self.place}' where each {name} stands, and a {name} for each '{self.place}'"
             raise self.at.error(found, expected, "picture_count")
 

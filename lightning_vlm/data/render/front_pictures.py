@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 from transformers import ProcessorMixin
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Image
 from lightning_vlm.data.render.turns import Turn
 from lightning_vlm.errors import DataError
@@ -61,7 +62,7 @@ def check_one_picture(turns: Sequence[Turn], name: str, source: str) -> None:
     first = [part for message in (asked[0].messages if asked else ()) for part in message.parts]
     in_first = sum(isinstance(part, Image) for part in first)
     if len(places) != 1 or in_first != 1:
-        found = f"{len(places)} picture(s), {in_first} of them in the first question"
+        found = f"{counted(len(places), 'picture')}, {in_first} of them in the first question"
         raise DataError(source, "messages", found, f"one there, which {name} puts in front of all text")
 
 

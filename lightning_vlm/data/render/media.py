@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import PIL.Image
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Image, Video
 from lightning_vlm.data.render.example import ClipSpan
 from lightning_vlm.data.render.turns import Turn
@@ -97,7 +98,9 @@ def check_places(places: Sequence[str], media: Media, video_token: str | None, s
         ("video", for_videos, len(media.clips)),
     ):
         if written != needed:
-            found = f"{needed} {name}(s) and {written} place(s) for them in the rendered template"
+            found = (
+                f"{counted(needed, name)} and {counted(written, 'place')} for them in the rendered template"
+            )
             expected = f"as many places as {name}s; model.chat_template chooses another template"
             raise DataError(source, "messages", found, expected, "picture_count")
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.masks import PictureGrid
 from lightning_vlm.data.boxes.of_model import model_type_of
 from lightning_vlm.errors import UserError
@@ -52,9 +53,10 @@ def picture_grids(
     (places,) = (input_ids == _token_id(processor)).nonzero(as_tuple=True)
     shapes = _shapes(processor, inputs, len(places), pictures)
     if sum(rows * columns for rows, columns in shapes) != len(places):
+        grids = ", ".join(f"{rows}x{columns}" for rows, columns in shapes)
         raise UserError(
-            f"model.mask_head: found {len(places)} tokens of {pictures} picture(s); expected a grid of them "
-            f"for each, as {', '.join(f'{rows}x{columns}' for rows, columns in shapes)}"
+            f"model.mask_head: found {counted(len(places), 'token')} of {counted(pictures, 'picture')}; "
+            f"expected a grid of them for each, as {grids}"
         )
     pieces = places.split([rows * columns for rows, columns in shapes])
     return tuple(PictureGrid(piece, *shape) for piece, shape in zip(pieces, shapes, strict=True))

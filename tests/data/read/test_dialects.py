@@ -218,11 +218,11 @@ def test_a_picture_in_a_part(part, folder, write):
         ),
         ({"messages": [user("a"), {**ANSWER, "weight": 1e38}]}, "messages[1].weight", "at most 1,000,000"),
         ({"messages": [{**user("a"), "images": ["cat.png"]}]}, "messages[0].images", "beside the turns"),
-        ({"messages": [user("<image>a")], "images": []}, "images", "0 picture(s) and 1 place(s)"),
+        ({"messages": [user("<image>a")], "images": []}, "images", "0 pictures and 1 place"),
         (
             {"messages": [user({**PLACE, "index": 3})], "images": ["cat.png"]},
             "messages[0].content[0].index",
-            "found 3, but the row has 1 picture(s)",
+            "found 3, but the row has 1 picture",
         ),
         (
             {"messages": [user({"type": "image", "image": "https://a.b/c.png"})]},

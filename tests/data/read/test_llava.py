@@ -72,16 +72,16 @@ def test_llava(words):
 @pytest.mark.parametrize(
     ("record", "key", "message"),
     [
-        ({"image": "cat.png", "conversations": [HUMAN, GPT]}, "image", "1 picture(s) and 0 place(s)"),
+        ({"image": "cat.png", "conversations": [HUMAN, GPT]}, "image", "1 picture and 0 places"),
         (
             {"conversations": [{"from": "human", "value": "<image>"}, GPT]},
             "image",
-            "0 picture(s) and 1 place(s)",
+            "0 pictures and 1 place",
         ),
         (
             {"images": ["cat.png"], "conversations": [{"from": "human", "value": "<image><image>"}]},
             "images",
-            "1 picture(s) and 2",
+            "1 picture and 2",
         ),
         (
             {"image": "cat.png", "conversations": [HUMAN, {"from": "gpt", "value": "<image>"}]},

@@ -68,7 +68,7 @@ BAD = [
     (box(0, 0, 1, 1, label=3), ".label", "a text"),
     (box(0, 0, 1, 1, image=-1), ".image", "counted from 0"),
     (box(0, 0, 1, 1, image=True), ".image", "counted from 0"),
-    (box(0, 0, 1, 1, image=1), ".image", "one of the 1 picture(s)"),
+    (box(0, 0, 1, 1, image=1), ".image", "of the 1 in this sample"),
     (box(0, 0, 1, 1, pixels=1), ".pixels", "true or false"),
     ({"type": "point", "point": [0, 0, 1]}, ".point", "two numbers"),
     ({"type": "region", "region": [0, 0, 1, 1]}, ".region", "six numbers"),

@@ -345,7 +345,7 @@ def test_a_name_without_a_box_is_words(write):
             "<bbox>",
             {"bbox": [[1, 1]], "image_id": [1]},
             "messages[1].content.image",
-            "one of the 1 picture(s)",
+            "of the 1 in this sample",
         ),
         ("<bbox>", {"bbox": [[1, 1, 9, 2]]}, "messages[1].content", "within the picture of 4×3 pixels"),
         ("<bbox>", {"bbx": [[1, 1]]}, "objects.bbx", "did you mean 'bbox'?"),

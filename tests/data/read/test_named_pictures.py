@@ -60,10 +60,10 @@ def test_places(texts, images, expected, write):
 @pytest.mark.parametrize(
     ("texts", "images", "key", "message"),
     [
-        (("<image 3> <image 1>", "a"), FILES, "images", "'<image 3>', but 2 picture(s)"),
-        (("<image 2>", "a"), "cat.png", "images", "'<image 2>', but 1 picture(s)"),
+        (("<image 3> <image 1>", "a"), FILES, "images", "'<image 3>', but 2 pictures"),
+        (("<image 2>", "a"), "cat.png", "images", "'<image 2>', but 1 picture"),
         (("<image 0> <image 1>", "a"), FILES, "images", "from 1"),
-        (("<image 1> a", "a"), FILES, "images", "2 picture(s) and 1 place(s)"),
+        (("<image 1> a", "a"), FILES, "images", "2 pictures and 1 place"),
         (("<image 1> <image>", "a"), FILES, "", "both '<image 1>' and '<image>'"),
         (("<image id=a>", "a"), {"a": "cat.png", "b": "cat.png"}, "images", "not 'a' alone"),
         (("<img>dog.png</img>", "a"), None, "images[0]", "does not exist"),

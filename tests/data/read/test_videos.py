@@ -266,7 +266,7 @@ def test_what_is_refused_of_others(case: str, videos: Path, write: Any) -> None:
 
 def test_more_places_than_videos_and_videos_in_answers(videos: Path, write: Any) -> None:
     row = {"video": "a.mp4", "conversations": said("<video><video>What?")}
-    with pytest.raises(DataError, match=re.escape("1 video(s) and 2 place(s) for them in the conversation")):
+    with pytest.raises(DataError, match=re.escape("1 video and 2 places for them in the conversation")):
         read(write(row))
     answer = {"role": "assistant", "content": [{"type": "video", "video": "a.mp4"}]}
     with pytest.raises(DataError, match="a video in an assistant turn"):

@@ -92,7 +92,7 @@ def test_a_template_that_strips_is_masked_exactly(processor_of, text, written):
             ),
             "repeats or reorders texts",
         ),
-        (TURN.replace("<image>", ""), "1 picture(s) and 0 place(s) for them"),
+        (TURN.replace("<image>", ""), "1 picture and 0 places for them"),
         ("{% if messages | length > 3 %}{{ raise_exception('too much') }}{% endif %}" + TURN, "too much"),
     ],
 )

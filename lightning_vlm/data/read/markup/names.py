@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.conversation import Box, Image, Point, Region, Text
 from lightning_vlm.data.read.bounds import Placed
 from lightning_vlm.data.read.fields import json_list
@@ -114,7 +115,7 @@ def _ordered(value: Any, order: list[str], at: Location) -> Any:
     value = value if isinstance(value, list) else [value]
     wrong = next((name for name in order if len(name) > 9 or not 1 <= int(name) <= len(value)), None)
     if wrong is not None:
-        found = f"'<image {shorten(wrong, 20)[1:-1]}>', but {len(value)} picture(s)"
+        found = f"'<image {shorten(wrong, 20)[1:-1]}>', but {counted(len(value), 'picture')}"
         raise at.error(found, "the number of a picture, from 1")
     places = [int(name) - 1 for name in order]
     if len(places) < len(value):  # its place is missed when pictures are counted
