@@ -1,4 +1,5 @@
 import io
+import logging
 import sys
 import warnings
 
@@ -54,3 +55,13 @@ def test_a_command_shows_our_warnings_without_their_place_in_the_code(monkeypatc
     )
     of_another = "/home/me/lightning_vlm/.venv/lib/torch/cuda.py"
     assert warnings.formatwarning("no driver", UserWarning, of_another, 3) == f"{of_another}: no driver"
+
+
+@pytest.mark.parametrize(("command", "is_said"), [("lint", False), ("plan", False), ("fit", True)])
+def test_devices_are_named_where_a_model_runs(command, is_said, monkeypatch):
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    for name in quiet._LOGGERS:  # other tests keep theirs
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    quiet.install_for_command(command)
+    assert bool(logger.filter(logging.makeLogRecord({"msg": "GPU available: True, used: False"}))) == is_said
+    assert logger.filter(logging.makeLogRecord({"msg": "train.jsonl: 5 rows are left out"}))

@@ -21,7 +21,10 @@ _UNHELPFUL = (
     "Token indices sequence length is longer than",
 )
 """Parts of what Lightning and transformers log."""
+_UNLESS_RUN = ("GPU available", "Seed set to")
+"""Parts of what is logged of devices and seeds, which matter only where a model runs."""
 _LOGGERS = (
+    "lightning.fabric.utilities.seed",
     "lightning.pytorch",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.utilities.rank_zero",
@@ -78,6 +81,9 @@ def install_for_command(command: str) -> None:
         command: What runs.
     """
     install()
+    if command in ("lint", "plan", "preview"):
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(_is_not_about_a_run)
     for message in _COMMAND_WARNINGS + (() if command == "fit" else _UNLESS_FIT_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
     for stream in (sys.stdout, sys.stderr):
@@ -114,3 +120,7 @@ def _format_warning(
 
 def _is_helpful(record: logging.LogRecord) -> bool:
     return not any(part in str(record.msg) for part in _UNHELPFUL)
+
+
+def _is_not_about_a_run(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in _UNLESS_RUN)
