@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 from tools.docs_site import api, configs, llms, notebooks
 from tools.docs_site.links import REPOSITORY_PAGES, Links
 from tools.docs_site.markdown import for_python_markdown
+from tools.docs_site.narrow import for_narrow_screens
 
 _COMMENT = re.compile(r"^[ \t]*<!-- test:.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
 _read: dict[str, str] = {}
@@ -68,6 +69,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         raise PluginError(f"{page.file.src_uri} links to what isn't there: {', '.join(links.broken)}")
     _read[page.file.src_uri] = text
     return for_python_markdown(text)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Tell the style sheet what it can't see."""
+    return for_narrow_screens(html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
