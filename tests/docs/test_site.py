@@ -86,11 +86,25 @@ def test_pages_are_light(site):
 
 def test_pages_for_programs(site):
     text = (site / "llms.txt").read_text("utf-8")
-    places = re.findall(r"^- \[.+\]\((.+)\)$", text, re.MULTILINE)
-    assert len(places) > 40
-    for place in places:
-        assert (site / place).is_file()
-    assert (site / "llms-full.txt").stat().st_size > 200_000
+    places = re.findall(r"^- \[.+?\]\((.+?)\): \S", text, re.MULTILINE)
+    listed = {*places, "agents.md"}
+    assert listed == {str(file.relative_to(site)) for file in site.rglob("*.md")}
+    whole = (site / "llms-full.txt").read_text("utf-8")
+    needed = text.partition("## Optional")[0].count("\n- [")
+    assert len(re.findall(r"^<!-- \S+\.md -->$", whole, re.MULTILINE)) == needed
+    assert len(text) < 30_000
+    assert len(whole) < 700_000
+    for words in ("lightning-vlm init ", "lightning-vlm lint ", "lightning-vlm fit ", "exit status"):
+        assert words in text, words
+    assert "class GradNorm(alpha: float=1.5" in whole  # what a browser sees is more than a directive
+    assert ":::" not in whole
+    assert {"llms.txt", "llms-full.txt"} <= {*addresses(site / "agents.html").links}
+
+
+def test_a_narrow_screen_knows_what_a_cell_is(site):
+    page = (site / "troubleshooting.html").read_text("utf-8")
+    assert page.count('data-label="what to do"') > 60
+    assert "data-stacks" not in (site / "families.html").read_text("utf-8").partition("<h2")[0]
 
 
 @pytest.mark.parametrize("page", pages())
@@ -129,7 +143,7 @@ def test_the_page_of_installation_names_the_versions_of_the_packaging():
         ("plan.md", "[r](../benchmarks/RESULTS.md#a)", "[r](project/results.md#a)"),
         ("reference/keys.md", "[r](../../README.md)", "[r](../project/readme.md)"),
         ("project/readme.md", "[`p`](docs/plan.md)", "[`p`](../plan.md)"),
-        ("project/readme.md", "[docs/plan.md](docs/plan.md)", "[What fits into memory](../plan.md)"),
+        ("project/readme.md", "[docs/plan.md](docs/plan.md)", "[Plan: what fits into memory](../plan.md)"),
         ("plan.md", "[q](../configs/quickstart.yaml)", "[q](reference/configs/index.md#quickstart)"),
         ("plan.md", "[its test](../tests/conftest.py)", "its test (`tests/conftest.py`)"),
         ("plan.md", "[`tests/conftest.py`](../tests/conftest.py)", "`tests/conftest.py`"),

@@ -2,7 +2,9 @@
 
 import ast
 import functools
+import re
 from pathlib import Path
+from textwrap import indent
 
 FOLDER = "reference/api"
 
@@ -99,6 +101,12 @@ TOGETHER = {
 }
 """Pages that describe several things: title, and what is on them."""
 
+LIGHTNINGS = (
+    r"^(_|on_|configure_)|_(step|dataloader)$"
+    r"|^(setup|teardown|state_dict|load_state_dict|prepare_data|transfer_batch_to_device)$"
+)
+"""Methods that Lightning calls, as the filters of mkdocs.yml have them."""
+
 PACKAGES = {"lightning_vlm": Path(), "lightning_vlm_callbacks": Path("callbacks")}
 """Where each package lies in the repository."""
 
@@ -175,6 +183,36 @@ def summary(root: Path, path: str) -> str:
 def defined_in(root: Path, path: str) -> Path:
     """The file that a class or function stands in."""
     return _definition(root, path)[0]
+
+
+def as_text(root: Path, path: str) -> str:
+    """The signature and docstring of a class or function, as Markdown; of a class also what it offers."""
+    _, node = _definition(root, path)
+    parts = [_signature(node)]
+    if isinstance(node, ast.ClassDef):
+        offered = [one for one in node.body if isinstance(one, ast.FunctionDef) and ast.get_docstring(one)]
+        parts += [indent(_signature(one), "    ") for one in offered if _is_public(one.name)]
+    return "```python\n" + "\n\n".join(parts) + "\n```"
+
+
+def _signature(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """What is called, with its docstring below."""
+    inits = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+    called = inits[0] if isinstance(node, ast.ClassDef) and inits else node
+    if isinstance(called, ast.FunctionDef):
+        arguments = ast.unparse(called.args).removeprefix("self, ").removeprefix("self")
+    else:  # a dataclass
+        arguments = ", ".join(ast.unparse(one) for one in called.body if isinstance(one, ast.AnnAssign))
+    result = f" -> {ast.unparse(node.returns)}" if isinstance(node, ast.FunctionDef) and node.returns else ""
+    kind = "class" if isinstance(node, ast.ClassDef) else "def"
+    texts = [ast.get_docstring(one) for one in dict.fromkeys((node, called))]
+    docstring = "\n\n".join(text for text in texts if text)
+    return f"{kind} {node.name}({arguments}){result}:\n" + indent(docstring, "    ")
+
+
+def _is_public(name: str) -> bool:
+    """Whether people call a method, and not Lightning."""
+    return not re.search(LIGHTNINGS, name)
 
 
 @functools.cache

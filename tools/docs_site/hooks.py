@@ -30,6 +30,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, place in REPOSITORY_PAGES.items():
         pages[place] = (ROOT / source).read_text("utf-8")
     pages |= configs.pages(ROOT) | notebooks.pages(ROOT) | api.pages(ROOT)
+    pages |= dict.fromkeys(llms.FILES, "")  # written at the end, when all pages have been read
     for place, content in pages.items():
         files.append(File.generated(config, place, content=content))
     known = [file.src_uri for file in files.documentation_pages()]
@@ -68,6 +69,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if links.broken:
         raise PluginError(f"{page.file.src_uri} links to what isn't there: {', '.join(links.broken)}")
     _read[page.file.src_uri] = text
+    if page.file.src_uri == llms.FIRST:  # the site alone has these files
+        for name in llms.FILES:
+            text = text.replace(f"`{name}`", f"[{name}]({name})")
     return for_python_markdown(text)
 
 
@@ -78,4 +82,4 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Write the pages for programs that read."""
-    llms.write(Path(config.site_dir), config, _read)
+    llms.write(Path(config.site_dir), config, _read, ROOT)

@@ -12,6 +12,8 @@ REPOSITORY_PAGES = {
     "CHANGELOG.md": "project/changelog.md",
     "ARCHITECTURE.md": "project/architecture.md",
     "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
+    "RELIABILITY.md": "project/reliability.md",
     "callbacks/README.md": "project/callbacks.md",
     "benchmarks/RESULTS.md": "project/results.md",
     "notebooks/README.md": "notebooks/README.md",

@@ -1,66 +1,86 @@
 """`llms.txt` and `llms-full.txt`, from which programs read the documentation (llmstxt.org)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 
-HEAD = """\
-# Lightning VLM
+from tools.docs_site import api
 
-> {description}
+FIRST = "agents.md"
+"""The page that both files begin with."""
+OPTIONAL = ("notebooks/", "project/", "reference/configs/", "families.md", "rivals.md")
+"""What most tasks can do without: listed last, and not in `llms-full.txt`."""
+FILES = ("llms.txt", "llms-full.txt")
 
-Everything below is Markdown. In a copy of the repository the pages lie in `docs/` under the same names
-(`first-model.md` is `docs/first-model.md`), ready configs in `configs/`, notebooks in `notebooks/`;
-README.md, ARCHITECTURE.md and CONTRIBUTING.md are at its root. `lightning-vlm --help`,
-`lightning-vlm COMMAND --help` and `lightning-vlm recipes` print the same facts without a network.
-All pages in one file: [llms-full.txt](llms-full.txt).
-"""
+_ENTRY = re.compile(r"^::: (\S+)\n(?:    options: .*\n?)?", re.MULTILINE)
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_BLOCK = re.compile(r"```.*?```", re.DOTALL)
+_SENTENCE_END = re.compile(r"(?<=[.?])\s+(?=[A-Z`*])")
+_DOCSTRING = re.compile(r"^(?:class|def) .*:\n    (.+(?:\n    \S.*)*)", re.MULTILINE)
 
 
-def write(site: Path, config: MkDocsConfig, read: dict[str, str]) -> None:
+def write(site: Path, config: MkDocsConfig, read: dict[str, str], root: Path) -> None:
     """Write both files, and the Markdown of each page beside its HTML.
 
     Args:
         site: The folder of the built site.
         config: The config of mkdocs.
         read: The Markdown of each page, by its place.
+        root: The repository.
     """
-    head = HEAD.format(description=config.site_description)
-    lines, full = [head], [head]
+    read = {place: with_signatures(text, root) for place, text in read.items()}
+    head = read[FIRST].partition("\n\n")[2].strip()
+    opening = f"# {config.site_name}\n\n> {config.site_description}\n\n{head}\n"
+    lines, full, optional = [opening], [opening], ["## Optional\n"]
     for title, places in _sections(config.nav or []):
-        lines.append(f"## {title}\n")
-        for place in places:
-            if place in read:
-                lines.append(f"- [{heading(read[place])}]({place})")
-                full.append(f"<!-- {place} -->\n\n{read[place].strip()}\n")
-        lines.append("")
-    (site / "llms.txt").write_text("\n".join(lines), "utf-8")
+        needed = [place for place in places if place != FIRST and not place.startswith(OPTIONAL)]
+        optional += [entry(place, read[place]) for place in places if place.startswith(OPTIONAL)]
+        if needed:
+            lines += [f"## {title}\n", *(entry(place, read[place]) for place in needed), ""]
+            full += [f"<!-- {place} -->\n\n{read[place].strip()}\n" for place in needed]
+    (site / "llms.txt").write_text("\n".join([*lines, *optional, ""]), "utf-8")
     (site / "llms-full.txt").write_text("\n".join(full), "utf-8")
     for place, text in read.items():
         (site / place).parent.mkdir(parents=True, exist_ok=True)
         (site / place).write_text(text, "utf-8")
 
 
-def heading(text: str) -> str:
-    """The title of a page.
+def with_signatures(text: str, root: Path) -> str:
+    """A page of the API with signatures and docstrings in place of their names."""
+    return _ENTRY.sub(lambda match: api.as_text(root, match[1]) + "\n", text)
 
-    >>> heading("# A `b`\\n\\nWords.")
-    'A b'
+
+def entry(place: str, text: str) -> str:
+    """A page in a list: its title, and its first sentence.
+
+    >>> entry("a.md", "# A `b`\\n\\nSays [what](c.md) b is. More.\\n")
+    '- [A `b`](a.md): Says what b is.'
     """
-    first = next((line for line in text.splitlines() if line.startswith("# ")), "# ")
-    return first[2:].replace("`", "")
+    title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), place)
+    prose = [
+        block.strip()
+        for block in _BLOCK.sub("", text).split("\n\n")
+        if block.strip() and not block.strip().startswith(("#", "|", "!", "<", "-", "`pip"))
+    ]
+    prose += [found[1] for found in _DOCSTRING.finditer(text)]
+    if not prose:
+        return f"- [{title}]({place})"
+    words = _LINK.sub(r"\1", " ".join(prose[0].split()))
+    sentence = _SENTENCE_END.split(words)[0]
+    return f"- [{title}]({place}): {sentence.rstrip(':.')}."
 
 
 def _sections(nav: list[Any]) -> list[tuple[str, list[str]]]:
     """The sections of the navigation, and the places of all pages in each."""
     found: list[tuple[str, list[str]]] = []
-    for entry in nav:
-        if isinstance(entry, dict):
-            ((title, below),) = entry.items()
+    for one in nav:
+        if isinstance(one, dict):
+            ((title, below),) = one.items()
             found.append((title, _places(below)))
         else:
-            found.append(("Start", [entry]))
+            found.append(("Start", [one]))
     return found
 
 
