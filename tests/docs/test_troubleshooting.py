@@ -1,4 +1,4 @@
-"""Each message that docs/troubleshooting.md explains is one that the code can print."""
+"""Each message that docs/troubleshooting.md explains, or docs/packing.md shows, is one that the code can print."""
 
 import ast
 import re
@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import blocks
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-MESSAGES = re.findall(r"^\| `([^`]+)` \|", PAGE.partition("## By message")[2], re.MULTILINE)
+FIRST_CELLS = re.findall(r"^\| (`.+?`) \|", PAGE.partition("## By message")[2], re.MULTILINE)
+MESSAGES = [message for cell in FIRST_CELLS for message in re.findall(r"`([^`]+)`", cell)]
+SHOWN = [block.text for block in blocks("docs/packing.md") if block.language == "text"]
 ANYTHING = "…"
+LEAST = 15
+"""Letters that a text of the code must have of its own to say which message it is."""
 
 
 def text_of(node: ast.AST) -> str:
@@ -42,10 +48,27 @@ def fits(message, text):
     return re.match(pattern, text) is not None
 
 
+def left_of(message, texts):
+    """What is left of a message without the texts of the code that it has in it."""
+    left = message
+    for text in sorted(texts, key=len, reverse=True):
+        parts = text.split(ANYTHING)
+        is_told_apart = len(re.sub(r"\W", "", "".join(parts))) >= LEAST
+        if is_told_apart and re.search(".*".join(re.escape(part) for part in parts), message):
+            for part in filter(str.strip, parts):
+                left = left.replace(part, " | ")
+    return left
+
+
 def test_there_are_messages():
-    assert len(MESSAGES) > 25
+    assert len(MESSAGES) > 45
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_the_code_prints_it(message, texts):
     assert any(fits(message, text) for text in texts)
+
+
+@pytest.mark.parametrize("message", SHOWN, ids=lambda message: " ".join(message.split()[:4]))
+def test_the_code_prints_what_a_page_shows(message, texts):
+    assert re.findall(r"[a-z]{2,} [a-z]{2,} [a-z]{2,}", left_of(message, texts)) == []
