@@ -1,4 +1,4 @@
-"""Each message that docs/troubleshooting.md explains, or docs/packing.md shows, is one that the code can print."""
+"""Messages that docs/troubleshooting.md explains, or docs/packing.md shows, are ones that the code can print."""
 
 import ast
 import re
