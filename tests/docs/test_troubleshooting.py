@@ -1,4 +1,4 @@
-"""Messages that docs/troubleshooting.md explains, or docs/packing.md shows, are ones that the code can print."""
+"""Messages that docs/troubleshooting.md explains or docs/packing.md shows are ones that the code prints."""
 
 import ast
 import re
