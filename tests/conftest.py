@@ -79,12 +79,15 @@ def finish_wandb() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_process_group() -> Iterator[None]:
-    """A process group that a test leaves would be that of the next tests too."""
-    from tests.support.ranks import end_process_group
+def nothing_is_left_behind() -> Iterator[None]:
+    """What a test leaves, such as a process group or a thread, would be that of the next tests too."""
+    from tests.support.left_behind import Surroundings
 
+    before = Surroundings.now()
     yield
-    end_process_group()
+    found = before.left_since()
+    if found:
+        pytest.fail(f"the test leaves behind {'; '.join(found)}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +144,7 @@ def warm_interpreter() -> Iterator["WarmPython"]:
 
 @pytest.fixture
 def warm_python(warm_interpreter: "WarmPython") -> Iterator[None]:
-    """Exports are proved by forks of it. `tests/export/test_families.py` proves in a fresh interpreter."""
+    """Exports are proved by forks of it. `tests/export/test_families.py` proves two in a fresh one."""
     with warm_interpreter.used():
         yield
 

@@ -155,6 +155,7 @@ class CountedStep:
         self._make_optimizer = make_optimizer
         self._accumulates = accumulates
         self._more = more
+        self._updates: dict[int, tuple[int, int]] = {}
         self.trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.weights = storage_bytes([*model.parameters(), *model.buffers()])
 
@@ -178,7 +179,11 @@ class CountedStep:
             del loss
             forward = counter.peak
             gradients = sum(weight.grad.nbytes for weight in self.trained if weight.grad is not None)
-            states, update = self._update(counter)
+            live = counter.live
+            if gradients not in self._updates:  # the same for all batches, and an eighth of the time
+                self._updates[gradients] = self._update(counter)
+            states, more = self._updates[gradients]
+            update = live + more
         for weight in self.trained:
             weight.grad = None
         vision, hidden = marks.vision, marks.hidden or kept + before
@@ -210,18 +215,18 @@ class CountedStep:
             return batch_loss.task_sums(model, batch, batch.targets, tasks, *self._more).loss_sum
 
     def _update(self, counter: AllocationCounter) -> tuple[int, int]:
-        """The bytes of the optimizer's state, and the most at once of its step beside them."""
+        """The bytes of the optimizer's state, and the most that its step takes beside that and gradients."""
         if self._make_optimizer is None or not self.trained:
-            return 0, counter.live
+            return 0, 0
         before = counter.live
         counter.peak = before
         optimizer = self._make_optimizer(self.trained)
         if is_of_bitsandbytes(optimizer):
-            return bitsandbytes_states(type(optimizer).__name__, self.trained), before
+            return bitsandbytes_states(type(optimizer).__name__, self.trained), 0
         optimizer.step()
         found = [value for state in optimizer.state.values() for value in state.values()]
         states = storage_bytes([value for value in found if isinstance(value, Tensor)])
-        return states, counter.peak - states
+        return states, counter.peak - states - before
 
     def _input(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1024:

@@ -322,7 +322,7 @@ def test_two_ranks_agree(on_two_ranks, fit, project, tmp_path):
         ends = {}
         for name in IN_A_FIT:
             callback = make(name)
-            end = fit(name, [callback], tmp_path / name, max_epochs=4, **DDP)
+            end = fit(name, [callback], tmp_path / name, max_epochs=3, **DDP)
             ends[name] = {"steps": end.trainer.global_step, **end.tensors, **end.weights}
             if name not in KNOW_THEIR_FILES:
                 ends[name] |= flat(end.states[callback.state_key], "state")
@@ -330,7 +330,7 @@ def test_two_ranks_agree(on_two_ranks, fit, project, tmp_path):
 
     first, second = on_two_ranks(on_rank)
     for name in IN_A_FIT:
-        assert first[name]["steps"] == 8
+        assert first[name]["steps"] == 6
         assert_same_state(second[name], first[name])
 
 

@@ -1,6 +1,7 @@
 """Exported folders: proved by a process with plain transformers and PEFT, over families and methods."""
 
 import json
+from functools import cache
 
 import pytest
 
@@ -52,6 +53,13 @@ VARIANTS = {
 }
 
 
+SETTINGS = {
+    "sharded": ("llava", {"shard": "100KB"}),
+    "to bfloat16": ("smolvlm", {"dtype": "bfloat16"}),
+}
+"""How whole models are written."""
+
+
 NO_PLACE = (
     "llava_next",
     "llava_onevision",
@@ -63,40 +71,37 @@ NO_PLACE = (
 """Their projector holds a bare parameter that PEFT can't save: `image_newline`, `view_separator`, queries."""
 
 
-@pytest.fixture(scope="module")
-def verified(request, export_of):
-    """The folders that the chosen tests ask for, loaded in one fresh process."""
-    chosen = {getattr(item, "callspec", None) and item.callspec.id for item in request.session.items}
-    chosen |= {"llava-False", "pissa-True"}  # tests without parameters look at these
-    exports = {}
-    for name, only in MANY:
-        if f"{name}-{only}" not in chosen:
-            continue
-        if name in tiny.FAMILIES:
-            exports[name, only] = export_of(name, LORA, only)
-        elif name in VARIANTS:
-            family, plan, options, _ = VARIANTS[name]
-            exports[name, only] = export_of(family, plan, only, **options)
-    exports["sharded", False] = export_of("llava", LORA, False, shard="100KB")
-    exports["to bfloat16", False] = export_of("smolvlm", LORA, False, dtype="bfloat16")
-    found = verify(list(exports.values()))
-    return dict(zip(exports, zip(exports.values(), found, strict=True), strict=True))
-
-
 REWRITTEN = ("glm4v_moe",)
 """PEFT takes layers beside its experts for parts of them when it loads adapters; see the test at the end."""
 MANY = [
     *((family, False) for family in tiny.FAMILIES),
     *((family, True) for family in tiny.FAMILIES if family not in (*NO_PLACE, *REWRITTEN)),
     *((name, only) for name, variant in VARIANTS.items() for only in variant[3]),
-    ("sharded", False),
-    ("to bfloat16", False),
+    *((name, False) for name in SETTINGS),
 ]
 
 
+@pytest.fixture(scope="module")
+def exported(export_of):
+    """The folder of a row of `MANY`; written once."""
+
+    @cache
+    def folder(name, only):
+        if name in SETTINGS:
+            family, settings = SETTINGS[name]
+            return export_of(family, LORA, only, **settings)
+        if name in tiny.FAMILIES:
+            return export_of(name, LORA, only)
+        family, plan, options, _ = VARIANTS[name]
+        return export_of(family, plan, only, **options)
+
+    return folder
+
+
 @pytest.mark.parametrize(("name", "adapter_only"), MANY)
-def test_plain_libraries_make_of_it_what_was_trained(verified, name, adapter_only):
-    export, verification = verified[name, adapter_only]
+def test_plain_libraries_make_of_it_what_was_trained(exported, warm_python, name, adapter_only):
+    export = exported(name, adapter_only)
+    (verification,) = verify([export])
     assert verification.problems == []
     assert verification.off <= 1e-5
     files = {file.name for file in export.folder.iterdir()}
@@ -112,17 +117,23 @@ def test_plain_libraries_make_of_it_what_was_trained(verified, name, adapter_onl
         assert sum(file.endswith(".safetensors") for file in files) > 2
 
 
-def test_what_was_trained_is_not_the_base(verified, model_folder, warm_python):
+def test_a_fresh_process_makes_the_same_of_it(exported):
+    """The tests above fork one that has made its imports; users start it."""
+    found = verify([exported("llava", False), exported("pissa", True)])
+    assert [verification.problems for verification in found] == [[], []]
+
+
+def test_what_was_trained_is_not_the_base(exported, model_folder, warm_python):
     """Else a folder of the base model would pass."""
-    export, _ = verified["llava", False]
+    export = exported("llava", False)
     base = export._replace(folder=model_folder("llava"))
     (verification,) = verify([base])
     assert any("logits differ" in problem for problem in verification.problems)
     assert any("checksum" in problem for problem in verification.problems)
 
 
-def test_pissa_becomes_lora_on_the_original_weights(verified):
-    export, _ = verified["pissa", True]
+def test_pissa_becomes_lora_on_the_original_weights(exported):
+    export = exported("pissa", True)
     config = json.loads((export.folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (4, 8, True)
 

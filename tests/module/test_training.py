@@ -18,6 +18,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.losses.weights import KindWeights
 from lightning_vlm.optim import Linear
 from lightning_vlm.training.refusals import refuse_strategy
+from tests.support.ranks import call_on_ranks
 
 LORA = {"lora": {"r": 2}}
 
@@ -219,11 +220,12 @@ def test_the_trainers_own_clipping_is_refused(module, make_quiet):
 
 def test_synchronised_batch_norms_are_refused(module, make_quiet):
     """They would be new modules, that don't know that their statistics are frozen."""
-    try:
+
+    def on_rank():
         with pytest.raises(UserError, match=r"sync_batchnorm true; batch norms keep the statistics"):
             make_quiet(strategy="ddp", sync_batchnorm=True).fit(module("llava"), data())
-    finally:
-        torch.distributed.destroy_process_group()  # Lightning leaves it, and the next tests would gather
+
+    call_on_ranks(on_rank, ranks=1)  # Lightning leaves its process group and the variables of a rank
 
 
 # Hyperparameters

@@ -1,23 +1,25 @@
-"""`lightning-vlm plan` on the shipped model."""
+"""`lightning-vlm plan` on a tiny model, whose few layers are soon counted."""
 
 import json
+import re
 
 import pytest
 
 from lightning_vlm import cli
+from lightning_vlm.planning import terminal
 
 DATA = ["--data.train", "{class_path: Drawn, init_args: {size: 40}}", "--trainer.max_epochs", "1"]
-MODEL = ["--model.name_or_path", "drawn-vlm", "--scan", "10", "--compare", "false"]
+FEW = ["--scan", "10", "--compare", "false"]
 
 
 @pytest.fixture
-def plan(capsys, monkeypatch, tmp_path):
+def plan(capsys, monkeypatch, tmp_path, model_folder):
     """Runs the command in an empty folder; returns the exit code, what it printed, and its errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*words):
-        code = cli.main(["plan", *MODEL, *DATA, *words])
+        code = cli.main(["plan", "--model.name_or_path", str(model_folder("llava")), *FEW, *DATA, *words])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -29,9 +31,17 @@ def lines(err):
     return [line for line in err.strip().splitlines() if not line.startswith(("Seed", "GPU"))]
 
 
-def test_all_methods_side_by_side(plan):
-    code, out, _ = plan("--memory", "1GiB", "--compare", "true", "--json", "true")
-    found = json.loads(out)
+def test_all_methods_side_by_side(plan, monkeypatch):
+    shown = []
+
+    def show(planned, console):
+        shown.append(planned)
+        show_planned(planned, console)
+
+    show_planned = terminal.show
+    monkeypatch.setattr(terminal, "show", show)
+    code, out, _ = plan("--memory", "1GiB", "--compare", "true")
+    found = shown[0].as_json()
     assert code == 0
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == [
@@ -44,6 +54,7 @@ def test_all_methods_side_by_side(plan):
         "adapter",
         "projector",
     ]
+    assert all(re.search(rf"^ {name} ", out, re.MULTILINE) for name in rows)
     assert rows["full"]["trained"] > rows["lora r=64"]["trained"] > rows["as configured"]["trained"]
     assert rows["qlora r=16"]["need"]["weights"] < rows["as configured"]["need"]["weights"]
     assert not rows["qlora r=64"]["counted"]

@@ -43,7 +43,7 @@ from pathlib import Path
 checkpoint = str(next(Path("out").rglob("*.ckpt")))
 run("predict", "--ckpt_path", checkpoint, "--data.predict", "d.jsonl", "--out", "a.jsonl")
 run("export", "--ckpt_path", checkpoint, "--out", "exported")
-run("plan", *fit)
+run("plan", *fit, "--compare", "false")
 run("compare", checkpoint, "exported", "--data", "d.jsonl", "--samples", "2")
 run("chat", "exported", "--device", "cpu", "--max_new_tokens", "4")
 print("all ran")

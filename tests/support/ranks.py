@@ -73,8 +73,13 @@ def end_process_group() -> None:
 
     Ranks that are forked would take it for their own, and wait for its threads, which they haven't.
     """
-    if torch.distributed.is_initialized():
+    if has_process_group():
         torch.distributed.destroy_process_group()
+
+
+def has_process_group() -> bool:
+    """Whether this process is a rank."""
+    return torch.distributed.is_initialized()
 
 
 def _wait_for(started: ProcessContext, folder: Path) -> None:
