@@ -25,7 +25,7 @@ def config_text(theirs: Theirs, ours: Ours, command: str) -> str:
         f"From {theirs.file.name}, of {theirs.tool.label}, by `{command}`.",
         "Beside each line stands the key that it comes from; behind a semicolon, what is different here.",
     ]
-    text = "".join(_comment(line) for line in head)
+    text = "".join(_comment(line) for line in [*head, *theirs.launch.remarks])
     for section in _SECTIONS:
         text += f"{section}:\n"
         text += aligned(list(_lines([one for one in ours.settings if one.path[0] == section])))
@@ -50,8 +50,13 @@ def _ends(theirs: Theirs, ours: Ours) -> str:
         text += "\n" + _comment(f"Without effect beside the other keys: {', '.join(theirs.unread())}.")
     if theirs.idle():
         text += "\n" + _comment(f"Nothing is lost with {', '.join(theirs.idle())}.")
+    if theirs.unsaid:
+        text += "\n" + _comment(
+            "Not said in this file, so that their defaults hold above; write what they are:"
+        )
+        text += "".join(_comment(f"{key}: {value}", "  ") for key, value in theirs.unsaid.items())
     if theirs.unknown:
-        text += "\n" + _comment(f"Unknown to {theirs.tool.version}, so nothing was made of them:")
+        text += "\n" + _comment(f"{whose(theirs)}, so nothing was made of them:")
         text += "".join(_comment(sentence, "  ") for sentence in unknown(theirs))
     if ours.notes:
         text += "\n" + _comment("What is different, beside the lines above:")
@@ -67,8 +72,16 @@ def left_out(theirs: Theirs, ours: Ours) -> dict[str, str]:
     return {**ours.left_out, **given}
 
 
+def whose(theirs: Theirs) -> str:
+    """What unknown keys are."""
+    own = theirs.own_script
+    return f"Keys of {own} itself" if own else f"Unknown to {theirs.tool.version}"
+
+
 def unknown(theirs: Theirs) -> list[str]:
-    """The unknown keys, each with the nearest known one."""
+    """The unknown keys, each with the nearest known one, or with its value where a script has its own."""
+    if theirs.own_script:
+        return [f"{key}: {_short(theirs.own_values[key])}" for key in theirs.unknown]
     return [f"{key}; did you mean {near}?" if near else key for key, near in theirs.unknown.items()]
 
 

@@ -150,6 +150,9 @@ def _parts(theirs: Theirs, ours: Ours, kind: str) -> None:
     source = said(
         "finetuning_type", "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"
     )
+    if theirs["train_mm_proj_only"]:
+        put_parts(ours, ["projector"], "full", said("train_mm_proj_only"), "all else frozen, as there")
+        return
     if kind == "full":
         trained = [part for part in frozen if not frozen[part]]
         if "language" in trained:

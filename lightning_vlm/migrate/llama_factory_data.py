@@ -40,10 +40,15 @@ def put_data(theirs: Theirs, ours: Ours) -> bool:
         return False
     info = _info(folder)
     if info is None:
-        why = f"{folder / 'dataset_info.json'}, which says what {', '.join(names)} is, isn't here"
+        most = f", the first {theirs['max_samples']} rows of each" if theirs["max_samples"] else ""
+        why = (
+            f"dataset is {', '.join(names)}{most}; what that is says {folder / 'dataset_info.json'}: not here"
+        )
         ours.choose("data.train", why)
-        ours.leave("dataset", ", ".join(names), why)
-        return False
+        if listed(theirs["eval_dataset"]):
+            ours.choose("data.val", f"eval_dataset is {', '.join(listed(theirs['eval_dataset']))}: likewise")
+            return True
+        return _share(theirs, ours)
     media = theirs["media_dir"]
     root = str(theirs.path(str(media))) if media else str(folder)
     train = _sources(theirs, ours, names, info, folder, root)

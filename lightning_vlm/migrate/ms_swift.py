@@ -13,11 +13,11 @@ from lightning_vlm.migrate.lora import (
     put_whole,
     settings,
 )
+from lightning_vlm.migrate.ms_swift_data import put_data
 from lightning_vlm.migrate.ours import Ours
 from lightning_vlm.migrate.pixels import put_pixels
 from lightning_vlm.migrate.records import convert_records
-from lightning_vlm.migrate.sources import first_rows, put_sources
-from lightning_vlm.migrate.theirs import Theirs, listed
+from lightning_vlm.migrate.theirs import Theirs, listed, plain
 from lightning_vlm.migrate.trainer import convert_training, weigh_alike
 
 _VIDEO = {
@@ -30,9 +30,15 @@ _VIDEO = {
     "VIDEO_TOTAL_PIXELS": "max_pixels",
 }
 """Environment variables of ms-swift -> keys of `data.video`."""
-VARIABLES = {"MAX_PIXELS", "MIN_PIXELS", *_VIDEO}
+_TOKENS = {
+    "IMAGE_MAX_TOKEN_NUM": "MAX_PIXELS",
+    "IMAGE_MIN_TOKEN_NUM": "MIN_PIXELS",
+    "VIDEO_MAX_TOKEN_NUM": "VIDEO_MAX_PIXELS",
+    "VIDEO_MIN_TOKEN_NUM": "VIDEO_MIN_PIXELS",
+}
+"""Variables that say in tokens what others say in pixels; they are read for Qwen's models alone."""
+VARIABLES = {"MAX_PIXELS", "MIN_PIXELS", *_VIDEO, *_TOKENS}
 """Environment variables of ms-swift that are read here."""
-_FILE = re.compile(r"\.(?:jsonl?|csv|tsv|parquet)$", re.IGNORECASE)
 
 
 def convert(theirs: Theirs, ours: Ours) -> None:
@@ -48,13 +54,13 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     command = theirs.launch.script
     if command not in (None, "sft", "pt") and not str(command).endswith(".py"):
         raise UserError(f"{theirs.file}: found swift {command}; expected swift sft: answers are learned here")
-    environment = {**theirs.launch.environment, **_of_model(theirs)}
+    environment = _in_pixels(theirs, {**theirs.launch.environment, **_of_model(theirs)})
     full = theirs["tuner_type"] == "full"
     _model(theirs, ours)
     _what_trains(theirs, ours, full)
     _tokens(theirs, ours)
     _pixels(theirs, ours, environment)
-    has_val = _data(theirs, ours)
+    has_val = put_data(theirs, ours)
     rate = theirs["learning_rate"]
     convert_training(theirs, ours, adapters=not full, rate=rate or (1e-5 if full else 1e-4))
     convert_records(theirs, ours, has_val=has_val, patience=theirs["early_stop_interval"] or None)
@@ -68,6 +74,24 @@ def convert(theirs: Theirs, ours: Ours) -> None:
 def _of_model(theirs: Theirs) -> dict[str, str]:
     given = theirs["model_kwargs"]
     return {str(key).upper(): str(value) for key, value in given.items()} if isinstance(given, dict) else {}
+
+
+def _in_pixels(theirs: Theirs, environment: dict[str, str]) -> dict[str, float]:
+    """The numbers of the variables that are read; those in tokens as pixels, of which a token has 28² or 32².
+
+    Raises:
+        UserError: One isn't a number.
+    """
+    numbers: dict[str, float] = {}
+    side = 32 if re.search(r"qwen3|qwen-?3", str(theirs["model"]), re.IGNORECASE) else 28
+    for name, value in environment.items():
+        if name not in VARIABLES:
+            continue
+        number = plain(value)
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise UserError(f"{theirs.file}: {name}: found {value}; expected a number")
+        numbers[_TOKENS.get(name, name)] = number * side**2 if name in _TOKENS else number
+    return numbers
 
 
 def _model(theirs: Theirs, ours: Ours) -> None:
@@ -231,55 +255,19 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         ours.put("data.shuffle", False, said("train_dataloader_shuffle", "dataset_shuffle"))
 
 
-def _pixels(theirs: Theirs, ours: Ours, environment: dict[str, str]) -> None:
+def _pixels(theirs: Theirs, ours: Ours, environment: dict[str, float]) -> None:
+    given = {**theirs.launch.environment, **_of_model(theirs)}
+    names = {pixels: tokens for tokens, pixels in _TOKENS.items() if tokens in given}
     most, source, said = theirs["max_pixels"], theirs.said("max_pixels"), "max_pixels"
     if "MAX_PIXELS" in environment:
-        most = min(int(most), int(environment["MAX_PIXELS"])) if most else environment["MAX_PIXELS"]
-        source = said = "MAX_PIXELS"
+        most = min(int(most), environment["MAX_PIXELS"]) if most else environment["MAX_PIXELS"]
+        source = said = names.get("MAX_PIXELS", "MAX_PIXELS")
     put_pixels(ours, "data.max_pixels", theirs["model"], most, source, said)
     least = environment.get("MIN_PIXELS")
-    put_pixels(ours, "data.min_pixels", theirs["model"], least, "MIN_PIXELS", "MIN_PIXELS")
-    video = {ours_: float(environment[name]) for name, ours_ in _VIDEO.items() if name in environment}
+    name = names.get("MIN_PIXELS", "MIN_PIXELS")
+    put_pixels(ours, "data.min_pixels", theirs["model"], least, name, name)
+    video = {ours_: environment[name] for name, ours_ in _VIDEO.items() if name in environment}
     if video:
         numbers: dict[str, Any] = {key: value if key == "fps" else int(value) for key, value in video.items()}
-        ours.put("data.video", numbers, ", ".join(name for name in _VIDEO if name in environment))
-
-
-def _data(theirs: Theirs, ours: Ours) -> bool:
-    """The data; whether there is some to validate on."""
-    train = _sources(theirs, ours, "dataset")
-    put_sources(ours, "data.train", train, theirs.said("dataset", "columns"))
-    if not train:
-        ours.choose("data.train", "no dataset that can be read; see the end of this file")
-    if theirs["strict"] is False and theirs.has("strict"):
-        ours.put("data.on_bad_sample", "skip", theirs.said("strict"), "and they are counted and listed")
-    val = _sources(theirs, ours, "val_dataset")
-    if val:
-        put_sources(ours, "data.val", val, theirs.said("val_dataset"))
-        return True
-    share = theirs["split_dataset_ratio"]
-    if not share or theirs["eval_strategy"] == "no":
-        return False
-    ours.put("data.val", f"{100 * share:g}%", theirs.said("split_dataset_ratio"), "whole pictures at a time")
-    return True
-
-
-def _sources(theirs: Theirs, ours: Ours, key: str) -> list[dict[str, Any]]:
-    given = theirs[key]
-    sources = []
-    for name in given if isinstance(given, list) else [given] if given else []:
-        path, _, number = str(name).partition("#")
-        if not _FILE.search(path) and not theirs.path(path).exists():
-            why = "a data set of ModelScope; download it, or name one of the Hugging Face hub in an HFDataset"
-            ours.leave(key, name, why)
-            continue
-        rows = int(number) if number.isdigit() else None
-        if rows:
-            ours.notes.append(f"{name}: there {rows:,} rows are drawn by chance; here they are the first")
-        kind = "DataFile" if _FILE.search(path) and not path.endswith("parquet") else "HFDataset"
-        arguments: dict[str, Any] = {"path": str(theirs.path(path))}
-        if theirs["columns"]:
-            arguments["columns"] = {str(wanted): str(there) for there, wanted in theirs["columns"].items()}
-        source = {"class_path": kind, "init_args": arguments}
-        sources.append(first_rows(source, rows))
-    return sources
+        said = ", ".join(names.get(name, name) for name in _VIDEO if name in environment)
+        ours.put("data.video", numbers, said)

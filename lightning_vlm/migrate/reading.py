@@ -1,4 +1,4 @@
-"""Opening what people have of another tool: YAML, JSON, or a shell script; and which tool it is of."""
+"""Opening what people have of another tool: YAML, JSON, a script; and which tool it is of."""
 
 import json
 import shlex
@@ -10,9 +10,12 @@ import yaml
 
 from lightning_vlm.config.yaml_file import MAX_BYTES
 from lightning_vlm.errors import UserError
+from lightning_vlm.migrate.others import refuse_others
+from lightning_vlm.migrate.python_calls import read_python
 from lightning_vlm.migrate.shell import Command, read_script, read_words
 from lightning_vlm.migrate.theirs import Launch, Theirs
 from lightning_vlm.migrate.tools import LABELS, tool
+from lightning_vlm.migrate.unsaid import Unsaid, of_shell
 from lightning_vlm.nearest import did_you_mean
 
 _NESTED = ("training_args", "training_arguments", "args")
@@ -35,7 +38,7 @@ def read(name: str, asked: str | None) -> Theirs:
     if path.suffix in (".yaml", ".yml", ".json"):
         given = _mapping(text, path)
         return _theirs(Command(None, given, [], Launch()), path, asked)
-    command = read_script(text, name)
+    command = read_python(text, name) if path.suffix in (".py", ".ipynb") else read_script(text, name)
     return _theirs(command, path, asked)
 
 
@@ -64,15 +67,17 @@ def _theirs(command: Command, path: Path, asked: str | None) -> Theirs:
         given |= _mapping(_text(file), file)
     given |= command.given
     given = _flat(given)
+    refuse_others(given, path, is_training=command.tool is not None)
     _refuse_ours(given, path)
     for key in ("env", "ENV"):
         variables = given.pop(key, None)
         if isinstance(variables, Mapping):
             environment |= {str(name): str(value) for name, value in variables.items()}
-    launch = command.launch._replace(environment=environment)
+    said = {key: value for key, value in environment.items() if not isinstance(of_shell(value), Unsaid)}
+    launch = command.launch._replace(environment=said)
     if launch.devices is None and environment.get("NPROC_PER_NODE", "").isdigit():
         launch = launch._replace(devices=int(environment["NPROC_PER_NODE"]))
-    name = asked or command.tool or _guess(given, path)
+    name = asked or _tool(command, given, path)
     if name not in LABELS:
         raise UserError(
             f"--from: found {name}; expected one of {', '.join(LABELS)}{did_you_mean(name, LABELS)}"
@@ -103,20 +108,29 @@ def _flat(given: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _guess(given: Mapping[str, Any], path: Path) -> str:
-    """The tool whose keys these are.
+def _tool(command: Command, given: Mapping[str, Any], path: Path) -> str:
+    """The tool of a command, or else the one whose keys these are.
 
     Raises:
         UserError: They are of none, or of several.
     """
+    script = command.launch.script or ""
+    is_own = script.endswith(".py") and command.launch.launcher not in ("trl", "swift")
+    if command.tool is not None and not (is_own and command.tool == "trl"):
+        return command.tool
     points = {}
+    keys = {key.replace("-", "_") for key in given}
     for one in map(tool, LABELS):  # a mark says as much as ten other keys
-        points[one.name] = len(one.own & given.keys()) + 10 * len(one.marks & given.keys())
+        points[one.name] = len(one.own & keys) + 10 * len(one.marks & keys)
+    if is_own and command.tool == "trl":  # by the name of its script alone
+        points["trl"] += 10
+    elif is_own and points["trl"] < 20 and "use_peft" not in keys:  # scripts of one's own have some of its keys, and not its defaults
+        points["trl"] = 0
     most = max(points.values())
     best = [name for name, number in points.items() if number == most]
     if most < 10:
         base = tool("trainer")
-        if any(key in base.defaults or key in base.earlier for key in given):
+        if any(key in base.defaults or key in base.earlier for key in keys):
             return "trainer"
         some = ", ".join(list(given)[:4]) or "nothing"
         raise UserError(

@@ -1,37 +1,37 @@
 """The words of a command of another tool, as people have it in a shell script."""
 
+import os
 import re
-import shlex
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lightning_vlm.errors import UserError
+from lightning_vlm.migrate.others import COMMANDS, refuse_command
+from lightning_vlm.migrate.shell_words import ASSIGNED, Simple, simple_commands
 from lightning_vlm.migrate.theirs import Launch
+from lightning_vlm.migrate.unsaid import of_shell
 
-_STARTERS = (
-    "swift",
-    "llamafactory-cli",
-    "llamafactory",
-    "trl",
-    "torchrun",
-    "accelerate",
-    "python",
-    "python3",
-    "deepspeed",
-)
-"""What a command begins with."""
 _TOOLS = {
     "swift": "ms-swift",
     "llamafactory-cli": "llama-factory",
     "llamafactory": "llama-factory",
     "trl": "trl",
 }
+_LAUNCHERS = ("torchrun", "accelerate", "python", "python3", "deepspeed")
+_TASKS = {"sft", "pt", "train"}
+"""Commands of the tools that learn answers."""
+_OTHER_TASKS = {"rlhf", "dpo", "grpo", "kto", "reward", "rloo", "gkd"}
+"""Those that train otherwise, and are refused by name."""
+_USUAL = re.compile(
+    r"--(?:learning_rate|num_train_epochs|max_steps|per_device_train_batch_size|gradient_accumulation_steps)\b"
+)
+"""Options by which a script of one's own is known to train."""
+_TALK = {"echo", "printf", "which", "cat", "ls", "cd", "pip", "git", "mkdir", "tee", "grep", "for", "alias"}
+"""Commands whose words are no commands."""
 _PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus")
-_VARIABLE = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_USED = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
-_LONGEST = 100_000
-"""The most characters of what variables put into a word."""
+_KNOWN = ("HOME", "PWD", "USER")
+"""Variables that each script finds set."""
+_KEYS = re.compile(r"\.(?:ya?ml|json)$")
 
 
 class Command(NamedTuple):
@@ -51,7 +51,7 @@ class Command(NamedTuple):
 
 
 def read_script(text: str, name: str) -> Command:
-    r"""The command of a shell script.
+    r"""The command of a shell script that trains.
 
     Args:
         text: The script.
@@ -65,46 +65,56 @@ def read_script(text: str, name: str) -> Command:
     >>> command.tool, command.given, command.launch.environment
     ('ms-swift', {'model': 'a', 'dataset': ['b', 'c'], 'packing': True}, {'MAX_PIXELS': '1003520'})
     """
-    lines = re.sub(r"\\\r?\n", " ", text).splitlines()
-    environment: dict[str, str] = {}
-    variables: dict[str, str] = {}
-    found: list[list[str]] = []
-    for line in lines:
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise UserError(f"{name}: it can't be read as shell: {error}") from None
-        exported = words[:1] == ["export"]
-        place = int(exported)
-        new: dict[str, str] = {}
-        values = ChainMap(variables, environment)
-        while place < len(words) and (variable := _VARIABLE.fullmatch(words[place])):
-            new[variable[1]] = _filled(variable[2], values, name)
-            place += 1
-        values = ChainMap(variables, new, environment)
-        words = [_filled(word, values, name) for word in words[place:]]
-        if words or exported:
-            environment |= new
-        else:  # variables of the script alone
-            variables |= new
-        if words and words[0].rpartition("/")[2] in _STARTERS and _is_training(words):
-            found.append(words)
-    if len(found) != 1:
-        what = "no training command" if not found else f"{len(found)} training commands"
-        raise UserError(
-            f"{name}: found {what}; expected one: swift sft, llamafactory-cli train, trl sft, or a script"
+    known = {key: os.environ[key] for key in _KNOWN if key in os.environ}
+    found = [one for command in simple_commands(text, name, known) if (one := _training(command))]
+    first = max(map(_rank, found), default=0)
+    best = [one for one in found if _rank(one) == first]
+    if not best:
+        commands = simple_commands(text, name, known)
+        starts = [
+            (one.rpartition("/")[2], *command.words[place + 1 : place + 2])
+            for command in commands
+            for place, one in enumerate(command.words)
+            if one.rpartition("/")[2] in _TOOLS
+        ]
+        there = (
+            f"found {' '.join(starts[0])} and no training command" if starts else "found no training command"
         )
-    return read_words(found[0], environment)
+        raise UserError(
+            f"{name}: {there}; expected swift sft, llamafactory-cli train, trl sft, or a script in Python"
+        )
+    if len(best) > 1 and best[0].words[0] not in COMMANDS:
+        lines = ", ".join(str(one.line) for one in best)
+        raise UserError(
+            f"{name}: found {len(best)} training commands, in lines {lines}; expected one: put the one that "
+            "you mean into a file of its own"
+        )
+    command = best[0]
+    remarks = [
+        f"line {line} ends the command in a shell (a comment inside of it, or a blank behind its \\); what "
+        "follows was read, too"
+        for line in command.broken
+    ]
+    if len(found) > 1:
+        others = ", ".join(str(one.line) for one in found if one is not command)
+        remarks.append(f"the command in line {command.line} was read, and not the one in line {others}")
+    read = read_words(command.words, dict(command.environment))
+    return read._replace(launch=read.launch._replace(remarks=tuple(remarks)))
 
 
 def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
     """A command from its words.
 
-    >>> read_words(["torchrun", "--nproc_per_node", "4", "sft_vlm.py", "--lora_r", "8"], {}).launch
-    Launch(environment={}, script='sft_vlm.py', devices=4, launcher='torchrun', options={})
+    Raises:
+        UserError: It is of a tool whose configs can't be read.
+
+    >>> launch = read_words(["torchrun", "--nproc_per_node", "4", "sft_vlm.py", "--lora_r", "8"], {}).launch
+    >>> launch.script, launch.devices, launch.launcher
+    ('sft_vlm.py', 4, 'torchrun')
     """
     rest = list(words)
     first = rest.pop(0).rpartition("/")[2]
+    refuse_command(first)
     tool = _TOOLS.get(first)
     devices = _count(environment.get("NPROC_PER_NODE"))
     script: str | None = None
@@ -115,20 +125,15 @@ def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
         for name in _PROCESSES:
             count = _count(options.get(name))
             devices = devices if count is None else count
-        if script and script.rpartition("/")[2].startswith("sft") and not script.endswith("cli/sft.py"):
-            tool = "trl"
-        elif script and "swift/cli" in script:
-            tool = "ms-swift"
-        elif script and script.endswith(("src/train.py", "llamafactory/launcher.py")):
-            tool = "llama-factory"
+        tool = _tool_of(script or "")
     elif rest and not rest[0].startswith("-"):
         task = rest.pop(0)
         script = task if tool == "ms-swift" else None
         if tool == "trl" and task != "sft":
             script = f"{task}.py"
-    configs = [
-        word for word in rest[:1] if word.endswith((".yaml", ".yml", ".json")) and not word.startswith("-")
-    ]
+    if tool == "llama-factory" and rest[:1] == ["train"]:
+        rest.pop(0)
+    configs = [word for word in rest[:1] if _KEYS.search(word) and not word.startswith("-")]
     given = _options(rest[len(configs) :])
     config = given.pop("config", None)
     if isinstance(config, str):
@@ -137,9 +142,47 @@ def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
     return Command(tool, given, configs, Launch(environment, script, devices, launcher, options))
 
 
-def _is_training(words: Sequence[str]) -> bool:
-    asked = {"sft", "pt", "train", "rlhf", "dpo", "grpo", "kto", "reward"}
-    return bool(asked & {*words[1:3]}) or any(word.endswith(".py") for word in words)
+def _training(command: Simple) -> Simple | None:
+    """A command from the word that starts a tool or a script, without what stands before it."""
+    words, environment = command.words, dict(command.environment)
+    if words[0].rpartition("/")[2] in _TALK:
+        return None
+    launcher: int | None = None
+    for place, word in enumerate(words):
+        name = word.rpartition("/")[2]
+        following = {*words[place + 1 : place + 2]}
+        if assigned := ASSIGNED.fullmatch(word):  # behind env or eval
+            environment[assigned[1]] = assigned[3]
+        elif name in COMMANDS or (name in _TOOLS and following & {*_TASKS, *_OTHER_TASKS}):
+            for option, value in (_options(words[:place]) if launcher is not None else {}).items():
+                if option in _PROCESSES:
+                    environment["NPROC_PER_NODE"] = str(value)
+            return command._replace(words=words[place:], environment=environment)
+        elif launcher is None and name in _LAUNCHERS:
+            launcher = place
+    if launcher is None or _script(words[launcher + 1 :])[0] is None:
+        return None
+    return command._replace(words=words[launcher:], environment=environment)
+
+
+def _rank(command: Simple) -> int:
+    """How sure a command is the one that is meant: 3 learns answers, 1 is some other script."""
+    words = command.words
+    if words[0].rpartition("/")[2] in _TOOLS and words[1] in _TASKS:
+        return 3
+    script = _script(words[1:])[0] or ""
+    if _tool_of(script) or any(map(_USUAL.match, words)):
+        return 2 if words[0].rpartition("/")[2] in _LAUNCHERS else 1
+    return 1
+
+
+def _tool_of(script: str) -> str | None:
+    """The tool of a Python file."""
+    if "swift/cli" in script:
+        return "ms-swift"
+    if script.endswith(("src/train.py", "llamafactory/launcher.py", "llamafactory/cli.py")):
+        return "llama-factory"
+    return "trl" if script.rpartition("/")[2].startswith("sft") else None
 
 
 def _script(words: list[str]) -> tuple[str | None, dict[str, Any], list[str]]:
@@ -147,9 +190,13 @@ def _script(words: list[str]) -> tuple[str | None, dict[str, Any], list[str]]:
     for place, word in enumerate(words):
         if word.endswith(".py"):
             return word, _options(words[:place]), words[place + 1 :]
-    if "-m" in words:
-        place = words.index("-m")
-        return words[place + 1].replace(".", "/") + ".py", _options(words[:place]), words[place + 2 :]
+    for flag in ("-m", "--module"):
+        if flag in words[:-1]:
+            place = words.index(flag)
+            return words[place + 1].replace(".", "/") + ".py", _options(words[:place]), words[place + 2 :]
+    for place, word in enumerate(words[:-1]):  # a script that a variable names
+        if of_shell(word) is not word and words[place + 1].startswith("--"):
+            return word, _options(words[:place]), words[place + 1 :]
     return None, {}, words
 
 
@@ -157,32 +204,21 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     """`--key value`, `--key=value`, `--key a b`, `--switch`, and `key=value`."""
     given: dict[str, Any] = {}
     key: str | None = None
-    for word in words:
+    for word in map(of_shell, words):
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
-            given[key] = value if equals else True
+            given[key] = of_shell(value) if equals else True
         elif key is not None:
             before = given[key]
             if before is True:
                 given[key] = word
             else:
                 given[key] = [*(before if isinstance(before, list) else [before]), word]
-        elif variable := _VARIABLE.fullmatch(word):
-            given[variable[1]] = variable[2]
+        elif variable := ASSIGNED.fullmatch(word):
+            given[variable[1]] = of_shell(variable[3])
     return given
 
 
 def _count(value: Any) -> int | None:
     """The number of processes that a word says; None for other words."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else None
-
-
-def _filled(word: str, values: Mapping[str, str], name: str) -> str:
-    """A word with the script's own variables filled in.
-
-    Raises:
-        UserError: It becomes too long, as where each variable is made of the one before it, twice.
-    """
-    if sum(len(values.get(variable, "")) for variable in _USED.findall(word)) > _LONGEST:
-        raise UserError(f"{name}: found variables that make a word of more than {_LONGEST:,} characters")
-    return _USED.sub(lambda match: values.get(match[1], match[0]), word)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lightning_vlm.migrate.kinds import checked
 from lightning_vlm.migrate.tools import Tool, table
+from lightning_vlm.migrate.unsaid import Unsaid
 from lightning_vlm.nearest import nearest
 
 
@@ -21,6 +23,7 @@ class Launch(NamedTuple):
         devices: How many processes it starts, where it says so.
         launcher: What starts it: `torchrun`, `accelerate`, the tool's own command, or `python`.
         options: Other options of the launcher.
+        remarks: What was read over, or left out, as sentences.
     """
 
     environment: Mapping[str, str] = {}
@@ -28,6 +31,7 @@ class Launch(NamedTuple):
     devices: int | None = None
     launcher: str | None = None
     options: Mapping[str, Any] = {}
+    remarks: tuple[str, ...] = ()
 
 
 class Theirs:
@@ -59,12 +63,22 @@ class Theirs:
         self._read: set[str] = set()
         self.unknown: dict[str, str | None] = {}
         """Keys that the tool doesn't have -> the nearest that it has."""
+        self.own_values: dict[str, Any] = {}
+        """The same keys -> their values."""
+        self.unsaid: dict[str, str] = {}
+        """Keys whose value the file doesn't say -> what is written there, such as `$MODEL`."""
         for name, value in given.items():
-            key = tool.earlier.get(name, name)
+            key, value = self._key(name, value)
             if key not in tool.defaults:
                 self.unknown[name] = nearest(name, tool.names)
+                self.own_values[name] = value
                 continue
-            value = plain(value)
+            if isinstance(value, Unsaid) or (
+                isinstance(value, list) and any(isinstance(one, Unsaid) for one in value)
+            ):
+                self.unsaid[name] = value if isinstance(value, str) else " ".join(map(str, value))
+                continue
+            value = checked(f"{file}: {name}", key, plain(value), tool)
             nothing = (None, tool.defaults[key])
             if key in self.given and (value in nothing or (name != key and self.given[key] not in nothing)):
                 continue  # saved arguments have a key under several names, of which one was set
@@ -75,6 +89,23 @@ class Theirs:
         self.is_version_2 = second is not None and any(mark in given for mark in second["marks"])
         if self.is_version_2:
             self._defaults |= second["defaults"]
+
+    def _key(self, name: str, value: Any) -> tuple[str, Any]:
+        """Today's name of a key, and its value: `--lora-r` and `--no_packing` are names, too."""
+        name = name.replace("-", "_")
+        key = self.tool.earlier.get(name, name)
+        if key not in self.tool.defaults and name.startswith("no_"):
+            positive = self.tool.earlier.get(name[3:], name[3:])
+            if isinstance(self.tool.defaults.get(positive), bool):
+                return positive, not plain(value)
+        return key, value
+
+    @property
+    def own_script(self) -> str | None:
+        """The script of one's own that the keys are of, which may read others than the tool's."""
+        script = self.launch.script
+        own = script is not None and script.endswith(".py") and self.tool.name == "trainer"
+        return Path(script).name if own and script else None
 
     def __getitem__(self, key: str) -> Any:
         """A key's value: as given, else its default."""
@@ -120,7 +151,11 @@ class Theirs:
 
     def _not_carried(self) -> list[str]:
         read_here = ("group_by_length", "adafactor")
-        return [key for key in self.given if key in self.tool.left_out and key not in read_here]
+        return [
+            key
+            for key in self.given
+            if key in self.tool.left_out and not (key in read_here and self.given[key])
+        ]
 
     def _is_idle(self, key: str) -> bool:
         return key in self.tool.harmless or same(self.given[key], self._defaults[key])

@@ -31,6 +31,8 @@ class Tool(NamedTuple):
         harmless: Those of them with which nothing is lost.
         defaults: All keys -> defaults.
         earlier: Names of earlier versions -> names of today.
+        numbers: Keys that have a number where they have a value; those with a number as default do anyway.
+        mappings: Keys that have keys of their own.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Tool(NamedTuple):
     harmless: frozenset[str]
     defaults: Mapping[str, Any]
     earlier: Mapping[str, str]
+    numbers: frozenset[str]
+    mappings: frozenset[str]
 
     @property
     def label(self) -> str:
@@ -74,7 +78,13 @@ def tool(name: str) -> Tool:
     defaults: dict[str, Any] = {}
     earlier: dict[str, str] = {}
     harmless: set[str] = set()
+    numbers: set[str] = set()
+    mappings: set[str] = set()
+    carried |= own.get("also", {})
+    defaults |= own.get("also", {})
     for part in (base, own):
+        numbers |= {*part.get("numbers", ())}
+        mappings |= {*part.get("mappings", ())}
         carried |= part.get("carried", {})
         left_out |= dict.fromkeys(part.get("gone", {}), _GONE)
         harmless |= {*part.get("gone", {})}
@@ -88,16 +98,18 @@ def tool(name: str) -> Tool:
     # A tool may read what Trainer has under a name of its own.
     left_out = {key: why for key, why in left_out.items() if key not in carried}
     earlier = {key: now for key, now in earlier.items() if key not in carried}
-    names = {*own["carried"], *own.get("earlier", {})}
+    names = {*own["carried"], *own.get("also", {}), *own.get("earlier", {})}
     names |= {key for group in own["left_out"] for key in group["keys"]}
     return Tool(
         name=name,
         version=own["of"],
-        own=frozenset(names - {*base["gone"], *base["earlier"]}) if base else frozenset(),
+        own=frozenset(names - {*base["gone"], *base["earlier"]}) if base else frozenset(own["also"]),
         marks=frozenset(own.get("marks", ())),
         carried=carried,
         left_out=left_out,
         harmless=frozenset(harmless),
         defaults=defaults | own.get("defaults", {}),
         earlier=earlier,
+        numbers=frozenset(numbers),
+        mappings=frozenset(mappings),
     )

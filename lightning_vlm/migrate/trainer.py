@@ -1,6 +1,7 @@
 """What `TrainingArguments` of transformers say, which all these tools have: steps, rates, precision."""
 
 import math
+import re
 from typing import Any
 
 from lightning_vlm.migrate.ours import Ours
@@ -24,20 +25,30 @@ OPTIMIZERS = {
     "rmsprop": "torch.optim.RMSprop",
 }
 """`optim` -> the class that Trainer makes of it."""
+_LESS = re.compile(r"lora|freeze|tune_|peft|bits|quant")
+"""Keys of scripts with which not all of a model trains."""
 _FOLLOWS_A_SCORE = ("reduce_lr_on_plateau", "greedy")
 
 
 def convert(theirs: Theirs, ours: Ours) -> None:
     """A config with TrainingArguments alone."""
-    ours.choose("model.name_or_path", "TrainingArguments don't name a model: it stands in the script")
-    ours.put(
-        "model.adapt",
-        "full",
-        "Trainer itself freezes nothing",
-        "what the script froze, or gave LoRA, isn't in these arguments: write it here",
-    )
+    name = theirs["model_name_or_path"] or theirs["model_id"]
+    if name is None:
+        ours.choose("model.name_or_path", "TrainingArguments don't name a model: it stands in the script")
+    else:
+        source = theirs.said("model_name_or_path", "model_id")
+        ours.put(
+            "model.name_or_path", str(name), source, "here the whole model, with its tower and projector"
+        )
+    _what_trains(theirs, ours)
     weigh_alike(ours)
-    ours.choose("data.train", "TrainingArguments don't name data: it stands in the script")
+    data = theirs["data_path"]
+    if data is None:
+        ours.choose("data.train", "TrainingArguments don't name data: it stands in the script")
+    else:
+        ours.put("data.train", str(data), theirs.said("data_path"))
+    if theirs["image_folder"]:
+        ours.put("data.image_root", str(theirs["image_folder"]), theirs.said("image_folder"))
     has_val = theirs["eval_strategy"] != "no"
     if has_val:
         ours.choose("data.val", "validation was on (eval_strategy), and its data stands in the script")
@@ -47,6 +58,22 @@ def convert(theirs: Theirs, ours: Ours) -> None:
     convert_records(theirs, ours, has_val=has_val)
     ours.notes.append(
         "labels were made by the script's collator; here the loss is on answers alone, each with its end"
+    )
+
+
+def _what_trains(theirs: Theirs, ours: Ours) -> None:
+    """All of the model, unless a key of the script sounds as if it trains less."""
+    keys = [key for key in [*theirs.unknown, *theirs.unsaid] if _LESS.search(key)]
+    if keys:
+        ours.choose(
+            "model.adapt", f"{', '.join(keys)} of the script say what trains: see docs/what-trains.md"
+        )
+        return
+    ours.put(
+        "model.adapt",
+        "full",
+        "Trainer itself freezes nothing",
+        "what the script froze, or gave LoRA, isn't in these arguments: write it here",
     )
 
 

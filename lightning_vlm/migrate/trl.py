@@ -82,6 +82,8 @@ def _model(theirs: Theirs, ours: Ours) -> None:
     )
     if theirs["router_aux_loss_coef"] is not None:
         ours.put("model.router_aux_loss", theirs["router_aux_loss_coef"], said("router_aux_loss_coef"))
+    if theirs["chat_template"]:
+        ours.put("model.chat_template", str(theirs["chat_template"]), said("chat_template"))
     if theirs["chat_template_path"]:
         why = "give the text of the template, or the name of a ready one, as model.chat_template"
         ours.leave("chat_template_path", theirs["chat_template_path"], why)
@@ -168,7 +170,7 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
 def _has_completions(theirs: Theirs) -> bool:
     """Whether the data, where it lies here, has prompts and completions, of which TRL learns the latter."""
     names = [theirs["dataset_name"]]
-    for one in theirs["datasets"] or []:
+    for one in _mixture(theirs):
         names += listed(one.get("data_files") or one.get("path"))
     for name in names:
         first = first_row(theirs.path(str(name))) if name else {}
@@ -180,10 +182,11 @@ def _has_completions(theirs: Theirs) -> bool:
 def _data(theirs: Theirs, ours: Ours) -> bool:
     """The data; whether there is some to validate on."""
     validates = theirs["eval_strategy"] != "no"
-    mixture = theirs["datasets"] or []
+    mixture = _mixture(theirs)
     if mixture:
-        put_sources(ours, "data.train", [_source(theirs, ours, one) for one in mixture], "datasets")
-        share = theirs["test_split_size"]
+        source = theirs.said("datasets", "dataset_mixture")
+        put_sources(ours, "data.train", [_source(theirs, ours, one) for one in mixture], source)
+        share = theirs["test_split_size"] or (theirs["dataset_mixture"] or {}).get("test_split_size") or 0
         if share:
             value = f"{100 * share:g}%" if share < 1 else None
             if value is None:
@@ -210,10 +213,24 @@ def _data(theirs: Theirs, ours: Ours) -> bool:
     return validates
 
 
+def _mixture(theirs: Theirs) -> list[dict[str, Any]]:
+    """The sources of `datasets`, or of `dataset_mixture`, as alignment-handbook and open-r1 have it."""
+    sources = list(theirs["datasets"] or [])
+    names = {"id": "path", "config": "name", "weight": "fraction"}
+    for one in listed_sources((theirs["dataset_mixture"] or {}).get("datasets")):
+        sources.append({names.get(key, key): value for key, value in one.items()})
+    return sources
+
+
+def listed_sources(value: Any) -> list[dict[str, Any]]:
+    """Those of a list that have keys."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def _source(theirs: Theirs, ours: Ours, one: dict[str, Any]) -> dict[str, Any]:
     files = one.get("data_files")
     for key in ("columns", "fraction", "data_dir"):
-        if one.get(key):
+        if one.get(key) and not (key == "fraction" and one[key] == 1):
             ours.leave(f"datasets.{key}", one[key], "files are read whole here, as they are")
     if isinstance(files, str):
         return {"class_path": "DataFile", "init_args": {"path": str(theirs.path(files))}}

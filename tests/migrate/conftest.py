@@ -32,7 +32,7 @@ def rows():
 def here(tmp_path, monkeypatch):
     """Work in a folder with the cases, and with their data in data/."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "500")
     monkeypatch.setenv("WANDB_MODE", "offline")
     shutil.copytree(CASES, tmp_path, dirs_exist_ok=True)
     messages, pairs = [], []
