@@ -1,5 +1,6 @@
 """`lightning-vlm migrate`: turns a config of another tool into one of ours."""
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,11 @@ from lightning_vlm.migrate.theirs import Theirs
 from lightning_vlm.migrate.tools import LABELS
 from lightning_vlm.parser import Parser
 
+_USUAL = re.compile(
+    r"(?:NCCL|CUDA|TORCH|PYTORCH|HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|OMP|WANDB|PYTHON|LD|MASTER|XDG|TRITON)\w*"
+    r"|PATH|TMP|TEMP|TMPDIR|NNODES|NODE_RANK"
+)
+"""Variables that torch, trackers and the system read, of our command as of theirs."""
 _VARIABLES = {"CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE", "WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"}
 """Environment variables that are read here, or mean the same here."""
 
@@ -84,9 +90,16 @@ def convert(theirs: Theirs) -> Ours:
 def _leave_surroundings(theirs: Theirs, ours: Ours) -> None:
     """Say what of the variables and the launcher of a command has no effect here."""
     of_tool = ms_swift.VARIABLES if theirs.tool.name == "ms-swift" else set()
+    usual = []
     for name, value in theirs.launch.environment.items():
-        if name not in {*of_tool, *_VARIABLES}:
+        if name in {*of_tool, *_VARIABLES}:
+            continue
+        if _USUAL.fullmatch(name):
+            usual.append(name)
+        else:
             ours.leave(name, value, "an environment variable that has no key here")
+    if usual:
+        ours.notes.append(f"set for our command, too, what is set for theirs: {', '.join(usual)}")
     for name, value in theirs.launch.options.items():
         why = "several devices are set by trainer.strategy and trainer.devices here; see docs/scale.md"
         ours.leave(f"{theirs.launch.launcher} --{name}", value, why)

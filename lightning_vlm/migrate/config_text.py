@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from lightning_vlm.migrate.ours import CHOOSE, Ours, Setting
+from lightning_vlm.migrate.ours import CHOOSE, Ours, Setting, shown
 from lightning_vlm.migrate.theirs import Theirs
 from lightning_vlm.start.lines import WIDTH, Line, aligned, flow, scalar
 
@@ -54,7 +54,7 @@ def _ends(theirs: Theirs, ours: Ours) -> str:
         text += "\n" + _comment(
             "Not said in this file, so that their defaults hold above; write what they are:"
         )
-        text += "".join(_comment(f"{key}: {value}", "  ") for key, value in theirs.unsaid.items())
+        text += "".join(_comment(f"{key}: {shown(key, value)}", "  ") for key, value in theirs.unsaid.items())
     if theirs.unknown:
         text += "\n" + _comment(f"{whose(theirs)}, so nothing was made of them:")
         text += "".join(_comment(sentence, "  ") for sentence in unknown(theirs))
@@ -67,7 +67,7 @@ def _ends(theirs: Theirs, ours: Ours) -> str:
 def left_out(theirs: Theirs, ours: Ours) -> dict[str, str]:
     """Keys of theirs with their values that something is lost with -> why."""
     given = {
-        f"{theirs.name(key)}: {_short(theirs.given[key])}": why for key, why in theirs.left_out().items()
+        f"{theirs.name(key)}: {shown(key, theirs.given[key])}": why for key, why in theirs.left_out().items()
     }
     return {**ours.left_out, **given}
 
@@ -81,13 +81,8 @@ def whose(theirs: Theirs) -> str:
 def unknown(theirs: Theirs) -> list[str]:
     """The unknown keys, each with the nearest known one, or with its value where a script has its own."""
     if theirs.own_script:
-        return [f"{key}: {_short(theirs.own_values[key])}" for key in theirs.unknown]
+        return [f"{key}: {shown(key, theirs.own_values[key])}" for key in theirs.unknown]
     return [f"{key}; did you mean {near}?" if near else key for key, near in theirs.unknown.items()]
-
-
-def _short(value: Any) -> str:
-    shown = str(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def _lines(settings: Sequence[Setting]) -> Iterator[Line]:

@@ -251,8 +251,10 @@ def _tokens(theirs: Theirs, ours: Ours) -> None:
         ours.leave(
             "acc_strategy", "seq", "a step's loss is the mean over all its words here, not over samples"
         )
-    if not theirs["dataset_shuffle"] or not theirs["train_dataloader_shuffle"]:
-        ours.put("data.shuffle", False, said("train_dataloader_shuffle", "dataset_shuffle"))
+    mixed = theirs["dataset_shuffle"]
+    if not theirs["train_dataloader_shuffle"]:
+        differs = "mixed once there (dataset_shuffle), and here as the files have it" if mixed else ""
+        ours.put("data.shuffle", False, said("train_dataloader_shuffle", "dataset_shuffle"), differs)
 
 
 def _pixels(theirs: Theirs, ours: Ours, environment: dict[str, float]) -> None:

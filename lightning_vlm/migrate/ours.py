@@ -1,10 +1,28 @@
 """What comes out of a config of another tool: settings of ours, each with where it comes from."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 CHOOSE = "CHOOSE"
 """The value of a line that the user has to write; the line is a comment."""
+
+
+_SECRET = re.compile(r"(?:^|_)(?:token|secret|password|key)$|webhook", re.IGNORECASE)
+"""Names of keys and variables whose values are nobody's business."""
+_LONGEST = 60
+
+
+def shown(key: str, value: Any) -> str:
+    """A value as it stands in a comment: shortened, and not at all where it is a secret.
+
+    >>> shown("hub_token", "hf_abc"), shown("optim", "lomo")
+    ('(not shown)', 'lomo')
+    """
+    text = str(value)
+    if value is not None and _SECRET.search(key):
+        return "(not shown)"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 class Setting(NamedTuple):
@@ -61,8 +79,7 @@ class Ours:
 
     def leave(self, key: str, value: Any, why: str) -> None:
         """Say that a key of theirs can't be carried over."""
-        shown = str(value)
-        self.left_out[f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}"] = why
+        self.left_out[f"{key}: {shown(key, value)}"] = why
 
     def value(self, key: str) -> Any:
         """What was put under a key; None if nothing was.

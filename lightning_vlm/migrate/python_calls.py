@@ -84,7 +84,7 @@ def read_python(text: str, name: str) -> Command:
         given |= {"use_peft": True, **_LORA_DEFAULTS}
         given |= {_OF_LORA.get(key, f"LoraConfig.{key}"): value for key, value in named.items()}
     elif lora is not None:
-        remarks.append(f"line {lora.lineno}: {_short(lora)} isn't read: write it as model.adapt")
+        given["peft"] = Unsaid(_short(lora))
     quantization = by_kind.get("BitsAndBytesConfig")
     if quantization is not None and tool == "trl":
         named = dict(_arguments(quantization, names))
@@ -93,7 +93,7 @@ def read_python(text: str, name: str) -> Command:
         remarks.append(f"line {quantization.lineno}: {_short(quantization)}: write it as model.quantization")
     unsloth = by_kind.get("get_peft_model")
     if unsloth is not None and unsloth.keywords:
-        remarks.append(f"line {unsloth.lineno}: {_short(unsloth)} isn't read: write it as model.adapt")
+        given["use_peft" if tool == "trl" else "peft"] = Unsaid(_short(unsloth))
     if tool == "trl":
         given |= _model_and_data(calls, names)
     return Command(tool, given, [], Launch(script=None, remarks=tuple(remarks), launcher="python"))

@@ -124,8 +124,8 @@ def _tool(command: Command, given: Mapping[str, Any], path: Path) -> str:
         points[one.name] = len(one.own & keys) + 10 * len(one.marks & keys)
     if is_own and command.tool == "trl":  # by the name of its script alone
         points["trl"] += 10
-    elif is_own and points["trl"] < 20 and "use_peft" not in keys:  # scripts of one's own have some of its keys, and not its defaults
-        points["trl"] = 0
+    elif is_own and points["trl"] < 20 and "use_peft" not in keys:
+        points["trl"] = 0  # scripts of one's own have some of its keys, and Trainer's defaults
     most = max(points.values())
     best = [name for name, number in points.items() if number == most]
     if most < 10:

@@ -29,6 +29,7 @@ _USUAL = re.compile(
 _TALK = {"echo", "printf", "which", "cat", "ls", "cd", "pip", "git", "mkdir", "tee", "grep", "for", "alias"}
 """Commands whose words are no commands."""
 _PROCESSES = ("nproc_per_node", "nproc-per-node", "num_processes", "num_gpus")
+_OF_ACCELERATE = ("num_processes", "accelerate_config", "config_file", "main_process_port", "num_machines")
 _KNOWN = ("HOME", "PWD", "USER")
 """Variables that each script finds set."""
 _KEYS = re.compile(r"\.(?:ya?ml|json)$")
@@ -138,7 +139,12 @@ def read_words(words: Sequence[str], environment: dict[str, str]) -> Command:
     config = given.pop("config", None)
     if isinstance(config, str):
         configs.append(config)
-    options = {name: value for name, value in options.items() if name not in _PROCESSES}
+    if tool == "trl" and launcher == "trl":  # which passes what it doesn't know itself to accelerate
+        options = {name: given.pop(name) for name in _OF_ACCELERATE if name in given}
+        devices = _count(options.get("num_processes")) or devices
+    options = {
+        name: value for name, value in options.items() if name not in _PROCESSES or _count(value) is None
+    }
     return Command(tool, given, configs, Launch(environment, script, devices, launcher, options))
 
 

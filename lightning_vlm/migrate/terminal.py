@@ -5,7 +5,7 @@ import textwrap
 from rich.console import Console
 
 from lightning_vlm.migrate.config_text import left_out, unknown, whose
-from lightning_vlm.migrate.ours import CHOOSE, Ours
+from lightning_vlm.migrate.ours import CHOOSE, Ours, shown
 from lightning_vlm.migrate.theirs import Theirs
 
 
@@ -62,7 +62,7 @@ def show(theirs: Theirs, ours: Ours, out: str, console: Console) -> None:
         for one in chosen:
             say(f"  {one.key}: {one.source}")
         for key, value in theirs.unsaid.items():
-            say(f"  {key}: {value} isn't said in this file; see the end of the config")
+            say(f"  {key}: {shown(key, value)} isn't said in this file; see the end of the config")
     head(f"config  {out}")
     for command in ("lint", "plan", "fit"):
         console.print(

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_vlm.migrate.ours import Ours
 from lightning_vlm.migrate.records import convert_records
-from lightning_vlm.migrate.theirs import Theirs
+from lightning_vlm.migrate.theirs import Theirs, listed
 
 OPTIMIZERS = {
     "adamw_torch": "torch.optim.AdamW",
@@ -252,8 +252,11 @@ def _speed(theirs: Theirs, ours: Ours) -> None:
 def _devices(theirs: Theirs, ours: Ours) -> None:
     launch = theirs.launch
     name = theirs.tool.name
+    visible = listed(launch.environment.get("CUDA_VISIBLE_DEVICES"))
     if launch.devices is not None:
         ours.put("trainer.devices", launch.devices, "as many processes as the command starts")
+    elif name == "llama-factory" and visible:
+        ours.put("trainer.devices", len(visible), "CUDA_VISIBLE_DEVICES, each with a process")
     elif name == "llama-factory" or launch.launcher == "accelerate" or (name == "trl" and not launch.script):
         ours.put("trainer.devices", "auto", "its command starts a process for each GPU")
     else:

@@ -99,6 +99,9 @@ def _model(theirs: Theirs, ours: Ours) -> None:
 
 
 def _what_trains(theirs: Theirs, ours: Ours) -> None:
+    if not theirs["use_peft"] and "use_peft" in theirs.unsaid:
+        ours.choose("model.adapt", f"{theirs.unsaid['use_peft']} says what trains: see docs/what-trains.md")
+        return
     if not theirs["use_peft"]:
         source = theirs.said("use_peft") if theirs.has("use_peft") else "no use_peft: all weights train"
         ours.put("model.adapt", "full", source, "the tower and the projector too, as there")
