@@ -22,6 +22,11 @@ _LISTS = {
     *("add_tokens", "add_special_tokens", "new_special_tokens", "datasets"),
 }
 """Keys that have several words, though their default doesn't say so."""
+_SWITCHES = {
+    *("bf16", "fp16", "gradient_checkpointing", "disable_tqdm", "greater_is_better", "packing"),
+    *("completion_only_loss", "enable_thinking"),
+}
+"""Keys that are true or false, or neither, which is the default of some tools."""
 _NULLABLE = ("max_length",)
 """Keys that have a number, and for which none is a value of its own."""
 
@@ -53,7 +58,7 @@ def checked(where: str, key: str, value: Any, tool: Tool) -> Any:
             return None if key in _NULLABLE else default
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             _refuse(where, value, "a number")
-    elif isinstance(default, bool):
+    elif is_switch(key, default):
         if value is None:
             return default
         if isinstance(value, str | int) and not isinstance(value, bool):
@@ -81,6 +86,15 @@ def checked(where: str, key: str, value: Any, tool: Tool) -> Any:
     ):
         _refuse(where, value, "a list of sources, each with its path")
     return value
+
+
+def is_switch(key: str, default: Any) -> bool:
+    """Whether a key is true or false.
+
+    >>> is_switch("use_peft", False), is_switch("bf16", None), is_switch("optim", "sgd")
+    (True, True, False)
+    """
+    return isinstance(default, bool) or key in _SWITCHES
 
 
 def _refuse(where: str, value: Any, expected: str) -> None:

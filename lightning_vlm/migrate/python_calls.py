@@ -54,8 +54,9 @@ def read_python(text: str, name: str) -> Command:
     >>> command.tool, command.given
     ('trl', {'output_dir': 'out', 'learning_rate': 0.0001, 'max_steps': 'args.steps'})
     """
+    source = _source(text, name)
     try:
-        tree = ast.parse(_source(text, name))
+        tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
         raise UserError(f"{name}: {line}it can't be read as Python") from None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lightning_vlm.migrate.kinds import checked
+from lightning_vlm.migrate.kinds import checked, is_switch
 from lightning_vlm.migrate.tools import Tool, table
 from lightning_vlm.migrate.unsaid import Unsaid
 from lightning_vlm.nearest import nearest
@@ -96,7 +96,7 @@ class Theirs:
         key = self.tool.earlier.get(name, name)
         if key not in self.tool.defaults and name.startswith("no_"):
             positive = self.tool.earlier.get(name[3:], name[3:])
-            if isinstance(self.tool.defaults.get(positive), bool):
+            if positive in self.tool.defaults and is_switch(positive, self.tool.defaults[positive]):
                 return positive, not plain(value)
         return key, value
 
