@@ -62,7 +62,7 @@ def parser() -> Parser:
     add(
         "FILE",
         nargs="?",
-        help="YAML, JSON, an args.json, or a shell script; or -- and the words of a command.",
+        help="YAML, JSON, an args.json, a script (.sh, .py, .ipynb); or -- and the words of a command.",
     )
     add("--from", metavar="TOOL", help=f"One of {', '.join(LABELS)}; without: found by the keys.")
     add("--out", metavar="FILE", help="The config to write; without: FILE's name with -lightning-vlm.yaml.")
