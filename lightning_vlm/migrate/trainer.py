@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any
 
+from lightning_vlm.errors import UserError
 from lightning_vlm.migrate.ours import Ours
 from lightning_vlm.migrate.records import convert_records
 from lightning_vlm.migrate.theirs import Theirs, listed
@@ -176,6 +177,9 @@ def _schedule(theirs: Theirs, ours: Ours, rate: float) -> None:
 def _batches(theirs: Theirs, ours: Ours) -> None:
     said = theirs.said
     size = theirs["per_device_train_batch_size"]
+    if size < 1:
+        key = theirs.name("per_device_train_batch_size")
+        raise UserError(f"{theirs.file}: {key}: found {size}; expected 1 sample or more")
     ours.put("data.batch_size", size, said("per_device_train_batch_size"))
     ours.put("data.eval_batch_size", theirs["per_device_eval_batch_size"], said("per_device_eval_batch_size"))
     accumulate = theirs["gradient_accumulation_steps"]

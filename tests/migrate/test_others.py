@@ -47,6 +47,7 @@ def test_other_configs_are_refused_by_name(migrate, config, expected):
         ("trl", {"model_init_kwargs": "auto"}, "model_init_kwargs: found auto; expected keys with values"),
         ("trainer", {"optim": ["adamw_torch", "sgd"]}, "optim: found adamw_torch sgd; expected one value"),
         ("ms-swift", {"lr_scheduler_kwargs": 1}, "lr_scheduler_kwargs: found 1; expected keys with values"),
+        ("ms-swift", {"per_device_train_batch_size": 0}, "found 0; expected 1 sample or more"),
         ("ms-swift", {"learning_rate": True}, "learning_rate: found True; expected a number"),
         ("ms-swift", {"model_kwargs": {"max_pixels": "big"}}, "MAX_PIXELS: found big; expected a number"),
         ("llama-factory", {"dataset": {"a": 1}}, "dataset: found {'a': 1}; expected a word, or several"),
