@@ -20,6 +20,17 @@ from tools.docs_site.markdown import for_python_markdown
 from tools.docs_site.narrow import for_narrow_screens
 
 _COMMENT = re.compile(r"^[ \t]*<!-- test:.*?-->[ \t]*\n", re.DOTALL | re.MULTILINE)
+_BOOSTS = {
+    "troubleshooting.md": 20,
+    "reference/api/": 0.5,
+    "reference/configs/": 0.2,
+    "notebooks/": 0.3,
+    "project/": 0.1,
+    "families.md": 0.2,
+    "rivals.md": 0.2,
+    "exercises.md": 0.5,
+}
+"""What a word on a page counts in the search where it isn't 1: who types a message looks for help."""
 _read: dict[str, str] = {}
 """What each page says, by its place in the site; for llms.txt."""
 
@@ -64,6 +75,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     pictures = {file.src_uri for file in files.media_files()}
     links = Links(ROOT, page.file.src_uri, str(config.extra.get("repository") or ""), pictures)
     text = links.rewritten(_COMMENT.sub("", markdown))
+    page.meta["search"] = {"boost": _boost(page.file.src_uri)}
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation"]
     if links.broken:
@@ -73,6 +85,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         for name in llms.FILES:
             text = text.replace(f"`{name}`", f"[{name}]({name})")
     return for_python_markdown(text)
+
+
+def _boost(place: str) -> float:
+    return next((boost for start, boost in _BOOSTS.items() if place.startswith(start)), 1)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
