@@ -28,7 +28,10 @@ _BOOSTS = {
     "project/": 0.1,
     "families.md": 0.2,
     "rivals.md": 0.2,
-    "exercises.md": 0.5,
+    "what-trains.md": 3,
+    "decisions.md": 0.3,
+    "case-study.md": 0.3,
+    "exercises.md": 0.3,
 }
 """What a word on a page counts in the search where it isn't 1: who types a message looks for help."""
 _read: dict[str, str] = {}
