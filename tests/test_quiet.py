@@ -60,7 +60,7 @@ def test_a_command_shows_our_warnings_without_their_place_in_the_code(monkeypatc
 @pytest.mark.parametrize(("command", "is_said"), [("lint", False), ("plan", False), ("fit", True)])
 def test_devices_are_named_where_a_model_runs(command, is_said, monkeypatch):
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    for name in quiet._LOGGERS:  # other tests keep theirs
+    for name in quiet.LOGGERS:  # other tests keep theirs
         monkeypatch.setattr(logging.getLogger(name), "filters", [])
     quiet.install_for_command(command)
     assert bool(logger.filter(logging.makeLogRecord({"msg": "GPU available: True, used: False"}))) == is_said

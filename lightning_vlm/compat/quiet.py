@@ -23,7 +23,7 @@ _UNHELPFUL = (
 """Parts of what Lightning and transformers log."""
 _UNLESS_RUN = ("GPU available", "Seed set to")
 """Parts of what is logged of devices and seeds, which matter only where a model runs."""
-_LOGGERS = (
+LOGGERS = (
     "lightning.fabric.utilities.seed",
     "lightning.pytorch",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
@@ -70,7 +70,7 @@ def install() -> None:
         warnings.filterwarnings("ignore", message=message)
     # The package looks for a faster kernel at every import, and reports that there is none.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    for name in _LOGGERS:
+    for name in LOGGERS:
         logging.getLogger(name).addFilter(_is_helpful)
 
 
@@ -82,7 +82,7 @@ def install_for_command(command: str) -> None:
     """
     install()
     if command in ("lint", "plan", "preview"):
-        for name in _LOGGERS:
+        for name in LOGGERS:
             logging.getLogger(name).addFilter(_is_not_about_a_run)
     for message in _COMMAND_WARNINGS + (() if command == "fit" else _UNLESS_FIT_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
