@@ -102,6 +102,8 @@ def _limits(row: Published, family: Family) -> Iterator[str]:
         yield f"nf4 leaves {family.nf4} in 16 bits."
     if row.source == "memory":
         yield "Its shape is as known to us; it was not read from the hub."
+    elif row.source == "copies":
+        yield "Its shape is that of copies of its config.json in public code; it was not read from the hub."
     elif row.source:
         yield f"Its shape is that of {row.source}."
 

@@ -1,12 +1,14 @@
-"""What a choice changes in a config, and how it is said."""
+"""What a choice changes in a config, how it is said, and what a person should know beside it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.module import VLMModule
-from lightning_vlm.planning.asked import Asked
+from lightning_vlm.planning.asked import Asked, Room
 from lightning_vlm.planning.choice import Choice
 from lightning_vlm.planning.methods import OWN
+from lightning_vlm.planning.written import key_in, stage_of
 
 NOTHING_FITS = (
     "no method fits: take smaller pictures (data.max_pixels), a smaller data.max_length or a smaller model"
@@ -61,4 +63,27 @@ def changes_of(
     if asked.accumulate != choice.accumulate:
         words = f"steps of {samples} samples"
         changes.append(("trainer.accumulate_grad_batches", choice.accumulate, words))
-    return tuple(changes)
+    stage = stage_of(data)
+    return tuple((key_in(stage, key), value, why) for key, value, why in changes)
+
+
+def notes_of(module: VLMModule, data: VLMDataModule, room: Room, unusable: int) -> Iterator[str]:
+    """What a person should know about a plan, a line each.
+
+    Args:
+        module: As configured.
+        data: As configured.
+        room: What there is.
+        unusable: How many samples can't be used.
+    """
+    if unusable:
+        yield f"{unusable} samples can't be used; lightning-vlm lint says why"
+    if room.on_gpu:
+        yield "counted as on a CPU; CUDA's own 0.5 GiB are added, fragments have the 10% that stay free"
+    if module.source.compile or module.source.kernels:
+        yield "model.compile and model.kernels need less; that isn't counted"
+    if module.callbacks.masks.options is not None:
+        yield "the mask head isn't counted"
+    stage = stage_of(data)
+    if stage is not None:
+        yield f"this is stage {stage.name}; all that model.adapt names is counted, whatever the stage trains"

@@ -7,6 +7,7 @@ from lightning_vlm.planning.choice import Choice
 from lightning_vlm.planning.methods import Fit
 from lightning_vlm.planning.search import Line
 from lightning_vlm.planning.step import Need
+from lightning_vlm.planning.written import Written
 
 
 class Part(NamedTuple):
@@ -81,6 +82,7 @@ class Planned:
         tokens: The median and the most tokens of a sample.
         patches: The most patches.
         rows: The methods; the config's own is the first.
+        written: What the config takes as it is; None where it leaves that to the device.
         choice: What was chosen.
         name: Of the chosen method.
         samples: Of an optimizer step, over all devices.
@@ -102,6 +104,7 @@ class Planned:
     tokens: tuple[int, int]
     patches: int
     rows: tuple[Row, ...]
+    written: Written | None
     choice: Choice
     name: str
     samples: int
@@ -117,6 +120,7 @@ class Planned:
         found = asdict(self)
         found["parts"] = [part._asdict() for part in self.parts]
         found["rows"] = [row.as_json() for row in self.rows]
+        found["written"] = self.written._asdict() if self.written else None
         found["need"] = {**self.need._asdict(), "peak": self.need.peak}
         found["epoch"] = self.epoch._asdict() if self.epoch else None
         found["changes"] = {key: value for key, value, _ in self.changes}

@@ -15,7 +15,7 @@ from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.errors import UserError
 from lightning_vlm.module import VLMModule
 from lightning_vlm.planning.asked import CONTEXT, Asked, Room
-from lightning_vlm.planning.changes import NOTHING_FITS, batch_words, changes_of
+from lightning_vlm.planning.changes import NOTHING_FITS, batch_words, changes_of, notes_of
 from lightning_vlm.planning.choice import (
     ENOUGH_TOKENS,
     LEARNING_RATES,
@@ -31,6 +31,7 @@ from lightning_vlm.planning.samples import Measured, batches_of, heaviest, lengt
 from lightning_vlm.planning.search import Counts, longest, several
 from lightning_vlm.planning.speed import estimate_epoch, measure_epoch
 from lightning_vlm.planning.step import CountedStep, Method, skeleton
+from lightning_vlm.planning.written import Written, asked_of_stage, count_written, stage_of
 
 Say = Callable[[str], None]
 
@@ -60,6 +61,7 @@ class Planner:
             raise UserError(f"scan: found {scan}; expected at least 1")
         if data.processor is None:  # in a fit, the Trainer sets the processor of the module
             data.processor = module.processor
+        asked = asked_of_stage(asked, data)
         self._module, self._data, self._asked, self._room, self._say = module, data, asked, room, say
         self._own = Method(OWN, module.adapt, module.source.quantization)
         say("building the model without weights")
@@ -75,9 +77,7 @@ class Planner:
         self._twin = next((name for name, one in compared().items() if self._is_own(one)), "")
         """What is compared and is the same as the config's own."""
         self._several = 2
-        counts = self._counted(model)
-        self._several = counts.several = several(counts.need(False, 1), room.room)
-        self._counts = {OWN: counts}
+        self._counts = {OWN: self._counted(model)}
 
     def plan(
         self, aim: Aim = "own", batch: int | None = None, compare: bool = True, measure: bool = False
@@ -92,6 +92,8 @@ class Planner:
         """
         if batch is not None and batch < 1:
             raise UserError(f"batch: found {batch}; expected at least 1")
+        counts = self._counts[OWN]
+        self._several = counts.several = several(counts.need(False, 1), self._room.room)
         order = self._order(aim)
         rows = {OWN: self._row(OWN)}
         names = [name for name in compared() if name != self._twin]
@@ -107,6 +109,11 @@ class Planner:
                     break
         in_order = {name: rows[name] for name in (OWN, *names) if name in rows}
         return self._decide(in_order, aim, order, batch, measure)
+
+    def written(self) -> Written | None:
+        """What the config takes as it is written; None where it leaves that to the device."""
+        counts, longest = self._counts[OWN], self.measured.longest.tokens
+        return count_written(self._module, self._data, counts, longest, self._room)
 
     @property
     def _configured_step(self) -> int:
@@ -206,6 +213,7 @@ class Planner:
             tokens=(int(np.median(self.measured.tokens)), self.measured.longest.tokens),
             patches=self.measured.longest.patches,
             rows=tuple(rows.values()),
+            written=self.written(),
             choice=choice,
             name=name,
             samples=samples,
@@ -222,7 +230,7 @@ class Planner:
                 self._configured_step,
                 as_longest * self.measured.longest.tokens,
             ),
-            notes=tuple(self._notes(counts)),
+            notes=tuple(notes_of(module, data, self._room, self.measured.unusable)),
         )
 
     def _is_own(self, method: Method) -> bool:
@@ -254,23 +262,11 @@ class Planner:
         if name != OWN:
             key = name.split(" ")[0]
             return scaled_learning_rate(LEARNING_RATES[key], samples)
-        own = float(self._module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
-        was = self._configured_step
-        return scaled_learning_rate(own, samples, was)
-
-    def _notes(self, counts: Counts) -> list[str]:
-        notes = []
-        if self.measured.unusable:
-            notes.append(f"{self.measured.unusable} samples can't be used; lightning-vlm lint says why")
-        if self._room.on_gpu:
-            notes.append(
-                "counted as on a CPU; CUDA's own 0.5 GiB are added, fragments have the 10% that stay free"
-            )
-        if self._module.source.compile or self._module.source.kernels:
-            notes.append("model.compile and model.kernels need less; that isn't counted")
-        if self._module.callbacks.masks.options is not None:
-            notes.append("the mask head isn't counted")
-        return notes
+        stage = stage_of(self._data)
+        own = stage.learning_rate if stage is not None else None
+        if own is None:
+            own = float(self._module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
+        return scaled_learning_rate(own, samples, self._configured_step)
 
     def _epoch(self, counts: Counts, method: Method, choice: Choice, measure: bool) -> Any:
         self._say("measuring steps" if measure else "counting the operations of a step")

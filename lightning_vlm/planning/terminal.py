@@ -29,6 +29,8 @@ def show(planned: Planned, console: Console) -> None:
             console.print(f"{row.name}: {row.why_not}", highlight=False, markup=False)
     console.print(_peak(planned))
     console.print()
+    if planned.written is not None:
+        _pair(console, "written", _written(planned))
     for title, text in choice_lines(planned):
         _pair(console, title, text)
 
@@ -103,6 +105,16 @@ def _peak(planned: Planned) -> Text:
     found = ", ".join(f"{name} {gib(size)}" for name, size in pieces.items() if size >= 2**20)
     head = f"{planned.name}, {choice.batch_size} at a time{again}: "
     return Text(f"{head}{found}; at most {gib(choice.gib * 2**30)} at once")
+
+
+def _written(planned: Planned) -> str:
+    """What the config takes unchanged."""
+    assert planned.written is not None
+    samples, recompute, size, fits = planned.written
+    again = ", recomputing" if recompute else ""
+    return (
+        f"{samples} at a time{again}: at most {gib(size)} at once, which {'fits' if fits else 'does not fit'}"
+    )
 
 
 def choice_lines(planned: Planned) -> Iterator[tuple[str, str]]:

@@ -77,6 +77,9 @@ def _set(root: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     if list(keys[:3]) == ["model", "optimizer", "init_args"] and not root.get("model", {}).get("optimizer"):
         root.setdefault("model", {})["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {}}
     inside = root
+    if keys[0] == "stages":
+        inside = next(stage for stage in root["stages"] if stage["name"] == keys[1])
+        keys = keys[2:]
     for key in keys[:-1]:
         if not isinstance(inside.get(key), dict):
             inside[key] = {}
