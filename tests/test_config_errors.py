@@ -252,6 +252,10 @@ def test_a_mistake_in_a_config(folder, capsys, text, expected):
 
 
 LINES = {
+    "a key of an optimizer without a class": (
+        ["--model.optimizer.init_args.lr", "1e-4"],
+        "model.optimizer: found lr and no class; name the class before it, such as --model.optimizer AdamW",
+    ),
     "a short option": (["--ckpt", "x"], "there is no option --ckpt; did you mean --ckpt_path?"),
     "an option": (["--conifg", "c.yaml"], "there is no option --conifg; did you mean --config?"),
     "a key": (

@@ -1,9 +1,9 @@
 """Each recipe trains what it says, on tiny models, and has the scores that it promises."""
 
 import csv
+import json
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,17 @@ from lightning_vlm.config.moved import with_meant_classes
 from lightning_vlm.config.shipped import shipped
 from lightning_vlm.config.stage_words import with_stages
 from tests.support.parsers import command_parsers
+from tools.recipe_memory import (
+    SAMPLES,
+    Sample,
+    command_of,
+    counted,
+    disagreements,
+    head_of,
+    plan_words,
+    said,
+    write_data,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "recipes.md").read_text("utf-8")
@@ -162,20 +173,6 @@ def parser():
     return command_parsers()["fit"]
 
 
-def head_of(name):
-    """The comment at the top of a recipe, without its marks."""
-    lines = shipped()[f"recipes/{name}"].path.read_text("utf-8").splitlines()
-    return [line[1:] for line in lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]]
-
-
-def command_of(name):
-    """The command in the head of a recipe: its first indented lines."""
-    lines = head_of(name)
-    first = next(place for place, line in enumerate(lines) if line.startswith("   "))
-    last = next((n for n in range(first, len(lines)) if not lines[n].startswith("   ")), len(lines))
-    return shlex.split(" ".join(lines[first:last]))
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_in_its_head_is_one(name, parser):
     program, fit, *words = command_of(name)
@@ -211,5 +208,38 @@ def test_the_page_has_each_and_its_memory():
     rows = dict(re.findall(r"^\| `([\w.-]+)` (\|.*)$", PAGE, re.MULTILINE))
     assert sorted(rows) == sorted(RECIPES)
     for name, row in rows.items():
-        memory = re.search(r"([\d.]+ GiB) \|$", row)
-        assert memory is None or f"Memory: {memory[1]} " in " ".join(head_of(name)), name
+        memory = re.search(r"([\d.]+) GiB \|$", row)
+        assert memory is None or memory[1] == said(name).gib, name
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "callbacks"])
+def test_its_head_has_a_figure_for_its_batch(name):
+    """`python -m tools.recipe_memory` counts all of them again, in a minute of a processor each."""
+    data = {}
+    for behind in [word for word in command_of(name) if word.startswith("recipes/")]:
+        config = yaml.safe_load(shipped()[behind].path.read_text("utf-8"))
+        data |= config.get("data", {})
+        for stage in config.get("stages", []):
+            if stage["name"] == SAMPLES[name].stage:
+                data |= stage["data"]
+    assert said(name).samples == data["batch_size"]
+
+
+def test_a_figure_is_that_of_a_plan(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sample = Sample((96, 64), 8)
+    write_data(sample)
+    words = plan_words("ocr", model_folder("qwen2_5_vl"), sample)
+    found = counted(words)
+    capsys.readouterr()
+    assert main(["plan", *words, "--memory", "24GiB", "--compare", "false", "--json", "true"]) == 0
+    written = json.loads(capsys.readouterr().out)["written"]
+    assert found.samples == written["samples"] == 1
+    assert found.gib == f"{written['bytes'] / 2**30:.1f}"
+
+
+def test_heads_say_what_is_counted(pytestconfig):
+    """Two of them, and those of `make test-all` alone."""
+    if not pytestconfig.getoption("--all-families"):
+        pytest.skip("two minutes of a processor")
+    assert not disagreements(["qlora", "charts"])

@@ -43,6 +43,8 @@ _WARNINGS = (
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
     # The right number of workers depends on the data; on a small machine it may be none.
     r"The '\w+' does not have many workers which may be a bottleneck.*",
+    # Recipes have workers for a machine with a GPU; the end of a fit says how long it waited for data.
+    r"This DataLoader will create \d+ worker processes in total.*",
     # VLMDataModule without validation data gives no loader.
     r"Total length of `list` across ranks is zero.*",
     # This is about megabytes in a table that few users read.

@@ -84,6 +84,8 @@ def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str 
     if not found or OPEN in line:
         return None
     key = found[1]
+    if owner is not None and owner.__name__ == "Optimizer":  # any of them: only its class knows its keys
+        return f"found {key} and no class; name the class before it, such as --model.optimizer AdamW"
     near = did_you_mean(key, key_types(parser))
     inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
     return f"there is no key {key}{inside}{near}"

@@ -170,6 +170,6 @@ def _no_setting(images: Any, size: Mapping[str, int]) -> str:
     name = type(images).__name__
     said = ", ".join(f"{edge} {value}" for edge, value in size.items()) or "settings of its own"
     return (
-        f"data.max_pixels: {name} resizes pictures by {said}, which no number of pixels sets; leave "
-        "data.min_pixels and data.max_pixels out, or change the model's preprocessor_config.json"
+        f"data.max_pixels: {name} resizes pictures by {said}, which no number of pixels sets; set "
+        "data.min_pixels and data.max_pixels to null, or change the model's preprocessor_config.json"
     )

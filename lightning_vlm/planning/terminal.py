@@ -112,9 +112,8 @@ def _written(planned: Planned) -> str:
     assert planned.written is not None
     samples, recompute, size, fits = planned.written
     again = ", recomputing" if recompute else ""
-    return (
-        f"{samples} at a time{again}: at most {gib(size)} at once, which {'fits' if fits else 'does not fit'}"
-    )
+    verdict = "fits" if fits else "doesn't fit"
+    return f"{samples} at a time{again}: at most {gib(size)} at once, which {verdict}"
 
 
 def choice_lines(planned: Planned) -> Iterator[tuple[str, str]]:

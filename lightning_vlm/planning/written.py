@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.module import VLMModule
 from lightning_vlm.planning.asked import CONTEXT, Asked, Room
-from lightning_vlm.planning.search import Counts
+from lightning_vlm.planning.search import SEVERAL, Counts
 from lightning_vlm.training.stages.stage import Stage
 
 
@@ -48,7 +48,9 @@ def count_written(
         samples = max(1, most // longest)
     if isinstance(recompute, str):
         return None
-    peak = counts.need(recompute, samples).peak
+    peak = round(counts.line(recompute).at(samples)) if samples > SEVERAL else 0
+    if peak <= room.room:  # else it is far too much, and its real tensors may be more than this machine has
+        peak = counts.need(recompute, samples).peak
     return Written(samples, recompute, peak + (CONTEXT if room.on_gpu else 0), peak <= room.room)
 
 

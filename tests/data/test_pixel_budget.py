@@ -87,7 +87,7 @@ def test_tiles_are_as_many_as_the_pixels_are_enough_for(processor_of, name):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_a_processor_without_such_a_setting_is_refused(processor_of, name):
-    with pytest.raises(UserError, match=r"data.max_pixels: \w+ resizes pictures by .*; leave"):
+    with pytest.raises(UserError, match=r"data.max_pixels: \w+ resizes pictures by .*; set"):
         PixelBudget(most=10_000).apply(processor_of(name))
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from lightning_vlm import cli
 from lightning_vlm.planning import terminal
@@ -124,3 +125,28 @@ def test_real_steps_are_measured(plan):
     assert found["epoch"]["measured"]
     assert found["epoch"]["seconds"] > 0
     assert found["epoch"]["steps"] == 5
+
+
+def test_the_config_as_it_is_written(plan):
+    words = ["--data.batch_size", "3", "--model.gradient_checkpointing", "true", "--memory", "2GiB"]
+    code, out, _ = plan(*words)
+    assert code == 0
+    assert re.search(r"^written  3 at a time, recomputing: at most 0.5 GiB at once, which fits *$", out, re.M)
+    code, out, _ = plan("--data.batch_size", "100000", "--memory", "600MiB")
+    assert code == 0
+    assert re.search(r"^written  100000 at a time: at most .* GiB at once, which doesn't fit *$", out, re.M)
+
+
+def test_a_stage_is_planned_by_its_own_words(plan, tmp_path):
+    """Its steps are those of its own accumulation, and what is set is set in it."""
+    last = "{name: b, steps: 2, accumulate: 8, learning_rate: 1.0e-5, data: {batch_size: 2}}"
+    words = ["--stages", f"[{{name: a, steps: 4}}, {last}]", "--trainer.max_epochs", "null"]
+    code, out, err = plan(*words, "--memory", "1GiB", "--out", "planned.yaml", "--json", "true")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["samples"] == 16
+    assert found["written"]["samples"] == 2
+    assert found["changes"] == {"stages.b.data.batch_size": 16, "stages.b.accumulate": 1}
+    first, second = yaml.safe_load((tmp_path / "planned.yaml").read_text())["stages"]
+    assert (second["data"]["batch_size"], second["accumulate"]) == (16, 1)
+    assert first.get("accumulate") is None

@@ -169,7 +169,7 @@ def _name(part: Located) -> str:
 
 def _range(part: Located, edges: tuple[float, float]) -> str:
     if not part.pixels:
-        return "between 0 and 1 (divide pixels by the picture's width and height, or say they are pixels)"
+        return 'between 0 and 1 (divide pixels by the picture\'s width and height, or say "pixels": true)'
     width, height = edges
     if math.isinf(width):
         return "of pixels within the picture"
