@@ -364,8 +364,10 @@ def test_the_command_comes_first(capsys):
 
 
 def test_a_missing_key(folder, capsys):
-    expected = "found no model.name_or_path; expected --model.name_or_path VALUE, or the key in a config"
-    assert refused(capsys, "fit") == expected
+    expected = (
+        "found no model.name_or_path; expected --model.name_or_path VALUE, or a config of a model, such as"
+    )
+    assert refused(capsys, "fit") == f"{expected} --config models/smolvlm-256m"
 
 
 def test_a_name_of_two_classes():

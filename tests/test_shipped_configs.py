@@ -1,6 +1,7 @@
 """Configs that come with the package are found by name, from anywhere, also in a wheel."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,12 @@ def test_the_table(capsys):
     assert main(["recipes", "examples/"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]]
     assert names == [name for name in shipped() if name.startswith("examples/")]
+    assert main(["recipes", "scale"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^scale/many-nodes.sbatch +A run on several machines", shown, re.M)
+    assert re.search(r"^scale/ray_train.py +A run on a Ray cluster", shown, re.M)
+    assert main(["recipes", "model"]) == 2
+    assert "recipes model: found no config and no folder; did you mean models?" in capsys.readouterr().err
 
 
 def test_one_is_printed_to_be_copied(capsys):

@@ -102,6 +102,8 @@ def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | No
         return f"{owner.__name__} needs {missing}"
     options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
     in_config = ", or the key in a config" if "." in missing else ""
+    if missing == "model.name_or_path":
+        in_config = ", or a config of a model, such as --config models/smolvlm-256m"
     return f"found no {missing}; expected {options}{in_config}"
 
 

@@ -28,8 +28,9 @@ class Shipped(NamedTuple):
     @property
     def purpose(self) -> str:
         """What it is for: the first line of its head."""
-        first = self.path.read_text("utf-8").partition("\n")[0]
-        return first.removeprefix("#").strip().rstrip(":.")
+        lines = self.path.read_text("utf-8").splitlines()
+        first = next(line for line in lines if not line.startswith("#!"))
+        return first.lstrip('#"').strip().rstrip(":.")
 
 
 def folder() -> Path:
@@ -68,11 +69,22 @@ def find_config(name: str) -> Path | None:
     return known.path if known else None
 
 
+@cache
+def scripts() -> dict[str, Shipped]:
+    """What starts a run elsewhere, by name with its ending.
+
+    >>> list(scripts())
+    ['scale/many-nodes.sbatch', 'scale/ray_train.py', 'scale/skypilot.yml']
+    """
+    paths = sorted(path for path in folder().glob("*/*") if path.suffix in _SCRIPTS)
+    names = [path.relative_to(folder()).as_posix() for path in paths]
+    return {name: Shipped(name, path) for name, path in zip(names, paths, strict=True)}
+
+
 def find_script(name: str) -> Path | None:
-    """What starts a run elsewhere and comes with the package, such as `scale/many-nodes.sbatch`; or None."""
-    files = [path for path in folder().glob("*/*") if path.suffix in _SCRIPTS]
-    scripts = {path.relative_to(folder()).as_posix(): path for path in files}
-    return scripts.get(name.removeprefix(f"{_FOLDER}/"))
+    """The file of one of `scripts`, or None."""
+    known = scripts().get(name.removeprefix(f"{_FOLDER}/"))
+    return known.path if known else None
 
 
 def unknown(name: str) -> UserError:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -118,9 +118,11 @@ class GradNorm(Callback):
         self._begin(tasks, TaskGradients(layer, name, tasks))
         self._loggers = trainer.loggers
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if len(tasks.names) == 1:
+            rank_zero_warn(f"GradNorm: found one task, {tasks.names[0]}, so there is nothing to balance")
         once = "weights change only once, after the first step"
         warn_if_beyond(trainer, "GradNorm: every_n_steps", self.every_n_steps, once)
-        rank_zero_info(f"GradNorm: {len(tasks.names)} tasks ({', '.join(tasks.names)}), layer {name}")
+        rank_zero_info(f"GradNorm: tasks {', '.join(tasks.names)}; layer {name}")
 
     @override
     def on_train_batch_start(

@@ -2,7 +2,7 @@
 
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning_vlm_callbacks import GradNorm
+from lightning_vlm_callbacks import GradNorm, TaskWeights
 from lightning_vlm_callbacks.selectors import SelectorError
 from torch import nn
 
@@ -91,6 +91,20 @@ class Without(Sorts):
 def test_what_would_be_wrong_is_refused(fit, module, options, error, message):
     with pytest.raises(error, match=message):
         fit(module(), GradNorm(**options), max_steps=1)
+
+
+class One(Heads):
+    def __init__(self):
+        super().__init__()
+        self.tasks = TaskWeights(["a"])
+
+    def losses(self, batch):
+        return {"a": super().losses(batch)["a"]}
+
+
+def test_a_single_task_is_said_to_have_nothing_to_balance(fit):
+    with pytest.warns(UserWarning, match="found one task, a, so there is nothing to balance"):
+        fit(One(), GradNorm(), max_steps=1)
 
 
 def test_a_frozen_layer_cant_be_differentiated_for(fit):
