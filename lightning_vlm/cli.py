@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lightning_vlm.config import COMMANDS
+from lightning_vlm.config import COMMANDS, MEANT
 from lightning_vlm.config.help import help_of, overview
 from lightning_vlm.errors import Interrupted
 from lightning_vlm.failures.describe import INTERRUPTED, USER, message_and_code
@@ -84,11 +84,15 @@ def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -
 def _unknown_command(words: list[str]) -> str:
     from lightning_vlm.nearest import did_you_mean
 
-    later = [word for word in words if word in COMMANDS]
-    if words[0].startswith("-") and later:
-        return f"found {words[0]} before the command; write lightning-vlm {later[0]} first"
-    hint = did_you_mean(words[0], COMMANDS)
-    return f"there is no command '{words[0]}'; choose {', '.join(COMMANDS)}{hint}"
+    first = words[0]
+    if first.startswith("-"):
+        later = next((word for word in words if word in COMMANDS), "fit")
+        return f"found {first} before the command; write lightning-vlm {later} first"
+    if first.endswith((".yaml", ".yml")):
+        return f"found {first} where a command was expected; did you mean lightning-vlm fit --config {first}?"
+    meant = MEANT.get(first.lower())
+    hint = f"; did you mean {meant}?" if meant else did_you_mean(first, COMMANDS)
+    return f"there is no command '{first}'; choose {', '.join(COMMANDS)}{hint}"
 
 
 def _complain(message: str, code: int = USER) -> int:

@@ -1,7 +1,7 @@
 """`lightning-vlm families`: which model families are proved, and what each can do."""
 
-import argparse
 import json
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lightning_vlm.data.boxes.codecs import CODECS, NO_FORMAT
 from lightning_vlm.errors import UserError
+from lightning_vlm.light_parser import LightParser
 from lightning_vlm.nearest import did_you_mean
 from lightning_vlm.published import Family, families
 
@@ -31,7 +32,8 @@ def run(words: Sequence[str]) -> None:
     every = families()
     chosen = [one for one in every.values() if options.word is None or _matches(one, options.word)]
     if not chosen:
-        hint = did_you_mean(options.word, every)
+        beginnings = [re.split(r"[\d_.-]", name)[0] for name in every]
+        hint = did_you_mean(options.word, [*every, *beginnings])
         raise UserError(f"families: none of {len(every)} matches {options.word!r}{hint}")
     if options.json:
         print(json.dumps([one._asdict() for one in chosen], indent=2))
@@ -87,9 +89,9 @@ def _table(chosen: Sequence[Family]) -> Table:
     return table
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> LightParser:
     """The command's options."""
-    options = argparse.ArgumentParser(prog="lightning-vlm families", description=__doc__)
+    options = LightParser(prog="lightning-vlm families", description=__doc__)
     options.add_argument("word", nargs="?", help="part of a family's or a checkpoint's name, such as qwen")
     options.add_argument("--json", action="store_true", help="print JSON, for programs")
     return options

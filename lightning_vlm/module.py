@@ -25,7 +25,7 @@ from lightning_vlm.models.parts import find_parts
 from lightning_vlm.models.plan.plan import expand
 from lightning_vlm.models.sharding import whole_parameters
 from lightning_vlm.models.source import ModelSource
-from lightning_vlm.optim import Cosine, Schedule
+from lightning_vlm.optim import Cosine, Schedule, check_optimization
 from lightning_vlm.training.checkpointing import LoadedWithoutCode, fill_checkpoint, read_checkpoint
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.module_callbacks import ModuleCallbacks, as_keys
@@ -115,9 +115,10 @@ class VLMModule(LoadedWithoutCode):
         super().__init__()
         self.name_or_path = name_or_path
         self.adapt = expand(adapt)
-        self.optimizer = optimizer or partial(torch.optim.AdamW, lr=2e-4)
-        self.learning_rates = learning_rates or {}
         self.schedule = schedule or Cosine(warmup=0.03)
+        usual = partial(torch.optim.AdamW, lr=2e-4)
+        self.optimizer = check_optimization(optimizer or usual, self.schedule, clip)
+        self.learning_rates = learning_rates or {}
         self.clip = clip
         self.token_weights = KindWeights.read(token_weights)
         check_weighting(task_weights)

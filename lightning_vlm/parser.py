@@ -1,20 +1,23 @@
 """The parser of the command line: LightningCLI's, but its errors are one line that says what to write."""
 
 import re
+import traceback
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_vlm.config.class_names import bare_name
 from lightning_vlm.config.key_names import with_commands
 from lightning_vlm.config.keys import check_config, check_value
 from lightning_vlm.config.messages import CLOSE, OPEN, innermost, key_of, reword
 from lightning_vlm.config.moved import modernize
-from lightning_vlm.config.yaml_file import Config, find, read_config
+from lightning_vlm.config.yaml_file import Config, find, find_class_path, read_config
 from lightning_vlm.errors import DataError, UserError
 
 
@@ -56,17 +59,27 @@ class Parser(LightningArgumentParser):
         raise UserError(f"{self._place_of_error(message)}{sentence}") from ex
 
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
-        """As in jsonargparse, but errors of our classes name the place of their key in a config."""
+        """As in jsonargparse, but what a class refuses names it, and its place in a config."""
         try:
             return super().instantiate_classes(cfg, **options)
         except DataError:
             raise
-        except UserError as error:
-            for parser in with_commands(self):
-                place = parser.place_of(str(error)) if isinstance(parser, Parser) else ""
+        except (UserError, MisconfigurationException) as error:
+            parsers = [parser for parser in with_commands(self) if isinstance(parser, Parser)]
+            for name, parser in product(_constructed(error), parsers):
+                place = parser._place_of_class(name)
                 if place:
-                    raise UserError(f"{place}{error}") from error
+                    of = "" if str(error).startswith(name) else f"{name}: "
+                    raise UserError(f"{place}{of}{error}") from error
             raise
+
+    def _place_of_class(self, name: str) -> str:
+        """`file:line: ` where the last config names a class; or nothing."""
+        for config in reversed(self.configs):
+            node = find_class_path(config.root, name)
+            if node is not None:
+                return f"{config.at(node)}: "
+        return ""
 
     def place_of(self, message: str) -> str:
         """`file:line: ` of the key that a message of ours begins with; or nothing."""
@@ -147,6 +160,17 @@ class StrictConfigFile(ActionConfigFile):
             )
 
 
+def _constructed(error: BaseException) -> list[str]:
+    """The classes whose constructors an error came through, the innermost first."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    made = [
+        frame.f_locals["self"]
+        for frame in reversed(frames)
+        if frame.f_code.co_name in ("__init__", "__post_init__") and "self" in frame.f_locals
+    ]
+    return [type(one).__name__ for one in made]
+
+
 def _classes(config: Any) -> list[str]:
     """The classes in `trainer.callbacks`, without the packages."""
     callbacks = config.get("trainer.callbacks")
@@ -165,6 +189,8 @@ def check_words(words: Sequence[str], parser: Parser) -> None:
         UserError: With the nearest name.
     """
     for index, word in enumerate(words):
+        if re.match(r"-[A-Za-z][\w.]", word):
+            raise UserError(f"found {word}; did you mean -{word}?")
         if not word.startswith("--"):
             continue
         option, has_value, value = word[2:].partition("=")

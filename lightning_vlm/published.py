@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import yaml
 
+from lightning_vlm.nearest import did_you_mean
+
 _FILE = Path(__file__).with_name("families.yaml")
 
 
@@ -50,3 +52,21 @@ def families() -> Mapping[str, Family]:
             checkpoints=tuple(row.get("try", ())),
         )
     return found
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is that of a checkpoint that `lightning-vlm families` lists."""
+    return name in _checkpoints()
+
+
+def near_published(name: str) -> str:
+    """`; did you mean ...?` with a checkpoint that `lightning-vlm families` lists; or nothing.
+
+    >>> near_published("Qwen2.5-VL-3B-Instruct"), near_published("Qwen/Qwen2.5-VL-3B-Instruct")
+    ('; did you mean Qwen/Qwen2.5-VL-3B-Instruct?', '')
+    """
+    return "" if is_published(name) else did_you_mean(name, _checkpoints())
+
+
+def _checkpoints() -> list[str]:
+    return [name for family in families().values() for name in family.checkpoints]

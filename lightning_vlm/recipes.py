@@ -1,6 +1,5 @@
 """`lightning-vlm recipes`: the configs that come with the package, by name; or one, to read or to copy."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from lightning_vlm.config.shipped import Shipped, find_config, find_script, scripts, shipped, unknown
 from lightning_vlm.errors import UserError
+from lightning_vlm.light_parser import LightParser
 from lightning_vlm.nearest import nearest
 
 _WIDEST = 200
@@ -55,9 +55,9 @@ def _show(chosen: Sequence[Shipped]) -> None:
     print("To change one:  lightning-vlm recipes NAME > my.yaml")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> LightParser:
     """The command's options."""
-    options = argparse.ArgumentParser(prog="lightning-vlm recipes", description=__doc__)
+    options = LightParser(prog="lightning-vlm recipes", description=__doc__)
     options.add_argument(
         "name", nargs="?", help="of one to print, such as recipes/qlora; or a folder of them"
     )

@@ -25,7 +25,7 @@ from lightning_vlm_callbacks import (  # noqa: F401  # so that configs can name 
 )
 from lightning_vlm_callbacks.runs import run_folder
 
-from lightning_vlm.callbacks.answer_stream import STDOUT, claim_stdout
+from lightning_vlm.callbacks.answer_stream import prepare_streams
 from lightning_vlm.callbacks.answer_writer import AnswerWriter  # noqa: F401  # likewise
 from lightning_vlm.callbacks.prediction_table import PredictionTable  # noqa: F401  # likewise
 from lightning_vlm.callbacks.scheduled_sampling import ScheduledSampling  # noqa: F401  # likewise
@@ -37,7 +37,8 @@ from lightning_vlm.config.stage_words import with_stages
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.drawn import Drawn, DrawnVideos  # noqa: F401  # likewise
 from lightning_vlm.data.read.easy_vqa import EasyVQA  # noqa: F401  # likewise
-from lightning_vlm.data.read.stream import STDIN
+from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.failures.describe import explain
 from lightning_vlm.failures.interrupt import interruption
 from lightning_vlm.lint.command import collect_faults
 from lightning_vlm.models.loading.checkpoint import check_file
@@ -75,7 +76,22 @@ class VLMCLI(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         words = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         self._asked = words[0] if words else None
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except DataError:
+            raise
+        except Exception as error:
+            message = explain(error)
+            place = self._place_of(message) if message else ""
+            if not place:
+                raise
+            raise UserError(f"{place}{message}") from error
+
+    def _place_of(self, message: str) -> str:
+        """`file:line: ` of the key of a config that a message begins with; or nothing."""
+        parsers = getattr(self, "_subcommand_parsers", {})
+        parser = parsers.get(str(self._asked))
+        return parser.place_of(message) if isinstance(parser, Parser) else ""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -139,10 +155,13 @@ class VLMCLI(LightningCLI):
             self._whole = deepcopy(self.config.plan)
         if self.subcommand in ("lint", "preview", "plan"):
             self._simplify_trainer(self.subcommand)
+        if self.subcommand in ("validate", "test", "predict") and not checkpoint and config.model.adapt != {}:
+            name = config.model.name_or_path
+            rank_zero_info(f"no --ckpt_path: this is {name} as it is, without what a fit has trained")
         if self.subcommand == "lint":
             collect_faults(self.config.lint.data)
         if self.subcommand == "predict":
-            _prepare_streams(self.config.predict)
+            prepare_streams(self.config.predict)
 
     def _simplify_trainer(self, command: str) -> None:
         """Drop the accelerator, the logger and all callbacks but the schedule of token weights."""
@@ -245,17 +264,6 @@ def _fill_in(parser: Parser, words: Sequence[str]) -> None:
     parser.set_defaults(settings)
     also = f" and {short_path(config)}" if config else ""
     rank_zero_info(f"{settings['model.name_or_path']}, with the settings of {short_path(checkpoint)}{also}")
-
-
-def _prepare_streams(config: Any) -> None:
-    """Keep standard output for answers that go there; answer standard input on one process."""
-    comes_in = config.data.predict == STDIN
-    if config.out == STDOUT or (comes_in and config.out is None):
-        claim_stdout()
-    if comes_in:
-        config.trainer.enable_progress_bar = False
-        if config.trainer.devices == "auto":
-            config.trainer.devices = 1
 
 
 def run(arguments: Sequence[str] | None, module: type[VLMModule] | None = None) -> VLMCLI:

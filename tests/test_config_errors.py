@@ -58,7 +58,7 @@ FILES = {
     "a scalar": ("model", "config c.yaml: found only the text 'model'"),
     "a tab": ("model:\n\tadapt: lora\n", "c.yaml:2:1: broken YAML: found a tab; indent with spaces"),
     "an open bracket": ("model: [\n", "c.yaml:2:1: broken YAML: "),
-    "an open quote": ("model: {name_or_path: 'x}\n", "broken YAML: found unexpected end of stream"),
+    "an open quote": ("model: {name_or_path: 'x}\n", "c.yaml:1:23: broken YAML: this quote is never closed"),
     "two colons": ("model: name_or_path: x\n", "c.yaml:1:20: broken YAML: found a second ':'"),
     "two documents": ("model: {}\n---\ndata: {}\n", "broken YAML: found a second document"),
     "not UTF-8": (b"# 1\nmodel: {} # \xe9\n", "c.yaml:2: found the byte 0xe9, which is not UTF-8"),
@@ -268,7 +268,7 @@ LINES = {
     ),
     "an argument's value": (
         ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "high"],
-        "model.optimizer: lr: found high; expected a number or",
+        "model.optimizer: lr: found high; expected a number",
     ),
     "another trainer's option": (["--gpus", "2"], "did you mean --trainer.devices?"),
     "a key without its section": (["--max_steps", "3"], "did you mean --trainer.max_steps?"),

@@ -63,7 +63,7 @@ SETTINGS = {
         "trainer.strategy: a VLMModule doesn't run with deepspeed; expected auto or ddp",
     ),
     "no GPU": (["--trainer.accelerator", "gpu"], "trainer.accelerator: found no GPU that torch can use"),
-    "no TPU": (["--trainer.accelerator", "tpu"], "this needs the package torch_xla"),
+    "no TPU": (["--trainer.accelerator", "tpu"], "there is no TPU here that torch can use; expected auto"),
     "a precision's package": (
         ["--trainer.precision", "transformer-engine"],
         "this needs the package transformer_engine",
@@ -78,7 +78,10 @@ SETTINGS = {
         ["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: -1}}"],
         "model.optimizer: Invalid learning rate: -1",
     ),
-    "workers": (["--data.num_workers", "-1"], "data: num_workers option should be non-negative"),
+    "workers": (
+        ["--data.num_workers", "-1"],
+        "data.num_workers: found -1; expected a whole number, at least 0",
+    ),
     "a seed": (["--seed_everything", "-5"], "-5 is not in bounds"),
     "validation's interval": (
         ["--trainer.val_check_interval", "100", "--data.val", "Drawn", "--data.val.size", "2"],

@@ -4,6 +4,7 @@ The classes are imported when they are first asked for, so that this package can
 before Lightning imports it (see `lightning_vlm_callbacks.compat.torchvision`).
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ _torchvision.install()
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        problem = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(problem, name=name, obj=sys.modules[__name__])  # so that Python says the nearest
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

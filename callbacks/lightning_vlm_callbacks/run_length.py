@@ -203,6 +203,11 @@ def batches_per_step(trainer: Trainer, epoch: int) -> int:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches(epoch)
+    if trainer.accumulate_grad_batches < 1:
+        found = trainer.accumulate_grad_batches
+        raise MisconfigurationException(
+            f"trainer.accumulate_grad_batches: found {found}; expected at least 1"
+        )
     return trainer.accumulate_grad_batches
 
 

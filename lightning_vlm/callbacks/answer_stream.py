@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_vlm.callbacks.answer_file import AnswerFile
 from lightning_vlm.callbacks.answer_rows import line_of
+from lightning_vlm.data.read.stream import STDIN
 from lightning_vlm.errors import DataError
 
 STDOUT = "-"
@@ -95,3 +96,14 @@ def aligned(
         name = ids.get(number, error.source)
         lines[number] = {"id": name, "source": error.source, "answer": None, "error": text}
     return [lines[number] for number in sorted(lines)]
+
+
+def prepare_streams(config: Any) -> None:
+    """Keep standard output for answers that go there; answer standard input on one process."""
+    comes_in = config.data.predict == STDIN
+    if config.out == STDOUT or (comes_in and config.out is None):
+        claim_stdout()
+    if comes_in:
+        config.trainer.enable_progress_bar = False
+        if config.trainer.devices == "auto":
+            config.trainer.devices = 1

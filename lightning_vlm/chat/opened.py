@@ -256,8 +256,10 @@ def _trainer(where: Where, run: Mapping[str, Any]) -> Trainer:
             **options,
         )
     except (MisconfigurationException, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"device: found {where.device!r}; {first}") from None
+        raise UserError(
+            f"device: found {where.device}, which torch can't use here; expected auto, cpu, or cuda or mps "
+            "where there is a GPU"
+        ) from error
     finally:
         logger.setLevel(level)
 

@@ -42,3 +42,23 @@ COMMANDS = {
     "recipes": Command("list the configs that come with it, or print one of them", "lightning_vlm.recipes"),
 }
 """The commands, in the order of `lightning-vlm --help`."""
+
+MEANT = {
+    "train": "fit",
+    "finetune": "fit",
+    "sft": "fit",
+    "eval": "test",
+    "evaluate": "test",
+    "infer": "predict",
+    "inference": "predict",
+    "generate": "predict",
+    "answer": "predict",
+    "merge": "export",
+    "push": "export",
+    "serve": "chat",
+    "check": "lint",
+    "convert": "migrate",
+    "models": "families",
+    "configs": "recipes",
+}
+"""What other trainers call a command, and ours."""

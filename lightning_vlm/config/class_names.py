@@ -18,6 +18,8 @@ from lightning_vlm.nearest import did_you_mean, nearest
 
 PLAIN = (bool, int, float, complex, str, bytes, list, tuple, set, dict, type(None), object, timedelta)
 """Types whose values are written as they are."""
+_NOTHING = ("none", "nil", "nothing", "no")
+"""Words for nothing, which isn't what YAML calls it."""
 _LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 
 
@@ -52,7 +54,12 @@ def class_types(hint: Any) -> list[type]:
 def _is_plain(kind: type) -> bool:
     if kind in PLAIN or issubclass(kind, Enum | pathlib.PurePath):
         return True
-    return kind.__module__.startswith("jsonargparse")
+    return is_tensor(kind) or kind.__module__.startswith("jsonargparse")
+
+
+def is_tensor(kind: Any) -> bool:
+    """Whether a type is torch's Tensor, which no config can write. Optimizers take one for `lr`."""
+    return getattr(kind, "__module__", "") == "torch" and getattr(kind, "__name__", "") == "Tensor"
 
 
 def takes_text(hint: Any) -> bool:
@@ -122,7 +129,10 @@ def _find_imported(name: str, bases: list[type]) -> type:
     known = known_classes(bases)
     paths = [path for path, kind in known.items() if kind.__name__ == name]
     if not paths:
-        raise UserError(f"there is no class {name}{_near_class(name, bases)}")
+        if name.lower() in _NOTHING:
+            raise UserError(f"there is no class {name}; did you mean null?")
+        hint = _near_class(name, bases) or f"; expected one{such_as(bases)}"
+        raise UserError(f"there is no class {name}{hint}")
     if MEANT.get(name) in paths:
         return known[MEANT[name]]
     if len(paths) > 1:

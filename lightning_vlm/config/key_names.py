@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_vlm.config.class_names import bare_name
-from lightning_vlm.nearest import nearest
+from lightning_vlm.nearest import did_you_mean, nearest
 
 ELSEWHERE = {
     "learning_rate": "model.optimizer.init_args.lr",
@@ -37,6 +37,8 @@ ELSEWHERE = {
     "dataset": "data.train",
 }
 """What other trainers call a key, and our key for it."""
+_LISTED = 8
+"""At most so many arguments of a class are listed."""
 
 
 def with_commands(parser: ArgumentParser) -> Iterator[ArgumentParser]:
@@ -60,6 +62,29 @@ def no_key(key: str, keys: Collection[str]) -> str:
     """The message for a key that isn't there, with the key that was most likely meant."""
     meant = nearest_key(key, keys)
     return f"there is no key {key}; did you mean {meant}?" if meant else f"there is no key {key}"
+
+
+def no_argument(key: str, owner: str, arguments: Collection[str]) -> str:
+    """The message for an argument that a class doesn't have, with the one meant, or else those that it has.
+
+    Args:
+        key: What was written.
+        owner: The name of the class; empty for settings, which are written as their keys alone.
+        arguments: Those that there are.
+
+    >>> no_argument("learning_rate", "AdamW", ["lr", "betas"])
+    'there is no key learning_rate in AdamW; did you mean lr?'
+    >>> no_argument("zzz", "AdamW", ["lr", "betas"])
+    'there is no key zzz in AdamW; it has lr, betas'
+    """
+    known = list(arguments)
+    elsewhere = bare_name(ELSEWHERE.get(key, ""))
+    hint = f"; did you mean {elsewhere}?" if elsewhere in known else did_you_mean(key, known)
+    if not hint and known:
+        more = ", ..." if len(known) > _LISTED else ""
+        hint = f"; it has {', '.join(known[:_LISTED])}{more}"
+    inside = f" in {owner}" if owner else ""
+    return f"there is no key {key}{inside}{hint}"
 
 
 def nearest_key(key: str, keys: Collection[str]) -> str | None:

@@ -15,7 +15,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.config.class_names import class_types, find_class, is_settings, members, takes_text
-from lightning_vlm.config.key_names import ELSEWHERE, key_types, no_key
+from lightning_vlm.config.key_names import ELSEWHERE, key_types, no_argument, no_key
 from lightning_vlm.config.yaml_file import Config, pairs, read_config
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
@@ -96,13 +96,27 @@ class _Checker:
                 full_path = f"{owner}.{path}" if owner else path
                 self.check_value(value, types[path], full_path)
             elif owner:
-                near = did_you_mean(path, types)
-                self.fail(key, f"there is no key {path} in {owner}{near}")
+                self.fail(key, no_argument(path, owner, types))
             elif path in COMMANDS and isinstance(value, MappingNode):
                 advice = "the command is no key: take what is under it one level up"
                 self.fail(key, f"there is no key {path}; {advice}")
             else:
-                self.fail(key, f"{no_key(path, types)}{_of_another_trainer(node, prefix)}")
+                hint = self.of_another_tool(node, prefix)
+                self.fail(key, f"there is no key {path}; {hint}" if hint else no_key(path, types))
+
+    def of_another_tool(self, node: MappingNode, prefix: str) -> str:
+        """A hint for a file whose keys are those of another trainer, or of a model."""
+        names = [key.value for key, _ in pairs(node)]
+        if prefix or self.config is None:
+            return ""
+        if "architectures" in names and "model_type" in names:
+            folder = Path(self.config.name).parent
+            return f"this is the config of a model, which --model.name_or_path {folder} names"
+        theirs = [name for name in names if name in ELSEWHERE]
+        if len(theirs) < _CLEARLY:
+            return ""
+        migrate = f"lightning-vlm migrate {self.config.name}"
+        return f"this looks like a config of another trainer: {migrate} makes one of ours"
 
     def check_section(
         self, key: Node, value: Node, parser: ArgumentParser, path: str, owner: str, inside: list[str]
@@ -202,14 +216,6 @@ class _Checker:
 
 def _is_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
-
-
-def _of_another_trainer(node: MappingNode, prefix: str) -> str:
-    """A hint for a config whose keys are those of another trainer."""
-    theirs = [key for key, _ in pairs(node) if key.value in ELSEWHERE]
-    if prefix or len(theirs) < _CLEARLY:
-        return ""
-    return "; this looks like a config of another trainer: lightning-vlm migrate FILE makes one of ours"
 
 
 @cache

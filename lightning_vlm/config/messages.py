@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser
 
 from lightning_vlm.config import COMMANDS
 from lightning_vlm.config.class_names import is_settings
-from lightning_vlm.config.key_names import key_types, nearest_key, no_key, with_commands
+from lightning_vlm.config.help import command_help
+from lightning_vlm.config.key_names import key_types, nearest_key, no_argument, no_key, with_commands
 from lightning_vlm.config.type_words import describe, words_of
 from lightning_vlm.nearest import did_you_mean
 
@@ -16,6 +17,27 @@ OPEN, CLOSE = "\x02", "\x03"
 """They enclose the message of an inner parser, which the message of the outer parser quotes."""
 _ABOUT_A_TYPE = ("Expected", "Does not validate", "Not a valid subclass", "Problem")
 """Words of messages that say at length which types a value isn't of."""
+PRECISIONS = {
+    "32": "32-true",
+    "fp32": "32-true",
+    "float32": "32-true",
+    "tf32": "32-true",
+    "full": "32-true",
+    "bf16": "bf16-mixed",
+    "bfloat16": "bf16-mixed",
+    "mixed": "bf16-mixed",
+    "bf16-true": "bf16-true",
+    "16": "16-mixed",
+    "fp16": "16-mixed",
+    "float16": "16-mixed",
+    "half": "16-mixed",
+    "amp": "16-mixed",
+    "16-true": "16-true",
+}
+"""What people call a precision, and what Lightning calls it."""
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
+"""What people call a dtype."""
+_SOURCES = ("data.train", "data.val", "data.test", "data.predict")
 _QUOTED_VALUES = (
     r"Given value: (.*)",
     r"Got value: (.*?)(?: Subclass types expect|$)",
@@ -67,15 +89,27 @@ def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str 
     word = found[1]
     if not word.startswith("-"):
         hint = f"; did you mean --config {word}?" if word.endswith((".yaml", ".yml")) else ""
+        if word.endswith((".jsonl", ".json", ".csv", ".parquet")) and "data.train" in _all_types(parser):
+            hint = f"; did you mean --data.train {word}?"
         return f"found {word} where an option was expected{hint}"
     option = word.partition("=")[0]
     key = option.lstrip("-")
     types = _all_types(parser)
+    if key in types:  # which only its dashes keep from being found
+        return f"found {option}; did you mean --{key}?"
     if "." in key:
         return no_key(key, types)
+    others = _commands_with(key)
+    if others:
+        return f"there is no option --{key} here; it is one of {' and '.join(others)}"
     near = nearest_key(key, types)
     hint = f"; did you mean {_option(parser, near)}?" if near else ""
     return f"there is no option --{key}{hint}"
+
+
+def _commands_with(key: str) -> list[str]:
+    """The commands whose help has an option of this name."""
+    return [name for name in COMMANDS if key in command_help(name).keys]
 
 
 def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
@@ -86,9 +120,8 @@ def _not_accepted(line: str, parser: ArgumentParser, owner: type | None) -> str 
     key = found[1]
     if owner is not None and owner.__name__ == "Optimizer":  # any of them: only its class knows its keys
         return f"found {key} and no class; name the class before it, such as --model.optimizer AdamW"
-    near = did_you_mean(key, key_types(parser))
-    inside = "" if owner is None or is_settings(owner) else f" in {owner.__name__}"
-    return f"there is no key {key}{inside}{near}"
+    name = "" if owner is None or is_settings(owner) else owner.__name__
+    return no_argument(key, name, key_types(parser))
 
 
 def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | None:
@@ -100,6 +133,8 @@ def _required(line: str, parser: ArgumentParser, owner: type | None) -> str | No
     missing = re.sub(rf"\b({commands})\.", "", listed)
     if owner is not None:
         return f"{owner.__name__} needs {missing}"
+    if missing.isupper():  # an argument without a name
+        return f"found no {missing}; --help shows how the command is written"
     options = " and ".join(f"--{name} VALUE" for name in missing.split(", "))
     in_config = ", or the key in a config" if "." in missing else ""
     if missing == "model.name_or_path":
@@ -123,7 +158,7 @@ def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str 
         return None
     key, word, choices = found.groups()
     bare_choices = choices.replace("'", "").split(", ")
-    near = did_you_mean(word, bare_choices)
+    near = did_you_mean(_DTYPES.get(word, word), bare_choices)
     return f"{key}: found {word}; expected one of {choices}{near}"
 
 
@@ -148,8 +183,20 @@ def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str |
     if hint is None or value is None:
         without_types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
         return f"{key}: {without_types}"
+    if key.endswith("trainer.precision"):
+        return f"{key}: {_wrong_precision(value)}"
+    if key.endswith(_SOURCES) and value.startswith("["):
+        return f"{key}: found a list; expected one file, or a Chain of several, each a DataFile with its path"
     near = did_you_mean(value, words_of(hint))
     return f"{key}: found {value}; expected {describe(hint)}{near}"
+
+
+def _wrong_precision(value: str) -> str:
+    names = dict.fromkeys(PRECISIONS.values())
+    if value in names:
+        return f"found {value} with a blank beside it; leave the blank out"
+    near = did_you_mean(PRECISIONS.get(value.lower(), value), names)
+    return f"found {value}; expected {', '.join(names)} or null{near}"
 
 
 _Rule = Callable[[str, ArgumentParser, type | None], str | None]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
 
-from lightning_vlm.config.class_names import class_types, members, such_as
+from lightning_vlm.config.class_names import class_types, is_tensor, members, such_as
 
 _WORDS: dict[Any, str] = {
     bool: "true or false",
@@ -38,7 +38,7 @@ def describe(hint: Any) -> str:
     """
     parts = [f"'{word}'" for word in words_of(hint)]
     for member in members(hint):
-        if get_origin(member) is not Literal and not _is_enum(member):
+        if get_origin(member) is not Literal and not _is_enum(member) and not is_tensor(member):
             parts.append(_describe(member))
     parts = [part for part in dict.fromkeys(parts) if part != "null"]
     for part in list(parts):
@@ -48,9 +48,10 @@ def describe(hint: Any) -> str:
             parts[parts.index(part)] = f"{part} (or a list of those)"
     if type(None) in members(hint):
         parts.append("null")
+    if _WORDS[bool] in parts:
+        place = parts.index(_WORDS[bool])
+        parts[place : place + 1] = ["true", "false"]
     *first, last = parts
-    if first and last == _WORDS[bool]:
-        return ", ".join(parts)
     return f"{', '.join(first)} or {last}" if first else last
 
 

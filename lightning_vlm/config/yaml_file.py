@@ -14,6 +14,13 @@ from lightning_vlm.terminal import short_path
 
 MAX_BYTES = 1_000_000
 """No config is longer; a longer file is data, and reading it as YAML would take minutes."""
+_NO_CONFIGS = {
+    ".ckpt": "--ckpt_path",
+    ".jsonl": "--data.train",
+    ".csv": "--data.train",
+    ".parquet": "--data.train",
+}
+"""Files that are no configs, and the option that takes them."""
 MAX_NODES = 100_000
 """The most values of a config after its aliases are expanded."""
 
@@ -50,18 +57,27 @@ def read_config(name: str) -> Config:
     if "{" in name or "\n" in name:
         return _parse("--config", name)
     path = find_config(name)
+    if "://" in name:
+        raise UserError(f"config {name}: found an address; expected a file, so download it first")
     if path is None and Path(name).is_dir():
         raise UserError(f"config {name}: found a folder; expected a YAML file{_config_in(Path(name))}")
     if path is None:
         raise unknown(name)
     name = name if path == Path(name) else short_path(path)
+    if path.suffix in _NO_CONFIGS:
+        raise UserError(
+            f"config {name}: expected a YAML file; did you mean {_NO_CONFIGS[path.suffix]} {name}?"
+        )
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UserError(
                 f"config {name}: found {size / 1e6:,.1f} MB; expected a YAML file of at most 1 MB"
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if b"\0" in content and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"config {name}: found a file that holds no text; expected a YAML file")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = f"{error.object[error.start]:#04x}"
@@ -82,12 +98,12 @@ def _parse(name: str, text: str) -> Config:
             is_list = isinstance(root, SequenceNode)
             found = "a list" if is_list else f"only the text {one_line(root.value, 40)!r}"
             raise UserError(f"config {name}: found {found}; expected keys such as model, data, trainer")
+        if yaml.__with_libyaml__:  # the parser reads it so, and is a little stricter
+            yaml.compose(text, Loader=yaml.CSafeLoader)
         config = Config(name, root)
         _check_nodes(config)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise UserError(f"{place}: broken YAML: {_problem(error)}") from None
+        raise UserError(broken(name, text, error)) from None
     except yaml.YAMLError as error:
         raise UserError(f"config {name}: broken YAML: {one_line(str(error), 400)}") from None
     except RecursionError:
@@ -95,16 +111,47 @@ def _parse(name: str, text: str) -> Config:
     return config
 
 
-def _problem(error: yaml.MarkedYAMLError) -> str:
+def broken(name: str, text: str, error: yaml.MarkedYAMLError) -> str:
+    """Where a file stops being YAML, and what is wrong there."""
+    mark, problem = _problem(error, text.splitlines())
+    place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    return f"{place}: broken YAML: {problem}"
+
+
+def _problem(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> tuple[yaml.Mark | None, str]:
+    mark = error.problem_mark or error.context_mark
     problem = error.problem or error.context or "it can't be read"
-    if r"'\t'" in problem:
-        return "found a tab; indent with spaces"
+    context = error.context or ""
     if "mapping values are not allowed" in problem:
-        return "found a second ':' on the line; put the value in quotes, or the key on a line of its own"
-    if "expected a single document" in (error.context or ""):
-        return "found a second document after '---'; give each its own file and --config"
-    context = f" {error.context}" if error.context and error.problem else ""
-    return f"{problem}{context}"
+        before = lines[mark.line][: mark.column] if mark and mark.line < len(lines) else ""
+        if ":" not in before:
+            return mark, "the line is indented further than the key above, which has a value; align the two"
+        return (
+            mark,
+            "found a second ':' on the line; put the value in quotes, or the key on a line of its own",
+        )
+    for words, meaning, is_begin in _MEANINGS:
+        if words in f"{context}; {problem}":
+            return error.context_mark if is_begin else mark, meaning
+    more = f" {context}" if context and error.problem else ""
+    return mark, f"{problem}{more}"
+
+
+_MEANINGS = (
+    (r"'\t'", "found a tab; indent with spaces", False),
+    ("found '<stream end>'", "the file ends in the middle of a value", False),
+    ("could not find expected ':'", "expected 'key: value', with a blank behind the ':'", True),
+    ("a single document", "found a second document after '---'; give each its own file and --config", False),
+    ("found unexpected ':'", "expected a value, or null, with a blank behind the ':'", False),
+    ("while parsing a flow mapping", "this { is never closed, or a comma is missing in it", True),
+    ("while parsing a flow sequence", "this [ is never closed, or a comma is missing in it", True),
+    ("scanning a quoted scalar", "this quote is never closed", True),
+    ("unknown escape character", r"found \ in double quotes; use single quotes, or / in paths", False),
+    ("cannot start any token", "a value can't begin with this character; put it in quotes", False),
+    ("while scanning an alias", "a value that begins with * must be in quotes", False),
+    ("while parsing a block", "the line fits neither the keys nor the list above; align it with them", False),
+)
+"""Words of PyYAML, what they mean, and whether the place to look at is where the construct begins."""
 
 
 def _check_nodes(config: Config) -> None:
@@ -187,6 +234,16 @@ def find(node: Node, keys: Sequence[str]) -> Node | None:
         if inside is not None:
             return inside
     return None
+
+
+def find_class_path(node: Node, name: str) -> Node | None:
+    """The first node whose `class_path` is a class of this name."""
+    if isinstance(node, MappingNode):
+        for key, value in pairs(node):
+            if key.value == "class_path" and str(value.value).rpartition(".")[2] == name:
+                return value
+    children = (find_class_path(child, name) for child in _children(node))
+    return next(filter(None, children), None)
 
 
 def _config_in(folder: Path) -> str:

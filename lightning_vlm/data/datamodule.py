@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from lightning_vlm.data.batch.batching import Batching
-from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling
+from lightning_vlm.data.batch.batching_checks import MaxTokens, Mode, check_sampling, check_sizes
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.data.batch.loader import ResumableLoader, begin_next_epoch
 from lightning_vlm.data.batch.sampler import ranks_of
@@ -130,8 +130,7 @@ class VLMDataModule(LightningDataModule):
         super().__init__()
         self.stages: StagedData | None = None
         """The stages of a run, if it has any."""
-        if (smallest := min(batch_size, eval_batch_size or batch_size)) < 1:
-            raise UserError(f"batch_size is {smallest}; at least 1")
+        check_sizes(batch_size, eval_batch_size, max_length, num_workers)
         self.given: dict[str, Given] = {"train": train, "val": val, "test": test, "predict": predict}
         """What each split was given: a source, a path, or None."""
         self.system_prompts = check_prompts(system_prompts)

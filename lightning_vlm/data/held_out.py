@@ -86,8 +86,11 @@ def held_out(train: Conversations, shares: Mapping[str, float]) -> dict[str, Con
         if not share > 0:
             raise UserError(f"data.{split}: found {share:.0%}; expected a share above 0, such as 10%")
     if sum(shares.values()) > _MOST:
-        total = " and ".join(f"data.{split} {share:.0%}" for split, share in shares.items())
-        raise UserError(f"{total} leave too little to learn from; expected at most {_MOST:.0%} in all")
+        total = " and ".join(f"{share:.0%} for {split}" for split, share in shares.items())
+        raise UserError(
+            f"data.{next(iter(shares))}: found {total}, which leaves too little to learn from; "
+            f"expected at most {_MOST:.0%} in all"
+        )
     groups = sorted(_groups(train), key=lambda group: group.order)
     dealt = _dealt(groups, shares)
     sources: dict[str, Conversations] = {}

@@ -96,8 +96,19 @@ class Splits:
     def _open(self, split: str) -> Conversations:
         given = self.given[split]
         if given is None:
-            raise UserError(f"data.{split} is not set; give it a source or the path of a JSONL file")
+            raise UserError(
+                f"data.{split} is not set; give it a source or the path of a file: --data.{split} FILE, "
+                "or the key in a config"
+            )
+        if self._image_root is not None and not Path(self._image_root).is_dir():
+            raise UserError(f"data.image_root: found {self._image_root}, which is no folder")
         skip = self._skip
+        if not isinstance(given, str | Path | Conversations):
+            kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+            raise UserError(
+                f"data.{split}: found a {kind.removeprefix('builtins.')}; expected the path of a file or a "
+                "folder, or a source: HFDataset of a data set, Chain of several, or your own Conversations"
+            )
         if isinstance(given, str | Path):
             path = None if skip is None else skip.path
             begin = str(given), self._image_root, self.on_bad_sample

@@ -28,6 +28,8 @@ def check_prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
     Raises:
         UserError: A prompt that isn't a text, or an empty one.
     """
+    if prompts is not None and not isinstance(prompts, Mapping):
+        raise UserError(f"{KEY}: found {prompts!r}; expected a text for each task, or {{default: TEXT}}")
     for task, prompt in (prompts or {}).items():
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{KEY}.{task}: found {prompt!r}; expected a text, or leave the task out")

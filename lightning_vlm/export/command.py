@@ -4,6 +4,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,8 @@ def _check_options(given: Any, out: Path) -> None:
         found = "a folder with files" if out.is_dir() else "a file"
         raise UserError(f"out: found {found} at {out}; name a new folder")
     require_writable("out", out / "config.json" if out.exists() else out)
+    if not re.fullmatch(r"\d+ ?[KMGT]i?B", given.max_shard_size, re.IGNORECASE):
+        raise UserError(f"max_shard_size: found {given.max_shard_size}; expected a size such as 5GB or 500MB")
     if given.check_quantized is not None:
         if given.adapter_only:
             raise UserError(

@@ -14,17 +14,22 @@ from lightning_vlm.failures.texts import (
     LOGIN,
     PEER,
     PORT,
+    checkpointing_off,
     disk_full,
     in_rank,
     in_worker,
     no_accelerator,
     no_gpu,
+    no_metric,
     no_module,
     no_package,
     no_strategy,
     no_tensorboard,
+    no_tpu,
+    one_name_twice,
     out_of_memory,
     refused_by_system,
+    wandb_setting,
 )
 from lightning_vlm.nearest import one_line
 from lightning_vlm.outputs.wandb_words import ELSEWHERE, NO_LOGIN
@@ -112,7 +117,29 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"ProcessExitedException: process (\d+) terminated with (?:signal|exit code) (\S+)",
         r"process \1 was ended from outside (\2), often because memory ran out; lower data.batch_size",
     ),
+    # Settings of the trainer
+    (r"more than one stateful callback of type `(\w+)`", one_name_twice),
+    (r"`enable_checkpointing=False` but found", checkpointing_off),
+    (
+        r"conditioned on metric `(?P<metric>[^`]+)` which is not available\. Pass in or modify your "
+        r"`(?P<callback>\w+)` callback(?P<known>.*)",
+        no_metric,
+    ),
+    (
+        r"`(?P<callback>\w+)\(monitor='(?P<metric>[^']+)'\)` could not find the monitored key in the "
+        r"returned metrics: (?P<known>\[[^\]]*\])",
+        no_metric,
+    ),
+    (
+        r"`(max_steps|max_epochs)` must be a non-negative integer or -1 .*passed in (\S+?)\.?$",
+        r"trainer.\1: found \2; expected a whole number, or -1 for no end",
+    ),
+    (
+        r"`(num_nodes)` must be a positive integer, but got (\S+?)\.?$",
+        r"trainer.\1: found \2; expected a whole number, at least 1",
+    ),
     # Devices, strategies, precision
+    (r"torch_xla", no_tpu),
     (r"invalid strategy name: `strategy='([^']*)'`", no_strategy),
     (r"invalid accelerator name: `accelerator='([^']*)'`\. Available names are: ([^.]+)", no_accelerator),
     (r"No supported gpu backend found|`(?:CUDA|MPS)Accelerator` can not run on your system", no_gpu),
@@ -133,7 +160,7 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"The strategy `(\w+)` requires a GPU",
         r"trainer.strategy: \1 needs GPUs, and isn't one that a VLMModule runs with; expected auto or ddp",
     ),
-    (r"XLAStrategy\.__init__\(\) missing", "trainer.strategy: it needs a TPU; expected auto or ddp"),
+    (r"XLAStrategy\.__init__\(\) missing", no_tpu),
     (
         r"not implemented for '(Half|BFloat16)'",
         r"the device can't compute in \1; choose another trainer.precision, such as 32-true",
@@ -146,6 +173,12 @@ RULES: tuple[tuple[str, Text], ...] = (
     (
         r"torch\._(?:dynamo|inductor)\.exc\.\w+: (?:backend=.+ raised:\n)?(.+?)(?:\n|$)",
         r"model.compile: torch.compile can't compile this model here (\1); leave model.compile out",
+    ),
+    (
+        r"CUDA error: (device-side assert triggered|an illegal memory access was encountered)",
+        r"the GPU stopped with a CUDA error: \1; of which line says the same command with "
+        "CUDA_LAUNCH_BLOCKING=1 and --debug in front\n"
+        "the usual cause is an index out of range, such as a token for which the model has no embedding",
     ),
     (r"EADDRINUSE|[Aa]ddress already in use", PORT),
     (
@@ -179,6 +212,10 @@ RULES: tuple[tuple[str, Text], ...] = (
         r"this needs the package \1, which isn't installed; pip install \1",
     ),
     # Weights & Biases, the hub
+    (
+        r"ValidationError: .*for Settings\n(\w+)\n\s*(?:Value error, )?(.+?) \[type=.*?input_value='([^']*)'",
+        wandb_setting,
+    ),
     (r"wandb\.errors.*(?:WANDB_API_KEY invalid|Unauthenticated|invalid API key|API key must)", LOGIN),
     (r"wandb\.errors.*(?:API key|api_key|not logged in|wandb login)", NO_LOGIN),
     (r"wandb\.errors\.\S*?(\w+): (.+?)(?:\n|$)", rf"Weights & Biases: \2\n{ELSEWHERE}"),

@@ -37,15 +37,29 @@ def no_strategy(found: re.Match[str], error: BaseException) -> str:
     """A strategy that isn't registered."""
     from lightning.pytorch.strategies import StrategyRegistry
 
-    near = did_you_mean(found[1], ["auto", *StrategyRegistry.available_strategies()])
-    return f"trainer.strategy: there is no strategy {found[1]}; expected auto or ddp{near}"
+    asked = found[1]
+    if re.search(r"fsdp|zero|modelparallel", asked, re.IGNORECASE):
+        return f"trainer.strategy: there is no strategy {asked}; a model is sharded by --config scale/fsdp"
+    near = did_you_mean(asked, ["auto", *StrategyRegistry.available_strategies()])
+    return f"trainer.strategy: there is no strategy {asked}; expected auto or ddp{near}"
 
 
 def no_accelerator(found: re.Match[str], error: BaseException) -> str:
     """An accelerator that isn't registered."""
     names = sorted(found[2].split(", "))
-    near = did_you_mean(found[1], ["gpu", *names])
+    if re.match(r"(?:cuda|gpu):\d", found[1]):
+        number = found[1].partition(":")[2]
+        return (
+            f"trainer.accelerator: there is no accelerator {found[1]}; expected gpu, and trainer.devices: "
+            f"[{number}]"
+        )
+    near = did_you_mean(found[1], ["gpu", *(name for name in names if name != "tpu")])
     return f"trainer.accelerator: there is no accelerator {found[1]}; expected auto, cpu or gpu{near}"
+
+
+def no_tpu(found: re.Match[str], error: BaseException) -> str:
+    """A TPU was asked for, or the strategy for it."""
+    return "trainer.accelerator and trainer.strategy: there is no TPU here that torch can use; expected auto"
 
 
 def no_gpu(found: re.Match[str], error: BaseException) -> str:
@@ -54,6 +68,28 @@ def no_gpu(found: re.Match[str], error: BaseException) -> str:
 
     built = " (this torch is built for the CPU alone)" if torch.version.cuda is None else ""
     return f"trainer.accelerator: found no GPU that torch can use{built}; expected cpu or auto"
+
+
+def one_name_twice(found: re.Match[str], error: BaseException) -> str:
+    """Two callbacks with one name for their states."""
+    return f"trainer.callbacks: found {found[1]} twice, whose states would be one; leave one of them out"
+
+
+def no_metric(found: re.Match[str], error: BaseException) -> str:
+    """A callback of Lightning's waits for a metric that there isn't."""
+    asked = found["metric"]
+    known = re.findall(r"[`']([^`',]+)[`']", found["known"])
+    near = did_you_mean(asked, known)
+    there = f"there are {', '.join(known)}" if known else "nothing is"
+    return f"trainer.callbacks: {found['callback']} waits for {asked}, which isn't logged; {there}{near}"
+
+
+def checkpointing_off(found: re.Match[str], error: BaseException) -> str:
+    """A callback saves checkpoints, which the trainer forbids."""
+    return (
+        "trainer.enable_checkpointing: found false, but a callback of trainer.callbacks saves checkpoints; "
+        "leave one of them out"
+    )
 
 
 def no_package(found: re.Match[str], error: BaseException) -> str:
@@ -83,8 +119,9 @@ def _to_install(name: str, otherwise: str) -> str:
     >>> _to_install("mlflow", "mlflow>=1.0.0"), _to_install("comet_ml", "comet-ml")
     ("'lightning-vlm[mlflow]'", 'comet-ml')
     """
-    if name in EXTRAS:
-        return f"'lightning-vlm[{name}]'"
+    extra = EXTRA_OF.get(name, name)
+    if extra in EXTRAS:
+        return f"'lightning-vlm[{extra}]'"
     return f"'{otherwise}'" if re.search(r"[<>= \[]", otherwise) else otherwise
 
 
@@ -96,8 +133,20 @@ PACKAGE_OF = {
     "sklearn": "scikit-learn",
 }
 """Modules whose package has another name."""
-EXTRAS = ("datasets", "mlflow", "optuna", "ray", "tensorboard", "timm", "trackio")
-"""Packages that have an extra of their name."""
+EXTRA_OF = {"av": "video", "gradio": "web", "liger_kernel": "liger", "num2words": "smolvlm"}
+"""Packages whose extra has another name."""
+EXTRAS = (
+    *("datasets", "liger", "mlflow", "optuna", "ray", "smolvlm", "tensorboard", "timm", "trackio"),
+    *("video", "web"),
+)
+"""Extras, by their names."""
+
+
+def wandb_setting(found: re.Match[str], error: BaseException) -> str:
+    """A setting of wandb that it refuses, which comes from the environment or from one of its files."""
+    name, why, value = found.groups()
+    near = did_you_mean(value, re.findall(r"'(\w+)'", why))
+    return f"Weights & Biases: WANDB_{name.upper()}, or its setting {name}: found {value}; {why}{near}"
 
 
 def in_worker(found: re.Match[str], error: BaseException) -> str:

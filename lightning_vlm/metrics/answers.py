@@ -1,5 +1,6 @@
 """What a model answers to the prompts of a batch."""
 
+import warnings
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
@@ -23,7 +24,7 @@ from lightning_vlm.models.mask_head import MaskHead
 from lightning_vlm.models.one_token import told_apart
 from lightning_vlm.models.sharding import is_sharded
 from lightning_vlm.models.video_features import without_filled_frames
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, one_line
 
 
 def check_generation(generation: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -39,12 +40,56 @@ def check_generation(generation: dict[str, Any] | None) -> dict[str, Any] | None
     Traceback (most recent call last):
     lightning_vlm.errors.UserError: model.generation: there is no key num_beam; did you mean num_beams?
     """
+    if generation is not None and not isinstance(generation, Mapping):
+        raise UserError(
+            f"model.generation: found {generation}; expected keys, such as {{max_new_tokens: 64}}"
+        )
     known = {*vars(GenerationConfig()), *signature(GenerationMixin.generate).parameters}
     for key in generation or {}:
         if key not in known:
             names = [name for name in known if not name.startswith("_")]
             raise UserError(f"model.generation: there is no key {key}{did_you_mean(key, sorted(names))}")
+    _check_values(
+        {key: value for key, value in (generation or {}).items() if key in vars(GenerationConfig())}
+    )
     return generation
+
+
+def _check_values(generation: dict[str, Any]) -> None:
+    """Refuse values that can't be right.
+
+    Raises:
+        UserError: In the words of transformers, which would say them at the first validation.
+    """
+    for key, (kind, least) in _NUMBERS.items():
+        value = generation.get(key)
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if value is not None and not (is_number and value >= least):
+            number = "a whole number" if kind is int else "a number"
+            raise UserError(f"model.generation.{key}: found {value}; expected {number}, at least {least}")
+    if generation.get("do_sample") and generation.get("temperature") == 0:
+        raise UserError(
+            "model.generation.temperature: found 0 with do_sample; expected more, or do_sample: false"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            GenerationConfig(**generation).validate()
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model.generation: {one_line(str(error), 300)}") from error
+
+
+_NUMBERS = {
+    "max_new_tokens": (int, 1),
+    "min_new_tokens": (int, 0),
+    "num_beams": (int, 1),
+    "num_return_sequences": (int, 1),
+    "temperature": (int | float, 0),
+    "top_k": (int, 0),
+    "top_p": (int | float, 0),
+    "repetition_penalty": (int | float, 0),
+}
+"""Arguments of `generate` that are numbers: their type, and the least that each may be."""
 
 
 def generate_answers(

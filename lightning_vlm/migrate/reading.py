@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_vlm.config.yaml_file import MAX_BYTES
+from lightning_vlm.config.yaml_file import MAX_BYTES, broken
 from lightning_vlm.errors import UserError
 from lightning_vlm.migrate.others import refuse_others
 from lightning_vlm.migrate.python_calls import read_python
@@ -16,7 +16,7 @@ from lightning_vlm.migrate.shell import Command, read_script, read_words
 from lightning_vlm.migrate.theirs import Launch, Theirs
 from lightning_vlm.migrate.tools import LABELS, tool
 from lightning_vlm.migrate.unsaid import Unsaid, of_shell
-from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.nearest import did_you_mean, one_line
 
 _NESTED = ("training_args", "training_arguments", "args")
 """Keys under which people keep the arguments of a Trainer."""
@@ -175,8 +175,10 @@ def _mapping(text: str, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: broken JSON: {error}") from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: broken YAML: {problem[:200]}") from None
+        if isinstance(error, yaml.MarkedYAMLError):
+            raise UserError(broken(str(path), text, error)) from None
+        raise UserError(f"{path}: broken YAML: {one_line(str(error), 200)}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: found {type(found).__name__}; expected keys such as learning_rate")
+        what = "nothing in it" if found is None else type(found).__name__
+        raise UserError(f"{path}: found {what}; expected keys such as learning_rate")
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -32,6 +32,7 @@ from lightning_vlm.models.plan.new_tokens import (
 )
 from lightning_vlm.models.plan.plan import read_plan, refuse_on_quantised
 from lightning_vlm.models.precision import keep_weights
+from lightning_vlm.nearest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         entries = read_plan(self.plan)
+        if isinstance(self.dtype, str) and self.dtype not in get_args(Dtype):
+            raise UserError(
+                f"dtype: found {self.dtype}; expected {', '.join(get_args(Dtype))}, or trainer.precision for "
+                f"mixed precision{did_you_mean(self.dtype, get_args(Dtype))}"
+            )
         if self.quantization:
             refuse_on_quantised(entries, self.quantization.method, self.quantization.parts)
         if self.kernels not in (None, "liger"):

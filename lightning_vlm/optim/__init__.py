@@ -5,6 +5,7 @@ Import from here, and write `lightning_vlm.optim.Cosine` (or just `Cosine`) in c
 
 from lightning_vlm.optim.clipping import clip_gradients, clip_groups
 from lightning_vlm.optim.groups import parameter_groups
+from lightning_vlm.optim.optimizer_check import check_optimization, rate_of
 from lightning_vlm.optim.schedules import (
     Constant,
     Cosine,
@@ -23,9 +24,11 @@ __all__ = [
     "Schedule",
     "ThreePhase",
     "TrainerSchedule",
+    "check_optimization",
     "clip_gradients",
     "clip_groups",
     "lr_lambda",
     "parameter_groups",
+    "rate_of",
     "settle_rates",
 ]

@@ -41,12 +41,7 @@ def clip_groups(
     """
     if clip is None:
         return {}, {}
-    limits = dict(clip) if isinstance(clip, Mapping) else {ALL: clip}
-    for name, limit in limits.items():
-        if not 0 < limit < math.inf:
-            raise UserError(
-                f"clip: found {name}: {limit}; expected a number > 0 (to clip nothing, leave it out)"
-            )
+    limits = limits_of(clip)
     out = set(map(id, excluded))
     trainable = {name: weight for name, weight in trainable_parameters(root).items() if id(weight) not in out}
     if not isinstance(clip, Mapping):
@@ -70,6 +65,23 @@ def clip_groups(
                 'clip: found "rest", but the other selectors take all that is trainable; leave it out'
             )
     return groups, limits
+
+
+def limits_of(clip: float | Mapping[str, float]) -> dict[str, float]:
+    """The limit of each group.
+
+    Raises:
+        UserError: One is out of range.
+
+    >>> limits_of(1.0), limits_of({"projector": 0.5})
+    ({'all': 1.0}, {'projector': 0.5})
+    """
+    limits = dict(clip) if isinstance(clip, Mapping) else {ALL: clip}
+    for name, limit in limits.items():
+        if not isinstance(limit, int | float) or not 0 < limit < math.inf:
+            of = f"{name}: " if isinstance(clip, Mapping) else ""
+            raise UserError(f"clip: found {of}{limit!r}; expected a number > 0 (null clips nothing)")
+    return limits
 
 
 def clip_gradients(

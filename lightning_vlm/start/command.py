@@ -17,11 +17,12 @@ from lightning_vlm.outputs.writable import require_writable
 from lightning_vlm.parser import Parser
 from lightning_vlm.planning import Choice, choose
 from lightning_vlm.planning.sizes import read_memory
+from lightning_vlm.published import is_published
 from lightning_vlm.start.config_text import config_text, left_to_learn
 from lightning_vlm.start.files import File, Splits, find_files
 from lightning_vlm.start.findings import Findings, Opened
 from lightning_vlm.start.look import Given, Look, look_at, open_all, quiet
-from lightning_vlm.start.models import default_model, is_published, near_published
+from lightning_vlm.start.models import default_model
 from lightning_vlm.start.picture_folder import rows_of_pictures, text_of_rows
 from lightning_vlm.start.settings import samples_per_step
 from lightning_vlm.start.summary import show
@@ -179,8 +180,6 @@ def _measure(model: str, source: Conversations, samples: Sequence[int]) -> tuple
         )
         if is_published(model) and unreachable:
             return None, str(error)
-        if unreachable or "no such folder" in str(error):
-            raise UserError(f"{error}{near_published(model)}") from None
         raise
 
 

@@ -1,8 +1,5 @@
 """Which model to begin with, where none is named."""
 
-from lightning_vlm.nearest import did_you_mean
-from lightning_vlm.published import families
-
 BY_MEMORY = (
     (40, "Qwen/Qwen3-VL-8B-Instruct"),
     (16, "Qwen/Qwen3-VL-4B-Instruct"),
@@ -26,17 +23,3 @@ def default_model(gib: float | None) -> str:
     if gib is None:
         return SMALL
     return next(name for least, name in BY_MEMORY if gib * 1.05 >= least)  # a card of 16 GB has 15.x GiB free
-
-
-def is_published(name: str) -> bool:
-    """Whether a name is that of a checkpoint that `lightning-vlm families` lists."""
-    return name in _checkpoints()
-
-
-def near_published(name: str) -> str:
-    """`; did you mean ...?` with a checkpoint that `lightning-vlm families` lists; or nothing."""
-    return did_you_mean(name, _checkpoints())
-
-
-def _checkpoints() -> list[str]:
-    return [name for family in families().values() for name in family.checkpoints]

@@ -31,6 +31,11 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
         refuse_when_sharded(trainer, fits=fits)
     if not fits:
         return
+    if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+        raise UserError(
+            "trainer.strategy: ddp_fork, ddp_spawn and ddp_notebook don't bring back what was trained; "
+            "expected ddp in a script or a command, and one device in a notebook"
+        )
     if trainer.gradient_clip_val is not None:
         raise UserError(
             f"found trainer.gradient_clip_val {trainer.gradient_clip_val}; clip with model.clip, which knows "

@@ -156,7 +156,7 @@ def test_splits(lines, processor, tmp_path):
         data.setup("validate")
     with pytest.raises(UserError, match="has no processor"):
         assert VLMDataModule(train=path).renderer
-    with pytest.raises(UserError, match="batch_size is 0"):
+    with pytest.raises(UserError, match=r"data\.batch_size: found 0; expected a whole number, at least 1"):
         VLMDataModule(batch_size=0)
 
 

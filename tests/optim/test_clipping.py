@@ -108,7 +108,7 @@ def test_groups_hold_each_trainable_parameter_once():
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
-        (0.0, r"clip: found all: 0\.0"),
+        (0.0, r"clip: found 0\.0; expected a number > 0"),
         ({"vision": float("inf")}, "clip: found vision: inf"),
         (
             {"vision": 1.0, "*.bias": 1.0},

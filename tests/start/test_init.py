@@ -11,7 +11,8 @@ import pytest
 from lightning_vlm import VLMDataModule
 from lightning_vlm.cli import main
 from lightning_vlm.data.read.dialects import DIALECTS
-from lightning_vlm.start.models import BY_MEMORY, is_published
+from lightning_vlm.published import is_published
+from lightning_vlm.start.models import BY_MEMORY
 from tests.start.conftest import write
 
 TURNS = {

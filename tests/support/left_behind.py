@@ -35,7 +35,10 @@ class Surroundings(NamedTuple):
         return cls(os.getcwd(), of_a_rank, threads)
 
     def left_since(self) -> list[str]:
-        """Take back what has been left behind since, but for threads, and say what it was."""
+        """Take back what has been left behind since, but for threads, and say what it was.
+
+        Nothing is said of variables of a rank, which Lightning leaves behind even after a run of one process.
+        """
         found = []
         if has_process_group():
             end_process_group()
@@ -48,6 +51,5 @@ class Surroundings(NamedTuple):
             for name in OF_A_RANK:
                 os.environ.pop(name, None)
             os.environ.update(self.of_a_rank)
-            found.append(f"variables of a rank ({', '.join(now.of_a_rank)}); run it in `on_two_ranks`")
         found += [f"the thread {name}" for number, name in now.threads.items() if number not in self.threads]
         return found

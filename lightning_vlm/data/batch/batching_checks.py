@@ -18,6 +18,33 @@ BY_TOKENS = ("tokens", "packed")
 """The modes whose batches have so many tokens instead of so many samples."""
 
 
+def check_sizes(
+    batch_size: int, eval_batch_size: int | None, max_length: int | None, num_workers: int
+) -> None:
+    """Check numbers that a config may leave empty, or set to 0.
+
+    Raises:
+        UserError: One is too small, or no number.
+
+    >>> check_sizes(0, None, None, 0)
+    Traceback (most recent call last):
+    lightning_vlm.errors.UserError: data.batch_size: found 0; expected a whole number, at least 1
+    """
+    given = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+    for name, size in given.items():
+        may_be_none = name != "batch_size"
+        if size is None and may_be_none:
+            continue
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"data.{name}: found {_shown(size)}; expected a whole number, at least 1")
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise UserError(f"data.num_workers: found {_shown(num_workers)}; expected a whole number, at least 0")
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
 def check_options(mode: Mode, max_tokens: MaxTokens, max_patches: int | None) -> None:
     """Check the options themselves.
 

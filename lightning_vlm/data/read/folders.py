@@ -17,6 +17,7 @@ UNREADABLE_FILES = (
     *(".tar", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".zst", ".rar"),
     *(".pkl", ".pickle", ".pt", ".npy", ".npz", ".h5", ".xlsx", ".xls", ".lmdb"),
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff", ".mp4"),
+    *(".yaml", ".yml", ".py", ".md", ".pdf", ".html", ".ckpt", ".safetensors"),
 )
 PREFERRED: Mapping[str, list[str]] = {
     "train": ["train"],

@@ -76,10 +76,18 @@ def check_file(path: Path, to_resume: bool = False) -> None:
 def _unknown_folder(path: Path) -> str:
     if any(path.glob("*.distcp")):
         return "a checkpoint that was never finished: meta.pt, which is written last, isn't in the folder"
-    return "a folder"
+    if (path / "adapter_config.json").is_file():
+        return "a folder of adapters that were exported; expected the checkpoint that they come from"
+    if (path / "config.json").is_file():
+        return f"an exported model; give it as --model.name_or_path {path}, without --ckpt_path"
+    if newest_in(path):
+        return "a folder"
+    return "a folder without checkpoints; expected a file that fit wrote"
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    if path.suffix == ".safetensors":
+        return f"weights alone; give their folder as --model.name_or_path {path.parent}, without --ckpt_path"
     if wrong := what_is_wrong(path):
         return f"a file that torch can't read: {wrong}"
     if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):

@@ -9,6 +9,7 @@ from lightning_vlm.models.attention.choice import why_not_attention
 from lightning_vlm.models.loading.broken_files import broken_file
 from lightning_vlm.models.shipped import SHIPPED
 from lightning_vlm.nearest import did_you_mean
+from lightning_vlm.published import near_published
 
 _HUB = (
     (
@@ -78,13 +79,15 @@ def why_not_loaded(path: str, error: Exception) -> str:
         return _not_there(path)
     for pattern, reason in _HUB:
         if re.search(pattern, text):
-            return f"{reason}{did_you_mean(path, SHIPPED)}"
+            return f"{reason}{did_you_mean(path, SHIPPED) or near_published(path)}"
     if isinstance(error, OSError):
         return _not_there(path)
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _in_folder(folder: Path, error: Exception, text: str, first: str) -> str:
+    if folder.suffix == ".ckpt":
+        return f"found a checkpoint; give it as --ckpt_path {folder}, and here the model that it began with"
     if not folder.is_dir():
         return "found a file; expected a folder that save_pretrained wrote"
     if not (folder / "config.json").is_file():
@@ -131,7 +134,10 @@ def _architecture(model_type: str) -> str:
 
 def _not_there(path: str) -> str:
     hub = "not in the local cache, and HF_HUB_OFFLINE is set" if _offline() else "not found on the hub"
-    near = did_you_mean(path, [*SHIPPED, *_folders_beside(Path(path))])
+    near = did_you_mean(path, [*SHIPPED, *_folders_beside(Path(path))]) or near_published(path)
+    if path.startswith(("https://", "http://")):
+        name = "/".join(path.rstrip("/").split("/")[3:5])
+        return f"found an address; expected a folder, or the name alone, such as {name or 'USER/NAME'}"
     return (
         f"no such folder, {hub}; expected a folder, a name on the Hugging Face hub, "
         f"or a shipped model: {', '.join(SHIPPED)}{near}"

@@ -21,6 +21,7 @@ from lightning_vlm.errors import UserError
 from lightning_vlm.models.experts import mixtures_of
 from lightning_vlm.models.forwards import asked_for_dtype, is_read_directly
 from lightning_vlm.models.parts import Parts, find_parts
+from lightning_vlm.nearest import did_you_mean, one_line
 
 QuantMethod = Literal["nf4", "int8"]
 """How weights are quantised."""
@@ -85,7 +86,8 @@ class Quantization:
             return cls(method=value)  # type: ignore[arg-type]
         if not isinstance(value, Mapping) or not set(value) <= set(keys):
             known = f"{', '.join(methods)}, or some of the keys {', '.join(keys)}"
-            raise UserError(f"quantization: found {value}; expected {known}")
+            near = did_you_mean(value, methods) if isinstance(value, str) else ""
+            raise UserError(f"quantization: found {one_line(str(value), 80)}; expected {known}{near}")
         return cls(**value)
 
 

@@ -57,6 +57,12 @@ def expand(plan: Plan | str | None) -> dict[str, Any]:
         if plan not in SHORTCUTS:
             raise UserError(f"plan: found {plan!r}; {expected(plan, list(SHORTCUTS))}")
         plan = SHORTCUTS[plan]
+    if not isinstance(plan, Mapping):
+        names = ", ".join(SHORTCUTS)
+        raise UserError(
+            f"plan: found a {type(plan).__name__}; expected {names}, or a method for each part, such as "
+            '{"projector": "full", "language": {"lora": {"r": 16}}}'
+        )
     return copy.deepcopy(dict(plan))
 
 

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch import Trainer
 from lightning_vlm_callbacks.selectors import select_parameters
 from rich.table import Table
@@ -12,7 +11,7 @@ from rich.text import Text
 from torch import nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
-from lightning_vlm.optim import parameter_groups
+from lightning_vlm.optim import parameter_groups, rate_of
 from lightning_vlm.terminal import say
 from lightning_vlm.training.early_checks import Skeleton, adapted_skeleton, adds_parameters
 from lightning_vlm.training.stages.stage import Stage
@@ -87,7 +86,7 @@ def _found(module: "VLMModule", trainer: Trainer, data: VLMDataModule) -> Iterat
 
 
 def _of_rates(module: "VLMModule", root: Skeleton, data: VLMDataModule) -> Iterator[Found]:
-    rate = module.optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"]
+    rate = rate_of(module.optimizer)
     size = sum(weight.numel() for weight in root.parameters())
     if data.stages is None:
         groups = parameter_groups(root, rate, 0.0, module.learning_rates)

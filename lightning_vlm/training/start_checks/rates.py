@@ -25,6 +25,8 @@ SMALL = 100e6
 MOST_OF_ADAPTERS = 1e-3
 LEAST_OF_ADAPTERS = 2e-5
 LEAST = 1e-7
+MOST = 0.5
+"""Of AdamW, whose steps are about as long as the rate, and of what comes close."""
 ADAPTED, WHOLE = "adapters", "whole weights"
 
 
@@ -94,6 +96,8 @@ def _advice(trained: Sequence[Trained], size: int) -> Iterator[str]:
         elif how == WHOLE and trains >= SMALL and rate > most:
             billions = f"{trains / 1e9:.1f} billion" if trains >= 1e9 else f"{trains / 1e6:.0f} million"
             yield f"{found} spoils {billions} parameters; 1e-6 to 5e-5 are usual"
+        elif rate >= MOST:
+            yield f"{found} is far too much; 1e-6 to 1e-3 are usual"
         elif rate < LEAST:
             yield f"{found} changes next to nothing; 1e-6 is little"
 

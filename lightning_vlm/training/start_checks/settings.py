@@ -94,7 +94,11 @@ def check_validation(trainer: Trainer, data: VLMDataModule) -> Iterator[Found]:
             f"trainer.limit_val_batches: found 0, and {name} waits for {monitor}; leave it out, or monitor "
             "train/loss"
         )
-    yield Found("validation", f"is there; {name} waits for {monitor}")
+    ours = monitor.replace("val_", "val/", 1)
+    if ours != monitor:
+        yield Found("validation", f"{name} waits for {monitor}; what is logged is {ours}", is_fine=False)
+    else:
+        yield Found("validation", f"is there; {name} waits for {monitor}")
 
 
 def check_data_settings(module: "VLMModule", trainer: Trainer, data: VLMDataModule) -> Iterator[Found]:
