@@ -116,7 +116,7 @@ def test_few_samples_of_many_tasks_still_give_one():
     ("shares", "expected"),
     [
         ({"val": 0.0}, "data.val: found 0%; expected a share above 0"),
-        ({"val": 0.5, "test": 0.45}, "data.val 50% and data.test 45% leave too little"),
+        ({"val": 0.5, "test": 0.45}, "data.val: found 50% for val and 45% for test, which leaves too little"),
         ({"val": 0.1}, "data.val: 10% of 3 samples is no whole picture; expected a larger share, or a file"),
     ],
 )

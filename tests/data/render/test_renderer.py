@@ -313,7 +313,7 @@ def test_pixtrals_prompts_refuse_system_turns_made_of_parts(renderer_of):
 def test_a_picture_that_the_template_leaves_out_is_refused(renderer_of):
     first, *rest = TALKS["system"].messages
     shown = replace(TALKS["system"], messages=(replace(first, parts=(PICTURE, *first.parts)), *rest))
-    with pytest.raises(DataError, match=r"2 picture\(s\) and 1 place\(s\)"):
+    with pytest.raises(DataError, match=r"2 pictures and 1 place"):
         renderer_of("qwen3_vl").example(shown)
 
 
