@@ -144,5 +144,5 @@ def test_validation_scores_the_best(awake, make_quiet):
 
 def test_several_that_would_be_one(awake, batch_of):
     one = awake("llava", generation={"num_return_sequences": 4, "num_beams": 2, "max_new_tokens": 4})
-    with pytest.raises(UserError, match=r"num_return_sequences 4 with 2 beam\(s\).*set do_sample to true"):
+    with pytest.raises(UserError, match=r"num_return_sequences 4 with 2 beams.*set do_sample to true"):
         one.predict_step(batch_of(one, predict=True), 0)
