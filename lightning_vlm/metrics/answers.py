@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 
+from lightning_vlm.counted import counted
 from lightning_vlm.data.batch.collate import Batch, exact_again
 from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.data.boxes.codec import Found
@@ -59,7 +60,7 @@ def _check_values(generation: dict[str, Any]) -> None:
     """Refuse values that can't be right.
 
     Raises:
-        UserError: In the words of transformers, which would say them at the first validation.
+        UserError: Names the key, or says it in the words of transformers, as the first validation would.
     """
     for key, (kind, least) in _NUMBERS.items():
         value = generation.get(key)
@@ -70,6 +71,12 @@ def _check_values(generation: dict[str, Any]) -> None:
     if generation.get("do_sample") and generation.get("temperature") == 0:
         raise UserError(
             "model.generation.temperature: found 0 with do_sample; expected more, or do_sample: false"
+        )
+    count, beams = generation.get("num_return_sequences") or 1, generation.get("num_beams") or 1
+    if count > beams and not generation.get("do_sample"):
+        raise UserError(
+            f"model.generation.num_return_sequences: found {count} with {counted(beams, 'beam')} and "
+            "do_sample false, which gives fewer different answers; set do_sample to true or num_beams as high"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

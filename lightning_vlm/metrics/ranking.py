@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_vlm.counted import counted
 from lightning_vlm.errors import UserError
 from lightning_vlm.metrics.decoding import decode
 
@@ -87,17 +86,9 @@ def generate_candidates(
 
     Returns:
         For each prompt `num_return_sequences` candidates. Some may have the same text.
-
-    Raises:
-        UserError: `generate` would give the same answer each time.
     """
     count = options["num_return_sequences"]
     beams = options.get("num_beams", 1)
-    if not options.get("do_sample") and count > beams:
-        raise UserError(
-            f"generation: found num_return_sequences {count} with {counted(beams, 'beam')} and do_sample "
-            "false, which gives fewer different answers; set do_sample to true, or num_beams as high"
-        )
     alpha = options.get("length_penalty", 1.0)
     if beams == 1:  # where it is no option of generate
         options = {key: value for key, value in options.items() if key != "length_penalty"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from lightning_vlm import VLMDataModule
+from lightning_vlm import VLMDataModule, VLMModule
 from lightning_vlm.data.batch.image_groups import split_by_image_count
 from lightning_vlm.data.conversation import Conversation, Message, Text
 from lightning_vlm.data.drawn import Drawn
@@ -142,7 +142,10 @@ def test_validation_scores_the_best(awake, make_quiet):
     assert [len(answer.candidates) for answer in one.predictions] == [3, 3]
 
 
-def test_several_that_would_be_one(awake, batch_of):
-    one = awake("llava", generation={"num_return_sequences": 4, "num_beams": 2, "max_new_tokens": 4})
-    with pytest.raises(UserError, match=r"num_return_sequences 4 with 2 beams.*set do_sample to true"):
-        one.predict_step(batch_of(one, predict=True), 0)
+@pytest.mark.parametrize(("beams", "words"), [(1, "1 beam"), (2, "2 beams")])
+def test_several_that_would_be_one(beams, words):
+    """`generate` would give fewer different answers than were asked for."""
+    with pytest.raises(
+        UserError, match=rf"num_return_sequences: found 4 with {words} .*set do_sample to true"
+    ):
+        VLMModule("never-read", generation={"num_return_sequences": 4, "num_beams": beams})
