@@ -223,7 +223,8 @@ def test_rules_that_come_too_late_are_said(make_trainer, tmp_path, recwarn):
     assert said == [
         "EarlyStopCheckpoint: patience 3 stops nothing in this run, where train_loss is judged 3 times at an "
         "epoch's end; set a smaller one",
-        "EarlyStopCheckpoint: every_n_steps 50 is longer than this run of 12 steps, so it saves nothing",
+        "EarlyStopCheckpoint: every_n_steps 50 is longer than this run of 12 steps, so it adds nothing to "
+        "the checkpoint at the run's end",
         "EarlyStopCheckpoint: nothing was never logged where it is judged, so there is no best checkpoint; "
         "there are: train_loss",
     ]

@@ -153,8 +153,9 @@ class EarlyStopCheckpoint(WholeCheckpoints):
         self._interrupts.start(trainer, pl_module)
 
     def _warn_at_start(self, trainer: Trainer) -> None:
+        option = "EarlyStopCheckpoint: every_n_steps"
         every = self.every_n_steps
-        warn_if_beyond(trainer, "EarlyStopCheckpoint: every_n_steps", every, "it saves nothing")
+        warn_if_beyond(trainer, option, every, "it adds nothing to the checkpoint at the run's end")
         unsure = unsure_loaders(trainer)
         saves_inside = bool(every) or (self.monitor and trainer.val_check_interval != 1.0)
         if unsure and saves_inside:
