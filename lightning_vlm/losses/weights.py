@@ -68,12 +68,12 @@ class KindWeights:
         for name, weight in weights.items():
             if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
                 raise UserError(
-                    f"kind weight '{name}': found {weight}; expected a finite number >= 0, at most "
+                    f"token_weights.{name}: found {weight}; expected a finite number >= 0, at most "
                     f"{MAX_WEIGHT:,.0f}"
                 )
         if not any(weights.values()):
             raise UserError(
-                "kind weights: found 0 for every kind; give at least one, usually 'response', more"
+                "token_weights: found 0 for every kind; give at least one, usually 'response', more"
             )
 
 

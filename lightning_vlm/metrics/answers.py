@@ -97,6 +97,19 @@ _NUMBERS = {
     "repetition_penalty": (int | float, 0),
 }
 """Arguments of `generate` that are numbers: their type, and the least that each may be."""
+_ONLY_DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Arguments of `generate` that matter only where answers are drawn."""
+
+
+def without_effect(generation: Mapping[str, Any]) -> list[str]:
+    """Arguments that change nothing, because answers aren't drawn. A 0 or 1 in them may say just that.
+
+    >>> without_effect({"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8})
+    ['temperature']
+    """
+    if generation.get("do_sample"):
+        return []
+    return [key for key in _ONLY_DRAWN if generation.get(key) not in (None, 0, 1)]
 
 
 def generate_answers(

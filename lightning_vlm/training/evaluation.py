@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_vlm.data.batch.collate import Batch
 from lightning_vlm.losses.batch_loss import target_losses
+from lightning_vlm.metrics.answers import without_effect
 from lightning_vlm.metrics.prediction import Prediction
 from lightning_vlm.metrics.score_choice import ScoreChoice
 from lightning_vlm.metrics.scores import Scores
@@ -67,11 +68,17 @@ class Evaluation(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        answers = getattr(pl_module, "generation", None) is not None or stage == "predict"
-        if self.choice.is_given and not answers:
+        generation = getattr(pl_module, "generation", None)
+        if self.choice.is_given and generation is None and stage != "predict":
             rank_zero_warn(
                 "model.scores has no effect without model.generation, such as {max_new_tokens: 32}: "
                 "nothing is answered in a validation or a test"
+            )
+        idle = without_effect(generation or {})
+        if idle:
+            rank_zero_warn(
+                f"model.generation: do_sample is false, so no answer is drawn, and {', '.join(idle)} changes "
+                "nothing; set do_sample to true, or leave it out"
             )
 
     @override

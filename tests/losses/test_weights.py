@@ -45,7 +45,7 @@ def test_samples_multiply():
 @pytest.mark.parametrize("name", SEED)
 def test_a_weight_that_makes_no_sense_is_refused_by_name(name, bad):
     with pytest.raises(
-        UserError, match=f"'{name}': found {re.escape(str(bad))}; expected a finite number >= 0"
+        UserError, match=rf"token_weights\.{name}: found {re.escape(str(bad))}; expected a finite number >= 0"
     ):
         KindWeights(**{name: bad})
 
@@ -74,7 +74,7 @@ def test_from_the_command_line():
     for args in (["--model.weights.image=1"], ["--model.weights.pad=1"], ["--model.weights.response=much"]):
         with pytest.raises((jsonargparse.ArgumentError, SystemExit)):
             parse(*args)
-    with pytest.raises(Exception, match="'box': found -1"):
+    with pytest.raises(Exception, match=r"token_weights\.box: found -1"):
         parse("--model.weights.box=-1")
 
 
@@ -153,7 +153,7 @@ def test_a_way_between_points_that_there_is_not():
 def test_a_point_at_which_nothing_has_weight_is_refused_beforehand():
     curve = WeightCurve([{"at": 0, "response": 1.0}, {"at": 0.5, "response": 0.0}])
     curve.check(KindWeights())
-    with pytest.raises(UserError, match=r"points at 0\.5: kind weights: found 0 for every kind"):
+    with pytest.raises(UserError, match=r"points at 0\.5: token_weights: found 0 for every kind"):
         curve.check(KindWeights(box=0.0, entity=0.0))
 
 

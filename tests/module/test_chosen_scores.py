@@ -78,6 +78,17 @@ def test_without_answers_a_choice_has_no_effect(oracle, source, make_quiet):
     assert "val/anls" not in found
 
 
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_what_matters_only_to_drawn_answers_is_said(stage, oracle, source, make_quiet):
+    one = oracle(generation={"max_new_tokens": 2, "temperature": 0.7, "top_p": 1.0})
+    data = VLMDataModule(val=source, predict=source, batch_size=4)
+    run = getattr(make_quiet(limit_val_batches=1, limit_predict_batches=1), stage)
+    with pytest.warns(
+        UserWarning, match="do_sample is false, so no answer is drawn, and temperature changes"
+    ):
+        run(one, data)
+
+
 def test_predict_writes_the_chosen_scores(oracle, source, make_quiet, tmp_path, capsys):
     one = oracle(scores={"grounding": ["miou"], "vqa": ["anls"]})
     out = tmp_path / "answers.jsonl"
