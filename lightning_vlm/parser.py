@@ -19,6 +19,10 @@ from lightning_vlm.config.messages import CLOSE, OPEN, innermost, key_of, reword
 from lightning_vlm.config.moved import modernize
 from lightning_vlm.config.yaml_file import Config, find, find_class_path, read_config
 from lightning_vlm.errors import DataError, UserError
+from lightning_vlm.failures.describe import causes_of
+
+_REFUSALS = (UserError, MisconfigurationException)
+"""What classes raise whose arguments can't be right."""
 
 
 class Parser(LightningArgumentParser):
@@ -62,15 +66,17 @@ class Parser(LightningArgumentParser):
         """As in jsonargparse, but what a class refuses names it, and its place in a config."""
         try:
             return super().instantiate_classes(cfg, **options)
-        except DataError:
-            raise
-        except (UserError, MisconfigurationException) as error:
+        except Exception as error:  # jsonargparse wraps what a class in a list refuses
+            refusals = (cause for cause in causes_of(error) if isinstance(cause, _REFUSALS))
+            refusal = next(refusals, None)
+            if refusal is None or isinstance(refusal, DataError):
+                raise
             parsers = [parser for parser in with_commands(self) if isinstance(parser, Parser)]
-            for name, parser in product(_constructed(error), parsers):
+            for name, parser in product(_constructed(refusal), parsers):
                 place = parser._place_of_class(name)
                 if place:
-                    of = "" if str(error).startswith(name) else f"{name}: "
-                    raise UserError(f"{place}{of}{error}") from error
+                    of = "" if str(refusal).startswith(name) else f"{name}: "
+                    raise UserError(f"{place}{of}{refusal}") from error
             raise
 
     def _place_of_class(self, name: str) -> str:

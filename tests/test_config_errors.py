@@ -156,6 +156,15 @@ CONFIGS = {
         config(more=CALLBACKS % ("torch.nn.Linear", "")),
         "trainer.callbacks: torch.nn.Linear is no Callback; expected a class of that kind",
     ),
+    "a class of Lightning's other package": (
+        config(more=CALLBACKS % ("pytorch_lightning.callbacks.EarlyStopping", "monitor: val/loss")),
+        "c.yaml:10: trainer.callbacks: pytorch_lightning.callbacks.EarlyStopping doesn't go with lightning; "
+        "did you mean lightning.pytorch.callbacks.EarlyStopping?",
+    ),
+    "what a callback refuses": (
+        config(more=CALLBACKS % ("AdaptiveLoRARank", "budget: 0")),
+        "c.yaml:10: AdaptiveLoRARank: budget: found 0; expected 1 or more, or None",
+    ),
     "a callback's key": (
         config(more=CALLBACKS % ("GradientMonitor", "every_n: 3")),
         "c.yaml:10: there is no key every_n in GradientMonitor; did you mean every_n_steps?",

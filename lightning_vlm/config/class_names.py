@@ -118,6 +118,9 @@ def find_class(name: str, bases: list[type]) -> type | Callable:
     """
     if "." not in name:
         return _find_imported(name, bases)
+    package, _, rest = name.partition(".")
+    if package == "pytorch_lightning":  # whose classes are others, under the same names
+        raise UserError(f"{name} doesn't go with lightning; did you mean lightning.pytorch.{rest}?")
     found = _import(name, bases)
     if inspect.isclass(found) and not any(_fits(found, base) for base in bases):
         kinds = " or ".join(base.__name__ for base in bases)

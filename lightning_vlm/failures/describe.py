@@ -71,7 +71,7 @@ def explain(error: BaseException) -> str | None:
     from lightning_vlm.errors import UserError
     from lightning_vlm.failures.rules import known_failure
 
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     for cause in causes:  # the parser wraps what the constructor of a class of ours raises
         if isinstance(cause, UserError | SelectorError | CheckpointError):
             return str(cause)
@@ -90,7 +90,7 @@ def _of_type(kind: type[BaseException], causes: Sequence[BaseException]) -> str 
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """The exception, and those that it came from, the first one last."""
     cause: BaseException | None = error
     visited: set[int] = set()
