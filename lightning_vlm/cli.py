@@ -1,10 +1,13 @@
 """The command `lightning-vlm`. Nothing heavy is imported until a subcommand is known."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_vlm.config import COMMANDS, MEANT
 from lightning_vlm.config.help import help_of, overview
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = ("-h", "--help")
 _HELP_ALL = "--help-all"
+_STOPPED = "stopped by Ctrl-C"
 
 
 def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None" = None) -> int:
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, module: "type[VLMModule] | None
     except Interrupted as error:
         return _complain(str(error), error.code)
     except KeyboardInterrupt:
-        return _complain("stopped by Ctrl-C", INTERRUPTED)
+        return _complain(_STOPPED, INTERRUPTED)
     except Exception as error:
         if debug:
             raise
@@ -69,7 +73,7 @@ def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -
     own = COMMANDS[words[0]].module
     module_name = own or "lightning_vlm.run"
     if module_name not in sys.modules:
-        with fast_imports():
+        with fast_imports(), _ended_by_ctrl_c():
             import_module(module_name)
     quiet.shorten_warnings()
     command = sys.modules[module_name]
@@ -79,6 +83,28 @@ def _run(words: list[str], module: "type[VLMModule] | None", is_process: bool) -
     if is_process:  # LightningCLI warns of words that are passed beside those of the process
         sys.argv[1:] = words
     command.run(None if is_process else words, module)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process at once, which has begun nothing as long as it imports.
+
+    torch goes on where the import of numpy is interrupted, and later imports of numpy fail in odd ways.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(*_: Any) -> NoReturn:
+    os.write(2, f"{_program()}: error: {_STOPPED}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _unknown_command(words: list[str]) -> str:
@@ -98,8 +124,11 @@ def _unknown_command(words: list[str]) -> str:
 def _complain(message: str, code: int = USER) -> int:
     from lightning_vlm.terminal import visible  # imports rich, which `--help` doesn't need
 
+    print(f"{_program()}: error: {visible(message)}", file=sys.stderr)
+    return code
+
+
+def _program() -> str:
     given = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     rank = next((rank for rank in given if rank), "0")
-    program = "lightning-vlm" if rank == "0" else f"lightning-vlm (rank {rank})"
-    print(f"{program}: error: {visible(message)}", file=sys.stderr)
-    return code
+    return "lightning-vlm" if rank == "0" else f"lightning-vlm (rank {rank})"

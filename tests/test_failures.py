@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -192,6 +193,33 @@ def test_ctrl_c_and_sigterm_say_how_far_the_run_came(own_code, capsys):
         assert message.startswith("stopped by SIGTERM after ")
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning has switched it off
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from lightning_vlm.cli import main
+
+class Interrupt:
+    left = ["{module}"]
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.left:
+            self.left.remove(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["lightning-vlm", "fit", "--config", "never-read.yaml"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("module", ["numpy", "numpy.linalg"])
+def test_ctrl_c_ends_the_imports(module):
+    """torch goes on without numpy, or with half of it, where a `KeyboardInterrupt` ends that import."""
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT.format(module=module)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "lightning-vlm: error: stopped by Ctrl-C\n")
 
 
 def raised(function):
