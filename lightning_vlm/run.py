@@ -56,6 +56,7 @@ from lightning_vlm.trainer import VLMTrainer
 from lightning_vlm.training.checkpoint_settings import settings_of
 from lightning_vlm.training.early_checks import check_selectors
 from lightning_vlm.training.named_checkpoints import find_named
+from lightning_vlm.training.refusals import refuse_lone_machine
 from lightning_vlm.training.stages.keys import add_stages, use_stages
 from lightning_vlm.training.start_checks.check import check_fit
 from lightning_vlm.training.start_checks.places import check_servers
@@ -182,6 +183,7 @@ class VLMCLI(LightningCLI):
             # Lightning's own default is another one as soon as TensorBoard is installed.
             kwargs.setdefault("logger", CSVLogger(given.default_root_dir or Path.cwd()))
         trainer = super().instantiate_trainer(**kwargs)
+        refuse_lone_machine(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         bar = trainer.progress_bar_callback
         if bar is not None and not (isinstance(bar, RichProgressBar) and self._configures(bar)):

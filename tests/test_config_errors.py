@@ -322,6 +322,10 @@ LINES = {
         ["--trainer.accelerator", "gpuu"],
         "trainer.accelerator: there is no accelerator gpuu",
     ),
+    "other machines of which nothing is known": (
+        ["--trainer.num_nodes", "2", "--trainer.strategy", "ddp"],
+        "trainer.num_nodes: found 2, but nothing says where the other machines are, so that",
+    ),
     "devices": (["--trainer.devices", "many"], "trainer.devices: expected a number of at least 1, or auto"),
     "a file without --config": (["d.yaml"], "did you mean --config d.yaml?"),
     "no such config": (["--config", "cc.yaml"], "config cc.yaml: found no such file; did you mean c.yaml?"),

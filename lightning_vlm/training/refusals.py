@@ -1,5 +1,8 @@
 """Settings of a Trainer that a `VLMModule` can't run with, refused at setup."""
 
+import os
+
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -52,6 +55,25 @@ def refuse_unsuited(trainer: Trainer, *, fits: bool) -> None:
     source.refuse_device(trainer.strategy.root_device)
     if source.compile:
         refuse_moving_ranks(trainer)
+
+
+def refuse_lone_machine(trainer: Trainer) -> None:
+    """Refuse a run on several machines where nothing names the first: it would wait for them without end.
+
+    Without a cluster, torchrun or the variables below, the first machine is 127.0.0.1 for each of them, with
+    a port drawn at random.
+
+    Raises:
+        UserError: Such a run.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    variables = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK")
+    is_told = type(environment) is not LightningEnvironment or any(name in os.environ for name in variables)
+    if trainer.num_nodes > 1 and not is_told:
+        raise UserError(
+            f"trainer.num_nodes: found {trainer.num_nodes}, but nothing says where the other machines are, "
+            "so that the run would wait for them without end; start it with torchrun or SLURM (docs/scale.md)"
+        )
 
 
 def refuse_moving_ranks(trainer: Trainer) -> None:
