@@ -144,7 +144,7 @@ class StrictConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Check the file and merge it."""
-        if isinstance(values, str) and "://" not in values:
+        if isinstance(values, str):
             config = read_config(values)
             before = yaml.serialize(config.root)
             for sentence in modernize(config.root):

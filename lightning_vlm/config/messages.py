@@ -101,7 +101,7 @@ def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str 
         return no_key(key, types)
     others = _commands_with(key)
     if others:
-        return f"there is no option --{key} here; it is one of {' and '.join(others)}"
+        return f"there is no option --{key} here, only behind {' or '.join(others)}"
     near = nearest_key(key, types)
     hint = f"; did you mean {_option(parser, near)}?" if near else ""
     return f"there is no option --{key}{hint}"
@@ -158,7 +158,7 @@ def _wrong_choice(line: str, parser: ArgumentParser, owner: type | None) -> str 
         return None
     key, word, choices = found.groups()
     bare_choices = choices.replace("'", "").split(", ")
-    near = did_you_mean(_DTYPES.get(word, word), bare_choices)
+    near = did_you_mean(word, bare_choices)
     return f"{key}: found {word}; expected one of {choices}{near}"
 
 
@@ -187,7 +187,8 @@ def _wrong_value(line: str, parser: ArgumentParser, owner: type | None) -> str |
         return f"{key}: {_wrong_precision(value)}"
     if key.endswith(_SOURCES) and value.startswith("["):
         return f"{key}: found a list; expected one file, or a Chain of several, each a DataFile with its path"
-    near = did_you_mean(value, words_of(hint))
+    meant = _DTYPES.get(value, value) if key.endswith("dtype") else value
+    near = did_you_mean(meant, words_of(hint))
     return f"{key}: found {value}; expected {describe(hint)}{near}"
 
 

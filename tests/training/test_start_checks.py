@@ -187,6 +187,7 @@ def test_a_server_of_mlflow(monkeypatch):
         ("whole weights", 1e-3, 20e6, 7e9, True),  # LLaVA's projector
         ("whole weights", 2e-3, 2.5e6, 2.5e6, True),
         ("whole weights", 1e-9, 2.5e6, 2.5e6, False),
+        ("whole weights", 1.0, 2.5e6, 2.5e6, False),
     ],
 )
 def test_rates(how, rate, trains, size, is_fine):

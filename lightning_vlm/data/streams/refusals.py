@@ -23,6 +23,11 @@ def is_streamed(split: str, path: str, streaming: Streaming | None) -> bool:
     Raises:
         UserError: Shards without `data.streaming`, or training data that can't be streamed with it.
     """
+    if path.startswith("[") and path.endswith("]"):
+        raise UserError(
+            f"data.{split}: found the list {path}; expected one file, or a Chain of several, each a DataFile "
+            "with its path"
+        )
     if streaming is None:
         if is_shards(path):
             raise UserError(
