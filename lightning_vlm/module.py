@@ -115,11 +115,11 @@ class VLMModule(LoadedWithoutCode):
         super().__init__()
         self.name_or_path = name_or_path
         self.adapt = expand(adapt)
-        self.schedule = schedule or Cosine(warmup=0.03)
-        usual = partial(torch.optim.AdamW, lr=2e-4)
-        self.optimizer = check_optimization(optimizer or usual, self.schedule, clip)
+        self.optimizer = optimizer or partial(torch.optim.AdamW, lr=2e-4)
         self.learning_rates = learning_rates or {}
+        self.schedule = schedule or Cosine(warmup=0.03)
         self.clip = clip
+        check_optimization(self.optimizer, self.schedule, clip)
         self.token_weights = KindWeights.read(token_weights)
         check_weighting(task_weights)
         self.task_weights = task_weights

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import wandb
 from lightning.pytorch import Trainer
 
 from lightning_vlm import VLMDataModule, VLMModule
@@ -12,7 +13,7 @@ from lightning_vlm.cli import main
 from lightning_vlm.config.yaml_file import read_config
 from lightning_vlm.errors import UserError
 from lightning_vlm.failures.rules import known_failure
-from lightning_vlm.metrics.answers import check_generation
+from lightning_vlm.metrics.answers import check_generation, without_effect
 from tests.test_config_errors import GOOD, refused
 
 COMMANDS = {
@@ -193,11 +194,10 @@ def test_a_metric_of_another_name(tmp_path, monkeypatch, capsys):
     assert "trainer.callbacks: EarlyStopping waits for val_loss, which isn't logged; there are" in shown.err
 
 
-def test_a_setting_of_wandb(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offlin")
-    Path("c.yaml").write_text(GOOD)
-    message = refused(capsys, "fit", "--config", "c.yaml", "--trainer.logger", "WandbLogger")
+def test_a_setting_of_wandb():
+    with pytest.raises(ValueError, match="offlin") as refused_by_wandb:
+        wandb.Settings(mode="offlin")
+    message = str(known_failure([refused_by_wandb.value]))
     assert message.startswith("Weights & Biases: WANDB_MODE, or its setting mode: found offlin")
     assert message.endswith("did you mean offline?")
 
@@ -261,6 +261,24 @@ GENERATION = {
 def test_generation(given, expected):
     with pytest.raises(UserError, match=rf"^model\.generation.*{re.escape(expected)}"):
         check_generation(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "ignored"),
+    [
+        ({"temperature": 0.7, "top_k": 20}, ["temperature", "top_k"]),
+        ({"temperature": 0.7, "do_sample": True}, []),
+        ({"temperature": 0.0, "top_p": 1.0}, []),  # which says the same
+        ({"length_penalty": 0.5}, ["length_penalty"]),
+        ({"length_penalty": 0.5, "num_return_sequences": 3, "do_sample": True}, []),  # ranks them
+        ({"early_stopping": True, "num_beams": 1}, ["early_stopping"]),
+        ({"early_stopping": True, "num_beams": 3}, []),
+        ({"max_new_tokens": 8, "synced_gpus": True}, []),  # of generate alone
+    ],
+)
+def test_generation_without_effect(given, ignored, caplog):
+    assert without_effect(check_generation(given)) == ignored
+    assert not caplog.text
 
 
 MADE = {

@@ -101,7 +101,7 @@ def _unrecognized(line: str, parser: ArgumentParser, owner: type | None) -> str 
         return no_key(key, types)
     others = _commands_with(key)
     if others:
-        return f"there is no option --{key} here, only behind {' or '.join(others)}"
+        return f"there is no option --{key} here, only behind {', '.join(others)}"
     near = nearest_key(key, types)
     hint = f"; did you mean {_option(parser, near)}?" if near else ""
     return f"there is no option --{key}{hint}"

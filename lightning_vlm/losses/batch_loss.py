@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from lightning_vlm.data.batch.collate import Batch, Targets
 from lightning_vlm.data.batch.image_groups import split_by_image_count
+from lightning_vlm.data.task_table import OTHER
 from lightning_vlm.losses.box_loss import BoxLoss, BoxLosses, box_losses
 from lightning_vlm.losses.coordinates import Candidates
 from lightning_vlm.losses.language import LossSums, head_cross_entropy
-from lightning_vlm.losses.tasks import OTHER, FixedWeights, make_task_weights, task_index
+from lightning_vlm.losses.tasks import FixedWeights, make_task_weights, task_index
 from lightning_vlm.losses.weights import LEAST_WEIGHT, KindWeights, token_weights
 from lightning_vlm.models.attention import kernel_takes_lengths, takes_lengths, varlen_lengths
 from lightning_vlm.models.logits import logit_options

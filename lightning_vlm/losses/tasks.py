@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_vlm.data.datamodule import VLMDataModule
 from lightning_vlm.data.parts import MAX_WEIGHT
-from lightning_vlm.data.task_table import OTHER as OTHER
+from lightning_vlm.data.task_table import OTHER
 from lightning_vlm.errors import UserError
 from lightning_vlm.nearest import did_you_mean
 

@@ -1,6 +1,6 @@
 """What a model answers to the prompts of a batch."""
 
-import warnings
+import re
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
@@ -50,13 +50,11 @@ def check_generation(generation: dict[str, Any] | None) -> dict[str, Any] | None
         if key not in known:
             names = [name for name in known if not name.startswith("_")]
             raise UserError(f"model.generation: there is no key {key}{did_you_mean(key, sorted(names))}")
-    _check_values(
-        {key: value for key, value in (generation or {}).items() if key in vars(GenerationConfig())}
-    )
+    _check_values(generation or {})
     return generation
 
 
-def _check_values(generation: dict[str, Any]) -> None:
+def _check_values(generation: Mapping[str, Any]) -> None:
     """Refuse values that can't be right.
 
     Raises:
@@ -78,12 +76,7 @@ def _check_values(generation: dict[str, Any]) -> None:
             f"model.generation.num_return_sequences: found {count} with {counted(beams, 'beam')} and "
             "do_sample false, which gives fewer different answers; set do_sample to true or num_beams as high"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            GenerationConfig(**generation).validate()
-        except (ValueError, TypeError) as error:
-            raise UserError(f"model.generation: {one_line(str(error), 300)}") from error
+    without_effect(generation)  # refuses what transformers refuses
 
 
 _NUMBERS = {
@@ -97,19 +90,33 @@ _NUMBERS = {
     "repetition_penalty": (int | float, 0),
 }
 """Arguments of `generate` that are numbers: their type, and the least that each may be."""
-_ONLY_DRAWN = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Arguments of `generate` that matter only where answers are drawn."""
 
 
 def without_effect(generation: Mapping[str, Any]) -> list[str]:
-    """Arguments that change nothing, because answers aren't drawn. A 0 or 1 in them may say just that.
+    """Arguments that transformers ignores, because answers are neither drawn nor found with beams.
+
+    Of several answers, `length_penalty` ranks them without beams, too; a temperature of 0 is what happens.
+
+    Raises:
+        UserError: Arguments that it refuses, in its words.
 
     >>> without_effect({"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8})
     ['temperature']
     """
-    if generation.get("do_sample"):
-        return []
-    return [key for key in _ONLY_DRAWN if generation.get(key) not in (None, 0, 1)]
+    config = GenerationConfig()
+    for key, value in {"do_sample": False, **generation}.items():
+        if hasattr(config, key):  # the others are of generate alone, such as a streamer
+            setattr(config, key, value)
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        text = str(error)
+        if not text.startswith("GenerationConfig is invalid"):
+            raise UserError(f"model.generation: {one_line(text, 300)}") from error
+        ignored = re.findall(r"^- `(\w+)`", text, re.MULTILINE)
+        ranked = {"length_penalty"} if (generation.get("num_return_sequences") or 1) > 1 else set()
+        return [key for key in ignored if generation.get(key) and key not in ranked]
+    return []
 
 
 def generate_answers(

@@ -16,11 +16,8 @@ from lightning_vlm.optim.schedules import Schedule
 
 def check_optimization(
     optimizer: Callable[[Any], Optimizer], schedule: Schedule, clip: float | Mapping[str, float] | None
-) -> Callable[[Any], Optimizer]:
+) -> None:
     """Check what needs no model of the settings of a `VLMModule`.
-
-    Returns:
-        The optimizer as it was given.
 
     Raises:
         UserError: As from `rate_of`, no schedule, or a limit of clipping that is no number above 0.
@@ -31,7 +28,6 @@ def check_optimization(
         raise UserError(f"schedule: found {found}; expected a Schedule, such as Cosine(warmup=0.03)")
     if clip is not None:
         limits_of(clip)
-    return optimizer
 
 
 def rate_of(optimizer: Callable[[Any], Optimizer]) -> float:

@@ -77,8 +77,8 @@ class Evaluation(Callback):
         idle = without_effect(generation or {})
         if idle:
             rank_zero_warn(
-                f"model.generation: do_sample is false, so no answer is drawn, and {', '.join(idle)} changes "
-                "nothing; set do_sample to true, or leave it out"
+                f"model.generation: transformers ignores {' and '.join(idle)} here; temperature and the like "
+                "need do_sample: true, length_penalty and the like num_beams above 1"
             )
 
     @override

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_vlm.data.datamodule import VLMDataModule
+from lightning_vlm.data.task_table import OTHER
 from lightning_vlm.errors import UserError
 from lightning_vlm.losses.batch_loss import TaskSums
-from lightning_vlm.losses.tasks import OTHER, FixedWeights, TaskLog, Uncertainty, make_task_weights
+from lightning_vlm.losses.tasks import FixedWeights, TaskLog, Uncertainty, make_task_weights
 from lightning_vlm.optim import clip_gradients, clip_groups, lr_lambda, settle_rates
 from lightning_vlm.optim.clipping import ALL
 from lightning_vlm.optim.closures import no_call, several_calls
